@@ -1,0 +1,19 @@
+"""GKT Gateway: a large teacher opens every answer, a small student finishes it.
+
+The path of one request, in the order of the rooms it walks through:
+
+    1 receive       web/chat.py                bytes -> ChatRequest
+    2 authenticate  web/auth.py                bearer key -> Caller
+    3 resolve       policy/resolve.py          (caller, request) -> Plan; all that follows reads the Plan only
+    4 admit         admission.py               a place in this process, or 503
+    5 guide         guidance/ + batching/      Plan -> Opening, or the reason why there is none
+    6 complete      engines/                   the opening placed -> the student's answer, caller's sampling kept
+    7 reply         web/                       JSON at once, or SSE with the guidance first
+    8 record        ledger/                    Receipt: tokens, cost, baseline, savings, timings; settled exactly once
+
+`completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first.
+"""
+
+from gateway.version import __version__
+
+__all__ = ["__version__"]

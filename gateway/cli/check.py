@@ -1,0 +1,93 @@
+"""`gkt-gateway check`: every mistake of config.yaml and the policies, before the gateway starts with them."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from gateway.policy.book import check_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.config import Settings
+    from gateway.policy.book import PolicyBook
+    from gateway.policy.schema import Route
+
+DEVELOPMENT_KEY = "gk-dev"
+"""The key that policies/default.yaml is delivered with. Everybody knows it."""
+
+
+def check(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path("config.yaml"),
+) -> None:
+    """Read the configuration and all policies; name every mistake with its file and line."""
+    settings, book, mistakes = check_all(config)
+    for mistake in mistakes:
+        typer.echo(str(mistake), err=True)
+    if settings is None or book is None:
+        typer.echo(f"{_count(len(mistakes), 'mistake')} found", err=True)
+        raise typer.Exit(1)
+    warnings = list(warnings_of(settings, book))
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    counts = (
+        _count(len(settings.models), "model"),
+        _count(len(book.policies), "tenant"),
+        _count(sum(len(policy.routes) for policy in book.policies), "route"),
+        _count(sum(len(policy.keys) for policy in book.policies), "key"),
+        _count(len(warnings), "warning"),
+    )
+    typer.echo(f"ok: {', '.join(counts)}")
+
+
+def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
+    """What works, and still should not go into production as it is."""
+    known = book.tenant_of_key(DEVELOPMENT_KEY)
+    if known:
+        yield (
+            f"tenant {known.policy.tenant}: key {known.key_id} is the development key '{DEVELOPMENT_KEY}': "
+            "remove it before production"
+        )
+    for model in settings.models:
+        parts = urlsplit(model.api_base)
+        if parts.scheme == "http" and model.api_key is not None and not is_private(parts.hostname or ""):
+            yield f"model {model.name}: its api_key travels unencrypted to {parts.hostname}: use https"
+    for policy in book.policies:
+        for route in policy.routes:
+            doubt = _doubt(route, settings)
+            if doubt:
+                yield f"tenant {policy.tenant}: route {route.model}: {doubt}"
+    used = {name for policy in book.policies for route in policy.routes for name in route.engines}
+    for model in settings.models:
+        if model.name not in used:
+            yield f"model {model.name}: no route uses it"
+    if not is_private(settings.admin.host):
+        yield f"admin: listens on {settings.admin.host} and asks for no key: keep it behind a firewall"
+
+
+def _doubt(route: Route, settings: Settings) -> str | None:
+    if route.mode != "guided" or route.student is None:
+        return None
+    if route.teacher == route.student:
+        return f"{route.student} is its own teacher"
+    if route.guidance.placement == "prefix" and settings.by_name[route.student].continuation == "none":
+        return f"never guided: {route.student} has continuation none, and placement prefix needs one"
+    return None
+
+
+def is_private(host: str) -> bool:
+    """Whether a host is one that only this machine or network reaches. A name without a dot is such a one."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".local", ".internal", ".svc", ".svc.cluster.local"))
+    return address.is_private and not address.is_unspecified
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

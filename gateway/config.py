@@ -1,0 +1,228 @@
+"""config.yaml + environment -> frozen Settings. The only reader of os.environ (gateway/local aside).
+
+Attributes carry their units (`_s` seconds, `_bytes`); YAML keys do not, since their values do ("30s", "8MB").
+Containers may override single values: the variables are in OVERRIDES. An empty variable counts as not set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+
+from gateway.errors import ConfigError
+from gateway.model_settings import ModelSettings
+from gateway.units import Duration, Origin, SecretOrText, Size, Whole, Wrong, lasting, origin, sized
+from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.yaml_words import Loc
+
+Port = Annotated[Whole, Field(ge=0, le=65535)]
+
+OVERRIDES: Mapping[str, Loc] = {
+    "GKT_HOST": ("server", "host"),
+    "GKT_PORT": ("server", "port"),
+    "GKT_ADMIN_HOST": ("admin", "host"),
+    "GKT_ADMIN_PORT": ("admin", "port"),
+    "GKT_REDIS_URL": ("redis", "url"),
+    "GKT_POLICIES": ("policies",),
+}
+
+
+def _host(value: str) -> str:
+    if not value or any(char.isspace() or char in "/@[]" for char in value):
+        raise Wrong("must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::")
+    return value
+
+
+Host = Annotated[str, BeforeValidator(lambda value: _host(value) if isinstance(value, str) else value)]
+
+
+class Server(Shape):
+    """The callers' listener. Port 0 takes any free port."""
+
+    host: Host = "0.0.0.0"  # noqa: S104  a gateway is there to be reached; admin stays at home
+    port: Port = 8080
+    max_body_bytes: Annotated[Size, sized("1kB", "1GB")] = Field(8_000_000, alias="max_body")
+    drain_timeout_s: Annotated[Duration, lasting("0s", "1h")] = Field(30.0, alias="drain_timeout")
+    max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1024
+
+
+class Admin(Shape):
+    """The operators' listener: metrics and readiness in detail."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 8081
+
+
+class RedisSettings(Shape):
+    """Where the replicas meet. `url` may hold a password, hence a SecretStr; "embedded" starts one here."""
+
+    url: SecretOrText = SecretStr("embedded")
+    prefix: str = "gkt"
+    timeout_s: Annotated[Duration, lasting("10ms", "10s")] = Field(0.2, alias="timeout")
+    on_failure: Literal["degrade", "reject"] = "degrade"
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: SecretStr) -> SecretStr:
+        text = url.get_secret_value()
+        if text != "embedded" and not text.startswith(("redis://", "rediss://", "unix://")):
+            raise Wrong("must be embedded, or an address that starts with redis://, rediss:// or unix://")
+        return url
+
+    @field_validator("prefix")
+    @classmethod
+    def _plain_prefix(cls, prefix: str) -> str:
+        if not (0 < len(prefix) <= 32 and prefix.isascii() and prefix.replace("-", "").replace("_", "").isalnum()):
+            raise Wrong("must be 1 to 32 letters, digits, - or _")
+        return prefix
+
+
+class Receipts(Shape):
+    """How long a receipt can be asked for."""
+
+    ttl_s: Annotated[Duration, lasting("1m", "30d")] = Field(86_400.0, alias="ttl")
+
+
+class Log(Shape):
+    """`auto`: for eyes on a terminal, JSON lines elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(Shape):
+    """All of config.yaml. Build with `load_settings`."""
+
+    server: Server = Server()
+    admin: Admin = Admin()
+    redis: RedisSettings = RedisSettings()
+    receipts: Receipts = Receipts()
+    log: Log = Log()
+    policies: Path = Field(Path("policies"), validate_default=True)
+    """The folder of the policy files; absolute when loaded from a file."""
+    models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
+    foreign: ClassVar[Mapping[str, str]] = {
+        "model_list": "here it is called models",
+        "general_settings": "its settings stand under server, admin and redis here",
+        "router_settings": "routes stand in the policy files here",
+        "litellm_settings": "its settings stand in the policy files here",
+    }
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _beside_the_file(cls, value: object, info: ValidationInfo) -> object:
+        source = origin(info)
+        if source and isinstance(value, str | Path) and str(value):
+            return source.folder / value
+        if isinstance(value, Path):
+            return value
+        raise Wrong("must be the path of a folder")
+
+    @cached_property
+    def by_name(self) -> Mapping[str, ModelSettings]:
+        """The models by name."""
+        return MappingProxyType({model.name: model for model in self.models})
+
+
+def environment() -> Mapping[str, str]:
+    """This process's environment, as it is now."""
+    return dict(os.environ)
+
+
+def load_settings(path: Path) -> Settings:
+    """config.yaml with the environment's overrides. ConfigError with every mistake."""
+    settings, _, mistakes = check_settings(path)
+    if settings is None or mistakes:
+        raise ConfigError(mistakes)
+    return settings
+
+
+def check_settings(
+    path: Path, environ: Mapping[str, str] | None = None
+) -> tuple[Settings | None, Source | None, list[Mistake]]:
+    """(settings, the file as read, every mistake). Settings are None when there is a mistake."""
+    environ = environment() if environ is None else environ
+    source, mistakes = read(path)
+    if source is None:
+        return None, None, mistakes
+    mistakes += override(source, environ)
+    settings, more = source.check(Settings, Origin(environ, path.absolute().parent))
+    mistakes = in_file_order([*mistakes, *more, *_cross_checks(source)])
+    return (None if mistakes else settings), source, mistakes
+
+
+def override(source: Source, environ: Mapping[str, str]) -> list[Mistake]:
+    """Put the values of OVERRIDES that are set into the data."""
+    mistakes = []
+    for variable, loc in OVERRIDES.items():
+        text = environ.get(variable, "").strip()
+        if not text:
+            continue
+        if loc[-1] != "port":
+            source.override(loc, text, variable)
+        elif text.isascii() and text.isdigit() and len(text) <= 5:
+            source.override(loc, int(text), variable)
+        else:
+            hint = "must be a port: a whole number up to 65535"
+            if text.startswith("tcp://"):
+                hint += "; Kubernetes sets this one for a Service of that name: set enableServiceLinks to false"
+            mistakes.append(Mistake("environment", 0, 0, variable, hint))
+    return mistakes
+
+
+def _cross_checks(source: Source) -> Iterator[Mistake]:
+    """What no single value can tell. Reads the raw data, so that other mistakes do not hide these."""
+    server, admin = _listener(source, "server", Server), _listener(source, "admin", Admin)
+    if server and admin and _same_listener(server, admin):
+        yield source.mistake(("admin", "port"), f"server listens on port {admin[1]} already: take another")
+    seen: dict[str, int] = {}
+    for index, model in enumerate(source.items("models")):
+        if not isinstance(model, dict):
+            continue
+        name = model.get("name")
+        if isinstance(name, str) and seen.setdefault(name, index) != index:
+            yield source.mistake(
+                ("models", index, "name"), f"models[{seen[name]}] is called {name} too: names must differ"
+            )
+        if any(_points_at(model.get("api_base"), listener) for listener in (server, admin) if listener):
+            yield source.mistake(("models", index, "api_base"), "points at this gateway itself: name the engine")
+
+
+def _listener(source: Source, key: str, shape: type[Server | Admin]) -> tuple[str, int] | None:
+    try:
+        found = shape.model_validate(
+            {name: source.get(key, name) for name in ("host", "port") if source.get(key, name) is not None}
+        )
+    except ValidationError:
+        return None
+    return found.host, found.port
+
+
+_ANY = {"0.0.0.0", "::"}  # noqa: S104  compared with, not listened on
+_HERE = {"localhost", "::1", *_ANY}
+
+
+def _same_listener(one: tuple[str, int], other: tuple[str, int]) -> bool:
+    return one[1] == other[1] != 0 and (one[0] == other[0] or bool({one[0], other[0]} & _ANY))
+
+
+def _points_at(api_base: Any, listener: tuple[str, int]) -> bool:
+    try:
+        parts = urlsplit(api_base)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    here = host in _HERE or host.startswith("127.")
+    at_home = listener[0] in _HERE or listener[0].startswith("127.")
+    return port == listener[1] and (host == listener[0] or (here and at_home))

@@ -1,0 +1,172 @@
+"""Every error the gateway raises, in one tree; `web/error_body.py` is the one place that renders them.
+
+GatewayError                     label, status, type, code: the same label names it in the body, the log and the metric
+├── RequestError                 the caller can mend it (4xx); `param` names the field
+│   ├── InvalidRequest           400
+│   ├── NotAuthenticated         401
+│   ├── ModelNotFound            404
+│   ├── NotFound                 404
+│   └── BodyTooLarge             413
+├── ServiceError                 the caller can only wait
+│   ├── Overloaded               503, Retry-After: too much in flight, or the gateway is draining
+│   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy forbids going without
+│   └── StoreUnavailable         503, Retry-After: Redis is away, and the configuration forbids going without
+├── EngineError                  an engine (teacher or student) did not do its part: 502
+│   ├── EngineUnreachable        no connection, or it broke before the reply
+│   ├── EngineTimeout            connected, but silent for too long: 504
+│   ├── EngineOverloaded         it answered 429 or 503
+│   ├── EngineRejected           it answered another 4xx: `status_sent`; 400 and 422 blame the request
+│   ├── EngineFailed             it answered 5xx, or said that generation failed
+│   └── EngineGarbled            it answered something that is not its protocol
+└── StartupError                 the process cannot start: one line that says what to do
+    └── ConfigError              config.yaml or a policy file is wrong: `mistakes`, all of them
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.yaml_source import Mistake
+
+
+class GatewayError(Exception):
+    """Root of the tree.
+
+    `label` is stable and short; `status` is the HTTP status a caller sees; `kind` and `code` are OpenAI's
+    `error.type` and `error.code`.
+    """
+
+    label: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(GatewayError):
+    label = "invalid_request"
+    status = 400
+    kind = "invalid_request_error"
+
+
+class InvalidRequest(RequestError):
+    pass
+
+
+class NotAuthenticated(RequestError):
+    label = "not_authenticated"
+    status = 401
+    code = "invalid_api_key"
+
+
+class ModelNotFound(RequestError):
+    label = "model_not_found"
+    status = 404
+    code = "model_not_found"
+
+
+class NotFound(RequestError):
+    label = "not_found"
+    status = 404
+    code = "not_found"
+
+
+class BodyTooLarge(RequestError):
+    label = "body_too_large"
+    status = 413
+    code = "request_too_large"
+
+
+class ServiceError(GatewayError):
+    status = 503
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = 1.0) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+
+
+class Overloaded(ServiceError):
+    label = "overloaded"
+    code = "overloaded"
+
+
+class GuidanceUnavailable(ServiceError):
+    label = "guidance_unavailable"
+    code = "guidance_unavailable"
+
+
+class StoreUnavailable(ServiceError):
+    label = "store_unavailable"
+    code = "store_unavailable"
+
+
+class EngineError(GatewayError):
+    """An engine did not do its part. `engine` is the configured model name, never its address."""
+
+    label = "engine_error"
+    status = 502
+    code = "engine_error"
+
+    def __init__(
+        self, message: str, *, engine: str, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.engine = engine
+        self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
+
+
+class EngineUnreachable(EngineError):
+    label = "engine_unreachable"
+    code = "engine_unreachable"
+
+
+class EngineTimeout(EngineError):
+    label = "engine_timeout"
+    status = 504
+    code = "engine_timeout"
+
+
+class EngineOverloaded(EngineError):
+    label = "engine_overloaded"
+    status = 503
+    code = "engine_overloaded"
+
+
+class EngineRejected(EngineError):
+    label = "engine_rejected"
+    code = "engine_rejected"
+
+    def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
+        super().__init__(message, engine=engine, param=param)
+        self.status_sent = status_sent
+
+
+class EngineFailed(EngineError):
+    label = "engine_failed"
+    code = "engine_failed"
+
+
+class EngineGarbled(EngineError):
+    label = "engine_garbled"
+    code = "engine_garbled"
+
+
+class StartupError(GatewayError):
+    label = "startup"
+
+
+class ConfigError(StartupError):
+    """A configuration that cannot be used. `mistakes` holds every one found, in file order."""
+
+    label = "config"
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        super().__init__("\n".join(str(mistake) for mistake in mistakes))
+        self.mistakes = tuple(mistakes)

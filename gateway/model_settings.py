@@ -1,0 +1,133 @@
+"""What config.yaml says of one engine: where it is, what it can do, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from gateway.pricing import Price, litellm_table
+from gateway.units import Duration, HttpBase, Name, Rate, Secret, Usd, Whole, Wrong, lasting
+from gateway.yaml_source import Shape
+from gateway.yaml_words import nearest
+
+
+class Batch(Shape):
+    """What one batch of guidance calls to this model may hold when it plays the teacher."""
+
+    max_size: Annotated[Whole, Field(ge=1, le=4096)] = 32
+    max_prompt_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] = 32768
+
+
+class Timeouts(Shape):
+    """Seconds an engine may take: to connect, to its first token, between two tokens, and for it all."""
+
+    connect_s: Annotated[Duration, lasting("10ms", "1m")] = Field(2.0, alias="connect")
+    first_token_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="first_token")
+    idle_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="idle")
+    total_s: Annotated[Duration, lasting("10ms", "1d")] = Field(300.0, alias="total")
+
+
+_SCALE = "prices here are USD per 1M tokens: multiply by 1,000,000 and call it "
+
+
+class PriceRule(Shape):
+    """What YAML says of a price: per 1M tokens, or an engine's hourly price with its token rates."""
+
+    input_per_1m: Usd | None = None
+    output_per_1m: Usd | None = None
+    cached_input_per_1m: Usd | None = None
+    gpu_usd_per_hour: Usd | None = None
+    input_tokens_per_s: Rate | None = None
+    output_tokens_per_s: Rate | None = None
+    foreign: ClassVar[Mapping[str, str]] = {
+        "input_cost_per_token": _SCALE + "input_per_1m",
+        "output_cost_per_token": _SCALE + "output_per_1m",
+        "cache_read_input_token_cost": _SCALE + "cached_input_per_1m",
+    }
+
+    def problem(self) -> str | None:
+        """Why this is not one whole price; None if it is."""
+        by_token = {"input_per_1m", "output_per_1m"}
+        by_hour = {"gpu_usd_per_hour", "input_tokens_per_s", "output_tokens_per_s"}
+        given = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        kinds = [kind for kind in (by_token | {"cached_input_per_1m"}, by_hour) if given & kind]
+        if len(kinds) > 1:
+            return "is either per 1M tokens or per GPU hour: keep one of the two"
+        needed = by_hour if given & by_hour else by_token
+        if needed - given:
+            return f"needs {' and '.join(name for name in type(self).model_fields if name in needed - given)} too"
+        return None
+
+    def price(self) -> Price:
+        """The price per token. Only for a rule without a problem."""
+        if self.input_per_1m is not None and self.output_per_1m is not None:
+            return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m)
+        assert self.gpu_usd_per_hour is not None
+        assert self.input_tokens_per_s is not None
+        assert self.output_tokens_per_s is not None
+        return Price.of_gpu_hour(self.gpu_usd_per_hour, self.input_tokens_per_s, self.output_tokens_per_s)
+
+
+class ModelSettings(Shape):
+    """One engine and the model it serves. Teacher and student are roles that a policy gives."""
+
+    name: Name
+    protocol: Literal["tgi", "openai"]
+    api_base: HttpBase
+    model: Annotated[str, Field(min_length=1, max_length=256)] = Field(
+        default_factory=lambda data: "tgi" if data.get("protocol") == "tgi" else str(data.get("name", ""))
+    )
+    """What the engine itself calls the model."""
+    api_key: Secret | None = None
+    tokenizer: str = "o200k_base"
+    """A tiktoken encoding; for estimates only, the engine's own counts win."""
+    max_concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 96
+    """Calls in flight over the whole fleet while this model is a teacher."""
+    batch: Batch = Batch()
+    continuation: Literal["auto", "vllm", "sglang", "trailing", "prefix", "partial", "none"] = Field(
+        default_factory=lambda data: "trailing" if data.get("protocol") == "tgi" else "auto"
+    )
+    """How the engine is told to continue an answer that another model began."""
+    echo: Literal["auto", True, False] = "auto"
+    """Whether the engine repeats the text that it continues."""
+    price_rule: PriceRule | None = Field(None, alias="price", validate_default=True)
+    timeouts: Timeouts = Timeouts()
+    foreign: ClassVar[Mapping[str, str]] = {
+        "model_name": "here it is called name",
+        "litellm_params": "write what it holds (model, api_base, api_key) beside name",
+        "timeout": "say which one under timeouts: connect, first_token, idle or total",
+        "stream_timeout": "say which one under timeouts: first_token or idle",
+    }
+
+    @cached_property
+    def price(self) -> Price:
+        """USD per token: what the YAML says, else the list price of `model`."""
+        price = self.price_rule.price() if self.price_rule else litellm_table(self.model)
+        assert price is not None  # held by _known_price
+        return price
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _known_tokenizer(cls, tokenizer: str) -> str:
+        from tiktoken import list_encoding_names
+
+        known = list_encoding_names()
+        if tokenizer not in known:
+            raise Wrong(f"must be an encoding of tiktoken: {', '.join(known)}", nearest(tokenizer, known))
+        return tokenizer
+
+    @field_validator("price_rule")
+    @classmethod
+    def _known_price(cls, rule: PriceRule | None, info: ValidationInfo) -> PriceRule | None:
+        if rule is not None:
+            problem = rule.problem()
+            if problem:
+                raise Wrong(problem)
+            return rule
+        model = info.data.get("model") or info.data.get("name")
+        if model and litellm_table(str(model)) is None:
+            raise Wrong("missing, and no list price is known: add input_per_1m and output_per_1m (0 if it is free)")
+        return rule

@@ -1,0 +1,172 @@
+"""All tenants' policies, loaded and cross-checked; and the two look-ups that every request makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.config import check_settings
+from gateway.errors import ConfigError
+from gateway.policy.schema import Route, TenantPolicy
+from gateway.yaml_source import Mistake, Source, in_file_order, read, shown
+from gateway.yaml_words import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from gateway.config import Settings
+
+
+class Caller(NamedTuple):
+    """Who is calling: the tenant's policy, and which of its keys was used."""
+
+    policy: TenantPolicy
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyBook:
+    """Every policy. Immutable: a reload makes a new book."""
+
+    policies: tuple[TenantPolicy, ...]
+    _callers: Mapping[str, Caller] = field(repr=False)
+    _routes: Mapping[str, Mapping[str, Route]] = field(repr=False)
+
+    @classmethod
+    def of(cls, policies: Iterable[TenantPolicy]) -> PolicyBook:
+        """A book of policies that are known to agree with each other. First match wins."""
+        policies = tuple(policies)
+        callers: dict[str, Caller] = {}
+        routes: dict[str, dict[str, Route]] = {}
+        for policy in policies:
+            for key in policy.keys:
+                callers.setdefault(key.sha256, Caller(policy, key.id))
+            own = routes.setdefault(policy.tenant, {})
+            for route in policy.routes:
+                own.setdefault(route.model, route)
+        return cls(policies, callers, routes)
+
+    def tenant_of_key(self, token: str) -> Caller | None:
+        """Who holds this key; None if nobody does.
+
+        A plain dict is safe here. It compares the SHA-256 of what was sent, and the time it takes can tell at most
+        how much of *that hash* is shared with a stored one. To use this, a stranger would have to find keys whose
+        hash begins as wanted, which costs as much as guessing, and would learn a hash, not a key.
+        """
+        return self._callers.get(sha256(token.encode("utf-8", "surrogatepass")).hexdigest())
+
+    def route(self, policy: TenantPolicy, model: str) -> Route | None:
+        """The tenant's route for the model name that a caller sent."""
+        return self._routes.get(policy.tenant, {}).get(model)
+
+    def models(self, policy: TenantPolicy) -> list[str]:
+        """The model names that this tenant may send, in the order of its file."""
+        return list(self._routes.get(policy.tenant, {}))
+
+
+def load_book(folder: Path, settings: Settings) -> PolicyBook:
+    """Every policy in `folder`. ConfigError with the mistakes of all files."""
+    book, mistakes = check_book(folder, list(settings.by_name))
+    if book is None:
+        raise ConfigError(mistakes)
+    return book
+
+
+def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, list[Mistake]]:
+    """config.yaml and its policies, with the mistakes of both at once. Either is None when it has one."""
+    settings, source, mistakes = check_settings(config_path)
+    folder = _folder(settings, source, config_path)
+    if folder is None:
+        return settings, None, mistakes
+    known = list(settings.by_name) if settings else _names(source)
+    book, more = check_book(folder, known)
+    return settings, book, [*mistakes, *more]
+
+
+def check_book(folder: Path, known_models: list[str] | None) -> tuple[PolicyBook | None, list[Mistake]]:
+    """Every *.yaml in `folder`, one tenant each. `known_models` None: config.yaml does not tell, so do not ask."""
+    try:
+        files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    except OSError as error:
+        why = (error.strerror or "error").lower()
+        return None, [Mistake(shown(folder), 0, 0, "", f"the policies folder cannot be read: {why}")]
+    mistakes = [
+        Mistake(shown(file), 0, 0, "", "not read: rename it to end in .yaml") for file in files if file.suffix == ".yml"
+    ]
+    book_so_far = _Together()
+    policies: list[TenantPolicy] = []
+    for file in files:
+        if file.suffix != ".yaml":
+            continue
+        source, found = read(file)
+        if source is not None:
+            policy, wrong = source.check(TenantPolicy)
+            found += [*wrong, *book_so_far.check(source), *_routes(source, known_models)]
+            if policy is not None:
+                policies.append(policy)
+        mistakes += in_file_order(found)
+    if not mistakes and not policies:
+        mistakes.append(Mistake(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
+    elif not mistakes and not any(policy.keys for policy in policies):
+        mistakes.append(Mistake(shown(folder), 0, 0, "", "no tenant has a key, so nobody could call: add one"))
+    return (None if mistakes else PolicyBook.of(policies)), mistakes
+
+
+class _Together:
+    """What must differ from file to file, and from key to key."""
+
+    def __init__(self) -> None:
+        self._tenants: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
+
+    def check(self, source: Source) -> Iterator[Mistake]:
+        tenant = source.get("tenant")
+        if isinstance(tenant, str) and self._tenants.setdefault(tenant, source.file) != source.file:
+            yield source.mistake(("tenant",), f"{self._tenants[tenant]} is of tenant {tenant} too: one file each")
+        ids: dict[str, int] = {}
+        for index, key in enumerate(source.items("keys")):
+            name, digest = (key.get("id"), key.get("sha256")) if isinstance(key, dict) else (None, None)
+            if isinstance(name, str) and ids.setdefault(name, index) != index:
+                yield source.mistake(("keys", index, "id"), f"keys[{ids[name]}] is called {name} too")
+            here = f"{source.file}: keys[{index}]"
+            if isinstance(digest, str) and (first := self._hashes.setdefault(digest.lower(), here)) != here:
+                yield source.mistake(("keys", index, "sha256"), f"the same key as {first}: a key has one owner")
+
+
+def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]:
+    first: dict[str, int] = {}
+    for index, route in enumerate(source.items("routes")):
+        if not isinstance(route, dict):
+            continue
+        name = route.get("model")
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            yield source.mistake(
+                ("routes", index, "model"), f"never reached: routes[{first[name]}] takes every request for {name}"
+            )
+        for role in ("teacher", "student", "baseline"):
+            engine = route.get(role)
+            if known_models is not None and isinstance(engine, str) and engine not in known_models:
+                hint = nearest(engine, known_models)
+                known = "" if hint else f"; known: {', '.join(known_models)}"
+                yield source.mistake(
+                    ("routes", index, role), f"no model in config.yaml is called '{engine}'{known}", hint
+                )
+
+
+def _names(source: Source | None) -> list[str] | None:
+    """The model names of a config.yaml that has mistakes; None if it tells none."""
+    models = source.items("models") if source else []
+    names = [model.get("name") for model in models if isinstance(model, dict)]
+    return [name for name in names if isinstance(name, str)] or None
+
+
+def _folder(settings: Settings | None, source: Source | None, config_path: Path) -> Path | None:
+    """The policies folder, also of a config.yaml that has mistakes; None if it cannot be told."""
+    if settings is not None:
+        return settings.policies
+    if source is None:
+        return None
+    value = source.get("policies") if "policies" in source.data else "policies"
+    return config_path.absolute().parent / value if isinstance(value, str) and value else None

@@ -1,0 +1,108 @@
+"""What a policy file may say: one tenant, its keys and its routes."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from gateway.units import Duration, Flag, Name, Number, Whole, Wrong, lasting
+from gateway.yaml_source import Shape
+
+Mode = Literal["guided", "student", "teacher"]
+Projection = Literal["cutoff", "concise", "hint"]
+Placement = Literal["prefix", "context"]
+
+_HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def _label(value: str) -> str:
+    if not _LABEL.fullmatch(value):
+        raise Wrong("must be 1 to 64 letters, digits or any of . _ -")
+    return value
+
+
+Label = Annotated[str, AfterValidator(_label)]
+
+
+class KeyEntry(Shape):
+    """One caller's key: a name for logs, and the SHA-256 of the whole key as 64 hex digits."""
+
+    id: Label
+    sha256: str = Field(repr=False)
+
+    @field_validator("sha256")
+    @classmethod
+    def _a_hash(cls, value: str) -> str:
+        if not _HEX_64.fullmatch(value.lower()):
+            raise Wrong(
+                "must be the key's SHA-256, 64 hex digits, never the key itself: "
+                'printf %s "$KEY" | sha256sum (and if a real key stood here, replace it)'
+            )
+        return value.lower()
+
+
+class GuidanceRule(Shape):
+    """How the teacher opens an answer, how the student gets it, and how long a request waits for it."""
+
+    tokens: Annotated[Whole, Field(ge=1, le=4096)] = 40
+    projection: Projection = "cutoff"
+    placement: Placement = Field(
+        default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
+    )
+    temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
+    max_wait_s: Annotated[Duration, lasting("0s", "1s")] = Field(0.01, alias="max_wait")
+    """How long a request may wait for others to share its batch."""
+    deadline_s: Annotated[Duration, lasting("1ms", "10m")] = Field(2.0, alias="deadline", validate_default=True)
+    """How long a request waits for its guidance altogether, `max_wait_s` included."""
+    on_failure: Literal["student", "reject"] = "student"
+
+    @field_validator("deadline_s")
+    @classmethod
+    def _past_the_window(cls, deadline_s: float, info: ValidationInfo) -> float:
+        if deadline_s <= info.data.get("max_wait_s", 0.0):
+            raise Wrong("must be longer than max_wait, which is part of it")
+        return deadline_s
+
+
+class Route(Shape):
+    """What happens to the requests that name `model`.
+
+    A route may name more roles than its mode uses, so that changing `mode` is enough to switch guidance off.
+    """
+
+    model: Name
+    mode: Mode
+    teacher: str | None = Field(None, validate_default=True)
+    student: str | None = Field(None, validate_default=True)
+    baseline: str = Field(default_factory=lambda data: data.get("teacher") or data.get("student") or "")
+    """The model that savings are measured against. Default: the teacher; without one, the student."""
+    show_cost: Flag = True
+    default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
+    """What a caller gets who sends no max_tokens; None leaves it to the engine."""
+    guidance: GuidanceRule = GuidanceRule()
+
+    @field_validator("teacher", "student")
+    @classmethod
+    def _enough_for_the_mode(cls, name: str | None, info: ValidationInfo) -> str | None:
+        mode = info.data.get("mode")
+        if name is None and mode in {"guided", info.field_name}:
+            raise Wrong(f"missing: mode {mode} needs a {info.field_name}")
+        return name
+
+    @property
+    def engines(self) -> frozenset[str]:
+        """Every model of config.yaml that this route names."""
+        return frozenset(name for name in (self.teacher, self.student, self.baseline) if name)
+
+
+class TenantPolicy(Shape):
+    """One file in the policies folder."""
+
+    tenant: Label
+    keys: tuple[KeyEntry, ...] = ()
+    routes: Annotated[tuple[Route, ...], Field(min_length=1)]

@@ -1,0 +1,121 @@
+"""What an answer cost, what the teacher alone would have cost, and the difference. Pure; all money is Decimal USD."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from decimal import Context, Decimal
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+_EXACT = Context(prec=60)  # a price has at most 24 digits (gateway.units), so no product with a token count is rounded
+_RATE = Context(prec=24)  # what an hourly price comes to per token has no last digit
+_PER_1M = Decimal(1_000_000)
+_SECONDS_PER_HOUR = Decimal(3600)
+_TABLE = "model_prices_and_context_window_backup.json"
+_TEXT_MODES = frozenset({"chat", "completion", "responses"})
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """USD per token: read afresh, read from the engine's prefix cache, and written."""
+
+    input_usd: Decimal
+    cached_input_usd: Decimal
+    output_usd: Decimal
+
+    @classmethod
+    def of_tokens(
+        cls, input_per_1m: Decimal, output_per_1m: Decimal, cached_input_per_1m: Decimal | None = None
+    ) -> Price:
+        """From USD per 1M tokens. Without a price of its own a cached token costs as much as a fresh one."""
+        cached = input_per_1m if cached_input_per_1m is None else cached_input_per_1m
+        return cls(*(_EXACT.divide(usd, _PER_1M) for usd in (input_per_1m, cached, output_per_1m)))
+
+    @classmethod
+    def of_gpu_hour(cls, gpu_usd_per_hour: Decimal, input_tokens_per_s: Decimal, output_tokens_per_s: Decimal) -> Price:
+        """From an engine bought by the hour: the hourly price over its throughput, prefill and decode apart.
+
+        Never from the seconds of one request: sixty-four at once would each pay for the whole machine.
+        A cached token is charged like a fresh one, so that the cost is never understated.
+        """
+        usd_per_s = _RATE.divide(gpu_usd_per_hour, _SECONDS_PER_HOUR)
+        read = _RATE.divide(usd_per_s, input_tokens_per_s)
+        return cls(read, read, _RATE.divide(usd_per_s, output_tokens_per_s))
+
+
+def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Decimal:
+    """The exact cost of one call. `cached_input_tokens` is the part of `input_tokens` that the engine had cached.
+
+    An engine that claims more cached tokens than it read is believed up to what it read.
+    """
+    if min(input_tokens, output_tokens, cached_input_tokens) < 0:
+        raise ValueError("token counts cannot be negative")
+    cached = min(cached_input_tokens, input_tokens)
+    parts = (
+        _EXACT.multiply(price.input_usd, Decimal(input_tokens - cached)),
+        _EXACT.multiply(price.cached_input_usd, Decimal(cached)),
+        _EXACT.multiply(price.output_usd, Decimal(output_tokens)),
+    )
+    return _EXACT.add(_EXACT.add(parts[0], parts[1]), parts[2])
+
+
+def baseline_usd(price: Price, prompt_tokens: int, answer_tokens: int, cached_prompt_tokens: int = 0) -> Decimal:
+    """What the baseline model (the teacher, by default) alone would have cost.
+
+    It reads the same prompt, once, and writes the same whole answer, guidance included.
+    """
+    return cost_usd(price, prompt_tokens, answer_tokens, cached_prompt_tokens)
+
+
+def savings_usd(baseline: Decimal, cost: Decimal) -> Decimal:
+    """What was saved against the baseline; negative when guidance cost more than it spared."""
+    return _EXACT.subtract(baseline, cost)
+
+
+def savings_share(baseline: Decimal, cost: Decimal) -> Decimal | None:
+    """Savings as a part of the baseline (0.6 = 60 %); None when the baseline cost nothing."""
+    return _EXACT.divide(_EXACT.subtract(baseline, cost), baseline) if baseline else None
+
+
+def litellm_table(model: str) -> Price | None:
+    """The list price of a known model out of LiteLLM's bundled table, which is read without importing it.
+
+    `provider/name` finds `name` if the table says that this provider sells it. A row without both prices, and a
+    row whose prices are all 0, is no price: a free model's 0 must be written in config.yaml.
+    """
+    table = _rows()
+    if model in table:
+        return table[model][1]
+    provider, slash, name = model.partition("/")
+    if slash and name in table and table[name][0] == provider:
+        return table[name][1]
+    return None
+
+
+@cache
+def _rows() -> dict[str, tuple[str, Price]]:
+    """model -> (provider, price), for the models that read and write text."""
+    spec = find_spec("litellm")
+    if spec is None or spec.origin is None:
+        return {}
+    file = Path(spec.origin).with_name(_TABLE)
+    if not file.is_file():
+        return {}
+    rows: dict[str, tuple[str, Price]] = {}
+    for model, row in json.loads(file.read_text("utf-8"), parse_float=Decimal, parse_int=Decimal).items():
+        price = _row_price(row)
+        if price is not None and row.get("mode") in _TEXT_MODES:
+            rows[model] = (str(row.get("litellm_provider", "")), price)
+    return rows
+
+
+def _row_price(row: dict[str, object]) -> Price | None:
+    read, write = row.get("input_cost_per_token"), row.get("output_cost_per_token")
+    cached = row.get("cache_read_input_token_cost", read)
+    if not (isinstance(read, Decimal) and isinstance(write, Decimal) and isinstance(cached, Decimal)):
+        return None
+    if min(read, write, cached) < 0 or not (read or write):
+        return None
+    return Price(read, cached, write)

@@ -1,0 +1,245 @@
+"""The scalars that YAML may say: durations, sizes, money, numbers, secrets, addresses.
+
+A value out of a YAML file is validated with a context and must carry its unit ("30s", "8MB"); references to secrets
+are followed when that context is an `Origin`. Python code builds the same models without a context and gives plain
+numbers: seconds, bytes, `Decimal` USD.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, Strict, ValidationInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
+_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZE_UNITS = {unit.lower(): factor for unit, factor in _BYTES.items()}
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_MAX_USD = Decimal(1_000_000)
+_MAX_RATE = Decimal(1_000_000_000)
+_MAX_DIGITS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a YAML value came from: `environ` answers `env:NAME`, `folder` anchors relative paths."""
+
+    environ: Mapping[str, str]
+    folder: Path
+
+
+class Wrong(ValueError):
+    """A value that is wrong in a way that names its mend; `suggestion` is the nearest right value."""
+
+    def __init__(self, message: str, suggestion: str | None = None) -> None:
+        super().__init__(message)
+        self.suggestion = suggestion
+
+
+def origin(info: ValidationInfo) -> Origin | None:
+    """Where references of this value are looked up; None if they are not followed."""
+    return info.context if isinstance(info.context, Origin) else None
+
+
+def duration_s(text: str) -> float:
+    """ "250ms", "30s", "5m", "1h", "1d" -> seconds."""
+    found = _AMOUNT.fullmatch(text)
+    if found is None or found[2] not in _SECONDS:
+        raise Wrong("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
+    return float(Decimal(found[1]) * _SECONDS[found[2]])
+
+
+def size_bytes(text: str) -> int:
+    """ "8MB" (10^6), "512kB" (10^3), "8MiB" (2^20) -> bytes."""
+    found = _AMOUNT.fullmatch(text)
+    factor = _SIZE_UNITS.get(found[2].lower()) if found else None
+    if found is None or factor is None:
+        raise Wrong("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
+    size = Decimal(found[1]) * factor
+    if size != int(size):
+        raise Wrong("must be a whole number of bytes")
+    return int(size)
+
+
+def _duration(value: object, info: ValidationInfo) -> float:
+    if isinstance(value, str):
+        return duration_s(value)
+    if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and info.context is None):
+        return float(value)
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        raise Wrong(f"a duration needs its unit (ms, s, m, h, d): write {value}s if you mean seconds")
+    raise Wrong("must be a duration: a number with ms, s, m, h or d, like 250ms or 30s")
+
+
+def _size(value: object, info: ValidationInfo) -> int:
+    if isinstance(value, str):
+        return size_bytes(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        if info.context is not None:
+            raise Wrong(f"a size needs its unit (B, kB, MB, GB, KiB, MiB, GiB): write {value}B if you mean bytes")
+        return value
+    raise Wrong("must be a size: a number with B, kB, MB, GB, KiB, MiB or GiB, like 8MB")
+
+
+def _number(value: object) -> float:
+    with suppress(OverflowError):
+        if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and isfinite(value):
+            return float(value)
+    raise Wrong("must be a number, without quotes")
+
+
+def _usd(value: object) -> Decimal:
+    amount = _exact(value, "must be an amount in USD: a number without quotes, like 0.90")
+    if not 0 <= amount <= _MAX_USD:
+        raise Wrong(f"must be between 0 and {_MAX_USD} USD")
+    return amount
+
+
+def _rate(value: object) -> Decimal:
+    rate = _exact(value, "must be a number, without quotes, like 9000")
+    if not 0 < rate <= _MAX_RATE:
+        raise Wrong(f"must be more than 0 and at most {_MAX_RATE}")
+    return rate
+
+
+def _exact(value: object, message: str) -> Decimal:
+    """The number as it was written. A binary float has lost that already, so it is refused."""
+    if isinstance(value, bool) or not isinstance(value, int | Decimal) or not Decimal(value).is_finite():
+        raise Wrong(message)
+    number = Decimal(value)
+    if len(number.as_tuple().digits) > _MAX_DIGITS or number.adjusted() < -_MAX_DIGITS:
+        raise Wrong(f"must have at most {_MAX_DIGITS} digits")
+    return number
+
+
+def lasting(low: str, high: str) -> AfterValidator:
+    """A duration between `low` and `high`, both included and written as in YAML."""
+    least_s, most_s = duration_s(low), duration_s(high)
+
+    def check(value_s: float) -> float:
+        if not least_s <= value_s <= most_s:
+            raise Wrong(f"must be between {low} and {high}")
+        return value_s
+
+    return AfterValidator(check)
+
+
+def sized(low: str, high: str) -> AfterValidator:
+    """A size between `low` and `high`, both included and written as in YAML."""
+    least, most = size_bytes(low), size_bytes(high)
+
+    def check(value: int) -> int:
+        if not least <= value <= most:
+            raise Wrong(f"must be between {low} and {high}")
+        return value
+
+    return AfterValidator(check)
+
+
+def dereference(value: str, source: Origin) -> str | None:
+    """The secret that `value` refers to; None if it is not a reference. Messages name the reference only."""
+    for prefix in ("env:", "os.environ/"):
+        if value.startswith(prefix):
+            return _from_environment(value.removeprefix(prefix), source)
+    if value.startswith("file:"):
+        return _from_file(value.removeprefix("file:"), source)
+    return None
+
+
+def _from_environment(name: str, source: Origin) -> str:
+    if not _VARIABLE.fullmatch(name):
+        raise Wrong("must name an environment variable, like env:TEACHER_KEY")
+    if name not in source.environ:
+        raise Wrong(f"the environment variable {name} is not set: set it, or correct its name here")
+    if not source.environ[name].strip():
+        raise Wrong(f"the environment variable {name} is empty")
+    return source.environ[name].strip()
+
+
+def _from_file(name: str, source: Origin) -> str:
+    try:
+        text = (source.folder / name).read_bytes().decode().strip()
+    except OSError as error:
+        raise Wrong(f"cannot read {name}: {(error.strerror or 'error').lower()}") from None
+    except ValueError:
+        raise Wrong(f"{name} does not hold UTF-8 text") from None
+    if not text:
+        raise Wrong(f"{name} is empty")
+    return text
+
+
+def _secret(value: object, info: ValidationInfo) -> SecretStr:
+    if isinstance(value, SecretStr):
+        return value
+    source = origin(info)
+    if not isinstance(value, str):
+        raise Wrong("must be a reference to a secret: env:NAME or file:/path")
+    text = dereference(value, source) if source else value if info.context is None else None
+    if text is None:
+        raise Wrong("a secret must not stand in this file: write env:NAME or file:/path")
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise Wrong("the secret holds a space or another character that cannot travel in a header")
+    return SecretStr(text)
+
+
+def _secret_or_text(value: object, info: ValidationInfo) -> SecretStr:
+    if isinstance(value, SecretStr):
+        return value
+    if not isinstance(value, str):
+        raise Wrong("must be text, or a reference: env:NAME or file:/path")
+    source = origin(info)
+    return SecretStr((dereference(value, source) if source else None) or value)
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise Wrong("must be 1 to 128 letters, digits or any of . _ : / -")
+    return value
+
+
+def _http_base(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise Wrong("must be an address like http://host:8080") from None
+    if parts.username is not None or parts.password is not None or "@" in parts.netloc:
+        raise Wrong("must not hold a user name or a password: use api_key")
+    if parts.scheme not in {"http", "https"} or not host or port == 0 or re.search(r"\s", value):
+        raise Wrong("must be an address like http://host:8080 or https://host/v1")
+    if "?" in value or "#" in value:
+        raise Wrong("must end with its path: no '?' and no '#'")
+    return value.rstrip("/")
+
+
+Duration: TypeAlias = Annotated[float, BeforeValidator(_duration)]
+"""Seconds."""
+Size: TypeAlias = Annotated[int, BeforeValidator(_size)]
+"""Bytes."""
+Usd: TypeAlias = Annotated[Decimal, BeforeValidator(_usd)]
+"""USD, exactly as written; 0 to 1,000,000."""
+Rate: TypeAlias = Annotated[Decimal, BeforeValidator(_rate)]
+"""Tokens per second; more than 0."""
+Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
+Whole: TypeAlias = Annotated[int, Strict()]
+Flag: TypeAlias = Annotated[bool, Strict()]
+Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret)]
+"""Out of YAML only by reference; never shown."""
+SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text)]
+"""A reference or the text itself; never shown either way."""
+Name: TypeAlias = Annotated[str, AfterValidator(_name)]
+"""What a model or a route may be called: [A-Za-z0-9._:/-], 1 to 128."""
+HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base)]
+"""http(s) address without user, query, fragment or closing slash."""

@@ -1,0 +1,132 @@
+"""What the validator found, said in words that name the fix."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Loc: TypeAlias = tuple[str | int, ...]
+
+MISSING = "missing: add it"
+_LIMITS = {"ge": "at least", "le": "at most", "gt": "more than", "lt": "less than"}
+_TRUE = {"yes", "on", "y", "1"}
+_FALSE = {"no", "off", "n", "0"}
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The known name that looks most like `name`, if any does."""
+    found = get_close_matches(name, list(known), n=1, cutoff=0.6) if isinstance(name, str) else []
+    return found[0] if found else None
+
+
+def field_path(loc: Loc) -> str:
+    """`("models", 0, "price")` as `models[0].price`."""
+    text = ""
+    for step in loc:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def follows_from_another(detail: Any) -> bool:
+    """Whether pydantic says this only because of another error, which it reports as well."""
+    if detail["type"] == "too_short" and isinstance(detail["input"], list | tuple):  # it counts the valid ones only
+        return bool(len(detail["input"]) >= detail["ctx"]["min_length"])
+    return bool(detail["type"] == "default_factory_not_called")
+
+
+def said_plainly(detail: Any) -> tuple[str, str | None]:
+    """(message, suggestion) for one pydantic error. The value itself is never repeated: it may be a secret."""
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail.get("input")
+    if kind == "value_error":  # our own validators
+        return str(context["error"]), getattr(context["error"], "suggestion", None)
+    if kind == "missing":
+        return MISSING, None
+    if value is None:
+        return "empty: write a value, or remove the line", None
+    if kind == "literal_error":
+        return _one_of(context["expected"], value)
+    if kind == "bool_type":
+        return "must be true or false", _truth(value)
+    return _wrong_type(kind, value) or _wrong_amount(kind, context) or str(detail["msg"]).lower(), None
+
+
+def _wrong_type(kind: str, value: object) -> str | None:
+    if kind == "string_type":
+        return "must be text" if isinstance(value, dict | list) else "must be text: put it in quotes"
+    if kind == "int_type":
+        return "must be a whole number, without quotes"
+    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+        return "must hold keys, one per line, each as 'key: value'"
+    if kind in {"tuple_type", "list_type"}:
+        return "must be a list: one '- ...' per entry"
+    return None
+
+
+def _wrong_amount(kind: str, context: Any) -> str | None:
+    for limit, words in _LIMITS.items():
+        if limit in context:
+            return f"must be {words} {context[limit]}"
+    if kind == "too_short":
+        return f"must have at least {_entries(context['min_length'])}"
+    if kind == "too_long":
+        return f"must have at most {_entries(context['max_length'])}"
+    if kind == "string_too_short":
+        return "must not be empty"
+    if kind == "string_too_long":
+        return f"must have at most {context['max_length']} characters"
+    return None
+
+
+def _entries(count: int) -> str:
+    return f"{count} entry" if count == 1 else f"{count} entries"
+
+
+def _one_of(expected: str, value: object) -> tuple[str, str | None]:
+    words = expected.replace("True", "true").replace("False", "false")
+    known = [word.strip("' ") for word in words.replace(" or ", ", ").split(", ")]
+    meant = nearest(value, known) or (_truth(value) if "true" in known else None)
+    return f"must be {words.replace(chr(39), '')}", meant
+
+
+def _truth(value: object) -> str | None:
+    word = str(value).lower()
+    return "true" if word in _TRUE else "false" if word in _FALSE else None
+
+
+def shape_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
+    """The model that stands at `loc` under `model`: whose field names an unknown key there is compared with."""
+    current: Any = model
+    for step in loc:
+        if isinstance(step, int):
+            current = _bare(get_args(current)[0]) if get_origin(current) in {tuple, list} else None
+        elif isinstance(current, type) and issubclass(current, BaseModel):
+            fields = current.model_fields.items()
+            found = [info.annotation for name, info in fields if (info.alias or name) == step]
+            current = _bare(found[0]) if found else None
+        else:
+            current = None
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def spoken(model: type[BaseModel], detail: Any) -> Loc:
+    """Where YAML would say it. Pydantic names a wrong default after its field, not after its alias."""
+    *parent, name = detail["loc"] or ("",)
+    shape = shape_at(model, tuple(parent))
+    if shape is None or detail["type"] == "extra_forbidden" or name not in shape.model_fields:
+        return tuple(detail["loc"])
+    return (*parent, shape.model_fields[name].alias or name)
+
+
+def _bare(annotation: Any) -> Any:
+    """The annotation without Annotated and without `| None`."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    if get_origin(annotation) in {Union, UnionType}:
+        return next((_bare(arm) for arm in get_args(annotation) if arm is not type(None)), None)
+    return annotation

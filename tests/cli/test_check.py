@@ -1,0 +1,147 @@
+"""`check` tells every mistake and exits with 1, or counts what it read and warns of what to mend before production."""
+
+from __future__ import annotations
+
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gateway.cli.check import DEVELOPMENT_KEY, check, is_private
+from gateway.config import OVERRIDES
+from gateway.policy.book import check_all
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The sample configuration in a folder of its own, in an environment that sets nothing."""
+    monkeypatch.chdir(tmp_path)
+    for variable in OVERRIDES:
+        monkeypatch.delenv(variable, raising=False)
+    shutil.copy(REPOSITORY / "config.yaml", tmp_path)
+    shutil.copytree(REPOSITORY / "policies", tmp_path / "policies")
+    return tmp_path
+
+
+def run(*args: str) -> tuple[int, list[str], list[str]]:
+    """(exit code, lines of stdout, lines of stderr)"""
+    app = typer.Typer()
+    app.command()(check)
+    result = CliRunner().invoke(app, args)
+    return result.exit_code, result.stdout.splitlines(), result.stderr.splitlines()
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_the_sample_passes_and_its_key_is_warned_of(folder: Path) -> None:
+    assert run() == (
+        0,
+        ["ok: 2 models, 1 tenant, 3 routes, 1 key, 1 warning"],
+        ["warning: tenant default: key development is the development key 'gk-dev': remove it before production"],
+    )
+
+
+def test_the_sample_writes_every_default_as_it_is(folder: Path) -> None:
+    settings, book, _ = check_all(folder / "config.yaml")
+    assert settings is not None
+    assert book is not None
+    (folder / "config.yaml").write_text(
+        "models:\n"
+        "  - name: big\n    protocol: tgi\n    api_base: http://127.0.0.1:8090\n"
+        "    price: {input_per_1m: 0.90, cached_input_per_1m: 0.45, output_per_1m: 0.90}\n"
+        "  - name: small\n    protocol: openai\n    api_base: http://127.0.0.1:8091/v1\n"
+        "    price: {gpu_usd_per_hour: 1.20, input_tokens_per_s: 9000, output_tokens_per_s: 1500}\n"
+    )
+    (folder / "policies" / "default.yaml").write_text(
+        f"tenant: default\nkeys: [{{id: development, sha256: {sha256(DEVELOPMENT_KEY.encode()).hexdigest()}}}]\n"
+        "routes:\n"
+        "  - {model: chat, mode: guided, teacher: big, student: small}\n"
+        "  - {model: chat-student, mode: student, student: small, baseline: big}\n"
+        "  - {model: chat-teacher, mode: teacher, teacher: big}\n"
+    )
+    bare_settings, bare_book, mistakes = check_all(folder / "config.yaml")
+    assert not mistakes
+    assert bare_settings == settings
+    assert bare_book is not None
+    assert bare_book.policies == book.policies
+
+
+def test_every_mistake_has_its_line_and_the_exit_code_is_1(folder: Path) -> None:
+    edit(folder / "config.yaml", "protocol: tgi", "protocl: tgi")
+    edit(folder / "policies" / "default.yaml", "teacher: big", "teacher: bgi")
+    code, out, err = run("--config", "config.yaml")
+    assert (code, out) == (1, [])
+    assert [line.split(": ", 1)[1] for line in err[:-1]] == [
+        "models[0].protocl: unknown key. Did you mean 'protocol'?",
+        "routes[0].teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?",
+        "routes[2].teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?",
+    ]
+    assert err[-1] == "3 mistakes found"
+
+
+def test_another_file_may_be_checked(folder: Path) -> None:
+    assert run("-c", "none.yaml") == (
+        1,
+        [],
+        ["none.yaml: cannot be read: no such file or directory", "1 mistake found"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "warning"),
+    [
+        (
+            "config.yaml",
+            "api_base: http://127.0.0.1:8090 ",
+            "api_key: env:A_KEY\n    api_base: http://api.example.com ",
+            "model big: its api_key travels unencrypted to api.example.com: use https",
+        ),
+        (
+            "config.yaml",
+            "  host: 127.0.0.1",
+            "  host: 0.0.0.0",
+            "admin: listens on 0.0.0.0 and asks for no key: keep it behind a firewall",
+        ),
+        (
+            "config.yaml",
+            "continuation: auto",
+            "continuation: none",
+            "tenant default: route chat: never guided: small has continuation none, and placement prefix needs one",
+        ),
+        (
+            "policies/default.yaml",
+            "teacher: big           #",
+            "teacher: small #",
+            "tenant default: route chat: small is its own teacher",
+        ),
+    ],
+)
+def test_what_works_and_should_not_go_into_production_is_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, warning: str
+) -> None:
+    monkeypatch.setenv("A_KEY", "s3cret")
+    edit(folder / file, old, new)
+    code, out, err = run()
+    assert (code, out) == (0, ["ok: 2 models, 1 tenant, 3 routes, 1 key, 2 warnings"])
+    assert f"warning: {warning}" in err
+    assert "s3cret" not in "".join(err)
+
+
+def test_a_model_that_no_route_uses_is_a_warning(folder: Path) -> None:
+    with (folder / "config.yaml").open("a") as file:
+        file.write("  - {name: spare, protocol: openai, api_base: https://h, model: gpt-4o}\n")
+    assert "warning: model spare: no route uses it" in run()[2]
+
+
+def test_a_private_host_is_one_that_strangers_do_not_pass() -> None:
+    assert all(map(is_private, ("127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "localhost", "tgi", "tgi.ns.svc")))
+    assert not any(map(is_private, ("8.8.8.8", "api.example.com", "0.0.0.0", "::")))

@@ -1,0 +1,183 @@
+"""All policies together: every file's mistakes at once, and two look-ups that find the right tenant and route."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.config import OVERRIDES, load_settings
+from gateway.errors import ConfigError
+from gateway.policy.book import PolicyBook, check_all, load_book
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODELS = """\
+models:
+  - {name: big, protocol: tgi, api_base: "http://t:1", price: {input_per_1m: 1, output_per_1m: 1}}
+  - {name: small, protocol: openai, api_base: "http://s:1", price: {input_per_1m: 1, output_per_1m: 1}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a right config.yaml and no policy yet."""
+    monkeypatch.chdir(tmp_path)
+    for variable in OVERRIDES:
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "config.yaml").write_text(MODELS)
+    (tmp_path / "policies").mkdir()
+    return tmp_path
+
+
+def digest(key: str) -> str:
+    return sha256(key.encode()).hexdigest()
+
+
+def tenant(folder: Path, name: str, *, keys: tuple[str, ...] = (), routes: str = "") -> None:
+    """A right policy file, unless told otherwise: five lines, then its keys."""
+    routes = routes or "  - {model: chat, mode: guided, teacher: big, student: small}\n"
+    lines = "".join(f"  - {{id: {key}, sha256: {digest(key)}}}\n" for key in keys)
+    text = f"tenant: {name}\nroutes:\n{routes}" + (f"keys:\n{lines}" if keys else "")
+    (folder / "policies" / f"{name}.yaml").write_text(text)
+
+
+def book_of(folder: Path) -> PolicyBook:
+    return load_book(folder / "policies", load_settings(folder / "config.yaml"))
+
+
+def told(folder: Path) -> list[str]:
+    """The mistakes, the same whether they are collected or raised."""
+    settings, book, mistakes = check_all(folder / "config.yaml")
+    assert book is None
+    if settings is not None:
+        with pytest.raises(ConfigError) as caught:
+            book_of(folder)
+        assert list(caught.value.mistakes) == mistakes
+    return [str(one) for one in mistakes]
+
+
+def test_a_key_finds_its_tenant_and_its_own_name(folder: Path) -> None:
+    tenant(folder, "a", keys=("k1", "k2"))
+    tenant(folder, "b", keys=("k3",))
+    book = book_of(folder)
+    found = [book.tenant_of_key(key) for key in ("k1", "k2", "k3")]
+    assert [(one.policy.tenant, one.key_id) for one in found if one] == [("a", "k1"), ("a", "k2"), ("b", "k3")]
+
+
+@pytest.mark.parametrize("token", ["", "k", "k11", "K1", " k1", digest("k1"), "\udcff", "é" * 10_000])
+def test_any_other_token_finds_nobody(folder: Path, token: str) -> None:
+    tenant(folder, "a", keys=("k1",))
+    assert book_of(folder).tenant_of_key(token) is None
+
+
+def test_routes_are_the_tenants_own(folder: Path) -> None:
+    tenant(
+        folder,
+        "a",
+        keys=("k1",),
+        routes="  - {model: x, mode: teacher, teacher: big}\n  - {model: b, mode: student, student: small}\n",
+    )
+    tenant(folder, "b", keys=("k2",))
+    book = book_of(folder)
+    a, b = book.policies
+    assert (book.models(a), book.models(b)) == (["x", "b"], ["chat"])
+    route = book.route(a, "x")
+    assert route is not None
+    assert route.mode == "teacher"
+    assert book.route(b, "x") is None
+    assert book.route(a, "chat") is None
+
+
+def test_a_book_shows_no_hash(folder: Path) -> None:
+    tenant(folder, "a", keys=("k1",))
+    assert digest("k1")[:8] not in repr(book_of(folder))
+
+
+def test_a_second_route_with_the_same_name_is_never_reached(folder: Path) -> None:
+    tenant(
+        folder,
+        "a",
+        keys=("k1",),
+        routes="  - {model: x, mode: teacher, teacher: big}\n  - {model: x, mode: student, student: small}\n",
+    )
+    assert told(folder) == ["policies/a.yaml:4: routes[1].model: never reached: routes[0] takes every request for x"]
+
+
+@pytest.mark.parametrize(
+    ("route", "message"),
+    [
+        ("teacher: bgi", "teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?"),
+        ("teacher: zzz", "teacher: no model in config.yaml is called 'zzz'; known: big, small"),
+        ("teacher: big, baseline: smal", "baseline: no model in config.yaml is called 'smal'. Did you mean 'small'?"),
+        ("teacher: big, student: smll", "student: no model in config.yaml is called 'smll'. Did you mean 'small'?"),
+    ],
+)
+def test_a_route_to_an_unknown_model_names_the_nearest(folder: Path, route: str, message: str) -> None:
+    tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, mode: teacher, {route}}}\n")
+    assert told(folder) == [f"policies/a.yaml:3: routes[0].{message}"]
+
+
+def test_tenants_keys_and_key_names_differ(folder: Path) -> None:
+    tenant(folder, "a", keys=("k1", "k1"))
+    tenant(folder, "b", keys=("k1",))
+    file = folder / "policies" / "b.yaml"
+    file.write_text(file.read_text().replace("tenant: b", "tenant: a").replace(digest("k1"), digest("k1").upper()))
+    assert told(folder) == [
+        "policies/a.yaml:6: keys[1].id: keys[0] is called k1 too",
+        "policies/a.yaml:6: keys[1].sha256: the same key as policies/a.yaml: keys[0]: a key has one owner",
+        "policies/b.yaml:1: tenant: policies/a.yaml is of tenant a too: one file each",
+        "policies/b.yaml:5: keys[0].sha256: the same key as policies/a.yaml: keys[0]: a key has one owner",
+    ]
+
+
+def test_somebody_must_be_able_to_call(folder: Path) -> None:
+    assert told(folder) == ["policies: no policy: add a file that ends in .yaml"]
+    tenant(folder, "a")
+    assert told(folder) == ["policies: no tenant has a key, so nobody could call: add one"]
+    tenant(folder, "b", keys=("k1",))
+    assert len(book_of(folder).policies) == 2
+
+
+def test_no_folder_is_a_mistake(folder: Path) -> None:
+    (folder / "policies").rmdir()
+    assert told(folder) == ["policies: the policies folder cannot be read: no such file or directory"]
+
+
+def test_only_yaml_files_are_policies_and_a_near_miss_is_told(folder: Path) -> None:
+    tenant(folder, "a", keys=("k1",))
+    (folder / "policies" / ".hidden.yaml").write_text("{")
+    (folder / "policies" / "README.md").write_text("{")
+    (folder / "policies" / "old.yaml.bak").write_text("{")
+    assert len(book_of(folder).policies) == 1
+    (folder / "policies" / "b.yml").write_text("tenant: b\n")
+    assert told(folder) == ["policies/b.yml: not read: rename it to end in .yaml"]
+
+
+def test_the_mistakes_of_all_files_come_at_once(folder: Path) -> None:
+    (folder / "config.yaml").write_text(MODELS + "log: {level: loud}\n")
+    tenant(folder, "b", routes="  - {model: x, mode: teacher, teacher: bgi}\n")
+    (folder / "policies" / "a.yaml").write_text("tenant: [\n")
+    assert told(folder) == [
+        "config.yaml:4: log.level: must be debug, info, warning or error",
+        "policies/a.yaml:2: not valid YAML: expected the node content, but found the end of the file",
+        "policies/b.yaml:3: routes[0].teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?",
+    ]
+
+
+def test_a_config_that_names_no_models_does_not_make_every_route_wrong(folder: Path) -> None:
+    tenant(folder, "a", keys=("k1",))
+    (folder / "config.yaml").write_text("modls: []\n")
+    settings, book, mistakes = check_all(folder / "config.yaml")
+    assert settings is None
+    assert book is not None
+    assert [str(one) for one in mistakes] == ["config.yaml:1: modls: unknown key. Did you mean 'models'?"]
+
+
+def test_a_config_that_cannot_be_read_is_one_mistake(folder: Path) -> None:
+    (folder / "config.yaml").write_text("a: [\n")
+    assert len(told(folder)) == 1
+    (folder / "config.yaml").write_text(MODELS + "policies: 3\n")
+    assert told(folder) == ["config.yaml:4: policies: must be the path of a folder"]

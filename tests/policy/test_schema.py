@@ -1,0 +1,168 @@
+"""What a policy may say: a mode with its engines, a window inside its deadline, and no key in the clear."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.policy.schema import GuidanceRule, KeyEntry, Route, TenantPolicy
+from gateway.yaml_source import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is also the working one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(folder: Path, route: str, keys: str = "[]") -> list[str]:
+    """What is said of a file with this route on line 4."""
+    (folder / "a.yaml").write_text(f"tenant: a\nkeys: {keys}\nroutes:\n  - {{{route}}}\n")
+    return [str(one).removeprefix("a.yaml:") for one in load(folder / "a.yaml", TenantPolicy)[1]]
+
+
+def test_a_route_has_the_defaults_of_the_paper() -> None:
+    route = Route(model="chat", mode="guided", teacher="big", student="small")
+    assert (route.baseline, route.show_cost, route.default_max_tokens) == ("big", True, None)
+    assert route.guidance == GuidanceRule(
+        tokens=40, projection="cutoff", placement="prefix", temperature=0, max_wait_s=0.01, deadline_s=2.0
+    )
+    assert (route.guidance.top_p, route.guidance.seed, route.guidance.on_failure) == (None, None, "student")
+
+
+@pytest.mark.parametrize(
+    ("projection", "placement"), [("cutoff", "prefix"), ("concise", "prefix"), ("hint", "context")]
+)
+def test_the_placement_follows_from_the_projection(projection: str, placement: str) -> None:
+    assert GuidanceRule.model_validate({"projection": projection}).placement == placement
+    assert GuidanceRule.model_validate({"projection": projection, "placement": "prefix"}).placement == "prefix"
+
+
+def test_savings_are_measured_against_the_teacher_and_without_one_against_the_student() -> None:
+    assert Route(model="x", mode="teacher", teacher="big").baseline == "big"
+    assert Route(model="x", mode="student", student="small").baseline == "small"
+    assert Route(model="x", mode="student", student="small", teacher="big").baseline == "big"
+    assert Route(model="x", mode="student", student="small", baseline="other").baseline == "other"
+
+
+def test_a_route_knows_every_engine_it_names() -> None:
+    assert Route(model="x", mode="student", student="small", baseline="other").engines == {"small", "other"}
+
+
+@pytest.mark.parametrize(
+    ("route", "lines"),
+    [
+        ("model: x, mode: guided, teacher: b", ["4: routes[0].student: missing: mode guided needs a student"]),
+        ("model: x, mode: guided, student: b", ["4: routes[0].teacher: missing: mode guided needs a teacher"]),
+        ("model: x, mode: student, teacher: b", ["4: routes[0].student: missing: mode student needs a student"]),
+        ("model: x, mode: teacher, student: b", ["4: routes[0].teacher: missing: mode teacher needs a teacher"]),
+        (
+            "model: x, mode: guided",
+            [
+                "4: routes[0].teacher: missing: mode guided needs a teacher",
+                "4: routes[0].student: missing: mode guided needs a student",
+            ],
+        ),
+        ("model: x, mode: shadow, student: b", ["4: routes[0].mode: must be guided, student or teacher"]),
+        (
+            "model: x, mode: student, students: [b]",
+            [
+                "4: routes[0].student: missing: mode student needs a student",
+                "4: routes[0].students: unknown key. Did you mean 'student'?",
+            ],
+        ),
+        ("mode: student, student: b", ["4: routes[0].model: missing: add it"]),
+        (
+            "model: 'a b', mode: student, student: b",
+            ["4: routes[0].model: must be 1 to 128 letters, digits or any of . _ : / -"],
+        ),
+        (
+            "model: x, mode: student, student: b, show_cost: 1",
+            ["4: routes[0].show_cost: must be true or false. Did you mean 'true'?"],
+        ),
+        (
+            "model: x, mode: student, student: b, default_max_tokens: 0",
+            ["4: routes[0].default_max_tokens: must be at least 1"],
+        ),
+        (
+            "model: x, mode: student, student: b, when: {}",
+            [
+                (
+                    "4: routes[0].when: unknown key; known here: model, mode, teacher, student, baseline, show_cost, "
+                    "default_max_tokens, guidance"
+                ),
+            ],
+        ),
+    ],
+)
+def test_a_route_that_cannot_work_is_a_mistake(folder: Path, route: str, lines: list[str]) -> None:
+    assert sorted(told(folder, route)) == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("rule", "line"),
+    [
+        ("tokens: 0", "tokens: must be at least 1"),
+        ("tokens: 4097", "tokens: must be at most 4096"),
+        ("tokens: '40'", "tokens: must be a whole number, without quotes"),
+        ("projection: primed", "projection: must be cutoff, concise or hint"),
+        ("placement: prefx", "placement: must be prefix or context. Did you mean 'prefix'?"),
+        ("temperature: 2.1", "temperature: must be at most 2"),
+        ("temperature: warm", "temperature: must be a number, without quotes"),
+        ("top_p: 0", "top_p: must be more than 0"),
+        ("top_p: 1.5", "top_p: must be at most 1"),
+        ("seed: -1", "seed: must be at least 0"),
+        ("max_wait: 2s", "max_wait: must be between 0s and 1s"),
+        ("max_wait: 10", "max_wait: a duration needs its unit (ms, s, m, h, d): write 10s if you mean seconds"),
+        ("deadline: 10ms", "deadline: must be longer than max_wait, which is part of it"),
+        ("{max_wait: 500ms, deadline: 400ms}", "deadline: must be longer than max_wait, which is part of it"),
+        ("deadline: 1h", "deadline: must be between 1ms and 10m"),
+        ("on_failure: teacher", "on_failure: must be student or reject"),
+        ("max_tokens: 40", "max_tokens: unknown key. Did you mean 'tokens'?"),
+    ],
+)
+def test_guidance_that_cannot_work_is_a_mistake(folder: Path, rule: str, line: str) -> None:
+    rule = rule if rule.startswith("{") else f"{{{rule}}}"
+    route = f"model: x, mode: guided, teacher: b, student: s, guidance: {rule}"
+    assert told(folder, route) == [f"4: routes[0].guidance.{line}"]
+
+
+@pytest.mark.parametrize("key", ["gk-s3cret", "f" * 63, "g" * 64, "f" * 65, ""])
+def test_a_key_in_the_clear_is_refused_without_repeating_it(folder: Path, key: str) -> None:
+    (line,) = told(folder, "model: x, mode: student, student: b", f"[{{id: a, sha256: '{key}'}}]")
+    assert line == (
+        "2: keys[0].sha256: must be the key's SHA-256, 64 hex digits, never the key itself: "
+        'printf %s "$KEY" | sha256sum (and if a real key stood here, replace it)'
+    )
+    with pytest.raises(ValidationError) as caught:
+        KeyEntry(id="a", sha256=key)
+    assert not key or key not in str(caught.value)
+
+
+def test_a_hash_is_kept_in_small_letters_and_out_of_sight() -> None:
+    entry = KeyEntry(id="a", sha256="F" * 64)
+    assert entry.sha256 == "f" * 64
+    assert "ffff" not in repr(entry)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a" * 65, "a/b", "é"])
+def test_tenants_and_keys_have_plain_names(name: str) -> None:
+    for make in (
+        lambda: KeyEntry(id=name, sha256="f" * 64),
+        lambda: TenantPolicy(tenant=name, routes=(Route(model="x", mode="student", student="s"),)),
+    ):
+        with pytest.raises(ValidationError, match="must be 1 to 64 letters"):
+            make()
+
+
+def test_a_tenant_without_routes_is_a_mistake(folder: Path) -> None:
+    (folder / "a.yaml").write_text("tenant: a\nroutes: []\n")
+    assert [str(one) for one in load(folder / "a.yaml", TenantPolicy)[1]] == [
+        "a.yaml:2: routes: must have at least 1 entry"
+    ]

@@ -1,0 +1,309 @@
+"""config.yaml and the environment: sane defaults, exact prices, and nothing accepted that does not work."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.config import OVERRIDES, Settings, check_settings, load_settings
+from gateway.errors import ConfigError
+from gateway.pricing import Price, litellm_table
+
+BIG = """\
+models:
+  - name: big
+    protocol: tgi
+    api_base: http://tgi:80
+    price: {input_per_1m: 1, output_per_1m: 2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, the working one, in an environment that overrides nothing."""
+    monkeypatch.chdir(tmp_path)
+    for variable in OVERRIDES:
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+def settings_of(folder: Path, text: str, **environ: str) -> Settings:
+    (folder / "config.yaml").write_text(text)
+    settings, _, mistakes = check_settings(folder / "config.yaml", environ)
+    assert not [str(one) for one in mistakes]
+    assert settings is not None
+    return settings
+
+
+def told(folder: Path, text: str, **environ: str) -> list[str]:
+    (folder / "config.yaml").write_text(text)
+    settings, _, mistakes = check_settings(folder / "config.yaml", environ)
+    assert settings is None
+    return [str(one).removeprefix("config.yaml:") for one in mistakes]
+
+
+def model(**keys: Any) -> str:
+    """One model as a file of one line, `big` unless told otherwise."""
+    every: dict[str, Any] = {
+        "name": "big",
+        "protocol": "tgi",
+        "api_base": "http://tgi:80",
+        "price": "{input_per_1m: 1, output_per_1m: 2}",
+    }
+    every.update(keys)
+    given = ", ".join(f"{key}: {value}" for key, value in every.items() if value is not None)
+    return f"models: [{{{given}}}]\n"
+
+
+def test_all_but_the_models_has_a_default(folder: Path) -> None:
+    settings = settings_of(folder, BIG)
+    assert (settings.server.host, settings.server.port) == ("0.0.0.0", 8080)
+    assert (settings.server.max_body_bytes, settings.server.drain_timeout_s) == (8_000_000, 30.0)
+    assert settings.server.max_in_flight == 1024
+    assert (settings.admin.host, settings.admin.port) == ("127.0.0.1", 8081)
+    assert settings.redis.url.get_secret_value() == "embedded"
+    assert (settings.redis.prefix, settings.redis.timeout_s, settings.redis.on_failure) == ("gkt", 0.2, "degrade")
+    assert (settings.receipts.ttl_s, settings.log.level, settings.log.format) == (86400.0, "info", "auto")
+    assert settings.policies == folder / "policies"
+    big = settings.by_name["big"]
+    assert (big.model, big.continuation, big.echo, big.api_key) == ("tgi", "trailing", "auto", None)
+    assert (big.tokenizer, big.max_concurrency) == ("o200k_base", 96)
+    assert (big.batch.max_size, big.batch.max_prompt_tokens) == (32, 32768)
+    assert big.timeouts.model_dump() == {"connect_s": 2.0, "first_token_s": 30.0, "idle_s": 30.0, "total_s": 300.0}
+
+
+def test_what_an_engine_calls_its_model_follows_from_its_protocol(folder: Path) -> None:
+    small = settings_of(folder, model(name="small", protocol="openai")).models[0]
+    assert (small.model, small.continuation) == ("small", "auto")
+    assert settings_of(folder, model(model="Qwen/Q")).models[0].model == "Qwen/Q"
+
+
+def test_settings_do_not_change(folder: Path) -> None:
+    settings = settings_of(folder, BIG)
+    with pytest.raises(ValidationError):
+        settings.server.port = 1  # type: ignore[misc]
+
+
+def test_a_price_is_exactly_what_was_written(folder: Path) -> None:
+    written = "{input_per_1m: 0.1, output_per_1m: 0.90, cached_input_per_1m: 0.07}"
+    price = settings_of(folder, model(price=written)).models[0].price
+    assert price == Price(Decimal("1E-7"), Decimal("7E-8"), Decimal("9E-7"))
+
+
+def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: Path) -> None:
+    hourly = "{gpu_usd_per_hour: 1.20, input_tokens_per_s: 9000, output_tokens_per_s: 1500}"
+    assert settings_of(folder, model(price=hourly)).models[0].price == Price.of_gpu_hour(
+        Decimal("1.20"), Decimal(9000), Decimal(1500)
+    )
+    assert settings_of(folder, model(model="gpt-4o", price=None)).models[0].price == litellm_table("gpt-4o")
+    free = "{input_per_1m: 0, output_per_1m: 0}"
+    assert settings_of(folder, model(price=free)).models[0].price.output_usd == 0
+
+
+@pytest.mark.parametrize(
+    ("price", "message"),
+    [
+        (
+            None,
+            (
+                "1: models[0].price: missing, and no list price is known: "
+                "add input_per_1m and output_per_1m (0 if it is free)"
+            ),
+        ),
+        ("{}", "1: models[0].price: needs input_per_1m and output_per_1m too"),
+        ("{input_per_1m: 1}", "1: models[0].price: needs output_per_1m too"),
+        ("{cached_input_per_1m: 1}", "1: models[0].price: needs input_per_1m and output_per_1m too"),
+        ("{gpu_usd_per_hour: 1}", "1: models[0].price: needs input_tokens_per_s and output_tokens_per_s too"),
+        (
+            "{input_per_1m: 1, output_per_1m: 1, gpu_usd_per_hour: 1}",
+            "1: models[0].price: is either per 1M tokens or per GPU hour: keep one of the two",
+        ),
+        ("{input_per_1m: -1, output_per_1m: 1}", "1: models[0].price.input_per_1m: must be between 0 and 1000000 USD"),
+        (
+            "{input_per_1m: '1', output_per_1m: 1}",
+            "1: models[0].price.input_per_1m: must be an amount in USD: a number without quotes, like 0.90",
+        ),
+        (
+            "{gpu_usd_per_hour: 1, input_tokens_per_s: 0, output_tokens_per_s: 1}",
+            "1: models[0].price.input_tokens_per_s: must be more than 0 and at most 1000000000",
+        ),
+        (
+            "{input_per_1m: 1, output_per_1m: 1, output_cost_per_token: 0.000001}",
+            (
+                "1: models[0].price.output_cost_per_token: unknown key: prices here are USD per 1M tokens: "
+                "multiply by 1,000,000 and call it output_per_1m"
+            ),
+        ),
+    ],
+)
+def test_an_unknown_or_half_a_price_is_a_mistake(folder: Path, price: str | None, message: str) -> None:
+    assert told(folder, model(price=price)) == [message]
+
+
+def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder: Path) -> None:
+    lines = told(folder, model(price=None, api_base="nowhere", tokenizer="gpt4"))
+    assert [line.split(": ")[1] for line in lines] == ["models[0].price", "models[0].api_base", "models[0].tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "1: models: missing: add it"),
+        ("models: []\n", "1: models: must have at least 1 entry"),
+        ("model_list: []\n" + BIG, "1: model_list: unknown key: here it is called models"),
+        (model(model_name="x"), "1: models[0].model_name: unknown key: here it is called name"),
+        (model(protocol="litellm"), "1: models[0].protocol: must be tgi or openai"),
+        (model(name="'a b'"), "1: models[0].name: must be 1 to 128 letters, digits or any of . _ : / -"),
+        (model(tokenizer="o200k"), "1: models[0].tokenizer: must be an encoding of tiktoken: "),
+        (
+            model(api_key="sk-123"),
+            "1: models[0].api_key: a secret must not stand in this file: write env:NAME or file:/path",
+        ),
+        (
+            model(api_key="env:NO"),
+            "1: models[0].api_key: the environment variable NO is not set: set it, or correct its name",
+        ),
+        (
+            model(continuation="vlm"),
+            "1: models[0].continuation: must be auto, vllm, sglang, trailing, prefix, partial or none. Did",
+        ),
+        (model(echo="yes"), "1: models[0].echo: must be auto, true or false. Did you mean 'true'?"),
+        (model(max_concurrency=0), "1: models[0].max_concurrency: must be at least 1"),
+        (model(batch="{max_size: 0}"), "1: models[0].batch.max_size: must be at least 1"),
+        (model(timeouts="{total: 2d}"), "1: models[0].timeouts.total: must be between 10ms and 1d"),
+        (
+            model(timeout="3s"),
+            "1: models[0].timeout: unknown key: say which one under timeouts: connect, first_token, idle or",
+        ),
+        ("server: {port: 70000}\n" + BIG, "1: server.port: must be at most 65535"),
+        (
+            "server: {workers: 2}\n" + BIG,
+            "1: server.workers: unknown key; known here: host, port, max_body, drain_timeout, max",
+        ),
+        ("server: {max_body: 8}\n" + BIG, "1: server.max_body: a size needs its unit"),
+        ("server: {max_body: 2GB}\n" + BIG, "1: server.max_body: must be between 1kB and 1GB"),
+        (
+            "server: {host: 'a b'}\n" + BIG,
+            "1: server.host: must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::",
+        ),
+        ("server: {host: 1}\n" + BIG, "1: server.host: must be text: put it in quotes"),
+        ("admin: {key: x}\n" + BIG, "1: admin.key: unknown key; known here: host, port"),
+        ("admin: {port: 8080}\n" + BIG, "1: admin.port: server listens on port 8080 already: take another"),
+        (
+            "redis: {url: 'http://h'}\n" + BIG,
+            "1: redis.url: must be embedded, or an address that starts with redis://, rediss:// or",
+        ),
+        ("redis: {prefix: '{a}'}\n" + BIG, "1: redis.prefix: must be 1 to 32 letters, digits, - or _"),
+        ("redis: {timeout: 11s}\n" + BIG, "1: redis.timeout: must be between 10ms and 10s"),
+        ("redis: {on_failure: fail}\n" + BIG, "1: redis.on_failure: must be degrade or reject"),
+        ("receipts: {ttl: 1s}\n" + BIG, "1: receipts.ttl: must be between 1m and 30d"),
+        ("log: {level: warn}\n" + BIG, "1: log.level: must be debug, info, warning or error. Did you mean 'warning'?"),
+        ("policies: 3\n" + BIG, "1: policies: must be the path of a folder"),
+        ("policies: ''\n" + BIG, "1: policies: must be the path of a folder"),
+        (
+            model(api_base="http://127.0.0.1:8080/v1"),
+            "1: models[0].api_base: points at this gateway itself: name the engine",
+        ),
+        (
+            model(api_base="http://localhost:8081"),
+            "1: models[0].api_base: points at this gateway itself: name the engine",
+        ),
+        (
+            model(api_base="'http://[::1]:8080'"),
+            "1: models[0].api_base: points at this gateway itself: name the engine",
+        ),
+        (
+            "server: {host: gw, port: 80}\n" + model(api_base="http://gw"),
+            "2: models[0].api_base: points at this gateway",
+        ),
+    ],
+)
+def test_what_does_not_work_is_one_mistake(folder: Path, text: str, message: str) -> None:
+    (line,) = told(folder, text)
+    assert line.startswith(message)
+
+
+def test_an_engine_beside_the_gateway_is_no_gateway(folder: Path) -> None:
+    settings_of(folder, model(api_base="http://127.0.0.1:8090"))
+    settings_of(folder, "server: {host: 10.0.0.1}\n" + model(api_base="http://127.0.0.1:8080"))
+    settings_of(folder, "server: {port: 0}\nadmin: {port: 0}\n" + model(api_base="http://127.0.0.1"))
+
+
+def test_model_names_differ(folder: Path) -> None:
+    second = BIG.removeprefix("models:\n")
+    assert told(folder, BIG + second) == ["6: models[1].name: models[0] is called big too: names must differ"]
+
+
+def test_cross_checks_are_told_beside_other_mistakes(folder: Path) -> None:
+    second = BIG.removeprefix("models:\n").replace("tgi:80", "localhost:8080").replace("protocol", "protocl")
+    assert [line.split(":")[0] for line in told(folder, BIG + second)] == ["6", "7", "8"]
+
+
+def test_the_environment_overrides_single_values(folder: Path) -> None:
+    settings = settings_of(
+        folder,
+        "server: {port: 1}\n" + BIG,
+        GKT_HOST="127.0.0.1",
+        GKT_PORT="0",
+        GKT_ADMIN_HOST="::",
+        GKT_ADMIN_PORT=" 9 ",
+        GKT_REDIS_URL="redis://:s3cret@h",
+        GKT_POLICIES="other",
+    )
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 0)
+    assert (settings.admin.host, settings.admin.port) == ("::", 9)
+    assert settings.redis.url.get_secret_value() == "redis://:s3cret@h"
+    assert "s3cret" not in repr(settings)
+    assert settings.policies == folder / "other"
+
+
+def test_an_empty_variable_is_not_set(folder: Path) -> None:
+    assert settings_of(folder, BIG, GKT_PORT="", GKT_HOST=" ").server.port == 8080
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("GKT_PORT", "http", "must be a port: a whole number up to 65535"),
+        ("GKT_PORT", "70000", "must be at most 65535"),
+        (
+            "GKT_PORT",
+            "tcp://10.0.0.1:80",
+            (
+                "must be a port: a whole number up to 65535; "
+                "Kubernetes sets this one for a Service of that name: set enableServiceLinks to false"
+            ),
+        ),
+        ("GKT_HOST", "a b", "must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::"),
+        ("GKT_REDIS_URL", "s3cret", "must be embedded, or an address that starts with redis://, rediss:// or unix://"),
+    ],
+)
+def test_a_wrong_variable_is_named(folder: Path, variable: str, text: str, message: str) -> None:
+    assert told(folder, BIG, **{variable: text}) == [f"environment: {variable}: {message}"]
+
+
+def test_relative_paths_start_at_the_file(folder: Path) -> None:
+    (folder / "etc").mkdir()
+    (folder / "etc" / "key").write_text("s3cret\n")
+    (folder / "etc" / "config.yaml").write_text("policies: ../p\n" + model(api_key="file:key"))
+    settings = load_settings(Path("etc/config.yaml"))
+    assert settings.policies.resolve() == (folder / "p").resolve()
+    assert settings.models[0].api_key is not None
+    assert settings.models[0].api_key.get_secret_value() == "s3cret"
+
+
+def test_loading_raises_every_mistake_at_once(folder: Path) -> None:
+    (folder / "config.yaml").write_text("server: {port: x}\nlog: {level: y}\n" + BIG)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(folder / "config.yaml")
+    assert [one.line for one in caught.value.mistakes] == [1, 2]
+    assert str(caught.value).count("\n") == 1
+
+
+def test_no_file_is_a_mistake(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read: no such file or directory"):
+        load_settings(folder / "config.yaml")

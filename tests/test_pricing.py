@@ -1,0 +1,128 @@
+"""Money is exact, an hour of a GPU is shared by all its tokens, and an unknown price is never 0."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.pricing import Price, baseline_usd, cost_usd, litellm_table, savings_share, savings_usd
+
+PER_1M = Price.of_tokens(Decimal("0.90"), Decimal("1.80"), Decimal("0.45"))
+usd = st.decimals(0, 1_000_000, places=9)
+tokens = st.integers(0, 10**12)
+
+
+def test_a_price_per_1m_is_a_price_per_token() -> None:
+    assert Price(Decimal("0.0000009"), Decimal("0.00000045"), Decimal("0.0000018")) == PER_1M
+
+
+def test_a_cached_token_costs_as_much_as_a_fresh_one_unless_told() -> None:
+    assert Price.of_tokens(Decimal(2), Decimal(3)).cached_input_usd == Decimal("0.000002")
+    assert Price.of_tokens(Decimal(2), Decimal(3), Decimal(0)).cached_input_usd == 0
+
+
+def test_cached_tokens_are_a_part_of_the_input() -> None:
+    assert cost_usd(PER_1M, 1_000_000, 1_000_000) == Decimal("2.70")
+    assert cost_usd(PER_1M, 1_000_000, 0, 400_000) == Decimal("0.72")
+
+
+def test_more_cached_tokens_than_input_are_believed_up_to_the_input() -> None:
+    assert cost_usd(PER_1M, 10, 0, 99) == cost_usd(PER_1M, 10, 0, 10)
+
+
+def test_negative_counts_are_a_bug_of_the_caller() -> None:
+    for counts in ((-1, 0, 0), (0, -1, 0), (0, 0, -1)):
+        with pytest.raises(ValueError, match="negative"):
+            cost_usd(PER_1M, *counts)
+
+
+@given(usd, usd, usd, tokens, tokens, st.data())
+def test_cost_is_exact_in_integers(
+    read: Decimal, write: Decimal, cached: Decimal, n: int, m: int, data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(0, n))
+    cost = cost_usd(Price.of_tokens(read, write, cached), n, m, k)
+    scale = 10**9
+    units = int(read * scale) * (n - k) + int(cached * scale) * k + int(write * scale) * m
+    numerator, denominator = cost.as_integer_ratio()
+    assert numerator * scale * 10**6 == units * denominator
+
+
+@given(usd, tokens, tokens, tokens)
+def test_the_cost_of_two_calls_is_the_cost_of_their_sum(price: Decimal, a: int, b: int, c: int) -> None:
+    per_token = Price.of_tokens(price, price)
+    assert cost_usd(per_token, a, 0) + cost_usd(per_token, b, c) == cost_usd(per_token, a + b, c)
+
+
+def test_an_hour_of_a_gpu_is_shared_by_all_the_tokens_of_that_hour() -> None:
+    price = Price.of_gpu_hour(Decimal("1.20"), Decimal(9000), Decimal(1500))
+    an_hour = 3600
+    assert cost_usd(price, 9000 * an_hour, 0).quantize(Decimal("1e-15")) == Decimal("1.20")
+    assert cost_usd(price, 0, 1500 * an_hour).quantize(Decimal("1e-15")) == Decimal("1.20")
+    assert price.cached_input_usd == price.input_usd
+
+
+def test_an_hourly_price_has_few_enough_digits_for_exact_sums() -> None:
+    price = Price.of_gpu_hour(Decimal(1), Decimal(7), Decimal(11))
+    assert max(len(part.as_tuple().digits) for part in (price.input_usd, price.output_usd)) <= 24
+
+
+def test_the_baseline_is_the_teacher_alone_on_the_same_prompt_and_answer() -> None:
+    student = Price.of_tokens(Decimal("0.10"), Decimal("0.20"))
+    cost = cost_usd(PER_1M, 100, 40) + cost_usd(student, 140, 160)
+    baseline = baseline_usd(PER_1M, 100, 200)
+    assert baseline == cost_usd(PER_1M, 100, 200)
+    assert savings_usd(baseline, cost) == baseline - cost
+    assert savings_share(Decimal(4), Decimal(1)) == Decimal("0.75")
+
+
+def test_savings_may_be_negative_and_have_no_share_of_nothing() -> None:
+    assert savings_usd(Decimal(1), Decimal(3)) == -2
+    assert savings_share(Decimal(1), Decimal(3)) == -2
+    assert savings_share(Decimal(0), Decimal(3)) is None
+
+
+def test_a_list_price_is_found_by_name_and_by_provider_and_name() -> None:
+    price = litellm_table("gpt-4o")
+    assert price is not None
+    assert price.input_usd > 0
+    assert price.output_usd > price.input_usd > price.cached_input_usd
+    assert litellm_table("anthropic/claude-sonnet-4-5") == litellm_table("claude-sonnet-4-5") is not None
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "no-such-model",
+        "",
+        "sample_spec",
+        "openai/claude-sonnet-4-5",  # sold by somebody else
+        "gemini/gemini-exp-1114",  # its row says 0
+        "text-embedding-3-small",  # writes nothing
+        "dall-e-3",  # has no price per token
+    ],
+)
+def test_an_unknown_price_is_none_and_never_0(model: str) -> None:
+    assert litellm_table(model) is None
+
+
+def test_the_table_is_read_without_importing_litellm() -> None:
+    code = "import sys; from gateway.pricing import litellm_table; assert litellm_table('gpt-4o'); "
+    code += "assert 'litellm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_table_is_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gateway import pricing
+
+    pricing._rows.cache_clear()
+    monkeypatch.setattr(pricing, "find_spec", lambda name: None)
+    try:
+        assert litellm_table("gpt-4o") is None
+    finally:
+        pricing._rows.cache_clear()
