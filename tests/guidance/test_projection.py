@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.guidance.projection import PROJECTIONS, place_in_context, teacher_messages
+from gateway.policy import schema
+
+CUTOFF, CONCISE, HINT = (PROJECTIONS[name] for name in ("cutoff", "concise", "hint"))
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def text(content: str) -> dict[str, Any]:
+    return {"type": "text", "text": content}
+
+
+CHAT = [
+    {"role": "system", "content": "Be kind."},
+    user("First?"),
+    {"role": "assistant", "content": "Yes."},
+    user("Second?"),
+]
+
+contents = st.one_of(
+    st.none(),
+    st.text(max_size=5),
+    st.lists(st.one_of(st.text(max_size=5).map(text), st.just(IMAGE)), max_size=3),
+)
+chats = st.lists(
+    st.builds(
+        lambda role, content: {"role": role, "content": content},
+        st.sampled_from(["system", "user", "assistant", "tool"]),
+        contents,
+    ),
+    max_size=4,
+)
+
+
+def test_policies_may_name_each_projection_and_no_other() -> None:
+    assert set(PROJECTIONS) == set(get_args(schema.Projection))
+    assert all(name == projection.name for name, projection in PROJECTIONS.items())
+
+
+def test_a_policy_that_names_no_placement_gets_the_projections_own() -> None:
+    for name, projection in PROJECTIONS.items():
+        assert schema.GuidanceRule.model_validate({"projection": name}).placement == projection.default_placement
+
+
+def test_the_instructions_are_the_papers() -> None:
+    assert CUTOFF.instruction is None
+    assert CONCISE.instruction == "Provide the answer in a brief manner:"
+    assert HINT.instruction == "Provide a brief hint for the question:"
+
+
+def test_a_finished_hint_is_no_answer() -> None:
+    assert [p.teacher_may_finish for p in (CUTOFF, CONCISE, HINT)] == [True, True, False]
+
+
+def test_only_a_hint_stands_in_the_students_prompt_by_itself() -> None:
+    assert [p.default_placement for p in (CUTOFF, CONCISE, HINT)] == ["prefix", "prefix", "context"]
+
+
+def test_projections_cannot_be_changed() -> None:
+    with pytest.raises(TypeError):
+        PROJECTIONS["cutoff"] = HINT  # type: ignore[index]
+
+
+@pytest.mark.parametrize("introduction", ["", "none", "{guidance} {guidance}"])
+def test_an_introduction_says_once_where_the_guidance_goes(introduction: str) -> None:
+    with pytest.raises(ValueError, match="exactly once"):
+        replace(HINT, introduction=introduction)
+
+
+# asking the teacher
+
+
+def test_cutoff_asks_as_the_caller_did() -> None:
+    assert teacher_messages(CUTOFF, CHAT) == CHAT
+
+
+def test_the_instruction_stands_before_the_last_user_message() -> None:
+    asked = teacher_messages(CONCISE, CHAT)
+    assert asked == [*CHAT[:-1], user("Provide the answer in a brief manner: Second?")]
+
+
+def test_the_last_user_message_need_not_be_the_last_message() -> None:
+    asked = teacher_messages(HINT, [*CHAT, {"role": "tool", "content": "42", "tool_call_id": "t"}])
+    assert asked[3] == user("Provide a brief hint for the question: Second?")
+    assert asked[4] == {"role": "tool", "content": "42", "tool_call_id": "t"}
+
+
+def test_the_instruction_stands_before_the_first_text_part() -> None:
+    asked = teacher_messages(HINT, [user([IMAGE, text("What?"), text("Why?")])])
+    assert asked == [user([IMAGE, text("Provide a brief hint for the question: What?"), text("Why?")])]
+
+
+def test_parts_without_text_get_the_instruction_before_them() -> None:
+    asked = teacher_messages(HINT, [user([IMAGE])])
+    assert asked == [user([text("Provide a brief hint for the question:"), IMAGE])]
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_an_empty_message_becomes_the_instruction(content: Any) -> None:
+    (asked,) = teacher_messages(HINT, [user(content)])
+    expected = "Provide a brief hint for the question:"
+    assert asked["content"] == ([text(expected)] if content == [] else expected)
+
+
+def test_a_chat_without_a_user_message_gets_one() -> None:
+    assert teacher_messages(HINT, CHAT[:1]) == [CHAT[0], user("Provide a brief hint for the question:")]
+
+
+def test_other_fields_of_messages_and_parts_are_kept() -> None:
+    message = {"role": "user", "name": "Ann", "content": [{"type": "text", "text": "What?", "cache_control": {"x": 1}}]}
+    (asked,) = teacher_messages(HINT, [message])
+    assert asked["name"] == "Ann"
+    assert asked["content"][0]["cache_control"] == {"x": 1}
+
+
+# telling the student
+
+
+def test_a_hint_stands_after_the_question() -> None:
+    assert place_in_context(HINT, CHAT, "Count.") == [*CHAT[:-1], user("Second?\n\nHint: Count.")]
+
+
+def test_a_hint_stands_in_the_last_text_part() -> None:
+    placed = place_in_context(HINT, [user([text("What?"), text("Why?"), IMAGE])], "Count.")
+    assert placed == [user([text("What?"), text("Why?\n\nHint: Count."), IMAGE])]
+
+
+def test_parts_without_text_get_the_hint_after_them() -> None:
+    assert place_in_context(HINT, [user([IMAGE])], "Count.") == [user([IMAGE, text("Hint: Count.")])]
+
+
+def test_a_chat_without_a_user_message_gets_one_with_the_hint() -> None:
+    assert place_in_context(HINT, [], "Count.") == [user("Hint: Count.")]
+
+
+def test_guidance_is_placed_as_it_is() -> None:
+    for projection in PROJECTIONS.values():
+        (placed,) = place_in_context(projection, [user("{guidance} {0}?")], "{guidance} {x} \\1")
+        assert placed["content"].startswith("{guidance} {0}?\n\n")
+        assert placed["content"].count("{guidance} {x} \\1") == 1
+
+
+def test_empty_guidance_leaves_the_chat_as_it_is() -> None:
+    assert place_in_context(HINT, CHAT, "") == CHAT
+
+
+@given(chats, st.sampled_from(sorted(PROJECTIONS)))
+def test_the_callers_chat_is_never_changed(chat: list[dict[str, Any]], name: str) -> None:
+    before = deepcopy(chat)
+    for out in (teacher_messages(PROJECTIONS[name], chat), place_in_context(PROJECTIONS[name], chat, "G")):
+        assert all(new is not old for new, old in zip(out, chat, strict=False))
+        assert len(out) - len(chat) in (0, 1)
+        for message in out:
+            message["content"] = "changed"
+    assert chat == before

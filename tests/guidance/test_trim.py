@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.guidance.seam import Trimmed, trim
+from tests.guidance.hidden_text_student import TEXTS
+
+
+def kept(text: str) -> str:
+    return trim(text, cut=True).text
+
+
+# what is divided
+
+
+def test_a_cut_text_is_divided_into_text_owed_and_dropped() -> None:
+    assert trim("  One two  thr", cut=True) == Trimmed("One two", "  ", "thr", stopped=False)
+
+
+def test_a_finished_text_loses_only_its_outer_whitespace() -> None:
+    assert trim(" One tw\n", cut=False) == Trimmed("One tw", "\n", "", stopped=False)
+
+
+def test_nothing_comes_of_nothing() -> None:
+    for text in ("", " \n"):
+        for cut in (True, False):
+            assert trim(text, cut=cut, stop=["x"]) == Trimmed("", "", "", stopped=False)
+
+
+# words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I don't", "I"),
+        ("I don'", "I"),
+        ("I don\u2019", "I"),
+        ("is 3.5", "is"),
+        ("is 3.", "is"),
+        ("is 1,", "is"),
+        ("use foo_", "use"),
+        ("the end.", "the end."),
+        ("the answer:", "the answer:"),
+        ("(so)", "(so)"),
+        ("well-kno", "well-"),
+        ("whole ", "whole"),
+        ("whole\n\n", "whole"),
+        ("one", ""),
+        ("Ответ: сто", "Ответ:"),
+        ("cafe\u0301", ""),
+    ],
+)
+def test_a_last_word_that_may_go_on_is_dropped(text: str, expected: str) -> None:
+    assert kept(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("你好\uff0c世界", "你好\uff0c世界"),
+        ("ひらがな", "ひらがな"),
+        ("日本のテキス", "日本の"),
+        ("한국어 문장", "한국어"),
+        ("ประเทศ", "ประเทศ"),
+    ],
+)
+def test_scripts_without_spaces_keep_all_but_a_word_of_several_characters(text: str, expected: str) -> None:
+    assert kept(text) == expected
+
+
+@pytest.mark.parametrize("tail", ["👨\u200d", "👨\u200d👩\u200d", "🇫"])
+def test_half_an_emoji_is_dropped(tail: str) -> None:
+    assert kept("so " + tail) == "so"
+
+
+@pytest.mark.parametrize("tail", ["👨\u200d👩\u200d👧", "🇫🇷", "❤\ufe0f", "👍🏽"])
+def test_a_whole_emoji_is_kept(tail: str) -> None:
+    assert kept("so " + tail) == "so " + tail
+
+
+def test_a_backslash_goes_with_what_it_escapes() -> None:
+    assert kept("so \\fra") == "so"
+    assert kept('"a\\') == '"a'
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_broken_character_is_dropped(cut: bool) -> None:
+    for tail in ("\ufffd", "\ufffd\ufffd", "\ud83d"):
+        assert trim("so. " + tail, cut=cut) == Trimmed("so.", " ", tail, stopped=False)
+        assert trim("so. " + tail + " ", cut=cut).text == "so."
+
+
+def test_a_word_before_a_broken_character_may_go_on_too() -> None:
+    assert kept("one caf\ufffd") == "one"
+    assert kept("日本\ufffd") == "日本"
+
+
+# code fences
+
+
+@pytest.mark.parametrize("line", ["```pyth", "```", "``", "`", "~~~", "```python title=x", "  ```js", "> ```js"])
+def test_an_incomplete_opening_line_of_a_fence_is_dropped(line: str) -> None:
+    assert kept("So:\n" + line).rstrip(" >\n") == "So:"
+    assert kept(line).strip(" >") == ""
+
+
+def test_an_open_fence_whose_opening_line_is_complete_is_kept() -> None:
+    assert trim("So:\n```python\n", cut=True) == Trimmed("So:\n```python", "\n", "", stopped=False)
+    assert trim("So:\n```python\nx = (", cut=True).text == "So:\n```python\nx = ("
+    assert trim("So:\n```python\nimpo", cut=True) == Trimmed("So:\n```python", "\n", "impo", stopped=False)
+
+
+def test_a_closed_fence_is_kept() -> None:
+    assert kept("```\nx\n```") == "```\nx\n```"
+    assert kept("```\nx\n```\n\n```py") == "```\nx\n```"
+    assert kept("````\n```\n````\n") == "````\n```\n````"
+
+
+def test_only_its_own_mark_closes_a_fence() -> None:
+    assert kept("```\n~~~\n```") == "```\n~~~\n```"
+    assert kept("````\n```\n````") == "````\n```\n````"
+    assert kept("```\n```py\n```js (") == "```\n```py\n```js ("
+
+
+def test_inline_code_at_the_beginning_of_a_line_is_no_fence() -> None:
+    assert kept("```x``` is (") == "```x``` is ("
+    assert kept("`x` is (") == "`x` is ("
+
+
+def test_a_finished_text_may_end_anywhere() -> None:
+    assert trim("So:\n```pyth", cut=False).text == "So:\n```pyth"
+
+
+# reasoning
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_from_an_open_think_block_on_all_is_dropped(cut: bool) -> None:
+    assert trim("<think>I wonder", cut=cut) == Trimmed("", "", "<think>I wonder", stopped=False)
+    assert trim("Well, <think>I wonder", cut=cut) == Trimmed("Well,", " ", "<think>I wonder", stopped=False)
+
+
+def test_the_word_before_a_think_block_is_complete() -> None:
+    assert kept("Well<think>I wonder") == "Well"
+
+
+@pytest.mark.parametrize(
+    "reasoning", ["<think>a</think>", " <think>\n\n</think>\n\n", "<think>a</think><think>b</think>"]
+)
+def test_leading_reasoning_is_no_part_of_the_answer(reasoning: str) -> None:
+    assert trim(reasoning + "\nSo it is", cut=True) == Trimmed("So it", " ", "is", stopped=False)
+
+
+def test_reasoning_that_the_prompt_opened_is_no_part_of_the_answer() -> None:
+    assert kept("I wonder</think>\n\nSo it is") == "So it"
+
+
+def test_a_complete_think_block_within_the_answer_stays() -> None:
+    assert kept("So <think>a</think> it is") == "So <think>a</think> it"
+    assert kept("So <think>a</think> it <think>is") == "So <think>a</think> it"
+
+
+def test_reasoning_that_ends_with_a_quote_is_closed() -> None:
+    assert kept('<think>say "no"</think>So it is') == "So it"
+
+
+def test_a_quoted_tag_is_text() -> None:
+    for text in ("The `<think>` tag (", "split('</think>')[", 'a "<think>" ('):
+        assert kept(text) == text
+
+
+@pytest.mark.parametrize("half", ["<", "<t", "<think"])
+def test_half_a_think_tag_is_dropped(half: str) -> None:
+    assert kept("So. " + half) == "So."
+
+
+# stop strings
+
+
+def test_a_stop_string_ends_the_text() -> None:
+    assert trim("One.\nQ: two", cut=True, stop=["\nQ:"]) == Trimmed("One.", "", "\nQ: two", stopped=True)
+
+
+def test_the_word_before_a_stop_string_is_complete() -> None:
+    assert trim("One two STOP", cut=True, stop=["STOP"]) == Trimmed("One two", " ", "STOP", stopped=True)
+
+
+def test_the_stop_string_completed_first_counts() -> None:
+    assert trim("xabcd", cut=False, stop=["abcd", "bc"]).text == "xa"
+    assert trim("xabcd", cut=False, stop=["bc", "abc"]).text == "x"
+
+
+def test_a_stop_string_of_blanks_is_not_met_by_whitespace_nobody_sees() -> None:
+    assert trim("\n\nOne.\n\nTwo.", cut=False, stop=["\n\n"]) == Trimmed("One.", "", "\n\nTwo.", stopped=True)
+    assert trim("\nQ: two", cut=False, stop=["\nQ:"]) == Trimmed("", "", "Q: two", stopped=True)
+
+
+def test_a_stop_string_within_reasoning_is_not_met() -> None:
+    assert not trim("<think>STOP</think>So", cut=False, stop=["STOP"]).stopped
+    assert not trim("So <think>STOP", cut=False, stop=["STOP"]).stopped
+
+
+def test_an_empty_stop_string_is_never_met() -> None:
+    assert not trim("One", cut=False, stop=[""]).stopped
+
+
+# properties
+
+pieces = st.sampled_from(
+    [
+        "a",
+        "word",
+        "don't",
+        "3.",
+        "14",
+        ",",
+        "语",
+        "カナ",
+        "👨",
+        "\u200d",
+        "🇫",
+        "\u0301",
+        "\ufffd",
+        "\\",
+        "`",
+        "```",
+        "~~~",
+        *(" ", " ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "<", "<think>", "</think>", '"', "py\n", ">", "\ud83d"),
+    ]
+)
+texts = st.lists(pieces, max_size=20).map("".join)
+stops = st.lists(st.sampled_from(["a", "\n", "\n\n", " w", "3.14", "`", "or"]), max_size=2)
+
+
+@given(texts, st.booleans(), stops)
+@settings(max_examples=600, deadline=None)
+def test_text_owed_and_dropped_are_what_the_teacher_wrote(text: str, cut: bool, stop: list[str]) -> None:
+    trimmed = trim(text, cut=cut, stop=stop)
+    whole = trimmed.text + trimmed.owed + trimmed.dropped
+    assert text.endswith(whole)
+    if "</think>" not in text:
+        assert whole == text.lstrip()
+    assert trimmed.text == trimmed.text.strip()
+    assert not trimmed.text.endswith(("\ufffd", "\ud83d"))
+    assert not trimmed.owed.strip()
+    assert trimmed.stopped or trimmed.dropped == trimmed.dropped.lstrip()
+    assert not any(one in trimmed.text for one in stop)
+
+
+@given(texts)
+@settings(max_examples=300, deadline=None)
+def test_a_cut_keeps_no_more_than_a_finished_text(text: str) -> None:
+    assert trim(text, cut=False).text.startswith(trim(text, cut=True).text)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_cut_loses_no_more_than_the_last_line_and_mostly_a_word(name: str) -> None:
+    text = TEXTS[name].lstrip()
+    for at in range(len(text) + 1):
+        lost = trim(text[:at], cut=True).dropped
+        assert "\n" not in lost
+        assert len(lost.split()) <= (2 if "`" in lost or "~" in lost else 1)
