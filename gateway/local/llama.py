@@ -1,0 +1,68 @@
+"""One llama.cpp server inside this process, through xllamacpp. Its HTTP threads and its decoding are C++ threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import StartupError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROMPT_CACHE_MIB = 256
+_WARNINGS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaOptions:
+    """How llama.cpp is to run.
+
+    `threads` decode and read prompts. `parallel` requests run at once, each with `slot_tokens` of context (prompt
+    and answer together); more wait in llama.cpp's queue. `poll_percent` says how long an idle worker thread spins
+    before it sleeps (0 = sleep at once, 50 = llama.cpp's default).
+    With `continue_assistant` a trailing assistant message is left open for continuation.
+    """
+
+    threads: int = 1
+    parallel: int = 4
+    slot_tokens: int = 4096
+    poll_percent: int = 0
+    continue_assistant: bool = True
+
+
+def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int = 0) -> Any:
+    """Load `model` and listen on `host`; return xllamacpp's Server, which serves until it is deleted.
+
+    `host` is an address, or a path that ends in `.sock` for a unix socket. Port 0 picks a free port. The address
+    that was taken is the Server's `listening_address`. `name` is the model name in replies. Blocks while loading.
+
+    Raises:
+        StartupError: xllamacpp is not installed, or it could not load the file or take the address.
+    """
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise StartupError("xllamacpp is not installed: pip install 'gkt-gateway[local]'") from error
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model)
+    params.model_alias = {name}
+    params.hostnames = [host]
+    params.port = port
+    params.cpuparams.n_threads = options.threads
+    params.cpuparams_batch.n_threads = options.threads
+    params.cpuparams.poll = options.poll_percent
+    params.cpuparams_batch.poll = options.poll_percent
+    params.n_parallel = options.parallel
+    # Without a unified cache every slot owns its share, so that one long chat cannot fail its neighbours.
+    params.kv_unified = False
+    params.n_ctx = options.slot_tokens * options.parallel
+    # llama.cpp would use up to 8 GiB for prompts of earlier chats: too much for a laptop.
+    params.cache_ram_mib = PROMPT_CACHE_MIB
+    params.prefill_assistant = options.continue_assistant
+    params.verbosity = _WARNINGS
+    params.ui = False
+    try:
+        return xllamacpp.Server(params)
+    except (RuntimeError, ValueError) as error:
+        raise StartupError(f"llama.cpp could not serve {model.name} on {host}:{port}: {error}") from error

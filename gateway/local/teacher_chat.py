@@ -1,0 +1,151 @@
+"""The teacher's OpenAI-like routes, with TGI's habits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from aiohttp import web
+
+from gateway.local import tgi_chat, tgi_errors, tgi_request
+from gateway.local.tgi_chat import ChatBody, CompletionBody, Replies
+from gateway.local.tgi_wire import STATE, headers, read, reply, send_event, stream_headers
+from gateway.version import __version__
+
+if TYPE_CHECKING:
+    from gateway.local.generation import Generation
+    from gateway.local.teacher_state import TeacherState
+
+Chunks = Literal["chat.completion.chunk", "text_completion"]
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions"""
+    started = time.monotonic()
+    state = request.app[STATE]
+    body = await read(request, ChatBody)
+    prompt = await tgi_chat.prompt_of(body, state.llama)
+    if body.stream:
+        return await _stream_chat(request, body, prompt)
+    logprobs = bool(body.logprobs)
+    run, tokens = await state.finished(prompt, body.parameters, logprobs=logprobs, special=False)
+    answer = _replies(state).chat(run, tokens, logprobs=logprobs)
+    return reply(answer, headers=headers(prompt, [run], time.monotonic() - started))
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions: several prompts run at once, and one failure fails them all."""
+    started = time.monotonic()
+    state = request.app[STATE]
+    body = await read(request, CompletionBody)
+    if body.suffix is not None:
+        raise tgi_errors.TgiError(
+            422, "suffix not supported", "Suffix is not supported and can be achieved by preprocessing the prompt."
+        )
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if len(prompts) > tgi_request.MAX_CLIENT_BATCH_SIZE:
+        limit = tgi_request.MAX_CLIENT_BATCH_SIZE
+        raise tgi_errors.TgiError(
+            422,
+            "batch size exceeded",
+            f"Number of prompts exceeds the maximum allowed batch size of {limit}",
+        )
+    if body.stream:
+        return await _stream_completions(request, body, prompts)
+    runs = await _run_all(state, body, prompts)
+    answer = _replies(state).completion(runs)
+    return reply(answer, headers=headers("".join(prompts), runs, time.monotonic() - started))
+
+
+async def chat_tokenize(request: web.Request) -> web.Response:
+    """POST /chat_tokenize: the rendered prompt of a chat, and its tokens."""
+    state = request.app[STATE]
+    prompt = await tgi_chat.prompt_of(await read(request, ChatBody), state.llama)
+    tokens = await simple_tokens(state, prompt, special=False)
+    return reply({"tokenize_response": tokens, "templated_text": prompt})
+
+
+async def simple_tokens(state: TeacherState, text: str, *, special: bool) -> list[dict[str, Any]]:
+    """Tokens of `text` with `start` and `stop` in it, in bytes of UTF-8.
+
+    A character that is spread over several tokens is passed over: those tokens have no text and an empty place, as
+    has a token which is not in the text, such as the model's opening token.
+    """
+    data = text.encode()
+    tokens = []
+    place = 0
+    for piece in await state.llama.tokenize(text, special=special):
+        found = data.find(piece.text.encode(), place) if piece.text else -1
+        start, stop = (found, found + len(piece.text.encode())) if found >= 0 else (place, place)
+        tokens.append({"id": piece.id, "text": piece.text, "start": start, "stop": stop})
+        place = stop
+    return tokens
+
+
+async def _run_all(state: TeacherState, body: CompletionBody, prompts: list[str]) -> list[Generation]:
+    parameters = body.parameters
+    try:
+        async with asyncio.TaskGroup() as group:
+            works = [group.create_task(state.finished(prompt, parameters, logprobs=False)) for prompt in prompts]
+    except* tgi_errors.TgiError as failures:
+        first = failures.exceptions[0]
+        raise first from None
+    return [work.result()[0] for work in works]
+
+
+async def _stream_chat(request: web.Request, body: ChatBody, prompt: str) -> web.StreamResponse:
+    state = request.app[STATE]
+    replies = _replies(state)
+    logprobs = bool(body.logprobs)
+    response = web.StreamResponse(headers=stream_headers(prompt))
+    await response.prepare(request)
+    try:
+        async with state.opened(prompt, body.parameters, logprobs=logprobs, special=False) as (run, tokens):
+            async for token in tokens:
+                await send_event(response, replies.chat_chunk(token, logprobs=logprobs))
+            await _send_usage(response, body, replies, [run], "chat.completion.chunk")
+    except tgi_errors.TgiError as error:
+        await _send_error(response, state, error)
+    await send_event(response, "[DONE]")
+    return response
+
+
+async def _stream_completions(request: web.Request, body: CompletionBody, prompts: list[str]) -> web.StreamResponse:
+    state = request.app[STATE]
+    replies = _replies(state)
+    response = web.StreamResponse(headers=stream_headers("".join(prompts)))
+    await response.prepare(request)
+    runs = []
+    try:
+        for index, prompt in enumerate(prompts):
+            async with state.opened(prompt, body.parameters, logprobs=False) as (run, tokens):
+                runs.append(run)
+                async for token in tokens:
+                    await send_event(response, replies.completion_chunk(index, token))
+        await _send_usage(response, body, replies, runs, "text_completion")
+    except tgi_errors.TgiError as error:
+        await _send_error(response, state, error)
+    await send_event(response, "[DONE]")
+    return response
+
+
+async def _send_usage(
+    response: web.StreamResponse,
+    body: ChatBody | CompletionBody,
+    replies: Replies,
+    runs: list[Generation],
+    kind: Chunks,
+) -> None:
+    if body.stream_options is not None and body.stream_options.include_usage:
+        await send_event(response, replies.usage_chunk(runs, kind))
+
+
+async def _send_error(response: web.StreamResponse, state: TeacherState, error: tgi_errors.TgiError) -> None:
+    """TGI names 422 in the event whatever went wrong."""
+    state.counts[error.error_type] += 1
+    await send_event(response, {"error": {"message": error.message, "http_status_code": 422}})
+
+
+def _replies(state: TeacherState) -> Replies:
+    return Replies(state.model, f"{__version__}-llama.cpp")

@@ -1,0 +1,224 @@
+"""What text-generation-inference makes of a chat or a completion: one prompt, one set of parameters, one reply."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from gateway.local import tgi_errors
+from gateway.local.tgi_request import Grammar, Parameters, Unsigned
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.local.generation import Generation, Token
+    from gateway.local.llama_client import LlamaClient
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn. `content` is text, or chunks of which only those of type `text` are understood here."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+    tool_calls: Any = None
+
+    @property
+    def text(self) -> str:
+        """The content as one string, as TGI joins it.
+
+        Raises:
+            TgiError: 422, for an image.
+        """
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        if any(chunk.get("type") != "text" for chunk in self.content):
+            raise tgi_errors.invalid("only text can be read by this model")
+        return "".join(str(chunk.get("text", "")) for chunk in self.content)
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """`include_usage` asks for one more chunk, without choices, that carries the usage."""
+
+    include_usage: bool = False
+
+
+class ChatBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /v1/chat/completions and /chat_tokenize. Fields that TGI does not use are ignored."""
+
+    messages: list[Message]
+    frequency_penalty: float | None = None
+    logprobs: bool | None = None
+    max_completion_tokens: Unsigned | None = None
+    max_tokens: Unsigned | None = None
+    presence_penalty: float | None = None
+    response_format: Grammar | None = None
+    seed: Unsigned | None = None
+    stop: list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    tools: list[Any] | None = None
+    top_logprobs: Unsigned | None = None
+    top_p: float | None = None
+
+    @property
+    def parameters(self) -> Parameters:
+        """As TGI maps them, traps included: any `presence_penalty` x becomes a repetition penalty of x + 2."""
+        penalty = self.presence_penalty
+        return Parameters(
+            details=True,
+            do_sample=self.temperature != 0,
+            frequency_penalty=self.frequency_penalty,
+            grammar=self.response_format,
+            max_new_tokens=self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens,
+            repetition_penalty=None if penalty is None else penalty + 2.0,
+            seed=self.seed,
+            stop=self.stop or [],
+            temperature=self.temperature or None,
+            top_n_tokens=self.top_logprobs,
+            top_p=self.top_p,
+        )
+
+
+class CompletionBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of /v1/completions."""
+
+    prompt: str | list[str]
+    frequency_penalty: float | None = None
+    max_tokens: Unsigned | None = None
+    repetition_penalty: float | None = None
+    seed: Unsigned | None = None
+    stop: list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    suffix: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+
+    @property
+    def parameters(self) -> Parameters:
+        """As TGI maps them."""
+        return Parameters(
+            details=True,
+            do_sample=self.temperature != 0,
+            frequency_penalty=self.frequency_penalty,
+            max_new_tokens=self.max_tokens,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=self.stop or [],
+            temperature=self.temperature or None,
+            top_p=self.top_p,
+        )
+
+
+async def prompt_of(body: ChatBody, llama: LlamaClient) -> str:
+    """The rendered prompt of a chat.
+
+    A trailing assistant message is continued the way TGI does it: everything is rendered, an opened turn at the end
+    included, then cut after the last place where the message's text stands, then trimmed at the end. A template that
+    changes the text (trims it, say) hides it from the search, and a new turn is opened instead.
+
+    Raises:
+        TgiError: 422 template_error or tool_error.
+    """
+    if body.tools:
+        raise tgi_errors.tool_refused("this server has no tools")
+    if not body.messages:
+        raise tgi_errors.template_failed("there are no messages")
+    messages = [{"role": message.role, "content": message.text} for message in body.messages]
+    prompt = await llama.render(messages)
+    last = messages[-1]
+    if last["role"] != "assistant":
+        return prompt
+    found = prompt.rfind(last["content"])
+    return prompt if found < 0 else prompt[: found + len(last["content"])].rstrip()
+
+
+class Replies:
+    """Builds the replies of one request. TGI leaves every `id` empty."""
+
+    def __init__(self, model: str, fingerprint: str) -> None:
+        self._model = model
+        self._fingerprint = fingerprint
+
+    def chat(self, run: Generation, tokens: Sequence[Token], *, logprobs: bool) -> dict[str, Any]:
+        """The reply of a chat that does not stream."""
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": run.text},
+            "logprobs": _logprobs(tokens) if logprobs else None,
+            "finish_reason": finish_reason(run.finish_reason),
+        }
+        return self._envelope("chat.completion", [choice]) | {"usage": usage([run])}
+
+    def chat_chunk(self, token: Token, *, logprobs: bool) -> dict[str, Any]:
+        """One token of a chat that streams. The role is in every delta."""
+        reason = token.finish_reason
+        choice = {
+            "index": 0,
+            "delta": {"role": "assistant", "content": "" if token.special else token.text},
+            "logprobs": _logprobs([token]) if logprobs else None,
+            "finish_reason": None if reason is None else finish_reason(reason),
+        }
+        return self._envelope("chat.completion.chunk", [choice]) | {"usage": None}
+
+    def usage_chunk(self, runs: Sequence[Generation], kind: Literal["chat.completion.chunk", "text_completion"]) -> Any:
+        """The chunk after the last, when `include_usage` asked for it."""
+        return self._envelope(kind, []) | {"usage": usage(runs)}
+
+    def completion(self, runs: Sequence[Generation]) -> dict[str, Any]:
+        """The reply of a completion that does not stream: one choice for each prompt."""
+        choices = [
+            {
+                "index": index,
+                "text": run.text,
+                "logprobs": None,
+                "finish_reason": finish_reason(run.finish_reason),
+            }
+            for index, run in enumerate(runs)
+        ]
+        return self._envelope("text_completion", choices) | {"usage": usage(runs)}
+
+    def completion_chunk(self, index: int, token: Token) -> dict[str, Any]:
+        """One token of a completion that streams. Here `eos_token` keeps its name."""
+        text = "" if token.special else token.text
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": token.finish_reason or ""}
+        return self._envelope("text_completion", [choice])
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "object": kind,
+            "id": "",
+            "created": int(time.time()),
+            "model": self._model,
+            "system_fingerprint": self._fingerprint,
+            "choices": choices,
+        }
+
+
+def usage(runs: Sequence[Generation]) -> dict[str, int]:
+    """Tokens read and written, summed over `runs`."""
+    read = sum(run.input_tokens for run in runs)
+    written = sum(run.generated_tokens for run in runs)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def finish_reason(reason: str) -> str:
+    """OpenAI's name where TGI translates it: `eos_token` becomes `stop`; `stop_sequence` stays as it is."""
+    return "stop" if reason == "eos_token" else reason
+
+
+def _logprobs(tokens: Sequence[Token]) -> dict[str, Any]:
+    return {
+        "content": [
+            {
+                "token": token.text,
+                "logprob": token.logprob,
+                "top_logprobs": [{"token": other.text, "logprob": other.logprob} for other in token.top],
+            }
+            for token in tokens
+            if token.logprob is not None
+        ]
+    }

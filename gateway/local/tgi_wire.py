@@ -1,0 +1,87 @@
+"""Bytes in and out of the teacher's routes: bodies, replies, events, headers, refusals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from aiohttp import web
+
+from gateway.local import tgi_errors, tgi_request
+from gateway.local.teacher_state import TeacherState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from gateway.local.generation import Generation
+    from gateway.local.tgi_request import Body
+
+STATE = web.AppKey("state", TeacherState)
+COMPUTE_TYPE = "cpu"
+
+
+async def read(request: web.Request, kind: type[Body]) -> Body:
+    """The body as `kind`. Raises UnreadableBody."""
+    return tgi_request.read_body(await request.read(), request.content_type, kind)
+
+
+def reply(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    """A JSON reply."""
+    return web.Response(body=orjson.dumps(value), status=status, headers=headers, content_type="application/json")
+
+
+async def send_event(response: web.StreamResponse, value: Any) -> None:
+    """One server-sent event. A str is sent as it is."""
+    data = value.encode() if isinstance(value, str) else orjson.dumps(value)
+    await response.write(b"data: " + data + b"\n\n")
+
+
+def headers(inputs: str, runs: Sequence[Generation], total_s: float) -> dict[str, str]:
+    """TGI's headers of a reply that does not stream. Milliseconds, but `x-compute-time` is in seconds.
+
+    Queue and inference time are llama.cpp's own; what is left of `total_s` is counted as validation.
+    """
+    inference_s = max(run.inference_s for run in runs)
+    queue_s = max(run.queue_s for run in runs)
+    generated = sum(run.generated_tokens for run in runs)
+    return {
+        "x-compute-type": COMPUTE_TYPE,
+        "x-compute-time": f"{total_s:.6f}",
+        "x-compute-characters": str(len(inputs)),
+        "x-total-time": _ms(total_s),
+        "x-validation-time": _ms(max(0.0, total_s - queue_s - inference_s)),
+        "x-queue-time": _ms(queue_s),
+        "x-inference-time": _ms(inference_s),
+        "x-time-per-token": _ms(inference_s / max(1, generated)),
+        "x-prompt-tokens": str(sum(run.input_tokens for run in runs)),
+        "x-generated-tokens": str(generated),
+    }
+
+
+def stream_headers(inputs: str) -> dict[str, str]:
+    """TGI's headers of a stream."""
+    return {
+        "Content-Type": "text/event-stream",
+        "Cache-Control": "no-cache",
+        "X-Accel-Buffering": "no",
+        "x-compute-type": COMPUTE_TYPE,
+        "x-compute-characters": str(len(inputs)),
+    }
+
+
+@web.middleware
+async def refuse(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Render refusals: TGI's as JSON, those of its web framework as plain text."""
+    try:
+        return await handler(request)
+    except tgi_errors.TgiError as error:
+        request.app[STATE].counts[error.error_type] += 1
+        return reply(error.body, status=error.status)
+    except tgi_errors.UnreadableBody as error:
+        return web.Response(text=error.text, status=error.status)
+
+
+def _ms(seconds: float) -> str:
+    return str(int(seconds * 1000))
