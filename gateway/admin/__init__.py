@@ -1,0 +1,1 @@
+"""The admin listener, loopback by default: metrics, and readiness in detail."""

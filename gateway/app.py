@@ -1,0 +1,210 @@
+"""The composition root: the only place that constructs. What it opens it closes, in the same function."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from gateway.admin.routes import ROUTES as ADMIN_ROUTES
+from gateway.admission import Admission
+from gateway.batching.batcher import Batcher
+from gateway.batching.window import Limits
+from gateway.completion import Completions
+from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.openai import OpenAIEngine
+from gateway.engines.tgi import TGIEngine
+from gateway.engines.watch import watch
+from gateway.errors import StartupError
+from gateway.finishing import Finisher
+from gateway.ledger.ledger import Ledger
+from gateway.ledger.store import ReceiptStore
+from gateway.metrics import Metrics
+from gateway.opening import Guide
+from gateway.redis_client import RedisClient
+from gateway.redis_keys import RedisKeys
+from gateway.tasks import Tasks
+from gateway.web import keys
+from gateway.web.chat import chat_completions
+from gateway.web.error_body import errors_as_openai
+from gateway.web.lookups import list_models, show_model, show_receipt
+from gateway.web.probes import healthz, readyz
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Callable
+
+    from gateway.config import Settings
+    from gateway.engines.base import Engine
+    from gateway.model_settings import ModelSettings
+    from gateway.policy.book import PolicyBook
+
+log = structlog.get_logger()
+
+ROUTES = [
+    web.post("/v1/chat/completions", chat_completions),
+    web.get("/v1/models", list_models),
+    web.get("/v1/models/{model:.+}", show_model),
+    web.get("/v1/receipts/{id}", show_receipt),
+    web.get("/healthz", healthz),
+    web.get("/readyz", readyz),
+]
+MIDDLEWARES = [errors_as_openai]
+
+# After the drain, for handlers that are cut.
+_CUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One process's parts that serving needs."""
+
+    public: web.Application
+    admin: web.Application
+    admission: Admission
+    store: ReceiptStore
+    tasks: Tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running gateway listens."""
+
+    public: str
+    admin: str
+
+
+@asynccontextmanager
+async def gateway(settings: Settings, book: PolicyBook, redis_url: str) -> AsyncIterator[Gateway]:
+    """Build a gateway and everything under it; close it all on leaving. Raises StartupError without Redis."""
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        tasks = Tasks()
+        redis_keys = RedisKeys(settings.redis.prefix)
+        redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
+        stack.push_async_callback(redis.close)
+        await redis.require()
+        engines = {model.name: _engine(model) for model in settings.models}
+        for engine in engines.values():
+            stack.push_async_callback(engine.close)
+        batcher = Batcher(
+            redis.commands,
+            redis.listening,
+            redis_keys,
+            owner=f"{socket.gethostname()}-{secrets.token_hex(6)}",
+            limits={model.name: _limits(model, engines[model.name]) for model in settings.models},
+            on_failure=settings.redis.on_failure,
+        )
+        store = ReceiptStore(redis.commands, redis_keys, ttl_s=settings.receipts.ttl_s, metrics=metrics)
+        ledger = Ledger(
+            store,
+            prices={model.name: model.price for model in settings.models},
+            encodings={model.name: model.tokenizer for model in settings.models},
+            metrics=metrics,
+            tasks=tasks,
+        )
+        admission = Admission(settings.server.max_in_flight, metrics)
+        completions = Completions(
+            book=book,
+            guide=Guide(engines, batcher, metrics),
+            finisher=Finisher(engines, metrics),
+            admission=admission,
+            ledger=ledger,
+        )
+
+        public = web.Application(client_max_size=settings.server.max_body_bytes, middlewares=MIDDLEWARES)
+        public.add_routes(ROUTES)
+        admin = web.Application()
+        admin.add_routes(ADMIN_ROUTES)
+        public[keys.BOOK] = book
+        public[keys.COMPLETIONS] = completions
+        public[keys.RECEIPTS] = store
+        for app in (public, admin):
+            app[keys.ADMISSION] = admission
+            app[keys.METRICS] = metrics
+            app[keys.ENGINES] = engines
+            app[keys.REDIS] = redis
+
+        stack.push_async_callback(tasks.close)
+        batcher.start(tasks)
+        tasks.keep("receipts", store.run())
+        tasks.keep("redis", redis.watch())
+        for engine in engines.values():
+            tasks.keep(f"engine:{engine.name}", watch(engine, metrics))
+        yield Gateway(public, admin, admission, store, tasks)
+
+
+def _engine(model: ModelSettings) -> Engine:
+    timeouts = model.timeouts
+    http = EngineHttp(
+        model.name,
+        model.api_base,
+        api_key=model.api_key.get_secret_value() if model.api_key is not None else None,
+        deadlines=Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s),
+    )
+    if model.protocol == "tgi":
+        return TGIEngine(model.name, http, model=model.model, max_concurrency=model.max_concurrency)
+    echo = None if model.echo == "auto" else model.echo
+    return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo)
+
+
+def _limits(model: ModelSettings, engine: Engine) -> Callable[[], Limits]:
+    """What the teacher takes: the configuration's limits, and never more than the engine says it takes."""
+
+    def now() -> Limits:
+        own = engine.state.max_concurrency
+        cap = model.max_concurrency if own is None else min(model.max_concurrency, own)
+        return Limits(cap, model.batch.max_size, model.batch.max_prompt_tokens)
+
+    return now
+
+
+async def serve(
+    settings: Settings,
+    book: PolicyBook,
+    redis_url: str,
+    *,
+    stop: asyncio.Event,
+    announce: Callable[[Addresses], None],
+) -> None:
+    """Serve until `stop` is set, then drain: refuse what is new, finish what is under way, keep every receipt.
+
+    Raises StartupError when a port is taken or Redis is not there.
+    """
+    async with gateway(settings, book, redis_url) as parts, AsyncExitStack() as stack:
+        public = web.AppRunner(parts.public, access_log=None, handler_cancellation=True, shutdown_timeout=_CUT_S)
+        admin = web.AppRunner(parts.admin, access_log=None, shutdown_timeout=_CUT_S)
+        for runner in (admin, public):
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+        await _listen(public, settings.server.host, settings.server.port, "server.port")
+        await _listen(admin, settings.admin.host, settings.admin.port, "admin.port")
+        announce(Addresses(_url(public), _url(admin)))
+        await stop.wait()
+
+        log.info("draining", in_flight=parts.admission.in_flight)
+        # While requests finish, new ones still get an answer: a 503 that sends them to another replica.
+        cut = await parts.admission.drain(settings.server.drain_timeout_s)
+        await public.cleanup()
+        await parts.tasks.drain(_CUT_S)
+        kept = await parts.store.flush()
+        log.info("stopped", cut=cut, receipts_kept=kept)
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int, field: str) -> None:
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
+        raise StartupError(f"{host}:{port} {why}. Stop what listens there, or set {field} in config.yaml.") from error
+
+
+def _url(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{port}"  # noqa: S104  compared, not bound

@@ -1,0 +1,7 @@
+"""Batches of guidance over the whole fleet: tickets and permits.
+
+Redis coordinates; it carries no prompt. A request that needs the teacher leaves a ticket; one script, run by whoever
+has news, decides for all processes whether a batch opens and grants permits; each owner then fires its own calls at
+once, and the teacher's continuous batching does the rest. `window.py` is the rule, `tickets.py` its place in Redis,
+`batcher.py` what a request awaits.
+"""

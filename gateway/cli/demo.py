@@ -1,0 +1,184 @@
+"""`gkt-gateway demo`: real models on this machine, one guided answer, and a gateway to play with."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import aiohttp
+import typer
+import uvloop
+from rich.console import Console
+
+from gateway.app import Addresses
+from gateway.app import serve as serve_gateway
+from gateway.cli.demo_print import print_answer, print_how_to_call
+from gateway.config import Settings
+from gateway.errors import StartupError
+from gateway.local import weights
+from gateway.local.redis import EmbeddedRedis
+from gateway.local.stack import LocalStack
+from gateway.logs import set_up_logs
+from gateway.policy.book import PolicyBook
+from gateway.policy.schema import TenantPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TEACHER = "qwen2.5-coder-1.5b-instruct"
+STUDENT = "qwen2.5-coder-0.5b-instruct"
+KEY = "gk-demo"
+QUESTION = (
+    "A baker sells 24 rolls in the morning and half as many in the afternoon. "
+    "Each roll costs 3 dollars. How much money does the baker take in?"
+)
+
+# A CPU is slow; the demo waits rather than showing an unguided answer.
+_GUIDANCE_DEADLINE_S = 120.0
+_PROBE_LIMIT_S = 120.0
+_PROBE_EVERY_S = 0.1
+_INTERRUPTED = 130
+
+
+def demo(
+    ask: Annotated[str | None, typer.Option(help="Ask this one question, print the answer, and leave.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, max=400, help="How many tokens the teacher writes (m).")] = 40,
+    projection: Annotated[str, typer.Option(help="How the teacher is asked: cutoff, concise or hint.")] = "cutoff",
+    teacher: Annotated[str, typer.Option(help="A model of the catalogue, or the path of a .gguf file.")] = TEACHER,
+    student: Annotated[str, typer.Option(help="A model of the catalogue, or the path of a .gguf file.")] = STUDENT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the gateway listens; 0: any free port.")] = 8080,
+) -> None:
+    """Start everything on this machine: Redis, a teacher, a student, the gateway; answer a question.
+
+    The models are real and small, and run on the CPU; their weights (1.6 GB) are fetched once. The teacher speaks
+    text-generation-inference's protocol, but is llama.cpp underneath. Without --ask the gateway goes on running until
+    Ctrl-C.
+    """
+    set_up_logs("warning", "auto")
+    setup = _Setup(teacher, student, tokens, projection, port)
+    if not uvloop.run(_until_interrupted(_demo(setup, ask, Console()))):
+        raise typer.Exit(_INTERRUPTED if ask is not None else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    teacher: str
+    student: str
+    tokens: int
+    projection: str
+    port: int
+
+    def settings(self, stack: LocalStack) -> Settings:
+        """As config.yaml would say it. The prices are examples: nobody bills a laptop."""
+        return Settings.model_validate(
+            {
+                "server": {"host": "127.0.0.1", "port": self.port},
+                "admin": {"port": 0},
+                "models": [
+                    {
+                        "name": self.teacher,
+                        "protocol": "tgi",
+                        "api_base": stack.teacher_url,
+                        "price": {"input_per_1m": _usd("0.90"), "output_per_1m": _usd("0.90")},
+                    },
+                    {
+                        "name": self.student,
+                        "protocol": "openai",
+                        "api_base": stack.student_url + "/v1",
+                        "price": {"input_per_1m": _usd("0.10"), "output_per_1m": _usd("0.10")},
+                        "timeouts": {"first_token": 120.0},
+                    },
+                ],
+            }
+        )
+
+    def book(self) -> PolicyBook:
+        guidance = {"tokens": self.tokens, "projection": self.projection, "deadline": _GUIDANCE_DEADLINE_S}
+        both = {"teacher": self.teacher, "student": self.student}
+        routes = [
+            {"model": "chat", "mode": "guided", **both, "guidance": guidance},
+            {"model": "chat-student", "mode": "student", "student": self.student, "baseline": self.teacher},
+            {"model": "chat-teacher", "mode": "teacher", "teacher": self.teacher},
+        ]
+        key = {"id": "demo", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
+        return PolicyBook.of([TenantPolicy.model_validate({"tenant": "demo", "keys": [key], "routes": routes})])
+
+
+def _usd(text: str) -> Any:
+    from decimal import Decimal
+
+    return Decimal(text)
+
+
+async def _until_interrupted(work: Any) -> bool:
+    """Run `work`; False when a signal ended it. Leaving it by cancellation stops every child."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work, name="demo")  # the main task of this process
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return False
+    return True
+
+
+async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
+    for name in (setup.teacher, setup.student):
+        await asyncio.to_thread(weights.fetch, name)
+    starting = console.status("starting Redis, the teacher and the student")
+    starting.start()
+    async with (
+        EmbeddedRedis() as redis,
+        LocalStack(teacher=setup.teacher, student=setup.student) as stack,
+        _gateway(setup, stack, redis.url) as at,
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session,
+    ):
+        starting.update("asking the engines what they can do")
+        await _until_probed(session, at.admin)
+        starting.stop()
+        console.print(f"[dim]gateway[/] {at.public}/v1   [dim]metrics[/] {at.admin}/metrics")
+        await print_answer(console, session, at.public, ask or QUESTION)
+        print_how_to_call(console, at.public, KEY)
+        if ask is None:
+            console.print("\nThe gateway is running. [bold]Ctrl-C[/] stops it and everything it started.")
+            await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def _gateway(setup: _Setup, stack: LocalStack, redis_url: str) -> AsyncIterator[Addresses]:
+    """The gateway beside us in this process. Raises StartupError when it does not start."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    listening: asyncio.Future[Addresses] = loop.create_future()
+    serving = loop.create_task(
+        serve_gateway(setup.settings(stack), setup.book(), redis_url, stop=stop, announce=listening.set_result),
+        name="gateway",
+    )
+    try:
+        either: set[asyncio.Future[Any]] = {serving, listening}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            await serving
+        yield listening.result()
+    finally:
+        stop.set()
+        await serving
+
+
+async def _until_probed(session: aiohttp.ClientSession, admin: str) -> None:
+    """Wait until both engines were looked at and the student is known to continue. Raises StartupError."""
+    give_up = asyncio.get_running_loop().time() + _PROBE_LIMIT_S
+    while True:
+        async with session.get(f"{admin}/readyz") as reply:
+            engines = (await reply.json())["engines"].values()
+        if all(engine["up"] and (engine["continuation"] or engine["warnings"]) for engine in engines):
+            return
+        if asyncio.get_running_loop().time() > give_up:
+            details = "; ".join(f"{engine['detail']}" for engine in engines)
+            raise StartupError(f"The engines did not answer within {_PROBE_LIMIT_S:g} s: {details}")
+        await asyncio.sleep(_PROBE_EVERY_S)

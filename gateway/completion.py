@@ -1,0 +1,172 @@
+"""THE PATH: one chat completion from a checked request to its answer and its receipt.
+
+`answer` and `stream` walk the same steps; they differ in how the student is called and in what leaves when. Whatever
+happens inside, each request settles exactly one receipt (`_recorded`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.errors import GatewayError, ModelNotFound
+from gateway.ledger.draft import Draft
+from gateway.policy.resolve import Plan, resolve
+from gateway.protocol import ReplyHead, usage_body
+from gateway.relay import StreamRelay
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator
+
+    from gateway.admission import Admission
+    from gateway.finishing import Finisher
+    from gateway.ledger.ledger import Ledger
+    from gateway.ledger.receipt import Receipt
+    from gateway.opening import Guide, Opening
+    from gateway.policy.book import Caller, PolicyBook
+    from gateway.protocol import ChatRequest, Json
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds."""
+
+    id: str
+    caller: Caller
+    created: int
+    started: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer for a JSON caller, with its receipt."""
+
+    body: Json
+    receipt: Receipt
+    show_cost: bool
+
+
+class Completions:
+    """The path, with everything it needs handed in."""
+
+    def __init__(
+        self,
+        *,
+        book: PolicyBook,
+        guide: Guide,
+        finisher: Finisher,
+        admission: Admission,
+        ledger: Ledger,
+    ) -> None:
+        self._book = book
+        self._guide = guide
+        self._finisher = finisher
+        self._admission = admission
+        self._ledger = ledger
+
+    async def answer(self, visit: Visit, chat: ChatRequest) -> Answer:
+        """Answer a JSON caller. Raises GatewayErrors."""
+        plan = self._resolve(visit, chat)
+        head = ReplyHead(f"chatcmpl-{visit.id}", visit.created, chat.model)
+        with self._recorded(visit, chat, plan) as draft, self._admission.place():
+            draft.admitted = time.perf_counter()
+            opening = await self._guide.open(plan, chat, draft)
+            if opening.whole is not None:
+                reply = _whole_reply(opening)
+            else:
+                reply = await self._finisher.complete(plan, chat, opening, draft)
+            draft.saw_first_token()
+            draft.finish_reason = reply["choices"][0].get("finish_reason")
+            receipt = await self._ledger.close(draft)
+            usage = _caller_usage(plan, opening, receipt)
+            return Answer({**reply, **head.completion(reply["choices"], usage)}, receipt, plan.show_cost)
+
+    async def stream(self, visit: Visit, chat: ChatRequest) -> AsyncGenerator[Draft | Json, None]:
+        """Answer an SSE caller: first the draft, when the reply's headers can be known, then chunks.
+
+        An error raised before the draft was yielded can still become a status; one raised after it cannot.
+        """
+        plan = self._resolve(visit, chat)
+        head = ReplyHead(f"chatcmpl-{visit.id}", visit.created, chat.model)
+        with self._recorded(visit, chat, plan) as draft, self._admission.place():
+            draft.admitted = time.perf_counter()
+            opening = await self._guide.open(plan, chat, draft)
+            seam = self._finisher.seam(plan, chat, opening)
+            relay = StreamRelay(head, seam, wants_usage=chat.wants_usage)
+            shown = opening.text if opening.whole is not None else (seam.opening() if seam is not None else "")
+            if shown:
+                draft.saw_first_token()
+                yield draft
+                yield relay.open(shown)
+            if opening.whole is None:
+                async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as chunks:
+                    announced = bool(shown)
+                    async for chunk in chunks:
+                        if not announced:
+                            yield draft
+                            announced = True
+                        yield chunk
+            for chunk in relay.end(opening.whole):
+                yield chunk
+            draft.finish_reason = relay.finish_reason
+            receipt = await self._ledger.close(draft)
+            if chat.wants_usage:
+                facts = receipt.facts(show_cost=plan.show_cost)
+                yield relay.usage_chunk(_caller_usage(plan, opening, receipt), facts)
+
+    def _resolve(self, visit: Visit, chat: ChatRequest) -> Plan:
+        policy = visit.caller.policy
+        route = self._book.route(policy, chat.model)
+        if route is None:
+            names = ", ".join(f"'{name}'" for name in self._book.models(policy))
+            raise ModelNotFound(f"There is no model '{chat.model}' for this key. It may use: {names}.", param="model")
+        return resolve(route, chat, self._finisher.can_continue)
+
+    @contextmanager
+    def _recorded(self, visit: Visit, chat: ChatRequest, plan: Plan) -> Iterator[Draft]:
+        """Settle one receipt for what happens inside the block, whatever that is."""
+        draft = Draft(
+            id=visit.id,
+            created=visit.created,
+            tenant=visit.caller.policy.tenant,
+            key=visit.caller.key_id,
+            route=chat.model,
+            stream=chat.stream,
+            started=visit.started,
+            plan=plan,
+        )
+        status = "internal"
+        try:
+            yield draft
+            status = "ok"
+        except GatewayError as error:
+            status = error.label
+            raise
+        except (asyncio.CancelledError, GeneratorExit, ConnectionError):
+            status = "shutdown" if self._admission.draining else "client_gone"
+            raise
+        finally:
+            self._ledger.settle(draft, status)
+
+
+def _whole_reply(opening: Opening) -> Json:
+    message = {"role": "assistant", "content": opening.text, "refusal": None}
+    return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": opening.whole}]}
+
+
+def _caller_usage(plan: Plan, opening: Opening, receipt: Receipt) -> Json:
+    """OpenAI's usage as the caller sees the answer: their prompt, and all of the answer, whoever wrote it.
+
+    The finisher counts the guidance as part of its prompt; the caller did not send it.
+    """
+    guidance = plan.guidance
+    shown = opening.tokens if guidance is not None and guidance.placement == "prefix" else 0
+    finisher = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
+    if finisher is None:
+        read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
+        return usage_body(read, opening.tokens)
+    read = max(0, finisher.input_tokens - opening.tokens)
+    return usage_body(read, shown + finisher.output_tokens, min(read, finisher.cached_input_tokens))

@@ -1,0 +1,94 @@
+"""What an engine is to the gateway: one protocol, whichever role it plays.
+
+Teacher and student are roles, not classes. As a teacher an engine writes the opening of an answer (`opening`); as a
+student it finishes one (`complete` for JSON callers, `stream` for SSE callers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from gateway.engines.continuation import Continuation
+    from gateway.protocol import Json
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the engine counted them; `estimated` where it did not say and the gateway had to."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    estimated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningRequest:
+    """What the teacher is asked for: the first `max_tokens` tokens of an answer.
+
+    Exactly one of `messages` (a chat, rendered by the engine's own template) and `prompt` (raw text, the paper's
+    few-shot setting) is set. The sampling is the policy's, not the caller's; temperature 0 is greedy.
+    """
+
+    max_tokens: int
+    messages: Sequence[Json] | None = None
+    prompt: str | None = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningReply:
+    """What the teacher wrote. `finish` is `stop` when it ended by itself, `length` when it was cut."""
+
+    text: str
+    finish: Finish
+    usage: Usage | None
+
+
+@dataclass(slots=True)
+class EngineState:
+    """What is known of an engine right now; written by its watch, read by readiness and the request path."""
+
+    up: bool | None = None  # None: not looked at yet
+    detail: str = "not probed yet"
+    warnings: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    continuation: Continuation | None = None  # None: it cannot continue an answer, or that is not known yet
+    max_concurrency: int | None = None  # the engine's own limit on calls in flight, where it tells
+
+
+class Engine(Protocol):
+    """One model server. All methods raise `EngineError`s and let a cancellation through."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def state(self) -> EngineState: ...
+
+    async def opening(self, request: OpeningRequest) -> OpeningReply:
+        """Write the first tokens of an answer."""
+        ...
+
+    async def complete(self, body: Json) -> Json:
+        """Answer an OpenAI chat body; the reply has OpenAI's shape and at least one choice."""
+        ...
+
+    def stream(self, body: Json) -> AsyncGenerator[Json, None]:
+        """Answer with OpenAI's chunks. Ends normally only after a finish_reason or [DONE] was seen."""
+        ...
+
+    async def probe(self) -> None:
+        """Look whether the engine is there and what it can do; update `state`. Raises when it is not there."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,122 @@
+"""OpenAI's chat completions as engines speak them: the part that every engine class shares."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import orjson
+
+from gateway.engines.base import Usage
+from gateway.engines.http import LAST_EVENT
+from gateway.errors import EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.engines.base import Finish
+    from gateway.engines.http import EngineHttp
+    from gateway.protocol import Json
+
+# OpenAI's word for "it ended by itself", and TGI's two.
+_ENDED = ("stop", "eos_token", "stop_sequence")
+
+
+class ChatWire:
+    """Chat completions at one path of one engine. All methods raise EngineErrors."""
+
+    def __init__(self, http: EngineHttp, path: str) -> None:
+        self._http = http
+        self._path = path
+        self._name = http.name
+
+    async def complete(self, body: Json) -> Json:
+        """POST, and return a reply that has at least one choice; each has a message."""
+        reply = (await self._http.post(self._path, body)).body
+        choices = reply.get("choices") if isinstance(reply, dict) else None
+        if not choices or not _are_choices(choices, "message"):
+            raise self._garbled("a reply without a message")
+        return reply  # type: ignore[no-any-return]
+
+    async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
+        """Yield chunks. Ends normally only when all choices have finished or [DONE] was seen: a cut is an error."""
+        unfinished = set(range(body.get("n") or 1))
+        try:
+            async with aclosing(self._http.events(self._path, body)) as events:
+                async for data in events:
+                    if data == LAST_EVENT:
+                        return
+                    chunk = self._chunk(data)
+                    unfinished -= {choice.get("index", 0) for choice in chunk["choices"] if choice.get("finish_reason")}
+                    yield chunk
+        except (EngineTimeout, EngineUnreachable):
+            if unfinished:
+                raise
+        if unfinished:
+            raise EngineFailed(f"Engine '{self._name}' broke off in the middle of its answer.", engine=self._name)
+
+    def _chunk(self, data: bytes) -> Json:
+        try:
+            chunk: Any = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            raise self._garbled("an event that is not JSON") from None
+        if isinstance(chunk, dict) and chunk.get("error"):
+            said = self._http.said(chunk)
+            tail = f": {said.text}" if said.text else "."
+            failed = EngineFailed(f"Engine '{self._name}' failed in the middle of its answer{tail}", engine=self._name)
+            failed.reason = said.reason
+            raise failed
+        if not _are_choices(chunk.get("choices") if isinstance(chunk, dict) else None, "delta"):
+            raise self._garbled("an event without choices")
+        return chunk  # type: ignore[no-any-return]
+
+    def _garbled(self, what: str) -> EngineGarbled:
+        return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
+
+
+def _are_choices(choices: Any, holder: str) -> bool:
+    """Whether it is a list of choices in OpenAI's shape, as far as the gateway relies on it.
+
+    A message must be there; a delta may be missing, and stands for an empty one then.
+    """
+    return isinstance(choices, list) and all(
+        isinstance(choice, dict)
+        and isinstance(choice.get("index", 0), int)
+        and isinstance(choice.get("finish_reason"), str | None)
+        and (isinstance(choice.get(holder), dict) or (holder == "delta" and choice.get(holder) is None))
+        for choice in choices
+    )
+
+
+def opening_finish(reason: Any) -> Finish:
+    """Why a teacher ended. What is not known to be an end is a cut: then the student goes on, and nothing is lost."""
+    return "stop" if reason in _ENDED else "length"
+
+
+def first_choice(reply: Any) -> Json:
+    """The first choice of an OpenAI reply; empty when there is none."""
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice if isinstance(choice, dict) else {}
+
+
+def message_text(reply: Json) -> str | None:
+    """What the first choice says; None when it says nothing in words."""
+    text = (first_choice(reply).get("message") or {}).get("content")
+    return text if isinstance(text, str) else None
+
+
+def read_usage(usage: Any) -> Usage | None:
+    """OpenAI's `usage` object as an engine sent it, or None when it holds no usable counts."""
+    if not isinstance(usage, dict):
+        return None
+    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not (_is_count(read) and _is_count(written)) or read == 0:
+        return None  # no chat has an empty prompt: an engine that says 0 did not count
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(read, written, min(cached, read) if _is_count(cached) else 0)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

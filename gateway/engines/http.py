@@ -1,0 +1,327 @@
+"""The HTTP side of every engine: one pooled session each, deadlines, and statuses turned into engine errors.
+
+Redirects are not followed and proxies from the environment are not used: an engine is where the configuration says it
+is. Bodies are bounded. Nothing of the caller's headers goes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from gateway.engines.sse import EventTooLarge, SseDecoder
+from gateway.errors import (
+    EngineError,
+    EngineFailed,
+    EngineGarbled,
+    EngineOverloaded,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+
+    from gateway.protocol import Json
+
+_T = TypeVar("_T")
+
+_MAX_REPLY_BYTES = 32_000_000
+_MAX_ERROR_BYTES = 64_000
+_MAX_ERROR_CHARS = 500
+_FIRST_ERROR = 400
+_FIRST_SERVER_ERROR = 500
+_TGI_GENERATION_FAILED = 424
+_BLAMES_CREDENTIALS = frozenset({401, 403})
+
+LAST_EVENT = b"[DONE]"
+_REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
+# Below the 5 s after which uvicorn hangs up on an idle connection: a call sent while it does so is lost.
+_KEEP_ALIVE_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long an engine may take, in seconds: to connect, to its first token, between tokens, and in all."""
+
+    connect_s: float = 2.0
+    first_token_s: float = 30.0
+    idle_s: float = 30.0
+    total_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """A moment on the loop's clock, and how long after its start that is."""
+
+    after_s: float
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class JsonReply:
+    body: Any
+    headers: Mapping[str, str]
+
+
+class EngineHttp:
+    """One engine's connection pool.
+
+    Args:
+        name: the configured model name; it stands in errors instead of the address.
+        base_url: without a trailing slash.
+        api_key: sent as a bearer token when given.
+        max_reply_bytes: bound on a JSON reply.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        *,
+        api_key: str | None,
+        deadlines: Deadlines,
+        max_reply_bytes: int = _MAX_REPLY_BYTES,
+    ) -> None:
+        self._name = name
+        self._base_url = base_url.rstrip("/")
+        self._deadlines = deadlines
+        self._max_reply_bytes = max_reply_bytes
+        # What an engine's own words may hold and a caller may not see.
+        self._hidden = [text for text in (api_key, self._base_url, urlsplit(base_url).netloc) if text]
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {api_key}"
+        self._session = aiohttp.ClientSession(
+            # No limit of its own: admission bounds what is in flight, and a hidden queue here would hide in no metric.
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, keepalive_timeout=_KEEP_ALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=deadlines.total_s, connect=deadlines.connect_s),
+        )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def get(self, path: str) -> JsonReply:
+        """GET JSON, within the deadline of a first token: what is asked for this way is small. Raises EngineErrors."""
+        return await self._by(self._in(self._deadlines.first_token_s), self._get(path))
+
+    async def _get(self, path: str) -> JsonReply:
+        async with self._call("GET", path, None) as response:
+            return await self._read_json(response)
+
+    async def post(self, path: str, payload: Json) -> JsonReply:
+        """POST JSON, return the decoded JSON reply. Raises EngineErrors."""
+        async with self._call("POST", path, payload) as response:
+            return await self._read_json(response)
+
+    async def events(self, path: str, payload: Json) -> AsyncGenerator[bytes, None]:
+        """POST JSON, yield the data of each server-sent event as it comes. Raises EngineErrors.
+
+        The first event is due `first_token_s` after the call, each later one `idle_s` after the one before was taken.
+        Comments are not events: an engine that only keeps the connection alive is silent.
+        """
+        decoder = SseDecoder()
+        due = self._in(self._deadlines.first_token_s)
+        async with self._call("POST", path, payload, due=due) as response:
+            content_type = response.headers.get("Content-Type", "")
+            if not content_type.startswith("text/event-stream"):
+                raise EngineGarbled(
+                    f"Engine '{self._name}' answered {content_type or 'no content type'} where a stream was asked for.",
+                    engine=self._name,
+                )
+            try:
+                while received := await self._by(due, response.content.readany()):
+                    for data in decoder.feed(received):
+                        if data == LAST_EVENT:
+                            await self._read_rest(response)
+                        yield data
+                        due = self._in(self._deadlines.idle_s)
+                for data in decoder.end():
+                    yield data
+            except EventTooLarge as error:
+                raise EngineGarbled(f"Engine '{self._name}' sent too much: {error}.", engine=self._name) from None
+
+    @staticmethod
+    async def _read_rest(response: aiohttp.ClientResponse) -> None:
+        """See the body end: only then can its connection serve the next call. Nobody waits long for that."""
+        with suppress(TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(_REST_WITHIN_S):
+                await response.content.readany()
+
+    def said(self, raw: bytes | Json) -> SaidError:
+        """What the engine says went wrong, without its address and its key."""
+        return said_error(raw, self._hidden)
+
+    @staticmethod
+    def _in(seconds: float) -> _Due:
+        return _Due(seconds, asyncio.get_running_loop().time() + seconds)
+
+    async def _by(self, due: _Due, awaitable: Awaitable[_T]) -> _T:
+        try:
+            async with asyncio.timeout_at(due.at) as limit:
+                return await awaitable
+        except TimeoutError:
+            if not limit.expired():
+                raise  # another deadline than this one
+            raise EngineTimeout(f"Engine '{self._name}' was silent for {due.after_s:g} s.", engine=self._name) from None
+
+    @asynccontextmanager
+    async def _call(
+        self, method: str, path: str, payload: Json | None, *, due: _Due | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send, check the status, and turn whatever aiohttp raises until the reply is read into an EngineError."""
+        try:
+            sending = self._session.request(
+                method,
+                self._base_url + path,
+                data=None if payload is None else orjson.dumps(payload),
+                allow_redirects=False,
+            )
+            response = await (sending if due is None else self._by(due, sending))
+            async with response:
+                if response.status != HTTPStatus.OK:
+                    raise await self._refusal(response)
+                yield response
+        except EngineError:
+            raise
+        except TimeoutError as error:
+            connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
+            limit_s = self._deadlines.connect_s if connecting else self._deadlines.total_s
+            kind = EngineUnreachable if connecting else EngineTimeout
+            raise kind(f"Engine '{self._name}' did not answer within {limit_s:g} s.", engine=self._name) from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # The text of the exception may hold the address: its type says enough, the log has the rest.
+            raise EngineUnreachable(
+                f"Engine '{self._name}' could not be reached or broke off ({type(error).__name__}).",
+                engine=self._name,
+            ) from error
+
+    async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
+        raw = await self._read(response)
+        try:
+            return JsonReply(orjson.loads(raw), response.headers)
+        except orjson.JSONDecodeError:
+            raise EngineGarbled(f"Engine '{self._name}' answered 200 without JSON.", engine=self._name) from None
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.content.iter_any():
+            size += len(part)
+            if size > self._max_reply_bytes:
+                raise EngineGarbled(
+                    f"Engine '{self._name}' sent more than {self._max_reply_bytes} bytes.", engine=self._name
+                )
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> EngineError:
+        said = SaidError()
+        # Words that come with a refused key could quote it; those of a redirect hold an address.
+        if response.status >= _FIRST_ERROR and response.status not in _BLAMES_CREDENTIALS:
+            said = self.said(await self._read_some(response))
+        error = self._refused(response.status, said, response.headers.get("Retry-After"))
+        error.reason = said.reason
+        return error
+
+    async def _read_some(self, response: aiohttp.ClientResponse) -> bytes:
+        """What there is of an error's body, bounded in size and time: the status alone says what went wrong."""
+        raw = b""
+        with suppress(TimeoutError, aiohttp.ClientError):
+            async with asyncio.timeout(self._deadlines.idle_s):
+                async for part in response.content.iter_any():
+                    raw += part
+                    if len(raw) > _MAX_ERROR_BYTES:
+                        break
+        return raw[:_MAX_ERROR_BYTES]
+
+    def _refused(self, status: int, said: SaidError, retry_after: str | None) -> EngineError:
+        message = f"Engine '{self._name}' answered {status}" + (f": {said.text}" if said.text else ".")
+        if status in {429, 503}:
+            return EngineOverloaded(message, engine=self._name, retry_after_s=_retry_after_s(retry_after))
+        if status in _BLAMES_CREDENTIALS:
+            message = f"Engine '{self._name}' refused the gateway's credentials ({status})."
+            return EngineRejected(message, engine=self._name, status_sent=status)
+        if status == _TGI_GENERATION_FAILED or status >= _FIRST_SERVER_ERROR:
+            return EngineFailed(message, engine=self._name)
+        if status >= _FIRST_ERROR:
+            return EngineRejected(message, engine=self._name, status_sent=status)
+        return EngineGarbled(f"{message} Redirects and empty replies are not followed.", engine=self._name)
+
+
+@dataclass(frozen=True, slots=True)
+class SaidError:
+    """What an engine says went wrong: one line of at most 500 characters, and its own word for the kind."""
+
+    text: str = ""
+    reason: str | None = None
+
+
+def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> SaidError:
+    """Read any of the error bodies engines use: OpenAI's, TGI's, FastAPI's `detail`, plain text.
+
+    Texts in `hidden` are left out of what it says.
+    """
+    body: Any = raw
+    if isinstance(raw, bytes):
+        try:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError:
+            text = raw.decode("utf-8", "replace").strip()
+            # A proxy's error page is noise to a caller.
+            return SaidError() if text.startswith("<") else SaidError(_one_line(text, hidden))
+    reasons: list[Any] = []
+    if isinstance(body, dict):
+        reasons.append(body.get("error_type"))
+        body = body.get("error", body.get("message", body.get("detail", "")))
+    if isinstance(body, dict):
+        reasons += [body.get("code"), body.get("type")]
+        body = body.get("message", "")
+    reason = next((reason for reason in reasons if reason and isinstance(reason, str)), None)
+    return SaidError(_one_line(body, hidden) if isinstance(body, str) else "", reason)
+
+
+def _one_line(text: str, hidden: Sequence[str]) -> str:
+    for one in hidden:
+        text = text.replace(one, "(hidden)")
+    return " ".join(text.split())[:_MAX_ERROR_CHARS]
+
+
+def _retry_after_s(value: str | None) -> float | None:
+    """Seconds from a Retry-After header: a number or an HTTP date."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _until(value)
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _until(date: str) -> float:
+    """Seconds until an HTTP date; NaN when it is none."""
+    try:
+        when = parsedate_to_datetime(date)
+    except (ValueError, OverflowError):
+        return math.nan
+    # A zone of -0000 is UTC too, and says not to know where it stands.
+    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return (when - datetime.now(UTC)).total_seconds()

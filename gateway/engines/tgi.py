@@ -1,0 +1,252 @@
+"""text-generation-inference.
+
+Requests and replies are typed with huggingface_hub, the maintained TGI client, and its error names are kept as the
+cause of ours, so that the contract is theirs. The transport is not: `AsyncInferenceClient` opens a second HTTP stack
+(httpx) beside ours, hides the reply headers in which TGI tells its token counts, and holds every stream's response
+until the client is closed. Calls per second of both: load_tests/tgi_client.py measures, docs/engines.md has them.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from huggingface_hub import (
+    ChatCompletionOutput,
+    TextGenerationInput,
+    TextGenerationInputGenerateParameters,
+    TextGenerationOutput,
+)
+from huggingface_hub.errors import (
+    GenerationError,
+    IncompleteGenerationError,
+    OverloadedError,
+    TextGenerationError,
+    UnknownError,
+    ValidationError,
+)
+
+from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
+from gateway.engines.chat import ChatWire, opening_finish, read_usage
+from gateway.engines.continuation import Continuation
+from gateway.engines.stops import StopFilter, before_stop
+from gateway.errors import EngineError, EngineGarbled
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+
+    from gateway.engines.base import Usage
+    from gateway.engines.http import EngineHttp
+    from gateway.protocol import Json
+
+_T = TypeVar("_T")
+
+_DEFAULT_MAX_STOPS = 4
+
+# TGI's error_type, in huggingface_hub's names.
+_ERRORS: dict[str, type[TextGenerationError]] = {
+    "generation": GenerationError,
+    "incomplete_generation": IncompleteGenerationError,
+    "overloaded": OverloadedError,
+    "validation": ValidationError,
+}
+
+# What TGI's chat route would misread: presence_penalty 0 becomes a repetition penalty of 2 (protocol: it adds 2).
+_NEVER_SENT = frozenset({"presence_penalty"})
+
+
+class TGIEngine:
+    """A text-generation-inference server.
+
+    Args:
+        name: the configured model name.
+        model: sent as `model`; anything but "tgi" names a LoRA adapter to the server.
+        http: its pool; `base_url` is the server's root.
+        max_concurrency: what the configuration allows in flight, compared with what /info says.
+    """
+
+    def __init__(self, name: str, http: EngineHttp, *, model: str = "tgi", max_concurrency: int | None = None) -> None:
+        self._name = name
+        self._model = model
+        self._http = http
+        self._chat = ChatWire(http, "/v1/chat/completions")
+        self._configured_concurrency = max_concurrency
+        self._max_stops = _DEFAULT_MAX_STOPS
+        # TGI's chat route continues a trailing assistant message and never repeats it.
+        self._state = EngineState(continuation=Continuation("trailing", echo=False))
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def opening(self, request: OpeningRequest) -> OpeningReply:
+        """The first tokens of an answer: a chat through TGI's own template, a raw prompt through /generate."""
+        return await (self._chat_opening(request) if request.messages is not None else self._raw_opening(request))
+
+    async def _chat_opening(self, request: OpeningRequest) -> OpeningReply:
+        body: Json = {
+            "messages": list(request.messages or ()),
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,  # this route reads 0 as greedy
+            "seed": request.seed,
+            "stop": self._sent_stops(request) or None,
+            "top_p": _inside_0_1(request.top_p),
+        }
+        reply = await self.complete({key: value for key, value in body.items() if value is not None})
+        try:
+            choice = ChatCompletionOutput.parse_obj_as_instance(reply).choices[0]
+        except (ValueError, TypeError, AttributeError):
+            raise self._garbled("a reply that is not a chat completion") from None
+        return self._opening(choice.message.content, choice.finish_reason, read_usage(reply.get("usage")), request)
+
+    async def _raw_opening(self, request: OpeningRequest) -> OpeningReply:
+        asked = TextGenerationInput(
+            inputs=request.prompt or "",
+            parameters=TextGenerationInputGenerateParameters(
+                max_new_tokens=request.max_tokens,  # without it TGI writes until its memory says stop
+                details=True,
+                do_sample=request.temperature > 0,  # without `parameters` TGI would sample
+                temperature=request.temperature or None,  # 0 is refused here
+                top_p=_inside_0_1(request.top_p) if request.temperature > 0 else None,
+                seed=request.seed,
+                stop=self._sent_stops(request) or None,
+            ),
+        )
+        reply = await self._translated(self._http.post("/generate", _without_none(asked)))
+        try:
+            output = TextGenerationOutput.parse_obj_as_instance(reply.body)
+            finish = output.details.finish_reason if output.details is not None else None
+        except (ValueError, TypeError, AttributeError):
+            raise self._garbled("a reply that is not text generation") from None
+        return self._opening(output.generated_text, finish, _header_usage(reply.headers), request)
+
+    def _sent_stops(self, request: OpeningRequest) -> list[str]:
+        """As many as the server takes; what it is not told of is found when its reply is read."""
+        return _as_list(request.stop)[: self._max_stops]
+
+    def _opening(self, text: Any, finish: Any, usage: Usage | None, request: OpeningRequest) -> OpeningReply:
+        if not isinstance(text, str):
+            raise self._garbled("a reply without text")
+        # A stop string completed by the very last token is reported as `length`.
+        text, met = before_stop(text, request.stop)
+        return OpeningReply(text, "stop" if met else opening_finish(finish), usage)
+
+    async def complete(self, body: Json) -> Json:
+        adapted = self._adapted(body)
+        reply = await self._translated(self._chat.complete(adapted))
+        for choice in reply["choices"]:
+            _end_at_stop(choice, choice["message"], StopFilter(adapted.get("stop", ())), ended=True)
+        return reply
+
+    async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
+        adapted = self._adapted(body)
+        filters: dict[int, StopFilter] = {}
+        async with aclosing(self._chat.stream(adapted)) as chunks:
+            try:
+                async for chunk in chunks:
+                    for choice in chunk["choices"]:
+                        choice["delta"] = choice.get("delta") or {}
+                        seen = filters.setdefault(choice.get("index", 0), StopFilter(adapted.get("stop", ())))
+                        _end_at_stop(choice, choice["delta"], seen, ended=bool(choice.get("finish_reason")))
+                    yield chunk
+            except EngineError as error:
+                _name_cause(error)
+                raise
+
+    async def probe(self) -> None:
+        """Read /info: the limits, and where the configuration asks for more than the server allows."""
+        info = (await self._http.get("/info")).body
+        if not isinstance(info, dict) or "model_id" not in info:
+            raise self._garbled("an /info without model_id")
+        kept = ("model_id", "version", "max_concurrent_requests", "max_input_tokens", "max_total_tokens",
+                "max_stop_sequences")  # fmt: skip
+        self._state.facts = {key: info[key] for key in kept if info.get(key) is not None}
+        self._state.warnings = []
+        if isinstance(stops := info.get("max_stop_sequences"), int):
+            self._max_stops = stops
+        if isinstance(limit := info.get("max_concurrent_requests"), int) and limit > 0:
+            self._state.max_concurrency = limit
+            if self._configured_concurrency is not None and self._configured_concurrency > limit:
+                self._state.warnings.append(
+                    f"max_concurrency {self._configured_concurrency} is above the server's "
+                    f"max_concurrent_requests {limit}: {limit} is used"
+                )
+
+    def _adapted(self, body: Json) -> Json:
+        """An OpenAI chat body as TGI's chat route reads it."""
+        adapted = {key: value for key, value in body.items() if key not in _NEVER_SENT}
+        adapted["model"] = self._model
+        adapted.pop("stop", None)
+        if stops := _as_list(body.get("stop")):
+            adapted["stop"] = stops
+        if "top_p" in adapted and _inside_0_1(adapted["top_p"]) is None:
+            del adapted["top_p"]  # 1 means "all of it" to OpenAI and is refused here
+        if "max_completion_tokens" in adapted and "max_tokens" not in adapted:
+            adapted["max_tokens"] = adapted.pop("max_completion_tokens")
+        return adapted
+
+    async def _translated(self, call: Awaitable[_T]) -> _T:
+        try:
+            return await call
+        except EngineError as error:
+            _name_cause(error)
+            raise
+
+    def _garbled(self, what: str) -> EngineGarbled:
+        return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
+
+
+def _name_cause(error: EngineError) -> None:
+    """Where TGI named the kind of error, give ours huggingface_hub's exception for it as the cause."""
+    if error.reason is not None:
+        error.__cause__ = _ERRORS.get(error.reason, UnknownError)(error.message)
+
+
+def _as_list(stop: str | Sequence[str] | None) -> list[str]:
+    """OpenAI's `stop` as TGI wants it. An empty string would end every answer at its first token."""
+    return [text for text in ([stop] if isinstance(stop, str) else stop or ()) if text]
+
+
+def _inside_0_1(top_p: float | None) -> float | None:
+    """TGI wants 0 < top_p < 1; None says the same as 1."""
+    return top_p if top_p is not None and 0 < top_p < 1 else None
+
+
+def _without_none(value: Any) -> Any:
+    """A hub dataclass as the JSON it stands for, without the fields nobody set."""
+    if isinstance(value, dict):
+        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
+    return value
+
+
+def _end_at_stop(choice: Json, said: Json, stops: StopFilter, *, ended: bool) -> None:
+    """Make a choice end as OpenAI's do, in place: without its stop string, and with one name for having stopped.
+
+    Args:
+        choice: whose finish_reason it is.
+        said: its message or delta.
+        stops: what looks for the stop strings over all that the choice says.
+        ended: whether nothing more comes.
+    """
+    text = said.get("content")
+    if isinstance(text, str):
+        said["content"] = stops.feed(text)
+    if ended and (held := stops.finish()):
+        said["content"] = (said.get("content") or "") + held
+    if choice.get("finish_reason") and (stops.met or choice["finish_reason"] in {"eos_token", "stop_sequence"}):
+        choice["finish_reason"] = "stop"
+
+
+def _header_usage(headers: Mapping[str, str]) -> Usage | None:
+    try:
+        counts = int(headers["x-prompt-tokens"]), int(headers["x-generated-tokens"])
+    except (KeyError, ValueError):
+        return None
+    return read_usage({"prompt_tokens": counts[0], "completion_tokens": counts[1]})

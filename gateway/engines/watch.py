@@ -1,0 +1,49 @@
+"""Looks after one engine in the background. The gateway starts, and stays ready, without its engines."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from gateway.errors import EngineError
+
+if TYPE_CHECKING:
+    from gateway.engines.base import Engine
+    from gateway.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds between two probes: of an engine that is up, and, doubling from first to last, of one that is not."""
+
+    look_every_s: float = 30.0
+    first_retry_s: float = 0.5
+    last_retry_s: float = 10.0
+
+
+async def watch(engine: Engine, metrics: Metrics, pace: Pace = Pace()) -> None:
+    """Probe for ever."""
+    retry_s = pace.first_retry_s
+    while True:
+        state = engine.state
+        was_up, warned = state.up, list(state.warnings)
+        try:
+            await engine.probe()
+        except EngineError as error:
+            state.up, state.detail = False, error.message
+            wait_s, retry_s = retry_s, min(pace.last_retry_s, retry_s * 2)
+        else:
+            state.up, state.detail = True, "answers"
+            wait_s, retry_s = pace.look_every_s, pace.first_retry_s
+        metrics.engine_up.labels(engine.name).set(int(state.up))
+        if state.up != was_up:
+            log.log(20 if state.up else 30, "engine", engine=engine.name, up=state.up, detail=state.detail)
+        for warning in state.warnings:
+            if warning not in warned:
+                log.warning("engine_differs", engine=engine.name, warning=warning)
+        await asyncio.sleep(wait_s)

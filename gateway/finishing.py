@@ -1,0 +1,145 @@
+"""Step 6: let the finisher (the student; in mode teacher, the teacher) complete the answer.
+
+The caller's body goes out as it came, but for what the plan changes. Paper, section 2: the student continues the
+prompt and the guidance, with the user's own sampling settings.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing, contextmanager
+from typing import TYPE_CHECKING
+
+from gateway.engines.chat import message_text, read_usage
+from gateway.engines.continuation import place_prefix
+from gateway.errors import EngineError, EngineRejected, InvalidRequest
+from gateway.guidance.projection import PROJECTIONS, place_in_context
+from gateway.guidance.seam import SeamJoin
+from gateway.ledger.draft import Call
+from gateway.relay import join_reply
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator, Mapping
+
+    from gateway.engines.base import Engine
+    from gateway.ledger.draft import Draft
+    from gateway.metrics import Metrics
+    from gateway.opening import Opening
+    from gateway.policy.resolve import Plan
+    from gateway.protocol import ChatRequest, Json
+    from gateway.relay import StreamRelay
+
+# Statuses with which a student blames the request it was given.
+_BLAMES_REQUEST = frozenset({400, 413, 422})
+
+
+class Finisher:
+    """Calls the engine that completes an answer."""
+
+    def __init__(self, engines: Mapping[str, Engine], metrics: Metrics) -> None:
+        self._engines = engines
+        self._metrics = metrics
+
+    def can_continue(self, engine: str) -> bool:
+        """Whether an engine is known to continue an assistant message."""
+        return self._engines[engine].state.continuation is not None
+
+    async def complete(self, plan: Plan, chat: ChatRequest, opening: Opening, draft: Draft) -> Json:
+        """The finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest."""
+        body = self._body(plan, chat, opening)
+        call = _begin(plan, draft, body)
+        with self._failures(plan, draft):
+            reply = await self._engines[plan.finisher].complete(body)
+        call.usage = read_usage(reply.get("usage"))
+        call.text.append(message_text(reply) or "")
+        seam = self.seam(plan, chat, opening)
+        if seam is not None:
+            join_reply(reply, seam)
+        return reply
+
+    async def stream(
+        self, plan: Plan, chat: ChatRequest, opening: Opening, relay: StreamRelay, draft: Draft
+    ) -> AsyncGenerator[Json, None]:
+        """The finisher's chunks, as `relay` turns them into the caller's. Raises EngineErrors and InvalidRequest."""
+        body = self._body(plan, chat, opening)
+        # The receipt wants usage, whether the caller does or not.
+        body["stream_options"] = {**(chat.body.get("stream_options") or {}), "include_usage": True}
+        call = _begin(plan, draft, body)
+        with self._failures(plan, draft):
+            async with aclosing(self._engines[plan.finisher].stream(body)) as chunks:
+                async for chunk in chunks:
+                    if text := _text_of(chunk):
+                        draft.saw_first_token()
+                        call.text.append(text)
+                    relayed = relay.feed(chunk)
+                    call.usage = relay.usage
+                    if relayed is not None:
+                        yield relayed
+                    if relay.done:
+                        break
+
+    def seam(self, plan: Plan, chat: ChatRequest, opening: Opening) -> SeamJoin | None:
+        """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
+        guidance = plan.guidance
+        if not opening.text or guidance is None or guidance.placement == "context" or opening.whole is not None:
+            return None
+        continuation = self._engines[plan.finisher].state.continuation
+        return SeamJoin(
+            opening.text,
+            owed=opening.owed,
+            echo=continuation.echo if continuation is not None else None,
+            strips_leading_space=continuation is not None and continuation.strips_leading_space,
+            stop=chat.stop,
+        )
+
+    def _body(self, plan: Plan, chat: ChatRequest, opening: Opening) -> Json:
+        """The caller's body, changed only where the plan says so: messages and token limit."""
+        body = {**chat.body}
+        guidance = plan.guidance
+        shown_tokens = 0
+        if opening.text and guidance is not None:
+            if guidance.placement == "context":
+                projection = PROJECTIONS[guidance.projection]
+                body["messages"] = place_in_context(projection, chat.messages, opening.text)
+            else:
+                continuation = self._engines[plan.finisher].state.continuation
+                assert continuation is not None, "resolve() sends no prefix to an engine that cannot continue it"
+                body = place_prefix(continuation.mode, body, opening.text)
+                shown_tokens = opening.tokens
+        if plan.max_tokens is not None:
+            body[chat.limit_field] = plan.max_tokens - shown_tokens
+        return body
+
+    @contextmanager
+    def _failures(self, plan: Plan, draft: Draft) -> Iterator[None]:
+        """Count the finisher's failures, and let a request that it blames be the caller's to mend."""
+        try:
+            yield
+        except EngineError as error:
+            self._metrics.engine_errors.labels(plan.finisher, error.label).inc()
+            if isinstance(error, EngineRejected) and error.status_sent in _BLAMES_REQUEST:
+                _forget(plan, draft)
+                raise InvalidRequest(error.message) from error
+            raise
+
+
+def _begin(plan: Plan, draft: Draft, body: Json) -> Call:
+    call = Call(plan.finisher, body["messages"])
+    if plan.mode == "teacher":
+        draft.teacher = call
+    else:
+        draft.student = call
+    return call
+
+
+def _forget(plan: Plan, draft: Draft) -> None:
+    """A call that was refused cost nothing."""
+    if plan.mode == "teacher":
+        draft.teacher = None
+    else:
+        draft.student = None
+
+
+def _text_of(chunk: Json) -> str:
+    """The words in a chunk, over all its choices."""
+    deltas = (choice.get("delta") or {} for choice in chunk["choices"])
+    return "".join(text for delta in deltas if isinstance(text := delta.get("content"), str))

@@ -1,0 +1,205 @@
+"""A receipt while its request is under way: each step writes down what it saw, `close` does the sums."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from decimal import Context, Decimal
+from typing import TYPE_CHECKING
+
+from gateway.ledger.estimate import count_messages, count_text
+from gateway.ledger.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
+from gateway.pricing import baseline_usd, cost_usd, savings_usd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.engines.base import Usage
+    from gateway.policy.resolve import Plan
+    from gateway.pricing import Price
+    from gateway.protocol import Json
+
+# A millionth of a millionth of a dollar: exact for every price per 1M tokens with six decimals.
+_QUANTUM = Decimal("1E-12")
+# Wide enough that neither a cost nor a sum of costs is rounded otherwise.
+_EXACT = Context(prec=60)
+
+
+@dataclass(slots=True)
+class Call:
+    """One call to one engine: what was sent, and what is known of what came back."""
+
+    model: str
+    messages: Sequence[Json]
+    usage: Usage | None = None
+    text: list[str] = field(default_factory=list)  # what came back, for when nobody counted it
+    lost_tokens: int = 0  # an upper bound on tokens written that never reached us
+
+
+@dataclass(slots=True)
+class Draft:
+    """The facts of one request, gathered along the path. Times are time.perf_counter() seconds."""
+
+    id: str
+    created: int
+    tenant: str
+    key: str
+    route: str
+    stream: bool
+    started: float
+    plan: Plan
+    admitted: float | None = None
+    granted: float | None = None
+    asked: float | None = None
+    guided: float | None = None
+    first_token: float | None = None
+    teacher: Call | None = None
+    student: Call | None = None
+    batch: BatchFacts | None = None
+    kept_tokens: int = 0
+    complete: bool = False
+    unguided: str | None = None
+    finish_reason: str | None = None
+    receipt: Receipt | None = None
+
+    def saw_first_token(self) -> None:
+        if self.first_token is None:
+            self.first_token = time.perf_counter()
+
+    @property
+    def needs_estimate(self) -> bool:
+        return any(call is not None and call.usage is None for call in (self.teacher, self.student))
+
+    @property
+    def mode(self) -> str:
+        """What happened, in the receipt's words."""
+        if self.plan.mode != "guided":
+            return self.plan.mode
+        if self.unguided is not None or self.plan.guidance is None:
+            return "student"
+        return "teacher_complete" if self.complete and self.student is None else "guided"
+
+    def close(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, str]) -> Receipt:
+        """Do the sums and fix the receipt; a second call returns the first one's.
+
+        Where an engine did not count, its tokens are estimated here, which takes milliseconds: when `needs_estimate`,
+        call this off the event loop.
+        """
+        if self.receipt is not None:
+            return self.receipt
+        teacher = _share(self.teacher, prices, encodings)
+        student = _share(self.student, prices, encodings)
+        cost = Decimal(0)
+        for share in (teacher, student):
+            if share is not None:
+                cost = _EXACT.add(cost, share.cost_usd)
+        baseline, estimated = self._baseline(teacher, student, prices)
+        self.receipt = Receipt(
+            id=self.id,
+            created=self.created,
+            tenant=self.tenant,
+            key=self.key,
+            route=self.route,
+            mode=self.mode,
+            stream=self.stream,
+            status=status,
+            finish_reason=self.finish_reason,
+            unguided=self.unguided,
+            teacher=teacher,
+            student=student,
+            guidance=self._guidance_facts(),
+            batch=self.batch,
+            cost_usd=cost,
+            baseline_model=self.plan.baseline,
+            baseline_usd=baseline,
+            baseline_estimated=estimated,
+            savings_usd=savings_usd(baseline, cost),
+            timings=self._timings(),
+        )
+        return self.receipt
+
+    def facts(self) -> Json:
+        """What is known when a stream begins; the names are those of `Receipt.facts`."""
+        facts: Json = {"mode": self.mode}
+        if self.unguided is not None:
+            facts["unguided"] = self.unguided
+        if self.batch is not None:
+            facts["batch"] = self.batch.id
+            facts["batch_size"] = self.batch.size
+        if self.guided is not None:
+            facts["guidance_tokens"] = self.kept_tokens
+        for name, spent in (
+            ("admission_ms", _ms(self.started, self.admitted)),
+            ("batch_wait_ms", _ms(self.asked, self.granted)),
+            ("teacher_ms", _ms(self.granted, self.guided)),
+        ):
+            if spent is not None:
+                facts[name] = spent
+        return facts
+
+    def _guidance_facts(self) -> GuidanceFacts | None:
+        guidance = self.plan.guidance
+        if guidance is None or self.guided is None:
+            return None
+        return GuidanceFacts(
+            guidance.projection, guidance.placement, guidance.tokens, self.kept_tokens, complete=self.complete
+        )
+
+    def _baseline(
+        self, teacher: EngineShare | None, student: EngineShare | None, prices: Mapping[str, Price]
+    ) -> tuple[Decimal, bool]:
+        """The baseline model alone: the prompt as it counts it where that is known, the answer the caller got.
+
+        The prompt is read once, uncached: that is what a single call would have paid. It is exact only where the
+        baseline model itself read the caller's prompt and wrote the answer. Tokens counted by another model's
+        tokenizer, and the instruction a projection adds to the prompt, make it an estimate.
+        """
+        shares = [share for share in (teacher, student) if share is not None]
+        if not shares:
+            return Decimal(0), False
+        plan, guidance = self.plan, self.plan.guidance
+        own = next((share for share in shares if share.model == plan.baseline), None)
+        read = own or student or shares[0]
+        # The student read the guidance as a part of its prompt; the caller did not send it.
+        prompt = max(0, read.input_tokens - self.kept_tokens) if read is student else read.input_tokens
+        if guidance is None:
+            written = shares[-1].output_tokens
+        else:
+            # Guidance is a part of the answer where the caller sees it: in front, or as all there is.
+            opened = self.kept_tokens if guidance.placement == "prefix" or student is None else 0
+            written = opened + (student.output_tokens if student is not None else 0)
+        whole = guidance is not None and guidance.projection == "cutoff" and self.kept_tokens == read.output_tokens
+        as_sent = guidance is None or teacher is None or whole
+        exact = own is not None and len(shares) == 1 and not own.estimated and as_sent
+        return _usd(baseline_usd(prices[plan.baseline], prompt, written)), not exact
+
+    def _timings(self) -> Timings:
+        return Timings(
+            total_ms=_ms(self.started, time.perf_counter()) or 0.0,
+            admission_ms=_ms(self.started, self.admitted),
+            batch_wait_ms=_ms(self.asked, self.granted),
+            teacher_ms=_ms(self.granted, self.guided),
+            first_token_ms=_ms(self.started, self.first_token),
+        )
+
+
+def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[str, str]) -> EngineShare | None:
+    if call is None:
+        return None
+    if call.usage is not None:
+        read, written, cached = call.usage.input_tokens, call.usage.output_tokens, call.usage.cached_input_tokens
+        estimated = call.usage.estimated
+    else:
+        encoding = encodings[call.model]
+        read, cached, estimated = count_messages(encoding, call.messages), 0, True
+        written = count_text(encoding, "".join(call.text)) + call.lost_tokens
+    cost = cost_usd(prices[call.model], read, written, cached)
+    return EngineShare(call.model, read, written, _usd(cost), min(cached, read), estimated)
+
+
+def _usd(amount: Decimal) -> Decimal:
+    return amount.quantize(_QUANTUM, context=_EXACT)
+
+
+def _ms(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else round((end - start) * 1000, 3)

@@ -1,0 +1,129 @@
+"""The receipt of one request. Frozen; money is Decimal and travels as text."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+import orjson
+
+if TYPE_CHECKING:
+    from gateway.protocol import Json
+
+
+class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one engine did for the request. `estimated`: the engine did not count, the gateway had to."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    cached_input_tokens: int = 0
+    estimated: bool = False
+
+
+class GuidanceFacts(msgspec.Struct, frozen=True):
+    """How the answer was opened.
+
+    Attributes:
+        tokens: m, as asked of the teacher.
+        kept_tokens: of what it wrote, the part before the seam, in its own tokens.
+        complete: the teacher ended its answer by itself.
+    """
+
+    projection: str
+    placement: str
+    tokens: int
+    kept_tokens: int
+    complete: bool
+
+
+class BatchFacts(msgspec.Struct, frozen=True):
+    """The batch the teacher's call belonged to; `size` counts calls over the fleet."""
+
+    id: str
+    size: int
+
+
+class Timings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Milliseconds since the request came in, or of the stage; None where the stage did not happen."""
+
+    total_ms: float
+    admission_ms: float | None = None
+    batch_wait_ms: float | None = None
+    teacher_ms: float | None = None
+    first_token_ms: float | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """One request, accounted for.
+
+    Attributes:
+        mode: what happened: guided, teacher_complete (the teacher's opening was the whole answer), student, teacher.
+        status: ok, or the label of what went wrong (errors.py), or client_gone.
+        unguided: why a guided route was answered without guidance.
+        baseline_usd: the baseline model alone, on the same prompt and the same answer.
+        baseline_estimated: whether a token count in it is another tokenizer's, or an estimate.
+        savings_usd: baseline minus cost; may be negative.
+    """
+
+    id: str
+    created: int
+    tenant: str
+    key: str
+    route: str
+    mode: str
+    stream: bool
+    status: str
+    finish_reason: str | None
+    unguided: str | None
+    teacher: EngineShare | None
+    student: EngineShare | None
+    guidance: GuidanceFacts | None
+    batch: BatchFacts | None
+    cost_usd: Decimal
+    baseline_model: str
+    baseline_usd: Decimal
+    baseline_estimated: bool
+    savings_usd: Decimal
+    timings: Timings
+
+    def as_dict(self) -> Json:
+        """Plain values; money as text without an exponent, which every reader takes."""
+        plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
+        for holder in (plain, plain["teacher"] or {}, plain["student"] or {}):
+            holder.update({name: f"{value:f}" for name, value in holder.items() if isinstance(value, Decimal)})
+        return plain
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(self.as_dict())
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> Receipt:
+        """Raises msgspec.DecodeError when `raw` is not a receipt."""
+        return msgspec.json.decode(raw, type=cls)
+
+    def facts(self, *, show_cost: bool) -> Json:
+        """What the caller is told in the reply itself: as `x-gkt-` headers, or in the last chunk."""
+        facts: Json = {"mode": self.mode}
+        if self.unguided is not None:
+            facts["unguided"] = self.unguided
+        for role, share in (("teacher", self.teacher), ("student", self.student)):
+            if share is not None:
+                facts[role] = share.model
+                facts[f"{role}_tokens"] = f"{share.input_tokens}+{share.output_tokens}"
+        if self.guidance is not None:
+            facts["guidance_tokens"] = self.guidance.kept_tokens
+        if self.batch is not None:
+            facts["batch"] = self.batch.id
+            facts["batch_size"] = self.batch.size
+        for name in ("admission_ms", "batch_wait_ms", "teacher_ms", "first_token_ms", "total_ms"):
+            spent = getattr(self.timings, name)
+            if spent is not None:
+                facts[name] = spent
+        if show_cost:
+            facts["cost_usd"] = f"{self.cost_usd.normalize():f}"
+            facts["baseline_usd"] = f"{self.baseline_usd.normalize():f}"
+            facts["savings_usd"] = f"{self.savings_usd.normalize():f}"
+        return facts

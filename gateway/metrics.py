@@ -1,0 +1,75 @@
+"""Every metric, in one list. Labels are bounded by the configuration, never by what callers send."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+class Metrics:
+    """One process's metrics, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "gkt_requests",
+            "Requests that ended, by outcome: ok, or the label of what went wrong.",
+            ("tenant", "route", "mode", "status"),
+            registry=registry,
+        )
+        self.refused = Counter(
+            "gkt_refused", "Requests refused before they had a route, by error label.", ("status",), registry=registry
+        )
+        self.unguided = Counter(
+            "gkt_unguided",
+            "Requests of guided routes that were answered without guidance, by reason.",
+            ("route", "reason"),
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "gkt_tokens",
+            "Tokens as the engines counted them, by role (teacher, student) and direction (input, cached, output).",
+            ("tenant", "role", "engine", "direction"),
+            registry=registry,
+        )
+        self.cost_usd = Counter("gkt_cost_usd", "What the answers cost.", ("tenant", "route"), registry=registry)
+        self.baseline_usd = Counter(
+            "gkt_baseline_usd",
+            "What the baseline model alone would have cost for the same answers.",
+            ("tenant", "route"),
+            registry=registry,
+        )
+        self.stage_seconds = Histogram(
+            "gkt_stage_seconds",
+            "Time by stage: admission, batch_wait, teacher, first_token, total.",
+            ("stage", "mode"),
+            buckets=_STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "gkt_batch_size",
+            "Calls over the fleet in the batch of each guided request.",
+            ("teacher",),
+            buckets=_BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("gkt_in_flight", "Requests this process holds.", registry=registry)
+        self.engine_up = Gauge(
+            "gkt_engine_up", "1 when the engine answered its last probe.", ("engine",), registry=registry
+        )
+        self.engine_errors = Counter(
+            "gkt_engine_errors", "Failed calls by engine and error label.", ("engine", "label"), registry=registry
+        )
+        self.redis_up = Gauge("gkt_redis_up", "1 while Redis answers.", registry=registry)
+        self.receipts_waiting = Gauge(
+            "gkt_receipts_waiting", "Receipts kept in memory until Redis takes them.", registry=registry
+        )
+        self.receipts_lost = Counter(
+            "gkt_receipts_lost", "Receipts dropped because too many were waiting for Redis.", registry=registry
+        )
+
+    def render(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

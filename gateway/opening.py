@@ -1,0 +1,174 @@
+"""Step 5: let the teacher open the answer.
+
+Paper, section 2: guidance G = F(teacher, prompt), at most m tokens; the student then completes the prompt and G.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.batching.window import Ticket
+from gateway.engines.base import OpeningReply, OpeningRequest
+from gateway.errors import (
+    EngineError,
+    EngineFailed,
+    EngineGarbled,
+    EngineOverloaded,
+    EngineRejected,
+    EngineUnreachable,
+    GuidanceUnavailable,
+)
+from gateway.guidance.projection import PROJECTIONS, teacher_messages
+from gateway.guidance.seam import trim
+from gateway.ledger.draft import Call
+from gateway.ledger.receipt import BatchFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.batching.batcher import Batcher
+    from gateway.engines.base import Engine
+    from gateway.ledger.draft import Draft
+    from gateway.metrics import Metrics
+    from gateway.policy.resolve import GuidancePlan, Plan
+    from gateway.protocol import ChatRequest
+
+# English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How an answer opens.
+
+    Attributes:
+        text: the guidance as it is shown and sent; empty when the answer goes unguided.
+        owed: the whitespace that followed it in what the teacher wrote.
+        tokens: of the teacher's tokens, those in `text`.
+        whole: the finish_reason when `text` is the whole answer and no student is called; else None.
+    """
+
+    text: str = ""
+    owed: str = ""
+    tokens: int = 0
+    whole: str | None = None
+
+
+UNGUIDED = Opening()
+
+
+class Guide:
+    """Asks teachers for openings, each call with a permit of the teacher's batch."""
+
+    def __init__(self, engines: Mapping[str, Engine], batcher: Batcher, metrics: Metrics) -> None:
+        self._engines = engines
+        self._batcher = batcher
+        self._metrics = metrics
+
+    async def open(self, plan: Plan, chat: ChatRequest, draft: Draft) -> Opening:
+        """The opening of the answer. An empty one, with the reason in the draft, when the teacher did not deliver.
+
+        Raises:
+            GuidanceUnavailable: it did not, and the policy wants no unguided answer.
+            StoreUnavailable: Redis is away and the configuration says `reject`.
+        """
+        guidance = plan.guidance
+        if guidance is None:
+            draft.unguided = plan.unguided
+            return UNGUIDED
+        try:
+            async with asyncio.timeout(guidance.deadline_s):
+                reply = await self._ask(guidance, chat, draft)
+        except TimeoutError:
+            if draft.teacher is not None:
+                draft.teacher.lost_tokens = guidance.tokens
+            return self._without(guidance, draft, "teacher_late", None)
+        except EngineError as error:
+            self._metrics.engine_errors.labels(guidance.teacher, error.label).inc()
+            self._account_for_failure(guidance, draft, error)
+            return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error)
+        return self._opening(plan, guidance, chat, draft, reply)
+
+    async def _ask(self, guidance: GuidancePlan, chat: ChatRequest, draft: Draft) -> OpeningReply:
+        projection = PROJECTIONS[guidance.projection]
+        messages = teacher_messages(projection, chat.messages)
+        ticket = Ticket(
+            draft.id,
+            prompt_tokens=max(1, chat.size_bytes // _BYTES_PER_TOKEN),
+            max_wait_s=guidance.max_wait_s,
+            deadline_s=guidance.deadline_s,
+        )
+        draft.asked = time.perf_counter()
+        async with self._batcher.queue(guidance.teacher).permit(ticket) as grant:
+            draft.granted = time.perf_counter()
+            draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
+            draft.teacher = Call(guidance.teacher, messages)
+            reply = await self._engines[guidance.teacher].opening(
+                OpeningRequest(
+                    max_tokens=guidance.tokens,
+                    messages=messages,
+                    temperature=guidance.temperature,
+                    top_p=guidance.top_p,
+                    seed=guidance.seed,
+                    # A hint is not the answer: what would stop the answer need not stop it.
+                    stop=chat.stop if projection.teacher_may_finish or guidance.placement == "prefix" else (),
+                )
+            )
+        draft.guided = time.perf_counter()
+        draft.teacher.usage = reply.usage
+        draft.teacher.text.append(reply.text)
+        return reply
+
+    def _opening(
+        self, plan: Plan, guidance: GuidancePlan, chat: ChatRequest, draft: Draft, reply: OpeningReply
+    ) -> Opening:
+        may_finish = PROJECTIONS[guidance.projection].teacher_may_finish
+        shown = guidance.placement == "prefix"
+        cut = reply.finish == "length"
+        trimmed = trim(reply.text, cut=cut, stop=chat.stop if may_finish or shown else ())
+        if not trimmed.text:
+            return self._without(guidance, draft, "guidance_empty", None)
+        tokens = _kept_tokens(reply, trimmed.text)
+        ended = not cut and not trimmed.dropped
+        whole: str | None = None
+        if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
+            whole = "stop"
+        elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
+            whole = "length"
+        draft.kept_tokens = tokens
+        draft.complete = whole == "stop"
+        return Opening(trimmed.text, trimmed.owed, tokens, whole)
+
+    def _without(self, guidance: GuidancePlan, draft: Draft, reason: str, cause: EngineError | None) -> Opening:
+        draft.unguided = reason
+        if guidance.required:
+            raise GuidanceUnavailable(
+                f"The teacher gave no guidance ({reason}), and this route's policy wants no answer without it.",
+                retry_after_s=(cause.retry_after_s if cause is not None else None) or 1.0,
+            ) from cause
+        return UNGUIDED
+
+    @staticmethod
+    def _account_for_failure(guidance: GuidancePlan, draft: Draft, error: EngineError) -> None:
+        """A refused call cost nothing; a broken one cost what the teacher may have written until then."""
+        match error:
+            case EngineOverloaded() | EngineRejected() | EngineUnreachable():
+                draft.teacher = None
+            case EngineFailed() | EngineGarbled():
+                pass
+            case _:
+                if draft.teacher is not None:
+                    draft.teacher.lost_tokens = guidance.tokens
+
+
+def _kept_tokens(reply: OpeningReply, kept: str) -> int:
+    """The teacher's tokens before the seam: its own count, in proportion to the text that was kept."""
+    if reply.usage is None:
+        return max(1, len(kept.encode()) // _BYTES_PER_TOKEN)
+    written = reply.usage.output_tokens
+    if len(kept) >= len(reply.text.strip()):
+        return written
+    return max(1, min(written, round(written * len(kept) / len(reply.text))))

@@ -1,0 +1,108 @@
+"""(tenant's route, request, what is known of the engines) -> Plan. Pure; all later steps read the Plan only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.policy.schema import Route
+    from gateway.protocol import ChatRequest
+
+Mode = Literal["guided", "student", "teacher"]
+
+
+@dataclass(frozen=True, slots=True)
+class GuidancePlan:
+    """How the teacher is asked for this request.
+
+    Attributes:
+        tokens: m, the teacher's tokens; never more than the caller's own limit.
+        max_wait_s: how long the ticket may wait for its batch to fill.
+        deadline_s: after this long the answer goes on without guidance, or fails if `required`.
+        required: whether the policy forbids an unguided answer when the teacher fails.
+    """
+
+    teacher: str
+    tokens: int
+    projection: str
+    placement: Literal["prefix", "context"]
+    temperature: float
+    top_p: float | None
+    seed: int | None
+    max_wait_s: float
+    deadline_s: float
+    required: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done for one request.
+
+    Attributes:
+        mode: what the route asks for.
+        finisher: the engine that completes the answer: the student, or the teacher in mode teacher.
+        guidance: how the answer is opened; None when it goes unguided.
+        unguided: why it goes unguided although the route asks for guidance.
+        baseline: the model whose cost alone the answer is measured against.
+        max_tokens: the limit on what the caller sees: the caller's, else the route's default, else None.
+    """
+
+    mode: Mode
+    finisher: str
+    guidance: GuidancePlan | None
+    unguided: str | None
+    baseline: str
+    max_tokens: int | None
+    show_cost: bool
+
+
+def resolve(route: Route, chat: ChatRequest, can_continue: Callable[[str], bool]) -> Plan:
+    """Decide what this request gets. `can_continue` says of an engine whether it continues an assistant message now."""
+    mode: Mode = route.mode
+    finisher = route.teacher if mode == "teacher" else route.student
+    assert finisher is not None, "the schema refuses a route without the engines of its mode"
+    unguided = _unguided(route, chat, can_continue) if mode == "guided" else None
+    max_tokens = chat.max_tokens if chat.max_tokens is not None else route.default_max_tokens
+    return Plan(
+        mode=mode,
+        finisher=finisher,
+        guidance=_guidance(route, max_tokens) if mode == "guided" and unguided is None else None,
+        unguided=unguided,
+        baseline=route.baseline or route.teacher or finisher,
+        max_tokens=max_tokens,
+        show_cost=route.show_cost,
+    )
+
+
+def _unguided(route: Route, chat: ChatRequest, can_continue: Callable[[str], bool]) -> str | None:
+    """Why this request cannot be guided, or None when it can."""
+    if route.guidance.placement == "context":
+        return None
+    if chat.unguidable is not None:
+        return chat.unguidable
+    if chat.messages[-1]["role"] == "assistant":
+        return "caller_prefill"
+    if route.student is not None and not can_continue(route.student):
+        return "student_cannot_continue"
+    return None
+
+
+def _guidance(route: Route, max_tokens: int | None) -> GuidancePlan:
+    rule = route.guidance
+    assert route.teacher is not None
+    assert rule.placement is not None
+    return GuidancePlan(
+        teacher=route.teacher,
+        tokens=rule.tokens if max_tokens is None else min(rule.tokens, max_tokens),
+        projection=rule.projection,
+        placement=rule.placement,
+        temperature=rule.temperature,
+        top_p=rule.top_p,
+        seed=rule.seed,
+        max_wait_s=rule.max_wait_s,
+        deadline_s=rule.deadline_s,
+        required=rule.on_failure == "reject",
+    )

@@ -1,0 +1,214 @@
+"""OpenAI's wire: what callers send and what they get.
+
+Requests are decoded once. The fields the gateway acts on are checked and typed; the whole body is kept as it came, so
+that parameters nobody here knows reach the student untouched. OpenAI's names (`prompt_tokens`, ...) live in this file
+only; inside, it is `input_tokens` and `output_tokens`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+import orjson
+from msgspec import Meta, Struct
+
+from gateway.errors import InvalidRequest
+
+Json = dict[str, Any]
+
+_ROLES_WITH_TEXT = frozenset({"system", "developer", "user"})
+_MAX_STOPS = 4
+_MAX_DEPTH = 254  # what orjson can write: deeper bodies could be read and never sent on
+
+
+class Message(Struct, frozen=True):
+    role: Annotated[str, Meta(min_length=1)]
+    content: str | list[Json] | None = None
+
+
+class StreamOptions(Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class ResponseFormat(Struct, frozen=True):
+    type: str
+
+
+class _KnownFields(Struct, frozen=True):
+    """The fields of /v1/chat/completions that the gateway reads, with OpenAI's ranges."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    seed: int | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=_MAX_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: list[Json] | None = None
+    functions: list[Json] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A checked request. `body` is what the caller sent, field by field; nothing may change it."""
+
+    body: Json
+    model: str
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    stream: bool
+    wants_usage: bool
+    unguidable: str | None  # why guidance cannot open this answer, or None
+    size_bytes: int
+
+    @property
+    def messages(self) -> list[Json]:
+        messages: list[Json] = self.body["messages"]
+        return messages
+
+    @property
+    def limit_field(self) -> str:
+        """The field in which the caller speaks of its token limit."""
+        return "max_completion_tokens" if self.body.get("max_completion_tokens") is not None else "max_tokens"
+
+
+def parse_chat(raw: bytes) -> ChatRequest:
+    """Decode and check the body of a chat completion request.
+
+    Raises:
+        InvalidRequest: with `param` naming the field.
+    """
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"The body is not valid JSON ({error}). Send a JSON object with 'model' and 'messages'."
+        ) from None
+    if not isinstance(body, dict):
+        raise InvalidRequest("The body must be a JSON object with 'model' and 'messages'.")
+    if _too_deep(raw, body):
+        raise InvalidRequest(f"The body is nested more than {_MAX_DEPTH} levels deep.")
+    try:
+        known = msgspec.convert(body, _KnownFields)
+    except msgspec.ValidationError as error:
+        raise _explain(error) from None
+    _check_contents(known.messages)
+    if known.stream_options is not None and not known.stream:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    stop = (known.stop,) if isinstance(known.stop, str) else tuple(known.stop or ())
+    return ChatRequest(
+        body=body,
+        model=known.model,
+        max_tokens=known.max_completion_tokens or known.max_tokens,
+        stop=tuple(text for text in stop if text),
+        stream=bool(known.stream),
+        wants_usage=bool(known.stream_options and known.stream_options.include_usage),
+        unguidable=_unguidable(known),
+        size_bytes=len(raw),
+    )
+
+
+def _too_deep(raw: bytes, body: Json) -> bool:
+    if raw.count(b"{") + raw.count(b"[") <= _MAX_DEPTH:
+        return False
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return True
+    return False
+
+
+def _unguidable(known: _KnownFields) -> str | None:
+    if known.tools or known.functions:
+        return "tools"
+    if known.response_format is not None and known.response_format.type != "text":
+        return "response_format"
+    if (known.n or 1) > 1:
+        return "n"
+    if known.logprobs:
+        return "logprobs"
+    return None
+
+
+def _check_contents(messages: list[Message]) -> None:
+    for index, message in enumerate(messages):
+        if message.role in _ROLES_WITH_TEXT and not message.content:
+            raise InvalidRequest(
+                f"'messages[{index}].content' is empty. A {message.role} message needs text or content parts.",
+                param=f"messages[{index}].content",
+            )
+
+
+_EXPLAINED = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.+)`")
+_TYPES = re.compile(r"`([a-z]+(?: \| [a-z]+)*)`")
+_PLAIN = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false",
+          "array": "a list", "object": "an object", "null": "null"}  # fmt: skip
+
+
+def _explain(error: msgspec.ValidationError) -> InvalidRequest:
+    """Say in plain words what msgspec found, and name the field the way OpenAI does."""
+    match = _EXPLAINED.match(str(error))
+    what, where = (match["what"], match["where"] or "") if match else (str(error), "")
+    if missing := _MISSING.fullmatch(what):
+        param = f"{where}.{missing[1]}" if where else missing[1]
+        return InvalidRequest(f"'{param}' is required.", param=param)
+    what = _TYPES.sub(lambda found: " or ".join(_PLAIN.get(name, name) for name in found[1].split(" | ")), what)
+    param = where or None
+    text = what[:1].lower() + what[1:]
+    return InvalidRequest(f"'{param}': {text}." if param else f"{what}.", param=param)
+
+
+def usage_body(input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Json:
+    """OpenAI's `usage` object."""
+    body: Json = {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+    }
+    if cached_input_tokens:
+        body["prompt_tokens_details"] = {"cached_tokens": cached_input_tokens}
+    return body
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyHead:
+    """What every reply and every chunk of one answer shares."""
+
+    id: str
+    created: int
+    model: str
+
+    def completion(self, choices: list[Json], usage: Json) -> Json:
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": usage,
+        }
+
+    def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
+        chunk: Json = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+        if with_usage:
+            chunk["usage"] = usage
+        return chunk

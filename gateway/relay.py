@@ -1,0 +1,115 @@
+"""From the student's reply to the caller's: one id, one model, one role over the whole answer. Sans-io."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.engines.chat import read_usage
+
+if TYPE_CHECKING:
+    from gateway.engines.base import Usage
+    from gateway.guidance.seam import SeamJoin
+    from gateway.protocol import Json, ReplyHead
+
+
+class StreamRelay:
+    """Turns the student's chunks into the caller's.
+
+    Args:
+        head: what every chunk shares.
+        seam: joins the student's text to guidance that the caller was shown; None when there is none to join.
+        wants_usage: whether the caller asked for a usage chunk.
+    """
+
+    def __init__(self, head: ReplyHead, seam: SeamJoin | None, *, wants_usage: bool) -> None:
+        self._head = head
+        self._seam = seam
+        self._wants_usage = wants_usage
+        self._roles_sent: set[int] = set()
+        self._finished: set[int] = set()
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """The caller's stop text was met across the seam: the student need not go on."""
+        return self._seam is not None and self._seam.stopped
+
+    def open(self, text: str) -> Json:
+        """The first chunk: the role, and what can be shown before the student has said a word."""
+        self._roles_sent.add(0)
+        return self._chunk([_choice({"role": "assistant", "content": text})])
+
+    def feed(self, chunk: Json) -> Json | None:
+        """One chunk of the student's: what the caller gets for it, if anything."""
+        if chunk.get("usage"):
+            self.usage = read_usage(chunk["usage"]) or self.usage
+        choices = [kept for choice in chunk["choices"] if (kept := self._relayed(choice)) is not None]
+        return self._chunk(choices, chunk) if choices else None
+
+    def end(self, finish_reason: str | None = None) -> list[Json]:
+        """The student has ended, or the answer has: what was held back, and the finish if none was sent."""
+        chunks: list[Json] = []
+        held = self._seam.finish() if self._seam is not None else ""
+        if held:
+            chunks.append(self._chunk([_choice({"content": held})]))
+        if self.finish_reason is None:
+            self.finish_reason = finish_reason or "stop"
+            chunks.append(self._chunk([_choice({}, self.finish_reason)]))
+        return chunks
+
+    def usage_chunk(self, usage: Json, facts: Json) -> Json:
+        """The last chunk, for a caller that asked for usage; `gkt` carries the receipt's figures."""
+        return {**self._head.chunk([], with_usage=True, usage=usage), "gkt": facts}
+
+    def _relayed(self, choice: Json) -> Json | None:
+        index = choice.get("index", 0)
+        if index in self._finished:
+            return None
+        delta = dict(choice.get("delta") or {})
+        if delta.get("role") is None or index in self._roles_sent:
+            delta.pop("role", None)
+        else:
+            self._roles_sent.add(index)
+        finish_reason = choice.get("finish_reason") or None
+        if self._seam is not None and index == 0:
+            finish_reason = self._join(self._seam, delta, finish_reason)
+        if finish_reason is not None:
+            self._finished.add(index)
+            self.finish_reason = finish_reason
+        says = any(value not in (None, "") for value in delta.values()) or bool(choice.get("logprobs"))
+        if finish_reason is None and not says:
+            return None
+        return {**choice, "delta": delta, "finish_reason": finish_reason}
+
+    @staticmethod
+    def _join(seam: SeamJoin, delta: Json, finish_reason: str | None) -> str | None:
+        """Replace the delta's text by what the seam lets out; return the finish_reason that is true now."""
+        text = delta.pop("content", None)
+        joined = seam.feed(text) if isinstance(text, str) else ""
+        if finish_reason is not None:
+            joined += seam.finish()
+        if joined:
+            delta["content"] = joined
+        return "stop" if seam.stopped else finish_reason
+
+    def _chunk(self, choices: list[Json], original: Json | None = None) -> Json:
+        chunk = self._head.chunk(choices, with_usage=self._wants_usage)
+        if original is None:
+            return chunk
+        # What the student adds beyond OpenAI's fields is the caller's too.
+        return {**{key: value for key, value in original.items() if key != "usage"}, **chunk}
+
+
+def _choice(delta: Json, finish_reason: str | None = None) -> Json:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def join_reply(reply: Json, seam: SeamJoin) -> None:
+    """Put shown guidance in front of the student's first choice, in place."""
+    choice = reply["choices"][0]
+    text = choice["message"].get("content")
+    joined = seam.opening() + (seam.feed(text) if isinstance(text, str) else "") + seam.finish()
+    choice["message"]["content"] = joined
+    if seam.stopped:
+        choice["finish_reason"] = "stop"

@@ -1,0 +1,62 @@
+"""Background work with a name and a kept reference.
+
+The event loop keeps only weak references to tasks, and a task whose exception nobody reads fails in silence. Every
+task of the gateway is spawned here, so that it has a name, is held until done, is logged when it fails, and can be
+drained at shutdown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+log = structlog.get_logger()
+
+
+class Tasks:
+    """The tasks of one process: `spawn` work that ends by itself, `keep` loops that run until `close`."""
+
+    def __init__(self) -> None:
+        self._finite: set[asyncio.Task[Any]] = set()
+        self._loops: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start work that ends by itself and must not be lost, such as writing a receipt."""
+        return self._start(name, work, self._finite)
+
+    def keep(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a loop that runs until the process stops."""
+        return self._start(name, work, self._loops)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, Any], group: set[asyncio.Task[Any]]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        group.add(task)
+        task.add_done_callback(lambda done: self._ended(done, group))
+        return task
+
+    @staticmethod
+    def _ended(task: asyncio.Task[Any], group: set[asyncio.Task[Any]]) -> None:
+        group.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task_failed", task=task.get_name(), exc_info=error)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Wait for the finite work, also for what it spawns; return how many tasks still run after `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._finite:
+                    await asyncio.wait(set(self._finite))
+        return len(self._finite)
+
+    async def close(self) -> None:
+        """Cancel everything that still runs and wait for it to end."""
+        running = self._finite | self._loops
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,94 @@
+"""Steps 1 and 7 of the path: a request's bytes in, its reply out."""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import orjson
+import structlog
+from aiohttp import web
+
+from gateway.completion import Visit
+from gateway.errors import GatewayError
+from gateway.ledger.draft import Draft
+from gateway.protocol import parse_chat
+from gateway.web.auth import authenticate
+from gateway.web.error_body import error_body, internal_error
+from gateway.web.keys import COMPLETIONS, REQUEST_ID
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.protocol import Json
+
+log = structlog.get_logger()
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions"""
+    started = time.perf_counter()
+    caller = authenticate(request)
+    chat = parse_chat(await request.read())
+    visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=started)
+    path = request.app[COMPLETIONS]
+    if chat.stream:
+        return await _as_events(request, path.stream(visit, chat))
+    answer = await path.answer(visit, chat)
+    return web.Response(
+        body=orjson.dumps(answer.body),
+        content_type="application/json",
+        headers=_headers(visit.id, answer.receipt.facts(show_cost=answer.show_cost)),
+    )
+
+
+async def _as_events(request: web.Request, parts: AsyncGenerator[Draft | Json, None]) -> web.StreamResponse:
+    """Send the parts as server-sent events. Once a reply has begun, an error is its last event: no [DONE] follows."""
+    response: web.StreamResponse | None = None
+    async with aclosing(parts):
+        try:
+            async for part in parts:
+                if isinstance(part, Draft):
+                    response = await _begin(request, part)
+                else:
+                    assert response is not None, "the path yields the draft first"
+                    await response.write(_event(part))
+        except ConnectionError:
+            raise  # the caller is gone: there is nobody to tell
+        except Exception as error:
+            if response is None:
+                raise
+            if not isinstance(error, GatewayError):
+                log.exception("stream_broke", id=request[REQUEST_ID])
+                error = internal_error(request[REQUEST_ID])
+            await response.write(_event(error_body(error)))
+        else:
+            assert response is not None, "the path yields the draft first"
+            await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
+
+
+async def _begin(request: web.Request, draft: Draft) -> web.StreamResponse:
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+            **_headers(draft.id, draft.facts()),
+        }
+    )
+    await response.prepare(request)
+    return response
+
+
+def _headers(request_id: str, facts: Json) -> dict[str, str]:
+    headers = {"x-request-id": request_id}
+    for name, value in facts.items():
+        headers["x-gkt-" + name.replace("_", "-")] = str(value)
+    return headers
+
+
+def _event(part: Json) -> bytes:
+    return b"data: " + orjson.dumps(part) + b"\n\n"

@@ -1,0 +1,83 @@
+"""The one place that turns errors into what callers see: OpenAI's error object, on a status or in a stream."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from typing import TYPE_CHECKING
+
+import orjson
+import structlog
+from aiohttp import web
+
+from gateway.errors import BodyTooLarge, GatewayError, NotFound, RequestError
+from gateway.web.keys import METRICS, REQUEST_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.protocol import Json
+
+log = structlog.get_logger()
+
+_METHOD_NOT_ALLOWED = 405
+
+
+def error_body(error: GatewayError) -> Json:
+    """OpenAI's error envelope."""
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: GatewayError, request_id: str, *, status: int | None = None) -> web.Response:
+    headers = {"x-request-id": request_id}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, RequestError):
+        headers["x-should-retry"] = "false"
+    return web.Response(
+        body=orjson.dumps(error_body(error)),
+        status=status or error.status,
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+@web.middleware
+async def errors_as_openai(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Give the request its id, and render whatever is raised before a reply has begun."""
+    request[REQUEST_ID] = request_id = f"req_{secrets.token_hex(12)}"
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        if isinstance(error, RequestError):
+            request.app[METRICS].refused.labels(error.label).inc()
+        return error_response(error, request_id)
+    except web.HTTPException as error:
+        return _http_error(request, error, request_id)
+    except Exception:
+        log.exception("request_broke", id=request_id)
+        return error_response(internal_error(request_id), request_id)
+
+
+def internal_error(request_id: str) -> GatewayError:
+    """For a mistake of our own: what it was stands in the log under this id, not in the reply."""
+    return GatewayError(f"The gateway made a mistake. It is logged as {request_id}.")
+
+
+def _http_error(request: web.Request, error: web.HTTPException, request_id: str) -> web.Response:
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        limit = request.app._client_max_size  # noqa: SLF001
+        return error_response(BodyTooLarge(f"The body is larger than {limit} bytes, the limit here."), request_id)
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        refused = NotFound(f"{request.method} is not allowed on {request.path}. Use {allowed}.")
+        response = error_response(refused, request_id, status=_METHOD_NOT_ALLOWED)
+        response.headers["Allow"] = allowed
+        return response
+    return error_response(
+        NotFound(f"There is no {request.method} {request.path} here. Try POST /v1/chat/completions."),
+        request_id,
+        status=error.status,
+    )

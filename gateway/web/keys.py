@@ -1,0 +1,23 @@
+"""What handlers can reach, by typed key. `app.py` fills them."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.admission import Admission
+from gateway.completion import Completions
+from gateway.engines.base import Engine
+from gateway.ledger.store import ReceiptStore
+from gateway.metrics import Metrics
+from gateway.policy.book import PolicyBook
+from gateway.redis_client import RedisClient
+
+BOOK = web.AppKey("book", PolicyBook)
+COMPLETIONS = web.AppKey("completions", Completions)
+RECEIPTS = web.AppKey("receipts", ReceiptStore)
+ADMISSION = web.AppKey("admission", Admission)
+METRICS = web.AppKey("metrics", Metrics)
+REDIS = web.AppKey("redis", RedisClient)
+ENGINES = web.AppKey("engines", dict[str, Engine])
+
+REQUEST_ID = web.RequestKey("request_id", str)

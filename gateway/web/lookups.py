@@ -1,0 +1,48 @@
+"""What a key may ask about: the models it can use, and the receipts of its tenant."""
+
+from __future__ import annotations
+
+import orjson
+from aiohttp import web
+
+from gateway.errors import ModelNotFound, NotFound
+from gateway.version import STARTED
+from gateway.web.auth import authenticate
+from gateway.web.keys import BOOK, RECEIPTS
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """GET /v1/models"""
+    caller = authenticate(request)
+    models = [_model(name) for name in request.app[BOOK].models(caller.policy)]
+    return _json({"object": "list", "data": models})
+
+
+async def show_model(request: web.Request) -> web.Response:
+    """GET /v1/models/{model}"""
+    caller = authenticate(request)
+    name = request.match_info["model"]
+    if request.app[BOOK].route(caller.policy, name) is None:
+        raise ModelNotFound(f"There is no model '{name}' for this key.", param="model")
+    return _json(_model(name))
+
+
+async def show_receipt(request: web.Request) -> web.Response:
+    """GET /v1/receipts/{id}, where the id is the x-request-id of a reply. Another tenant's is not found."""
+    caller = authenticate(request)
+    receipt_id = request.match_info["id"]
+    receipt = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
+    if receipt is None:
+        raise NotFound(
+            "There is no such receipt. Its id is the x-request-id of a reply; a stream's is written when it ends.",
+            param="id",
+        )
+    return web.Response(body=receipt, content_type="application/json")
+
+
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "gkt-gateway"}
+
+
+def _json(body: object) -> web.Response:
+    return web.Response(body=orjson.dumps(body), content_type="application/json")
