@@ -1,0 +1,100 @@
+"""What cannot start says so in one line and leaves with a code that is not 0."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODELS = [model("big", "tgi", "http://127.0.0.1:9"), model("small", "openai", "http://127.0.0.1:9/v1")]
+
+
+def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def _config(folder: Path, **sections: Any) -> str:
+    """Write a configuration; return its path."""
+    GatewayProcess(folder, models=MODELS, routes=[STUDENT_ONLY], **({"redis_url": "redis://127.0.0.1:9"} | sections))
+    return str(folder / "config.yaml")
+
+
+def _one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_no_redis(tmp_path: Path) -> None:
+    """The line names the setting."""
+    assert "redis.url" in _one_line(_run("serve", "--config", _config(tmp_path)))
+
+
+def test_a_port_that_is_taken(tmp_path: Path, redis_url: str) -> None:
+    """The line names the port and the setting."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = _config(tmp_path, redis_url=redis_url, server={"port": port})
+        line = _one_line(_run("serve", "--config", config))
+    assert f"127.0.0.1:{port} is taken" in line
+    assert "server.port" in line
+
+
+def test_bad_yaml_names_every_mistake_with_its_line(tmp_path: Path) -> None:
+    """One line for each mistake, in both files at once."""
+    config = _config(tmp_path)
+    text = (tmp_path / "config.yaml").read_text().replace("api_base", "api_bse", 1)
+    (tmp_path / "config.yaml").write_text(text)
+    policy = tmp_path / "policies" / "acme.yaml"
+    policy.write_text(policy.read_text().replace("student: small", "student: smal"))
+    done = _run("serve", "--config", config)
+    assert done.returncode == 1
+    assert "config.yaml:" in done.stderr
+    assert "Did you mean 'api_base'" in done.stderr
+    assert "acme.yaml:" in done.stderr
+    assert "Did you mean 'small'" in done.stderr
+
+
+def test_no_configuration_at_all(tmp_path: Path) -> None:
+    """The line names the file."""
+    assert "nowhere.yaml" in _one_line(_run("serve", "--config", str(tmp_path / "nowhere.yaml")))
+
+
+def test_weights_that_are_not_to_be_had(tmp_path: Path) -> None:
+    """demo with an unknown model lists the known ones."""
+    assert "smollm2-135m-instruct" in _one_line(_run("demo", "--student", "no-such-model", "--ask", "x"))
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["demo"], ["check"], ["version"]])
+def test_help_teaches(command: list[str]) -> None:
+    """Every command has help."""
+    done = _run(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def test_version() -> None:
+    """For people and for scripts."""
+    from gateway import __version__
+
+    assert _run("version").stdout == f"gkt-gateway {__version__}\n"
+    assert _run("version", "--short").stdout == f"{__version__}\n"

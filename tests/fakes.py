@@ -1,0 +1,173 @@
+"""Fakes, only where a fault must be provoked or a wire observed. Each is a real server on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+
+
+@contextmanager
+def served(app: web.Application) -> Iterator[str]:
+    """Run an aiohttp application on a thread of its own; yields its base URL."""
+    loop = asyncio.new_event_loop()
+    started = threading.Event()
+    where: list[str] = []
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+
+    async def start() -> None:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        where.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        started.set()
+
+    def run() -> None:
+        loop.run_until_complete(start())
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield where[0]
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=10)
+
+
+class FakeEngine:
+    """A student or teacher that does what `behave` says, and remembers what it was asked.
+
+    It speaks both protocols' side routes, so that a gateway takes it for an engine that is up.
+    """
+
+    def __init__(self, behave: Handler) -> None:
+        self.behave = behave
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.cancelled = threading.Event()
+        self.url = ""
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body: dict[str, Any] = orjson.loads(await request.read())
+        self.asked.append(body)
+        self.headers.append(dict(request.headers))
+        try:
+            return await self.behave(request, body)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    @contextmanager
+    def running(self) -> Iterator[FakeEngine]:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", _models)
+        app.router.add_get("/info", _info)
+        with served(app) as self.url:
+            yield self
+
+
+async def _models(_: web.Request) -> web.Response:
+    return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model"}]})
+
+
+async def _info(_: web.Request) -> web.Response:
+    return web.json_response({"model_id": "fake", "max_concurrent_requests": 128, "max_stop_sequences": 4})
+
+
+def reply(text: str, finish: str = "stop", usage: dict[str, int] | None = None) -> dict[str, Any]:
+    """An OpenAI completion. Usage defaults to 10 tokens read and one for each word written."""
+    counted = {"prompt_tokens": 10, "completion_tokens": len(text.split())}
+    return {
+        "id": "fake-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "fake",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+        "usage": counted if usage is None else usage,
+    }
+
+
+def says(text: str, finish: str = "stop") -> Handler:
+    """An engine that always says the same, whole or streamed word by word."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not body.get("stream"):
+            return web.json_response(reply(text, finish))
+        response = await begin_events(request)
+        for word in _words(text):
+            await response.write(event(chunk({"content": word})))
+        await response.write(event(chunk({}, finish)))
+        await response.write(event({**chunk({}), "choices": [], "usage": reply(text)["usage"]}))
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    return behave
+
+
+def _words(text: str) -> list[str]:
+    first, *rest = text.split(" ")
+    return [first, *(" " + word for word in rest)]
+
+
+async def begin_events(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    return response
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {
+        "id": "fake-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "fake",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    }
+
+
+def event(data: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+@contextmanager
+def recording_proxy(upstream: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A proxy before a real engine: yields its URL and the JSON bodies that went through it, in order."""
+    bodies: list[dict[str, Any]] = []
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        if raw:
+            bodies.append(orjson.loads(raw))
+        async with (
+            aiohttp.ClientSession() as session,
+            session.request(
+                request.method, upstream + request.path, data=raw or None, headers={"Content-Type": "application/json"}
+            ) as answer,
+        ):
+            response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.content_type})
+            await response.prepare(request)
+            async for received in answer.content.iter_any():
+                await response.write(received)
+            await response.write_eof()
+            return response
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", forward)
+    with served(app) as url:
+        yield url, bodies

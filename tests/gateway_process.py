@@ -1,0 +1,148 @@
+"""A gateway as users run it: the `serve` command in a process of its own, with a configuration written for the test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEY = "gk-test-of-acme"
+OTHER_KEY = "gk-test-of-globex"
+START_LIMIT_S = 20.0
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model(name: str, protocol: str, api_base: str, **more: Any) -> dict[str, Any]:
+    """A model entry of config.yaml; the teacher costs ten times the student."""
+    usd = 1.0 if protocol == "tgi" else 0.1
+    price = {"input_per_1m": usd, "output_per_1m": usd}
+    return {"name": name, "protocol": protocol, "api_base": api_base, "price": price} | more
+
+
+def guided(name: str = "chat", *, teacher: str = "big", student: str = "small", **guidance: Any) -> dict[str, Any]:
+    """A guided route with a deadline that a busy CPU can keep."""
+    return {
+        "model": name,
+        "mode": "guided",
+        "teacher": teacher,
+        "student": student,
+        "guidance": {"tokens": 12, "deadline": "60s", "max_wait": "10ms"} | guidance,
+    }
+
+
+STUDENT_ONLY = {"model": "chat-student", "mode": "student", "student": "small", "baseline": "big"}
+TEACHER_ONLY = {"model": "chat-teacher", "mode": "teacher", "teacher": "big"}
+
+
+class GatewayProcess:
+    """One running `gkt-gateway serve`; `log` holds its JSON lines so far."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        models: list[dict[str, Any]],
+        routes: list[dict[str, Any]],
+        redis_url: str,
+        **sections: Any,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "policies").mkdir(exist_ok=True)
+        sections.setdefault("server", {})
+        config = {
+            **sections,
+            "server": {"host": "127.0.0.1", "port": 0, **sections["server"]},
+            "admin": {"port": 0},
+            "redis": {"url": redis_url, **sections.get("redis", {})},
+            "log": {"format": "json"},
+            "models": models,
+        }
+        yaml = YAML()
+        yaml.dump(config, folder / "config.yaml")
+        for tenant, key in (("acme", KEY), ("globex", OTHER_KEY)):
+            policy = {"tenant": tenant, "keys": [{"id": "only", "sha256": sha256(key)}], "routes": routes}
+            yaml.dump(policy, folder / "policies" / f"{tenant}.yaml")
+        self._config = folder / "config.yaml"
+        self.log: list[dict[str, Any]] = []
+        self.raw_log = ""
+        self.url = self.admin_url = ""
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", "serve", "--config", self._config],
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        listening = self.wait_for_log("listening", START_LIMIT_S)
+        self.url, self.admin_url = listening["public"], listening["admin"]
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.raw_log += line
+            try:
+                self.log.append(json.loads(line))
+            except json.JSONDecodeError:
+                self.log.append({"event": "not json", "line": line})
+
+    def wait_for_log(self, event: str, limit_s: float = 10.0, **fields: Any) -> dict[str, Any]:
+        """The first log line with this event and these fields."""
+        give_up = time.monotonic() + limit_s
+        while time.monotonic() < give_up:
+            for line in list(self.log):
+                if line.get("event") == event and all(line.get(key) == value for key, value in fields.items()):
+                    return line
+            if self.process.poll() is not None and not self._reader.is_alive():
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"no log line {event!r} with {fields}; the log:\n{self.raw_log}")
+
+    def terminate(self) -> int:
+        """SIGTERM, and wait: the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout=30)
+        self._reader.join(timeout=5)
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._reader.join(timeout=5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@contextmanager
+def running_gateway(folder: Path, **config: Any) -> Iterator[GatewayProcess]:
+    """Start, hand over, stop."""
+    process = GatewayProcess(folder, **config)
+    try:
+        process.start()
+        yield process
+    finally:
+        process.close()

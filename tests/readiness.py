@@ -1,0 +1,26 @@
+"""Waiting for what a gateway finds out in the background."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+
+LIMIT_S = 60.0
+
+
+def detail(admin_url: str) -> dict[str, Any]:
+    reply: dict[str, Any] = httpx.get(f"{admin_url}/readyz").json()
+    return reply
+
+
+def wait_until_probed(admin_url: str) -> dict[str, Any]:
+    """Until every engine is up and known to continue; returns readiness in detail."""
+    give_up = time.monotonic() + LIMIT_S
+    while True:
+        seen = detail(admin_url)
+        if all(engine["up"] and engine["continuation"] for engine in seen["engines"].values()):
+            return seen
+        assert time.monotonic() < give_up, f"not probed in {LIMIT_S:g} s: {seen}"
+        time.sleep(0.1)

@@ -1,0 +1,180 @@
+"""Bad input gets OpenAI's error body, naming the field; nothing of the caller's secrets comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.fakes import FakeEngine, says
+from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiohttp import web
+
+ASKED = [{"role": "user", "content": "Hello"}]
+AUTHORISED = {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture(scope="module")
+def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with (
+        FakeEngine(says("Hi")).running() as engine,
+        running_gateway(
+            tmp_path_factory.mktemp("input"),
+            redis_url=redis_url,
+            server={"max_body": "10kB"},
+            models=[
+                model("big", "tgi", engine.url),
+                model("small", "openai", f"{engine.url}/v1", continuation="trailing", echo=False),
+            ],
+            routes=[guided(), STUDENT_ONLY],
+        ) as process,
+    ):
+        yield process
+
+
+@pytest.fixture
+def caller(gate: GatewayProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=gate.url, headers=AUTHORISED) as client:
+        yield client
+
+
+def _error(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.headers["x-request-id"].startswith("req_")
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"model": "chat"}, "messages"),
+        ({"model": "chat", "messages": []}, "messages"),
+        ({"model": "chat", "messages": "Hello"}, "messages"),
+        ({"model": "chat", "messages": [{"role": "user", "content": ""}]}, "messages[0].content"),
+        ({"model": "chat", "messages": [{"content": "Hello"}]}, "messages[...].role"),
+        ({"messages": ASKED}, "model"),
+        ({"model": 7, "messages": ASKED}, "model"),
+        ({"model": "chat", "messages": ASKED, "max_tokens": 0}, "max_tokens"),
+        ({"model": "chat", "messages": ASKED, "max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"model": "chat", "messages": ASKED, "temperature": 2.5}, "temperature"),
+        ({"model": "chat", "messages": ASKED, "top_p": "high"}, "top_p"),
+        ({"model": "chat", "messages": ASKED, "stream": "yes"}, "stream"),
+        ({"model": "chat", "messages": ASKED, "stop": [1]}, "stop"),
+    ],
+)
+def test_a_wrong_field_is_named(caller: httpx.Client, body: dict[str, Any], param: str) -> None:
+    """400, invalid_request_error, and the SDK is told not to try again."""
+    answer = caller.post("/v1/chat/completions", json=body)
+    error = _error(answer)
+    assert answer.status_code == 400
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] is not None
+    assert error["param"].startswith(param.split("[...]")[0])
+    assert answer.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b'"text"', b"\xff\xfe", b"null", b"NaN"])
+def test_what_is_not_a_json_object_is_400(caller: httpx.Client, raw: bytes) -> None:
+    """Whatever the bytes are."""
+    answer = caller.post("/v1/chat/completions", content=raw)
+    assert answer.status_code == 400
+    assert "JSON" in _error(answer)["message"]
+
+
+def test_an_unknown_model_is_404_and_lists_those_of_the_key(caller: httpx.Client) -> None:
+    """So that the caller can mend it without asking anybody."""
+    answer = caller.post("/v1/chat/completions", json={"model": "gpt-4o", "messages": ASKED})
+    error = _error(answer)
+    assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "'chat', 'chat-student'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer gk-secret-canary"},
+        {"Authorization": "gk-secret-canary"},
+        {"Authorization": "Basic gk-secret-canary"},
+        {"Authorization": "Bearer"},
+        {"Authorization": f"Bearer {KEY}x"},
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/receipts/req_1")]
+)
+def test_no_key_or_a_wrong_one_is_401_everywhere(
+    gate: GatewayProcess, headers: dict[str, str], method: str, path: str
+) -> None:
+    """The key that was sent stands neither in the answer nor in the log."""
+    answer = httpx.request(method, gate.url + path, headers=headers, json={} if method == "POST" else None)
+    assert answer.status_code == 401
+    assert _error(answer)["code"] == "invalid_api_key"
+    assert "canary" not in answer.text
+    assert "canary" not in gate.raw_log
+
+
+def test_a_body_over_the_limit_is_413(caller: httpx.Client) -> None:
+    """The limit stands in the message."""
+    answer = caller.post("/v1/chat/completions", json={"model": "chat", "messages": ASKED, "pad": "x" * 11_000})
+    assert answer.status_code == 413
+    assert "10000" in _error(answer)["message"]
+
+
+def test_unknown_routes_are_404_and_wrong_methods_405(caller: httpx.Client) -> None:
+    """Both in OpenAI's shape; 405 says what is allowed."""
+    assert caller.get("/v1/nothing").status_code == 404
+    assert _error(caller.get("/v1/nothing"))["code"] == "not_found"
+    wrong = caller.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert "POST" in _error(wrong)["message"]
+
+
+def test_an_unknown_receipt_is_404(caller: httpx.Client) -> None:
+    """Nobody learns whose it is."""
+    assert caller.get("/v1/receipts/req_nobody").status_code == 404
+
+
+def test_probes_need_no_key_and_metrics_are_not_public(gate: GatewayProcess) -> None:
+    """healthz and readyz on the public listener; metrics on the admin listener only."""
+    assert httpx.get(gate.url + "/healthz").text == "ok\n"
+    assert httpx.get(gate.url + "/readyz").text == "ready\n"
+    assert httpx.get(gate.url + "/metrics").status_code == 404
+    assert "gkt_in_flight" in httpx.get(gate.admin_url + "/metrics").text
+
+
+def test_a_flood_beyond_the_bound_is_503_with_retry_after(redis_url: str, tmp_path: Any) -> None:
+    """What a process holds at once is bounded; the rest is told to come again."""
+    import asyncio
+
+    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return await says("Hi")(request, body)
+
+    async def flood(url: str) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=url, headers=AUTHORISED, timeout=10) as client:
+            body = {"model": "chat-student", "messages": ASKED}
+            return await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(8)))
+
+    with (
+        FakeEngine(slowly).running() as engine,
+        running_gateway(
+            tmp_path,
+            redis_url=redis_url,
+            server={"max_in_flight": 3},
+            models=[model("big", "tgi", engine.url), model("small", "openai", f"{engine.url}/v1", continuation="none")],
+            routes=[STUDENT_ONLY],
+        ) as process,
+    ):
+        answers = asyncio.run(flood(process.url))
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) == 5
+    assert all(_error(answer)["code"] == "overloaded" and answer.headers["Retry-After"] for answer in refused)
+    assert sum(answer.status_code == 200 for answer in answers) == 3

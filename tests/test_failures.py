@@ -1,0 +1,441 @@
+"""Every path ends in a truthful reply and exactly one receipt, whoever fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import orjson
+import pytest
+from aiohttp import web
+from openai import OpenAI
+
+from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
+from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_probed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OPENING = "The answer to your question begins"
+REST = " here and ends there."
+ASKED = [{"role": "user", "content": "What is it?"}]
+DEADLINE_S = 0.5
+TIMEOUTS = {"connect": "500ms", "first_token": "500ms", "idle": "300ms", "total": "5s"}
+
+
+@dataclass
+class World:
+    """A gateway between a teacher and a student that do as they are told."""
+
+    teacher: FakeEngine
+    student: FakeEngine
+    gateway: GatewayProcess
+
+    def ask(self, route: str = "chat", **more: Any) -> httpx.Response:
+        body = {"model": route, "messages": ASKED} | more
+        return httpx.post(
+            f"{self.gateway.url}/v1/chat/completions",
+            headers={"Authorization": f"Bearer {KEY}"},
+            json=body,
+            timeout=10,
+        )
+
+    def receipt(self, answer: httpx.Response) -> dict[str, Any]:
+        """The one line the request left in the log, which is its receipt."""
+        request_id = answer.headers["x-request-id"]
+        line = self.gateway.wait_for_log("request", id=request_id)
+        assert Counter(seen.get("id") for seen in self.gateway.log if seen["event"] == "request")[request_id] == 1
+        return line
+
+    def last_receipt(self, count_before: int) -> dict[str, Any]:
+        """For a caller that never saw an id: the next receipt after the first `count_before`."""
+        give_up = time.monotonic() + 5
+        while time.monotonic() < give_up:
+            lines = [line for line in self.gateway.log if line["event"] == "request"]
+            if len(lines) > count_before:
+                assert len(lines) == count_before + 1
+                return lines[-1]
+            time.sleep(0.01)
+        raise AssertionError("no receipt came")
+
+    def receipts(self) -> int:
+        return sum(line["event"] == "request" for line in self.gateway.log)
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with ExitStack() as stack:
+        teacher = stack.enter_context(FakeEngine(says(OPENING, "length")).running())
+        student = stack.enter_context(FakeEngine(says(REST)).running())
+        gateway = stack.enter_context(
+            running_gateway(
+                tmp_path_factory.mktemp("failures"),
+                redis_url=redis_url,
+                redis={"prefix": "failures"},
+                models=[
+                    model("big", "tgi", teacher.url, timeouts=TIMEOUTS),
+                    model(
+                        "small", "openai", f"{student.url}/v1", continuation="trailing", echo=False, timeouts=TIMEOUTS
+                    ),
+                    # Nothing listens on port 9.
+                    model("gone", "openai", "http://127.0.0.1:9/v1", continuation="trailing", timeouts=TIMEOUTS),
+                    model("gone-teacher", "tgi", "http://127.0.0.1:9", timeouts=TIMEOUTS),
+                ],
+                routes=[
+                    guided(tokens=6, deadline="500ms"),
+                    guided("chat-must", tokens=6, deadline="500ms", on_failure="reject"),
+                    guided("chat-no-teacher", teacher="gone-teacher", deadline="500ms"),
+                    guided("chat-no-student", student="gone", deadline="500ms"),
+                    {"model": "student-gone", "mode": "student", "student": "gone"},
+                    guided("chat-hint", projection="hint", deadline="500ms"),
+                    STUDENT_ONLY,
+                ],
+            )
+        )
+        time.sleep(0.2)
+        yield World(teacher, student, gateway)
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    """The same world, with both engines back to normal."""
+    running.teacher.behave, running.student.behave = says(OPENING, "length"), says(REST)
+    for engine in (running.teacher, running.student):
+        engine.asked.clear()
+        engine.cancelled.clear()
+    return running
+
+
+def status(code: int, body: Any, **headers: str) -> Any:
+    async def behave(_: web.Request, __: dict[str, Any]) -> web.Response:
+        return web.Response(status=code, body=orjson.dumps(body), content_type="application/json", headers=headers)
+
+    return behave
+
+
+async def hang(_: web.Request, __: dict[str, Any]) -> web.Response:
+    await asyncio.sleep(30)
+    return web.Response()
+
+
+def test_the_normal_case_for_comparison(world: World) -> None:
+    """Guidance, then the student's words; one receipt, ok."""
+    answer = world.ask()
+    assert answer.json()["choices"][0]["message"]["content"] == "The answer to your question" + REST
+    receipt = world.receipt(answer)
+    assert (receipt["mode"], receipt["status"]) == ("guided", "ok")
+
+
+@pytest.mark.parametrize(
+    ("behave", "reason"),
+    [
+        (status(429, {"error": "busy", "error_type": "overloaded"}), "teacher_overloaded"),
+        (status(422, {"error": "too long", "error_type": "validation"}), "teacher_rejected"),
+        (status(424, {"error": "oops", "error_type": "generation"}), "teacher_failed"),
+        (status(500, {"error": "oops"}), "teacher_failed"),
+        (status(401, {"error": "who"}), "teacher_rejected"),
+        (status(200, {"no": "choices"}), "teacher_garbled"),
+        (hang, "teacher_late"),
+        (says("   ", "stop"), "guidance_empty"),
+        (says("Unfinished", "length"), "guidance_empty"),
+    ],
+)
+def test_a_teacher_that_fails_costs_the_answer_its_guidance_or_its_life_as_the_policy_says(
+    world: World, behave: Any, reason: str
+) -> None:
+    """`student`: answered without guidance, said so. `reject`: 503 with Retry-After. Never a hang."""
+    world.teacher.behave = behave
+    started = time.monotonic()
+    answer = world.ask()
+    assert time.monotonic() - started < DEADLINE_S + 1
+    assert answer.status_code == 200
+    assert answer.headers["x-gkt-unguided"] == reason
+    assert answer.json()["choices"][0]["message"]["content"] == REST
+    receipt = world.receipt(answer)
+    assert (receipt["mode"], receipt["status"], receipt["unguided"]) == ("student", "ok", reason)
+
+    refused = world.ask("chat-must")
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.json()["error"]["code"] == "guidance_unavailable"
+    assert world.receipt(refused)["status"] == "guidance_unavailable"
+
+
+def test_a_late_teacher_is_hung_up_on(world: World) -> None:
+    """The call is cancelled at the deadline, and what it may have written is on the receipt as an estimate."""
+    world.teacher.behave = hang
+    receipt = world.receipt(world.ask())
+    assert world.teacher.cancelled.wait(2)
+    assert receipt["teacher"]["estimated"] is True
+    assert receipt["teacher"]["output_tokens"] == 6
+
+
+def test_an_absent_teacher_is_nothing_but_a_reason(world: World) -> None:
+    """Connection refused: unguided, nothing billed for the teacher."""
+    answer = world.ask("chat-no-teacher")
+    receipt = world.receipt(answer)
+    assert (answer.status_code, receipt["unguided"], receipt["teacher"]) == (200, "teacher_unreachable", None)
+
+
+def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
+    """cutoff: no student call. hint: the hint still goes to the student."""
+    world.teacher.behave = says("It is 42.", "stop")
+    answer = world.ask()
+    assert answer.json()["choices"][0]["message"]["content"] == "It is 42."
+    assert answer.headers["x-gkt-mode"] == "teacher_complete"
+    assert world.student.asked == []
+    assert world.receipt(answer)["student"] is None
+
+    hinted = world.ask("chat-hint")
+    assert hinted.json()["choices"][0]["message"]["content"] == REST
+    assert "It is 42." in world.student.asked[0]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize("route", ["student-gone", "chat-no-student"])
+def test_a_student_that_is_down_is_502(world: World, route: str) -> None:
+    """The name of the engine stands in the message, its address does not."""
+    answer = world.ask(route)
+    assert answer.status_code == 502
+    error = answer.json()["error"]
+    assert error["code"] == "engine_unreachable"
+    assert "gone" in error["message"]
+    assert "127.0.0.1" not in error["message"]
+    assert world.receipt(answer)["status"] == "engine_unreachable"
+    if route == "student-gone":
+        assert world.ask(route, stream=True).status_code == 502
+
+
+def test_a_student_that_is_down_ends_a_begun_stream_with_an_error(world: World) -> None:
+    """The guidance has left: what follows can only be an error event, and no [DONE]."""
+    answer = world.ask("chat-no-student", stream=True)
+    events = _events(answer)
+    assert events[0]["choices"][0]["delta"]["content"] == "The answer to your question"
+    assert events[-1]["error"]["code"] == "engine_unreachable"
+    assert "[DONE]" not in answer.text
+    assert world.receipt(answer)["status"] == "engine_unreachable"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "field"),
+    [(400, 400, "invalid_request"), (422, 400, "invalid_request"), (401, 502, "engine_rejected"),
+     (429, 503, "engine_overloaded"), (500, 502, "engine_failed")],
+)  # fmt: skip
+def test_a_students_refusal_is_the_callers_fault_only_when_it_says_so(
+    world: World, code: int, expected: int, field: str
+) -> None:
+    """400 and 422 blame the request; everything else is ours."""
+    world.student.behave = status(code, {"error": {"message": "top_k must not be 7"}}, **{"Retry-After": "7"})
+    answer = world.ask("chat-student", top_k=7)
+    assert answer.status_code == expected
+    assert world.receipt(answer)["status"] == field
+    message = answer.json()["error"]["message"]
+    assert ("top_k must not be 7" in message) is (code != 401)
+    if code == 429:
+        assert answer.headers["Retry-After"] == "7"
+
+
+def _events(answer: httpx.Response) -> list[Any]:
+    data = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    return [orjson.loads(line) for line in data if line != "[DONE]"]
+
+
+async def cut(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    """Two words, and the connection is gone."""
+    response = await begin_events(request)
+    await response.write(event(chunk({"role": "assistant", "content": " two"})) + event(chunk({"content": " words"})))
+    await asyncio.sleep(0.05)
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    """Two words, and a clean end of the connection without finish_reason or [DONE]."""
+    response = await begin_events(request)
+    await response.write(event(chunk({"content": " two"})) + event(chunk({"content": " words"})))
+    await response.write_eof()
+    return response
+
+
+async def stalls(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    """Two words, and silence."""
+    response = await begin_events(request)
+    await response.write(event(chunk({"content": " two"})) + event(chunk({"content": " words"})))
+    await asyncio.sleep(30)
+    return response
+
+
+async def reports_an_error(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    """Two words, and an error event under the 200 that was sent."""
+    response = await begin_events(request)
+    await response.write(event(chunk({"content": " two"})) + event(chunk({"content": " words"})))
+    await response.write(event({"error": {"message": "CUDA out of memory"}}))
+    await response.write_eof()
+    return response
+
+
+@pytest.mark.parametrize(
+    ("behave", "label"),
+    [
+        (cut, "engine_unreachable"),
+        (ends_early, "engine_failed"),
+        (stalls, "engine_timeout"),
+        (reports_an_error, "engine_failed"),
+    ],
+)
+def test_a_stream_that_breaks_is_never_passed_off_as_whole(world: World, behave: Any, label: str) -> None:
+    """The caller has the words that came, then an OpenAI error event; the SDK raises."""
+    world.student.behave = behave
+    with OpenAI(base_url=f"{world.gateway.url}/v1", api_key=KEY, max_retries=0) as client:
+        stream = client.chat.completions.create(model="chat", messages=ASKED, stream=True)  # type: ignore[arg-type]
+        parts: list[Any] = []
+        with pytest.raises(openai.APIError) as raised:
+            _collect(stream, parts)
+    assert "".join(part.choices[0].delta.content for part in parts) == "The answer to your question two words"
+    assert all(part.choices[0].finish_reason is None for part in parts)
+    assert raised.value.code == label
+    receipt = world.gateway.wait_for_log("request", id=stream.response.headers["x-request-id"])
+    assert receipt["status"] == label
+    assert receipt["student"]["estimated"] is True
+    assert receipt["student"]["output_tokens"] > 0
+
+
+def _collect(stream: Any, parts: list[Any]) -> None:
+    """Keep what came, also when the stream raises."""
+    for part in stream:
+        parts.append(part)  # noqa: PERF402
+
+
+def test_a_caller_that_hangs_up_still_gets_a_receipt_and_frees_the_student(world: World) -> None:
+    """JSON: the student's call is cancelled."""
+    world.student.behave = hang
+    before = world.receipts()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{world.gateway.url}/v1/chat/completions",
+            headers={"Authorization": f"Bearer {KEY}"},
+            json={"model": "chat", "messages": ASKED},
+            timeout=0.4,
+        )
+    assert world.student.cancelled.wait(3)
+    receipt = world.last_receipt(before)
+    assert (receipt["status"], receipt["mode"]) == ("client_gone", "guided")
+    assert receipt["teacher"]["output_tokens"] == 6
+
+
+def test_a_caller_that_hangs_up_on_a_stream_pays_for_what_was_written(world: World) -> None:
+    """SSE: the words that came are counted, as an estimate."""
+
+    async def for_ever(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        while True:
+            await response.write(event(chunk({"content": " word"})))
+            await asyncio.sleep(0.02)
+
+    world.student.behave = for_ever
+    before = world.receipts()
+    with httpx.stream(
+        "POST",
+        f"{world.gateway.url}/v1/chat/completions",
+        headers={"Authorization": f"Bearer {KEY}"},
+        json={"model": "chat", "messages": ASKED, "stream": True},
+        timeout=5,
+    ) as answer:
+        lines = answer.iter_lines()
+        for _ in range(12):
+            next(lines)
+    receipt = world.last_receipt(before)
+    assert receipt["status"] == "client_gone"
+    assert receipt["student"]["estimated"] is True
+    assert receipt["student"]["output_tokens"] >= 4
+
+
+def test_a_stop_text_across_the_seam_ends_the_answer(world: World) -> None:
+    """`question here` begins in the guidance and ends in the student's words."""
+    for stream in (False, True):
+        answer = world.ask(stop=["question here"], stream=stream)
+        if stream:
+            choices = [choice for part in _events(answer) for choice in part["choices"]]
+            text = "".join(choice["delta"].get("content", "") for choice in choices)
+            finishes = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        else:
+            choice = answer.json()["choices"][0]
+            text, finishes = choice["message"]["content"], [choice["finish_reason"]]
+        assert text == "The answer to your "
+        assert finishes == ["stop"]
+
+
+def test_usage_that_the_student_did_not_give_is_estimated_and_said_so(world: World) -> None:
+    """An estimate is marked, never passed off as a count."""
+
+    async def uncounted(_: web.Request, __: dict[str, Any]) -> web.Response:
+        return web.json_response({**reply(REST), "usage": None})
+
+    world.student.behave = uncounted
+    answer = world.ask()
+    receipt = world.receipt(answer)
+    assert receipt["student"]["estimated"] is True
+    assert receipt["student"]["output_tokens"] == 5
+    assert answer.json()["usage"]["completion_tokens"] > 5
+
+
+def test_metrics_count_what_the_receipts_say(world: World) -> None:
+    """Requests by status over this process's life equal the receipts in its log."""
+    world.ask()
+    time.sleep(0.1)
+    text = httpx.get(f"{world.gateway.admin_url}/metrics").text
+    counted: Counter[str] = Counter()
+    for line in text.splitlines():
+        if line.startswith("gkt_requests_total{"):
+            labels, _, value = line.partition("} ")
+            counted[labels.partition('status="')[2].partition('"')[0]] += int(float(value))
+    logged = Counter(line["status"] for line in world.gateway.log if line["event"] == "request")
+    assert counted == logged
+    assert counted["ok"] > 0
+
+
+def test_sigterm_lets_answers_finish_and_keeps_their_receipts(redis_url: str, tmp_path: Any) -> None:
+    """New callers are turned away, the one under way gets its answer, the process ends with 0."""
+
+    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(1.0)
+        return await says(REST)(request, body)
+
+    with (
+        FakeEngine(says(OPENING, "length")).running() as teacher,
+        FakeEngine(slowly).running() as student,
+        running_gateway(
+            tmp_path,
+            redis_url=redis_url,
+            redis={"prefix": "sigterm"},
+            models=[
+                model("big", "tgi", teacher.url),
+                model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False),
+            ],
+            routes=[guided()],
+        ) as gateway,
+        httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10) as client,
+    ):
+        wait_until_probed(gateway.admin_url)
+        with ThreadPoolExecutor() as pool:
+            under_way = pool.submit(client.post, "/v1/chat/completions", json={"model": "chat", "messages": ASKED})
+            while not any(body["messages"][0] == ASKED[0] for body in student.asked):
+                time.sleep(0.01)
+            ended = pool.submit(gateway.terminate)
+            answer = under_way.result()
+            assert ended.result() == 0
+        assert answer.status_code == 200
+        assert answer.json()["choices"][0]["message"]["content"].endswith(REST)
+        assert gateway.wait_for_log("request", id=answer.headers["x-request-id"])["status"] == "ok"
+        assert gateway.wait_for_log("stopped")["cut"] == 0
+        assert gateway.wait_for_log("stopped")["receipts_kept"] is True
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{gateway.url}/healthz")

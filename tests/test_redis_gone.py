@@ -1,0 +1,80 @@
+"""Redis may go and come back under a running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from gateway.local.redis import EmbeddedRedis
+from tests.fakes import FakeEngine, says
+from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BODY = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
+
+
+async def _ask(client: httpx.AsyncClient) -> httpx.Response:
+    return await client.post("/v1/chat/completions", json=BODY)
+
+
+async def _receipt(client: httpx.AsyncClient, answer: httpx.Response) -> dict[str, Any]:
+    for _ in range(400):
+        found = await client.get(f"/v1/receipts/{answer.headers['x-request-id']}")
+        if found.status_code == 200:
+            return dict(found.json())
+        await asyncio.sleep(0.02)
+    raise AssertionError(found.text)
+
+
+def _client(process: GatewayProcess) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=process.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10)
+
+
+@pytest.mark.parametrize("on_failure", ["degrade", "reject"])
+async def test_answers_go_on_without_redis_or_are_refused_as_configured(tmp_path: Path, on_failure: str) -> None:
+    """degrade: batches by itself, says so, keeps receipts and writes them when Redis is back. reject: 503."""
+    with FakeEngine(says("The answer begins here", "length")).running() as engine:
+        async with EmbeddedRedis() as redis:
+            with running_gateway(
+                tmp_path,
+                redis_url=redis.url,
+                redis={"on_failure": on_failure, "timeout": "100ms"},
+                models=[
+                    model("big", "tgi", engine.url),
+                    model("small", "openai", f"{engine.url}/v1", continuation="trailing", echo=False),
+                ],
+                routes=[guided(deadline="3s")],
+            ) as process:
+                async with _client(process) as client:
+                    before = await _ask(client)
+                    assert (await _receipt(client, before))["batch"]["id"] == "b1"
+                    await redis.stop()
+                    alone = await asyncio.gather(*(_ask(client) for _ in range(5)))
+                    if on_failure == "reject":
+                        assert {answer.status_code for answer in alone} == {503}
+                        assert alone[0].json()["error"]["code"] == "store_unavailable"
+                        assert alone[0].headers["Retry-After"] == "1"
+                    else:
+                        assert {answer.headers["x-gkt-mode"] for answer in alone} == {"guided"}
+                        assert all(answer.headers["x-gkt-batch"].startswith("local-") for answer in alone)
+                        assert (await _receipt(client, alone[0]))["batch"]["id"].startswith("local-")
+                    for _ in range(200):
+                        if (await client.get("/readyz")).text == "degraded\n":
+                            break
+                        await asyncio.sleep(0.05)
+                    assert (await client.get("/readyz")).status_code == 200
+                    assert (await client.get("/readyz")).text == "degraded\n"
+                    await redis.start()
+                    await asyncio.sleep(1.5)
+                    after = await _ask(client)
+                    assert after.status_code == 200
+                    assert after.headers["x-gkt-batch"].startswith("b")
+                    for answer in [*alone, after]:
+                        assert (await _receipt(client, answer))["id"] == answer.headers["x-request-id"]
+                assert process.terminate() == 0
+                assert process.wait_for_log("stopped")["receipts_kept"] is True
