@@ -97,18 +97,20 @@ class Completions:
             seam = self._finisher.seam(plan, chat, opening)
             relay = StreamRelay(head, seam, wants_usage=chat.wants_usage)
             shown = opening.text if opening.whole is not None else (seam.opening() if seam is not None else "")
+            announced = bool(shown)
             if shown:
                 draft.saw_first_token()
                 yield draft
                 yield relay.open(shown)
             if opening.whole is None:
                 async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as chunks:
-                    announced = bool(shown)
                     async for chunk in chunks:
                         if not announced:
                             yield draft
                             announced = True
                         yield chunk
+            if not announced:
+                yield draft  # the finisher had nothing to say
             for chunk in relay.end(opening.whole):
                 yield chunk
             draft.finish_reason = relay.finish_reason

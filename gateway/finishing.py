@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway.engines.chat import message_text, read_usage
 from gateway.engines.continuation import place_prefix
-from gateway.errors import EngineError, EngineRejected, InvalidRequest
+from gateway.errors import EngineError, EngineOverloaded, EngineRejected, EngineUnreachable, InvalidRequest
 from gateway.guidance.projection import PROJECTIONS, place_in_context
 from gateway.guidance.seam import SeamJoin
 from gateway.ledger.draft import Call
@@ -116,8 +116,9 @@ class Finisher:
             yield
         except EngineError as error:
             self._metrics.engine_errors.labels(plan.finisher, error.label).inc()
-            if isinstance(error, EngineRejected) and error.status_sent in _BLAMES_REQUEST:
+            if _cost_nothing(error, draft):
                 _forget(plan, draft)
+            if isinstance(error, EngineRejected) and error.status_sent in _BLAMES_REQUEST:
                 raise InvalidRequest(error.message) from error
             raise
 
@@ -131,8 +132,14 @@ def _begin(plan: Plan, draft: Draft, body: Json) -> Call:
     return call
 
 
+def _cost_nothing(error: EngineError, draft: Draft) -> bool:
+    """Whether the engine refused the call or never got it."""
+    call = draft.student or draft.teacher
+    unheard = isinstance(error, EngineUnreachable) and (call is None or not call.text)
+    return unheard or isinstance(error, EngineRejected | EngineOverloaded)
+
+
 def _forget(plan: Plan, draft: Draft) -> None:
-    """A call that was refused cost nothing."""
     if plan.mode == "teacher":
         draft.teacher = None
     else:

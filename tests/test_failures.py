@@ -96,6 +96,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     guided("chat-no-student", student="gone", deadline="500ms"),
                     {"model": "student-gone", "mode": "student", "student": "gone"},
                     guided("chat-hint", projection="hint", deadline="500ms"),
+                    guided("chat-hidden", deadline="500ms") | {"show_cost": False},
                     STUDENT_ONLY,
                 ],
             )
@@ -439,3 +440,34 @@ def test_sigterm_lets_answers_finish_and_keeps_their_receipts(redis_url: str, tm
         assert gateway.wait_for_log("stopped")["receipts_kept"] is True
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{gateway.url}/healthz")
+
+
+def test_a_student_that_says_nothing_at_all_is_an_answer_without_words(world: World) -> None:
+    """A stream of [DONE] alone: the reply begins, ends with stop, and has its receipt."""
+
+    async def silent(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    world.student.behave = silent
+    answer = world.ask("chat-student", stream=True)
+    assert [choice["finish_reason"] for part in _events(answer) for choice in part["choices"]] == ["stop"]
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert world.receipt(answer)["status"] == "ok"
+
+
+def test_costs_are_hidden_where_the_policy_hides_them(world: World) -> None:
+    """show_cost false: neither the headers, nor the stream, nor the receipt tell."""
+    answer = world.ask("chat-hidden")
+    assert not [name for name in answer.headers if name.endswith("-usd")]
+    receipt_url = f"{world.gateway.url}/v1/receipts/{answer.headers['x-request-id']}"
+    world.receipt(answer)
+    time.sleep(0.2)
+    shown = httpx.get(receipt_url, headers={"Authorization": f"Bearer {KEY}"}).json()
+    assert "usd" not in orjson.dumps(shown).decode()
+    assert shown["student"]["output_tokens"] == 4
+    streamed = world.ask("chat-hidden", stream=True, stream_options={"include_usage": True})
+    assert "usd" not in streamed.text
+    assert "gkt" in _events(streamed)[-1]

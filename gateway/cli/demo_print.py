@@ -25,7 +25,7 @@ _RECEIPT_TRIES = 50
 
 async def print_answer(console: Console, session: aiohttp.ClientSession, base_url: str, question: str) -> None:
     """Ask the gateway, print the answer as it comes, then its receipt. Raises StartupError if it gives no answer."""
-    console.print(f"\n[bold]Question[/] {question}")
+    console.print(Text.assemble(("\nQuestion ", "bold"), question), soft_wrap=True)
     console.print(Text.assemble("Answer   ", ("the teacher's words", _TEACHER_STYLE), ", then the student's\n"))
     # ASCII marks as well: colour does not survive a pipe.
     opened = False
@@ -34,10 +34,10 @@ async def print_answer(console: Console, session: aiohttp.ClientSession, base_ur
         if not receipt_id:
             receipt_id = part
         elif not opened:
-            console.print(Text(part if console.is_terminal else f"[{part}]", _TEACHER_STYLE), end="")
+            console.print(Text(part if console.is_terminal else f"[{part}]", _TEACHER_STYLE), end="", soft_wrap=True)
             opened = True
         else:
-            console.print(Text(part), end="")
+            console.print(Text(part), end="", soft_wrap=True)
     console.print("\n")
     console.print(_receipt_table(await _receipt(session, base_url, receipt_id)))
 

@@ -1,4 +1,4 @@
-"""The HTTP side of every engine: one pooled session each, deadlines, and statuses turned into engine errors.
+"""The HTTP side of every engine: one pooled session each, with deadlines and bounds.
 
 Redirects are not followed and proxies from the environment are not used: an engine is where the configuration says it
 is. Bodies are bounded. Nothing of the caller's headers goes out.
@@ -7,11 +7,8 @@ is. Bodies are bounded. Nothing of the caller's headers goes out.
 from __future__ import annotations
 
 import asyncio
-import math
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,19 +16,12 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
+from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, refusal, said_error
 from gateway.engines.sse import EventTooLarge, SseDecoder
-from gateway.errors import (
-    EngineError,
-    EngineFailed,
-    EngineGarbled,
-    EngineOverloaded,
-    EngineRejected,
-    EngineTimeout,
-    EngineUnreachable,
-)
+from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 
     from gateway.protocol import Json
 
@@ -39,11 +29,6 @@ _T = TypeVar("_T")
 
 _MAX_REPLY_BYTES = 32_000_000
 _MAX_ERROR_BYTES = 64_000
-_MAX_ERROR_CHARS = 500
-_FIRST_ERROR = 400
-_FIRST_SERVER_ERROR = 500
-_TGI_GENERATION_FAILED = 424
-_BLAMES_CREDENTIALS = frozenset({401, 403})
 
 LAST_EVENT = b"[DONE]"
 _REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
@@ -236,11 +221,9 @@ class EngineHttp:
     async def _refusal(self, response: aiohttp.ClientResponse) -> EngineError:
         said = SaidError()
         # Words that come with a refused key could quote it; those of a redirect hold an address.
-        if response.status >= _FIRST_ERROR and response.status not in _BLAMES_CREDENTIALS:
+        if response.status >= HTTPStatus.BAD_REQUEST and response.status not in BLAMES_CREDENTIALS:
             said = self.said(await self._read_some(response))
-        error = self._refused(response.status, said, response.headers.get("Retry-After"))
-        error.reason = said.reason
-        return error
+        return refusal(self._name, response.status, said, response.headers.get("Retry-After"))
 
     async def _read_some(self, response: aiohttp.ClientResponse) -> bytes:
         """What there is of an error's body, bounded in size and time: the status alone says what went wrong."""
@@ -252,76 +235,3 @@ class EngineHttp:
                     if len(raw) > _MAX_ERROR_BYTES:
                         break
         return raw[:_MAX_ERROR_BYTES]
-
-    def _refused(self, status: int, said: SaidError, retry_after: str | None) -> EngineError:
-        message = f"Engine '{self._name}' answered {status}" + (f": {said.text}" if said.text else ".")
-        if status in {429, 503}:
-            return EngineOverloaded(message, engine=self._name, retry_after_s=_retry_after_s(retry_after))
-        if status in _BLAMES_CREDENTIALS:
-            message = f"Engine '{self._name}' refused the gateway's credentials ({status})."
-            return EngineRejected(message, engine=self._name, status_sent=status)
-        if status == _TGI_GENERATION_FAILED or status >= _FIRST_SERVER_ERROR:
-            return EngineFailed(message, engine=self._name)
-        if status >= _FIRST_ERROR:
-            return EngineRejected(message, engine=self._name, status_sent=status)
-        return EngineGarbled(f"{message} Redirects and empty replies are not followed.", engine=self._name)
-
-
-@dataclass(frozen=True, slots=True)
-class SaidError:
-    """What an engine says went wrong: one line of at most 500 characters, and its own word for the kind."""
-
-    text: str = ""
-    reason: str | None = None
-
-
-def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> SaidError:
-    """Read any of the error bodies engines use: OpenAI's, TGI's, FastAPI's `detail`, plain text.
-
-    Texts in `hidden` are left out of what it says.
-    """
-    body: Any = raw
-    if isinstance(raw, bytes):
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            text = raw.decode("utf-8", "replace").strip()
-            # A proxy's error page is noise to a caller.
-            return SaidError() if text.startswith("<") else SaidError(_one_line(text, hidden))
-    reasons: list[Any] = []
-    if isinstance(body, dict):
-        reasons.append(body.get("error_type"))
-        body = body.get("error", body.get("message", body.get("detail", "")))
-    if isinstance(body, dict):
-        reasons += [body.get("code"), body.get("type")]
-        body = body.get("message", "")
-    reason = next((reason for reason in reasons if reason and isinstance(reason, str)), None)
-    return SaidError(_one_line(body, hidden) if isinstance(body, str) else "", reason)
-
-
-def _one_line(text: str, hidden: Sequence[str]) -> str:
-    for one in hidden:
-        text = text.replace(one, "(hidden)")
-    return " ".join(text.split())[:_MAX_ERROR_CHARS]
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """Seconds from a Retry-After header: a number or an HTTP date."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = _until(value)
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _until(date: str) -> float:
-    """Seconds until an HTTP date; NaN when it is none."""
-    try:
-        when = parsedate_to_datetime(date)
-    except (ValueError, OverflowError):
-        return math.nan
-    # A zone of -0000 is UTC too, and says not to know where it stands.
-    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-    return (when - datetime.now(UTC)).total_seconds()

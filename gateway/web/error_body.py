@@ -56,6 +56,8 @@ async def errors_as_openai(
         return error_response(error, request_id)
     except web.HTTPException as error:
         return _http_error(request, error, request_id)
+    except ConnectionError:
+        raise  # the caller is gone: there is nobody to answer
     except Exception:
         log.exception("request_broke", id=request_id)
         return error_response(internal_error(request_id), request_id)

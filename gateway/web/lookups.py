@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import orjson
 from aiohttp import web
 
 from gateway.errors import ModelNotFound, NotFound
+from gateway.ledger.receipt import Receipt
 from gateway.version import STARTED
 from gateway.web.auth import authenticate
 from gateway.web.keys import BOOK, RECEIPTS
+
+if TYPE_CHECKING:
+    from gateway.policy.book import Caller
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -31,13 +37,20 @@ async def show_receipt(request: web.Request) -> web.Response:
     """GET /v1/receipts/{id}, where the id is the x-request-id of a reply. Another tenant's is not found."""
     caller = authenticate(request)
     receipt_id = request.match_info["id"]
-    receipt = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
-    if receipt is None:
+    found = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
+    if found is None:
         raise NotFound(
             "There is no such receipt. Its id is the x-request-id of a reply; a stream's is written when it ends.",
             param="id",
         )
-    return web.Response(body=receipt, content_type="application/json")
+    receipt = Receipt.from_json(found)
+    return _json(receipt.as_dict(show_cost=_shows_cost(request, caller, receipt)))
+
+
+def _shows_cost(request: web.Request, caller: Caller, receipt: Receipt) -> bool:
+    """What the route says today; a route that is gone shows nothing."""
+    route = request.app[BOOK].route(caller.policy, receipt.route)
+    return route is not None and route.show_cost
 
 
 def _model(name: str) -> dict[str, object]:

@@ -1,0 +1,42 @@
+# syntax=docker/dockerfile:1
+# The gateway alone: engines and Redis run elsewhere. Build:  docker build -t gkt-gateway .
+#
+# Run, with your own configuration in ./gkt (config.yaml and policies/):
+#   docker run -p 8080:8080 -e GKT_REDIS_URL=redis://redis:6379 -v "$PWD/gkt":/etc/gkt:ro gkt-gateway
+ARG PYTHON=3.13.9-slim-bookworm
+
+FROM python:${PYTHON} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+WORKDIR /src
+# What changes seldom comes first. /opt/gkt has no pip of its own: nothing can be installed in the image that runs.
+RUN python -m venv --without-pip /opt/gkt
+COPY requirements.lock ./
+RUN pip --python /opt/gkt install --require-hashes --only-binary :all: -r requirements.lock
+COPY scripts/build.lock scripts/
+RUN python -m venv /opt/build \
+    && /opt/build/bin/pip install --require-hashes --only-binary :all: -r scripts/build.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY gateway gateway
+RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-dir /dist . \
+    && pip --python /opt/gkt install --no-index --no-deps /dist/gkt_gateway-*.whl \
+    && python -m compileall -q -j 0 /opt/gkt/lib
+
+FROM python:${PYTHON}
+# Redis: set GKT_REDIS_URL where it is not called `redis`; the image has none to embed.
+ENV PATH=/opt/gkt/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    GKT_REDIS_URL=redis://redis:6379
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gkt
+COPY --from=build /opt/gkt /opt/gkt
+COPY config.yaml /etc/gkt/config.yaml
+COPY policies /etc/gkt/policies
+USER 10001
+RUN gkt-gateway version && gkt-gateway check --config /etc/gkt/config.yaml
+EXPOSE 8080
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+    CMD ["python", "-c", "import os; from urllib.request import urlopen as get; \
+get(f'http://127.0.0.1:{os.environ.get(\"GKT_PORT\", 8080)}/healthz', timeout=2)"]
+ENTRYPOINT ["gkt-gateway"]
+CMD ["serve", "--config", "/etc/gkt/config.yaml"]

@@ -1,0 +1,127 @@
+"""First token and total time of guided answers, the student alone, the teacher alone and the bare student engine.
+
+Everything runs on this machine: the embedded models, a Redis, one gateway process in the middle. Each question goes
+through all four ways in turn, so that a machine that changes speed changes it for all. Loopback only, and it ends by
+itself after `--questions` questions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import aiohttp
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from gateway.engines.sse import SseDecoder
+from gateway.local.redis import EmbeddedRedis
+from gateway.local.stack import LocalStack
+from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model, running_gateway
+from tests.readiness import wait_until_probed
+
+WAYS = ("guided", "student through the gateway", "bare student engine", "teacher through the gateway")
+
+
+def main(
+    questions: Annotated[int, typer.Option(min=1, max=200, help="How many questions, each asked all four ways.")] = 8,
+    tokens: Annotated[int, typer.Option(min=1, help="m, the teacher's tokens.")] = 40,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1000, help="Length of every answer, in tokens.")] = 120,
+    teacher: Annotated[str, typer.Option(help="A model of the catalogue.")] = "qwen2.5-coder-1.5b-instruct",
+    student: Annotated[str, typer.Option(help="A model of the catalogue.")] = "qwen2.5-coder-0.5b-instruct",
+    as_json: Annotated[bool, typer.Option("--json", help="Print figures as JSON instead of a table.")] = False,
+) -> None:
+    """Print the median first-token and total times of four ways to an answer, and their ratios."""
+    figures = asyncio.run(_measure(questions, tokens, max_tokens, teacher, student))
+    if as_json:
+        typer.echo(json.dumps(figures, indent=2))
+        return
+    table = Table("", "first token p50, ms", "total p50, ms", "tokens p50", "total, times the bare student's")
+    bare = figures[WAYS[2]]["total_ms"]
+    for way in WAYS:
+        seen = figures[way]
+        table.add_row(
+            way, f"{seen['first_ms']:.0f}", f"{seen['total_ms']:.0f}", f"{seen['tokens']:.0f}",
+            f"{seen['total_ms'] / bare:.2f}",
+        )  # fmt: skip
+    Console().print(table)
+
+
+async def _measure(questions: int, tokens: int, max_tokens: int, teacher: str, student: str) -> dict[str, Any]:
+    async with EmbeddedRedis() as redis, LocalStack(teacher=teacher, student=student) as stack:
+        with (
+            TemporaryDirectory() as folder,
+            running_gateway(
+                Path(folder),
+                redis_url=redis.url,
+                models=[
+                    model("big", "tgi", stack.teacher_url, timeouts={"first_token": "2m"}),
+                    model("small", "openai", stack.student_url + "/v1", timeouts={"first_token": "2m"}),
+                ],
+                routes=[guided(tokens=tokens, deadline="2m"), STUDENT_ONLY, TEACHER_ONLY],
+            ) as gateway,
+        ):
+            await asyncio.to_thread(wait_until_probed, gateway.admin_url)
+            ways = {
+                WAYS[0]: (gateway.url, "chat"),
+                WAYS[1]: (gateway.url, "chat-student"),
+                WAYS[2]: (stack.student_url, "bare"),
+                WAYS[3]: (gateway.url, "chat-teacher"),
+            }
+            seen: dict[str, list[tuple[float, float, int]]] = {way: [] for way in WAYS}
+            async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
+                for number in track(range(questions + 1), "questions (the first one warms up)"):
+                    for way, (url, name) in ways.items():
+                        timed = await _ask(session, url, name, number, max_tokens)
+                        if number:
+                            seen[way].append(timed)
+    return {
+        way: {
+            "first_ms": statistics.median(first for first, _, _ in times) * 1000,
+            "total_ms": statistics.median(total for _, total, _ in times) * 1000,
+            "tokens": statistics.median(count for _, _, count in times),
+        }
+        for way, times in seen.items()
+    }
+
+
+async def _ask(
+    session: aiohttp.ClientSession, url: str, name: str, number: int, max_tokens: int
+) -> tuple[float, float, int]:
+    """Seconds to the first words, seconds in all, and completion tokens of one streamed answer."""
+    question = (
+        f"A shop sells {number + 12} boxes with {number + 3} pens each. How many pens is that? Explain each step."
+    )
+    body = {
+        "model": name,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "cache_prompt": False,  # each way reads its prompt afresh
+    }
+    decoder = SseDecoder()
+    started, first, counted = time.perf_counter(), 0.0, 0
+    async with session.post(f"{url}/v1/chat/completions", data=orjson.dumps(body)) as reply:
+        reply.raise_for_status()
+        async for received in reply.content.iter_any():
+            for data in decoder.feed(received):
+                event = {} if data == b"[DONE]" else orjson.loads(data)
+                if not first and any(choice["delta"].get("content") for choice in event.get("choices", ())):
+                    first = time.perf_counter() - started
+                if event.get("usage"):
+                    counted = event["usage"]["completion_tokens"]
+    return first, time.perf_counter() - started, counted
+
+
+if __name__ == "__main__":
+    typer.run(main)

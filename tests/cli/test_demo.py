@@ -1,0 +1,81 @@
+"""The demo, as a newcomer runs it, with the smallest model in both roles."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.models
+
+DEMO = [sys.executable, "-m", "gateway", "demo", "--port", "0", "--tokens", "6"]
+SMALL = ["--teacher", "smollm2-135m-instruct", "--student", "smollm2-135m-instruct"]
+
+
+def test_ask_prints_a_guided_answer_its_receipt_and_how_to_call_and_leaves() -> None:
+    """The teacher's part stands in brackets where there is no colour."""
+    question = "List the planets."
+    done = subprocess.run(
+        [*DEMO, *SMALL, "--ask", question], capture_output=True, text=True, timeout=120, check=False, env=_wide()
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert question in said
+    opening = said.partition("student's\n\n[")[2].partition("]")[0]
+    assert opening
+    assert "mode guided" in said
+    assert "batch b1 of 1" in said
+    assert "curl http://127.0.0.1:" in said
+    assert "OpenAI(base_url=" in said
+
+
+def _wide() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "200"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signals) -> None:
+    """Without --ask it serves until then."""
+    process = subprocess.Popen([*DEMO, *SMALL], stdout=subprocess.PIPE, text=True, env=_wide(), start_new_session=True)
+    assert process.stdout is not None
+    url = ""
+    try:
+        for line in process.stdout:
+            if line.startswith("curl "):
+                url = line.split()[1].partition("/v1")[0]
+            if "Ctrl-C" in line:
+                break
+        children = _descendants(process.pid)
+        assert len(children) >= 3, "Redis, the teacher and the student"
+        assert httpx.get(f"{url}/readyz").text == "ready\n"
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    give_up = time.monotonic() + 10
+    while alive := [pid for pid in children if Path(f"/proc/{pid}").exists() and not _is_zombie(pid)]:
+        assert time.monotonic() < give_up, alive
+        time.sleep(0.05)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Children, and theirs."""
+    found: list[int] = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *_descendants(int(child))]
+    return found
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -1,0 +1,172 @@
+"""Model servers made of a few lines each, on real sockets: what is asked is kept, what is answered is the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from gateway.engines.http import Deadlines, EngineHttp
+from gateway.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+    Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+NAME = "the-engine"
+KEY = "sk-very-secret"
+
+
+@dataclass
+class FakeServer:
+    """A running server: where it is, and the JSON bodies and the headers it was sent, by path."""
+
+    url: str = ""
+    bodies: list[Any] = field(default_factory=list)
+    requests: list[web.Request] = field(default_factory=list)
+
+    @property
+    def paths(self) -> list[str]:
+        return [request.path for request in self.requests]
+
+    @property
+    def connections(self) -> int:
+        """How many connections its requests came over."""
+        return len({id(request.protocol) for request in self.requests})
+
+
+@asynccontextmanager
+async def serving(routes: dict[str, Handler]) -> AsyncIterator[FakeServer]:
+    """Serve handlers by path on a free port; a handler is cancelled when its client goes away."""
+    fake = FakeServer()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        raw = await request.read()
+        fake.requests.append(request)
+        fake.bodies.append(orjson.loads(raw) if raw else None)
+        handler = routes.get(request.path)
+        return await handler(request) if handler is not None else web.json_response({"error": "no route"}, status=404)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        fake.url = f"http://{host}:{port}"
+        yield fake
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def listening(talk: Talk) -> AsyncIterator[str]:
+    """Listen on a free port; `talk` gets each connection, and may do with it what it likes."""
+    open_now: set[asyncio.Task[Any] | None] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        open_now.add(task)
+        try:
+            await talk(reader, writer)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+            open_now.discard(task)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        host, port = server.sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.close()
+        while open_now:
+            await asyncio.sleep(0.001)
+
+
+def talking(talk: Talk) -> AbstractAsyncContextManager[str]:
+    """Serve raw bytes: `talk` gets the connection after one request was read from it."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        size = re.search(rb"content-length: *([0-9]+)", head)
+        await reader.readexactly(int(size[1]) if size else 0)
+        await talk(reader, writer)
+
+    return listening(answer)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Break the connection the hard way (RST)."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def replying(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Handler:
+    """A handler that answers JSON; text and bytes go out as they are."""
+    raw = body.encode() if isinstance(body, str) else body if isinstance(body, bytes) else orjson.dumps(body)
+
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=raw, status=status, headers={"Content-Type": "application/json", **(headers or {})})
+
+    return handler
+
+
+def streaming(*events: Any, status: int = 200, pause_s: float = 0.0) -> Handler:
+    """A handler that sends server-sent events: bytes as they are, all else as JSON, each in a write of its own."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status, headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for event in events:
+            data = event if isinstance(event, bytes) else orjson.dumps(event)
+            await response.write(b"data: " + data + b"\n\n")
+            await asyncio.sleep(pause_s)
+        await response.write_eof()
+        return response
+
+    return handler
+
+
+@asynccontextmanager
+async def engine_http(
+    url: str, *, api_key: str | None = KEY, max_reply_bytes: int = 1_000_000, **deadlines: float
+) -> AsyncIterator[EngineHttp]:
+    """The HTTP side of an engine at `url`, with deadlines that no test runs into unless it sets them."""
+    http = EngineHttp(
+        NAME,
+        url,
+        api_key=api_key,
+        max_reply_bytes=max_reply_bytes,
+        deadlines=Deadlines(**{"connect_s": 5, "first_token_s": 5, "idle_s": 5, "total_s": 10, **deadlines}),
+    )
+    try:
+        yield http
+    finally:
+        await http.close()
+
+
+async def failure(call: Awaitable[Any], url: str) -> EngineError:
+    """The error that a call ends with; that it names the engine, and neither its address nor its key, holds for all."""
+    with pytest.raises(EngineError) as caught:
+        await call
+    error = caught.value
+    assert NAME in error.message
+    assert error.engine == NAME
+    for hidden in (url, url.split("/")[2], "127.0.0.1", KEY):
+        assert hidden not in error.message
+    return error

@@ -1,0 +1,548 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gateway.engines.refusal import _retry_after_s, said_error
+from gateway.errors import (
+    EngineError,
+    EngineFailed,
+    EngineGarbled,
+    EngineOverloaded,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+)
+from tests.engines.fake_server import KEY, engine_http, failure, listening, replying, reset, serving, streaming, talking
+
+if TYPE_CHECKING:
+    from gateway.engines.http import EngineHttp
+    from tests.engines.fake_server import Handler, Talk
+
+HTML = "<html><body>502 Bad Gateway, upstream 10.0.0.7:8080</body></html>"
+
+
+async def failed_call(handler: Handler, **http_options: Any) -> EngineError:
+    async with serving({"/x": handler}) as fake, engine_http(fake.url, **http_options) as http:
+        return await failure(http.post("/x", {}), fake.url)
+
+
+async def failed_talk(talk: Talk, **http_options: Any) -> EngineError:
+    async with talking(talk) as url, engine_http(url, **http_options) as http:
+        return await failure(http.post("/x", {}), url)
+
+
+async def failed_stream(handler: Handler, **http_options: Any) -> EngineError:
+    async with serving({"/x": handler}) as fake, engine_http(fake.url, **http_options) as http:
+        return await failure(events_of(http), fake.url)
+
+
+async def events_of(http: EngineHttp, path: str = "/x") -> list[bytes]:
+    async with aclosing(http.events(path, {})) as events:
+        return [event async for event in events]
+
+
+def says(raw: bytes) -> Talk:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(raw)
+        await writer.drain()
+
+    return talk
+
+
+async def never(_: web.Request) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "message"),
+    [
+        (400, {"error": {"message": "too long"}}, EngineRejected, "answered 400: too long"),
+        (404, {"error": "no such model"}, EngineRejected, "answered 404: no such model"),
+        (413, "length limit exceeded", EngineRejected, "answered 413: length limit exceeded"),
+        (422, {"error": "`top_p` must be < 1", "error_type": "validation"}, EngineRejected, "422: `top_p` must be < 1"),
+        (424, {"error": "out of memory", "error_type": "generation"}, EngineFailed, "answered 424: out of memory"),
+        (429, {"error": "overloaded", "error_type": "overloaded"}, EngineOverloaded, "answered 429: overloaded"),
+        (500, {"message": "boom", "object": "error"}, EngineFailed, "answered 500: boom"),
+        (502, HTML, EngineFailed, "answered 502."),
+        (503, {"detail": "loading"}, EngineOverloaded, "answered 503: loading"),
+        (504, b"", EngineFailed, "answered 504."),
+        (422, {"detail": [{"loc": ["body"], "msg": "bad"}]}, EngineRejected, "answered 422."),
+        (500, "two\n  lines\tand more", EngineFailed, "answered 500: two lines and more"),
+        (500, b"\xff\xfe", EngineFailed, "answered 500: \ufffd\ufffd"),
+        (204, b"", EngineGarbled, "answered 204."),
+        (201, {"choices": []}, EngineGarbled, "answered 201."),
+    ],
+)
+async def test_each_status_is_an_error_of_its_kind(
+    status: int, body: Any, kind: type[EngineError], message: str
+) -> None:
+    """The status decides the kind; the engine's own words follow where they help."""
+    error = await failed_call(replying(body, status=status))
+    assert type(error) is kind
+    assert message in error.message
+    if isinstance(error, EngineRejected):
+        assert error.status_sent == status
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_refused_credentials_never_quote_the_engine(status: int) -> None:
+    """What comes with a refused key may hold that key."""
+    said = {"error": {"message": f"Incorrect key: {KEY[:8]}...", "code": f"bad {KEY[:8]}"}}
+    error = await failed_call(replying(said, status=status))
+    assert isinstance(error, EngineRejected)
+    assert error.message == f"Engine 'the-engine' refused the gateway's credentials ({status})."
+    assert error.reason is None
+
+
+async def test_what_an_engine_says_is_shown_without_its_address_and_the_key() -> None:
+    """An engine that quotes its own URL, or the key that it was given, does not make them known."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"error": f"POST {request.url} with {request.headers['Authorization']}"}, status=500)
+
+    error = await failed_call(handler)
+    assert error.message == "Engine 'the-engine' answered 500: POST (hidden)/x with Bearer (hidden)"
+
+
+async def test_a_long_explanation_is_cut() -> None:
+    """A stack trace does not become an error message."""
+    error = await failed_call(replying("x" * 5_000, status=400))
+    assert error.message.endswith(": " + "x" * 500)
+
+
+async def test_a_huge_error_page_does_not_hide_its_status() -> None:
+    """The body of an error is read up to a bound, and the status counts."""
+    assert isinstance(await failed_call(replying("x" * 500_000, status=503)), EngineOverloaded)
+
+
+async def test_an_error_that_breaks_off_does_not_hide_its_status() -> None:
+    """The body of an error need not arrive whole."""
+    error = await failed_talk(says(b"HTTP/1.1 503 Busy\r\nContent-Length: 99\r\n\r\nbusy"))
+    assert isinstance(error, EngineOverloaded)
+    assert error.message.endswith("answered 503: busy")
+
+
+async def test_an_error_whose_body_hangs_does_not_hide_its_status() -> None:
+    """The body of an error is not waited for longer than `idle_s`."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 429 Busy\r\nContent-Length: 99\r\n\r\nbusy")
+        await reader.read()
+
+    async with asyncio.timeout(2):
+        assert isinstance(await failed_talk(talk, idle_s=0.05), EngineOverloaded)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_in_seconds_is_kept(status: int) -> None:
+    """The engine knows best when it has room again."""
+    error = await failed_call(replying({}, status=status, headers={"Retry-After": "7"}))
+    assert error.retry_after_s == 7
+
+
+async def test_retry_after_as_a_date_is_kept() -> None:
+    """HTTP allows a date."""
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    error = await failed_call(replying({}, status=429, headers={"Retry-After": date}))
+    assert error.retry_after_s == pytest.approx(60, abs=5)
+
+
+async def test_overload_without_retry_after_names_no_time() -> None:
+    """TGI sends none."""
+    assert (await failed_call(replying({}, status=429))).retry_after_s is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("-3", 0),
+        ("1.5", 1.5),
+        ("nan", None),
+        ("inf", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("Wed, 21 Oct 2015 07:28:00 -0000", 0),
+        ("Wed, 21 Oct 99999 07:28:00 GMT", None),
+    ],
+)
+def test_any_retry_after_is_a_time_to_wait_or_none(value: str | None, seconds: float | None) -> None:
+    """Never negative, never endless, never an exception."""
+    assert _retry_after_s(value) == seconds
+
+
+DATES = st.builds("{}, {} Oct {} {}:28:00 {}".format, st.text(), *[st.integers()] * 3, st.text())
+
+
+@settings(deadline=None)
+@given(st.text() | DATES)
+def test_no_retry_after_raises(value: str) -> None:
+    """A header is the engine's: anything may stand in it."""
+    seconds = _retry_after_s(value)
+    assert seconds is None or 0 <= seconds < float("inf")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "message", "detail", "code", "type", "error_type"]), inner, max_size=4
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(["error", "message", "detail", "error_type"]), JSON) | st.binary())
+@example(b"[" * 5_000)
+def test_any_error_body_is_one_short_line(body: Any) -> None:
+    """Whatever shape it has."""
+    said = said_error(body)
+    assert len(said.text) <= 500
+    assert said.text == " ".join(said.text.split()) or len(said.text) == 500
+    assert said.reason is None or isinstance(said.reason, str)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"error": "x", "error_type": "generation"}, "generation"),
+        ({"error": {"message": "x", "code": "context_length_exceeded", "type": "invalid"}}, "context_length_exceeded"),
+        ({"error": {"message": "x", "code": 400, "type": "BadRequestError"}}, "BadRequestError"),
+        ({"error": "x"}, None),
+    ],
+)
+async def test_the_engines_own_word_for_an_error_is_kept(body: Any, reason: str | None) -> None:
+    """TGI's error_type, else OpenAI's code, else its type; a number is no word."""
+    assert (await failed_call(replying(body, status=400))).reason == reason
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+async def test_a_redirect_is_not_followed(status: int) -> None:
+    """An engine is where the configuration says it is."""
+    routes = {"/x": replying({}, status=status, headers={"Location": "/y"}), "/y": replying({"found": True})}
+    async with serving(routes) as fake, engine_http(fake.url) as http:
+        error = await failure(http.post("/x", {}), fake.url)
+        assert fake.paths == ["/x"]
+    assert isinstance(error, EngineGarbled)
+    assert str(status) in error.message
+
+
+async def test_a_refused_connection_is_unreachable() -> None:
+    """Nobody listens."""
+    async with serving({}) as fake:
+        url = fake.url
+    async with engine_http(url) as http:
+        assert isinstance(await failure(http.get("/x"), url), EngineUnreachable)
+        assert isinstance(await failure(events_of(http), url), EngineUnreachable)
+
+
+async def test_a_name_that_nobody_knows_is_unreachable() -> None:
+    """The name of the host does not stand in the message either."""
+    url = "http://no-such-host.invalid:1"
+    async with engine_http(url) as http:
+        assert isinstance(await failure(http.get("/x"), url), EngineUnreachable)
+
+
+async def test_a_connection_that_breaks_before_the_reply_is_unreachable() -> None:
+    """Closed or reset makes no difference."""
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def break_off(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reset(writer)
+
+    assert isinstance(await failed_talk(hang_up), EngineUnreachable)
+    assert isinstance(await failed_talk(break_off), EngineUnreachable)
+
+
+async def test_a_reply_that_breaks_off_is_unreachable() -> None:
+    """A part of a reply is none, even when it happens to be JSON."""
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        reset(writer)
+
+    assert isinstance(await failed_talk(talk), EngineUnreachable)
+
+
+async def test_a_reply_shorter_than_it_says_is_unreachable() -> None:
+    """Content-Length is a promise."""
+    error = await failed_talk(says(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}"))
+    assert isinstance(error, EngineUnreachable)
+
+
+async def test_a_reply_longer_than_it_says_does_not_spoil_the_next_call() -> None:
+    """What stands after the promised bytes is not the next reply."""
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    async with talking(says(raw + b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n7")) as url, engine_http(url) as http:
+        assert [(await http.post("/x", {})).body for _ in range(3)] == [{}, {}, {}]
+
+
+async def test_what_is_not_http_is_unreachable() -> None:
+    """Another service listens there."""
+    assert isinstance(await failed_talk(says(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")), EngineUnreachable)
+
+
+@pytest.mark.parametrize("body", [b"", b"OK", b'{"choices": [', b"\xff", b"NaN", HTML])
+async def test_a_200_without_json_is_garbled(body: bytes | str) -> None:
+    """A success that cannot be read is none."""
+    error = await failed_call(replying(body))
+    assert isinstance(error, EngineGarbled)
+    assert error.message == "Engine 'the-engine' answered 200 without JSON."
+
+
+async def test_a_reply_over_the_bound_is_garbled() -> None:
+    """Memory is bounded, whatever the engine sends."""
+    async with (
+        serving({"/x": replying({"a": "x" * 92}), "/y": replying({"a": "x" * 93})}) as fake,
+        engine_http(fake.url, max_reply_bytes=100) as http,
+    ):
+        assert (await http.post("/x", {})).body == {"a": "x" * 92}
+        error = await failure(http.post("/y", {}), fake.url)
+    assert isinstance(error, EngineGarbled)
+    assert "more than 100 bytes" in error.message
+
+
+async def test_json_where_a_stream_was_asked_for_is_garbled() -> None:
+    """An engine that ignores `stream` is not silently taken for an empty stream."""
+    error = await failed_stream(replying({"choices": []}))
+    assert isinstance(error, EngineGarbled)
+    assert "application/json where a stream was asked for" in error.message
+
+
+async def test_an_error_status_where_a_stream_was_asked_for_keeps_its_kind() -> None:
+    """A stream that does not begin fails as a plain call does."""
+    assert isinstance(await failed_stream(replying({"error": "full"}, status=429)), EngineOverloaded)
+
+
+async def test_an_event_over_the_bound_is_garbled() -> None:
+    """One event may hold a million bytes."""
+    assert isinstance(await failed_stream(streaming(b"x" * 1_000_001)), EngineGarbled)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_connection_that_does_not_come_about_is_unreachable(*, streamed: bool) -> None:
+    """TLS with a server that never answers it: `connect_s` bounds all of connecting, and not a later deadline."""
+
+    async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with listening(silent) as plain:
+        url = plain.replace("http:", "https:")
+        async with engine_http(url, connect_s=0.05) as http:
+            error = await failure(events_of(http) if streamed else http.post("/x", {}), url)
+    assert isinstance(error, EngineUnreachable)
+    assert "within 0.05 s" in error.message
+
+
+async def test_a_call_ends_at_its_total_deadline() -> None:
+    """Connected, but silent."""
+    error = await failed_call(never, total_s=0.05)
+    assert isinstance(error, EngineTimeout)
+    assert "within 0.05 s" in error.message
+
+
+async def test_a_stream_ends_at_its_total_deadline() -> None:
+    """However busy it is."""
+    error = await failed_stream(streaming(*[{}] * 100, pause_s=0.01), total_s=0.1)
+    assert isinstance(error, EngineTimeout)
+    assert "within 0.1 s" in error.message
+
+
+async def test_a_look_ends_at_the_deadline_of_a_first_token() -> None:
+    """A GET asks for something small: a hanging engine is not called up for as long as an answer may take."""
+    async with serving({"/x": never}) as fake, engine_http(fake.url, first_token_s=0.05) as http:
+        error = await failure(http.get("/x"), fake.url)
+    assert isinstance(error, EngineTimeout)
+    assert "silent for 0.05 s" in error.message
+
+
+async def test_headers_are_due_with_the_first_token() -> None:
+    """A stream that does not even begin."""
+    error = await failed_stream(never, first_token_s=0.05)
+    assert isinstance(error, EngineTimeout)
+    assert "silent for 0.05 s" in error.message
+
+
+async def test_the_first_event_is_due_with_the_first_token() -> None:
+    """Headers alone are no token."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        return await never(request)
+
+    error = await failed_stream(handler, first_token_s=0.05)
+    assert isinstance(error, EngineTimeout)
+    assert "silent for 0.05 s" in error.message
+
+
+@pytest.mark.parametrize(("deadline", "events"), [("first_token_s", 0), ("idle_s", 1)])
+async def test_comments_do_not_put_off_a_deadline(deadline: str, events: int) -> None:
+    """TGI sends one every 15 s, whatever its model does."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n" * events)
+        while True:
+            await response.write(b": ping\n\n")
+            await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(2):
+        assert isinstance(await failed_stream(handler, **{deadline: 0.1}), EngineTimeout)
+
+
+async def test_the_pause_between_two_events_is_bounded() -> None:
+    """Events that came are kept; the pause after them is not endless."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\n")
+        return await never(request)
+
+    seen = []
+
+    async def read(http: EngineHttp) -> None:
+        async with aclosing(http.events("/x", {})) as events:
+            async for event in events:
+                seen.append(event)  # noqa: PERF401 (what came before the error is what this is about)
+
+    async with serving({"/x": handler}) as fake, engine_http(fake.url, idle_s=0.05) as http:
+        error = await failure(read(http), fake.url)
+    assert isinstance(error, EngineTimeout)
+    assert "silent for 0.05 s" in error.message
+    assert seen == [b"1"]
+
+
+async def test_a_slow_reader_is_not_the_engines_silence() -> None:
+    """The idle deadline runs from when an event was taken, not from when it came."""
+    seen = []
+    async with (
+        serving({"/x": streaming(b"1", b"2", pause_s=0.15)}) as fake,
+        engine_http(fake.url, idle_s=0.1) as http,
+        aclosing(http.events("/x", {})) as events,
+    ):
+        async for event in events:
+            seen.append(event)
+            await asyncio.sleep(0.2)
+    assert seen == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_cancelled_call_closes_its_connection(*, streamed: bool) -> None:
+    """The engine notices, and need not go on."""
+    began, left = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        try:
+            if streamed:
+                response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+                await response.prepare(request)
+                await response.write(b"data: 1\n\n")
+            began.set()
+            return await never(request)
+        finally:
+            left.set()
+
+    async with serving({"/x": handler}) as fake, engine_http(fake.url) as http, asyncio.TaskGroup() as group:
+        calling = group.create_task(events_of(http) if streamed else http.post("/x", {}))
+        await began.wait()
+        assert not left.is_set()
+        calling.cancel()
+        async with asyncio.timeout(2):
+            await left.wait()
+    assert calling.cancelled()
+
+
+async def test_a_stream_left_by_its_reader_closes_its_connection() -> None:
+    """Who breaks out of a stream takes the engine with him."""
+    left = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        try:
+            return await streaming(*range(1_000), pause_s=0.01)(request)
+        finally:
+            left.set()
+
+    async with serving({"/x": handler}) as fake, engine_http(fake.url) as http:
+        async with aclosing(http.events("/x", {})) as events:
+            assert await anext(events) == b"0"
+        async with asyncio.timeout(2):
+            await left.wait()
+
+
+async def test_calls_share_their_connection() -> None:
+    """One pool per engine: replies, errors and streams that ended leave their connection to the next call."""
+    routes = {
+        "/x": streaming(b"1", b"[DONE]", pause_s=0.005),
+        "/json": replying({}),
+        "/error": replying({"error": "no"}, status=422),
+    }
+    async with serving(routes) as fake, engine_http(fake.url) as http:
+        for _ in range(3):
+            await http.post("/json", {})
+            await failure(http.post("/error", {}), fake.url)
+            async with aclosing(http.events("/x", {})) as events:
+                async for event in events:
+                    if event == b"[DONE]":
+                        break
+        assert len(fake.requests) == 9
+        assert fake.connections == 1
+
+
+async def test_a_stream_that_stays_open_after_its_last_event_holds_nobody_up() -> None:
+    """[DONE] is the end, whatever the connection does."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b"data: 1\n\ndata: [DONE]\n\n")
+        return await never(request)
+
+    async with (
+        serving({"/x": handler}) as fake,
+        engine_http(fake.url) as http,
+        asyncio.timeout(1),
+        aclosing(http.events("/x", {})) as events,
+    ):
+        assert await anext(events) == b"1"
+        assert await anext(events) == b"[DONE]"
+
+
+async def test_the_key_goes_out_as_a_bearer_token() -> None:
+    """And nothing goes out when there is none."""
+    async with serving({"/x": replying({})}) as fake:
+        for key in (KEY, None):
+            async with engine_http(fake.url, api_key=key) as http:
+                await http.post("/x", {"a": 1})
+        sent = [request.headers.get("Authorization") for request in fake.requests]
+    assert sent == [f"Bearer {KEY}", None]
+    assert fake.bodies == [{"a": 1}, {"a": 1}]
+    assert {request.headers["Content-Type"] for request in fake.requests} == {"application/json"}
+
+
+async def test_cookies_are_not_kept() -> None:
+    """One caller's call leaves nothing in the next one's."""
+    async with serving({"/x": replying({}, headers={"Set-Cookie": "a=b"})}) as fake, engine_http(fake.url) as http:
+        await http.post("/x", {})
+        await http.post("/x", {})
+        assert "Cookie" not in fake.requests[1].headers

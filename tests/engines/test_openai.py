@@ -1,0 +1,569 @@
+from __future__ import annotations
+
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from gateway.engines.base import OpeningReply, OpeningRequest, Usage
+from gateway.engines.chat import read_usage
+from gateway.engines.continuation import Continuation
+from gateway.engines.openai import OpenAIEngine
+from gateway.errors import (
+    EngineFailed,
+    EngineGarbled,
+    EngineOverloaded,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+)
+from tests.engines.fake_server import (
+    NAME,
+    FakeServer,
+    engine_http,
+    failure,
+    replying,
+    reset,
+    serving,
+    streaming,
+    talking,
+)
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.engines.fake_server import Handler
+
+CHAT = "/v1/chat/completions"
+RAW = "/v1/completions"
+MODELS = "/v1/models"
+MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
+COUNTED = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+
+
+@asynccontextmanager
+async def openai(routes: dict[str, Handler], **options: Any) -> AsyncIterator[tuple[OpenAIEngine, FakeServer]]:
+    async with serving(routes) as fake, engine_http(fake.url + "/v1") as http:
+        yield OpenAIEngine(NAME, "org/model", http, **options), fake
+
+
+def reply(content: Any, finish_reason: Any = "stop", **fields: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content}
+    return {"choices": [{"index": 0, "message": message, "finish_reason": finish_reason}], **fields}
+
+
+def chunk(content: str, finish_reason: str | None = None, index: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": {"content": content}, "finish_reason": finish_reason}], **fields}
+
+
+async def chunks_of(engine: OpenAIEngine, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    async with aclosing(engine.stream({"messages": MESSAGES, **(body or {})})) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+# Openings.
+
+
+@pytest.mark.parametrize(
+    ("request_", "sent"),
+    [
+        (OpeningRequest(max_tokens=40, messages=MESSAGES), {"temperature": 0.0}),
+        (
+            OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=1.0, seed=0, stop=("x", "y")),
+            {"temperature": 0.7, "top_p": 1.0, "seed": 0, "stop": ["x", "y"]},
+        ),
+    ],
+)
+async def test_a_chat_opening_is_exactly_this(request_: OpeningRequest, sent: dict[str, Any]) -> None:
+    """Only what the policy sets goes out, and the server's own name of the model."""
+    async with openai({CHAT: replying(reply("Because", "length", usage=COUNTED))}) as (engine, fake):
+        opening = await engine.opening(request_)
+    assert fake.bodies == [{"model": "org/model", "messages": MESSAGES, "max_tokens": 40, **sent}]
+    assert opening == OpeningReply("Because", "length", Usage(9, 4))
+
+
+async def test_a_raw_opening_is_exactly_this() -> None:
+    """Raw text goes to /completions, as it is."""
+    answer = {"choices": [{"index": 0, "text": " because", "finish_reason": "length"}], "usage": COUNTED}
+    async with openai({RAW: replying(answer)}) as (engine, fake):
+        opening = await engine.opening(OpeningRequest(max_tokens=40, prompt="Q: why?\nA:", seed=3, stop=("\nQ:",)))
+    sent = {"prompt": "Q: why?\nA:", "max_tokens": 40, "temperature": 0.0, "seed": 3, "stop": ["\nQ:"]}
+    assert fake.bodies == [{"model": "org/model", **sent}]
+    assert opening == OpeningReply(" because", "length", Usage(9, 4))
+
+
+@pytest.mark.parametrize(
+    ("said", "finish"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("model_length", "length"),
+        ("content_filter", "length"),
+        (None, "length"),
+        ("", "length"),
+    ],
+)
+async def test_only_a_known_end_of_an_opening_is_one(said: str | None, finish: str) -> None:
+    """What is not known to be an end is a cut: the student goes on, and nobody gets half an answer."""
+    async with openai({CHAT: replying(reply("Because", said))}) as (engine, _):
+        assert (await engine.opening(OpeningRequest(max_tokens=40, messages=MESSAGES))).finish == finish
+
+
+NOT_OPENAIS = [
+    None,
+    [],
+    "text",
+    5,
+    {},
+    {"choices": None},
+    {"choices": []},
+    {"choices": {"0": {}}},
+    {"choices": [None]},
+    {"choices": [{}]},
+    {"choices": [{"message": None, "text": None}]},
+    {"choices": [{"message": "x", "text": 5}]},
+    {"choices": [{"message": {"content": None}, "text": []}]},
+    {"choices": [{"message": {"content": ["part"]}}]},
+]
+
+
+@pytest.mark.parametrize("body", NOT_OPENAIS)
+@pytest.mark.parametrize("asked", [{"messages": MESSAGES}, {"prompt": "x"}])
+async def test_an_opening_without_text_is_garbled(body: Any, asked: dict[str, Any]) -> None:
+    """Whatever a 200 holds."""
+    async with openai({CHAT: replying(body), RAW: replying(body)}) as (engine, fake):
+        assert isinstance(await failure(engine.opening(OpeningRequest(max_tokens=4, **asked)), fake.url), EngineGarbled)
+
+
+# Whole replies.
+
+
+async def test_a_body_goes_out_as_it_came() -> None:
+    """But for the model's name; the caller's body itself is not changed, and the reply is the engine's own."""
+    body = {"model": "student", "messages": MESSAGES, "unknown": {"a": [1]}, "top_p": 1, "presence_penalty": 0}
+    before = orjson.dumps(body)
+    async with openai({CHAT: replying(reply("Hi", extra=1))}) as (engine, fake):
+        assert await engine.complete(body) == reply("Hi", extra=1)
+    assert fake.bodies == [{**body, "model": "org/model"}]
+    assert orjson.dumps(body) == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *NOT_OPENAIS[:-2],
+        {"choices": [{"message": {"content": "x"}}, 5]},
+        {"choices": [{"message": {"content": "x"}}, {"message": None}]},
+        {"choices": [{"message": {"content": "x"}, "finish_reason": ["stop"]}]},
+        {"choices": [{"message": {"content": "x"}, "index": "0"}]},
+    ],
+)
+async def test_a_reply_without_messages_is_garbled(body: Any) -> None:
+    """Every choice has a message: those who read the reply rely on it."""
+    async with openai({CHAT: replying(body)}) as (engine, fake):
+        assert isinstance(await failure(engine.complete({"messages": MESSAGES}), fake.url), EngineGarbled)
+
+
+# Streams.
+
+
+async def test_a_stream_is_passed_on_chunk_by_chunk() -> None:
+    """The usage chunk, which has no choices, among them; [DONE] is the end, and no chunk."""
+    sent = [chunk("Be"), chunk("cause"), chunk("", "stop"), {"choices": [], "usage": COUNTED}]
+    async with openai({CHAT: streaming(*sent, b"[DONE]", chunk("never"))}) as (engine, fake):
+        assert await chunks_of(engine, {"stream": True}) == sent
+    assert fake.bodies == [{"model": "org/model", "messages": MESSAGES, "stream": True}]
+
+
+@pytest.mark.parametrize("events", [[], [chunk("Be")], [chunk("Be", "")], [{"choices": [], "usage": COUNTED}]])
+async def test_a_stream_that_just_ends_has_failed(events: list[Any]) -> None:
+    """Without a finish_reason and without [DONE] the answer was cut."""
+    async with openai({CHAT: streaming(*events)}) as (engine, fake):
+        error = await failure(chunks_of(engine), fake.url)
+    assert type(error) is EngineFailed
+    assert error.message == "Engine 'the-engine' broke off in the middle of its answer."
+
+
+async def test_done_without_a_finish_reason_is_an_end() -> None:
+    """Some servers never name a reason."""
+    async with openai({CHAT: streaming(chunk("Be"), b"[DONE]")}) as (engine, _):
+        assert await chunks_of(engine) == [chunk("Be")]
+
+
+async def test_a_finish_reason_without_done_is_an_end() -> None:
+    """Some servers never send [DONE]."""
+    async with openai({CHAT: streaming(chunk("Be"), chunk("", "stop"))}) as (engine, _):
+        assert len(await chunks_of(engine)) == 2
+
+
+async def test_a_stream_of_two_choices_ends_with_the_second() -> None:
+    """One that finished does not make the other whole."""
+    events = [chunk("a"), chunk("b", index=1), chunk("", "stop")]
+    async with openai({CHAT: streaming(*events)}) as (engine, fake):
+        assert isinstance(await failure(chunks_of(engine, {"n": 2}), fake.url), EngineFailed)
+    async with openai({CHAT: streaming(*events, chunk("", "stop", index=1))}) as (engine, _):
+        assert len(await chunks_of(engine, {"n": 2})) == 4
+
+
+@pytest.mark.parametrize("finished", [False, True])
+async def test_a_reset_is_an_error_only_before_the_finish(*, finished: bool) -> None:
+    """An answer that is whole stays whole, whatever happens to its connection."""
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        event = b"data: " + orjson.dumps(chunk("Be", "stop" if finished else None)) + b"\n\n"
+        writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+        await writer.drain()
+        if finished:
+            writer.close()
+        else:
+            reset(writer)
+
+    async with talking(talk) as url, engine_http(url + "/v1") as http:
+        engine = OpenAIEngine(NAME, "org/model", http)
+        if finished:
+            assert await chunks_of(engine) == [chunk("Be", "stop")]
+        else:
+            assert isinstance(await failure(chunks_of(engine), url), EngineUnreachable)
+
+
+async def test_a_stream_that_falls_silent_times_out() -> None:
+    """Before it has finished."""
+    handler = streaming(chunk("Be"), chunk("", "stop"), pause_s=0.5)
+    async with serving({CHAT: handler}) as fake, engine_http(fake.url + "/v1", idle_s=0.05) as http:
+        assert isinstance(await failure(chunks_of(OpenAIEngine(NAME, "m", http)), fake.url), EngineTimeout)
+
+
+@pytest.mark.parametrize(
+    ("event", "tail", "reason"),
+    [
+        (
+            {"error": {"message": "out of memory", "type": "server_error", "code": 500}},
+            ": out of memory",
+            "server_error",
+        ),
+        ({"error": "out of memory"}, ": out of memory", None),
+        ({"error": {"code": "oom"}}, ".", "oom"),
+        ({"error": {"message": "out of memory"}, "choices": []}, ": out of memory", None),
+    ],
+)
+async def test_an_error_event_is_a_failure(event: Any, tail: str, reason: str | None) -> None:
+    """In any of the shapes servers use, even after a finish."""
+    for before in (chunk("Be"), chunk("Be", "stop")):
+        async with openai({CHAT: streaming(before, event, b"[DONE]")}) as (engine, fake):
+            error = await failure(chunks_of(engine), fake.url)
+        assert type(error) is EngineFailed
+        assert error.message == "Engine 'the-engine' failed in the middle of its answer" + tail
+        assert error.reason == reason
+
+
+async def test_an_error_event_is_shown_without_the_engines_address() -> None:
+    """As error replies are."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await streaming({"error": f"no connection to {request.host}"})(request)
+
+    async with openai({CHAT: handler}) as (engine, fake):
+        assert (await failure(chunks_of(engine), fake.url)).message.endswith("no connection to (hidden)")
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"not json",
+        b"{",
+        b"",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"{}",
+        {"choices": None},
+        {"choices": {}},
+        {"choices": [None]},
+        {"choices": [{"delta": "text"}]},
+        {"choices": [{"delta": 5}]},
+        {"choices": [{"delta": {}, "index": []}]},
+        {"choices": [{"delta": {}, "finish_reason": {}}]},
+    ],
+)
+async def test_an_event_that_is_no_chunk_is_garbled(event: Any) -> None:
+    """Those who read a chunk rely on its shape."""
+    async with openai({CHAT: streaming(chunk("Be"), event, b"[DONE]")}) as (engine, fake):
+        assert isinstance(await failure(chunks_of(engine), fake.url), EngineGarbled)
+
+
+@pytest.mark.parametrize("choice", [{}, {"delta": None}, {"delta": {}}, {"delta": {"content": None}, "index": 3}])
+async def test_a_chunk_need_not_say_anything(choice: dict[str, Any]) -> None:
+    """A delta may be missing."""
+    async with openai({CHAT: streaming({"choices": [choice]}, b"[DONE]")}) as (engine, _):
+        assert await chunks_of(engine) == [{"choices": [choice]}]
+
+
+# Usage.
+
+
+@pytest.mark.parametrize(
+    ("sent", "usage"),
+    [
+        (COUNTED, Usage(9, 4)),
+        ({"prompt_tokens": 9, "completion_tokens": 0}, Usage(9, 0)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5}}, Usage(9, 4, 5)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 50}}, Usage(9, 4, 9)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": -5}}, Usage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": True}}, Usage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": None}}, Usage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": None}, Usage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": [5]}, Usage(9, 4)),
+        (None, None),
+        ({}, None),
+        ([9, 4], None),
+        ("9", None),
+        ({"prompt_tokens": 9}, None),
+        ({"completion_tokens": 4}, None),
+        ({"prompt_tokens": None, "completion_tokens": 4}, None),
+        ({"prompt_tokens": "9", "completion_tokens": "4"}, None),
+        ({"prompt_tokens": 9.0, "completion_tokens": 4.0}, None),
+        ({"prompt_tokens": -9, "completion_tokens": 4}, None),
+        ({"prompt_tokens": 9, "completion_tokens": -4}, None),
+        ({"prompt_tokens": True, "completion_tokens": True}, None),
+        ({"prompt_tokens": 0, "completion_tokens": 0}, None),
+        ({"prompt_tokens": 0, "completion_tokens": 4}, None),
+    ],
+)
+async def test_usage_is_what_the_engine_counted_or_none(sent: Any, usage: Usage | None) -> None:
+    """No chat has an empty prompt, so 0 there was not counted; no count is negative, a text or a truth value."""
+    assert read_usage(sent) == usage
+    async with openai({CHAT: replying(reply("Because", usage=sent))}) as (engine, _):
+        assert (await engine.opening(OpeningRequest(max_tokens=4, messages=MESSAGES))).usage == usage
+
+
+async def test_usage_may_be_missing() -> None:
+    """Then the ledger estimates."""
+    async with openai({CHAT: replying(reply("Because"))}) as (engine, _):
+        assert (await engine.opening(OpeningRequest(max_tokens=4, messages=MESSAGES))).usage is None
+
+
+# The probe. Servers as they differ in what they make of an assistant's message at the end.
+
+ALPHABET = "a b c d e f g h i j k l m n o p q r s t u v w x y z"
+BEGUN = "a b c d e f g h i j k l m n"
+RESTART = ALPHABET[:23]  # twelve letters, as many as the probe has tokens
+
+
+class Refused(Exception):
+    """The server answers with this status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+def server(answer: Callable[[dict[str, Any]], str], owner: Any = None) -> dict[str, Handler]:
+    async def chat(request: web.Request) -> web.StreamResponse:
+        try:
+            return web.json_response(reply(answer(await request.json()), "length"))
+        except Refused as refused:
+            return web.json_response({"error": {"message": "no"}}, status=refused.status)
+
+    return {CHAT: chat, MODELS: replying({"data": [{"id": "org/model", "owned_by": owner}]})}
+
+
+def vllm(body: dict[str, Any]) -> str:
+    goes_on = body.get("continue_final_message", False)
+    if goes_on and body.get("add_generation_prompt", True):
+        raise Refused(400)
+    return " o p q r s t" if goes_on else RESTART
+
+
+def sglang(body: dict[str, Any]) -> str:
+    return " o p q r s t" if body.get("continue_final_message") else "You wrote a part of the alphabet."
+
+
+def llamacpp(body: dict[str, Any]) -> str:
+    return " o p q r s t"
+
+
+def echoing_llamacpp(body: dict[str, Any]) -> str:
+    return BEGUN + " o p q r s t"
+
+
+def stripping_ollama(body: dict[str, Any]) -> str:
+    return "o p q r s t"
+
+
+def mistral(body: dict[str, Any]) -> str:
+    if {"continue_final_message", "add_generation_prompt"} & body.keys():
+        raise Refused(422)
+    if not body["messages"][-1].get("prefix"):
+        raise Refused(400)
+    return BEGUN + " o p q r s t"
+
+
+def dashscope(body: dict[str, Any]) -> str:
+    return " o p q r s t" if body["messages"][-1].get("partial") else RESTART
+
+
+def openai_itself(body: dict[str, Any]) -> str:
+    if {"continue_final_message", "add_generation_prompt"} & body.keys():
+        raise Refused(400)
+    return RESTART
+
+
+def failing_on_a_trailing_message(body: dict[str, Any]) -> str:
+    if not {"continue_final_message", "add_generation_prompt"} & body.keys():
+        raise Refused(500)
+    return vllm(body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "owner", "found"),
+    [
+        (vllm, "vllm", Continuation("vllm", echo=False)),
+        (vllm, None, Continuation("vllm", echo=False)),
+        (sglang, "sglang", Continuation("sglang", echo=False)),
+        (sglang, "llamacpp", Continuation("vllm", echo=False)),
+        (llamacpp, "llamacpp", Continuation("trailing", echo=False)),
+        (echoing_llamacpp, "llamacpp", Continuation("trailing", echo=True)),
+        (stripping_ollama, "library", Continuation("trailing", echo=False, strips_leading_space=True)),
+        (mistral, "mistralai", Continuation("prefix", echo=True)),
+        (dashscope, "dashscope", Continuation("partial", echo=False)),
+        (openai_itself, "openai", None),
+        (failing_on_a_trailing_message, None, Continuation("vllm", echo=False)),
+    ],
+)
+async def test_the_probe_finds_how_a_server_continues(answer: Any, owner: Any, found: Continuation | None) -> None:
+    """By trying the likeliest way first and reading what comes back."""
+    async with openai(server(answer, owner)) as (engine, fake):
+        assert engine.state.continuation is None
+        await engine.probe()
+        assert engine.state.continuation == found
+        assert engine.state.warnings == (
+            [] if found else ["the engine continues no assistant message: placement prefix goes unguided"]
+        )
+        assert engine.state.facts == {"owned_by": owner, "models": ["org/model"]}
+        assert {body["model"] for body in fake.bodies if body} == {"org/model"}
+
+
+async def test_a_server_whose_owner_is_known_is_asked_once() -> None:
+    """The probe costs tokens."""
+    async with openai(server(sglang, "sglang")) as (engine, fake):
+        await engine.probe()
+    assert fake.paths == [MODELS, CHAT]
+
+
+@pytest.mark.parametrize("answer", [vllm, openai_itself])
+async def test_how_it_continues_is_looked_at_once_while_it_stays_up(answer: Any) -> None:
+    """Found or not: the probe costs tokens, and what it found wanting stays a warning."""
+    async with openai(server(answer)) as (engine, fake):
+        await engine.probe()
+        engine.state.up = True
+        found, warned, asked = engine.state.continuation, engine.state.warnings, fake.paths.count(CHAT)
+        await engine.probe()
+        await engine.probe()
+        assert fake.paths.count(CHAT) == asked
+        assert (engine.state.continuation, engine.state.warnings) == (found, warned)
+
+
+async def test_after_it_was_down_it_is_looked_at_again() -> None:
+    """Another server may have come in its place: one that continues otherwise, or not at all."""
+    behaviour = [vllm]
+    async with openai(server(lambda body: behaviour[-1](body))) as (engine, _):
+        for answer, found in (
+            (vllm, Continuation("vllm", echo=False)),
+            (echoing_llamacpp, Continuation("trailing", echo=True)),
+            (openai_itself, None),
+            (vllm, Continuation("vllm", echo=False)),
+        ):
+            behaviour.append(answer)
+            await engine.probe()
+            assert engine.state.continuation == found
+            assert bool(engine.state.warnings) == (found is None)
+            engine.state.up = False
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer", "found", "warned"),
+    [
+        ("vllm", vllm, Continuation("vllm", echo=False), False),
+        ("trailing", echoing_llamacpp, Continuation("trailing", echo=True), False),
+        ("trailing", stripping_ollama, Continuation("trailing", echo=False, strips_leading_space=True), False),
+        ("trailing", openai_itself, Continuation("trailing", echo=None), True),
+        ("prefix", openai_itself, Continuation("prefix", echo=None), True),
+        ("sglang", openai_itself, Continuation("sglang", echo=None), True),
+    ],
+)
+async def test_a_configured_mode_holds_whatever_the_probe_sees(
+    mode: Any, answer: Any, found: Continuation, warned: bool
+) -> None:
+    """From the first request on; the probe adds how the server replies, or says that it did not continue."""
+    async with openai(server(answer), continuation=mode) as (engine, fake):
+        assert engine.state.continuation == Continuation(mode, echo=None)
+        await engine.probe()
+        assert fake.paths == [MODELS, CHAT]
+        assert engine.state.continuation == found
+        doubt = f"the engine did not continue the probe with continuation '{mode}'"
+        assert engine.state.warnings == ([doubt] if warned else [])
+
+
+@pytest.mark.parametrize("echo", [True, False])
+async def test_a_configured_echo_overrides_what_the_probe_sees(*, echo: bool) -> None:
+    """With a configured mode and without one."""
+    for answer in (llamacpp, echoing_llamacpp):
+        for mode in ("auto", "trailing"):
+            async with openai(server(answer), continuation=mode, echo=echo) as (engine, _):
+                await engine.probe()
+                assert engine.state.continuation == Continuation("trailing", echo=echo)
+
+
+async def test_none_is_never_tried() -> None:
+    """Nor warned of: it is what was asked for."""
+    async with openai(server(vllm), continuation="none") as (engine, fake):
+        await engine.probe()
+        assert fake.paths == [MODELS]
+        assert engine.state.continuation is None
+        assert engine.state.warnings == []
+
+
+async def test_a_model_that_the_server_does_not_list_is_a_warning() -> None:
+    """A misspelt name is seen before the first caller sees it."""
+    routes = {**server(vllm, "vllm"), MODELS: replying({"data": [{"id": "other", "owned_by": "vllm"}]})}
+    async with openai(routes) as (engine, _):
+        await engine.probe()
+        assert engine.state.warnings == ["the engine does not list a model 'org/model'"]
+        assert engine.state.continuation == Continuation("vllm", echo=False)
+
+
+@pytest.mark.parametrize(
+    "listed", [None, [], 5, {}, {"data": None}, {"data": 5}, {"data": {"a": 1}}, {"data": [5, {}]}]
+)
+async def test_a_list_of_models_may_be_anything(listed: Any) -> None:
+    """Whoever answers is there."""
+    async with openai({**server(vllm), MODELS: replying(listed)}) as (engine, _):
+        await engine.probe()
+        assert engine.state.continuation == Continuation("vllm", echo=False)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(401, EngineRejected), (404, EngineRejected), (429, EngineOverloaded), (500, EngineFailed)]
+)
+@pytest.mark.parametrize("path", [MODELS, CHAT])
+async def test_a_server_that_answers_nothing_useful_is_not_up(path: str, status: int, kind: type) -> None:
+    """The probe raises, and what is known of how it continues stays unknown: it is looked at next time."""
+    broken = {**server(vllm, "vllm"), path: replying({"error": "no"}, status=status)}
+    async with openai(broken) as (engine, fake):
+        assert type(await failure(engine.probe(), fake.url)) is kind
+        assert engine.state.continuation is None
+        assert fake.paths[-1] == path
+        broken[path] = server(vllm, "vllm")[path]
+        await engine.probe()
+        assert engine.state.continuation == Continuation("vllm", echo=False)
+
+
+async def test_a_probe_reply_without_words_is_no_continuation() -> None:
+    """Such as a call of a tool."""
+    routes = {**server(vllm), CHAT: replying(reply(None))}
+    async with openai(routes) as (engine, _):
+        await engine.probe()
+        assert engine.state.continuation is None

@@ -1,0 +1,499 @@
+from __future__ import annotations
+
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from huggingface_hub.errors import (
+    GenerationError,
+    IncompleteGenerationError,
+    OverloadedError,
+    UnknownError,
+    ValidationError,
+)
+
+from gateway.engines.base import OpeningReply, OpeningRequest, Usage
+from gateway.engines.chat import read_usage
+from gateway.engines.continuation import Continuation
+from gateway.engines.tgi import TGIEngine
+from gateway.errors import EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
+from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, replying, serving, streaming
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.engines.fake_server import Handler
+
+RECORDED = Path(__file__).parents[3] / "shared" / "reference" / "tgi-replies"
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
+COUNTS = {"x-prompt-tokens": "7", "x-generated-tokens": "3"}
+GENERATED = {"generated_text": " because", "details": {"finish_reason": "length", "generated_tokens": 3}}
+INFO = {
+    "model_id": "org/model",
+    "version": "3.3.7",
+    "max_concurrent_requests": 128,
+    "max_stop_sequences": 4,
+    "max_input_tokens": 4095,
+    "max_total_tokens": 4096,
+    "validation_workers": 2,
+}
+
+
+@asynccontextmanager
+async def tgi(routes: dict[str, Handler], **options: Any) -> AsyncIterator[tuple[TGIEngine, FakeServer]]:
+    async with serving(routes) as fake, engine_http(fake.url) as http:
+        yield TGIEngine(NAME, http, **options), fake
+
+
+def chat_reply(content: Any = "Because", finish_reason: Any = "length", **fields: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+    return {"id": "", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], **fields}
+
+
+def chunk(content: str | None, finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
+    delta = {"role": "assistant", "content": content, "tool_calls": None}
+    return {"id": "", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], **fields}
+
+
+async def all_of(engine: TGIEngine, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    async with aclosing(engine.stream(body or {"messages": MESSAGES})) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+def said(chunks: list[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+
+
+def finishes(chunks: list[dict[str, Any]]) -> list[str]:
+    return [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
+
+
+# Replies of real servers, recorded in TGI's own integration tests.
+
+
+def recorded(name: str) -> Any:
+    path = RECORDED / f"{name}.json"
+    if not path.exists():
+        pytest.skip("recorded replies of TGI are not here")
+    return orjson.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "finish", "usage"),
+    [
+        ("test_chat_llama.test_flash_llama_simple", "length", Usage(61, 100)),
+        ("test_continue_final_message.test_llama_completion_single_prompt", "length", Usage(49, 30)),
+        ("test_continue_final_message.test_llama_completion_single_prompt_continue", "length", Usage(73, 30)),
+    ],
+)
+async def test_recorded_chats_open_an_answer(name: str, finish: str, usage: Usage) -> None:
+    """A chat's text, why it ended and what it used are read from what real servers sent."""
+    reply = recorded(name)
+    async with tgi({CHAT: replying(reply)}) as (engine, _):
+        opening = await engine.opening(OpeningRequest(max_tokens=100, messages=MESSAGES))
+    assert opening == OpeningReply(reply["choices"][0]["message"]["content"], finish, usage)  # type: ignore[arg-type]
+
+
+async def test_a_recorded_continuation_repeats_nothing() -> None:
+    """What TGI writes after an assistant's message begins where that ends, with its own space."""
+    reply = recorded("test_continue_final_message.test_llama_completion_single_prompt_continue")
+    async with tgi({CHAT: replying(reply)}) as (engine, _):
+        answer = await engine.complete({"messages": MESSAGES})
+        assert engine.state.continuation == Continuation("trailing", echo=False, strips_leading_space=False)
+    assert answer["choices"][0]["message"]["content"].startswith(" the royal mouse?")
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks", "text", "finish", "usage"),
+    [
+        ("test_completion_prompts.test_chat_openai_nousage", None, "OK!", "stop", None),
+        ("test_completion_prompts.test_chat_openai_usage", None, "OK!", "stop", True),
+        ("test_completion_prompts.test_flash_llama_completion_stream_usage", None, None, "length", True),
+        ("test_flash_qwen2_5_vl.test_flash_qwen2_5_vl_simple_streaming", 1, "", "stop", None),
+    ],
+)
+async def test_recorded_streams_are_read_whole(
+    name: str, chunks: int | None, text: str | None, finish: str, usage: bool | None
+) -> None:
+    """Every chunk comes through, with one finish, and usage where the server was asked for it."""
+    reply = recorded(name)
+    events = reply if isinstance(reply, list) else [reply]
+    async with tgi({CHAT: streaming(*events, b"[DONE]")}) as (engine, _):
+        read = await all_of(engine)
+    assert len(read) == (chunks or len(events))
+    assert said(read) == (said(events) if text is None else text)
+    assert finishes(read) == [finish]
+    counted = [counts for one in read if (counts := read_usage(one["usage"])) is not None]
+    assert len(counted) == (1 if usage else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "stop", "finish"),
+    [
+        ("test_flash_llama.test_flash_llama_simple", (), "length"),
+        ("test_flash_qwen2.test_flash_qwen2", (), "length"),
+        ("test_flash_llama.test_flash_llama_all_params", ("test",), "stop"),
+    ],
+)
+async def test_recorded_generations_open_an_answer(name: str, stop: tuple[str, ...], finish: str) -> None:
+    """Raw text keeps its leading space; the stop string that TGI left at the end is gone."""
+    reply = recorded(name)
+    written = reply["generated_text"]
+    kept = written.removesuffix(stop[0]) if stop else written
+    assert (kept != written) == bool(stop)
+    async with tgi({"/generate": replying(reply)}) as (engine, _):
+        opening = await engine.opening(OpeningRequest(max_tokens=10, prompt="Test request", stop=stop))
+    assert (opening.text, opening.finish) == (kept, finish)
+
+
+async def test_recorded_generations_of_a_load_are_alike() -> None:
+    """Each of many concurrent replies reads as the one does."""
+    replies = recorded("test_flash_llama.test_flash_llama_load")
+    for reply in replies:
+        async with tgi({"/generate": replying(reply, headers=COUNTS)}) as (engine, _):
+            opening = await engine.opening(OpeningRequest(max_tokens=10, prompt="Test request"))
+        assert opening == OpeningReply(" for /api/v1/projects/1", "length", Usage(7, 3))
+
+
+async def test_a_recorded_tool_call_comes_through_untouched() -> None:
+    """A message without text is a message."""
+    reply = recorded("test_tools_llama.test_flash_llama_grammar_tools_nostream")
+    async with tgi({CHAT: replying(reply)}) as (engine, fake):
+        assert await engine.complete({"messages": MESSAGES}) == reply
+        refused = await failure(engine.opening(OpeningRequest(max_tokens=10, messages=MESSAGES)), fake.url)
+    assert isinstance(refused, EngineGarbled)
+
+
+# What goes out.
+
+
+@pytest.mark.parametrize(
+    ("request_", "sent"),
+    [
+        (
+            OpeningRequest(max_tokens=40, prompt="Q: why?\nA:"),
+            {"max_new_tokens": 40, "details": True, "do_sample": False},
+        ),
+        (
+            OpeningRequest(max_tokens=40, prompt="Q: why?\nA:", temperature=0.0, top_p=0.9, seed=7, stop=("\nQ:",)),
+            {"max_new_tokens": 40, "details": True, "do_sample": False, "seed": 7, "stop": ["\nQ:"]},
+        ),
+        (
+            OpeningRequest(max_tokens=1, prompt="Q: why?\nA:", temperature=0.8, top_p=0.9, seed=0),
+            {"max_new_tokens": 1, "details": True, "do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 0},
+        ),
+        (
+            OpeningRequest(max_tokens=1, prompt="Q: why?\nA:", temperature=0.8, top_p=1.0),
+            {"max_new_tokens": 1, "details": True, "do_sample": True, "temperature": 0.8},
+        ),
+        (
+            OpeningRequest(max_tokens=1, prompt="Q: why?\nA:", stop=("", "1", "2", "3", "4", "5")),
+            {"max_new_tokens": 1, "details": True, "do_sample": False, "stop": ["1", "2", "3", "4"]},
+        ),
+    ],
+)
+async def test_a_raw_opening_is_exactly_this_to_generate(request_: OpeningRequest, sent: dict[str, Any]) -> None:
+    """Parameters and max_new_tokens always; temperature 0 as do_sample off; no top_p of 1; four stops, none empty."""
+    async with tgi({"/generate": replying(GENERATED, headers=COUNTS)}) as (engine, fake):
+        opening = await engine.opening(request_)
+    assert fake.paths == ["/generate"]
+    assert fake.bodies == [{"inputs": "Q: why?\nA:", "parameters": sent}]
+    assert opening == OpeningReply(" because", "length", Usage(7, 3))
+
+
+@pytest.mark.parametrize(
+    ("request_", "sent"),
+    [
+        (OpeningRequest(max_tokens=40, messages=MESSAGES), {"temperature": 0.0}),
+        (
+            OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=0.9, seed=7, stop=("x", "")),
+            {"temperature": 0.7, "top_p": 0.9, "seed": 7, "stop": ["x"]},
+        ),
+        (OpeningRequest(max_tokens=40, messages=MESSAGES, top_p=1.0), {"temperature": 0.0}),
+        (OpeningRequest(max_tokens=40, messages=MESSAGES, top_p=0.0), {"temperature": 0.0}),
+    ],
+)
+async def test_a_chat_opening_is_exactly_this_to_the_chat_route(request_: OpeningRequest, sent: dict[str, Any]) -> None:
+    """That route renders the chat by TGI's own template and reads temperature 0 as greedy."""
+    reply = chat_reply(usage={"prompt_tokens": 9, "completion_tokens": 40, "total_tokens": 49})
+    async with tgi({CHAT: replying(reply)}) as (engine, fake):
+        opening = await engine.opening(request_)
+    assert fake.bodies == [{"model": "tgi", "messages": MESSAGES, "max_tokens": 40, **sent}]
+    assert opening == OpeningReply("Because", "length", Usage(9, 40))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"model": "student", "unknown": {"a": 1}}, {"unknown": {"a": 1}}),
+        ({"presence_penalty": 0, "frequency_penalty": 0}, {"frequency_penalty": 0}),
+        ({"stop": "x"}, {"stop": ["x"]}),
+        ({"stop": ["x", "", "y"]}, {"stop": ["x", "y"]}),
+        ({"stop": ""}, {}),
+        ({"stop": [""]}, {}),
+        ({"stop": None}, {}),
+        ({"top_p": 1}, {}),
+        ({"top_p": 1.0, "temperature": 0}, {"temperature": 0}),
+        ({"top_p": 0}, {}),
+        ({"top_p": 0.5}, {"top_p": 0.5}),
+        ({"max_completion_tokens": 5}, {"max_tokens": 5}),
+        ({"max_completion_tokens": 5, "max_tokens": 6}, {"max_completion_tokens": 5, "max_tokens": 6}),
+        ({"stream_options": {"include_usage": True}}, {"stream_options": {"include_usage": True}}),
+    ],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_openai_body_goes_out_as_tgi_reads_it(
+    asked: dict[str, Any], sent: dict[str, Any], *, streamed: bool
+) -> None:
+    """What TGI would misread or refuse is left out or reshaped; all else goes out as it came."""
+    body = {"messages": MESSAGES, **asked}
+    before = orjson.dumps(body)
+    handler = streaming(chunk("x", "length")) if streamed else replying(chat_reply())
+    async with tgi({CHAT: handler}) as (engine, fake):
+        await (all_of(engine, body) if streamed else engine.complete(body))
+    assert fake.bodies == [{"messages": MESSAGES, "model": "tgi", **sent}]
+    assert orjson.dumps(body) == before
+
+
+async def test_another_model_name_is_an_adapter() -> None:
+    """The configured name goes out, never the caller's."""
+    async with tgi({CHAT: replying(chat_reply())}, model="my-lora") as (engine, fake):
+        await engine.complete({"messages": MESSAGES, "model": "what-the-caller-said"})
+    assert fake.bodies[0]["model"] == "my-lora"
+
+
+# What comes back.
+
+
+@pytest.mark.parametrize(
+    ("written", "finish", "stop", "text", "ended"),
+    [
+        (" yes\nQ:", "stop_sequence", ("\nQ:",), " yes", "stop"),
+        (" yes", "eos_token", ("\nQ:",), " yes", "stop"),
+        (" yes", "length", ("\nQ:",), " yes", "length"),
+        (" yes\nQ:", "length", ("\nQ:",), " yes", "stop"),
+        (" yes\nQ: more", "length", ("\nQ:",), " yes", "stop"),
+        (" yes\n\n", "stop_sequence", ("\n", "\n\n"), " yes", "stop"),
+        (" a, b", "length", ("x", "", ","), " a", "stop"),
+        (" yes", None, (), " yes", "length"),
+        (" yes", "unheard_of", (), " yes", "length"),
+        ("", "eos_token", (), "", "stop"),
+    ],
+)
+@pytest.mark.parametrize("raw", [True, False])
+async def test_an_opening_ends_before_its_stop_string(
+    written: str, finish: str | None, stop: tuple[str, ...], text: str, ended: str, *, raw: bool
+) -> None:
+    """TGI leaves the stop string in, and calls one completed by the last token `length`; no known end is a cut."""
+    routes = {
+        "/generate": replying({"generated_text": written, "details": finish and {"finish_reason": finish}}),
+        CHAT: replying(chat_reply(written, finish)),
+    }
+    asked = {"prompt": "Q: why?\nA:"} if raw else {"messages": MESSAGES}
+    async with tgi(routes) as (engine, _):
+        opening = await engine.opening(OpeningRequest(max_tokens=5, stop=stop, **asked))  # type: ignore[arg-type]
+    assert (opening.text, opening.finish) == (text, ended)
+
+
+@pytest.mark.parametrize(
+    ("headers", "usage"),
+    [
+        (COUNTS, Usage(7, 3)),
+        ({}, None),
+        ({"x-prompt-tokens": "7"}, None),
+        ({"x-prompt-tokens": "7", "x-generated-tokens": "many"}, None),
+        ({"x-prompt-tokens": "7", "x-generated-tokens": "-1"}, None),
+        ({"x-prompt-tokens": "7", "x-generated-tokens": "0"}, Usage(7, 0)),
+    ],
+)
+async def test_generate_tells_its_usage_in_headers(headers: dict[str, str], usage: Usage | None) -> None:
+    """Without both counts there is no usage, and the ledger estimates."""
+    async with tgi({"/generate": replying(GENERATED, headers=headers)}) as (engine, _):
+        assert (await engine.opening(OpeningRequest(max_tokens=5, prompt="x"))).usage == usage
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"), [("eos_token", "stop"), ("stop_sequence", "stop"), ("stop", "stop"), ("length", "length")]
+)
+async def test_finish_reasons_are_openais(sent: str, received: str) -> None:
+    """TGI has three words for having stopped; OpenAI has one."""
+    async with tgi({CHAT: replying(chat_reply("x", sent))}) as (engine, _):
+        assert (await engine.complete({"messages": MESSAGES}))["choices"][0]["finish_reason"] == received
+    async with tgi({CHAT: streaming(chunk("x"), chunk("", sent))}) as (engine, _):
+        assert finishes(await all_of(engine)) == [received]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "finish", "stop", "text", "ended"),
+    [
+        (["One", " two", "\nQ", ":"], "stop_sequence", "\nQ:", "One two", "stop"),
+        (["One", "\n", "Q", "uick"], "length", ["\nQ:"], "One\nQuick", "length"),
+        (["One", "\n"], "eos_token", "\nQ:", "One\n", "stop"),
+        (["One\nQ: and", " on"], "length", "\nQ:", "One", "stop"),
+        (["One", " two"], "length", None, "One two", "length"),
+    ],
+)
+async def test_an_answer_ends_before_the_callers_stop_string(
+    pieces: list[str], finish: str, stop: Any, text: str, ended: str
+) -> None:
+    """Over tokens, in a stream as in a whole reply; what only looked like its beginning is shown after all."""
+    body = {"messages": MESSAGES, "stop": stop}
+    async with tgi({CHAT: replying(chat_reply("".join(pieces), finish))}) as (engine, _):
+        choice = (await engine.complete(body))["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (text, ended)
+    events = [*map(chunk, pieces[:-1]), chunk(pieces[-1], finish)]
+    async with tgi({CHAT: streaming(*events, b"[DONE]")}) as (engine, _):
+        chunks = await all_of(engine, body)
+    assert (said(chunks), finishes(chunks)) == (text, [ended])
+    async with tgi({CHAT: streaming(*map(chunk, pieces), chunk(None, finish), b"[DONE]")}) as (engine, _):
+        chunks = await all_of(engine, body)
+    assert (said(chunks), finishes(chunks)) == (text, [ended])
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type", "kind", "cause"),
+    [
+        (422, "validation", EngineRejected, ValidationError),
+        (424, "generation", EngineFailed, GenerationError),
+        (429, "overloaded", EngineOverloaded, OverloadedError),
+        (500, "incomplete_generation", EngineFailed, IncompleteGenerationError),
+        (422, "template_error", EngineRejected, UnknownError),
+    ],
+)
+async def test_an_error_type_is_the_hubs_exception_as_cause(
+    status: int, error_type: str, kind: type, cause: type
+) -> None:
+    """Whoever knows the hub's client finds its names, on every route."""
+    handler = replying({"error": "what it says", "error_type": error_type}, status=status)
+    async with tgi({"/generate": handler, CHAT: handler}) as (engine, fake):
+        for call in (
+            engine.opening(OpeningRequest(max_tokens=5, prompt="x")),
+            engine.opening(OpeningRequest(max_tokens=5, messages=MESSAGES)),
+            engine.complete({"messages": MESSAGES}),
+            all_of(engine),
+        ):
+            error = await failure(call, fake.url)
+            assert type(error) is kind
+            assert error.reason == error_type
+            assert type(error.__cause__) is cause
+            assert error.message == f"Engine 'the-engine' answered {status}: what it says"
+
+
+async def test_a_rejection_in_plain_text_has_no_cause_of_the_hubs() -> None:
+    """TGI's web framework refuses bodies in words of its own."""
+    handler = replying("Failed to deserialize the JSON body", status=422)
+    async with tgi({CHAT: handler}) as (engine, fake):
+        error = await failure(engine.complete({"messages": MESSAGES}), fake.url)
+    assert error.message.endswith("422: Failed to deserialize the JSON body")
+    assert error.__cause__ is None
+
+
+async def test_a_bad_key_is_an_empty_401() -> None:
+    """TGI says nothing more."""
+    async with tgi({CHAT: replying(b"", status=401)}) as (engine, fake):
+        error = await failure(engine.complete({"messages": MESSAGES}), fake.url)
+    assert isinstance(error, EngineRejected)
+    assert "credentials" in error.message
+
+
+@pytest.mark.parametrize(
+    ("event", "cause"),
+    [
+        ({"error": "out of memory", "error_type": "generation"}, GenerationError),
+        ({"error": {"message": "out of memory", "http_status_code": 422}}, type(None)),
+    ],
+)
+async def test_an_error_event_ends_a_stream_as_a_failure(event: Any, cause: type) -> None:
+    """TGI answers 200 and tells in the stream; [DONE] after it makes it no better."""
+    async with tgi({CHAT: streaming(chunk("One"), event, b"[DONE]")}) as (engine, fake):
+        error = await failure(all_of(engine), fake.url)
+    assert type(error) is EngineFailed
+    assert error.message == "Engine 'the-engine' failed in the middle of its answer: out of memory"
+    assert type(error.__cause__) is cause
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        [GENERATED],
+        "text",
+        5,
+        {},
+        {"generated_text": None},
+        {"generated_text": ["a"]},
+        {"generated_text": "x", "details": "y"},
+        {"generated_text": "x", "details": [1]},
+        {"choices": None},
+        {"choices": []},
+        {"choices": [5]},
+        {"choices": [{"message": "x"}]},
+        {"choices": [{"message": {"content": 5}}]},
+        {"choices": [{"message": {"content": "x"}, "finish_reason": {}}]},
+        {"choices": [{"message": {"content": "x"}}, 5]},
+        {"choices": [{"message": {"content": "x", "tool_calls": [5]}}]},
+    ],
+)
+async def test_a_reply_that_is_not_tgis_is_garbled(body: Any) -> None:
+    """Whatever a 200 holds, what comes of it is an engine error."""
+    async with tgi({"/generate": replying(body), CHAT: replying(body)}) as (engine, fake):
+        for asked in ({"prompt": "x"}, {"messages": MESSAGES}):
+            error = await failure(engine.opening(OpeningRequest(max_tokens=5, **asked)), fake.url)  # type: ignore[arg-type]
+            assert isinstance(error, EngineGarbled)
+
+
+# What /info tells.
+
+
+async def test_the_probe_keeps_the_servers_limits() -> None:
+    """What the server tells of itself is known afterwards; what nobody uses is not kept."""
+    async with tgi({"/info": replying(INFO)}, max_concurrency=96) as (engine, fake):
+        await engine.probe()
+    assert fake.paths == ["/info"]
+    assert engine.state.max_concurrency == 128
+    assert engine.state.facts == {key: value for key, value in INFO.items() if key != "validation_workers"}
+    assert engine.state.warnings == []
+
+
+async def test_a_configured_concurrency_above_the_servers_is_a_warning() -> None:
+    """The server would answer 429: its limit holds, and the operator is told once per probe."""
+    async with tgi({"/info": replying({**INFO, "max_concurrent_requests": 64})}, max_concurrency=96) as (engine, _):
+        await engine.probe()
+        await engine.probe()
+    assert engine.state.max_concurrency == 64
+    assert engine.state.warnings == ["max_concurrency 96 is above the server's max_concurrent_requests 64: 64 is used"]
+
+
+async def test_the_servers_limit_of_stop_strings_holds_for_openings() -> None:
+    """What it is not told of is still cut off."""
+    routes = {"/info": replying({**INFO, "max_stop_sequences": 1}), CHAT: replying(chat_reply("One, two. Three"))}
+    async with tgi(routes) as (engine, fake):
+        await engine.probe()
+        opening = await engine.opening(OpeningRequest(max_tokens=5, messages=MESSAGES, stop=("x", ".")))
+    assert fake.bodies[1]["stop"] == ["x"]
+    assert (opening.text, opening.finish) == ("One, two", "stop")
+
+
+@pytest.mark.parametrize("info", [None, [], "x", {}, {"model": "x"}])
+async def test_an_info_without_model_is_garbled(info: Any) -> None:
+    """Something else listens there."""
+    async with tgi({"/info": replying(info)}) as (engine, fake):
+        assert isinstance(await failure(engine.probe(), fake.url), EngineGarbled)
+
+
+@pytest.mark.parametrize("limit", [None, "128", 0, -1, 1.5, []])
+async def test_a_limit_that_is_none_is_not_taken_for_one(limit: Any) -> None:
+    """A server that does not tell its limits is used as configured."""
+    info = {"model_id": "x", "max_concurrent_requests": limit, "max_stop_sequences": limit}
+    async with tgi({"/info": replying(info)}, max_concurrency=96) as (engine, _):
+        await engine.probe()
+    assert engine.state.max_concurrency is None
+    assert engine.state.warnings == []

@@ -1,0 +1,99 @@
+"""The documentation against the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import msgspec
+import pytest
+
+from gateway.cli import app as commands
+from gateway.errors import GatewayError, StartupError
+from gateway.ledger.receipt import Receipt
+from gateway.metrics import Metrics
+from gateway.policy.book import check_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def error_types(root: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__.startswith("gateway."):
+            yield from error_types(child)
+
+
+def structs(root: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    """A struct, and those its fields hold."""
+    yield root
+    for field in msgspec.structs.fields(root):
+        for part in (field.type, *get_args(field.type)):
+            if isinstance(part, type) and issubclass(part, msgspec.Struct):
+                yield from structs(part)
+
+
+@pytest.mark.parametrize(
+    "error", [error for error in error_types() if "label" in vars(error)], ids=lambda error: error.__name__
+)
+def test_every_error_label_has_its_row(error: type[GatewayError]) -> None:
+    rows = [line for line in page("docs/errors.md").splitlines() if line.startswith(f"| `{error.label}` |")]
+    assert len(rows) == 1
+    status, kind, code = (cell.strip(" `") for cell in rows[0].split("|")[2:5])
+    no_caller_sees_it = issubclass(error, StartupError)
+    meant = ("", "", "") if no_caller_sees_it else (str(error.status), error.kind, error.code or "")
+    assert (status, kind, code) == meant
+
+
+@pytest.mark.parametrize("struct", list(structs(Receipt)), ids=lambda struct: struct.__name__)
+def test_every_receipt_field_is_described(struct: type[msgspec.Struct]) -> None:
+    text = page("docs/receipts.md")
+    assert [field.name for field in msgspec.structs.fields(struct) if f"`{field.name}`" not in text] == []
+
+
+def test_every_fact_of_a_reply_has_its_header_described() -> None:
+    source = page("gateway/ledger/receipt.py").partition("def facts")[2]
+    names = {*re.findall(r'facts\["(\w+)"\]', source), *re.findall(r'"(\w+_ms)"', source), "mode", "teacher", "student"}
+    names |= {"teacher_tokens", "student_tokens"}
+    text = page("docs/receipts.md")
+    headers = {"x-gkt-" + name.replace("_", "-") for name in names}
+    assert {header for header in headers if f"`{header}`" not in text} == set()
+
+
+def test_every_metric_is_described() -> None:
+    families = Metrics().registry.collect()
+    names = [family.name + ("_total" if family.type == "counter" else "") for family in families]
+    text = page("docs/metrics.md")
+    assert [name for name in names if f"| `{name}` |" not in text] == []
+
+
+def test_every_command_is_in_the_readme() -> None:
+    names = [command.name or command.callback.__name__ for command in commands.registered_commands if command.callback]
+    assert names
+    assert [name for name in names if f"`gkt-gateway {name}`" not in page("README.md")] == []
+
+
+def test_the_readmes_configuration_can_be_used(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n# (\S+)\n(.*?)```", page("README.md"), re.DOTALL)
+    assert len(blocks) == 2
+    for name, text in blocks:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    _, _, mistakes = check_all(tmp_path / "config.yaml")
+    assert list(mistakes) == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (path.parent / target).exists()] == []

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import InvalidRequest
+from gateway.protocol import ChatRequest, ReplyHead, parse_chat, usage_body
+
+USER = {"role": "user", "content": "Why?"}
+LEAST = {"model": "m", "messages": [USER]}
+
+
+def refused(raw: bytes) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_chat(raw)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def parsed(**fields: Any) -> ChatRequest:
+    return parse_chat(orjson.dumps({**LEAST, **fields}))
+
+
+def messages(*contents: Any) -> dict[str, Any]:
+    return {"messages": list(contents)}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"{",
+        b"not json",
+        b'{"model": "m",}',
+        b"\xff\xfe",
+        b'{"model": "m\xff"}',
+        b'{"model": "\\ud800"}',
+        b'{"temperature": NaN}',
+        b'{"temperature": 1e999}',
+        b"[" * 100_000,
+        b"[]",
+        b"null",
+        b"7",
+        b'"text"',
+    ],
+)
+def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
+    """There is none to name."""
+    error = refused(raw)
+    assert error.param is None
+    assert "JSON object with 'model' and 'messages'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": 5}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": {}}, "messages"),
+        ({"messages": "Why?"}, "messages"),
+        (messages("Why?"), "messages[0]"),
+        (messages(USER, None), "messages[1]"),
+        (messages({"content": "Why?"}), "messages[0].role"),
+        (messages({"role": "", "content": "Why?"}), "messages[0].role"),
+        (messages({"role": 1, "content": "Why?"}), "messages[0].role"),
+        (messages({"role": "user", "content": 5}), "messages[0].content"),
+        (messages({"role": "user", "content": {}}), "messages[0].content"),
+        (messages({"role": "user", "content": ["Why?"]}), "messages[0].content[0]"),
+        (messages({"role": "user"}), "messages[0].content"),
+        (messages(USER, {"role": "user", "content": None}), "messages[1].content"),
+        (messages({"role": "user", "content": ""}), "messages[0].content"),
+        (messages({"role": "user", "content": []}), "messages[0].content"),
+        (messages({"role": "system", "content": ""}, USER), "messages[0].content"),
+        (messages({"role": "developer", "content": ""}, USER), "messages[0].content"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"presence_penalty": -2.1}, "presence_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": -2.1}, "frequency_penalty"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 1.5}, "n"),
+        ({"top_logprobs": -1}, "top_logprobs"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": True}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": []}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": True}, "max_completion_tokens"),
+        ({"max_completion_tokens": 0, "max_tokens": 5}, "max_completion_tokens"),
+        ({"seed": "7"}, "seed"),
+        ({"seed": False}, "seed"),
+        ({"stop": 5}, "stop"),
+        ({"stop": ["1", "2", "3", "4", "5"]}, "stop"),
+        ({"stop": ["1", 2]}, "stop[1]"),
+        ({"stop": {}}, "stop"),
+        ({"stream": "true"}, "stream"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {}}, "stream_options"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream_options": {"include_usage": True}, "stream": False}, "stream_options"),
+        ({"stream_options": [], "stream": True}, "stream_options"),
+        ({"stream_options": {"include_usage": 1}, "stream": True}, "stream_options.include_usage"),
+        ({"tools": {}}, "tools"),
+        ({"tools": ["f"]}, "tools[0]"),
+        ({"functions": "f"}, "functions"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": None}}, "response_format.type"),
+    ],
+)
+def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
+    """As OpenAI names it, in the error's param and in its message, in words that are no one's type names."""
+    error = refused(orjson.dumps({**LEAST, **fields}))
+    assert error.param == param
+    assert error.message.startswith(f"'{param}'")
+    assert "`" not in error.message
+
+
+@pytest.mark.parametrize("missing", ["model", "messages"])
+def test_a_missing_field_is_named(missing: str) -> None:
+    """Both are required."""
+    error = refused(orjson.dumps({key: value for key, value in LEAST.items() if key != missing}))
+    assert (error.param, error.message) == (missing, f"'{missing}' is required.")
+
+
+def test_the_words_of_an_error_say_what_to_send() -> None:
+    """A bound, or the types that fit."""
+    assert refused(orjson.dumps({**LEAST, "n": 0})).message == "'n': expected an integer >= 1."
+    said = refused(orjson.dumps({**LEAST, "stop": 5})).message
+    assert said == "'stop': expected a string or a list or null, got an integer."
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 0, "top_p": 0, "presence_penalty": -2, "frequency_penalty": 2, "n": 1, "top_logprobs": 0},
+        {"temperature": 2, "top_p": 1, "presence_penalty": 2, "frequency_penalty": -2, "n": 128, "top_logprobs": 20},
+        {"temperature": None, "top_p": None, "n": None, "stop": None, "stream": None, "max_tokens": None, "seed": None},
+        {"max_tokens": 1, "seed": -1, "stop": [], "tools": [], "stream": False, "stream_options": None},
+        {"stream": True, "stream_options": {"include_usage": True, "unknown": 1}},
+        {"unknown": {"a": [1, None, {"b": "c"}]}, "top_k": 40, "chat_template_kwargs": {"enable_thinking": False}},
+        {"temperature": 0.1 + 0.2, "seed": 2**64 - 1, "user": "日本 😀"},
+        messages({"role": "user", "content": [{"type": "text", "text": "Why?"}, {"type": "image_url", "x": 1}]}),
+        messages(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, {"role": "tool"}),
+        messages(USER, {"role": "tool", "tool_call_id": "1", "content": ""}),
+        messages(USER, {"role": "assistant"}, {"role": "assistant", "content": ""}),
+        messages({"role": "critic", "content": None, "name": "x"}),
+    ],
+)
+def test_a_good_body_is_kept_verbatim(fields: dict[str, Any]) -> None:
+    """Unknown fields, content parts and messages without content among it, to the last digit."""
+    raw = orjson.dumps({**LEAST, **fields})
+    chat = parse_chat(raw)
+    assert orjson.dumps(chat.body) == raw
+    assert chat.messages == {**LEAST, **fields}["messages"]
+    assert chat.size_bytes == len(raw)
+
+
+def test_the_least_body_asks_for_nothing_special() -> None:
+    """Every default is an absence."""
+    assert parsed() == ChatRequest(
+        body=LEAST, model="m", max_tokens=None, stop=(), stream=False, wants_usage=False, unguidable=None,
+        size_bytes=len(orjson.dumps(LEAST)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit", "field"),
+    [
+        ({}, None, "max_tokens"),
+        ({"max_tokens": 5}, 5, "max_tokens"),
+        ({"max_completion_tokens": 6}, 6, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, 6, "max_completion_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": None}, 5, "max_tokens"),
+    ],
+)
+def test_the_token_limit_is_in_the_callers_field(fields: dict[str, Any], limit: int | None, field: str) -> None:
+    """The newer of OpenAI's two names wins."""
+    chat = parsed(**fields)
+    assert (chat.max_tokens, chat.limit_field) == (limit, field)
+
+
+@pytest.mark.parametrize(
+    ("stop", "read"), [(None, ()), ("", ()), ("x", ("x",)), ([], ()), (["x", "", "y"], ("x", "y")), ([""], ())]
+)
+def test_stop_strings_are_a_tuple_without_empty_ones(stop: Any, read: tuple[str, ...]) -> None:
+    """One, several or none."""
+    assert parsed(stop=stop).stop == read
+
+
+@pytest.mark.parametrize(
+    ("options", "wants"),
+    [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)],
+)
+def test_usage_in_a_stream_is_wanted_when_asked_for(options: Any, wants: bool) -> None:
+    """And only then."""
+    assert parsed(stream=True, stream_options=options).wants_usage is wants
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"tools": [{}]}, "tools"),
+        ({"tools": []}, None),
+        ({"functions": [{}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "text"}}, None),
+        ({"n": 2}, "n"),
+        ({"n": 1}, None),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": False, "top_logprobs": 5}, None),
+    ],
+)
+def test_what_guidance_cannot_open_says_why(fields: dict[str, Any], why: str | None) -> None:
+    """Tools, formats, several answers and logprobs are the student's alone."""
+    assert parsed(**fields).unguidable == why
+
+
+def nested(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:
+    return orjson.dumps(LEAST)[:-1] + b',"deep":' + opening * levels + b"1" + closing * levels + b"}"
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_a_body_too_deep_to_be_sent_on_is_refused(opening: bytes, closing: bytes) -> None:
+    """It could be read, and would break on its way to the engine."""
+    assert parse_chat(nested(253, opening, closing)).model == "m"
+    for levels in (254, 500, 1_000, 1_023, 1_024, 100_000):
+        assert refused(nested(levels, opening, closing)).param is None
+
+
+def test_a_wide_body_is_not_deep() -> None:
+    """A thousand brackets beside each other are fine."""
+    assert parsed(many=[[] for _ in range(1_000)], text="[{" * 1_000).model == "m"
+
+
+def test_of_a_repeated_field_the_last_counts() -> None:
+    """For the checks as for the engine: what was checked is what is sent."""
+    assert parse_chat(b'{"model":"a","messages":[{"role":"user","content":"x"}],"model":"b"}').body["model"] == "b"
+    assert refused(orjson.dumps(LEAST)[:-1] + b',"max_tokens":5,"max_tokens":0}').param == "max_tokens"
+
+
+NAMES = st.sampled_from(
+    [
+        *("model", "messages", "role", "content", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n"),
+        *("stop", "seed", "stream", "stream_options", "include_usage", "tools", "response_format", "type", "logprobs"),
+    ]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["user", "\ud800"])
+ANY_JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=6),
+    max_leaves=25,
+)
+
+
+def check(raw: bytes) -> None:
+    try:
+        chat = parse_chat(raw)
+    except InvalidRequest as error:
+        said, param = error.message, error.param
+    else:
+        said, param = orjson.dumps(chat.body).decode(), None
+    said.encode()
+    assert param is None or param in said
+
+
+@settings(deadline=None, max_examples=300)
+@given(ANY_JSON, st.booleans())
+@example({"model": "m", "messages": [USER], "seed": 10**400}, True)
+def test_any_json_is_read_or_refused(value: Any, escaped: bool) -> None:
+    """Huge integers, NaN and lone surrogates included; what is read can be sent on."""
+    check(json.dumps(value, ensure_ascii=escaped).encode("utf-8", "surrogatepass"))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(NAMES, ANY_JSON, max_size=4))
+def test_any_fields_beside_the_required_are_read_or_refused(fields: dict[str, Any]) -> None:
+    """Nothing that is not an InvalidRequest comes of them."""
+    check(json.dumps({**LEAST, **fields}).encode())
+
+
+@settings(deadline=None)
+@given(st.binary() | st.builds(lambda cut: orjson.dumps(LEAST)[:cut], st.integers(0, 60)))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    """Bodies that are no text, and bodies cut off."""
+    check(raw)
+
+
+def test_usage_is_in_openais_words() -> None:
+    """Cached tokens are told when there are some."""
+    assert usage_body(9, 4) == {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+    assert usage_body(9, 4, 5) == {**usage_body(9, 4), "prompt_tokens_details": {"cached_tokens": 5}}
+
+
+def test_every_reply_shares_its_head() -> None:
+    """One id, one time, one model, whether in one piece or in many."""
+    head = ReplyHead("chatcmpl-1", 1_700_000_000, "m")
+    shared = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": "m"}
+    assert head.completion([{}], {"a": 1}) == {
+        **shared,
+        "object": "chat.completion",
+        "choices": [{}],
+        "usage": {"a": 1},
+    }
+    assert head.chunk([]) == {**shared, "object": "chat.completion.chunk", "choices": []}
+    assert head.chunk([], with_usage=True) == {**head.chunk([]), "usage": None}
+    assert head.chunk([], with_usage=True, usage={"a": 1}) == {**head.chunk([]), "usage": {"a": 1}}
