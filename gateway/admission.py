@@ -1,19 +1,19 @@
 """Step 4: a place in this process, or an honest 503.
 
-Limits and budgets of tenants will be reserved here, in Redis; so far a process bounds what it holds at once, so that
-memory is bounded and a flood is refused while it is still cheap to refuse.
+Limits and budgets of tenants will be reserved here, in Redis; so far a process bounds how many requests it works on at
+once, and says so to the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from gateway.errors import Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from gateway.metrics import Metrics
 
@@ -31,7 +31,9 @@ class Admission:
         self._metrics = metrics
         self._empty = asyncio.Event()
         self._empty.set()
+        self._cuts: set[asyncio.Timeout] = set()
         self.draining = False
+        self.cutting = False
 
     @property
     def in_flight(self) -> int:
@@ -55,10 +57,30 @@ class Admission:
                 self._empty.set()
             self._metrics.in_flight.set(self._in_flight)
 
+    @asynccontextmanager
+    async def until_cut(self) -> AsyncIterator[None]:
+        """Let a drain end what is inside the block, while its caller can still be told. Raises Overloaded then."""
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._cuts.add(limit)
+                try:
+                    yield
+                finally:
+                    self._cuts.discard(limit)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Overloaded("This process shut down before the answer was finished. Try again.") from None
+
     async def drain(self, timeout_s: float) -> int:
-        """Refuse what is new, wait for what is here; return how many requests were still here after `timeout_s`."""
+        """Refuse what is new, wait for what is here, and cut what is still here after `timeout_s`: how many."""
         self.draining = True
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
-        return self._in_flight
+        cut = self._in_flight
+        self.cutting = True
+        for limit in self._cuts:
+            limit.reschedule(asyncio.get_running_loop().time())
+        return cut

@@ -149,7 +149,10 @@ def _engine(model: ModelSettings) -> Engine:
         deadlines=Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s),
     )
     if model.protocol == "tgi":
-        return TGIEngine(model.name, http, model=model.model, max_concurrency=model.max_concurrency)
+        continues = model.continuation != "none"
+        return TGIEngine(
+            model.name, http, model=model.model, continues=continues, max_concurrency=model.max_concurrency
+        )
     echo = None if model.echo == "auto" else model.echo
     return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo)
 

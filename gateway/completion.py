@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gateway.errors import GatewayError, ModelNotFound
 from gateway.ledger.draft import Draft
 from gateway.policy.resolve import Plan, resolve
-from gateway.protocol import ReplyHead, usage_body
+from gateway.protocol import ReplyHead, passed_on, usage_body
 from gateway.relay import StreamRelay
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Completions:
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft)
             usage = _caller_usage(plan, opening, receipt)
-            return Answer({**reply, **head.completion(reply["choices"], usage)}, receipt, plan.show_cost)
+            return Answer(head.completion(reply["choices"], usage) | passed_on(reply), receipt, plan.show_cost)
 
     async def stream(self, visit: Visit, chat: ChatRequest) -> AsyncGenerator[Draft | Json, None]:
         """Answer an SSE caller: first the draft, when the reply's headers can be known, then chunks.
@@ -125,7 +125,7 @@ class Completions:
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._book.models(policy))
             raise ModelNotFound(f"There is no model '{chat.model}' for this key. It may use: {names}.", param="model")
-        return resolve(route, chat, self._finisher.can_continue)
+        return resolve(route, chat, self._finisher.continuation_of)
 
     @contextmanager
     def _recorded(self, visit: Visit, chat: ChatRequest, plan: Plan) -> Iterator[Draft]:
@@ -148,7 +148,7 @@ class Completions:
             status = error.label
             raise
         except (asyncio.CancelledError, GeneratorExit, ConnectionError):
-            status = "shutdown" if self._admission.draining else "client_gone"
+            status = "shutdown" if self._admission.cutting else "client_gone"
             raise
         finally:
             self._ledger.settle(draft, status)

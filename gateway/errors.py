@@ -6,7 +6,8 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── NotAuthenticated         401
 │   ├── ModelNotFound            404
 │   ├── NotFound                 404
-│   └── BodyTooLarge             413
+│   ├── BodyTooLarge             413
+│   └── BodyTooSlow              408
 ├── ServiceError                 the caller can only wait
 │   ├── Overloaded               503, Retry-After: too much in flight, or the gateway is draining
 │   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy forbids going without
@@ -85,6 +86,12 @@ class BodyTooLarge(RequestError):
     code = "request_too_large"
 
 
+class BodyTooSlow(RequestError):
+    label = "body_too_slow"
+    status = 408
+    code = "request_timeout"
+
+
 class ServiceError(GatewayError):
     status = 503
 
@@ -108,7 +115,10 @@ class StoreUnavailable(ServiceError):
 
 
 class EngineError(GatewayError):
-    """An engine did not do its part. `engine` is the configured model name, never its address."""
+    """An engine did not do its part. `engine` is the configured model name, never its address.
+
+    `heard` is False where it certainly did not get the call: then the call cost nothing.
+    """
 
     label = "engine_error"
     status = 502
@@ -119,6 +129,7 @@ class EngineError(GatewayError):
     ) -> None:
         super().__init__(message, param=param, retry_after_s=retry_after_s)
         self.engine = engine
+        self.heard = True
         self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
 
 
@@ -146,6 +157,11 @@ class EngineRejected(EngineError):
     def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
         super().__init__(message, engine=engine, param=param)
         self.status_sent = status_sent
+
+    @property
+    def blames_request(self) -> bool:
+        """Whether the engine says that the request is wrong, rather than who sent it or where."""
+        return self.status_sent in {400, 413, 422}
 
 
 class EngineFailed(EngineError):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
+from gateway.continuation import place_prefix
 from gateway.engines.chat import message_text, read_usage
-from gateway.engines.continuation import place_prefix
-from gateway.errors import EngineError, EngineOverloaded, EngineRejected, EngineUnreachable, InvalidRequest
+from gateway.engines.failures import note_failure
+from gateway.errors import EngineError, EngineRejected, InvalidRequest
 from gateway.guidance.projection import PROJECTIONS, place_in_context
 from gateway.guidance.seam import SeamJoin
 from gateway.ledger.draft import Call
@@ -20,6 +21,7 @@ from gateway.relay import join_reply
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
 
+    from gateway.continuation import Continuation
     from gateway.engines.base import Engine
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
     from gateway.policy.resolve import Plan
     from gateway.protocol import ChatRequest, Json
     from gateway.relay import StreamRelay
-
-# Statuses with which a student blames the request it was given.
-_BLAMES_REQUEST = frozenset({400, 413, 422})
 
 
 class Finisher:
@@ -39,16 +38,19 @@ class Finisher:
         self._engines = engines
         self._metrics = metrics
 
-    def can_continue(self, engine: str) -> bool:
-        """Whether an engine is known to continue an assistant message."""
-        return self._engines[engine].state.continuation is not None
+    def continuation_of(self, engine: str) -> Continuation | None:
+        """How an engine continues an assistant message, as it is known now."""
+        return self._engines[engine].state.continuation
 
     async def complete(self, plan: Plan, chat: ChatRequest, opening: Opening, draft: Draft) -> Json:
         """The finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest."""
         body = self._body(plan, chat, opening)
         call = _begin(plan, draft, body)
+        # Until it has answered, nobody knows how much of this it wrote.
+        call.lost_tokens, call.unbounded = body.get(chat.limit_field) or 0, body.get(chat.limit_field) is None
         with self._failures(plan, draft):
             reply = await self._engines[plan.finisher].complete(body)
+        call.lost_tokens, call.unbounded = 0, False
         call.usage = read_usage(reply.get("usage"))
         call.text.append(message_text(reply) or "")
         seam = self.seam(plan, chat, opening)
@@ -82,12 +84,12 @@ class Finisher:
         guidance = plan.guidance
         if not opening.text or guidance is None or guidance.placement == "context" or opening.whole is not None:
             return None
-        continuation = self._engines[plan.finisher].state.continuation
+        assert plan.continuation is not None, "resolve() sends no prefix to an engine that cannot continue it"
         return SeamJoin(
             opening.text,
             owed=opening.owed,
-            echo=continuation.echo if continuation is not None else None,
-            strips_leading_space=continuation is not None and continuation.strips_leading_space,
+            echo=plan.continuation.echo,
+            strips_leading_space=plan.continuation.strips_leading_space,
             stop=chat.stop,
         )
 
@@ -101,9 +103,8 @@ class Finisher:
                 projection = PROJECTIONS[guidance.projection]
                 body["messages"] = place_in_context(projection, chat.messages, opening.text)
             else:
-                continuation = self._engines[plan.finisher].state.continuation
-                assert continuation is not None, "resolve() sends no prefix to an engine that cannot continue it"
-                body = place_prefix(continuation.mode, body, opening.text)
+                assert plan.continuation is not None, "resolve() sends no prefix to an engine that cannot continue it"
+                body = place_prefix(plan.continuation.mode, body, opening.text)
                 shown_tokens = opening.tokens
         if plan.max_tokens is not None:
             body[chat.limit_field] = plan.max_tokens - shown_tokens
@@ -115,10 +116,10 @@ class Finisher:
         try:
             yield
         except EngineError as error:
-            self._metrics.engine_errors.labels(plan.finisher, error.label).inc()
-            if _cost_nothing(error, draft):
+            note_failure(error, draft.id, self._metrics)
+            if not error.heard:
                 _forget(plan, draft)
-            if isinstance(error, EngineRejected) and error.status_sent in _BLAMES_REQUEST:
+            if isinstance(error, EngineRejected) and error.blames_request:
                 raise InvalidRequest(error.message) from error
             raise
 
@@ -132,14 +133,8 @@ def _begin(plan: Plan, draft: Draft, body: Json) -> Call:
     return call
 
 
-def _cost_nothing(error: EngineError, draft: Draft) -> bool:
-    """Whether the engine refused the call or never got it."""
-    call = draft.student or draft.teacher
-    unheard = isinstance(error, EngineUnreachable) and (call is None or not call.text)
-    return unheard or isinstance(error, EngineRejected | EngineOverloaded)
-
-
 def _forget(plan: Plan, draft: Draft) -> None:
+    """A call that the engine did not take cost nothing."""
     if plan.mode == "teacher":
         draft.teacher = None
     else:

@@ -28,7 +28,8 @@ def set_up_logs(level: str, form: Literal["auto", "json", "console"]) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     rendered: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Never with the values of local variables: they hold prompts and keys.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_to_json)]
     )
@@ -49,3 +50,5 @@ def set_up_logs(level: str, form: Literal["auto", "json", "console"]) -> None:
     root.handlers[:] = [handler]
     # Libraries speak up only when something is wrong, whatever we were asked to say ourselves.
     root.setLevel(max(number, logging.WARNING))
+    # It logs each request it cannot parse with the raw line in the traceback, and that line may be a key.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)

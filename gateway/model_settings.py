@@ -30,6 +30,9 @@ class Timeouts(Shape):
     total_s: Annotated[Duration, lasting("10ms", "1d")] = Field(300.0, alias="total")
 
 
+ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit")
+"""The tiktoken encodings whose vocabularies are installed with LiteLLM: an estimate never waits for a download."""
+
 _SCALE = "prices here are USD per 1M tokens: multiply by 1,000,000 and call it "
 
 
@@ -112,12 +115,23 @@ class ModelSettings(Shape):
     @field_validator("tokenizer")
     @classmethod
     def _known_tokenizer(cls, tokenizer: str) -> str:
-        from tiktoken import list_encoding_names
-
-        known = list_encoding_names()
-        if tokenizer not in known:
-            raise Wrong(f"must be an encoding of tiktoken: {', '.join(known)}", nearest(tokenizer, known))
+        if tokenizer not in ENCODINGS:
+            raise Wrong(f"must be one of {', '.join(ENCODINGS)}", nearest(tokenizer, ENCODINGS))
         return tokenizer
+
+    @field_validator("continuation")
+    @classmethod
+    def _as_tgi_does(cls, continuation: str, info: ValidationInfo) -> str:
+        if info.data.get("protocol") == "tgi" and continuation not in {"auto", "trailing", "none"}:
+            raise Wrong("TGI continues in one way only: write trailing, or none to leave it alone", "trailing")
+        return continuation
+
+    @field_validator("echo")
+    @classmethod
+    def _tgi_never_echoes(cls, echo: object, info: ValidationInfo) -> object:
+        if info.data.get("protocol") == "tgi" and echo is True:
+            raise Wrong("TGI never repeats the text that it continues: leave this out")
+        return echo
 
     @field_validator("price_rule")
     @classmethod

@@ -12,15 +12,8 @@ from typing import TYPE_CHECKING
 
 from gateway.batching.window import Ticket
 from gateway.engines.base import OpeningReply, OpeningRequest
-from gateway.errors import (
-    EngineError,
-    EngineFailed,
-    EngineGarbled,
-    EngineOverloaded,
-    EngineRejected,
-    EngineUnreachable,
-    GuidanceUnavailable,
-)
+from gateway.engines.failures import note_failure
+from gateway.errors import EngineError, EngineRejected, GuidanceUnavailable, InvalidRequest
 from gateway.guidance.projection import PROJECTIONS, teacher_messages
 from gateway.guidance.seam import trim
 from gateway.ledger.draft import Call
@@ -73,6 +66,7 @@ class Guide:
 
         Raises:
             GuidanceUnavailable: it did not, and the policy wants no unguided answer.
+            InvalidRequest: likewise, and the teacher blames the request.
             StoreUnavailable: Redis is away and the configuration says `reject`.
         """
         guidance = plan.guidance
@@ -83,12 +77,11 @@ class Guide:
             async with asyncio.timeout(guidance.deadline_s):
                 reply = await self._ask(guidance, chat, draft)
         except TimeoutError:
-            if draft.teacher is not None:
-                draft.teacher.lost_tokens = guidance.tokens
             return self._without(guidance, draft, "teacher_late", None)
         except EngineError as error:
-            self._metrics.engine_errors.labels(guidance.teacher, error.label).inc()
-            self._account_for_failure(guidance, draft, error)
+            note_failure(error, draft.id, self._metrics)
+            if not error.heard:
+                draft.teacher = None
             return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error)
         return self._opening(plan, guidance, chat, draft, reply)
 
@@ -105,7 +98,8 @@ class Guide:
         async with self._batcher.queue(guidance.teacher).permit(ticket) as grant:
             draft.granted = time.perf_counter()
             draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
-            draft.teacher = Call(guidance.teacher, messages)
+            # Until it has answered, nobody knows how much of this it wrote.
+            draft.teacher = Call(guidance.teacher, messages, lost_tokens=guidance.tokens)
             reply = await self._engines[guidance.teacher].opening(
                 OpeningRequest(
                     max_tokens=guidance.tokens,
@@ -113,19 +107,20 @@ class Guide:
                     temperature=guidance.temperature,
                     top_p=guidance.top_p,
                     seed=guidance.seed,
-                    # A hint is not the answer: what would stop the answer need not stop it.
-                    stop=chat.stop if projection.teacher_may_finish or guidance.placement == "prefix" else (),
+                    # A hint is not the answer: what stops the answer need not stop it.
+                    stop=chat.stop if projection.teacher_may_finish else (),
                 )
             )
         draft.guided = time.perf_counter()
         draft.teacher.usage = reply.usage
+        draft.teacher.lost_tokens = 0
         draft.teacher.text.append(reply.text)
         return reply
 
     def _opening(
         self, plan: Plan, guidance: GuidancePlan, chat: ChatRequest, draft: Draft, reply: OpeningReply
     ) -> Opening:
-        may_finish = PROJECTIONS[guidance.projection].teacher_may_finish
+        may_finish = PROJECTIONS[guidance.projection].teacher_may_finish and guidance.may_answer
         shown = guidance.placement == "prefix"
         cut = reply.finish == "length"
         trimmed = trim(reply.text, cut=cut, stop=chat.stop if may_finish or shown else ())
@@ -144,24 +139,14 @@ class Guide:
 
     def _without(self, guidance: GuidancePlan, draft: Draft, reason: str, cause: EngineError | None) -> Opening:
         draft.unguided = reason
+        if guidance.required and isinstance(cause, EngineRejected) and cause.blames_request:
+            raise InvalidRequest(cause.message) from cause
         if guidance.required:
             raise GuidanceUnavailable(
                 f"The teacher gave no guidance ({reason}), and this route's policy wants no answer without it.",
                 retry_after_s=(cause.retry_after_s if cause is not None else None) or 1.0,
             ) from cause
         return UNGUIDED
-
-    @staticmethod
-    def _account_for_failure(guidance: GuidancePlan, draft: Draft, error: EngineError) -> None:
-        """A refused call cost nothing; a broken one cost what the teacher may have written until then."""
-        match error:
-            case EngineOverloaded() | EngineRejected() | EngineUnreachable():
-                draft.teacher = None
-            case EngineFailed() | EngineGarbled():
-                pass
-            case _:
-                if draft.teacher is not None:
-                    draft.teacher.lost_tokens = guidance.tokens
 
 
 def _kept_tokens(reply: OpeningReply, kept: str) -> int:

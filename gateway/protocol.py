@@ -57,6 +57,7 @@ class _KnownFields(Struct, frozen=True):
     functions: list[Json] | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
+    modalities: list[str] | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
@@ -105,6 +106,10 @@ def parse_chat(raw: bytes) -> ChatRequest:
     except msgspec.ValidationError as error:
         raise _explain(error) from None
     _check_contents(known.messages)
+    if known.max_tokens is not None and known.max_completion_tokens is not None:
+        raise InvalidRequest(
+            "'max_tokens' and 'max_completion_tokens' say the same: send one of them.", param="max_completion_tokens"
+        )
     if known.stream_options is not None and not known.stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
     stop = (known.stop,) if isinstance(known.stop, str) else tuple(known.stop or ())
@@ -139,6 +144,8 @@ def _unguidable(known: _KnownFields) -> str | None:
         return "n"
     if known.logprobs:
         return "logprobs"
+    if known.modalities not in (None, ["text"]):
+        return "modalities"
     return None
 
 
@@ -181,6 +188,15 @@ def usage_body(input_tokens: int, output_tokens: int, cached_input_tokens: int =
     if cached_input_tokens:
         body["prompt_tokens_details"] = {"cached_tokens": cached_input_tokens}
     return body
+
+
+# Of what an engine says beside choices and usage: the rest may speak of its hosts.
+_PASSED_ON = ("system_fingerprint", "service_tier")
+
+
+def passed_on(reply: Json) -> Json:
+    """The engine's own top-level fields that a caller gets."""
+    return {name: reply[name] for name in _PASSED_ON if reply.get(name) is not None}
 
 
 @dataclass(frozen=True, slots=True)

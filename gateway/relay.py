@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.engines.chat import read_usage
+from gateway.protocol import passed_on
 
 if TYPE_CHECKING:
     from gateway.engines.base import Usage
@@ -67,10 +68,7 @@ class StreamRelay:
         if index in self._finished:
             return None
         delta = dict(choice.get("delta") or {})
-        if delta.get("role") is None or index in self._roles_sent:
-            delta.pop("role", None)
-        else:
-            self._roles_sent.add(index)
+        role = delta.pop("role", None)
         finish_reason = choice.get("finish_reason") or None
         if self._seam is not None and index == 0:
             finish_reason = self._join(self._seam, delta, finish_reason)
@@ -78,9 +76,14 @@ class StreamRelay:
             self._finished.add(index)
             self.finish_reason = finish_reason
         says = any(value not in (None, "") for value in delta.values()) or bool(choice.get("logprobs"))
-        if finish_reason is None and not says:
+        if finish_reason is None and not says and role is None:
             return None
-        return {**choice, "delta": delta, "finish_reason": finish_reason}
+        if index not in self._roles_sent:
+            self._roles_sent.add(index)
+            delta = {"role": role or "assistant", **delta}
+        elif finish_reason is None and not says:
+            return None
+        return {**choice, "index": index, "delta": delta, "finish_reason": finish_reason}
 
     @staticmethod
     def _join(seam: SeamJoin, delta: Json, finish_reason: str | None) -> str | None:
@@ -97,8 +100,7 @@ class StreamRelay:
         chunk = self._head.chunk(choices, with_usage=self._wants_usage)
         if original is None:
             return chunk
-        # What the student adds beyond OpenAI's fields is the caller's too.
-        return {**{key: value for key, value in original.items() if key != "usage"}, **chunk}
+        return {**chunk, **passed_on(original)}
 
 
 def _choice(delta: Json, finish_reason: str | None = None) -> Json:

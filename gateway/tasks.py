@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_CANCEL_AGAIN_S = 0.2
+_CANCEL_TIMES = 25
+
 
 class Tasks:
     """The tasks of one process: `spawn` work that ends by itself, `keep` loops that run until `close`."""
@@ -55,8 +58,17 @@ class Tasks:
         return len(self._finite)
 
     async def close(self) -> None:
-        """Cancel everything that still runs and wait for it to end."""
-        running = self._finite | self._loops
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        """Cancel everything that still runs and wait for it to end.
+
+        A cancellation can be lost: before Python 3.12 `asyncio.wait_for`, which redis-py uses, swallows one that comes
+        in the moment in which it is done. So it is repeated.
+        """
+        for _ in range(_CANCEL_TIMES):
+            running = self._finite | self._loops
+            if not running:
+                return
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=_CANCEL_AGAIN_S)
+        for task in self._finite | self._loops:
+            log.error("task_stuck", task=task.get_name())

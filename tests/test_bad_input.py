@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -63,6 +64,7 @@ def _error(answer: httpx.Response) -> dict[str, Any]:
         ({"model": 7, "messages": ASKED}, "model"),
         ({"model": "chat", "messages": ASKED, "max_tokens": 0}, "max_tokens"),
         ({"model": "chat", "messages": ASKED, "max_completion_tokens": -1}, "max_completion_tokens"),
+        ({"model": "chat", "messages": ASKED, "max_tokens": 5, "max_completion_tokens": 5}, "max_completion_tokens"),
         ({"model": "chat", "messages": ASKED, "temperature": 2.5}, "temperature"),
         ({"model": "chat", "messages": ASKED, "top_p": "high"}, "top_p"),
         ({"model": "chat", "messages": ASKED, "stream": "yes"}, "stream"),
@@ -119,6 +121,23 @@ def test_no_key_or_a_wrong_one_is_401_everywhere(
     assert _error(answer)["code"] == "invalid_api_key"
     assert "canary" not in answer.text
     assert "canary" not in gate.raw_log
+
+
+def test_a_header_that_cannot_be_parsed_is_not_logged(gate: GatewayProcess) -> None:
+    """The line may hold a key."""
+    host, _, port = gate.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=5) as raw:
+        raw.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer gk-header-canary\x01\r\n\r\n")
+        assert b"400" in raw.recv(200)
+    assert httpx.get(gate.url + "/healthz").status_code == 200
+    assert "header-canary" not in gate.raw_log
+
+
+def test_a_body_with_a_wrong_encoding_is_400(caller: httpx.Client) -> None:
+    """Not a mistake of ours."""
+    answer = caller.post("/v1/chat/completions", content=b"not gzip", headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 400
+    assert "encoding" in _error(answer)["message"]
 
 
 def test_a_body_over_the_limit_is_413(caller: httpx.Client) -> None:

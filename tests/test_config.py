@@ -158,7 +158,7 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         (model(model_name="x"), "1: models[0].model_name: unknown key: here it is called name"),
         (model(protocol="litellm"), "1: models[0].protocol: must be tgi or openai"),
         (model(name="'a b'"), "1: models[0].name: must be 1 to 128 letters, digits or any of . _ : / -"),
-        (model(tokenizer="o200k"), "1: models[0].tokenizer: must be an encoding of tiktoken: "),
+        (model(tokenizer="o200k"), "1: models[0].tokenizer: must be one of cl100k_base, "),
         (
             model(api_key="sk-123"),
             "1: models[0].api_key: a secret must not stand in this file: write env:NAME or file:/path",

@@ -96,6 +96,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     guided("chat-no-student", student="gone", deadline="500ms"),
                     {"model": "student-gone", "mode": "student", "student": "gone"},
                     guided("chat-hint", projection="hint", deadline="500ms"),
+                    guided("chat-context", placement="context", deadline="500ms"),
                     guided("chat-hidden", deadline="500ms") | {"show_cost": False},
                     STUDENT_ONLY,
                 ],
@@ -139,7 +140,6 @@ def test_the_normal_case_for_comparison(world: World) -> None:
     ("behave", "reason"),
     [
         (status(429, {"error": "busy", "error_type": "overloaded"}), "teacher_overloaded"),
-        (status(422, {"error": "too long", "error_type": "validation"}), "teacher_rejected"),
         (status(424, {"error": "oops", "error_type": "generation"}), "teacher_failed"),
         (status(500, {"error": "oops"}), "teacher_failed"),
         (status(401, {"error": "who"}), "teacher_rejected"),
@@ -170,6 +170,16 @@ def test_a_teacher_that_fails_costs_the_answer_its_guidance_or_its_life_as_the_p
     assert world.receipt(refused)["status"] == "guidance_unavailable"
 
 
+def test_a_teacher_that_blames_the_request_blames_the_caller_only_where_guidance_is_a_must(world: World) -> None:
+    """Trying again would not help: 400, not 503."""
+    world.teacher.behave = status(422, {"error": "inputs too long", "error_type": "validation"})
+    assert world.ask().headers["x-gkt-unguided"] == "teacher_rejected"
+    refused = world.ask("chat-must")
+    assert refused.status_code == 400
+    assert "inputs too long" in refused.json()["error"]["message"]
+    assert world.receipt(refused)["status"] == "invalid_request"
+
+
 def test_a_late_teacher_is_hung_up_on(world: World) -> None:
     """The call is cancelled at the deadline, and what it may have written is on the receipt as an estimate."""
     world.teacher.behave = hang
@@ -194,6 +204,12 @@ def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
     assert answer.headers["x-gkt-mode"] == "teacher_complete"
     assert world.student.asked == []
     assert world.receipt(answer)["student"] is None
+
+    for more in ({"tools": [{"type": "function", "function": {"name": "f"}}]}, {"n": 2}, {"logprobs": True}):
+        world.student.asked.clear()
+        asked = world.ask("chat-context", **more)
+        assert asked.headers["x-gkt-mode"] == "guided", more
+        assert "It is 42." in world.student.asked[0]["messages"][-1]["content"], "only the student can answer this"
 
     hinted = world.ask("chat-hint")
     assert hinted.json()["choices"][0]["message"]["content"] == REST
@@ -330,6 +346,24 @@ def test_a_caller_that_hangs_up_still_gets_a_receipt_and_frees_the_student(world
     receipt = world.last_receipt(before)
     assert (receipt["status"], receipt["mode"]) == ("client_gone", "guided")
     assert receipt["teacher"]["output_tokens"] == 6
+    assert receipt["student"]["at_least"] is True, "it may have written anything, and says so"
+
+
+def test_a_caller_that_hangs_up_on_the_teacher_pays_for_what_it_may_have_written(world: World) -> None:
+    """Up to m tokens, as an estimate: hanging up is not a way to get them free."""
+    world.teacher.behave = hang
+    before = world.receipts()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{world.gateway.url}/v1/chat/completions",
+            headers={"Authorization": f"Bearer {KEY}"},
+            json={"model": "chat", "messages": ASKED},
+            timeout=0.2,
+        )
+    receipt = world.last_receipt(before)
+    assert (receipt["status"], receipt["teacher"]["output_tokens"]) == ("client_gone", 6)
+    assert receipt["teacher"]["estimated"] is True
+    assert receipt["student"] is None
 
 
 def test_a_caller_that_hangs_up_on_a_stream_pays_for_what_was_written(world: World) -> None:
@@ -471,3 +505,61 @@ def test_costs_are_hidden_where_the_policy_hides_them(world: World) -> None:
     streamed = world.ask("chat-hidden", stream=True, stream_options={"include_usage": True})
     assert "usd" not in streamed.text
     assert "gkt" in _events(streamed)[-1]
+
+
+def test_what_an_engine_failed_of_is_in_the_log_under_the_requests_id(world: World) -> None:
+    """Callers are told less than operators."""
+    answer = world.ask("student-gone")
+    line = world.gateway.wait_for_log("engine_error", id=answer.headers["x-request-id"])
+    assert (line["engine"], line["label"]) == ("gone", "engine_unreachable")
+    assert "ClientConnectorError" in line["cause"]
+
+
+def test_a_drain_that_cannot_wait_tells_its_callers(redis_url: str, tmp_path: Any) -> None:
+    """JSON: 503. A stream: an error event, and no clean end. Both have their receipt."""
+
+    async def dribble(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        while True:
+            await response.write(event(chunk({"content": " word"})))
+            await asyncio.sleep(0.05)
+
+    async def either(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return await (dribble if body.get("stream") else hang)(request, body)
+
+    with (
+        FakeEngine(either).running() as student,
+        running_gateway(
+            tmp_path,
+            redis_url=redis_url,
+            redis={"prefix": "cut"},
+            server={"drain_timeout": "300ms"},
+            models=[
+                model("big", "tgi", student.url),
+                model("small", "openai", f"{student.url}/v1", continuation="none"),
+            ],
+            routes=[STUDENT_ONLY],
+        ) as gateway,
+        httpx.Client(base_url=gateway.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        answers = [
+            pool.submit(
+                client.post,
+                "/v1/chat/completions",
+                json={"model": "chat-student", "messages": ASKED, "stream": stream},
+            )
+            for stream in (False, True)
+        ]
+        while len(student.asked) < 2:
+            time.sleep(0.01)
+        assert gateway.terminate() == 0
+        whole, stream = (answer.result() for answer in answers)
+        assert whole.status_code == 503
+        assert whole.json()["error"]["code"] == "overloaded"
+        assert _events(stream)[-1]["error"]["code"] == "overloaded"
+        assert "[DONE]" not in stream.text
+        for answer in (whole, stream):
+            line = gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+            assert line["status"] == "shutdown"
+        assert gateway.wait_for_log("stopped")["cut"] == 2

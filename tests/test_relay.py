@@ -126,7 +126,7 @@ def test_tool_call_deltas_are_untouched() -> None:
 def test_fields_beside_the_text_are_untouched() -> None:
     """A student may say more than content."""
     got = played(relay(SeamJoin("So", echo=False)), chunk({"reasoning_content": "hm", "content": None}))
-    assert got[0]["choices"][0]["delta"] == {"reasoning_content": "hm"}
+    assert got[0]["choices"][0]["delta"] == {"role": "assistant", "reasoning_content": "hm"}
 
 
 def test_deltas_that_say_nothing_are_dropped() -> None:
@@ -142,7 +142,28 @@ def test_logprobs_of_a_token_without_text_are_kept() -> None:
     each["choices"][0]["logprobs"] = {"content": [{"token": "\\xe2", "logprob": -0.1, "bytes": [226]}]}
     got = relay().feed(each)
     assert got is not None
-    assert got["choices"] == each["choices"]
+    assert got["choices"][0]["logprobs"] == each["choices"][0]["logprobs"]
+
+
+def test_a_role_and_an_index_are_there_even_when_the_student_sends_none() -> None:
+    """OpenAI's first delta of each choice has the role, and each choice its index."""
+    bare = says("Hello")
+    del bare["choices"][0]["index"]
+    got = played(relay(), bare, says(" there"))
+    assert [each["choices"][0]["delta"] for each in got[:2]] == [
+        {"role": "assistant", "content": "Hello"},
+        {"content": " there"},
+    ]
+    assert got[0]["choices"][0]["index"] == 0
+
+
+def test_only_known_fields_beside_the_choices_reach_the_caller() -> None:
+    """What a student says of its hosts is not the caller's."""
+    told = says("Hello") | {"system_fingerprint": "fp_1", "kv_transfer_params": {"remote_host": "10.0.0.7"}}
+    got = relay().feed(told)
+    assert got is not None
+    assert got["system_fingerprint"] == "fp_1"
+    assert "kv_transfer_params" not in got
 
 
 @pytest.mark.parametrize(

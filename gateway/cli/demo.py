@@ -7,6 +7,7 @@ import hashlib
 import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import aiohttp
@@ -24,7 +25,7 @@ from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
 from gateway.logs import set_up_logs
 from gateway.policy.book import PolicyBook
-from gateway.policy.schema import TenantPolicy
+from gateway.policy.schema import Projection, TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,7 +48,7 @@ _INTERRUPTED = 130
 def demo(
     ask: Annotated[str | None, typer.Option(help="Ask this one question, print the answer, and leave.")] = None,
     tokens: Annotated[int, typer.Option(min=1, max=400, help="How many tokens the teacher writes (m).")] = 40,
-    projection: Annotated[str, typer.Option(help="How the teacher is asked: cutoff, concise or hint.")] = "cutoff",
+    projection: Annotated[Projection, typer.Option(help="How the teacher is asked.")] = "cutoff",
     teacher: Annotated[str, typer.Option(help="A model of the catalogue, or the path of a .gguf file.")] = TEACHER,
     student: Annotated[str, typer.Option(help="A model of the catalogue, or the path of a .gguf file.")] = STUDENT,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where the gateway listens; 0: any free port.")] = 8080,
@@ -60,6 +61,8 @@ def demo(
     """
     set_up_logs("warning", "auto")
     setup = _Setup(teacher, student, tokens, projection, port)
+    for name in (teacher, student):
+        weights.fetch(name)  # before the event loop: Ctrl-C then ends a download at once
     if not uvloop.run(_until_interrupted(_demo(setup, ask, Console()))):
         raise typer.Exit(_INTERRUPTED if ask is not None else 0)
 
@@ -69,7 +72,7 @@ class _Setup:
     teacher: str
     student: str
     tokens: int
-    projection: str
+    projection: Projection
     port: int
 
     def settings(self, stack: LocalStack) -> Settings:
@@ -83,13 +86,13 @@ class _Setup:
                         "name": self.teacher,
                         "protocol": "tgi",
                         "api_base": stack.teacher_url,
-                        "price": {"input_per_1m": _usd("0.90"), "output_per_1m": _usd("0.90")},
+                        "price": {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")},
                     },
                     {
                         "name": self.student,
                         "protocol": "openai",
                         "api_base": stack.student_url + "/v1",
-                        "price": {"input_per_1m": _usd("0.10"), "output_per_1m": _usd("0.10")},
+                        "price": {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")},
                         "timeouts": {"first_token": 120.0},
                     },
                 ],
@@ -108,12 +111,6 @@ class _Setup:
         return PolicyBook.of([TenantPolicy.model_validate({"tenant": "demo", "keys": [key], "routes": routes})])
 
 
-def _usd(text: str) -> Any:
-    from decimal import Decimal
-
-    return Decimal(text)
-
-
 async def _until_interrupted(work: Any) -> bool:
     """Run `work`; False when a signal ended it. Leaving it by cancellation stops every child."""
     loop = asyncio.get_running_loop()
@@ -128,8 +125,6 @@ async def _until_interrupted(work: Any) -> bool:
 
 
 async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
-    for name in (setup.teacher, setup.student):
-        await asyncio.to_thread(weights.fetch, name)
     starting = console.status("starting Redis, the teacher and the student")
     starting.start()
     async with (

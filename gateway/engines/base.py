@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from gateway.engines.continuation import Continuation
+    from gateway.continuation import Continuation
     from gateway.protocol import Json
 
 Finish = Literal["stop", "length"]

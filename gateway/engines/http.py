@@ -84,7 +84,11 @@ class EngineHttp:
         self._deadlines = deadlines
         self._max_reply_bytes = max_reply_bytes
         # What an engine's own words may hold and a caller may not see.
-        self._hidden = [text for text in (api_key, self._base_url, urlsplit(base_url).netloc) if text]
+        address = urlsplit(base_url)
+        host = address.hostname or ""
+        # A host of one word, such as "small", is a word that messages may need.
+        telling = host if "." in host or ":" in host else None
+        self._hidden = [text for text in (api_key, self._base_url, address.netloc, telling) if text]
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
@@ -191,13 +195,17 @@ class EngineHttp:
             connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
             limit_s = self._deadlines.connect_s if connecting else self._deadlines.total_s
             kind = EngineUnreachable if connecting else EngineTimeout
-            raise kind(f"Engine '{self._name}' did not answer within {limit_s:g} s.", engine=self._name) from None
+            failed = kind(f"Engine '{self._name}' did not answer within {limit_s:g} s.", engine=self._name)
+            failed.heard = not connecting
+            raise failed from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # The text of the exception may hold the address: its type says enough, the log has the rest.
-            raise EngineUnreachable(
+            broke = EngineUnreachable(
                 f"Engine '{self._name}' could not be reached or broke off ({type(error).__name__}).",
                 engine=self._name,
-            ) from error
+            )
+            broke.heard = not isinstance(error, aiohttp.ClientConnectorError)
+            raise broke from error
 
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
         raw = await self._read(response)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from gateway.continuation import Continuation, candidates, judge_probe, probe_body
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, message_text, opening_finish, read_usage
-from gateway.engines.continuation import Continuation, candidates, judge_probe, probe_body
 from gateway.errors import EngineFailed, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.engines.continuation import Mode
+    from gateway.continuation import Mode
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
 

@@ -60,6 +60,7 @@ def refusal(engine: str, status: int, said: SaidError, retry_after: str | None) 
     """The error that a status stands for. `retry_after` is the header as it came."""
     error = _by_status(engine, status, said, retry_after)
     error.reason = said.reason
+    error.heard = not isinstance(error, EngineOverloaded | EngineRejected)
     return error
 
 

@@ -27,9 +27,9 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
+from gateway.continuation import Continuation
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, opening_finish, read_usage
-from gateway.engines.continuation import Continuation
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.errors import EngineError, EngineGarbled
 
@@ -65,10 +65,19 @@ class TGIEngine:
         name: the configured model name.
         model: sent as `model`; anything but "tgi" names a LoRA adapter to the server.
         http: its pool; `base_url` is the server's root.
+        continues: whether it may be asked to continue an assistant message.
         max_concurrency: what the configuration allows in flight, compared with what /info says.
     """
 
-    def __init__(self, name: str, http: EngineHttp, *, model: str = "tgi", max_concurrency: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        http: EngineHttp,
+        *,
+        model: str = "tgi",
+        continues: bool = True,
+        max_concurrency: int | None = None,
+    ) -> None:
         self._name = name
         self._model = model
         self._http = http
@@ -76,7 +85,7 @@ class TGIEngine:
         self._configured_concurrency = max_concurrency
         self._max_stops = _DEFAULT_MAX_STOPS
         # TGI's chat route continues a trailing assistant message and never repeats it.
-        self._state = EngineState(continuation=Continuation("trailing", echo=False))
+        self._state = EngineState(continuation=Continuation("trailing", echo=False) if continues else None)
 
     @property
     def name(self) -> str:

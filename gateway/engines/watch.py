@@ -37,6 +37,11 @@ async def watch(engine: Engine, metrics: Metrics, pace: Pace = Pace()) -> None:
         except EngineError as error:
             state.up, state.detail = False, error.message
             wait_s, retry_s = retry_s, min(pace.last_retry_s, retry_s * 2)
+        except Exception:
+            # Whatever it is, the watch lives on: nobody else would see the engine come back.
+            log.exception("probe_broke", engine=engine.name)
+            state.up, state.detail = False, "the probe broke; the log says how"
+            wait_s, retry_s = retry_s, min(pace.last_retry_s, retry_s * 2)
         else:
             state.up, state.detail = True, "answers"
             wait_s, retry_s = pace.look_every_s, pace.first_retry_s

@@ -34,6 +34,7 @@ class Call:
     usage: Usage | None = None
     text: list[str] = field(default_factory=list)  # what came back, for when nobody counted it
     lost_tokens: int = 0  # an upper bound on tokens written that never reached us
+    unbounded: bool = False  # tokens may have been written that never reached us, and nothing bounds them
 
 
 @dataclass(slots=True)
@@ -80,13 +81,17 @@ class Draft:
         return "teacher_complete" if self.complete and self.student is None else "guided"
 
     def close(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, str]) -> Receipt:
-        """Do the sums and fix the receipt; a second call returns the first one's.
+        """Fix the receipt; a second call returns the first one's."""
+        if self.receipt is None:
+            self.receipt = self.sum_up(status, prices, encodings)
+        return self.receipt
+
+    def sum_up(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, str]) -> Receipt:
+        """Do the sums, without fixing them.
 
         Where an engine did not count, its tokens are estimated here, which takes milliseconds: when `needs_estimate`,
         call this off the event loop.
         """
-        if self.receipt is not None:
-            return self.receipt
         teacher = _share(self.teacher, prices, encodings)
         student = _share(self.student, prices, encodings)
         cost = Decimal(0)
@@ -94,7 +99,7 @@ class Draft:
             if share is not None:
                 cost = _EXACT.add(cost, share.cost_usd)
         baseline, estimated = self._baseline(teacher, student, prices)
-        self.receipt = Receipt(
+        return Receipt(
             id=self.id,
             created=self.created,
             tenant=self.tenant,
@@ -116,7 +121,6 @@ class Draft:
             savings_usd=savings_usd(baseline, cost),
             timings=self._timings(),
         )
-        return self.receipt
 
     def facts(self) -> Json:
         """What is known when a stream begins; the names are those of `Receipt.facts`."""
@@ -150,9 +154,9 @@ class Draft:
     ) -> tuple[Decimal, bool]:
         """The baseline model alone: the prompt as it counts it where that is known, the answer the caller got.
 
-        The prompt is read once, uncached: that is what a single call would have paid. It is exact only where the
-        baseline model itself read the caller's prompt and wrote the answer. Tokens counted by another model's
-        tokenizer, and the instruction a projection adds to the prompt, make it an estimate.
+        The prompt is read once. What the baseline model had of it in its cache when it read it, it would have had alone
+        as well. It is exact only where the baseline model itself read the caller's prompt and wrote the answer. Tokens
+        counted by another model's tokenizer, and the instruction a projection adds to the prompt, make it an estimate.
         """
         shares = [share for share in (teacher, student) if share is not None]
         if not shares:
@@ -171,7 +175,8 @@ class Draft:
         whole = guidance is not None and guidance.projection == "cutoff" and self.kept_tokens == read.output_tokens
         as_sent = guidance is None or teacher is None or whole
         exact = own is not None and len(shares) == 1 and not own.estimated and as_sent
-        return _usd(baseline_usd(prices[plan.baseline], prompt, written)), not exact
+        cached = own.cached_input_tokens if own is not None and own is read else 0
+        return _usd(baseline_usd(prices[plan.baseline], prompt, written, cached)), not exact
 
     def _timings(self) -> Timings:
         return Timings(
@@ -194,7 +199,7 @@ def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[st
         read, cached, estimated = count_messages(encoding, call.messages), 0, True
         written = count_text(encoding, "".join(call.text)) + call.lost_tokens
     cost = cost_usd(prices[call.model], read, written, cached)
-    return EngineShare(call.model, read, written, _usd(cost), min(cached, read), estimated)
+    return EngineShare(call.model, read, written, _usd(cost), min(cached, read), estimated, call.unbounded)
 
 
 def _usd(amount: Decimal) -> Decimal:

@@ -8,10 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 import tiktoken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+log = structlog.get_logger()
 
 # Beyond this a count takes longer than it is worth: English has about four bytes to a token.
 _MAX_COUNTED_CHARS = 50_000
@@ -21,20 +24,28 @@ _TOKENS_PER_MESSAGE = 4
 
 
 @cache
-def _encoding(name: str) -> tiktoken.Encoding:
-    """Loads 0.2 to 0.5 s the first time; from the vocabularies in LiteLLM's wheel, so that no network is needed."""
+def _encoding(name: str) -> tiktoken.Encoding | None:
+    """Loads 0.2 to 0.5 s the first time; from the vocabularies in LiteLLM's wheel, so that no network is needed.
+
+    None when it cannot be loaded: an estimate may be rough, but it may not cost anybody an answer.
+    """
     litellm = find_spec("litellm")
     if litellm is not None and litellm.origin is not None:
-        bundled = Path(litellm.origin).parent / "litellm_core_utils" / "tokenizers"
-        os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(bundled))
-    return tiktoken.get_encoding(name)
+        # The environment is the one way in which tiktoken is told where to look.
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(Path(litellm.origin).parent / "litellm_core_utils" / "tokenizers")
+    try:
+        return tiktoken.get_encoding(name)
+    except Exception:
+        log.exception("encoding_not_loaded", encoding=name, then="four bytes a token")
+        return None
 
 
 def count_text(encoding: str, text: str) -> int:
     """Tokens of `text` in a tiktoken encoding. Takes milliseconds: call it off the event loop."""
-    if len(text) > _MAX_COUNTED_CHARS:
-        return len(text.encode()) // _BYTES_PER_TOKEN
-    return len(_encoding(encoding).encode_ordinary(text))
+    vocabulary = None if len(text) > _MAX_COUNTED_CHARS else _encoding(encoding)
+    if vocabulary is None:
+        return len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
+    return len(vocabulary.encode_ordinary(text))
 
 
 def count_messages(encoding: str, messages: Iterable[dict[str, Any]]) -> int:

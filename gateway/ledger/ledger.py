@@ -43,8 +43,11 @@ class Ledger:
 
     async def close(self, draft: Draft, status: str = "ok") -> Receipt:
         """Fix the receipt, for a reply that shows it. The event loop is not held by estimates."""
-        if draft.needs_estimate:
-            return await asyncio.to_thread(draft.close, status, self._prices, self._encodings)
+        if draft.receipt is None and draft.needs_estimate:
+            receipt = await asyncio.to_thread(draft.sum_up, status, self._prices, self._encodings)
+            # Fixed here and not in the thread, which runs on when the caller hangs up: the receipt then says so.
+            if draft.receipt is None:
+                draft.receipt = receipt
         return draft.close(status, self._prices, self._encodings)
 
     def settle(self, draft: Draft, status: str) -> None:

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one engine did for the request. `estimated`: the engine did not count, the gateway had to."""
+    """What one engine did for the request.
+
+    Attributes:
+        estimated: the engine did not count, the gateway had to.
+        at_least: it may have written more: its reply never came, and the request set no limit.
+    """
 
     model: str
     input_tokens: int
@@ -21,6 +26,7 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     cost_usd: Decimal
     cached_input_tokens: int = 0
     estimated: bool = False
+    at_least: bool = False
 
 
 class GuidanceFacts(msgspec.Struct, frozen=True):
@@ -89,11 +95,14 @@ class Receipt(msgspec.Struct, frozen=True):
     savings_usd: Decimal
     timings: Timings
 
-    def as_dict(self) -> Json:
-        """Plain values; money as text without an exponent, which every reader takes."""
+    def as_dict(self, *, show_cost: bool = True) -> Json:
+        """Plain values; money as text without an exponent, which every reader takes, or left out."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
         for holder in (plain, plain["teacher"] or {}, plain["student"] or {}):
-            holder.update({name: f"{value:f}" for name, value in holder.items() if isinstance(value, Decimal)})
+            for name in [name for name, value in holder.items() if isinstance(value, Decimal)]:
+                money = holder.pop(name)
+                if show_cost:
+                    holder[name] = f"{money:f}"
         return plain
 
     def to_json(self) -> bytes:

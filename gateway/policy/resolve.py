@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.continuation import Continuation
     from gateway.policy.schema import Route
     from gateway.protocol import ChatRequest
 
@@ -23,6 +24,8 @@ class GuidancePlan:
         max_wait_s: how long the ticket may wait for its batch to fill.
         deadline_s: after this long the answer goes on without guidance, or fails if `required`.
         required: whether the policy forbids an unguided answer when the teacher fails.
+        may_answer: whether the teacher's text can be the whole answer: not where tools, a format or more than one
+            choice were asked for.
     """
 
     teacher: str
@@ -35,6 +38,7 @@ class GuidancePlan:
     max_wait_s: float
     deadline_s: float
     required: bool
+    may_answer: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Plan:
         guidance: how the answer is opened; None when it goes unguided.
         unguided: why it goes unguided although the route asks for guidance.
         baseline: the model whose cost alone the answer is measured against.
+        continuation: how the finisher continues an assistant message, as it was known when the plan was made.
         max_tokens: the limit on what the caller sees: the caller's, else the route's default, else None.
     """
 
@@ -57,27 +62,30 @@ class Plan:
     baseline: str
     max_tokens: int | None
     show_cost: bool
+    continuation: Continuation | None
 
 
-def resolve(route: Route, chat: ChatRequest, can_continue: Callable[[str], bool]) -> Plan:
-    """Decide what this request gets. `can_continue` says of an engine whether it continues an assistant message now."""
+def resolve(route: Route, chat: ChatRequest, continuation_of: Callable[[str], Continuation | None]) -> Plan:
+    """Decide what this request gets. `continuation_of` says how an engine continues an assistant message now."""
     mode: Mode = route.mode
     finisher = route.teacher if mode == "teacher" else route.student
     assert finisher is not None, "the schema refuses a route without the engines of its mode"
-    unguided = _unguided(route, chat, can_continue) if mode == "guided" else None
+    continuation = continuation_of(finisher)
+    unguided = _unguided(route, chat, continuation) if mode == "guided" else None
     max_tokens = chat.max_tokens if chat.max_tokens is not None else route.default_max_tokens
     return Plan(
         mode=mode,
         finisher=finisher,
-        guidance=_guidance(route, max_tokens) if mode == "guided" and unguided is None else None,
+        guidance=_guidance(route, chat, max_tokens) if mode == "guided" and unguided is None else None,
         unguided=unguided,
         baseline=route.baseline or route.teacher or finisher,
         max_tokens=max_tokens,
         show_cost=route.show_cost,
+        continuation=continuation,
     )
 
 
-def _unguided(route: Route, chat: ChatRequest, can_continue: Callable[[str], bool]) -> str | None:
+def _unguided(route: Route, chat: ChatRequest, continuation: Continuation | None) -> str | None:
     """Why this request cannot be guided, or None when it can."""
     if route.guidance.placement == "context":
         return None
@@ -85,12 +93,12 @@ def _unguided(route: Route, chat: ChatRequest, can_continue: Callable[[str], boo
         return chat.unguidable
     if chat.messages[-1]["role"] == "assistant":
         return "caller_prefill"
-    if route.student is not None and not can_continue(route.student):
+    if continuation is None:
         return "student_cannot_continue"
     return None
 
 
-def _guidance(route: Route, max_tokens: int | None) -> GuidancePlan:
+def _guidance(route: Route, chat: ChatRequest, max_tokens: int | None) -> GuidancePlan:
     rule = route.guidance
     assert route.teacher is not None
     assert rule.placement is not None
@@ -105,4 +113,5 @@ def _guidance(route: Route, max_tokens: int | None) -> GuidancePlan:
         max_wait_s=rule.max_wait_s,
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
+        may_answer=chat.unguidable is None,
     )

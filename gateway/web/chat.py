@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.completion import Visit
-from gateway.errors import GatewayError
+from gateway.errors import BodyTooSlow, GatewayError, InvalidRequest
 from gateway.ledger.draft import Draft
 from gateway.protocol import parse_chat
 from gateway.web.auth import authenticate
 from gateway.web.error_body import error_body, internal_error
-from gateway.web.keys import COMPLETIONS, REQUEST_ID
+from gateway.web.keys import ADMISSION, COMPLETIONS, REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -25,17 +27,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_BODY_WITHIN_S = 30.0
+_READS_WITHIN_S = 30.0
+
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
     started = time.perf_counter()
     caller = authenticate(request)
-    chat = parse_chat(await request.read())
+    chat = parse_chat(await _read(request))
     visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=started)
     path = request.app[COMPLETIONS]
     if chat.stream:
         return await _as_events(request, path.stream(visit, chat))
-    answer = await path.answer(visit, chat)
+    async with request.app[ADMISSION].until_cut():
+        answer = await path.answer(visit, chat)
     return web.Response(
         body=orjson.dumps(answer.body),
         content_type="application/json",
@@ -48,12 +54,13 @@ async def _as_events(request: web.Request, parts: AsyncGenerator[Draft | Json, N
     response: web.StreamResponse | None = None
     async with aclosing(parts):
         try:
-            async for part in parts:
-                if isinstance(part, Draft):
-                    response = await _begin(request, part)
-                else:
-                    assert response is not None, "the path yields the draft first"
-                    await response.write(_event(part))
+            async with request.app[ADMISSION].until_cut():
+                async for part in parts:
+                    if isinstance(part, Draft):
+                        response = await _begin(request, part)
+                    else:
+                        assert response is not None, "the path yields the draft first"
+                        await _send(request, response, _event(part))
         except ConnectionError:
             raise  # the caller is gone: there is nobody to tell
         except Exception as error:
@@ -62,12 +69,34 @@ async def _as_events(request: web.Request, parts: AsyncGenerator[Draft | Json, N
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[REQUEST_ID])
                 error = internal_error(request[REQUEST_ID])
-            await response.write(_event(error_body(error)))
+            await _send(request, response, _event(error_body(error)))
         else:
             assert response is not None, "the path yields the draft first"
-            await response.write(b"data: [DONE]\n\n")
+            await _send(request, response, b"data: [DONE]\n\n")
     await response.write_eof()
     return response
+
+
+async def _read(request: web.Request) -> bytes:
+    """The body. Raises BodyTooSlow and InvalidRequest; a body over the bound is aiohttp's to refuse."""
+    try:
+        async with asyncio.timeout(_BODY_WITHIN_S):
+            return await request.read()
+    except TimeoutError:
+        raise BodyTooSlow(f"The body did not arrive within {_BODY_WITHIN_S:g} s.") from None
+    except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
+        raise InvalidRequest("The body cannot be read: its encoding or its length is wrong.") from None
+
+
+async def _send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Write, for as long as the caller reads. One who does not is hung up on: ConnectionResetError."""
+    try:
+        async with asyncio.timeout(_READS_WITHIN_S):
+            await response.write(data)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the caller does not read") from None
 
 
 async def _begin(request: web.Request, draft: Draft) -> web.StreamResponse:

@@ -7,9 +7,9 @@ import orjson
 import pytest
 from aiohttp import web
 
+from gateway.continuation import Continuation
 from gateway.engines.base import OpeningReply, OpeningRequest, Usage
 from gateway.engines.chat import read_usage
-from gateway.engines.continuation import Continuation
 from gateway.engines.openai import OpenAIEngine
 from gateway.errors import (
     EngineFailed,

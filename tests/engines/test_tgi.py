@@ -14,9 +14,9 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
+from gateway.continuation import Continuation
 from gateway.engines.base import OpeningReply, OpeningRequest, Usage
 from gateway.engines.chat import read_usage
-from gateway.engines.continuation import Continuation
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
 from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, replying, serving, streaming

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from gateway.engines.continuation import (
+from gateway.continuation import (
     PROBE_MAX_TOKENS,
     Continuation,
     Mode,

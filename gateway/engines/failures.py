@@ -1,0 +1,29 @@
+"""What every failed call to an engine leaves behind: a count, and a line for whoever runs the gateway."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from gateway.errors import EngineError
+    from gateway.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+def note_failure(error: EngineError, request_id: str, metrics: Metrics) -> None:
+    """Count and log a failed call. Callers are told less: the cause may hold the engine's address."""
+    metrics.engine_errors.labels(error.engine, error.label).inc()
+    cause = error.__cause__
+    # Only an OSError's text is known to hold no header: addresses and error numbers.
+    said = f"{type(cause).__name__}: {cause}" if isinstance(cause, OSError) else type(cause).__name__
+    log.warning(
+        "engine_error",
+        id=request_id,
+        engine=error.engine,
+        label=error.label,
+        message=error.message,
+        cause=None if cause is None else said,
+    )

@@ -1,0 +1,107 @@
+"""One gateway process's part in the batching: its own connections, tasks and tickets. Several share one Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from gateway.batching.batcher import Batcher, OnFailure, TeacherQueue
+from gateway.batching.window import Grant, Limits, Ticket
+from gateway.metrics import Metrics
+from gateway.redis_client import RedisClient
+from gateway.tasks import Tasks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from redis.asyncio import Redis
+
+    from gateway.redis_keys import RedisKeys
+
+REDIS_TIMEOUT_S = 0.2
+LONG_S = 600.0
+_names = itertools.count()
+
+
+def ticket(*, wait_s: float = 0.0, deadline_s: float = LONG_S) -> Ticket:
+    return Ticket(f"ticket-{next(_names)}", 10, wait_s, deadline_s)
+
+
+class Meter:
+    """Counts the calls in flight, over all that share it."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.most = 0
+
+    async def call(self, queue: TeacherQueue, takes_s: float, one: Ticket | None = None) -> Grant:
+        """One guided request: wait for the permit, call the teacher for `takes_s`."""
+        async with asyncio.timeout(10), queue.permit(ticket() if one is None else one) as grant:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            try:
+                await asyncio.sleep(takes_s)
+            finally:
+                self.now -= 1
+            return grant
+
+
+@asynccontextmanager
+async def process(
+    url: str,
+    keys: RedisKeys,
+    limits: Limits | Callable[[], Limits],
+    *,
+    owner: str = "ann",
+    on_failure: OnFailure = "degrade",
+) -> AsyncIterator[TeacherQueue]:
+    """A running batcher for one teacher, subscribed and known to the fleet."""
+    client = RedisClient(url, timeout_s=REDIS_TIMEOUT_S, metrics=Metrics())
+    tasks = Tasks()
+    batcher = Batcher(
+        client.commands,
+        client.listening,
+        keys,
+        owner=owner,
+        limits={"big": limits if callable(limits) else lambda: limits},
+        on_failure=on_failure,
+    )
+    batcher.start(tasks)
+    try:
+        await until(lambda: _subscribed(client.commands, keys.wakeups(owner)))
+        yield batcher.queue("big")
+    finally:
+        await tasks.close()
+        await client.close()
+
+
+async def _subscribed(redis: Redis, channel: str) -> bool:
+    ((_, listeners),) = await redis.pubsub_numsub(channel)
+    return bool(listeners)
+
+
+async def until(true: Callable[[], object], limit_s: float = 5.0) -> None:
+    """Wait until `true` says so; it may be a coroutine function."""
+    give_up = time.monotonic() + limit_s
+    while True:
+        said = true()
+        if asyncio.iscoroutine(said):
+            said = await said
+        if said:
+            return
+        assert time.monotonic() < give_up, f"not within {limit_s:g} s"
+        await asyncio.sleep(0.005)
+
+
+async def nothing_left(redis: Redis, keys: RedisKeys, *queues: TeacherQueue, limit_s: float = 5.0) -> None:
+    """Wait until no ticket and no permit is left, in Redis or in memory."""
+    names = keys.teacher("big")
+
+    async def none() -> bool:
+        counts = (await redis.zcard(names.queue), await redis.hlen(names.tickets), await redis.zcard(names.permits))
+        return counts == (0, 0, 0) and not any(queue._held or queue._gone or queue._arrived for queue in queues)
+
+    await until(none, limit_s)

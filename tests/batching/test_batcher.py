@@ -1,0 +1,443 @@
+"""What a request awaits: a permit of the fleet while Redis is there, of this process's share while it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from structlog.testing import capture_logs
+
+from gateway.batching import batcher
+from gateway.batching.tickets import RedisBoard
+from gateway.batching.window import Decision, Grant, Limits, News, Ticket
+from gateway.errors import StoreUnavailable
+from gateway.local.redis import EmbeddedRedis
+from tests.batching.process import LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
+
+if TYPE_CHECKING:
+    from gateway.batching.batcher import TeacherQueue
+    from gateway.redis_keys import RedisKeys
+
+LIMITS = Limits(max_in_flight=64, max_size=32, max_prompt_tokens=100_000)
+NEVER_S = 600.0
+
+
+async def permits(redis: Redis, keys: RedisKeys) -> set[str]:
+    return {name.decode() for name in await redis.zrange(keys.teacher("big").permits, 0, -1)}
+
+
+async def queued(redis: Redis, keys: RedisKeys) -> int:
+    return int(await redis.zcard(keys.teacher("big").queue))
+
+
+async def test_requests_of_two_processes_share_a_batch(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
+    """Twenty at once in two processes: the twentieth fills the batch, and all carry its id and size."""
+    limits = Limits(64, 20, 100_000)
+    async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, owner="ben") as ben:
+        meter = Meter()
+        waits = [meter.call(queue, 0.01, ticket(wait_s=LONG_S)) for queue in (ann, ben) for _ in range(10)]
+        grants = await asyncio.gather(*waits)
+        assert set(grants) == {Grant("b1", 20)}
+        await nothing_left(redis, keys, ann, ben)
+
+
+async def test_a_lone_request_does_not_wait_past_its_window(redis_url: str, keys: RedisKeys) -> None:
+    """Nobody comes to fill its batch: it goes alone when its window is over."""
+    async with process(redis_url, keys, LIMITS) as queue:
+        began = time.monotonic()
+        grant = await Meter().call(queue, 0, ticket(wait_s=0.1))
+        assert grant.batch_size == 1
+        assert 0.09 <= time.monotonic() - began < 0.5
+
+
+async def test_the_cap_over_two_processes_is_reached_and_never_passed(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """160 calls of random length through a cap of five, counted where they run."""
+    limits = Limits(5, 4, 100_000)
+    meter, chance = Meter(), random.Random(7)
+    async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, owner="ben") as ben:
+        await asyncio.gather(
+            *(
+                meter.call(queue, chance.uniform(0, 0.01), ticket(wait_s=chance.choice([0, 0.005])))
+                for _ in range(80)
+                for queue in (ann, ben)
+            )
+        )
+        assert meter.most == 5
+        await nothing_left(redis, keys, ann, ben)
+
+
+@pytest.mark.parametrize("ending", ["success", "exception", "cancellation", "deadline"])
+async def test_a_permit_is_returned_however_the_call_ends(
+    redis_url: str, redis: Redis, keys: RedisKeys, ending: str
+) -> None:
+    """Nothing is left in Redis or in memory, and the only permit there is serves the next request."""
+    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+        inside = asyncio.Event()
+
+        async def call() -> None:
+            async with asyncio.timeout(0.05 if ending == "deadline" else 5), queue.permit(ticket()):
+                inside.set()
+                if ending == "exception":
+                    raise LookupError
+                if ending != "success":
+                    await asyncio.Event().wait()
+
+        running = asyncio.ensure_future(call())  # noqa: TID251  the test cancels it
+        await inside.wait()
+        if ending == "cancellation":
+            assert len(await permits(redis, keys)) == 1
+            running.cancel()
+        (outcome,) = await asyncio.gather(running, return_exceptions=True)
+        kinds = {"exception": LookupError, "cancellation": asyncio.CancelledError, "deadline": TimeoutError}
+        assert type(outcome) is kinds.get(ending, type(None))
+        await nothing_left(redis, keys, queue)
+        await Meter().call(queue, 0)
+
+
+async def test_a_caller_that_leaves_while_it_waits_takes_its_ticket_along(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """Its ticket must not fill a batch or take a permit later."""
+    async with process(redis_url, keys, LIMITS) as queue:
+        waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
+        await until(lambda: queued(redis, keys))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        await nothing_left(redis, keys, queue)
+
+
+async def test_a_caller_that_leaves_in_the_moment_of_its_grant_returns_it(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Granted and cancelled before it could run: the permit goes back all the same."""
+    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+        one = ticket(wait_s=0.02)
+        waiting = asyncio.ensure_future(Meter().call(queue, 0, one))  # noqa: TID251
+        deliver = queue.deliver
+
+        def deliver_and_cancel(grants: dict[str, Grant]) -> None:
+            deliver(grants)
+            if one.id in grants:
+                waiting.cancel()
+
+        monkeypatch.setattr(queue, "deliver", deliver_and_cancel)
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        await nothing_left(redis, keys, queue)
+        await Meter().call(queue, 0)
+
+
+async def test_a_grant_that_comes_after_the_caller_left_goes_back(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """Another process opened the batch while the caller left: the permit does not stay out until its deadline."""
+    async with process(redis_url, keys, LIMITS) as queue:
+        left = RedisBoard(redis, keys, "ann", "big")
+        await left.exchange(News([Ticket("left", 10, LONG_S, LONG_S)]), LIMITS)
+        opened = await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("here", 10, 0, LONG_S)]), LIMITS)
+        assert opened.grants == {"here": Grant("b1", 2)}
+
+        async def only_here() -> bool:
+            return await permits(redis, keys) == {"here"}
+
+        await until(only_here, 2)
+        assert queue._held == {}
+
+
+async def test_a_deadline_that_is_over_gets_no_permit(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
+    """Its caller's own timeout ends the wait; the teacher is not asked."""
+    async with process(redis_url, keys, LIMITS) as queue:
+        for deadline_s in (0.0, -5.0):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05), queue.permit(ticket(deadline_s=deadline_s)):
+                    pytest.fail("granted")
+        await nothing_left(redis, keys, queue)
+
+
+async def test_two_tickets_with_one_id_are_refused(redis_url: str, keys: RedisKeys) -> None:
+    """One would take the other's grant, or return its permit."""
+    async with process(redis_url, keys, LIMITS) as queue:
+        one = ticket()
+        async with queue.permit(one):
+            with pytest.raises(AssertionError, match="one id"):
+                await Meter().call(queue, 0, one)
+        await Meter().call(queue, 0, one)
+
+
+async def test_a_lost_wakeup_is_recovered_when_the_subscription_is_back(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grant was published while nobody listened."""
+    monkeypatch.setattr(batcher, "_TELL_AGAIN_S", NEVER_S)  # so that nothing else recovers it
+    async with process(redis_url, keys, LIMITS) as queue:
+        waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
+        await until(lambda: queued(redis, keys))
+        assert await redis.client_kill_filter(_type="pubsub") >= 1
+        await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", 10, 0, LONG_S)]), LIMITS)
+        assert not waiting.done()
+        assert await asyncio.wait_for(waiting, 3) == Grant("b1", 2)
+
+
+async def test_a_lost_wakeup_is_recovered_within_a_second_in_any_case(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The subscription seems to live and carries nothing: what waits asks again."""
+    monkeypatch.setattr(batcher.Batcher, "_granted", lambda *_: None)
+    async with process(redis_url, keys, LIMITS) as queue:
+        waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
+        await until(lambda: queued(redis, keys))
+        await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", 10, 0, LONG_S)]), LIMITS)
+        assert await asyncio.wait_for(waiting, batcher._TELL_AGAIN_S + 1) == Grant("b1", 2)
+
+
+async def test_a_redis_that_forgot_everything_is_told_again(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
+    """It restarted empty between two exchanges and nobody saw it: tickets are served, permits in use are counted."""
+    limits = Limits(2, 4, 1000)
+    async with process(redis_url, keys, limits) as queue, queue.permit(ticket()) as first:
+        second = asyncio.ensure_future(Meter().call(queue, 0.8, ticket(wait_s=0.5)))  # noqa: TID251
+        await until(lambda: queued(redis, keys))
+        await redis.delete(*keys.teacher("big").as_list())
+        await until(lambda: len(queue._held) == 2 and all(held.granted.done() for held in queue._held.values()), 3)
+        assert len(await permits(redis, keys)) == 2
+        other = await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", 10, 0, LONG_S)]), limits)
+        assert other.grants == {}
+        assert (first.batch_id, (await second).batch_size) == ("b1", 1)
+
+
+async def test_waiting_costs_few_exchanges(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a window that runs nor a teacher that is full makes the loop spin."""
+    looks: list[float | None] = []
+    exchange = RedisBoard.exchange
+
+    async def counted(self: RedisBoard, news: News, limits: Limits) -> Decision:
+        decision = await exchange(self, news, limits)
+        looks.append(decision.next_look_s)
+        return decision
+
+    monkeypatch.setattr(RedisBoard, "exchange", counted)
+    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+        meter = Meter()
+        await meter.call(queue, 0, ticket(wait_s=0.3))
+        await asyncio.gather(meter.call(queue, 0.3), meter.call(queue, 0), meter.call(queue, 0))
+        await nothing_left(redis, keys, queue)
+    assert 4 <= len(looks) <= 25
+
+
+async def test_the_loop_outlives_what_nobody_expected(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were it to die, every later request would hang; so it logs, rests and tells everything anew."""
+    monkeypatch.setattr(batcher, "_REDIS_REST_S", 0.05)
+    broken = [False]
+
+    def limits() -> Limits:
+        if broken[0]:
+            raise ZeroDivisionError
+        return LIMITS
+
+    async with process(redis_url, keys, limits) as queue:
+        await Meter().call(queue, 0)
+        broken[0] = True
+        with capture_logs() as logs:
+            waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
+            await until(lambda: any(line["event"] == "exchange_broke" for line in logs))
+            broken[0] = False
+            await asyncio.wait_for(waiting, 2)
+        await nothing_left(redis, keys, queue)
+
+
+async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that is not Redis's own is logged with its trace; requests are served as when Redis is away."""
+    monkeypatch.setattr(batcher, "_REDIS_REST_S", 0.1)
+    exchange = RedisBoard.exchange
+    async with process(redis_url, keys, LIMITS) as queue:
+
+        async def broken(*_: object) -> Decision:
+            raise AttributeError("reader")
+
+        monkeypatch.setattr(RedisBoard, "exchange", broken)
+        with capture_logs() as logs:
+            grant = await Meter().call(queue, 0)
+        assert grant.batch_id.startswith("local-")
+        (away,) = [line for line in logs if line["event"] == "redis_away"]
+        assert away["exc_info"] is True
+        monkeypatch.setattr(RedisBoard, "exchange", exchange)
+        await until(lambda: not queue._alone)
+        assert (await Meter().call(queue, 0)).batch_id == "b1"
+        await nothing_left(redis, keys, queue)
+
+
+@pytest.mark.parametrize("on_failure", ["degrade", "reject"])
+async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch, on_failure: batcher.OnFailure
+) -> None:
+    """Redis took the ticket and granted it, but the answer timed out: when it is back it hears that the ticket is
+    gone, so the only permit there is does not stay out until its deadline."""
+    monkeypatch.setattr(batcher, "_REDIS_REST_S", 0.2)
+    exchange = RedisBoard.exchange
+    async with process(redis_url, keys, Limits(1, 4, 1000), on_failure=on_failure) as queue:
+
+        async def late(self: RedisBoard, news: News, limits: Limits) -> Decision:
+            await exchange(self, news, limits)
+            raise RedisTimeoutError
+
+        monkeypatch.setattr(RedisBoard, "exchange", late)
+        one = ticket()
+        if on_failure == "degrade":
+            assert (await Meter().call(queue, 0, one)).batch_id.startswith("local-")
+        else:
+            with pytest.raises(StoreUnavailable):
+                await Meter().call(queue, 0, one)
+        assert await permits(redis, keys) == {one.id}
+        monkeypatch.setattr(RedisBoard, "exchange", exchange)
+        await nothing_left(redis, keys, queue)
+        await until(lambda: not queue._alone)
+        assert (await Meter().call(queue, 0)).batch_id == "b2"
+
+
+async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_back(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a ticket that waited alone for a place queues in the fleet: both are told in the first exchange."""
+    monkeypatch.setattr(batcher, "_REDIS_REST_S", 0.1)
+    monkeypatch.setattr(batcher, "_TELL_AGAIN_S", NEVER_S)
+    exchange = RedisBoard.exchange
+    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+        await Meter().call(queue, 0)
+
+        async def away(*_: object) -> Decision:
+            raise RedisTimeoutError
+
+        monkeypatch.setattr(RedisBoard, "exchange", away)
+        held = ticket()
+        async with queue.permit(held):
+            waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
+            await until(lambda: queue._alone)
+            monkeypatch.setattr(RedisBoard, "exchange", exchange)
+            await until(lambda: queued(redis, keys))
+            assert await permits(redis, keys) == {held.id}
+        assert (await waiting).batch_id == "b2"
+        await nothing_left(redis, keys, queue)
+
+
+async def _both_counted(*queues: TeacherQueue) -> None:
+    """Until each process knows of the others."""
+    while any(queue._fleet != len(queues) for queue in queues):
+        await asyncio.gather(*(Meter().call(queue, 0) for queue in queues))
+
+
+async def test_without_redis_each_process_serves_under_its_share_and_returns_to_the_fleet_by_itself(
+    keys: RedisKeys,
+) -> None:
+    """Killed: everyone is answered, at most half the cap at once in each of two processes. Started again, empty: the
+    fleet's batches are back, and a permit held since before the outage is counted."""
+    limits = Limits(8, 4, 1000)
+    async with (
+        EmbeddedRedis() as server,
+        process(server.url, keys, limits) as ann,
+        process(server.url, keys, limits, owner="ben") as ben,
+    ):
+        await _both_counted(ann, ben)
+        held = ticket()
+        with capture_logs() as logs:
+            async with ann.permit(held) as before:
+                await server.stop()
+                meters = {ann: Meter(), ben: Meter()}
+                began = time.monotonic()
+                grants = await asyncio.gather(
+                    *(meter.call(queue, 0.01) for queue, meter in meters.items() for _ in range(30))
+                )
+                assert time.monotonic() - began < 2
+                assert (meters[ann].most, meters[ben].most) == (3, 4)  # one of ann's four is `held`
+                by_process = [{grant.batch_id for grant in half} for half in (grants[:30], grants[30:])]
+                assert all(batch_id.startswith("local-") for half in by_process for batch_id in half)
+                assert not by_process[0] & by_process[1]
+
+                await server.start()
+                await until(lambda: not ann._alone and not ben._alone, 4)
+                async with Redis.from_url(server.url) as redis:
+                    await until(lambda: permits(redis, keys))
+                    assert await permits(redis, keys) == {held.id}
+            assert before.batch_id.startswith("b")
+        assert (await Meter().call(ann, 0)).batch_id.startswith("b")
+        said = [line["event"] for line in logs if line["event"].startswith("redis_")]
+        assert sorted(said) == ["redis_away", "redis_away", "redis_back", "redis_back"]
+        async with Redis.from_url(server.url) as redis:
+            await nothing_left(redis, keys, ann, ben)
+
+
+async def test_without_redis_requests_are_rejected_at_once_where_the_configuration_says_so(keys: RedisKeys) -> None:
+    """Those that waited when it went, and those that come after; when it is back they are served."""
+    async with EmbeddedRedis() as server, process(server.url, keys, LIMITS, on_failure="reject") as queue:
+        waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
+        async with Redis.from_url(server.url) as redis:
+            await until(lambda: queued(redis, keys))
+        await server.stop()
+        with pytest.raises(StoreUnavailable):
+            await asyncio.wait_for(waiting, 2)
+        for _ in range(20):
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await Meter().call(queue, 0)
+            assert time.monotonic() - began < REDIS_TIMEOUT_S
+        await server.start()
+        await until(lambda: not queue._alone, 4)
+        assert (await Meter().call(queue, 0)).batch_id == "b1"
+        async with Redis.from_url(server.url) as redis:
+            await nothing_left(redis, keys, queue)
+
+
+async def test_a_redis_that_stands_still_holds_nobody_up(keys: RedisKeys) -> None:
+    """Stopped for a second while requests come in: each is served within the time-out and its own work, and what
+    Redis did with their tickets when it woke is undone."""
+    async with (
+        EmbeddedRedis() as server,
+        Redis.from_url(server.url) as redis,
+        process(server.url, keys, LIMITS) as queue,
+    ):
+        pid = (await redis.info("server"))["process_id"]
+        await Meter().call(queue, 0)
+        took: list[float] = []
+
+        async def call(at_s: float) -> Grant:
+            await asyncio.sleep(at_s)
+            began = time.monotonic()
+            grant = await Meter().call(queue, 0)
+            took.append(time.monotonic() - began)
+            return grant
+
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            grants = await asyncio.gather(*(call(n / 50) for n in range(50)))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert all(grant.batch_id.startswith("local-") for grant in grants)
+        assert max(took) < REDIS_TIMEOUT_S + 0.5  # one that waited for Redis took a second
+        await until(lambda: not queue._alone, 4)
+        await nothing_left(redis, keys, queue)
+        assert (await Meter().call(queue, 0)).batch_id.startswith("b")
+
+
+async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(keys: RedisKeys) -> None:
+    """A long outage must not fill the memory with tickets that Redis never saw."""
+    async with EmbeddedRedis() as server, process(server.url, keys, LIMITS) as queue:
+        await server.stop()
+        for _ in range(3):
+            await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
+            known = len(queue._gone)
+            queue._ask_redis_at = 0.0
+        assert known <= 50
+        assert (len(queue._held), len(queue._gone)) == (0, known)

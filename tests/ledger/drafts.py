@@ -1,0 +1,92 @@
+"""Drafts of requests as the path leaves them, and the prices they are closed with."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from decimal import Decimal
+from typing import Any
+
+from gateway.engines.base import Usage
+from gateway.ledger.draft import Call, Draft
+from gateway.ledger.receipt import BatchFacts, Receipt
+from gateway.policy.resolve import GuidancePlan, Plan
+from gateway.pricing import Price
+
+PRICES = {
+    "big": Price.of_tokens(Decimal(2), Decimal(10), Decimal(1)),
+    "small": Price.of_tokens(Decimal("0.2"), Decimal("0.5")),
+    "huge": Price.of_tokens(Decimal(20), Decimal(100)),
+}
+ENCODINGS = dict.fromkeys(PRICES, "cl100k_base")
+MESSAGES = [{"role": "user", "content": "Write a story about a ship."}]
+_ids = itertools.count()
+
+
+def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "cutoff", baseline: str = "big") -> Plan:
+    """A route whose teacher is `big` and whose student is `small`."""
+    guidance = GuidancePlan(
+        teacher="big",
+        tokens=40,
+        projection=projection,
+        placement=placement,
+        temperature=0.0,
+        top_p=None,
+        seed=None,
+        max_wait_s=0.01,
+        deadline_s=2,
+        required=False,
+        may_answer=True,
+    )
+    return Plan(
+        mode=mode,
+        finisher="big" if mode == "teacher" else "small",
+        guidance=guidance if mode == "guided" else None,
+        unguided=None,
+        baseline=baseline,
+        max_tokens=100,
+        show_cost=True,
+        continuation=None,
+    )
+
+
+def call(model: str, read: int | None, written: int = 0, cached: int = 0, **more: Any) -> Call:
+    """A call whose engine counted; with `read` None, one whose engine did not."""
+    return Call(model, MESSAGES, None if read is None else Usage(read, written, cached), **more)
+
+
+def draft(plan: Plan, *, teacher: Call | None = None, student: Call | None = None, **more: Any) -> Draft:
+    return Draft(
+        id=f"req-{next(_ids)}",
+        created=1_700_000_000,
+        tenant="acme",
+        key="ci",
+        route="chat",
+        stream=False,
+        started=time.perf_counter(),
+        plan=plan,
+        teacher=teacher,
+        student=student,
+        **more,
+    )
+
+
+def guided(**more: Any) -> Draft:
+    """The teacher read 100 tokens and wrote 40, all kept; the student read those and went on for 160."""
+    began = time.perf_counter()
+    facts = {
+        "teacher": call("big", 100, 40),
+        "student": call("small", 150, 160, 20),
+        "kept_tokens": 40,
+        "batch": BatchFacts("b7", 12),
+        "admitted": began,
+        "asked": began,
+        "granted": began + 0.25,
+        "guided": began + 1,
+        "first_token": began + 1.5,
+    }
+    return draft(more.pop("plan", None) or plan(), **(facts | more))
+
+
+def closed(one: Draft, status: str = "ok") -> Receipt:
+    return one.close(status, PRICES, ENCODINGS)

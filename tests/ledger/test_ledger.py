@@ -1,0 +1,197 @@
+"""Settling: each draft once, off the event loop where tokens must be estimated, and seen alike everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.ledger import draft as draft_module
+from gateway.ledger.ledger import Ledger
+from gateway.metrics import Metrics
+from gateway.tasks import Tasks
+from tests.ledger.drafts import ENCODINGS, PRICES, call, closed, draft, guided, plan
+
+if TYPE_CHECKING:
+    from gateway.ledger.receipt import Receipt
+
+
+class ListStore:
+    """A store that keeps what it was handed."""
+
+    def __init__(self) -> None:
+        self.receipts: list[Receipt] = []
+
+    def put(self, receipt: Receipt) -> None:
+        self.receipts.append(receipt)
+
+
+class Books:
+    """A ledger with everything that sees its receipts."""
+
+    def __init__(self) -> None:
+        self.store = ListStore()
+        self.metrics = Metrics()
+        self.tasks = Tasks()
+        self.ledger = Ledger(
+            self.store,
+            prices=PRICES,
+            encodings=ENCODINGS,
+            metrics=self.metrics,
+            tasks=self.tasks,
+        )
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def books() -> Books:
+    return Books()
+
+
+@pytest.fixture
+def counting_thread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads in which text was counted."""
+    threads: list[int] = []
+    count = draft_module.count_text
+
+    def counted(encoding: str, text: str) -> int:
+        threads.append(threading.get_ident())
+        return count(encoding, text)
+
+    monkeypatch.setattr(draft_module, "count_text", counted)
+    return threads
+
+
+def uncounted_draft() -> draft_module.Draft:
+    return draft(plan("student"), student=call("small", None, text=["a story"]))
+
+
+async def test_a_counted_draft_settles_at_once(books: Books) -> None:
+    """No task, no thread: the receipt is there when `settle` returns."""
+    one = guided()
+    books.ledger.settle(one, "ok")
+    assert books.store.receipts == [one.receipt]
+    assert await books.tasks.drain(0) == 0
+
+
+async def test_estimates_do_not_hold_the_event_loop(books: Books, counting_thread: list[int]) -> None:
+    """Counting takes milliseconds, so it runs in a thread; draining waits for it."""
+    books.ledger.settle(uncounted_draft(), "client_gone")
+    assert books.store.receipts == []
+    assert await books.tasks.drain(5) == 0
+    (receipt,) = books.store.receipts
+    assert receipt.status == "client_gone"
+    assert receipt.student is not None
+    assert receipt.student.estimated
+    await books.ledger.close(uncounted_draft())
+    assert len(counting_thread) == 2
+    assert threading.get_ident() not in counting_thread
+
+
+async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, counting_thread: list[int]) -> None:
+    """The reply shows it, then the request settles: the same, once, and not counted anew."""
+    for one in (guided(), uncounted_draft()):
+        shown = await books.ledger.close(one)
+        assert await books.ledger.close(one) is shown
+        books.ledger.settle(one, "client_gone")
+        assert books.store.receipts.pop() is shown
+        assert shown.status == "ok"
+    assert books.store.receipts == []
+    assert len(counting_thread) == 1
+
+
+async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread runs on when its waiter is cancelled, and must not fix the receipt as if all had gone well."""
+    go, begun, counted = threading.Event(), threading.Event(), threading.Event()
+    count = draft_module.count_text
+
+    def slow(encoding: str, text: str) -> int:
+        begun.set()
+        assert go.wait(5)
+        try:
+            return count(encoding, text)
+        finally:
+            counted.set()
+
+    monkeypatch.setattr(draft_module, "count_text", slow)
+    one = uncounted_draft()
+    closing = asyncio.ensure_future(books.ledger.close(one))  # noqa: TID251
+    assert await asyncio.to_thread(begun.wait, 5)
+    closing.cancel()
+    await asyncio.wait([closing])
+    go.set()
+    assert await asyncio.to_thread(counted.wait, 5)
+    await asyncio.sleep(0.02)  # the thread's last steps
+    books.ledger.settle(one, "client_gone")
+    assert await books.tasks.drain(5) == 0
+    assert [receipt.status for receipt in books.store.receipts] == ["client_gone"]
+
+
+async def test_the_metrics_equal_the_receipts(books: Books) -> None:
+    """Every sum over the receipts is a counter's value: outcomes, money, tokens, batches, stages."""
+    drafts = [
+        guided(),
+        guided(student=None, complete=True),
+        draft(plan("teacher"), teacher=call("big", 50, 60, 10)),
+        draft(plan("student"), student=call("small", 70, 80)),
+        draft(plan(), student=call("small", 10, 5), unguided="teacher_late"),
+        draft(plan()),
+        uncounted_draft(),
+    ]
+    for one in drafts:
+        books.ledger.settle(one, "overloaded" if one is drafts[5] else "ok")
+    await books.tasks.drain(5)
+    receipts = books.store.receipts
+    assert sorted(receipt.id for receipt in receipts) == sorted(one.id for one in drafts)
+
+    where = {"tenant": "acme", "route": "chat"}
+    outcomes = Counter((receipt.mode, receipt.status) for receipt in receipts)
+    assert len(outcomes) == 5
+    for (mode, status), count in outcomes.items():
+        assert books.value("gkt_requests_total", **where, mode=mode, status=status) == count
+    assert books.value("gkt_unguided_total", route="chat", reason="teacher_late") == 1
+    for name in ("cost_usd", "baseline_usd"):
+        total = sum((getattr(receipt, name) for receipt in receipts), Decimal(0))
+        assert books.value(f"gkt_{name}_total", **where) == pytest.approx(float(total))
+    for role, engine in (("teacher", "big"), ("student", "small")):
+        shares = [share for receipt in receipts if (share := getattr(receipt, role)) is not None]
+        expected = {
+            "input": sum(share.input_tokens - share.cached_input_tokens for share in shares),
+            "cached": sum(share.cached_input_tokens for share in shares),
+            "output": sum(share.output_tokens for share in shares),
+        }
+        for direction, tokens in expected.items():
+            labels = {"tenant": "acme", "role": role, "engine": engine, "direction": direction}
+            assert books.value("gkt_tokens_total", **labels) == tokens > 0
+    assert books.value("gkt_batch_size_count", teacher="big") == 2
+    assert books.value("gkt_batch_size_sum", teacher="big") == 24
+    assert books.value("gkt_stage_seconds_sum", stage="teacher", mode="guided") == pytest.approx(0.75)
+    assert books.value("gkt_stage_seconds_count", stage="total", mode="student") == 3
+    assert books.value("gkt_stage_seconds_count", stage="batch_wait", mode="student") == 0
+
+
+async def test_each_request_is_one_line_in_the_log(books: Books) -> None:
+    """The whole receipt, so that the log alone can rebuild the books; and no word of prompt or answer."""
+    one = guided()
+    with capture_logs() as logs:
+        books.ledger.settle(one, "ok")
+    (line,) = logs
+    assert line["event"] == "request"
+    assert line["id"] == one.id
+    assert line["cost_usd"] == "0.000710000000"
+    assert "ship" not in str(line)
+
+
+async def test_a_draft_with_an_unknown_model_fails_in_the_open() -> None:
+    """A model without a price is a bug of the configuration, and no receipt may say 0."""
+    with pytest.raises(KeyError):
+        closed(draft(plan("teacher"), teacher=call("unpriced", 10, 10)))

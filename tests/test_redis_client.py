@@ -1,0 +1,195 @@
+"""The connections to Redis: what a process refuses to start with, and which failures are not Redis's."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from gateway import redis_client
+from gateway.errors import StartupError
+from gateway.local.redis import EmbeddedRedis
+from gateway.metrics import Metrics
+from gateway.redis_client import RedisClient
+from gateway.tasks import Tasks
+from tests.batching.process import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+TIMEOUT_S = 0.2
+
+
+@asynccontextmanager
+async def client_on(url: str) -> AsyncIterator[tuple[RedisClient, Metrics]]:
+    metrics = Metrics()
+    client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=metrics)
+    try:
+        yield client, metrics
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def fake_redis(answer: Callable[[list[bytes], int], bytes | None]) -> AsyncIterator[str]:
+    """A server that answers as `answer(command, connection number)` says; None: it hangs up."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        number = connections
+        try:
+            while head := await reader.readline():
+                command: list[bytes] = []
+                for _ in range(int(head[1:])):
+                    size = int((await reader.readline())[1:])
+                    command.append((await reader.readexactly(size + 2))[:-2])
+                reply = answer(command, number)
+                if reply is None:
+                    break
+                writer.write(reply)
+        finally:
+            writer.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "fake.sock")
+        server = await asyncio.start_unix_server(serve, path)
+        try:
+            yield f"unix://{path}"
+        finally:
+            server.close()
+
+
+def bulk(text: str) -> bytes:
+    return f"${len(text)}\r\n{text}\r\n".encode()
+
+
+def greeting(command: list[bytes]) -> bytes:
+    """What a client says and hears before its first command."""
+    if command[0] == b"HELLO":
+        return b"%2\r\n$6\r\nserver\r\n$5\r\nredis\r\n$5\r\nproto\r\n:3\r\n"
+    return b"+OK\r\n"
+
+
+async def test_an_absent_redis_is_refused_in_one_line() -> None:
+    """It says what to do, and names no address, which may hold a password."""
+    async with client_on("redis://:s3cret@127.0.0.1:1/0") as (client, metrics):
+        with pytest.raises(StartupError, match=r"does not answer \(ConnectionError\).*redis\.url") as refused:
+            await client.require()
+        assert "\n" not in refused.value.message
+        assert "s3cret" not in refused.value.message
+        assert metrics.registry.get_sample_value("gkt_redis_up") == 0
+
+
+@pytest.mark.parametrize("version", ["6.2.14", "4.0.0", "6.9"])
+async def test_a_redis_that_is_too_old_is_refused_in_one_line(version: str) -> None:
+    """With its version and the one that is needed."""
+
+    def answer(command: list[bytes], _: int) -> bytes:
+        return bulk(f"# Server\r\nredis_version:{version}\r\n") if command[0] == b"INFO" else greeting(command)
+
+    async with fake_redis(answer) as url, client_on(url) as (client, _):
+        with pytest.raises(StartupError, match=f"Redis {version} is too old: at least 7.0 is needed.") as refused:
+            await client.require()
+        assert "\n" not in refused.value.message
+
+
+async def test_a_redis_that_is_new_enough_is_taken(redis_url: str) -> None:
+    """The bundled one is."""
+    async with client_on(redis_url) as (client, metrics):
+        await client.require()
+        assert metrics.registry.get_sample_value("gkt_redis_up") == 1
+
+
+async def test_versions_are_compared_as_numbers() -> None:
+    """10 is more than 7, although it sorts before it."""
+
+    def answer(command: list[bytes], _: int) -> bytes:
+        return bulk("redis_version:10.0.1\r\n") if command[0] == b"INFO" else greeting(command)
+
+    async with fake_redis(answer) as url, client_on(url) as (client, _):
+        await client.require()
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_replaced_without_a_word() -> None:
+    """Redis hung up on a pooled connection while a command was under way: the command is sent once more."""
+    pings: list[int] = []
+
+    def answer(command: list[bytes], connection: int) -> bytes | None:
+        if command[0] != b"PING":
+            return greeting(command)
+        pings.append(connection)
+        return None if pings == [1, 1] else b"+PONG\r\n"
+
+    async with fake_redis(answer) as url, client_on(url) as (client, _):
+        assert await client.commands.ping()
+        assert await client.commands.ping()
+        assert pings == [1, 1, 2]
+
+
+async def test_a_command_is_sent_again_once_and_no_more() -> None:
+    """A Redis that hangs up on every command is away."""
+    pings: list[int] = []
+
+    def answer(command: list[bytes], connection: int) -> bytes | None:
+        if command[0] != b"PING":
+            return greeting(command)
+        pings.append(connection)
+        return None
+
+    async with fake_redis(answer) as url, client_on(url) as (client, _):
+        with pytest.raises(RedisConnectionError):
+            await client.commands.ping()
+        assert len(pings) == 2
+
+
+async def test_a_slow_redis_is_given_up_after_its_time_and_not_asked_again() -> None:
+    """Twice the wait would not make it faster."""
+
+    def answer(command: list[bytes], _: int) -> bytes:
+        return b"" if command[0] == b"PING" else greeting(command)
+
+    async with fake_redis(answer) as url, client_on(url) as (client, _):
+        began = time.monotonic()
+        with pytest.raises(RedisTimeoutError):
+            await client.commands.ping()
+        assert TIMEOUT_S * 0.9 <= time.monotonic() - began < TIMEOUT_S * 1.8
+
+
+async def test_who_listens_is_not_given_up_for_silence() -> None:
+    """A wake-up may be long in coming; and a lost connection is told at once, not mended unseen."""
+    async with EmbeddedRedis() as server, client_on(server.url) as (client, _), client.listening.pubsub() as pubsub:
+        await pubsub.subscribe("quiet")
+        assert (await anext(pubsub.listen()))["type"] == "subscribe"
+        waiting = asyncio.ensure_future(anext(pubsub.listen()))  # noqa: TID251
+        await asyncio.sleep(TIMEOUT_S * 2)
+        assert not waiting.done()
+        await client.commands.client_kill_filter(_type="pubsub")
+        with pytest.raises(RedisConnectionError):
+            await asyncio.wait_for(waiting, 2)
+
+
+async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness and the metric say when it is away and when it is back."""
+    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    tasks = Tasks()
+    async with EmbeddedRedis() as server, client_on(server.url) as (client, metrics):
+
+        def seen() -> tuple[bool, float | None]:
+            return client.up, metrics.registry.get_sample_value("gkt_redis_up")
+
+        tasks.keep("redis", client.watch())
+        await until(lambda: seen() == (True, 1))
+        await server.stop()
+        await until(lambda: seen() == (False, 0))
+        await server.start()
+        await until(lambda: seen() == (True, 1))
+        await tasks.close()
