@@ -114,8 +114,8 @@ class Completions:
             for chunk in relay.end(opening.whole):
                 yield chunk
             draft.finish_reason = relay.finish_reason
-            receipt = await self._ledger.close(draft)
             if chat.wants_usage:
+                receipt = await self._ledger.close(draft)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield relay.usage_chunk(_caller_usage(plan, opening, receipt), facts)
 
@@ -145,7 +145,7 @@ class Completions:
             yield draft
             status = "ok"
         except GatewayError as error:
-            status = error.label
+            status, error.recorded = error.label, True
             raise
         except (asyncio.CancelledError, GeneratorExit, ConnectionError):
             status = "shutdown" if self._admission.cutting else "client_gone"

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from gateway.errors import ConfigError
 from gateway.model_settings import ModelSettings
 from gateway.units import Duration, Origin, SecretOrText, Size, Whole, Wrong, lasting, origin, sized
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
@@ -102,7 +101,7 @@ class Log(Shape):
 
 
 class Settings(Shape):
-    """All of config.yaml. Build with `load_settings`."""
+    """All of config.yaml. Build with `check_settings`."""
 
     server: Server = Server()
     admin: Admin = Admin()
@@ -138,14 +137,6 @@ class Settings(Shape):
 def environment() -> Mapping[str, str]:
     """This process's environment, as it is now."""
     return dict(os.environ)
-
-
-def load_settings(path: Path) -> Settings:
-    """config.yaml with the environment's overrides. ConfigError with every mistake."""
-    settings, _, mistakes = check_settings(path)
-    if settings is None or mistakes:
-        raise ConfigError(mistakes)
-    return settings
 
 
 def check_settings(

@@ -50,6 +50,7 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.recorded = False  # whether a receipt tells of it
 
 
 class RequestError(GatewayError):

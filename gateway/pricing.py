@@ -74,11 +74,6 @@ def savings_usd(baseline: Decimal, cost: Decimal) -> Decimal:
     return _EXACT.subtract(baseline, cost)
 
 
-def savings_share(baseline: Decimal, cost: Decimal) -> Decimal | None:
-    """Savings as a part of the baseline (0.6 = 60 %); None when the baseline cost nothing."""
-    return _EXACT.divide(_EXACT.subtract(baseline, cost), baseline) if baseline else None
-
-
 def litellm_table(model: str) -> Price | None:
     """The list price of a known model out of LiteLLM's bundled table, which is read without importing it.
 

@@ -112,7 +112,8 @@ async def _ask(
     decoder = SseDecoder()
     started, first, counted = time.perf_counter(), 0.0, 0
     async with session.post(f"{url}/v1/chat/completions", data=orjson.dumps(body)) as reply:
-        reply.raise_for_status()
+        if not reply.ok:
+            raise typer.BadParameter(f"{name} answered {reply.status}: {await reply.text()}")
         async for received in reply.content.iter_any():
             for data in decoder.feed(received):
                 event = {} if data == b"[DONE]" else orjson.loads(data)

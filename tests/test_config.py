@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.config import OVERRIDES, Settings, check_settings, load_settings
+from gateway.config import OVERRIDES, Settings, check_settings
 from gateway.errors import ConfigError
 from gateway.pricing import Price, litellm_table
 
@@ -20,6 +20,14 @@ models:
     api_base: http://tgi:80
     price: {input_per_1m: 1, output_per_1m: 2}
 """
+
+
+def load_settings(path: Path) -> Settings:
+    """The settings, or every mistake."""
+    settings, _, mistakes = check_settings(path)
+    if settings is None:
+        raise ConfigError(mistakes)
+    return settings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.pricing import Price, baseline_usd, cost_usd, litellm_table, savings_share, savings_usd
+from gateway.pricing import Price, baseline_usd, cost_usd, litellm_table, savings_usd
 
 PER_1M = Price.of_tokens(Decimal("0.90"), Decimal("1.80"), Decimal("0.45"))
 usd = st.decimals(0, 1_000_000, places=9)
@@ -78,13 +78,10 @@ def test_the_baseline_is_the_teacher_alone_on_the_same_prompt_and_answer() -> No
     baseline = baseline_usd(PER_1M, 100, 200)
     assert baseline == cost_usd(PER_1M, 100, 200)
     assert savings_usd(baseline, cost) == baseline - cost
-    assert savings_share(Decimal(4), Decimal(1)) == Decimal("0.75")
 
 
-def test_savings_may_be_negative_and_have_no_share_of_nothing() -> None:
+def test_savings_may_be_negative() -> None:
     assert savings_usd(Decimal(1), Decimal(3)) == -2
-    assert savings_share(Decimal(1), Decimal(3)) == -2
-    assert savings_share(Decimal(0), Decimal(3)) is None
 
 
 def test_a_list_price_is_found_by_name_and_by_provider_and_name() -> None:

@@ -13,9 +13,8 @@ import typer
 import uvloop
 
 from gateway.app import serve as serve_gateway
-from gateway.errors import ConfigError
 from gateway.logs import set_up_logs
-from gateway.policy.book import check_all
+from gateway.policy.book import load_all
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -39,14 +38,6 @@ def serve(
     settings, book = load_all(config)
     set_up_logs(settings.log.level, settings.log.format)
     uvloop.run(run(settings, book))
-
-
-def load_all(config: Path) -> tuple[Settings, PolicyBook]:
-    """The configuration and its policies. Raises ConfigError with every mistake of both."""
-    settings, book, mistakes = check_all(config)
-    if settings is None or book is None:
-        raise ConfigError(mistakes)
-    return settings, book
 
 
 async def run(settings: Settings, book: PolicyBook) -> None:

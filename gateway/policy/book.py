@@ -66,12 +66,12 @@ class PolicyBook:
         return list(self._routes.get(policy.tenant, {}))
 
 
-def load_book(folder: Path, settings: Settings) -> PolicyBook:
-    """Every policy in `folder`. ConfigError with the mistakes of all files."""
-    book, mistakes = check_book(folder, list(settings.by_name))
-    if book is None:
+def load_all(config_path: Path) -> tuple[Settings, PolicyBook]:
+    """config.yaml and its policies. ConfigError with every mistake of both."""
+    settings, book, mistakes = check_all(config_path)
+    if settings is None or book is None:
         raise ConfigError(mistakes)
-    return book
+    return settings, book
 
 
 def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, list[Mistake]]:

@@ -10,7 +10,7 @@ import orjson
 import structlog
 from aiohttp import web
 
-from gateway.errors import BodyTooLarge, GatewayError, NotFound, RequestError
+from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, NotFound, RequestError
 from gateway.web.keys import METRICS, REQUEST_ID
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _METHOD_NOT_ALLOWED = 405
+_NOT_FOUND = 404
+_LONGEST_RETRY_S = 120
 
 
 def error_body(error: GatewayError) -> Json:
@@ -31,7 +33,8 @@ def error_body(error: GatewayError) -> Json:
 def error_response(error: GatewayError, request_id: str, *, status: int | None = None) -> web.Response:
     headers = {"x-request-id": request_id}
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        # Whatever an engine asked for, a caller who waits longer than this has gone.
+        headers["Retry-After"] = str(min(_LONGEST_RETRY_S, max(1, math.ceil(error.retry_after_s))))
     if isinstance(error, RequestError):
         headers["x-should-retry"] = "false"
     return web.Response(
@@ -51,7 +54,7 @@ async def errors_as_openai(
     try:
         return await handler(request)
     except GatewayError as error:
-        if isinstance(error, RequestError):
+        if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()
         return error_response(error, request_id)
     except web.HTTPException as error:
@@ -78,6 +81,8 @@ def _http_error(request: web.Request, error: web.HTTPException, request_id: str)
         response = error_response(refused, request_id, status=_METHOD_NOT_ALLOWED)
         response.headers["Allow"] = allowed
         return response
+    if error.status != _NOT_FOUND:
+        return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
     return error_response(
         NotFound(f"There is no {request.method} {request.path} here. Try POST /v1/chat/completions."),
         request_id,

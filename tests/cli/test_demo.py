@@ -79,3 +79,25 @@ def _is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_demos_own_pair_answers_a_sum() -> None:
+    """The models a newcomer gets: 1.6 GB, fetched once. The opening is the teacher's, the sum is right."""
+    question = (
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+        "How many clips did Natalia sell altogether?"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "demo", "--port", "0", "--ask", question],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=_wide(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mode guided" in done.stdout
+    assert "teacher qwen2.5-coder-1.5b-instruct" in done.stdout
+    assert "72" in done.stdout.partition("]")[2]

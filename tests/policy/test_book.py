@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.config import OVERRIDES, load_settings
+from gateway.config import OVERRIDES
 from gateway.errors import ConfigError
-from gateway.policy.book import PolicyBook, check_all, load_book
+from gateway.policy.book import PolicyBook, check_all, load_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def tenant(folder: Path, name: str, *, keys: tuple[str, ...] = (), routes: str =
 
 
 def book_of(folder: Path) -> PolicyBook:
-    return load_book(folder / "policies", load_settings(folder / "config.yaml"))
+    return load_all(folder / "config.yaml")[1]
 
 
 def told(folder: Path) -> list[str]:
