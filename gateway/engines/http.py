@@ -54,6 +54,23 @@ class _Due:
     at: float
 
 
+@dataclass(slots=True)
+class _Connection:
+    """What is known of the connection that one call got."""
+
+    used_before: bool = False
+
+
+async def _note_reuse(_: aiohttp.ClientSession, context: Any, __: object) -> None:
+    context.trace_request_ctx.used_before = True
+
+
+def _reuse_noted() -> aiohttp.TraceConfig:
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(_note_reuse)
+    return trace
+
+
 @dataclass(frozen=True, slots=True)
 class JsonReply:
     body: Any
@@ -98,6 +115,7 @@ class EngineHttp:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             trust_env=False,
+            trace_configs=[_reuse_noted()],
             timeout=aiohttp.ClientTimeout(total=deadlines.total_s, connect=deadlines.connect_s),
         )
 
@@ -178,14 +196,7 @@ class EngineHttp:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send, check the status, and turn whatever aiohttp raises until the reply is read into an EngineError."""
         try:
-            sending = self._session.request(
-                method,
-                self._base_url + path,
-                data=None if payload is None else orjson.dumps(payload),
-                allow_redirects=False,
-            )
-            response = await (sending if due is None else self._by(due, sending))
-            async with response:
+            async with await self._send(method, path, payload, due) as response:
                 if response.status != HTTPStatus.OK:
                     raise await self._refusal(response)
                 yield response
@@ -206,6 +217,24 @@ class EngineHttp:
             )
             broke.heard = not isinstance(error, aiohttp.ClientConnectorError)
             raise broke from error
+
+    async def _send(self, method: str, path: str, payload: Json | None, due: _Due | None) -> aiohttp.ClientResponse:
+        """Send, and wait for the reply's head.
+
+        An engine may hang up on an idle connection in the moment in which it is used again, before it has read the call.
+        So a call that got no answer over a used connection goes out again; over a new one that would not be the reason.
+        """
+        data = None if payload is None else orjson.dumps(payload)
+        while True:
+            connection = _Connection()
+            sending = self._session.request(
+                method, self._base_url + path, data=data, allow_redirects=False, trace_request_ctx=connection
+            )
+            try:
+                return await (sending if due is None else self._by(due, sending))
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not connection.used_before:
+                    raise
 
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
         raw = await self._read(response)

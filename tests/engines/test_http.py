@@ -270,6 +270,24 @@ async def test_a_connection_that_breaks_before_the_reply_is_unreachable() -> Non
     assert isinstance(await failed_talk(break_off), EngineUnreachable)
 
 
+async def test_a_call_over_a_connection_that_the_engine_just_closed_goes_out_again() -> None:
+    """Once an idle connection turns out to be dead; a new connection that is hung up on is an error at once."""
+    calls: list[int] = []
+
+    async def one_call_each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        calls.append(1)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        await reader.read(1)  # the second call has begun to arrive, and is never answered
+        writer.close()
+
+    async with listening(one_call_each) as url, engine_http(url) as http:
+        for _ in range(3):
+            assert (await http.post("/v1", {})).body == {}
+    assert len(calls) == 3
+
+
 async def test_a_reply_that_breaks_off_is_unreachable() -> None:
     """A part of a reply is none, even when it happens to be JSON."""
 
