@@ -20,7 +20,7 @@ class Metrics:
             registry=registry,
         )
         self.refused = Counter(
-            "gkt_refused", "Requests refused before they had a route, by error label.", ("status",), registry=registry
+            "gkt_refused", "Requests refused before they had a receipt, by error label.", ("status",), registry=registry
         )
         self.unguided = Counter(
             "gkt_unguided",

@@ -221,8 +221,8 @@ class EngineHttp:
     async def _send(self, method: str, path: str, payload: Json | None, due: _Due | None) -> aiohttp.ClientResponse:
         """Send, and wait for the reply's head.
 
-        An engine may hang up on an idle connection in the moment in which it is used again, before it has read the call.
-        So a call that got no answer over a used connection goes out again; over a new one that would not be the reason.
+        An engine may hang up on an idle connection in the moment in which it is used again, before it has read the
+        call. So a call that got no answer over a used connection goes out again; over a new one it does not.
         """
         data = None if payload is None else orjson.dumps(payload)
         while True:
