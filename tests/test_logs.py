@@ -18,7 +18,7 @@ def fails(api_key):
     raise RuntimeError("broken")
 
 try:
-    fails("sk-canary-in-a-local")
+    fails("sk-can" "ary-in-a-local")
 except RuntimeError:
     structlog.get_logger().exception("it_broke")
     logging.getLogger("some.library").exception("it broke there")
@@ -35,5 +35,5 @@ def test_an_exception_is_logged_without_the_values_of_local_variables(form: str)
     assert "it_broke" in done.stderr
     assert "it broke there" in done.stderr
     assert "RuntimeError: broken" in done.stderr
-    assert "canary" not in done.stderr.replace('fails("sk-canary-in-a-local")', "")
+    assert "canary" not in done.stderr
     assert "chatter" not in done.stderr
