@@ -55,7 +55,9 @@ class Ledger:
         if draft.receipt is None and draft.needs_estimate:
             self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
         else:
-            self._show(draft.close(status, self._prices, self._encodings))
+            receipt = draft.close(status, self._prices, self._encodings)
+            # Not before the reply has left: what follows costs as much as reading the request did.
+            asyncio.get_running_loop().call_soon(self._show, receipt)
 
     async def _settle_later(self, draft: Draft, status: str) -> None:
         self._show(await self.close(draft, status))

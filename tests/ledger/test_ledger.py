@@ -73,10 +73,13 @@ def uncounted_draft() -> draft_module.Draft:
     return draft(plan("student"), student=call("small", None, text=["a story"]))
 
 
-async def test_a_counted_draft_settles_at_once(books: Books) -> None:
-    """No task, no thread: the receipt is there when `settle` returns."""
+async def test_a_counted_draft_settles_as_soon_as_its_reply_has_left(books: Books) -> None:
+    """No task, no thread: the sums are done when `settle` returns, and all else in the loop's next turn."""
     one = guided()
     books.ledger.settle(one, "ok")
+    assert one.receipt is not None
+    assert books.store.receipts == []
+    await asyncio.sleep(0)
     assert books.store.receipts == [one.receipt]
     assert await books.tasks.drain(0) == 0
 
@@ -101,6 +104,7 @@ async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, co
         shown = await books.ledger.close(one)
         assert await books.ledger.close(one) is shown
         books.ledger.settle(one, "client_gone")
+        await asyncio.sleep(0)
         assert books.store.receipts.pop() is shown
         assert shown.status == "ok"
     assert books.store.receipts == []
@@ -184,6 +188,7 @@ async def test_each_request_is_one_line_in_the_log(books: Books) -> None:
     one = guided()
     with capture_logs() as logs:
         books.ledger.settle(one, "ok")
+        await asyncio.sleep(0)
     (line,) = logs
     assert line["event"] == "request"
     assert line["id"] == one.id
