@@ -47,7 +47,8 @@ class Finisher:
         body = self._body(plan, chat, opening)
         call = _begin(plan, draft, body)
         # Until it has answered, nobody knows how much of this it wrote.
-        call.lost_tokens, call.unbounded = body.get(chat.limit_field) or 0, body.get(chat.limit_field) is None
+        limit = body.get(chat.limit_field)
+        call.lost_tokens, call.unbounded = (limit or 0) * (body.get("n") or 1), limit is None
         with self._failures(plan, draft):
             reply = await self._engines[plan.finisher].complete(body)
         call.lost_tokens, call.unbounded = 0, False

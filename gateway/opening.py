@@ -135,7 +135,9 @@ class Guide:
             whole = "length"
         draft.kept_tokens = tokens
         draft.complete = whole == "stop"
-        return Opening(trimmed.text, trimmed.owed, tokens, whole)
+        # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
+        text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
+        return Opening(text, trimmed.owed, tokens, whole)
 
     def _without(self, guidance: GuidancePlan, draft: Draft, reason: str, cause: EngineError | None) -> Opening:
         draft.unguided = reason

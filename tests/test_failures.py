@@ -408,6 +408,15 @@ def test_a_stop_text_across_the_seam_ends_the_answer(world: World) -> None:
         assert finishes == ["stop"]
 
 
+def test_a_stop_text_inside_the_guidance_ends_the_answer_there(world: World) -> None:
+    """What stands before it is the answer, to the last blank, and no student is called."""
+    answer = world.ask(stop=["question"])
+    choice = answer.json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("The answer to your ", "stop")
+    assert answer.headers["x-gkt-mode"] == "teacher_complete"
+    assert world.student.asked == []
+
+
 def test_usage_that_the_student_did_not_give_is_estimated_and_said_so(world: World) -> None:
     """An estimate is marked, never passed off as a count."""
 
