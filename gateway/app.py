@@ -205,7 +205,10 @@ async def _listen(runner: web.AppRunner, host: str, port: int, field: str) -> No
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
-        raise StartupError(f"{host}:{port} {why}. Stop what listens there, or set {field} in config.yaml.") from error
+        raise StartupError(
+            f"{host}:{port} {why}. Stop what listens there, or choose another port: {field} in config.yaml, --port of "
+            "the demo."
+        ) from error
 
 
 def _url(runner: web.AppRunner) -> str:

@@ -78,7 +78,6 @@ class Completions:
                 reply = _whole_reply(opening)
             else:
                 reply = await self._finisher.complete(plan, chat, opening, draft)
-            draft.saw_first_token()
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft)
             usage = _caller_usage(plan, opening, receipt)

@@ -112,6 +112,14 @@ class ModelSettings(Shape):
         assert price is not None  # held by _known_price
         return price
 
+    @field_validator("api_base")
+    @classmethod
+    def _without_the_route(cls, base: str) -> str:
+        for route in ("/chat/completions", "/completions", "/generate", "/generate_stream"):
+            if base.endswith(route):
+                raise Wrong(f"must end before {route}: the gateway adds the route", base.removesuffix(route))
+        return base
+
     @field_validator("tokenizer")
     @classmethod
     def _known_tokenizer(cls, tokenizer: str) -> str:

@@ -77,8 +77,10 @@ class Guide:
             async with asyncio.timeout(guidance.deadline_s):
                 reply = await self._ask(guidance, chat, draft)
         except TimeoutError:
+            draft.guided = time.perf_counter()
             return self._without(guidance, draft, "teacher_late", None)
         except EngineError as error:
+            draft.guided = time.perf_counter()
             note_failure(error, draft.id, self._metrics)
             if not error.heard:
                 draft.teacher = None

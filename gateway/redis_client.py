@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import structlog
 from redis.asyncio import Redis
@@ -31,6 +32,9 @@ class RedisClient:
     def __init__(self, url: str, *, timeout_s: float, metrics: Metrics) -> None:
         # One retry, at once: a connection of the pool that Redis closed meanwhile says nothing about Redis.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
+        address = urlsplit(url)
+        # Without what may be a password.
+        self._where = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
         connecting: dict[str, Any] = {"socket_connect_timeout": timeout_s}
         if not url.startswith("unix:"):
             connecting["socket_keepalive"] = True  # a peer that vanished must not be waited for
@@ -46,8 +50,8 @@ class RedisClient:
             info = await self.commands.info("server")
         except (RedisError, OSError) as error:
             raise StartupError(
-                f"Redis does not answer ({type(error).__name__}). Start it, correct redis.url in config.yaml, "
-                "or write 'url: embedded'."
+                f"Redis at {self._where} does not answer ({type(error).__name__}). Start it, correct redis.url in "
+                "config.yaml or GKT_REDIS_URL, or write 'url: embedded'."
             ) from error
         version = str(info["redis_version"])
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:

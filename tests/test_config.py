@@ -165,6 +165,15 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ("model_list: []\n" + BIG, "1: model_list: unknown key: here it is called models"),
         (model(model_name="x"), "1: models[0].model_name: unknown key: here it is called name"),
         (model(protocol="litellm"), "1: models[0].protocol: must be tgi or openai"),
+        (
+            model(api_base="http://h:1/v1/chat/completions"),
+            "1: models[0].api_base: must end before /chat/completions: the gateway adds the route",
+        ),
+        (
+            model(protocol="tgi", continuation="vllm"),
+            "1: models[0].continuation: TGI continues in one way only: write trailing, or none to leave it alone",
+        ),
+        (model(protocol="tgi", echo="true"), "1: models[0].echo: TGI never repeats the text that it continues"),
         (model(name="'a b'"), "1: models[0].name: must be 1 to 128 letters, digits or any of . _ : / -"),
         (model(tokenizer="o200k"), "1: models[0].tokenizer: must be one of cl100k_base, "),
         (

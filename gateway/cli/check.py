@@ -71,6 +71,9 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
 
 
 def _doubt(route: Route, settings: Settings) -> str | None:
+    if route.mode != "guided" and (route.teacher if route.mode == "student" else route.student):
+        unused = "teacher" if route.mode == "student" else "student"
+        return f"mode {route.mode} leaves its {unused} and its guidance unused"
     if route.mode != "guided" or route.student is None:
         return None
     if route.teacher == route.student:

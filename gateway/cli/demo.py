@@ -17,7 +17,7 @@ from rich.console import Console
 
 from gateway.app import Addresses
 from gateway.app import serve as serve_gateway
-from gateway.cli.demo_print import print_answer, print_how_to_call
+from gateway.cli.demo_print import print_answer, print_how_to_call, print_where
 from gateway.config import Settings
 from gateway.errors import StartupError
 from gateway.local import weights
@@ -43,6 +43,7 @@ _GUIDANCE_DEADLINE_S = 120.0
 _PROBE_LIMIT_S = 120.0
 _PROBE_EVERY_S = 0.1
 _INTERRUPTED = 130
+_PORT = 8080
 
 
 def demo(
@@ -51,7 +52,9 @@ def demo(
     projection: Annotated[Projection, typer.Option(help="How the teacher is asked.")] = "cutoff",
     teacher: Annotated[str, typer.Option(help="A model of the catalogue, or the path of a .gguf file.")] = TEACHER,
     student: Annotated[str, typer.Option(help="A model of the catalogue, or the path of a .gguf file.")] = STUDENT,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the gateway listens; 0: any free port.")] = 8080,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Where the gateway listens. Default: 8080; with --ask any.")
+    ] = None,
 ) -> None:
     """Start everything on this machine: Redis, a teacher, a student, the gateway; answer a question.
 
@@ -60,7 +63,7 @@ def demo(
     Ctrl-C.
     """
     set_up_logs("warning", "auto")
-    setup = _Setup(teacher, student, tokens, projection, port)
+    setup = _Setup(teacher, student, tokens, projection, port if port is not None else 0 if ask else _PORT)
     for name in (teacher, student):
         weights.fetch(name)  # before the event loop: Ctrl-C then ends a download at once
     if not uvloop.run(_until_interrupted(_demo(setup, ask, Console()))):
@@ -136,10 +139,14 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
         starting.update("asking the engines what they can do")
         await _until_probed(session, at.admin)
         starting.stop()
-        console.print(f"[dim]gateway[/] {at.public}/v1   [dim]metrics[/] {at.admin}/metrics")
-        await print_answer(console, session, at.public, ask or QUESTION)
-        print_how_to_call(console, at.public, KEY)
         if ask is None:
+            print_where(console, at, stack)
+        await print_answer(console, session, at.public, ask or QUESTION)
+        if ask is not None:
+            console.print("\nWithout --ask the gateway goes on running. Then call it like this:")
+            print_how_to_call(console, f"http://127.0.0.1:{_PORT}", KEY)
+        else:
+            print_how_to_call(console, at.public, KEY)
             console.print("\nThe gateway is running. [bold]Ctrl-C[/] stops it and everything it started.")
             await asyncio.Event().wait()
 

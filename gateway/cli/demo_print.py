@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     import aiohttp
     from rich.console import Console
+
+    from gateway.app import Addresses
+    from gateway.local.stack import LocalStack
 
 _TEACHER_STYLE = "bold cyan"
 _RECEIPT_TRIES = 50
@@ -39,7 +43,9 @@ async def print_answer(console: Console, session: aiohttp.ClientSession, base_ur
         else:
             console.print(Text(part), end="", soft_wrap=True)
     console.print("\n")
-    console.print(_receipt_table(await _receipt(session, base_url, receipt_id)))
+    table, said = _receipt_table(await _receipt(session, base_url, receipt_id))
+    console.print(table)
+    console.print(said, soft_wrap=True, highlight=False)
 
 
 async def _stream(session: aiohttp.ClientSession, base_url: str, question: str) -> AsyncIterator[str]:
@@ -79,8 +85,17 @@ async def _receipt(session: aiohttp.ClientSession, base_url: str, receipt_id: st
     raise StartupError(f"There is no receipt {receipt_id}.")
 
 
-def _receipt_table(receipt: dict[str, Any]) -> Table:
-    table = Table("", "tokens read", "written", "cost, USD", title=f"Receipt {receipt['id']}", title_justify="left")
+def _receipt_table(receipt: dict[str, Any]) -> tuple[Table, str]:
+    """The money as a table, and the rest in one line."""
+    table = Table(
+        "",
+        "tokens read",
+        "written",
+        "cost, USD",
+        title=f"Receipt {receipt['id']}",
+        title_justify="left",
+        box=box.SIMPLE,
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for role in ("teacher", "student"):
@@ -91,7 +106,7 @@ def _receipt_table(receipt: dict[str, Any]) -> Table:
     table.add_row("together", "", "", _usd(receipt["cost_usd"]))
     about = " (estimate)" if receipt["baseline_estimated"] else ""
     table.add_row(f"the teacher alone{about}", "", "", _usd(receipt["baseline_usd"]))
-    table.add_row("saved", "", "", _usd(receipt["savings_usd"]))
+    table.add_row("saved (negative: it cost more)", "", "", _usd(receipt["savings_usd"]))
     timings = receipt["timings"]
     batch = receipt["batch"] or {"id": "none", "size": 0}
     said = [f"mode {receipt['mode']}", f"batch {batch['id']} of {batch['size']}"]
@@ -103,13 +118,21 @@ def _receipt_table(receipt: dict[str, Any]) -> Table:
     ]
     if receipt["unguided"]:
         said.append(f"unguided: {receipt['unguided']}")
-    table.caption = ", ".join(said)
-    table.caption_justify = "left"
-    return table
+    return table, ", ".join(said)
 
 
 def _usd(amount: str) -> str:
     return f"{Decimal(amount):.7f}"
+
+
+def print_where(console: Console, gateway: Addresses, engines: LocalStack) -> None:
+    """What listens where: enough to write a config.yaml against the demo's engines."""
+    console.print(
+        f"gateway {gateway.public}/v1   admin {gateway.admin}/readyz, /metrics\n"
+        f"teacher {engines.teacher_url} (protocol tgi)   student {engines.student_url}/v1 (protocol openai)",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_how_to_call(console: Console, base_url: str, key: str) -> None:
@@ -120,10 +143,11 @@ def print_how_to_call(console: Console, base_url: str, key: str) -> None:
 curl {base_url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
   -d '{{"model": "chat", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
 
-[bold]OpenAI SDK[/]
+[bold]OpenAI SDK[/] (pip install openai, or .venv/bin/python)
 from openai import OpenAI
 client = OpenAI(base_url="{base_url}/v1", api_key="{key}")
 reply = client.chat.completions.create(model="chat", messages=[{{"role": "user", "content": "Why is the sky blue?"}}])
+print(reply.choices[0].message.content)
 
 models: chat (guided), chat-student, chat-teacher; prices are examples""",
         highlight=False,

@@ -16,14 +16,19 @@ log = structlog.get_logger()
 def note_failure(error: EngineError, request_id: str, metrics: Metrics) -> None:
     """Count and log a failed call. Callers are told less: the cause may hold the engine's address."""
     metrics.engine_errors.labels(error.engine, error.label).inc()
-    cause = error.__cause__
-    # Only an OSError's text is known to hold no header: addresses and error numbers.
-    said = f"{type(cause).__name__}: {cause}" if isinstance(cause, OSError) else type(cause).__name__
     log.warning(
         "engine_error",
         id=request_id,
         engine=error.engine,
         label=error.label,
         message=error.message,
-        cause=None if cause is None else said,
+        cause=cause_of(error),
     )
+
+
+def cause_of(error: EngineError) -> str | None:
+    """What lies behind an error, for operators alone: it may hold the engine's address, and never a header."""
+    cause = error.__cause__
+    if cause is None:
+        return None
+    return f"{type(cause).__name__}: {cause}" if isinstance(cause, OSError) else type(cause).__name__

@@ -210,9 +210,9 @@ class EngineHttp:
             failed.heard = not connecting
             raise failed from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # The text of the exception may hold the address: its type says enough, the log has the rest.
+            # What the exception says may hold the address: that is for the log.
             broke = EngineUnreachable(
-                f"Engine '{self._name}' could not be reached or broke off ({type(error).__name__}).",
+                f"Engine '{self._name}' could not be reached or broke off.",
                 engine=self._name,
             )
             broke.heard = not isinstance(error, aiohttp.ClientConnectorError)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from gateway.engines.failures import cause_of
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ async def watch(engine: Engine, metrics: Metrics, pace: Pace = Pace()) -> None:
         try:
             await engine.probe()
         except EngineError as error:
-            state.up, state.detail = False, error.message
+            state.up, state.detail = False, f"{error.message} {cause_of(error) or ''}".rstrip()
             wait_s, retry_s = retry_s, min(pace.last_retry_s, retry_s * 2)
         except Exception:
             # Whatever it is, the watch lives on: nobody else would see the engine come back.

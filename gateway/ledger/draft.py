@@ -130,7 +130,7 @@ class Draft:
         if self.batch is not None:
             facts["batch"] = self.batch.id
             facts["batch_size"] = self.batch.size
-        if self.guided is not None:
+        if self.guided is not None and self.unguided is None:
             facts["guidance_tokens"] = self.kept_tokens
         for name, spent in (
             ("admission_ms", _ms(self.started, self.admitted)),
@@ -143,7 +143,7 @@ class Draft:
 
     def _guidance_facts(self) -> GuidanceFacts | None:
         guidance = self.plan.guidance
-        if guidance is None or self.guided is None:
+        if guidance is None or self.guided is None or self.unguided is not None:
             return None
         return GuidanceFacts(
             guidance.projection, guidance.placement, guidance.tokens, self.kept_tokens, complete=self.complete

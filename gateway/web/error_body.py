@@ -52,7 +52,10 @@ async def errors_as_openai(
     """Give the request its id, and render whatever is raised before a reply has begun."""
     request[REQUEST_ID] = request_id = f"req_{secrets.token_hex(12)}"
     try:
-        return await handler(request)
+        response = await handler(request)
+        if not response.prepared:
+            response.headers.setdefault("x-request-id", request_id)
+        return response
     except GatewayError as error:
         if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()

@@ -123,6 +123,12 @@ def test_another_file_may_be_checked(folder: Path) -> None:
             "teacher: small #",
             "tenant default: route chat: small is its own teacher",
         ),
+        (
+            "policies/default.yaml",
+            "mode: guided           #",
+            "mode: student          #",
+            "tenant default: route chat: mode student leaves its teacher and its guidance unused",
+        ),
     ],
 )
 def test_what_works_and_should_not_go_into_production_is_a_warning(
