@@ -20,12 +20,11 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the engine counted them; `estimated` where it did not say and the gateway had to."""
+    """Tokens as the engine counted them."""
 
     input_tokens: int
     output_tokens: int
     cached_input_tokens: int = 0
-    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
-import orjson
 
 if TYPE_CHECKING:
     from gateway.protocol import Json
@@ -106,7 +105,8 @@ class Receipt(msgspec.Struct, frozen=True):
         return plain
 
     def to_json(self) -> bytes:
-        return orjson.dumps(self.as_dict())
+        """As it is kept; callers are shown `as_dict`."""
+        return msgspec.json.encode(self)
 
     @classmethod
     def from_json(cls, raw: bytes) -> Receipt:

@@ -49,7 +49,7 @@ class ReceiptStore:
             oldest, lost = self._waiting.popitem(last=False)
             self._metrics.receipts_lost.inc()
             # Not silently: the log line is now the only place where this receipt stands.
-            log.error("receipt_lost", id=oldest, receipt=lost.to_json().decode())
+            log.error("receipt_lost", id=oldest, receipt=lost.as_dict())
         self._news.set()
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:

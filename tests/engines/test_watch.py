@@ -124,6 +124,26 @@ async def test_an_engine_that_is_up_is_looked_at_at_its_own_pace() -> None:
     assert pauses[7] < 0.3
 
 
+async def test_a_watch_survives_what_nobody_expected() -> None:
+    """Nobody else would see the engine come back."""
+    async with watching(UP) as watched:
+        await watched.probes(1)
+        probe = watched.engine.probe
+
+        async def broken() -> None:
+            raise RuntimeError("a mistake of ours")
+
+        watched.engine.probe = broken  # type: ignore[method-assign]
+        with capture_logs() as logs:
+            while watched.engine.state.up:
+                await asyncio.sleep(0.01)
+        assert any(line["event"] == "probe_broke" for line in logs)
+        watched.engine.probe = probe  # type: ignore[method-assign]
+        async with asyncio.timeout(5):
+            while not watched.engine.state.up:
+                await asyncio.sleep(0.01)
+
+
 async def test_a_watch_that_is_cancelled_ends() -> None:
     """At shutdown nothing is left behind."""
     async with watching(UP) as watched:
