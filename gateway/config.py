@@ -63,12 +63,17 @@ class Admin(Shape):
     port: Port = 8081
 
 
+_LEASE_TIMEOUTS = 4
+
+
 class RedisSettings(Shape):
     """Where the replicas meet. `url` may hold a password, hence a SecretStr; "embedded" starts one here."""
 
     url: SecretOrText = SecretStr("embedded")
     prefix: str = "gkt"
     timeout_s: Annotated[Duration, lasting("10ms", "10s")] = Field(0.2, alias="timeout")
+    lease_s: Annotated[Duration, lasting("1s", "1h")] = Field(10.0, alias="lease", validate_default=True)
+    """How long a process that is not heard of keeps what it holds: tickets, permits, requests under way."""
     on_failure: Literal["degrade", "reject"] = "degrade"
 
     @field_validator("url")
@@ -78,6 +83,17 @@ class RedisSettings(Shape):
         if text != "embedded" and not text.startswith(("redis://", "rediss://", "unix://")):
             raise Wrong("must be embedded, or an address that starts with redis://, rediss:// or unix://")
         return url
+
+    @field_validator("lease_s")
+    @classmethod
+    def _outlasts_a_command(cls, lease_s: float, info: ValidationInfo) -> float:
+        timeout_s = info.data.get("timeout_s", 0.0)
+        if lease_s < _LEASE_TIMEOUTS * timeout_s:
+            raise Wrong(
+                f"must be at least {_LEASE_TIMEOUTS} times redis.timeout, which is {timeout_s:g}s: "
+                "one slow command would lose it"
+            )
+        return lease_s
 
     @field_validator("prefix")
     @classmethod

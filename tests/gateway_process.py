@@ -69,7 +69,7 @@ class GatewayProcess:
             **sections,
             "server": {"host": "127.0.0.1", "port": 0, **sections["server"]},
             "admin": {"port": 0},
-            "redis": {"url": redis_url, **sections.get("redis", {})},
+            "redis": {"url": redis_url, "lease": "60s", **sections.get("redis", {})},
             "log": {"format": "json"},
             "models": models,
         }

@@ -216,6 +216,11 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ),
         ("redis: {prefix: '{a}'}\n" + BIG, "1: redis.prefix: must be 1 to 32 letters, digits, - or _"),
         ("redis: {timeout: 11s}\n" + BIG, "1: redis.timeout: must be between 10ms and 10s"),
+        ("redis: {lease: 0s}\n" + BIG, "1: redis.lease: must be between 1s and 1h"),
+        (
+            "redis: {timeout: 3s}\n" + BIG,
+            "1: redis.lease: must be at least 4 times redis.timeout, which is 3s: one slow command would lose it",
+        ),
         ("redis: {on_failure: fail}\n" + BIG, "1: redis.on_failure: must be degrade or reject"),
         ("receipts: {ttl: 1s}\n" + BIG, "1: receipts.ttl: must be between 1m and 30d"),
         ("log: {level: warn}\n" + BIG, "1: log.level: must be debug, info, warning or error. Did you mean 'warning'?"),

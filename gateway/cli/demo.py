@@ -84,6 +84,7 @@ class _Setup:
             {
                 "server": {"host": "127.0.0.1", "port": self.port},
                 "admin": {"port": 0},
+                "redis": {"lease": _GUIDANCE_DEADLINE_S},
                 "models": [
                     {
                         "name": self.teacher,

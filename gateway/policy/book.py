@@ -81,12 +81,19 @@ def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, li
     if folder is None:
         return settings, None, mistakes
     known = list(settings.by_name) if settings else _names(source)
-    book, more = check_book(folder, known)
+    book, more = check_book(folder, known, settings.redis.lease_s if settings else None)
     return settings, book, [*mistakes, *more]
 
 
-def check_book(folder: Path, known_models: list[str] | None) -> tuple[PolicyBook | None, list[Mistake]]:
-    """Every *.yaml in `folder`, one tenant each. `known_models` None: config.yaml does not tell, so do not ask."""
+def check_book(
+    folder: Path, known_models: list[str] | None, lease_s: float | None = None
+) -> tuple[PolicyBook | None, list[Mistake]]:
+    """Every *.yaml in `folder`, one tenant each.
+
+    Args:
+        known_models: the names of config.yaml. None: it does not tell, so do not ask.
+        lease_s: redis.lease of config.yaml, which no guidance deadline may pass. None likewise.
+    """
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:
@@ -106,6 +113,7 @@ def check_book(folder: Path, known_models: list[str] | None) -> tuple[PolicyBook
             found += [*wrong, *book_so_far.check(source), *_routes(source, known_models)]
             if policy is not None:
                 policies.append(policy)
+                found += _past_the_lease(source, policy, lease_s)
         mistakes += in_file_order(found)
     if not mistakes and not policies:
         mistakes.append(Mistake(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
@@ -153,6 +161,17 @@ def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]
                 yield source.mistake(
                     ("routes", index, role), f"no model in config.yaml is called '{engine}'{known}", hint
                 )
+
+
+def _past_the_lease(source: Source, policy: TenantPolicy, lease_s: float | None) -> Iterator[Mistake]:
+    """A permit ends with its owner's lease: a call that may last longer would run without one."""
+    for index, route in enumerate(policy.routes):
+        if lease_s is not None and route.mode == "guided" and route.guidance.deadline_s > lease_s:
+            yield source.mistake(
+                ("routes", index, "guidance", "deadline"),
+                f"is longer than redis.lease in config.yaml, {lease_s:g}s: the call could outlive its permit; "
+                "shorten it, or raise redis.lease",
+            )
 
 
 def _names(source: Source | None) -> list[str] | None:

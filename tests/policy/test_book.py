@@ -181,3 +181,21 @@ def test_a_config_that_cannot_be_read_is_one_mistake(folder: Path) -> None:
     assert len(told(folder)) == 1
     (folder / "config.yaml").write_text(MODELS + "policies: 3\n")
     assert told(folder) == ["config.yaml:4: policies: must be the path of a folder"]
+
+
+def test_a_call_may_not_outlive_its_permit(folder: Path) -> None:
+    """A guidance deadline past redis.lease is refused, where it stands; a student's route has no permit."""
+    tenant(
+        folder,
+        "acme",
+        keys=("a",),
+        routes="  - {model: slow, mode: guided, teacher: big, student: small, guidance: {deadline: 30s}}\n"
+        "  - {model: alone, mode: student, student: small, guidance: {deadline: 30s}}\n",
+    )
+    (mistake,) = told(folder)
+    assert mistake.endswith(
+        "acme.yaml:3: routes[0].guidance.deadline: is longer than redis.lease in config.yaml, 10s: the call could "
+        "outlive its permit; shorten it, or raise redis.lease"
+    )
+    (folder / "config.yaml").write_text("redis: {lease: 30s}\n" + MODELS)
+    assert book_of(folder)
