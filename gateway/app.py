@@ -15,7 +15,8 @@ from aiohttp import web
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admission import Admission
 from gateway.batching.batcher import Batcher
-from gateway.batching.window import Limits
+from gateway.batching.flights import Flights
+from gateway.batching.ticket import Limits
 from gateway.completion import Completions
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
@@ -68,6 +69,7 @@ class Gateway:
     public: web.Application
     admin: web.Application
     admission: Admission
+    batcher: Batcher
     store: ReceiptStore
     tasks: Tasks
 
@@ -94,12 +96,14 @@ async def gateway(settings: Settings, book: PolicyBook, redis_url: str) -> Async
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         batcher = Batcher(
-            redis.commands,
-            redis.listening,
+            redis,
             redis_keys,
             owner=f"{socket.gethostname()}-{secrets.token_hex(6)}",
-            limits={model.name: _limits(model, engines[model.name]) for model in settings.models},
+            limits={
+                model.name: _limits(model, engines[model.name], settings.redis.lease_s) for model in settings.models
+            },
             on_failure=settings.redis.on_failure,
+            metrics=metrics,
         )
         store = ReceiptStore(redis.commands, redis_keys, ttl_s=settings.receipts.ttl_s, metrics=metrics)
         ledger = Ledger(
@@ -112,7 +116,7 @@ async def gateway(settings: Settings, book: PolicyBook, redis_url: str) -> Async
         admission = Admission(settings.server.max_in_flight, metrics)
         completions = Completions(
             book=book,
-            guide=Guide(engines, batcher, metrics),
+            guide=Guide(engines, batcher, Flights(tasks), metrics),
             finisher=Finisher(engines, metrics),
             admission=admission,
             ledger=ledger,
@@ -137,7 +141,7 @@ async def gateway(settings: Settings, book: PolicyBook, redis_url: str) -> Async
         tasks.keep("redis", redis.watch())
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics))
-        yield Gateway(public, admin, admission, store, tasks)
+        yield Gateway(public, admin, admission, batcher, store, tasks)
 
 
 def _engine(model: ModelSettings) -> Engine:
@@ -157,13 +161,21 @@ def _engine(model: ModelSettings) -> Engine:
     return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo)
 
 
-def _limits(model: ModelSettings, engine: Engine) -> Callable[[], Limits]:
+def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:
     """What the teacher takes: the configuration's limits, and never more than the engine says it takes."""
+    configured = Limits(
+        max_in_flight=model.max_concurrency,
+        max_size=model.batch.max_size,
+        max_prompt_tokens=model.batch.max_prompt_tokens,
+        low_water=model.batch.low_water,
+        max_queue=model.batch.max_queue,
+        max_cache_bytes=model.guidance_cache_bytes,
+        lease_s=lease_s,
+    )
 
     def now() -> Limits:
         own = engine.state.max_concurrency
-        cap = model.max_concurrency if own is None else min(model.max_concurrency, own)
-        return Limits(cap, model.batch.max_size, model.batch.max_prompt_tokens)
+        return configured if own is None or own >= configured.max_in_flight else configured.of_cap(own)
 
     return now
 
@@ -196,6 +208,7 @@ async def serve(
         cut = await parts.admission.drain(settings.server.drain_timeout_s)
         await public.cleanup()
         await parts.tasks.drain(_CUT_S)
+        await parts.batcher.stop()
         kept = await parts.store.flush()
         log.info("stopped", cut=cut, receipts_kept=kept)
 

@@ -124,7 +124,7 @@ class Completions:
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._book.models(policy))
             raise ModelNotFound(f"There is no model '{chat.model}' for this key. It may use: {names}.", param="model")
-        return resolve(route, chat, self._finisher.continuation_of)
+        return resolve(policy, route, chat, self._finisher.continuation_of)
 
     @contextmanager
     def _recorded(self, visit: Visit, chat: ChatRequest, plan: Plan) -> Iterator[Draft]:

@@ -11,6 +11,8 @@ GatewayError                     label, status, type, code: the same label names
 ├── ServiceError                 the caller can only wait
 │   ├── Overloaded               503, Retry-After: too much in flight, or the gateway is draining
 │   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy forbids going without
+│   ├── QueueFull                429, Retry-After: too many of the tenant's requests wait for guidance
+│   ├── TicketUnreadable         503, Retry-After: what Redis kept of the request's ticket cannot be read
 │   └── StoreUnavailable         503, Retry-After: Redis is away, and the configuration forbids going without
 ├── EngineError                  an engine (teacher or student) did not do its part: 502
 │   ├── EngineUnreachable        no connection, or it broke before the reply
@@ -108,6 +110,18 @@ class Overloaded(ServiceError):
 class GuidanceUnavailable(ServiceError):
     label = "guidance_unavailable"
     code = "guidance_unavailable"
+
+
+class QueueFull(ServiceError):
+    label = "queue_full"
+    status = 429
+    kind = "rate_limit_error"
+    code = "queue_full"
+
+
+class TicketUnreadable(ServiceError):
+    label = "ticket_unreadable"
+    code = "ticket_unreadable"
 
 
 class StoreUnavailable(ServiceError):

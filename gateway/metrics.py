@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
@@ -48,11 +49,54 @@ class Metrics:
             buckets=_STAGE_BUCKETS,
             registry=registry,
         )
+        self.guidance = Counter(
+            "gkt_guidance",
+            "Openings by where they came from: teacher (its own call), flight (that of an identical request), cache.",
+            ("teacher", "source"),
+            registry=registry,
+        )
         self.batch_size = Histogram(
             "gkt_batch_size",
-            "Calls over the fleet in the batch of each guided request.",
+            "Calls over the fleet in each batch that opened.",
             ("teacher",),
             buckets=_BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.batch_fill = Histogram(
+            "gkt_batch_fill",
+            "Size of each batch that opened, as a part of the largest.",
+            ("teacher",),
+            buckets=_FILL_BUCKETS,
+            registry=registry,
+        )
+        self.batch_window = Gauge(
+            "gkt_batch_window_seconds",
+            "How long the next ticket waits for others.",
+            ("teacher",),
+            registry=registry,
+        )
+        self.tickets = Counter(
+            "gkt_tickets",
+            "Tickets that ended without a turn: expired, withdrawn, refused, unreadable, reclaimed (of dead processes).",
+            ("teacher", "end"),
+            registry=registry,
+        )
+        self.queue_depth = Gauge(
+            "gkt_queue_depth", "Tickets that wait for a turn, over the fleet.", ("teacher",), registry=registry
+        )
+        self.queue_age = Gauge(
+            "gkt_queue_age_seconds", "How long this process's oldest ticket waits.", ("teacher",), registry=registry
+        )
+        self.teacher_in_flight = Gauge(
+            "gkt_teacher_in_flight",
+            "Calls to the teacher under way, over the fleet.",
+            ("teacher",),
+            registry=registry,
+        )
+        self.teacher_cap = Gauge(
+            "gkt_teacher_cap",
+            "Calls to the teacher that may be under way.",
+            ("teacher",),
             registry=registry,
         )
         self.in_flight = Gauge("gkt_in_flight", "Requests this process holds.", registry=registry)

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.pricing import Price, litellm_table
-from gateway.units import Duration, HttpBase, Name, Rate, Secret, Usd, Whole, Wrong, lasting
+from gateway.units import Duration, HttpBase, Name, Rate, Secret, Size, Usd, Whole, Wrong, lasting, sized
 from gateway.yaml_source import Shape
 from gateway.yaml_words import nearest
 
@@ -19,6 +19,18 @@ class Batch(Shape):
 
     max_size: Annotated[Whole, Field(ge=1, le=4096)] = 32
     max_prompt_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] = 32768
+    low_water: Annotated[Whole, Field(ge=0, le=100_000)] = 8
+    """With fewer calls than this in flight, a request does not wait for others."""
+    max_queue: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(1000, validate_default=True)
+    """Requests of one tenant that may wait."""
+
+    @field_validator("max_queue")
+    @classmethod
+    def _holds_a_batch(cls, max_queue: int, info: ValidationInfo) -> int:
+        max_size = info.data.get("max_size", 1)
+        if max_queue < max_size:
+            raise Wrong(f"must be at least batch.max_size, which is {max_size}: or no batch of one tenant could fill")
+        return max_queue
 
 
 class Timeouts(Shape):
@@ -90,6 +102,8 @@ class ModelSettings(Shape):
     max_concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 96
     """Calls in flight over the whole fleet while this model is a teacher."""
     batch: Batch = Batch()
+    guidance_cache_bytes: Annotated[Size, sized("0B", "100GB")] = Field(64_000_000, alias="guidance_cache")
+    """As a teacher: how much of its greedy guidance Redis keeps for identical requests."""
     continuation: Literal["auto", "vllm", "sglang", "trailing", "prefix", "partial", "none"] = Field(
         default_factory=lambda data: "trailing" if data.get("protocol") == "tgi" else "auto"
     )

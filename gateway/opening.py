@@ -6,14 +6,24 @@ Paper, section 2: guidance G = F(teacher, prompt), at most m tokens; the student
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.batching.window import Ticket
+import orjson
+
+from gateway.batching.ticket import Ticket
 from gateway.engines.base import OpeningReply, OpeningRequest
 from gateway.engines.failures import note_failure
-from gateway.errors import EngineError, EngineRejected, GuidanceUnavailable, InvalidRequest
+from gateway.errors import (
+    EngineError,
+    EngineRejected,
+    GuidanceUnavailable,
+    InvalidRequest,
+    QueueFull,
+    TicketUnreadable,
+)
 from gateway.guidance.projection import PROJECTIONS, teacher_messages
 from gateway.guidance.seam import trim
 from gateway.ledger.draft import Call
@@ -23,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.batching.batcher import Batcher
+    from gateway.batching.flights import Flights
+    from gateway.batching.ticket import Grant
     from gateway.engines.base import Engine
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
@@ -54,11 +66,12 @@ UNGUIDED = Opening()
 
 
 class Guide:
-    """Asks teachers for openings, each call with a permit of the teacher's batch."""
+    """Asks teachers for openings: each call with a permit of the teacher's batch, identical ones once."""
 
-    def __init__(self, engines: Mapping[str, Engine], batcher: Batcher, metrics: Metrics) -> None:
+    def __init__(self, engines: Mapping[str, Engine], batcher: Batcher, flights: Flights, metrics: Metrics) -> None:
         self._engines = engines
         self._batcher = batcher
+        self._flights = flights
         self._metrics = metrics
 
     async def open(self, plan: Plan, chat: ChatRequest, draft: Draft) -> Opening:
@@ -67,6 +80,7 @@ class Guide:
         Raises:
             GuidanceUnavailable: it did not, and the policy wants no unguided answer.
             InvalidRequest: likewise, and the teacher blames the request.
+            QueueFull: too many requests of the tenant wait, and the policy wants no unguided answer then either.
             StoreUnavailable: Redis is away and the configuration says `reject`.
         """
         guidance = plan.guidance
@@ -79,44 +93,58 @@ class Guide:
         except TimeoutError:
             draft.guided = time.perf_counter()
             return self._without(guidance, draft, "teacher_late", None)
+        except QueueFull as full:
+            draft.unguided = full.label
+            if guidance.reject_when_full:
+                raise
+            return UNGUIDED
+        except TicketUnreadable as unreadable:
+            return self._without(guidance, draft, unreadable.label, None)
         except EngineError as error:
             draft.guided = time.perf_counter()
-            note_failure(error, draft.id, self._metrics)
+            if draft.teacher is not None:  # else it was another request's call
+                note_failure(error, draft.id, self._metrics)
             if not error.heard:
                 draft.teacher = None
             return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error)
         return self._opening(plan, guidance, chat, draft, reply)
 
     async def _ask(self, guidance: GuidancePlan, chat: ChatRequest, draft: Draft) -> OpeningReply:
+        engine = self._engines[guidance.teacher]
         projection = PROJECTIONS[guidance.projection]
-        messages = teacher_messages(projection, chat.messages)
+        request = OpeningRequest(
+            max_tokens=guidance.tokens,
+            messages=teacher_messages(projection, chat.messages),
+            temperature=guidance.temperature,
+            top_p=guidance.top_p,
+            seed=guidance.seed,
+            # A hint is not the answer: what stops the answer need not stop it.
+            stop=chat.stop if projection.teacher_may_finish else (),
+        )
         ticket = Ticket(
             draft.id,
+            tenant=guidance.tenant,
             prompt_tokens=max(1, chat.size_bytes // _BYTES_PER_TOKEN),
             max_wait_s=guidance.max_wait_s,
             deadline_s=guidance.deadline_s,
+            weight=guidance.weight,
+            work=_work(guidance.share, engine, request),
+            cache_ttl_s=guidance.cache_ttl_s,
         )
-        draft.asked = time.perf_counter()
-        async with self._batcher.queue(guidance.teacher).permit(ticket) as grant:
+
+        def granted(grant: Grant) -> None:
             draft.granted = time.perf_counter()
             draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until it has answered, nobody knows how much of this it wrote.
-            draft.teacher = Call(guidance.teacher, messages, lost_tokens=guidance.tokens)
-            reply = await self._engines[guidance.teacher].opening(
-                OpeningRequest(
-                    max_tokens=guidance.tokens,
-                    messages=messages,
-                    temperature=guidance.temperature,
-                    top_p=guidance.top_p,
-                    seed=guidance.seed,
-                    # A hint is not the answer: what stops the answer need not stop it.
-                    stop=chat.stop if projection.teacher_may_finish else (),
-                )
-            )
+            draft.teacher = Call(guidance.teacher, request.messages or (), lost_tokens=guidance.tokens)
+
+        draft.asked = time.perf_counter()
+        landing = await self._flights.join(
+            self._batcher.queue(guidance.teacher), ticket, lambda _: engine.opening(request), granted
+        )
         draft.guided = time.perf_counter()
-        draft.teacher.usage = reply.usage
-        draft.teacher.lost_tokens = 0
-        draft.teacher.text.append(reply.text)
+        reply = landing.reply
+        draft.teacher = Call(guidance.teacher, request.messages or (), reply.usage, [reply.text], shared=landing.shared)
         return reply
 
     def _opening(
@@ -161,3 +189,19 @@ def _kept_tokens(reply: OpeningReply, kept: str) -> int:
     if len(kept) >= len(reply.text.strip()):
         return written
     return max(1, min(written, round(written * len(kept) / len(reply.text))))
+
+
+def _work(share: str, engine: Engine, request: OpeningRequest) -> str:
+    """A hash of everything that the guidance depends on, and of who may share it."""
+    parts = (
+        share,
+        engine.name,
+        engine.state.revision,
+        request.messages,
+        request.max_tokens,
+        request.temperature,
+        request.top_p,
+        request.seed,
+        request.stop,
+    )
+    return hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()

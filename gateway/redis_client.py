@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MINIMUM_VERSION = (7, 0)
-_LOOK_EVERY_S = 2.0
+_LOOK_EVERY_S = 0.5
 
 
 class RedisClient:
@@ -72,6 +72,13 @@ class RedisClient:
             self.up = up
             self._metrics.redis_up.set(int(up))
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    def failed(self, error: Exception) -> None:
+        """A command failed: nobody asks again until the watch has seen Redis answer."""
+        if self.up:
+            log.warning("redis", up=False, error=type(error).__name__)
+        self.up = False
+        self._metrics.redis_up.set(0)
 
     async def close(self) -> None:
         await self.commands.aclose()

@@ -1,27 +1,33 @@
 """Every Redis key and channel the gateway uses.
 
 Keys that one script touches share a hash tag, so that they live in one slot of a Redis Cluster. `prefix` separates
-deployments that share a Redis. The `v1` says which layout of tickets and scripts a process speaks: a later layout uses
-new names, so that two versions can stand side by side.
+deployments that share a Redis. The `v` and its number say which layout a process speaks: a later layout uses new
+names, so that two versions can stand side by side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherKeys:
-    """The keys of one teacher's batches, in the order in which the script wants them."""
+    """The keys of one teacher's board, as the script wants them. Times are microseconds of Redis TIME."""
 
-    queue: str  # sorted set: ticket id by arrival, microseconds of Redis TIME
-    tickets: str  # hash: ticket id -> what the decision needs, or the grant once it is granted
-    permits: str  # sorted set: ticket id by the end of its lease, microseconds of Redis TIME
-    batches: str  # counter: the last batch id
-    owners: str  # sorted set: process id by when it last exchanged, microseconds of Redis TIME
+    queue: str  # sorted set without scores: the waiting tickets, by tenant, then by arrival
+    tickets: str  # hash: ticket id -> one line with its state
+    ends: str  # sorted set: ticket id by when it ends by itself
+    permits: str  # set: ids of the tickets whose calls are in flight
+    flights: str  # hash: work -> the ticket that leads
+    followers: str  # sorted set without scores: tickets that wait for another's guidance, by work, then by arrival
+    passes: str  # sorted set: tenant by its pass, the place in the order of fair shares
+    owners: str  # sorted set: process id by when it was last heard of
+    state: str  # hash: counters, rates, times
+    cache: str  # hash: work -> guidance
+    cache_ends: str  # sorted set: work by when its guidance is forgotten
 
     def as_list(self) -> list[str]:
-        return [self.queue, self.tickets, self.permits, self.batches, self.owners]
+        return [getattr(self, part.name) for part in fields(self)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +35,12 @@ class RedisKeys:
     prefix: str
 
     def teacher(self, name: str) -> TeacherKeys:
-        base = f"{{{self.prefix}:teacher:{name}}}:v1:"
-        return TeacherKeys(*(base + part for part in ("queue", "tickets", "permits", "batches", "owners")))
+        base = f"{{{self.prefix}:teacher:{name}}}:v2:"
+        return TeacherKeys(*(base + part.name for part in fields(TeacherKeys)))
 
     def wakeups(self, owner: str) -> str:
         """The channel on which a process hears that its tickets were granted by another one's script."""
-        return f"{self.prefix}:v1:wakeups:{owner}"
+        return f"{self.prefix}:v2:wakeups:{owner}"
 
     def receipt(self, tenant: str, receipt_id: str) -> str:
         return f"{self.prefix}:v1:receipt:{tenant}:{receipt_id}"

@@ -1,122 +1,149 @@
-"""What a request awaits before it calls the teacher: a permit."""
+"""What a request awaits before it calls the teacher: its turn on the fleet's board, or, without Redis, on its own."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 from redis.exceptions import RedisError
 
-from gateway.batching.tickets import RedisBoard, hear_wakeups
-from gateway.batching.window import Decision, Grant, Limits, News, Ticket, Waiting, decide
-from gateway.errors import StoreUnavailable
+from gateway.batching.board import Board
+from gateway.batching.redis_board import RedisBoard, hear_wakeups
+from gateway.batching.ticket import Broken, Decision, News, Refused, Shared
+from gateway.batching.turn import Turn
+from gateway.batching.window import SECOND
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
-    from redis.asyncio import Redis
-
+    from gateway.batching.ticket import Limits, Outcome, Ticket
+    from gateway.metrics import Metrics
+    from gateway.redis_client import RedisClient
     from gateway.redis_keys import RedisKeys
     from gateway.tasks import Tasks
 
 log = structlog.get_logger()
 
-# After Redis failed, this long passes before it is asked again: a slow Redis must not slow every request.
-_REDIS_REST_S = 1.0
-# While tickets wait, they are told anew this often: whatever was lost (a wake-up, a process that would have looked,
-# Redis's memory) costs a ticket no more time than this.
-_TELL_AGAIN_S = 1.0
+# Each process is heard of this often, and tells everything anew: whatever was lost (a wake-up, a reply, Redis's memory)
+# costs a ticket no more time than this. `JUMP` and `GRACE` of the board are twice as long.
+_HEARTBEAT_S = 1.0
+_HEARTBEATS_A_LEASE = 4
+# While Redis is away, how soon the process sees that it is back; after the loop broke, how soon it goes on.
+_REST_S = 0.25
 
 OnFailure = Literal["degrade", "reject"]
 
 
-@dataclass(slots=True, eq=False)
-class _Held:
-    """A ticket of this process: waiting while `granted` is not done, then in flight until it is gone."""
-
-    ticket: Ticket
-    entered: float
-    granted: asyncio.Future[Grant]
-    told: bool = False  # Redis may know it, so it must hear when it is gone
-
-    def left(self, now: float) -> Ticket:
-        """The ticket with the time it has left."""
-        ticket = self.ticket
-        waited_s = now - self.entered
-        left_s = max(0.0, ticket.max_wait_s - waited_s)
-        return Ticket(ticket.id, ticket.prompt_tokens, left_s, ticket.deadline_s - waited_s)
-
-
 class TeacherQueue:
-    """The tickets of this process for one teacher, and the loop that exchanges them with the fleet.
+    """The tickets of this process for one teacher, and the loop that exchanges them with the fleet's board.
 
     News gathers while an exchange is under way, so that under load one round trip serves many requests. While Redis is
-    away the process decides by itself, over its own tickets and under its share of the cap.
+    away the process decides on a board of its own, under its share of the cap.
     """
 
-    def __init__(self, board: RedisBoard, limits: Callable[[], Limits], on_failure: OnFailure, teacher: str) -> None:
-        self._board = board
+    def __init__(
+        self,
+        redis: RedisClient,
+        keys: RedisKeys,
+        *,
+        owner: str,
+        teacher: str,
+        limits: Callable[[], Limits],
+        on_failure: OnFailure,
+        metrics: Metrics,
+    ) -> None:
+        self._redis = redis
+        self._board = RedisBoard(redis.commands, keys, owner, teacher)
+        self._owner = owner
+        self._teacher = teacher
         self._limits = limits
         self._on_failure = on_failure
-        self._teacher = teacher
-        self._held: dict[str, _Held] = {}  # in order of arrival
-        self._arrived: list[_Held] = []  # not told yet
-        self._gone: list[str] = []  # what Redis may still count; kept until it was told
+        self._metrics = metrics
+        self._turns: dict[str, Turn] = {}  # in order of arrival
+        self._arrived: list[Turn] = []  # not told yet
+        self._gone: list[str] = []
+        self._finished: list[tuple[str, str]] = []
+        self._owed: list[str] = []  # gone while Redis was away, and it may still count them
         self._news = asyncio.Event()
-        self._unsure = False  # Redis may have forgotten, or said something unheard
+        self._unsure = False  # the board may have forgotten, or said something unheard
+        self._returning = False  # the same, and the other processes may not have told it yet what they hold
         self._tell_all_at = 0.0
-        self._alone = False  # Redis is away
-        self._ask_redis_at = 0.0
-        self._fleet = 1
-        self._batches_alone = 0
-        self._nonce = secrets.token_hex(4)  # batches of processes that are alone must not share an id
+        self._alone: Board | None = None  # the board in use while Redis is away
+        self._alone_since = 0.0
+        self._left_by_others = 0  # permits that others had left when Redis went away
+        self._seen = Decision()
+        self._leaving = False
 
-    @asynccontextmanager
-    async def permit(self, ticket: Ticket) -> AsyncIterator[Grant]:
-        """Wait for the grant, hold the permit inside the block, return it on leaving, whatever happens inside.
+    def turn(self, ticket: Ticket) -> Turn:
+        """`async with queue.turn(ticket) as turn`: wait until the ticket's turn has come, as `turn.outcome` says.
 
-        The caller bounds the wait and the work by the ticket's deadline: leaving by cancellation withdraws the ticket,
-        and a permit that is still held a second after the deadline lapses.
+        Inside, a permit is held if that is a Grant; it is returned on leaving, whatever happens inside. The caller
+        bounds the wait by the ticket's deadline: leaving by cancellation withdraws the ticket.
 
         Raises:
             StoreUnavailable: Redis is away and the configuration says `reject`.
+            QueueFull: too many tickets of this tenant wait already.
+            TicketUnreadable: what the board kept of it cannot be read.
+            TimeoutError: its turn came after its deadline.
         """
-        assert ticket.id not in self._held, "two tickets with one id"
-        loop = asyncio.get_running_loop()
-        held = _Held(ticket, loop.time(), loop.create_future())
-        self._held[ticket.id] = held
-        self._arrived.append(held)
-        self._news.set()
-        try:
-            yield await held.granted
-        finally:
-            del self._held[ticket.id]
-            if held.told:
-                self._gone.append(ticket.id)
-            self._news.set()
+        return Turn(self, ticket)
 
-    def deliver(self, grants: Mapping[str, Grant]) -> None:
-        """Wake the requests whose tickets were granted; a permit nobody waits for any more goes straight back."""
-        for ticket_id, grant in grants.items():
-            held = self._held.get(ticket_id)
-            if held is None:
+    def enter(self, turn: Turn) -> None:
+        assert turn.ticket.id not in self._turns, "two tickets with one id"
+        self._turns[turn.ticket.id] = turn
+        self._arrived.append(turn)
+        self._news.set()
+
+    def leave(self, turn: Turn, guidance: str | None) -> None:
+        """The turn is over; `guidance` is what was fetched in it, for those who wait for the same."""
+        ticket_id = turn.ticket.id
+        del self._turns[ticket_id]
+        if turn.waiting.cancelled() or not turn.waiting.done():
+            late = turn.deadline <= _now()
+            self._metrics.tickets.labels(self._teacher, "expired" if late else "withdrawn").inc()
+        if self._alone is not None:
+            if turn.told:
+                self._owed.append(ticket_id)
+        elif not turn.told:
+            return
+        if guidance is None:
+            self._gone.append(ticket_id)
+        else:
+            self._finished.append((ticket_id, guidance))
+        self._news.set()
+
+    def deliver(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Wake the requests whose turn it is; a permit nobody waits for any more goes straight back."""
+        for ticket_id, outcome in outcomes.items():
+            turn = self._turns.get(ticket_id)
+            if turn is None:
                 self._gone.append(ticket_id)
                 self._news.set()
-            elif not held.granted.done():
-                held.granted.set_result(grant)
+            elif not turn.waiting.done():
+                if isinstance(outcome, Refused | Broken) or (isinstance(outcome, Shared) and outcome.cached):
+                    turn.told = False  # the board has forgotten it
+                turn.waiting.set_result(outcome)
+                if isinstance(outcome, Refused):
+                    self._metrics.tickets.labels(self._teacher, "refused").inc()
 
     def recheck(self) -> None:
         """Wake-ups may have been lost, or Redis begun anew: tell it everything, and ask what became of it."""
-        self._unsure = True
+        self._returning = self._unsure = True
         self._news.set()
+
+    async def leave_fleet(self) -> None:
+        """Tell the board that this process stops, so that nobody waits for its lease to lapse."""
+        self._leaving = True
+        if self._alone is None:
+            with suppress(RedisError, OSError):
+                await self._board.exchange(News(leaving=True), self._limits())
 
     async def run(self) -> None:
         """Exchange news for decisions, for ever. Whatever fails, the loop lives on: every later request needs it."""
-        next_look_s: float | None = None
+        next_look_s: float | None = 0.0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(next_look_s):
@@ -125,129 +152,150 @@ class TeacherQueue:
             try:
                 next_look_s = await self._look()
             except Exception:
-                log.exception("exchange_broke", teacher=self._teacher, retry_in_s=_REDIS_REST_S)
-                await asyncio.sleep(_REDIS_REST_S)
+                log.exception("exchange_broke", teacher=self._teacher, retry_in_s=_REST_S)
+                await asyncio.sleep(_REST_S)
                 self.recheck()
 
-    async def _look(self) -> float | None:
-        """Ask, deliver, and say when to look again; None: when there is news."""
-        decision = await self._ask_fleet() if _now() >= self._ask_redis_at else None
+    async def _look(self) -> float:
+        """Ask, deliver, and say when to look again at the latest."""
+        if self._leaving:
+            return _HEARTBEAT_S
+        limits = self._limits()
+        everything = self._unsure or _now() >= self._tell_all_at
+        decision = await self._ask_fleet(limits) if self._redis.up else None
         if decision is None:
-            decision = self._decide_alone()
-        self.deliver(decision.grants)
-        next_look_s = decision.next_look_s
-        if self._alone:
-            next_look_s = _sooner(next_look_s, _REDIS_REST_S)
-        elif any(not held.granted.done() for held in self._held.values()):
-            next_look_s = _sooner(next_look_s, _TELL_AGAIN_S)
-        return next_look_s
+            decision = self._ask_own(limits)
+        self.deliver(decision.outcomes)
+        self._count(decision, limits)
+        if everything:
+            self._show(decision, limits)
+        latest_s = _REST_S if self._alone is not None else max(0.0, self._tell_all_at - _now())
+        return latest_s if decision.next_look_s is None else min(latest_s, decision.next_look_s)
 
-    async def _ask_fleet(self) -> Decision | None:
-        """The fleet's decision; None while Redis is away."""
+    async def _ask_fleet(self, limits: Limits) -> Decision | None:
+        """The fleet's decision; None when Redis fails."""
+        if self._alone is not None:
+            self._alone = None
+            self._gone, self._finished, self._owed = self._owed, [], []
+            self._returning = self._unsure = True
+            log.info("fleet_rejoined", teacher=self._teacher)
+        for turn in self._turns.values():
+            turn.told = turn.told or not turn.waiting.done()
+        news = self._take_news(limits)
         try:
-            if self._alone:
-                # First ask without leaving a ticket that a Redis that stays away would have to be told to forget.
-                await self._tell(News(gone=self._take_gone()))
-                self._alone, self._unsure = False, True
-                log.info("redis_back", teacher=self._teacher)
-            decision = await self._tell(self._take_news())
+            self._seen = await self._board.exchange(news, limits)
         except Exception as error:
-            self._ask_redis_at = _now() + _REDIS_REST_S
-            if not self._alone:
-                expected = isinstance(error, RedisError | OSError)
-                kind = type(error).__name__
-                log.warning(
-                    "redis_away", teacher=self._teacher, error=kind, then=self._on_failure, exc_info=not expected
-                )
-            self._alone = True
+            self._gone[:0], self._finished[:0] = news.gone, news.finished
+            if not isinstance(error, RedisError | OSError):
+                log.exception("exchange_broke", teacher=self._teacher)
+            self._redis.failed(error)
             return None
-        self._fleet = max(1, decision.fleet)
+        return self._seen
+
+    def _ask_own(self, limits: Limits) -> Decision:
+        """A decision over this process's tickets alone."""
+        if self._alone is None:
+            self._go_alone(limits)
+        assert self._alone is not None
+        if self._on_failure == "reject":
+            for turn in self._turns.values():
+                turn.refuse_without_store()
+            self._arrived, self._gone, self._finished = [], [], []
+            return Decision()
+        own = limits.of_cap(self._share(limits))
+        decision, _ = self._alone.exchange(self._owner, self._take_news(limits), own, round(_now() * SECOND))
         return decision
 
-    async def _tell(self, news: News) -> Decision:
-        try:
-            return await self._board.exchange(news, self._limits())
-        except BaseException:
-            self._gone[:0] = news.gone
-            raise
+    def _go_alone(self, limits: Limits) -> None:
+        # Batches of processes that are alone must not share an id.
+        self._alone, self._alone_since = Board(f"local-{secrets.token_hex(4)}-"), _now()
+        self._owed += [*self._gone, *(ticket_id for ticket_id, _ in self._finished)]
+        self._unsure = True
+        own = sum(turn.holds_permit for turn in self._turns.values())
+        self._left_by_others = max(own, limits.max_in_flight - max(0, self._seen.in_flight - own))
+        log.warning("fleet_left", teacher=self._teacher, processes=self._seen.fleet, then=self._on_failure)
 
-    def _take_news(self) -> News:
+    def _share(self, limits: Limits) -> int:
+        """This process's share of the cap; at first no more of it than the calls of the others leave free."""
+        share = max(1, limits.max_in_flight // max(1, self._seen.fleet))
+        if _now() < self._alone_since + limits.lease_s:
+            share = max(1, min(share, self._left_by_others))
+        return share
+
+    def _take_news(self, limits: Limits) -> News:
         now = _now()
+        arrived = [turn for turn in self._arrived if self._turns.get(turn.ticket.id) is turn]
+        held: list[Turn] = []
         if self._unsure or now >= self._tell_all_at:
-            waiting = [held for held in self._held.values() if not held.granted.done()]
-            in_flight = [held for held in self._held.values() if held.granted.done()]
-            self._unsure, self._tell_all_at = False, now + _TELL_AGAIN_S
-        else:
-            waiting = [held for held in self._arrived if self._held.get(held.ticket.id) is held]
-            in_flight = []
-        self._arrived = []
-        for held in (*waiting, *in_flight):
-            held.told = True
-        return News([held.left(now) for held in waiting], self._take_gone(), [held.left(now) for held in in_flight])
+            arrived = [turn for turn in self._turns.values() if not turn.waiting.done()]
+            held = [turn for turn in self._turns.values() if turn.holds_permit]
+            self._tell_all_at = now + min(_HEARTBEAT_S, limits.lease_s / _HEARTBEATS_A_LEASE)
+        news = News(
+            arrived=[turn.left(now) for turn in arrived],
+            gone=self._gone,
+            finished=self._finished,
+            held=[turn.left(now) for turn in held],
+            returning=self._seen.fleet if self._returning and self._seen.fleet > 1 else 0,
+        )
+        self._arrived, self._gone, self._finished = [], [], []
+        self._unsure = self._returning = False
+        return news
 
-    def _take_gone(self) -> list[str]:
-        gone, self._gone = self._gone, []
-        return gone
+    def _count(self, decision: Decision, limits: Limits) -> None:
+        metrics, teacher = self._metrics, self._teacher
+        for size in decision.opened:
+            metrics.batch_size.labels(teacher).observe(size)
+            metrics.batch_fill.labels(teacher).observe(size / min(limits.max_size, limits.max_in_flight))
+        if decision.reclaimed:
+            metrics.tickets.labels(teacher, "reclaimed").inc(decision.reclaimed)
+        if decision.broken:
+            metrics.tickets.labels(teacher, "unreadable").inc(decision.broken)
 
-    def _decide_alone(self) -> Decision:
-        self._arrived = []
-        waiting = [held for held in self._held.values() if not held.granted.done()]
-        if self._on_failure == "reject":
-            for held in waiting:
-                held.granted.set_exception(StoreUnavailable("Redis is away, and guidance needs it here. Try again."))
-            return Decision({}, None)
-        limits, now = self._limits(), _now()
-        share = Limits(max(1, limits.max_in_flight // self._fleet), limits.max_size, limits.max_prompt_tokens)
-        queue = [
-            Waiting(
-                held.ticket.id,
-                held.ticket.prompt_tokens,
-                held.entered + held.ticket.max_wait_s,
-                held.entered + held.ticket.deadline_s,
-            )
-            for held in waiting
-        ]
-        batches, due = decide(queue, len(self._held) - len(waiting), share, now)
-        grants: dict[str, Grant] = {}
-        for batch in batches:
-            self._batches_alone += 1
-            grant = Grant(f"local-{self._nonce}-{self._batches_alone}", len(batch))
-            grants |= {ticket.id: grant for ticket in batch}
-        return Decision(grants, None if due is None else max(0.0, due - now))
+    def _show(self, decision: Decision, limits: Limits) -> None:
+        metrics, teacher, now = self._metrics, self._teacher, _now()
+        metrics.queue_depth.labels(teacher).set(decision.waiting)
+        ages = (now - turn.entered for turn in self._turns.values() if not turn.waiting.done())
+        metrics.queue_age.labels(teacher).set(max(ages, default=0.0))
+        metrics.teacher_in_flight.labels(teacher).set(decision.in_flight)
+        metrics.teacher_cap.labels(teacher).set(limits.max_in_flight)
+        if decision.window_s is not None:
+            metrics.batch_window.labels(teacher).set(decision.window_s)
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _sooner(next_look_s: float | None, limit_s: float) -> float:
-    return limit_s if next_look_s is None else min(next_look_s, limit_s)
-
-
 class Batcher:
     """Every teacher's queue in this process.
 
     Args:
-        redis: for the exchanges.
-        listening: for the wake-ups; its reads block.
         owner: this process's id; no other process has it.
         limits: what each teacher takes, asked anew at each exchange, since engines tell their limits late.
     """
 
     def __init__(
         self,
-        redis: Redis,
-        listening: Redis,
+        redis: RedisClient,
         keys: RedisKeys,
         *,
         owner: str,
         limits: Mapping[str, Callable[[], Limits]],
         on_failure: OnFailure,
+        metrics: Metrics,
     ) -> None:
-        self._listening = listening
+        self._listening = redis.listening
         self._channel = keys.wakeups(owner)
         self._queues = {
-            teacher: TeacherQueue(RedisBoard(redis, keys, owner, teacher), limit, on_failure, teacher)
+            teacher: TeacherQueue(
+                redis,
+                keys,
+                owner=owner,
+                teacher=teacher,
+                limits=limit,
+                on_failure=on_failure,
+                metrics=metrics,
+            )
             for teacher, limit in limits.items()
         }
 
@@ -257,11 +305,16 @@ class Batcher:
     def start(self, tasks: Tasks) -> None:
         for teacher, queue in self._queues.items():
             tasks.keep(f"batches:{teacher}", queue.run())
-        tasks.keep("wakeups", hear_wakeups(self._listening, self._channel, self._granted, self._resubscribed))
+        tasks.keep("wakeups", hear_wakeups(self._listening, self._channel, self._told, self._resubscribed))
 
-    def _granted(self, teacher: str, grants: Mapping[str, Grant]) -> None:
+    async def stop(self) -> None:
+        """Leave the fleet. Only when no request waits any more."""
+        for queue in self._queues.values():
+            await queue.leave_fleet()
+
+    def _told(self, teacher: str, outcomes: Mapping[str, Outcome]) -> None:
         if teacher in self._queues:
-            self._queues[teacher].deliver(grants)
+            self._queues[teacher].deliver(outcomes)
 
     def _resubscribed(self) -> None:
         for queue in self._queues.values():

@@ -1,121 +1,113 @@
-"""When a batch opens, and who is in it. Pure: it takes `now` and returns what follows.
+"""When a batch opens. Pure: times are whole microseconds on one clock, and `now` is handed in.
 
-The rule: a batch opens when a permit is free and one of the waiting tickets has waited its window, or when as many
-wait as fit into one batch, by count or by prompt tokens. Tickets are taken in the order of their arrival; one past its
-deadline is dropped. `tickets.lua` states the same rule for the fleet, and a test holds the two against each other.
+While the teacher has room below its low-water mark, nothing waits. Otherwise tickets and permits gather: a batch opens
+at once when it is full (by count or by prompt tokens) and has a permit for each of its tickets; else when one of its
+tickets has waited its window since it came and since the teacher last had a permit to give. The window is `max_wait`,
+and no longer than a batch takes to fill at the rate at which tickets come. So permits that return one by one, as the
+calls of one batch end, make one new batch and not many small ones.
+
+`board.lua` states the same rules for the fleet; a test holds the two against each other.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from gateway.batching.ticket import Limits
+
+SECOND = 1_000_000
+# Rates are measured over a second, half remembered.
+_PERIOD = SECOND
+
+
+class Waiting(Protocol):
+    """A ticket in the queue: when it came, how long it may wait, how much it brings."""
+
+    @property
+    def since(self) -> int: ...
+
+    @property
+    def max_wait(self) -> int: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """A request's wish for guidance.
+class Teacher:
+    """How the teacher stands: calls in flight, how many it takes now, and since when it had a permit to give."""
 
-    Attributes:
-        prompt_tokens: an estimate; it fills a batch, it is never billed.
-        max_wait_s: how long it may wait for others to fill its batch.
-        deadline_s: how long from now until nobody wants its guidance any more.
+    in_flight: int
+    cap: int
+    room_since: int
+
+    @property
+    def room(self) -> int:
+        return self.cap - self.in_flight
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """`size` of the first tickets go now (0: none), and if none goes, the rule must be asked again at `due`."""
+
+    size: int
+    due: int
+    window: int
+
+
+def open_batch(head: Sequence[Waiting], teacher: Teacher, limits: Limits, fill: int | None, now: int) -> Opening:
+    """Judge the first tickets in fair order, at most one batch of them and at least one.
+
+    Args:
+        fill: how long a batch takes to fill at the present rate; None: for ever.
     """
-
-    id: str
-    prompt_tokens: int
-    max_wait_s: float
-    deadline_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """The permit to call the teacher now, as one of a batch of `batch_size` calls over the fleet."""
-
-    batch_id: str
-    batch_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one teacher takes: calls in flight over the fleet, calls and prompt tokens in one batch."""
-
-    max_in_flight: int
-    max_size: int
-    max_prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What one process tells when it looks for a decision.
-
-    Attributes:
-        arrived: tickets that wait. To tell one twice is harmless, and tells what became of it.
-        gone: ids of tickets withdrawn and of permits returned.
-        held: tickets whose permit is in use, whoever granted it, so that it is counted.
-    """
-
-    arrived: Sequence[Ticket] = ()
-    gone: Sequence[str] = ()
-    held: Sequence[Ticket] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What follows for one process: its grants, when to look again (None: when there is news), processes seen."""
-
-    grants: Mapping[str, Grant]
-    next_look_s: float | None
-    fleet: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A ticket in a queue, on the queue's clock."""
-
-    id: str
-    prompt_tokens: int
-    due: float
-    deadline: float
-
-
-def take_batch(waiting: Sequence[Waiting], in_flight: int, limits: Limits, now: float) -> list[Waiting]:
-    """The next batch out of `waiting` (in order of arrival, none past its deadline); empty when none opens."""
-    room = limits.max_in_flight - in_flight
-    head = waiting[: limits.max_size]
-    if room <= 0 or not head:
-        return []
-    fits: list[Waiting] = []
-    tokens = 0
-    overflows = False
+    size = min(limits.max_size, limits.max_in_flight)
+    fits, tokens, overflows = 0, 0, False
     for ticket in head:
         tokens += ticket.prompt_tokens
         if fits and tokens > limits.max_prompt_tokens:
             overflows = True
             break
-        fits.append(ticket)
-    full = overflows or len(head) == limits.max_size or tokens >= limits.max_prompt_tokens
-    due = any(ticket.due <= now for ticket in head)
-    return fits[:room] if full or due else []
+        fits += 1
+    full = overflows or len(head) >= size or tokens >= limits.max_prompt_tokens
+    due, window = None, 0
+    for ticket in head:
+        patience = ticket.max_wait
+        if teacher.in_flight < limits.low_water or ticket.since > now:  # a clock that was set back
+            patience = 0
+        elif not full and fill is not None:
+            patience = min(patience, fill)
+        start = max(ticket.since, teacher.room_since) if patience else now
+        if due is None or start + patience < due:
+            due, window = start + patience, patience
+    assert due is not None
+    if due <= now or (full and teacher.room >= fits):
+        return Opening(min(fits, teacher.room), now, window)
+    return Opening(0, due, window)
 
 
-def next_due(waiting: Sequence[Waiting], in_flight: int, limits: Limits) -> float | None:
-    """When the rule must be asked again if nothing else happens; None while the teacher is full."""
-    if in_flight >= limits.max_in_flight:
-        return None
-    return min((ticket.due for ticket in waiting[: limits.max_size]), default=None)
+@dataclass(slots=True)
+class Rate:
+    """Events a second: those of the current second, and of the one before as much as it still overlaps the last."""
 
+    start: int = 0
+    before: int = 0
+    current: int = 0
 
-def decide(
-    waiting: Sequence[Waiting], in_flight: int, limits: Limits, now: float
-) -> tuple[list[list[Waiting]], float | None]:
-    """Every batch that opens now out of `waiting` (in order of arrival), and when the rule must be asked again."""
-    queue = [ticket for ticket in waiting if ticket.deadline > now]
-    batches: list[list[Waiting]] = []
-    while batch := take_batch(queue, in_flight, limits, now):
-        batches.append(batch)
-        in_flight += len(batch)
-        del queue[: len(batch)]
-    return batches, next_due(queue, in_flight, limits)
+    def count(self, events: int, now: int) -> None:
+        age = now - self.start
+        if age >= 2 * _PERIOD or age < 0:
+            self.start, self.before, self.current = now, 0, 0
+        elif age >= _PERIOD:
+            self.start, self.before, self.current = self.start + _PERIOD, self.current, 0
+        self.current += events
+
+    def time_for(self, events: int, now: int) -> int | None:
+        """How long this many events take at the present rate; None: for ever. Call `count` with this `now` before."""
+        weighted = self.before * (_PERIOD - (now - self.start)) + self.current * _PERIOD
+        return math.floor(events * _PERIOD * _PERIOD / weighted) if weighted else None

@@ -34,6 +34,7 @@ class Call:
     usage: Usage | None = None
     text: list[str] = field(default_factory=list)  # what came back, for when nobody counted it
     lost_tokens: int = 0  # an upper bound on tokens written that never reached us
+    shared: str = ""  # "flight" or "cache": what another request's call fetched, and paid for
     unbounded: bool = False  # tokens may have been written that never reached us, and nothing bounds them
 
 
@@ -127,6 +128,8 @@ class Draft:
         facts: Json = {"mode": self.mode}
         if self.unguided is not None:
             facts["unguided"] = self.unguided
+        if self.teacher is not None and self.teacher.shared:
+            facts["shared"] = self.teacher.shared
         if self.batch is not None:
             facts["batch"] = self.batch.id
             facts["batch_size"] = self.batch.size
@@ -198,8 +201,8 @@ def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[st
         encoding = encodings[call.model]
         read, cached, estimated = count_messages(encoding, call.messages), 0, True
         written = count_text(encoding, "".join(call.text)) + call.lost_tokens
-    cost = cost_usd(prices[call.model], read, written, cached)
-    return EngineShare(call.model, read, written, _usd(cost), min(cached, read), estimated, call.unbounded)
+    cost = Decimal(0) if call.shared else cost_usd(prices[call.model], read, written, cached)
+    return EngineShare(call.model, read, written, _usd(cost), min(cached, read), estimated, call.unbounded, call.shared)
 
 
 def _usd(amount: Decimal) -> Decimal:

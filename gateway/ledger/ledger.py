@@ -75,10 +75,10 @@ class Ledger:
         metrics.cost_usd.labels(receipt.tenant, receipt.route).inc(float(receipt.cost_usd))
         metrics.baseline_usd.labels(receipt.tenant, receipt.route).inc(float(receipt.baseline_usd))
         for role, share in (("teacher", receipt.teacher), ("student", receipt.student)):
-            if share is not None:
+            if share is not None and not share.shared:
                 self._count_tokens(receipt.tenant, role, share)
-        if receipt.batch is not None and receipt.teacher is not None:
-            metrics.batch_size.labels(receipt.teacher.model).observe(receipt.batch.size)
+        if receipt.guidance is not None and receipt.teacher is not None:
+            metrics.guidance.labels(receipt.teacher.model, receipt.teacher.shared or "teacher").inc()
         timings = receipt.timings
         for stage in ("admission", "batch_wait", "teacher", "first_token", "total"):
             spent_ms: float | None = getattr(timings, f"{stage}_ms")

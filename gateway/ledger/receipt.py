@@ -16,6 +16,7 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         estimated: the engine did not count, the gateway had to.
+        shared: "flight" or "cache" where the call was an identical request's, which paid for it; then the cost is 0.
         at_least: it may have written more: its reply never came, and the request set no limit.
     """
 
@@ -26,6 +27,7 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     cached_input_tokens: int = 0
     estimated: bool = False
     at_least: bool = False
+    shared: str = ""
 
 
 class GuidanceFacts(msgspec.Struct, frozen=True):
@@ -124,6 +126,8 @@ class Receipt(msgspec.Struct, frozen=True):
                 facts[f"{role}_tokens"] = f"{share.input_tokens}+{share.output_tokens}"
         if self.guidance is not None:
             facts["guidance_tokens"] = self.guidance.kept_tokens
+        if self.teacher is not None and self.teacher.shared:
+            facts["shared"] = self.teacher.shared
         if self.batch is not None:
             facts["batch"] = self.batch.id
             facts["batch_size"] = self.batch.size

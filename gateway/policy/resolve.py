@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.continuation import Continuation
-    from gateway.policy.schema import Route
+    from gateway.policy.schema import Route, TenantPolicy
     from gateway.protocol import ChatRequest
 
 Mode = Literal["guided", "student", "teacher"]
@@ -23,6 +23,10 @@ class GuidancePlan:
         tokens: m, the teacher's tokens; never more than the caller's own limit.
         max_wait_s: how long the ticket may wait for its batch to fill.
         deadline_s: after this long the answer goes on without guidance, or fails if `required`.
+        reject_when_full: whether the policy wants a 429 and no unguided answer when the tenant's queue is full.
+        tenant, weight: whose share of the teacher it takes, and how large that is.
+        share: "" where identical requests of every tenant may share one guidance; else those of this one alone.
+        cache_ttl_s: how long the guidance may be kept for identical requests; 0: not at all.
         required: whether the policy forbids an unguided answer when the teacher fails.
         may_answer: whether the teacher's text can be the whole answer: not where tools, a format or more than one
             choice were asked for.
@@ -39,6 +43,11 @@ class GuidancePlan:
     deadline_s: float
     required: bool
     may_answer: bool
+    reject_when_full: bool
+    tenant: str
+    weight: float
+    share: str
+    cache_ttl_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,12 @@ class Plan:
     continuation: Continuation | None
 
 
-def resolve(route: Route, chat: ChatRequest, continuation_of: Callable[[str], Continuation | None]) -> Plan:
+def resolve(
+    policy: TenantPolicy,
+    route: Route,
+    chat: ChatRequest,
+    continuation_of: Callable[[str], Continuation | None],
+) -> Plan:
     """Decide what this request gets. `continuation_of` says how an engine continues an assistant message now."""
     mode: Mode = route.mode
     finisher = route.teacher if mode == "teacher" else route.student
@@ -76,7 +90,7 @@ def resolve(route: Route, chat: ChatRequest, continuation_of: Callable[[str], Co
     return Plan(
         mode=mode,
         finisher=finisher,
-        guidance=_guidance(route, chat, max_tokens) if mode == "guided" and unguided is None else None,
+        guidance=_guidance(policy, route, chat, max_tokens) if mode == "guided" and unguided is None else None,
         unguided=unguided,
         baseline=route.baseline or route.teacher or finisher,
         max_tokens=max_tokens,
@@ -98,7 +112,7 @@ def _unguided(route: Route, chat: ChatRequest, continuation: Continuation | None
     return None
 
 
-def _guidance(route: Route, chat: ChatRequest, max_tokens: int | None) -> GuidancePlan:
+def _guidance(policy: TenantPolicy, route: Route, chat: ChatRequest, max_tokens: int | None) -> GuidancePlan:
     rule = route.guidance
     assert route.teacher is not None
     assert rule.placement is not None
@@ -114,4 +128,9 @@ def _guidance(route: Route, chat: ChatRequest, max_tokens: int | None) -> Guidan
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
         may_answer=chat.unguidable is None,
+        reject_when_full=rule.on_queue_full == "reject",
+        tenant=policy.tenant,
+        weight=policy.weight,
+        share="" if rule.share == "all" else policy.tenant,
+        cache_ttl_s=rule.cache_ttl_s if rule.temperature == 0 else 0.0,
     )

@@ -55,11 +55,16 @@ class GuidanceRule(Shape):
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
-    max_wait_s: Annotated[Duration, lasting("0s", "1s")] = Field(0.01, alias="max_wait")
+    max_wait_s: Annotated[Duration, lasting("1ms", "1s")] = Field(0.01, alias="max_wait")
     """How long a request may wait for others to share its batch."""
     deadline_s: Annotated[Duration, lasting("1ms", "10m")] = Field(2.0, alias="deadline", validate_default=True)
     """How long a request waits for its guidance altogether, `max_wait_s` included."""
     on_failure: Literal["student", "reject"] = "student"
+    on_queue_full: Literal["student", "reject"] = "student"
+    cache_ttl_s: Annotated[Duration, lasting("0s", "30d")] = Field(3600.0, alias="cache_ttl")
+    """How long greedy guidance may answer for the same request again; 0 keeps none."""
+    share: Literal["tenant", "all"] = "tenant"
+    """Among whom one guidance serves identical requests: this tenant's, or those of all who say `all`."""
 
     @field_validator("deadline_s")
     @classmethod
@@ -105,4 +110,6 @@ class TenantPolicy(Shape):
 
     tenant: Label
     keys: tuple[KeyEntry, ...] = ()
+    weight: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
+    """Its share of contended teachers, relative to the other tenants'."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]

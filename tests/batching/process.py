@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from gateway.batching.batcher import Batcher, OnFailure, TeacherQueue
-from gateway.batching.window import Grant, Limits, Ticket
+from gateway.batching.ticket import Grant, Limits, Ticket
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.tasks import Tasks
@@ -27,7 +27,7 @@ _names = itertools.count()
 
 
 def ticket(*, wait_s: float = 0.0, deadline_s: float = LONG_S) -> Ticket:
-    return Ticket(f"ticket-{next(_names)}", 10, wait_s, deadline_s)
+    return Ticket(f"ticket-{next(_names)}", "acme", 10, wait_s, deadline_s)
 
 
 class Meter:
@@ -39,14 +39,15 @@ class Meter:
 
     async def call(self, queue: TeacherQueue, takes_s: float, one: Ticket | None = None) -> Grant:
         """One guided request: wait for the permit, call the teacher for `takes_s`."""
-        async with asyncio.timeout(10), queue.permit(ticket() if one is None else one) as grant:
+        async with asyncio.timeout(10), queue.turn(ticket() if one is None else one) as turn:
             self.now += 1
             self.most = max(self.most, self.now)
             try:
                 await asyncio.sleep(takes_s)
             finally:
                 self.now -= 1
-            return grant
+            assert isinstance(turn.outcome, Grant)
+            return turn.outcome
 
 
 @asynccontextmanager
@@ -59,17 +60,19 @@ async def process(
     on_failure: OnFailure = "degrade",
 ) -> AsyncIterator[TeacherQueue]:
     """A running batcher for one teacher, subscribed and known to the fleet."""
-    client = RedisClient(url, timeout_s=REDIS_TIMEOUT_S, metrics=Metrics())
+    metrics = Metrics()
+    client = RedisClient(url, timeout_s=REDIS_TIMEOUT_S, metrics=metrics)
     tasks = Tasks()
     batcher = Batcher(
-        client.commands,
-        client.listening,
+        client,
         keys,
         owner=owner,
         limits={"big": limits if callable(limits) else lambda: limits},
         on_failure=on_failure,
+        metrics=metrics,
     )
     batcher.start(tasks)
+    tasks.keep("redis", client.watch())
     try:
         await until(lambda: _subscribed(client.commands, keys.wakeups(owner)))
         yield batcher.queue("big")
@@ -101,7 +104,7 @@ async def nothing_left(redis: Redis, keys: RedisKeys, *queues: TeacherQueue, lim
     names = keys.teacher("big")
 
     async def none() -> bool:
-        counts = (await redis.zcard(names.queue), await redis.hlen(names.tickets), await redis.zcard(names.permits))
-        return counts == (0, 0, 0) and not any(queue._held or queue._gone or queue._arrived for queue in queues)
+        counts = (await redis.zcard(names.queue), await redis.hlen(names.tickets), await redis.scard(names.permits))
+        return counts == (0, 0, 0) and not any(queue._turns or queue._gone or queue._arrived for queue in queues)
 
     await until(none, limit_s)

@@ -15,8 +15,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
 from gateway.batching import batcher
-from gateway.batching.tickets import RedisBoard
-from gateway.batching.window import Decision, Grant, Limits, News, Ticket
+from gateway.batching.redis_board import RedisBoard
+from gateway.batching.ticket import Decision, Grant, Limits, News, Ticket
 from gateway.errors import StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
 from tests.batching.process import LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
@@ -30,7 +30,7 @@ NEVER_S = 600.0
 
 
 async def permits(redis: Redis, keys: RedisKeys) -> set[str]:
-    return {name.decode() for name in await redis.zrange(keys.teacher("big").permits, 0, -1)}
+    return {name.decode() for name in await redis.smembers(keys.teacher("big").permits)}
 
 
 async def queued(redis: Redis, keys: RedisKeys) -> int:
@@ -84,7 +84,7 @@ async def test_a_permit_is_returned_however_the_call_ends(
         inside = asyncio.Event()
 
         async def call() -> None:
-            async with asyncio.timeout(0.05 if ending == "deadline" else 5), queue.permit(ticket()):
+            async with asyncio.timeout(0.05 if ending == "deadline" else 5), queue.turn(ticket()):
                 inside.set()
                 if ending == "exception":
                     raise LookupError
@@ -142,15 +142,17 @@ async def test_a_grant_that_comes_after_the_caller_left_goes_back(
     """Another process opened the batch while the caller left: the permit does not stay out until its deadline."""
     async with process(redis_url, keys, LIMITS) as queue:
         left = RedisBoard(redis, keys, "ann", "big")
-        await left.exchange(News([Ticket("left", 10, LONG_S, LONG_S)]), LIMITS)
-        opened = await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("here", 10, 0, LONG_S)]), LIMITS)
-        assert opened.grants == {"here": Grant("b1", 2)}
+        await left.exchange(News([Ticket("left", "acme", 10, LONG_S, LONG_S)]), LIMITS)
+        opened = await RedisBoard(redis, keys, "ben", "big").exchange(
+            News([Ticket("here", "acme", 10, 0, LONG_S)]), LIMITS
+        )
+        assert opened.outcomes == {"here": Grant("b1", 2)}
 
         async def only_here() -> bool:
             return await permits(redis, keys) == {"here"}
 
         await until(only_here, 2)
-        assert queue._held == {}
+        assert queue._turns == {}
 
 
 async def test_a_deadline_that_is_over_gets_no_permit(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
@@ -158,7 +160,7 @@ async def test_a_deadline_that_is_over_gets_no_permit(redis_url: str, redis: Red
     async with process(redis_url, keys, LIMITS) as queue:
         for deadline_s in (0.0, -5.0):
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05), queue.permit(ticket(deadline_s=deadline_s)):
+                async with asyncio.timeout(0.05), queue.turn(ticket(deadline_s=deadline_s)):
                     pytest.fail("granted")
         await nothing_left(redis, keys, queue)
 
@@ -167,7 +169,7 @@ async def test_two_tickets_with_one_id_are_refused(redis_url: str, keys: RedisKe
     """One would take the other's grant, or return its permit."""
     async with process(redis_url, keys, LIMITS) as queue:
         one = ticket()
-        async with queue.permit(one):
+        async with queue.turn(one):
             with pytest.raises(AssertionError, match="one id"):
                 await Meter().call(queue, 0, one)
         await Meter().call(queue, 0, one)
@@ -177,12 +179,12 @@ async def test_a_lost_wakeup_is_recovered_when_the_subscription_is_back(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The grant was published while nobody listened."""
-    monkeypatch.setattr(batcher, "_TELL_AGAIN_S", NEVER_S)  # so that nothing else recovers it
+    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)  # so that nothing else recovers it
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         assert await redis.client_kill_filter(_type="pubsub") >= 1
-        await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", 10, 0, LONG_S)]), LIMITS)
+        await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", "acme", 10, 0, LONG_S)]), LIMITS)
         assert not waiting.done()
         assert await asyncio.wait_for(waiting, 3) == Grant("b1", 2)
 
@@ -191,24 +193,24 @@ async def test_a_lost_wakeup_is_recovered_within_a_second_in_any_case(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The subscription seems to live and carries nothing: what waits asks again."""
-    monkeypatch.setattr(batcher.Batcher, "_granted", lambda *_: None)
+    monkeypatch.setattr(batcher.Batcher, "_told", lambda *_: None)
     async with process(redis_url, keys, LIMITS) as queue:
         waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
-        await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", 10, 0, LONG_S)]), LIMITS)
-        assert await asyncio.wait_for(waiting, batcher._TELL_AGAIN_S + 1) == Grant("b1", 2)
+        await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", "acme", 10, 0, LONG_S)]), LIMITS)
+        assert await asyncio.wait_for(waiting, batcher._HEARTBEAT_S + 1) == Grant("b1", 2)
 
 
 async def test_a_redis_that_forgot_everything_is_told_again(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """It restarted empty between two exchanges and nobody saw it: tickets are served, permits in use are counted."""
     limits = Limits(2, 4, 1000)
-    async with process(redis_url, keys, limits) as queue, queue.permit(ticket()) as first:
+    async with process(redis_url, keys, limits) as queue, queue.turn(ticket()) as first:
         second = asyncio.ensure_future(Meter().call(queue, 0.8, ticket(wait_s=0.5)))  # noqa: TID251
         await until(lambda: queued(redis, keys))
         await redis.delete(*keys.teacher("big").as_list())
-        await until(lambda: len(queue._held) == 2 and all(held.granted.done() for held in queue._held.values()), 3)
+        await until(lambda: len(queue._turns) == 2 and all(held.waiting.done() for held in queue._turns.values()), 3)
         assert len(await permits(redis, keys)) == 2
-        other = await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", 10, 0, LONG_S)]), limits)
+        other = await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", "acme", 10, 0, LONG_S)]), limits)
         assert other.grants == {}
         assert (first.batch_id, (await second).batch_size) == ("b1", 1)
 
@@ -238,7 +240,7 @@ async def test_the_loop_outlives_what_nobody_expected(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were it to die, every later request would hang; so it logs, rests and tells everything anew."""
-    monkeypatch.setattr(batcher, "_REDIS_REST_S", 0.05)
+    monkeypatch.setattr(batcher, "_REST_S", 0.05)
     broken = [False]
 
     def limits() -> Limits:
@@ -261,7 +263,7 @@ async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error that is not Redis's own is logged with its trace; requests are served as when Redis is away."""
-    monkeypatch.setattr(batcher, "_REDIS_REST_S", 0.1)
+    monkeypatch.setattr(batcher, "_REST_S", 0.1)
     exchange = RedisBoard.exchange
     async with process(redis_url, keys, LIMITS) as queue:
 
@@ -286,7 +288,7 @@ async def test_a_reply_that_came_too_late_leaves_no_permit_behind(
 ) -> None:
     """Redis took the ticket and granted it, but the answer timed out: when it is back it hears that the ticket is
     gone, so the only permit there is does not stay out until its deadline."""
-    monkeypatch.setattr(batcher, "_REDIS_REST_S", 0.2)
+    monkeypatch.setattr(batcher, "_REST_S", 0.2)
     exchange = RedisBoard.exchange
     async with process(redis_url, keys, Limits(1, 4, 1000), on_failure=on_failure) as queue:
 
@@ -312,8 +314,8 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And a ticket that waited alone for a place queues in the fleet: both are told in the first exchange."""
-    monkeypatch.setattr(batcher, "_REDIS_REST_S", 0.1)
-    monkeypatch.setattr(batcher, "_TELL_AGAIN_S", NEVER_S)
+    monkeypatch.setattr(batcher, "_REST_S", 0.1)
+    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
     exchange = RedisBoard.exchange
     async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
         await Meter().call(queue, 0)
@@ -323,7 +325,7 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
 
         monkeypatch.setattr(RedisBoard, "exchange", away)
         held = ticket()
-        async with queue.permit(held):
+        async with queue.turn(held):
             waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
             await until(lambda: queue._alone)
             monkeypatch.setattr(RedisBoard, "exchange", exchange)
@@ -335,7 +337,7 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
 
 async def _both_counted(*queues: TeacherQueue) -> None:
     """Until each process knows of the others."""
-    while any(queue._fleet != len(queues) for queue in queues):
+    while any(queue._seen.fleet != len(queues) for queue in queues):
         await asyncio.gather(*(Meter().call(queue, 0) for queue in queues))
 
 
@@ -440,4 +442,4 @@ async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(ke
             known = len(queue._gone)
             queue._ask_redis_at = 0.0
         assert known <= 50
-        assert (len(queue._held), len(queue._gone)) == (0, known)
+        assert (len(queue._turns), len(queue._gone)) == (0, known)

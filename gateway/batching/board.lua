@@ -1,0 +1,491 @@
+-- One exchange of one process with one teacher's board: takes its news in, decides for the whole fleet, wakes the others.
+-- The rules are those of window.py and board.py, function by function; read them there. Times are microseconds of Redis
+-- TIME; no process clock is trusted. To run it twice with the same news does no harm: a reply can be lost, and then the
+-- news is told again.
+--
+-- KEYS  queue, tickets, ends, permits, flights, followers, passes, owners, state, cache, cache_ends  (TeacherKeys)
+-- ARGV  owner, channel prefix, teacher, fleet before an outage or 0, 1 if leaving,
+--       max_in_flight, max_size, max_prompt_tokens, low_water, max_queue, max_cache_bytes, lease,
+--       count of gone, ids; count of finished, then per ticket: id, guidance;
+--       count of held, then of arrived, per ticket: id, tenant, stride, prompt_tokens, max_wait, deadline, cache_ttl, work
+-- Returns {next look or -1, fleet, in flight, waiting, window or -1, reclaimed, broken, {sizes opened}, {told}}, where
+--       told is, per ticket of this owner: id, kind, two values:
+--       G batch size | S guidance - | C guidance - | R retry_after - | X - -
+
+local queue, tickets, ends, permits, flights, followers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local passes, owners, state, cache, cache_ends = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local owner, channel, teacher = ARGV[1], ARGV[2], ARGV[3]
+local returning, leaving = tonumber(ARGV[4]), ARGV[5] == '1'
+local max_in_flight, max_size, max_tokens = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local low_water, max_queue, max_bytes, lease = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+
+local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
+local retry_blind, cache_overhead, keep_keys_s = 10000000, 100, 86400
+
+local told, wake, opened, reclaimed, broken = {}, {}, {}, 0, 0
+
+local at = 12
+local function argument()
+  at = at + 1
+  return ARGV[at]
+end
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- The state: numbers by name, read once and written once.
+local names = { 'seq', 'pass', 'batches', 'room_since', 'last', 'settle_from', 'settle_until', 'settle_fleet',
+                'cache_bytes', 'a_start', 'a_before', 'a_current', 'g_start', 'g_before', 'g_current' }
+local s = {}
+for place, value in ipairs(redis.call('HMGET', state, unpack(names))) do
+  s[names[place]] = tonumber(value or '0')
+end
+
+-- A ticket is kept as one line. Letters: W waiting, F following, G granted, S shared; more: the grant or the guidance.
+local line_of = '^([WFGS])|([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(.*)$'
+
+local function read(id)
+  local said = redis.call('HGET', tickets, id)
+  if not said then return nil end
+  local letter, holder, tenant, stride, tokens, wait, since, seq, ttl, work, more = string.match(said, line_of)
+  if not letter then return nil, true end
+  return { id = id, letter = letter, owner = holder, tenant = tenant, stride = tonumber(stride),
+           tokens = tonumber(tokens), wait = tonumber(wait), since = tonumber(since), seq = tonumber(seq),
+           ttl = tonumber(ttl), work = work, more = more }
+end
+
+local function write(t)
+  redis.call('HSET', tickets, t.id, string.format('%s|%s|%s|%.0f|%.0f|%.0f|%.0f|%.0f|%.0f|%s|', t.letter, t.owner,
+    t.tenant, t.stride, t.tokens, t.wait, t.since, t.seq, t.ttl, t.work) .. t.more)
+end
+
+local function tell(t, kind, one, two)
+  if t.owner == owner then
+    for _, part in ipairs({ t.id, kind, one, two }) do told[#told + 1] = part end
+  else
+    local news = wake[t.owner] or {}
+    wake[t.owner] = news
+    news[#news + 1] = table.concat({ t.id, kind, two, one }, '|')
+  end
+end
+
+-- Tickets stand in one sorted set, without scores: by tenant, then by arrival.
+local function place_of(group, t)
+  return group .. '|' .. string.format('%016.0f', t.seq) .. '|' .. t.id
+end
+
+local function places_in(key, group, many, after)
+  local from = after and '(' .. after or '[' .. group .. '|'
+  return redis.call('ZRANGEBYLEX', key, from, '(' .. group .. '}', 'LIMIT', 0, many)
+end
+
+local function id_in(place)
+  return string.match(place, '^[^|]*|%d+|(.*)$')
+end
+
+local function queued(tenant)
+  return redis.call('ZLEXCOUNT', queue, '[' .. tenant .. '|', '(' .. tenant .. '}')
+end
+
+local function enqueue(t)
+  if queued(t.tenant) == 0 then
+    local pass = math.max(tonumber(redis.call('ZSCORE', passes, t.tenant) or '0'), s.pass)
+    redis.call('ZADD', passes, whole(pass), t.tenant)
+  end
+  redis.call('ZADD', queue, 0, place_of(t.tenant, t))
+end
+
+local function detach(t)
+  if t.letter == 'W' then redis.call('ZREM', queue, place_of(t.tenant, t))
+  elseif t.letter == 'G' then redis.call('SREM', permits, t.id)
+  elseif t.letter == 'F' then redis.call('ZREM', followers, place_of(t.work, t)) end
+end
+
+local function drop(id)
+  redis.call('HDEL', tickets, id)
+  redis.call('ZREM', ends, id)
+end
+
+local function promote(work)
+  local after
+  while true do
+    local place = places_in(followers, work, 1, after)[1]
+    if not place then return end
+    local id = id_in(place)
+    local t = read(id)
+    if t and tonumber(redis.call('ZSCORE', ends, id) or '0') > now then
+      redis.call('ZREM', followers, place)
+      t.letter = 'W'
+      write(t)
+      redis.call('HSET', flights, work, id)
+      enqueue(t)
+      return
+    end
+    after = place
+  end
+end
+
+local function remove(id)
+  local t, unreadable = read(id)
+  drop(id)
+  if not t then
+    redis.call('SREM', permits, id)
+    if unreadable then broken = broken + 1 end
+    return
+  end
+  detach(t)
+  if t.work ~= '' and redis.call('HGET', flights, t.work) == id then
+    redis.call('HDEL', flights, t.work)
+    promote(t.work)
+  end
+end
+
+local function drop_kept(work)
+  local kept = redis.call('HGET', cache, work)
+  if kept then
+    redis.call('HDEL', cache, work)
+    s.cache_bytes = s.cache_bytes - #work - #kept - cache_overhead
+  end
+  redis.call('ZREM', cache_ends, work)
+end
+
+local function keep(t, guidance)
+  drop_kept(t.work)
+  redis.call('HSET', cache, t.work, guidance)
+  redis.call('ZADD', cache_ends, whole(now + t.ttl), t.work)
+  s.cache_bytes = s.cache_bytes + #t.work + #guidance + cache_overhead
+  for _, work in ipairs(redis.call('ZRANGEBYSCORE', cache_ends, '-inf', whole(now))) do drop_kept(work) end
+  while s.cache_bytes > max_bytes do
+    local work = redis.call('ZRANGE', cache_ends, 0, 0)[1]
+    if not work then
+      s.cache_bytes = 0
+    else
+      drop_kept(work)
+    end
+  end
+end
+
+local function finish(id, guidance)
+  local t = read(id)
+  if not t then return end
+  if t.work ~= '' and redis.call('HGET', flights, t.work) == id then
+    for _, place in ipairs(places_in(followers, t.work, -1)) do
+      redis.call('ZREM', followers, place)
+      local follower = read(id_in(place))
+      if follower then
+        follower.letter, follower.more = 'S', guidance
+        write(follower)
+        redis.call('ZINCRBY', ends, grace, follower.id)
+        tell(follower, 'S', guidance, '-')
+      end
+    end
+  end
+  if t.ttl > 0 then keep(t, guidance) end
+  remove(id)
+end
+
+local function ticket_argument()
+  return { id = argument(), owner = owner, tenant = argument(), stride = tonumber(argument()),
+           tokens = tonumber(argument()), wait = tonumber(argument()), deadline = tonumber(argument()),
+           ttl = tonumber(argument()), work = argument(), since = now, seq = 0, letter = 'W', more = '' }
+end
+
+local function hold(told_of)
+  local t = read(told_of.id)
+  if not t then
+    t = told_of
+    t.more = 'held|0'
+  elseif t.letter ~= 'G' then
+    detach(t)
+    t.more = 'held|0'
+  end
+  if t.work ~= '' then redis.call('HSETNX', flights, t.work, t.id) end
+  t.letter = 'G'
+  write(t)
+  redis.call('ZADD', ends, whole(now + told_of.deadline + grace), t.id)
+  redis.call('SADD', permits, t.id)
+end
+
+-- A rate: events of the current second, and of the one before as much as it still overlaps the last.
+local function count(rate, events)
+  local age = now - s[rate .. '_start']
+  if age >= 2 * second or age < 0 then
+    s[rate .. '_start'], s[rate .. '_before'], s[rate .. '_current'] = now, 0, 0
+  elseif age >= second then
+    s[rate .. '_start'], s[rate .. '_before'] = s[rate .. '_start'] + second, s[rate .. '_current']
+    s[rate .. '_current'] = 0
+  end
+  s[rate .. '_current'] = s[rate .. '_current'] + events
+end
+
+local function time_for(rate, events)
+  local weighted = s[rate .. '_before'] * (second - (now - s[rate .. '_start'])) + s[rate .. '_current'] * second
+  if weighted == 0 then return nil end
+  return math.floor(events * second * second / weighted)
+end
+
+local function arrive(t)
+  local known, unreadable = read(t.id)
+  if unreadable then
+    drop(t.id)
+    broken = broken + 1
+    tell(t, 'X', '-', '-')
+    return
+  elseif known then
+    if known.letter == 'G' then
+      local batch, size = string.match(known.more, '^(.+)|(%d+)$')
+      tell(known, 'G', batch, size)
+    elseif known.letter == 'S' then
+      tell(known, 'S', known.more, '-')
+    else
+      redis.call('ZADD', ends, whole(now + t.deadline), t.id)
+    end
+    return
+  end
+  if t.deadline <= 0 then return end
+  if t.ttl > 0 then
+    local kept_until = tonumber(redis.call('ZSCORE', cache_ends, t.work) or '0')
+    if kept_until > now then
+      tell(t, 'C', redis.call('HGET', cache, t.work), '-')
+      return
+    end
+  end
+  local follows = t.work ~= '' and redis.call('HEXISTS', flights, t.work) == 1
+  if not follows and queued(t.tenant) >= max_queue then
+    tell(t, 'R', whole(time_for('g', redis.call('ZCARD', queue)) or retry_blind), '-')
+    return
+  end
+  s.seq = math.max(now, s.seq + 1)
+  t.seq = s.seq
+  redis.call('ZADD', ends, whole(now + t.deadline), t.id)
+  if follows then
+    t.letter = 'F'
+    write(t)
+    redis.call('ZADD', followers, 0, place_of(t.work, t))
+    return
+  end
+  write(t)
+  count('a', 1)
+  if t.work ~= '' then redis.call('HSET', flights, t.work, t.id) end
+  enqueue(t)
+end
+
+local function of_owner(holder)
+  local found = {}
+  local lines = redis.call('HGETALL', tickets)
+  for place = 1, #lines, 2 do
+    if string.match(lines[place + 1], '^%u|([^|]*)|') == holder then found[#found + 1] = lines[place] end
+  end
+  return found
+end
+
+-- Time: what the clock jumped by, or the board stood still for, is given to everybody.
+local before = s.last
+local gap = before == 0 and 0 or now - before
+s.last = now
+if gap < 0 or gap > jump then
+  for _, key in ipairs({ owners, ends }) do
+    local scored = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+    for place = 1, #scored, 2 do
+      redis.call('ZADD', key, whole(tonumber(scored[place + 1]) + gap), scored[place])
+    end
+  end
+  if s.room_since ~= 0 then s.room_since = s.room_since + gap end
+  s.settle_from, s.settle_until = s.settle_from + gap, s.settle_until + gap
+end
+
+if returning > 0 then
+  if now >= s.settle_until then s.settle_from, s.settle_until, s.settle_fleet = now, now + settle, 1 end
+  s.settle_fleet = math.max(s.settle_fleet, returning)
+end
+
+for _ = 1, tonumber(argument()) do remove(argument()) end
+for _ = 1, tonumber(argument()) do
+  local id = argument()
+  finish(id, argument())
+end
+for _ = 1, tonumber(argument()) do hold(ticket_argument()) end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', whole(now))) do
+  reclaimed = reclaimed + redis.call('SISMEMBER', permits, id)
+  remove(id)
+end
+
+redis.call('ZADD', owners, whole(now), owner)
+for _, holder in ipairs(redis.call('ZRANGEBYSCORE', owners, '-inf', whole(now - lease))) do
+  for _, id in ipairs(of_owner(holder)) do
+    reclaimed = reclaimed + 1
+    remove(id)
+  end
+  redis.call('ZREM', owners, holder)
+end
+if leaving then
+  for _, id in ipairs(of_owner(owner)) do remove(id) end
+  redis.call('ZREM', owners, owner)
+end
+
+count('a', 0)
+count('g', 0)
+for _ = 1, tonumber(argument()) do arrive(ticket_argument()) end
+
+local cap = max_in_flight
+if now < s.settle_until then
+  local back = redis.call('ZCOUNT', owners, whole(s.settle_from), '+inf')
+  cap = math.min(cap, math.max(1, math.floor(max_in_flight / s.settle_fleet)) * back)
+end
+
+-- Fair order. Tenants are taken up as their turn comes, those of equal passes by name; one that had its turn stands
+-- behind its equals.
+local limit = math.min(max_size, max_in_flight)
+local turns, next_tenants, taken_up, put_back = {}, nil, 0, 1000000000
+
+local function look_ahead()
+  if not next_tenants or (#next_tenants == 0 and next_tenants.more) then
+    local found = redis.call('ZRANGE', passes, taken_up, taken_up + limit - 1, 'WITHSCORES')
+    next_tenants = { more = #found > 0 }
+    for place = #found, 1, -2 do
+      next_tenants[#next_tenants + 1] = { tenant = found[place - 1], turn = tonumber(found[place]) }
+    end
+  end
+  return next_tenants[#next_tenants]
+end
+
+local function more_of(one)
+  local places = places_in(queue, one.tenant, limit, one.after)
+  one.waiting, one.next, one.after = {}, 1, places[#places]
+  for _, place in ipairs(places) do
+    local id = id_in(place)
+    local t = read(id)
+    if t and t.letter == 'W' then
+      one.waiting[#one.waiting + 1] = t
+    else
+      -- Out of the queue, but kept for a while as it is, so that its owner hears of it when it asks again.
+      redis.call('ZREM', queue, place)
+      redis.call('ZADD', ends, whole(now + jump), id)
+      broken = broken + 1
+    end
+  end
+  return #one.waiting > 0 or (#places > 0 and more_of(one))
+end
+
+local function next_in_order()
+  while true do
+    local best
+    for place, one in ipairs(turns) do
+      if not best or one.turn < turns[best].turn
+         or (one.turn == turns[best].turn and one.place < turns[best].place) then best = place end
+    end
+    local ahead = look_ahead()
+    if ahead and (not best or ahead.turn < turns[best].turn
+                  or (ahead.turn == turns[best].turn and turns[best].place >= 1000000000)) then
+      table.remove(next_tenants)
+      taken_up = taken_up + 1
+      ahead.place = taken_up
+      if more_of(ahead) then turns[#turns + 1] = ahead end
+    elseif not best then
+      return nil
+    else
+      local one = turns[best]
+      if one.next > #one.waiting and not more_of(one) then
+        table.remove(turns, best)
+      else
+        local t = one.waiting[one.next]
+        one.next = one.next + 1
+        t.turn = one.turn
+        one.turn = one.turn + t.stride
+        put_back = put_back + 1
+        one.place = put_back
+        return t
+      end
+    end
+  end
+end
+
+local head, moved, in_flight = {}, {}, redis.call('SCARD', permits)
+local next_look, window = -1, -1
+
+-- window.py's rule: how many of the head go now, and until when to wait if none.
+local function open_batch()
+  local fits, tokens, overflows = 0, 0, false
+  for _, t in ipairs(head) do
+    tokens = tokens + t.tokens
+    if fits > 0 and tokens > max_tokens then
+      overflows = true
+      break
+    end
+    fits = fits + 1
+  end
+  local full = overflows or #head >= limit or tokens >= max_tokens
+  local fill, due, patience_of_due = time_for('a', limit), nil, 0
+  for _, t in ipairs(head) do
+    local patience = t.wait
+    if in_flight < low_water or t.since > now then patience = 0
+    elseif not full and fill then patience = math.min(patience, fill) end
+    local start = patience > 0 and math.max(t.since, s.room_since) or now
+    if not due or start + patience < due then due, patience_of_due = start + patience, patience end
+  end
+  window = patience_of_due
+  if due <= now or (full and cap - in_flight >= fits) then return math.min(fits, cap - in_flight) end
+  next_look = due - now
+  return 0
+end
+
+while true do
+  next_look = -1
+  if cap - in_flight <= 0 then
+    s.room_since = 0
+    break
+  end
+  if s.room_since <= 0 or s.room_since > now then s.room_since = now end
+  while #head < limit do
+    local t = next_in_order()
+    if not t then break end
+    head[#head + 1] = t
+  end
+  if #head == 0 then break end
+  local size = open_batch()
+  if size == 0 then break end
+  s.batches = s.batches + 1
+  local batch = string.format('b%.0f', s.batches)
+  opened[#opened + 1] = size
+  count('g', size)
+  for _ = 1, size do
+    local t = table.remove(head, 1)
+    detach(t)
+    s.pass = math.max(s.pass, t.turn)
+    moved[t.tenant] = t.turn + t.stride
+    t.letter, t.more = 'G', string.format('%s|%d', batch, size)
+    write(t)
+    redis.call('ZINCRBY', ends, grace, t.id)
+    redis.call('SADD', permits, t.id)
+    tell(t, 'G', batch, tostring(size))
+  end
+  in_flight = in_flight + size
+end
+
+-- Not before: the order of the tenants was still being read.
+for tenant, pass in pairs(moved) do redis.call('ZADD', passes, whole(pass), tenant) end
+
+if math.floor(now / second) ~= math.floor(before / second) then
+  -- A tenant without tickets whose pass is behind would start at s.pass in any case.
+  for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', passes, '-inf', whole(s.pass), 'LIMIT', 0, 1000)) do
+    if queued(tenant) == 0 then redis.call('ZREM', passes, tenant) end
+  end
+  -- A fleet that is gone for good leaves nothing behind for ever.
+  for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, keep_keys_s) end
+end
+
+for holder, news in pairs(wake) do
+  redis.call('PUBLISH', channel .. holder, teacher .. '\n' .. table.concat(news, '\n'))
+end
+local written = {}
+for _, name in ipairs(names) do
+  written[#written + 1] = name
+  written[#written + 1] = whole(s[name])
+end
+redis.call('HSET', state, unpack(written))
+return { whole(next_look), redis.call('ZCARD', owners), in_flight, redis.call('ZCARD', queue), whole(window),
+         reclaimed, broken, opened, told }

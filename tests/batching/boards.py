@@ -1,0 +1,68 @@
+"""Both boards on one clock that the test sets: the pure one, and the script on a real Redis."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.batching.board import Board
+from gateway.batching.redis_board import SCRIPT, RedisBoard, _read_wakeup
+from gateway.batching.window import SECOND
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from gateway.batching.ticket import Decision, Limits, News, Outcome
+    from gateway.redis_keys import RedisKeys
+
+Woken = dict[str, dict[str, "Outcome"]]
+
+
+class AnyBoard(Protocol):
+    """What the fleet does on a board at a moment, in microseconds."""
+
+    async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]: ...
+
+
+class MemoryBoard:
+    """The pure board."""
+
+    def __init__(self) -> None:
+        self.board = Board()
+
+    async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]:
+        return self.board.exchange(owner, news, limits, now)
+
+
+class ScriptBoard:
+    """The script, with the clock and the wake-ups in the test's hands; all else is as it runs in production."""
+
+    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._clock, self._woken = f"{keys.prefix}:clock", f"{keys.prefix}:woken"
+        text = SCRIPT
+        for real, ours in (
+            ("redis.call('TIME')", f"redis.call('HMGET', '{self._clock}', 's', 'us')"),
+            ("redis.call('PUBLISH', channel .. holder, ", f"redis.call('RPUSH', '{self._woken}', holder .. '\\n' .. "),
+        ):
+            assert text.count(real) == 1, f"{real} is not what the script says"
+            text = text.replace(real, ours)
+        self._script = redis.register_script(text)
+
+    async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]:
+        board = RedisBoard(self._redis, self._keys, owner, "big")
+        board._script = self._script
+        await self._redis.hset(self._clock, mapping={"s": now // SECOND, "us": now % SECOND})
+        decision = await board.exchange(news, limits)
+        woken: Woken = {}
+        for message in await self._redis.lpop(self._woken, 10_000) or []:
+            holder, _, rest = message.partition(b"\n")
+            teacher, outcomes = _read_wakeup(rest)
+            assert teacher == "big"
+            woken[holder.decode()] = outcomes
+        return replace(decision, opened=list(decision.opened)), woken
+
+    async def clear(self) -> None:
+        names = [*self._keys.teacher("big").as_list(), self._clock, self._woken]
+        await self._redis.delete(*names)

@@ -1,0 +1,152 @@
+"""The script and the pure board say the same, whatever they are told and however the clock moves."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from gateway.batching.ticket import Limits, News, Ticket
+from gateway.batching.window import SECOND
+from gateway.redis_keys import RedisKeys
+from tests.batching.boards import MemoryBoard, ScriptBoard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+START = 1_795_000_000 * SECOND
+OWNERS = ["ann", "ben", "cem"]
+# Mostly small steps; a pause, an hour forward, an hour back.
+HOUR = 3_600 * SECOND
+PASSING_US = [0, 1, 700, 5_000, 20_000, 300_000, 900_000] * 3 + [2_500_000, 11_000_000, HOUR, -1, -HOUR]
+
+limits = st.builds(
+    Limits,
+    max_in_flight=st.integers(1, 12),
+    max_size=st.integers(1, 8),
+    max_prompt_tokens=st.integers(1, 90),
+    low_water=st.sampled_from([0, 0, 1, 4]),
+    max_queue=st.sampled_from([1, 3, 12]),
+    max_cache_bytes=st.sampled_from([0, 200, 400, 10_000]),
+    lease_s=st.sampled_from([1.0, 3.0, 10.0]),
+)
+# A ticket without its id: that is a number of its own, or one that was given before.
+tickets = st.builds(
+    Ticket,
+    id=st.just(""),
+    tenant=st.sampled_from(["a", "aa", "b", "c", "d"]),
+    prompt_tokens=st.integers(1, 40),
+    max_wait_s=st.sampled_from([0.001, 0.01, 0.5]),
+    deadline_s=st.sampled_from([-0.1, 0.0, 0.05, 2.0, 2.0, 9.0]),
+    weight=st.sampled_from([0.3, 1.0, 2.0, 7.0]),
+    work=st.sampled_from(["", "w1", "w1", "w2", "w3"]),
+    cache_ttl_s=st.sampled_from([0.0, 0.0, 1.0, 60.0]),
+).map(lambda one: one if one.work else replace(one, cache_ttl_s=0.0))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one process tells, after some time. A number picks one of the tickets that got a permit or wait for one."""
+
+    owner: str
+    passing_us: int
+    arrived: list[Ticket]
+    told_again: list[tuple[int, Ticket]]
+    gone: list[int]
+    finished: list[tuple[int, str]]
+    held: list[tuple[int, Ticket]]
+    returning: int
+    leaving: bool
+
+
+number = st.integers(0, 30)
+steps = st.lists(
+    st.builds(
+        Step,
+        owner=st.sampled_from(OWNERS),
+        passing_us=st.sampled_from(PASSING_US),
+        arrived=st.lists(tickets, max_size=6),
+        told_again=st.lists(st.tuples(number, tickets), max_size=1),
+        gone=st.lists(number, max_size=3),
+        finished=st.lists(st.tuples(number, st.sampled_from(["text", 'a|b {"c"} é', ""])), max_size=2),
+        held=st.lists(st.tuples(number, tickets), max_size=1),
+        returning=st.sampled_from([0] * 9 + [2, 3]),
+        leaving=st.sampled_from([False] * 19 + [True]),
+    ),
+    min_size=2,
+    max_size=25,
+)
+
+
+class Script:
+    """Turns steps into news, with the ids of tickets that are there."""
+
+    def __init__(self) -> None:
+        self._given = 0
+        self._live: list[str] = []
+
+    def news(self, step: Step) -> News:
+        again = {self._pick(pick): ticket for pick, ticket in step.told_again}
+        held = {self._pick(pick): ticket for pick, ticket in step.held}
+        gone = [self._pick(pick) for pick in step.gone]
+        finished = [(self._pick(pick), text) for pick, text in step.finished]
+        fresh = {}
+        for ticket in step.arrived:
+            self._given += 1
+            fresh[f"t{self._given}"] = ticket
+        self._live = [one for one in [*self._live, *fresh] if one not in gone and one not in dict(finished)]
+        return News(
+            arrived=[replace(ticket, id=name) for name, ticket in {**again, **fresh}.items()],
+            gone=gone,
+            finished=finished,
+            held=[replace(ticket, id=name) for name, ticket in held.items()],
+            returning=step.returning,
+            leaving=step.leaving,
+        )
+
+    def _pick(self, pick: int) -> str:
+        return self._live[pick % len(self._live)] if self._live else "none"
+
+
+@pytest.fixture
+def in_loop() -> Callable[..., None]:
+    """Run a coroutine on a loop of its own, many times."""
+    with asyncio.Runner() as runner:
+        yield runner.run
+
+
+async def agree(redis_url: str, limits: Limits, steps: list[Step]) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        script, model, story = ScriptBoard(redis, RedisKeys("agree")), MemoryBoard(), Script()
+        await script.clear()
+        now = START
+        for step in steps:
+            now += step.passing_us
+            news = story.news(step)
+            said = await script.exchange(step.owner, news, limits, now)
+            assert said == await model.exchange(step.owner, news, limits, now)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(limits=limits, steps=steps)
+def test_script_and_model_agree(
+    redis_url: str, in_loop: Callable[..., None], limits: Limits, steps: list[Step]
+) -> None:
+    """Every decision and every wake-up is the same, over random news of three processes."""
+    in_loop(agree(redis_url, limits, steps))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(limits=limits, steps=steps)
+def test_script_and_model_agree_at_length(
+    redis_url: str, in_loop: Callable[..., None], limits: Limits, steps: list[Step]
+) -> None:
+    """The same, thousands of times."""
+    in_loop(agree(redis_url, limits, steps))
