@@ -3,6 +3,7 @@
 #
 # Run, with your own configuration in ./gkt (config.yaml with its redis.url, and policies/):
 #   docker run -p 8080:8080 -v "$PWD/gkt":/etc/gkt:ro gkt-gateway
+# With -e GKT_WORKERS=4 it uses four cores.
 # The image holds no configuration: the sample's development key is known to everybody.
 ARG PYTHON=3.13.9-slim-bookworm
 

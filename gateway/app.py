@@ -83,10 +83,12 @@ class Addresses:
 
 
 @asynccontextmanager
-async def gateway(settings: Settings, book: PolicyBook, redis_url: str) -> AsyncIterator[Gateway]:
+async def gateway(
+    settings: Settings, book: PolicyBook, redis_url: str, worker: int | None = None
+) -> AsyncIterator[Gateway]:
     """Build a gateway and everything under it; close it all on leaving. Raises StartupError without Redis."""
     async with AsyncExitStack() as stack:
-        metrics = Metrics()
+        metrics = Metrics(worker)
         tasks = Tasks()
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
@@ -129,6 +131,7 @@ async def gateway(settings: Settings, book: PolicyBook, redis_url: str) -> Async
         public[keys.BOOK] = book
         public[keys.COMPLETIONS] = completions
         public[keys.RECEIPTS] = store
+        admin[keys.WORKER] = worker or 1
         for app in (public, admin):
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
@@ -187,19 +190,22 @@ async def serve(
     *,
     stop: asyncio.Event,
     announce: Callable[[Addresses], None],
+    worker: int | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: refuse what is new, finish what is under way, keep every receipt.
 
-    Raises StartupError when a port is taken or Redis is not there.
+    `worker` is this process's number among those that share its ports; None when it is alone. Raises StartupError when
+    a port is taken or Redis is not there.
     """
-    async with gateway(settings, book, redis_url) as parts, AsyncExitStack() as stack:
+    async with gateway(settings, book, redis_url, worker) as parts, AsyncExitStack() as stack:
         public = web.AppRunner(parts.public, access_log=None, handler_cancellation=True, shutdown_timeout=_CUT_S)
         admin = web.AppRunner(parts.admin, access_log=None, shutdown_timeout=_CUT_S)
         for runner in (admin, public):
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-        await _listen(public, settings.server.host, settings.server.port, "server.port")
-        await _listen(admin, settings.admin.host, settings.admin.port, "admin.port")
+        shared = worker is not None
+        await _listen(public, settings.server.host, settings.server.port, "server.port", shared=shared)
+        await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
         announce(Addresses(_url(public), _url(admin)))
         await stop.wait()
 
@@ -213,15 +219,20 @@ async def serve(
         log.info("stopped", cut=cut, receipts_kept=kept)
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int, field: str) -> None:
+async def _listen(runner: web.AppRunner, host: str, port: int, field: str, *, shared: bool) -> None:
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, host, port, reuse_port=shared).start()
     except OSError as error:
-        why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
-        raise StartupError(
-            f"{host}:{port} {why}. Stop what listens there, or choose another port: {field} in config.yaml, --port of "
-            "the demo."
-        ) from error
+        raise cannot_listen(error, host, port, field) from error
+
+
+def cannot_listen(error: OSError, host: str, port: int, field: str) -> StartupError:
+    """What to say when `host:port`, out of the setting `field`, cannot be listened on."""
+    why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
+    return StartupError(
+        f"{host}:{port} {why}. Stop what listens there, or choose another port: {field} in config.yaml, --port of "
+        "the demo."
+    )
 
 
 def _url(runner: web.AppRunner) -> str:

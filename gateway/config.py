@@ -25,15 +25,21 @@ if TYPE_CHECKING:
 
     from gateway.yaml_words import Loc
 
+MAX_WORKERS = 256
 Port = Annotated[Whole, Field(ge=0, le=65535)]
 
 OVERRIDES: Mapping[str, Loc] = {
     "GKT_HOST": ("server", "host"),
     "GKT_PORT": ("server", "port"),
+    "GKT_WORKERS": ("server", "workers"),
     "GKT_ADMIN_HOST": ("admin", "host"),
     "GKT_ADMIN_PORT": ("admin", "port"),
     "GKT_REDIS_URL": ("redis", "url"),
     "GKT_POLICIES": ("policies",),
+}
+_NUMBERS: Mapping[str | int, str] = {
+    "port": "must be a port: a whole number up to 65535",
+    "workers": f"must be a number of processes: a whole number up to {MAX_WORKERS}",
 }
 
 
@@ -54,6 +60,9 @@ class Server(Shape):
     max_body_bytes: Annotated[Size, sized("1kB", "1GB")] = Field(8_000_000, alias="max_body")
     drain_timeout_s: Annotated[Duration, lasting("0s", "1h")] = Field(30.0, alias="drain_timeout")
     max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1024
+    """Requests in each worker."""
+    workers: Annotated[Whole, Field(ge=1, le=MAX_WORKERS)] = 1
+    """Processes that share the ports."""
 
 
 class Admin(Shape):
@@ -176,12 +185,12 @@ def override(source: Source, environ: Mapping[str, str]) -> list[Mistake]:
         text = environ.get(variable, "").strip()
         if not text:
             continue
-        if loc[-1] != "port":
+        if loc[-1] not in _NUMBERS:
             source.override(loc, text, variable)
         elif text.isascii() and text.isdigit() and len(text) <= 5:
             source.override(loc, int(text), variable)
         else:
-            hint = "must be a port: a whole number up to 65535"
+            hint = _NUMBERS[loc[-1]]
             if text.startswith("tcp://"):
                 hint += "; Kubernetes sets this one for a Service of that name: set enableServiceLinks to false"
             mistakes.append(Mistake("environment", 0, 0, variable, hint))

@@ -1,8 +1,15 @@
-"""Every metric, in one list. Labels are bounded by the configuration, never by what callers send."""
+"""Every metric, in one list. Labels are bounded by the configuration, never by what callers send.
+
+One process alone counts in its memory. Several workers count in files of one folder, and each of them answers for all.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable in which prometheus_client looks for that folder."""
 
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
@@ -10,9 +17,18 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 class Metrics:
-    """One process's metrics, on a registry of their own."""
+    """One process's metrics, on a registry of their own.
 
-    def __init__(self) -> None:
+    Args:
+        worker: the number of this process among the workers; None when it is alone.
+    """
+
+    def __init__(self, worker: int | None = None) -> None:
+        if worker is not None:
+            # Files are named by the worker's number, not by its pid: one that is started again goes on counting where
+            # it ended, and files do not become more.
+            values.ValueClass = values.MultiProcessValue(lambda: worker)
+        self._shared = worker is not None
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "gkt_requests",
@@ -73,47 +89,78 @@ class Metrics:
             "gkt_batch_window_seconds",
             "How long the next ticket waits for others.",
             ("teacher",),
+            multiprocess_mode="livemostrecent",
             registry=registry,
         )
         self.tickets = Counter(
             "gkt_tickets",
-            "Tickets that ended without a turn: expired, withdrawn, refused, unreadable, reclaimed (of dead processes).",
+            "Tickets that ended without a turn: expired, withdrawn, refused, unreadable, reclaimed.",
             ("teacher", "end"),
             registry=registry,
         )
         self.queue_depth = Gauge(
-            "gkt_queue_depth", "Tickets that wait for a turn, over the fleet.", ("teacher",), registry=registry
+            "gkt_queue_depth",
+            "Tickets that wait for a turn, over the fleet.",
+            ("teacher",),
+            multiprocess_mode="livemostrecent",
+            registry=registry,
         )
         self.queue_age = Gauge(
-            "gkt_queue_age_seconds", "How long this process's oldest ticket waits.", ("teacher",), registry=registry
+            "gkt_queue_age_seconds",
+            "How long this process's oldest ticket waits.",
+            ("teacher",),
+            multiprocess_mode="livemax",
+            registry=registry,
         )
         self.teacher_in_flight = Gauge(
             "gkt_teacher_in_flight",
             "Calls to the teacher under way, over the fleet.",
             ("teacher",),
+            multiprocess_mode="livemostrecent",
             registry=registry,
         )
         self.teacher_cap = Gauge(
             "gkt_teacher_cap",
             "Calls to the teacher that may be under way.",
             ("teacher",),
+            multiprocess_mode="livemostrecent",
             registry=registry,
         )
-        self.in_flight = Gauge("gkt_in_flight", "Requests this process holds.", registry=registry)
+        self.in_flight = Gauge(
+            "gkt_in_flight", "Requests held, by all workers.", registry=registry, multiprocess_mode="livesum"
+        )
         self.engine_up = Gauge(
-            "gkt_engine_up", "1 when the engine answered its last probe.", ("engine",), registry=registry
+            "gkt_engine_up",
+            "1 when the engine answered the last probe of every worker.",
+            ("engine",),
+            registry=registry,
+            multiprocess_mode="livemin",
         )
         self.engine_errors = Counter(
             "gkt_engine_errors", "Failed calls by engine and error label.", ("engine", "label"), registry=registry
         )
-        self.redis_up = Gauge("gkt_redis_up", "1 while Redis answers.", registry=registry)
+        self.redis_up = Gauge(
+            "gkt_redis_up", "1 while Redis answers every worker.", registry=registry, multiprocess_mode="livemin"
+        )
         self.receipts_waiting = Gauge(
-            "gkt_receipts_waiting", "Receipts kept in memory until Redis takes them.", registry=registry
+            "gkt_receipts_waiting",
+            "Receipts kept in memory until Redis takes them.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.receipts_lost = Counter(
             "gkt_receipts_lost", "Receipts dropped because too many were waiting for Redis.", registry=registry
         )
 
     def render(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+        """The Prometheus text format, summed over the workers. Takes milliseconds; any thread may call it."""
+        if not self._shared:
+            return generate_latest(self.registry)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody)
+        return generate_latest(everybody)
+
+
+def forget_gauges(folder: str, worker: int) -> None:
+    """Take what a worker that is gone held out of the sums. What it counted stays."""
+    mark_process_dead(worker, folder)

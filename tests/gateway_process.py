@@ -60,8 +60,10 @@ class GatewayProcess:
         models: list[dict[str, Any]],
         routes: list[dict[str, Any]],
         redis_url: str,
+        arguments: tuple[str, ...] = (),
         **sections: Any,
     ) -> None:
+        self._arguments = arguments
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "policies").mkdir(exist_ok=True)
         sections.setdefault("server", {})
@@ -85,7 +87,7 @@ class GatewayProcess:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--config", self._config],
+            [sys.executable, "-m", "gateway", "serve", "--config", self._config, *self._arguments],
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,

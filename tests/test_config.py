@@ -198,8 +198,8 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ),
         ("server: {port: 70000}\n" + BIG, "1: server.port: must be at most 65535"),
         (
-            "server: {workers: 2}\n" + BIG,
-            "1: server.workers: unknown key; known here: host, port, max_body, drain_timeout, max",
+            "server: {threads: 2}\n" + BIG,
+            "1: server.threads: unknown key; known here: host, port, max_body, drain_timeout, max",
         ),
         ("server: {max_body: 8}\n" + BIG, "1: server.max_body: a size needs its unit"),
         ("server: {max_body: 2GB}\n" + BIG, "1: server.max_body: must be between 1kB and 1GB"),
@@ -271,12 +271,13 @@ def test_the_environment_overrides_single_values(folder: Path) -> None:
         "server: {port: 1}\n" + BIG,
         GKT_HOST="127.0.0.1",
         GKT_PORT="0",
+        GKT_WORKERS="4",
         GKT_ADMIN_HOST="::",
         GKT_ADMIN_PORT=" 9 ",
         GKT_REDIS_URL="redis://:s3cret@h",
         GKT_POLICIES="other",
     )
-    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 0)
+    assert (settings.server.host, settings.server.port, settings.server.workers) == ("127.0.0.1", 0, 4)
     assert (settings.admin.host, settings.admin.port) == ("::", 9)
     assert settings.redis.url.get_secret_value() == "redis://:s3cret@h"
     assert "s3cret" not in repr(settings)
@@ -300,6 +301,8 @@ def test_an_empty_variable_is_not_set(folder: Path) -> None:
                 "Kubernetes sets this one for a Service of that name: set enableServiceLinks to false"
             ),
         ),
+        ("GKT_WORKERS", "two", "must be a number of processes: a whole number up to 256"),
+        ("GKT_WORKERS", "0", "must be at least 1"),
         ("GKT_HOST", "a b", "must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::"),
         ("GKT_REDIS_URL", "s3cret", "must be embedded, or an address that starts with redis://, rediss:// or unix://"),
     ],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +11,12 @@ import typer
 import uvloop
 
 from gateway.app import serve as serve_gateway
+from gateway.config import MAX_WORKERS
 from gateway.logs import set_up_logs
 from gateway.policy.book import load_all
 from gateway.version import __version__
+from gateway.workers.stopping import asked_to_stop
+from gateway.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from gateway.app import Addresses
@@ -29,31 +30,42 @@ def serve(
     config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.", show_default=True)] = Path(
         "config.yaml"
     ),
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_WORKERS,
+            help="Processes that share the ports, one for each core to be used. Default: server.workers, which is 1.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run the gateway until SIGTERM or Ctrl-C; then finish what is under way.
 
-    Addresses and ports stand in the configuration file; GKT_HOST, GKT_PORT, GKT_ADMIN_HOST, GKT_ADMIN_PORT,
-    GKT_REDIS_URL and GKT_POLICIES override it.
+    Addresses and ports stand in the configuration file; GKT_HOST, GKT_PORT, GKT_WORKERS, GKT_ADMIN_HOST,
+    GKT_ADMIN_PORT, GKT_REDIS_URL and GKT_POLICIES override it.
     """
     settings, book = load_all(config)
     set_up_logs(settings.log.level, settings.log.format)
-    uvloop.run(run(settings, book))
+    if not uvloop.run(run(settings, book, config, workers or settings.server.workers)):
+        raise typer.Exit(1)
 
 
-async def run(settings: Settings, book: PolicyBook) -> None:
-    """Serve until a signal comes."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+async def run(settings: Settings, book: PolicyBook, config: Path, workers: int) -> bool:
+    """Serve until a signal comes: whether what was under way could be finished or cut in order."""
+    stop = asked_to_stop()
 
     def announce(addresses: Addresses) -> None:
         log.info("listening", public=addresses.public, admin=addresses.admin, version=__version__)
 
     async with AsyncExitStack() as stack:
-        redis_url = settings.redis.url.get_secret_value()
-        if redis_url == "embedded":
+        embedded = None
+        if settings.redis.url.get_secret_value() == "embedded":
             from gateway.local.redis import EmbeddedRedis
 
-            redis_url = (await stack.enter_async_context(EmbeddedRedis())).url
+            embedded = (await stack.enter_async_context(EmbeddedRedis())).url
+        if workers > 1:
+            return await Supervisor(settings, config, workers, redis_url=embedded).run(stop)
+        redis_url = embedded or settings.redis.url.get_secret_value()
         await serve_gateway(settings, book, redis_url, stop=stop, announce=announce)
+        return True

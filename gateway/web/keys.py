@@ -19,5 +19,6 @@ ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)
 ENGINES = web.AppKey("engines", dict[str, Engine])
+WORKER = web.AppKey("worker", int)
 
 REQUEST_ID = web.RequestKey("request_id", str)

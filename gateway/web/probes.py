@@ -9,7 +9,7 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
-from gateway.web.keys import ADMISSION, ENGINES, REDIS
+from gateway.web.keys import ADMISSION, ENGINES, REDIS, WORKER
 
 
 async def healthz(_: web.Request) -> web.Response:
@@ -24,7 +24,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def readyz_in_detail(request: web.Request) -> web.Response:
-    """GET /readyz on the admin listener: the same, and why."""
+    """GET /readyz on the admin listener: the same, and why. It speaks for one worker and names it."""
     status = _status(request.app)
     engines = {
         name: {
@@ -38,6 +38,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
     }
     body = {
         "status": status,
+        "worker": request.app[WORKER],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
         "engines": engines,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model
+from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,19 +44,52 @@ def _one_line(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_no_redis(tmp_path: Path) -> None:
-    """The line names the setting."""
-    assert "redis.url" in _one_line(_run("serve", "--config", _config(tmp_path)))
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_no_redis(tmp_path: Path, workers: str) -> None:
+    """The line names the setting; many workers say it once."""
+    assert "redis.url" in _one_line(_run("serve", "--config", _config(tmp_path), "--workers", workers))
 
 
-def test_a_port_that_is_taken(tmp_path: Path, redis_url: str) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_is_taken(tmp_path: Path, redis_url: str, workers: str) -> None:
     """The line names the port and the setting."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         config = _config(tmp_path, redis_url=redis_url, server={"port": port})
-        line = _one_line(_run("serve", "--config", config))
+        line = _one_line(_run("serve", "--config", config, "--workers", workers))
     assert f"127.0.0.1:{port} is taken" in line
     assert "server.port" in line
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_that_another_gateways_workers_share(tmp_path: Path, redis_url: str, workers: str) -> None:
+    """Sharing is for the workers of one gateway: a second one would take half of the first one's callers."""
+    with running_gateway(
+        tmp_path / "first", models=MODELS, routes=[STUDENT_ONLY], redis_url=redis_url, server={"workers": 2}
+    ) as first:
+        port = int(first.url.rsplit(":", 1)[1])
+        config = _config(tmp_path / "second", redis_url=redis_url, server={"port": port})
+        line = _one_line(_run("serve", "--config", config, "--workers", workers))
+    assert f"127.0.0.1:{port} is taken" in line
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "257", "two"])
+def test_a_number_of_workers_that_cannot_be(tmp_path: Path, workers: str) -> None:
+    """The flag names itself and its bounds."""
+    done = _run("serve", "--config", _config(tmp_path), "--workers", workers)
+    assert done.returncode == 2
+    assert "Invalid value for '--workers'" in done.stderr
+
+
+@pytest.mark.parametrize(("workers", "why"), [(0, "at least 1"), (257, "at most 256"), ("two", "whole number")])
+def test_workers_in_the_file_that_cannot_be(tmp_path: Path, workers: object, why: str) -> None:
+    """`check` and `serve` name the line and the bound."""
+    config = _config(tmp_path, server={"workers": workers})
+    for command in ("check", "serve"):
+        done = _run(command, "--config", config)
+        assert done.returncode == 1
+        assert "server.workers: must be" in done.stderr
+        assert why in done.stderr
 
 
 def test_bad_yaml_names_every_mistake_with_its_line(tmp_path: Path) -> None:

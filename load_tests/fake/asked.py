@@ -1,0 +1,149 @@
+"""What a call asks for, as far as it matters to an engine without a model: how much to read, how much to write."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from load_tests.fake.profile import Profile
+    from load_tests.fake.replies import Tape
+
+_MOST_CHOICES = 128
+_TOKENS_AROUND_A_MESSAGE = 4  # what a chat template adds to each
+_SPELLS = re.compile(r"(?:^|\s)(?:[a-z] ){2,}([a-z])$")
+
+
+class Misread(ValueError):
+    """The call makes no sense; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One call.
+
+    Attributes:
+        reads: tokens of each prompt; a chat is one.
+        choices: answers wanted for each prompt.
+        tape, at: what the answers say, and from where on.
+        max_tokens: None when the call sets no limit.
+    """
+
+    reads: tuple[int, ...]
+    choices: int
+    tape: Tape
+    at: int
+    max_tokens: int | None
+    stream: bool = False
+    usage: bool = False
+    details: bool = False
+
+
+def read_chat(raw: bytes, profile: Profile) -> Asked:
+    """POST /v1/chat/completions. Raises Misread."""
+    body = _object(raw)
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        raise Misread("messages must be a list of messages")
+    texts = [_content(message) for message in messages]
+    tape, at = _goes_on(texts[-1]) if _continues(profile, body, messages[-1]) else ("prose", 0)
+    around = _TOKENS_AROUND_A_MESSAGE * len(messages)
+    return _openai(body, (around + _tokens("".join(texts), profile),), tape, at)
+
+
+def read_completion(raw: bytes, profile: Profile) -> Asked:
+    """POST /v1/completions. Raises Misread."""
+    body = _object(raw)
+    prompt = body.get("prompt")
+    prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
+    if not prompts or not all(isinstance(one, str) and one for one in prompts):
+        raise Misread("prompt must be a text or a list of texts")
+    return _openai(body, tuple(_tokens(one, profile) for one in prompts), *_goes_on(prompts[0]))
+
+
+def read_generate(raw: bytes, profile: Profile) -> Asked:
+    """POST /generate. Raises Misread."""
+    body = _object(raw)
+    inputs, parameters = body.get("inputs"), body.get("parameters") or {}
+    if not isinstance(inputs, str) or not inputs or not isinstance(parameters, dict):
+        raise Misread("inputs must be a text, and parameters an object")
+    return Asked(
+        (_tokens(inputs, profile),),
+        1,
+        *_goes_on(inputs),
+        _count(parameters, "max_new_tokens"),
+        details=parameters.get("details") is True,
+    )
+
+
+def _openai(body: dict[str, Any], reads: tuple[int, ...], tape: Tape, at: int) -> Asked:
+    options = body.get("stream_options")
+    choices = _count(body, "n") or 1
+    if choices * len(reads) > _MOST_CHOICES:
+        raise Misread(f"asks for more than {_MOST_CHOICES} answers")
+    return Asked(
+        reads,
+        choices,
+        tape,
+        at,
+        _count(body, "max_tokens") or _count(body, "max_completion_tokens"),
+        stream=body.get("stream") is True,
+        usage=isinstance(options, dict) and options.get("include_usage") is True,
+    )
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        body: Any = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        raise Misread("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise Misread("the body must be an object")
+    return body
+
+
+def _count(body: dict[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise Misread(f"{name} must be a whole number of 1 or more")
+    return value
+
+
+def _content(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _tokens(text: str, profile: Profile) -> int:
+    return ceil(len(text) / profile.chars_per_token)
+
+
+def _continues(profile: Profile, body: dict[str, Any], last: dict[str, Any]) -> bool:
+    """Whether the engine goes on with the last message, and is asked to in its own way."""
+    if last.get("role") != "assistant":
+        return False
+    match profile.continuation:
+        case "trailing":
+            return True
+        case "vllm":
+            return body.get("continue_final_message") is True and body.get("add_generation_prompt") is False
+        case "sglang":
+            return body.get("continue_final_message") is True
+        case "prefix" | "partial" as mark:
+            return last.get(mark) is True
+        case _:
+            return False
+
+
+def _goes_on(text: str) -> tuple[Tape, int]:
+    """A text that spells the alphabet is spelt on, which is what a gateway looks for; any other is written on."""
+    spelt = _SPELLS.search(text[-64:])
+    return ("letters", ord(spelt[1]) - ord("a") + 1) if spelt else ("prose", 1)

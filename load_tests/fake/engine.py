@@ -1,0 +1,186 @@
+"""The fake engine: routes a request, lets it in or refuses it, and gives it to the batch or answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+import orjson
+
+from load_tests.fake.asked import Asked, Misread, read_chat, read_completion, read_generate
+from load_tests.fake.batching import Batching
+from load_tests.fake.call import Answer, Call
+from load_tests.fake.http import Connection, reply
+from load_tests.fake.replies import Form, Text, error, generated
+from load_tests.fake.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from load_tests.fake.call import Fault
+    from load_tests.fake.profile import Profile
+
+
+_BACKLOG = 1024
+_TGI_CLIENT_BATCH = 4  # its default
+
+
+class FakeEngine:
+    """One modelled engine; it works while it is `serving`.
+
+    The routes of both kinds of server are always there; the profile's dialect is the manner in which it refuses, and in
+    which it answers chats and completions.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.stats = Stats()
+        self._profile = profile
+        self._tgi = profile.dialect == "tgi"
+        self._random = Random(profile.seed)
+        self._batching = None if profile.decode is None else Batching(profile, self.stats)
+        faults = profile.faults
+        self._faults: list[tuple[Fault, float]] = [
+            ("fail_424", faults.fail_424),
+            ("fail_500", faults.fail_500),
+            ("hang", faults.hang),
+            ("break_off", faults.break_off),
+        ]
+        chat, completions = (Form(profile.model, chat=chat, tgi=self._tgi) for chat in (True, False))
+        self._asking: dict[bytes, tuple[Callable[[bytes, Profile], Asked], Form | None]] = {
+            b"POST /v1/chat/completions": (read_chat, chat),
+            b"POST /v1/completions": (read_completion, completions),
+            b"POST /generate": (read_generate, None),
+        }
+        self._facts = {
+            b"GET /health": reply(b""),
+            b"GET /info": reply(orjson.dumps(_info(profile))),
+            b"GET /v1/models": reply(orjson.dumps(_models(profile))),
+        }
+
+    @asynccontextmanager
+    async def serving(self, port: int = 0) -> AsyncIterator[str]:
+        """Listen on the loopback interface as long as the block lasts; yields the URL. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(self._handle), "127.0.0.1", port, backlog=_BACKLOG)
+        try:
+            async with asyncio.TaskGroup() as group:
+                batching = group.create_task(self._batching.run()) if self._batching is not None else None
+                yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+                if batching is not None:
+                    batching.cancel()
+        finally:
+            server.close()
+
+    def _handle(self, connection: Connection, asked: bytes, body: bytes) -> None:
+        """Answer `METHOD /path`, now or later."""
+        if (asking := self._asking.get(asked)) is not None:
+            self._ask(connection, *asking, body)
+            return
+        if asked == b"GET /stats":
+            whole = reply(orjson.dumps(self.stats.shown()))
+        elif asked == b"POST /stats/reset":
+            self.stats.reset()
+            whole = reply(b"{}")
+        else:
+            whole = self._facts.get(asked) or error(404, "no such route", "not_found", tgi=self._tgi)
+        connection.write(whole)
+        connection.end()
+
+    def _ask(
+        self, connection: Connection, read: Callable[[bytes, Profile], Asked], form: Form | None, body: bytes
+    ) -> None:
+        self.stats.requests += 1
+        try:
+            asked = read(body, self._profile)
+            answer = self._answer(asked, form)
+        except Misread as misread:
+            self.stats.rejected += 1
+            self._refuse(connection, 422 if self._tgi else 400, str(misread), "validation")
+            return
+        most = self._profile.max_concurrent_requests
+        if most is not None and self.stats.in_flight + len(answer.texts) > most:
+            self.stats.refused += 1
+            self._refuse(connection, 429, "Model is overloaded", "overloaded")
+            return
+        fault = self._fault()
+        if fault == "fail_424" or fault == "fail_500":
+            self.stats.failed += 1
+            status, kind = (424, "generation") if fault == "fail_424" else (500, "incomplete_generation")
+            self._refuse(connection, status, "Request failed during generation: a fault that was asked for", kind)
+            return
+        call = Call(connection, answer, fault, self.stats)
+        if fault == "hang":
+            return
+        if self._batching is None:
+            call.answer_now()
+            return
+        for sequence in call.sequences():
+            self._batching.submit(sequence)
+
+    def _answer(self, asked: Asked, form: Form | None) -> Answer:
+        room = self._profile.max_total_tokens - max(asked.reads)
+        if (asked.max_tokens or 1) > room:
+            raise Misread(f"`inputs` tokens + `max_new_tokens` must be <= {self._profile.max_total_tokens}")
+        if self._tgi and len(asked.reads) > _TGI_CLIENT_BATCH:
+            raise Misread(f"batch size exceeded: at most {_TGI_CLIENT_BATCH} prompts")
+        at_most = asked.max_tokens or room
+        each = 1 if self._tgi else asked.choices  # TGI passes over `n`
+        texts = tuple(self._text(index, asked, at_most) for index in range(each * len(asked.reads)))
+        if form is None:
+            body = partial(generated, texts[0], asked.details)
+        else:
+            body = partial(form.whole, texts, sum(asked.reads))
+        return Answer(
+            texts,
+            asked.reads,
+            body,
+            form if asked.stream else None,
+            usage=asked.usage,
+            headers=self._tgi or form is None,
+        )
+
+    def _text(self, index: int, asked: Asked, at_most: int) -> Text:
+        """TGI looks at the length before it looks at the end: an answer that is done just then was cut."""
+        length = self._profile.answer_length(self._random.random())
+        if length is None or length >= at_most:
+            return Text(index, asked.tape, asked.at, at_most, "length")
+        return Text(index, asked.tape, asked.at, length, "stop")
+
+    def _fault(self) -> Fault | None:
+        drawn = self._random.random()
+        for name, fraction in self._faults:
+            drawn -= fraction
+            if drawn < 0:
+                return name
+        return None
+
+    def _refuse(self, connection: Connection, status: int, message: str, kind: str) -> None:
+        connection.write(error(status, message, kind, tgi=self._tgi))
+        connection.end()
+
+
+def _info(profile: Profile) -> dict[str, object]:
+    return {
+        "model_id": profile.model,
+        "model_sha": None,
+        "model_pipeline_tag": "text-generation",
+        "max_concurrent_requests": profile.max_concurrent_requests,
+        "max_best_of": 2,
+        "max_stop_sequences": 4,
+        "max_input_tokens": profile.max_total_tokens - 1,
+        "max_total_tokens": profile.max_total_tokens,
+        "validation_workers": 2,
+        "max_client_batch_size": _TGI_CLIENT_BATCH,
+        "router": "fake",
+        "version": "3.3.7",
+        "sha": None,
+        "docker_label": None,
+    }
+
+
+def _models(profile: Profile) -> dict[str, object]:
+    entry = {"id": profile.model, "object": "model", "created": 0, "owned_by": "fake"}
+    return {"object": "list", "data": [entry]}

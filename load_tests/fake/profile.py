@@ -1,0 +1,131 @@
+"""What a timing file says: how long the modelled engine takes, what it refuses, how often it fails."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from gateway.continuation import Mode
+from gateway.units import Duration, Flag, Name, Number, Whole
+from gateway.yaml_source import Shape, load
+
+TIMINGS = Path(__file__).parents[1] / "timings"
+"""The timing files that come with the load tests."""
+
+Dialect = Literal["tgi", "openai"]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]  # a key, which YAML's reader leaves as text
+Time = Annotated[Duration, Field(ge=0, le=60)]
+
+
+class Prefill(Shape):
+    """A pass over new prompts takes `fixed` and `per_token` for each token that it reads.
+
+    A chunked pass reads at most `max_tokens`, breaks a prompt off there, and shares its step with decoding. One that is
+    not takes whole prompts, as many as fit `max_tokens` and at least one, while nobody else gets a token.
+    """
+
+    fixed_s: Time = Field(0.0, alias="fixed")
+    per_token_s: Time = Field(0.0, alias="per_token")
+    max_tokens: Count = 4096
+    chunked: Flag = False
+
+
+class Decode(Shape):
+    """The time of one step for a batch of n: `fixed` + n times `per_sequence`, or a `table` from n to times.
+
+    Between the entries of the table it is linear; outside of them the nearest one holds.
+    """
+
+    fixed_s: Time = Field(0.0, alias="fixed")
+    per_sequence_s: Time = Field(0.0, alias="per_sequence")
+    table: Mapping[Size, Time] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Decode:
+        if self.table is not None and (not self.table or self.fixed_s or self.per_sequence_s):
+            raise ValueError("needs either fixed and per_sequence or a table with entries")
+        return self
+
+    def step_s(self, size: int) -> float:
+        """Seconds of one step in which `size` sequences are decoded."""
+        if self.table is None:
+            return self.fixed_s + self.per_sequence_s * size
+        sizes = sorted(self.table)
+        above = bisect_left(sizes, size)
+        if above in {0, len(sizes)}:
+            return self.table[sizes[min(above, len(sizes) - 1)]]
+        low, high = sizes[above - 1], sizes[above]
+        share = (size - low) / (high - low)
+        return self.table[low] + share * (self.table[high] - self.table[low])
+
+
+class Faults(Shape):
+    """Which fraction of the calls fails, and how; at most all of them.
+
+    `fail_424` and `fail_500` are answered at once with TGI's errors for a model that failed. `hang` gets no answer and
+    holds its place until the client leaves. `break_off` ends the connection halfway through the answer.
+    """
+
+    fail_424: Fraction = 0.0
+    fail_500: Fraction = 0.0
+    hang: Fraction = 0.0
+    break_off: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Faults:
+        if sum(self.model_dump().values()) > 1:
+            raise ValueError("the fractions come to more than 1")
+        return self
+
+
+class Profile(Shape):
+    """One modelled engine.
+
+    Without `prefill` and `decode` it takes no time at all. `answer_tokens` are evenly spaced quantiles of how long its
+    answers get before they end by themselves; without them each runs to its max_tokens. `jitter` 0.1 makes each pass
+    take up to 10 % more or less. With one `seed` the calls get the same lengths and faults, in the order in which they
+    come, in every run.
+    """
+
+    model: Name
+    dialect: Dialect
+    continuation: Mode | Literal["none"] = "trailing"
+    max_concurrent_requests: Count | None = None
+    max_batch_size: Count = 128
+    max_total_tokens: Count = 4096
+    chars_per_token: Annotated[Number, Field(ge=0.1, le=100)] = 4.0
+    prefill: Prefill | None = None
+    decode: Decode | None = None
+    answer_tokens: tuple[Count, ...] = ()
+    jitter: Fraction = 0.0
+    seed: Whole = 0
+    faults: Faults = Faults()
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Profile:
+        if (self.prefill is None) != (self.decode is None):
+            raise ValueError("needs both prefill and decode, or neither for an engine that takes no time")
+        return self
+
+    def answer_length(self, drawn: float) -> int | None:
+        """Tokens after which an answer ends by itself, for a number drawn from [0, 1); None: it does not."""
+        if not self.answer_tokens:
+            return None
+        place = drawn * (len(self.answer_tokens) - 1)
+        low = int(place)
+        high = min(low + 1, len(self.answer_tokens) - 1)
+        return round(self.answer_tokens[low] + (place - low) * (self.answer_tokens[high] - self.answer_tokens[low]))
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in a timing file. Raises ValueError that names every mistake with its line."""
+    profile, mistakes = load(path, Profile, context=path)
+    if profile is None:
+        raise ValueError("\n".join(str(mistake) for mistake in mistakes))
+    return profile

@@ -1,0 +1,150 @@
+"""How the answers are worded: JSON bodies and events of each route, in TGI's and in OpenAI's manner, kept as bytes.
+
+What an answer says depends on nothing but its `Text`, so each event is made once and then only written.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from string import ascii_lowercase
+from typing import Any, Literal, NamedTuple
+
+import orjson
+
+from load_tests.fake.http import EVENTS_END, event, reply
+
+Finish = Literal["stop", "length"]
+Tape = Literal["prose", "letters"]
+
+# One string is one token. Read round and round: what follows the last line break may begin with a word.
+_PROSE = (
+    "So", " we", " take", " the", " first", " of", " them", " and", " see", " how", " far", " it", " goes", ",",
+    " then", " the", " next", " one", ",", " until", " all", " are", " done", ".", " What", " is", " left", " at",
+    " the", " end", " is", " the", " answer", ".", " If", " it", " is", " more", " than", " there", " was", " to",
+    " begin", " with", ",", " something", " was", " counted", " twice", ";", " if", " it", " is", " less", ",",
+    " something", " was", " left", " out", ".", " Let", " us", " check", ".\n",
+)  # fmt: skip
+TAPES: dict[Tape, tuple[str, ...]] = {"prose": _PROSE, "letters": tuple(f" {letter}" for letter in ascii_lowercase)}
+
+
+class Text(NamedTuple):
+    """One answer: `length` tokens of a tape from its place `at`, as choice `choice`."""
+
+    choice: int
+    tape: Tape
+    at: int
+    length: int
+    finish: Finish
+
+    def __str__(self) -> str:
+        tape = TAPES[self.tape]
+        rounds, rest = divmod(self.at + self.length, len(tape))
+        return "".join(tape * rounds + tape[:rest]).removeprefix("".join(tape[: self.at]))
+
+
+class Form:
+    """A route of OpenAI's kind: `chat` (or else completions), by TGI (or else as OpenAI).
+
+    TGI's last token brings the finish_reason along and each delta its role; OpenAI sends both in events of their own.
+    """
+
+    def __init__(self, model: str, *, chat: bool, tgi: bool) -> None:
+        self._chat = chat
+        self._tgi = tgi
+        self._name = "chat.completion" if chat else "text_completion"
+        self._common: dict[str, Any] = {
+            "id": "" if tgi else "chatcmpl-fake" if chat else "cmpl-fake",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": "3.3.7-native" if tgi else "fp_fake",
+        }
+        # Bounded: lengths and places differ from call to call.
+        self.events = lru_cache(maxsize=512)(self._events)
+        self.closing = lru_cache(maxsize=4096)(self._closing)
+        self.all_events = lru_cache(maxsize=256)(self._all_events)
+        self.whole = lru_cache(maxsize=256)(self._whole)
+
+    def opening(self, index: int) -> bytes:
+        """What is sent ahead of the first token."""
+        if self._tgi or not self._chat:
+            return b""
+        return self._event([self._choice(index, {"role": "assistant", "content": ""}, None)])
+
+    def _events(self, index: int, tape: Tape) -> tuple[bytes, ...]:
+        """The event of each token of a tape."""
+        return tuple(self._event([self._choice(index, self._delta(token), None)]) for token in TAPES[tape])
+
+    def _closing(self, text: Text) -> bytes:
+        """The event of the last token, and what tells why it was the last."""
+        tape = TAPES[text.tape]
+        token = tape[(text.at + text.length - 1) % len(tape)]
+        if self._tgi:
+            return self._event([self._choice(text.choice, self._delta(token), text.finish)])
+        said = self._event([self._choice(text.choice, self._delta(token), None)])
+        return said + self._event([self._choice(text.choice, {} if self._chat else "", text.finish)])
+
+    def end(self, read: int, written: int, *, usage: bool) -> bytes:
+        """The end of a stream."""
+        counted = self._event([], usage=_usage(read, written)) if usage else b""
+        return counted + event(b"[DONE]") + EVENTS_END
+
+    def _all_events(self, text: Text) -> bytes:
+        """A whole answer as events, without the end of the stream."""
+        events = self.events(text.choice, text.tape)
+        return b"".join(
+            (
+                self.opening(text.choice),
+                *(events[(text.at + number) % len(events)] for number in range(text.length - 1)),
+                self.closing(text),
+            )
+        )
+
+    def _whole(self, texts: tuple[Text, ...], read: int) -> bytes:
+        """A whole reply in JSON."""
+        written = sum(text.length for text in texts)
+        choices = [self._said(text) for text in texts]
+        return orjson.dumps({"object": self._name, **self._common, "choices": choices, "usage": _usage(read, written)})
+
+    def _said(self, text: Text) -> dict[str, Any]:
+        said = {"message": {"role": "assistant", "content": str(text)}} if self._chat else {"text": str(text)}
+        return {"index": text.choice, **said, "logprobs": None, "finish_reason": text.finish}
+
+    def _delta(self, token: str) -> Any:
+        if not self._chat:
+            return token
+        return {"role": "assistant", "content": token} if self._tgi else {"content": token}
+
+    def _choice(self, index: int, delta: Any, finish: Finish | None) -> dict[str, Any]:
+        return {"index": index, "delta" if self._chat else "text": delta, "logprobs": None, "finish_reason": finish}
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        kind = "chat.completion.chunk" if self._chat else self._name
+        return event(orjson.dumps({"object": kind, **self._common, "choices": choices, **more}))
+
+
+@lru_cache(maxsize=256)
+def generated(text: Text, details: bool) -> bytes:
+    """A reply of TGI's own /generate."""
+    body: dict[str, Any] = {"generated_text": str(text)}
+    if details:
+        tape = TAPES[text.tape]
+        places = [(text.at + number) % len(tape) for number in range(text.length)]
+        body["details"] = {
+            "finish_reason": "eos_token" if text.finish == "stop" else "length",
+            "generated_tokens": text.length,
+            "seed": None,
+            "prefill": [],
+            "tokens": [{"id": at, "text": tape[at], "logprob": -0.25, "special": False} for at in places],
+        }
+    return orjson.dumps(body)
+
+
+def _usage(read: int, written: int) -> dict[str, int]:
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def error(status: int, message: str, kind: str, *, tgi: bool) -> bytes:
+    """A refusal in the dialect's words; no Retry-After, as TGI sends none."""
+    body: Any = {"error": message, "error_type": kind} if tgi else {"error": {"message": message, "type": kind}}
+    return reply(orjson.dumps(body), status)

@@ -1,0 +1,281 @@
+"""`serve --workers 2` as users run it: two processes behind one port, watched by a third."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fakes import FakeEngine, reply, says
+from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
+from tests.readiness import detail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LIMIT_S = 30.0
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+
+
+@contextmanager
+def two_workers(folder: Path, engine: FakeEngine, redis_url: str, **config: Any) -> Iterator[GatewayProcess]:
+    with running_gateway(
+        folder,
+        **{
+            "models": [model("big", "tgi", engine.url), model("small", "openai", f"{engine.url}/v1")],
+            "routes": [STUDENT_ONLY],
+            "redis_url": redis_url,
+            "redis": {"prefix": folder.name[-32:]},
+            "server": {"workers": 2},
+        }
+        | config,
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    with FakeEngine(says("A ship sails.")).running() as engine:
+        yield engine
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, engine: FakeEngine, redis_url: str) -> Iterator[GatewayProcess]:
+    with two_workers(tmp_path, engine, redis_url) as process:
+        yield process
+
+
+def ask(url: str) -> httpx.Response:
+    """On a connection of its own, so that the kernel chooses the worker anew."""
+    body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
+    # Without TLS here, its certificates are only time lost for each new connection.
+    return httpx.post(f"{url}/v1/chat/completions", json=body, headers=HEADERS, timeout=LIMIT_S, verify=False)
+
+
+def measured(admin_url: str, sample: str) -> float:
+    """A metric as some worker tells it, all its labels together."""
+    text = httpx.get(f"{admin_url}/metrics", verify=False).text
+    families = list(text_string_to_metric_families(text))
+    return sum(found.value for family in families for found in family.samples if found.name == sample)
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    give_up = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.02)
+
+
+def details_of_both(gateway: GatewayProcess) -> dict[int, dict[str, Any]]:
+    """Readiness in detail, by worker: asked again until both have answered."""
+    seen: dict[int, dict[str, Any]] = {}
+
+    def ask_again() -> bool:
+        told = detail(gateway.admin_url)
+        seen[told["worker"]] = told
+        return len(seen) == 2
+
+    until(ask_again, "one worker never answers")
+    return seen
+
+
+def pids(gateway: GatewayProcess) -> dict[int, int]:
+    """The last process of each worker."""
+    return {line["worker"]: line["pid"] for line in list(gateway.log) if line["event"] == "worker_ready"}
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def logged(gateway: GatewayProcess, event: str) -> list[dict[str, Any]]:
+    return [line for line in list(gateway.log) if line["event"] == event]
+
+
+def test_both_workers_answer_on_both_ports(gateway: GatewayProcess) -> None:
+    """Each request is logged with its worker's number; `listening` is said once, when both are there."""
+    assert set(details_of_both(gateway)) == {1, 2}
+
+    def both_worked() -> bool:
+        assert ask(gateway.url).status_code == 200
+        return {line["worker"] for line in logged(gateway, "request")} == {1, 2}
+
+    until(both_worked, "one worker gets no requests")
+    events = [line["event"] for line in gateway.log]
+    assert events.count("listening") == 1
+    assert events.index("listening") > max(i for i, event in enumerate(events) if event == "worker_ready")
+
+
+def test_any_worker_tells_the_sum_of_all(gateway: GatewayProcess) -> None:
+    for _ in range(24):
+        assert ask(gateway.url).status_code == 200
+    until(lambda: len(logged(gateway, "request")) == 24, "a request is not recorded")
+    assert {line["worker"] for line in logged(gateway, "request")} == {1, 2}
+    for sample in ("gkt_requests_total", "gkt_stage_seconds_count"):
+        told = {measured(gateway.admin_url, sample) for _ in range(12)}
+        assert len(told) == 1
+    assert measured(gateway.admin_url, "gkt_requests_total") == 24
+    assert measured(gateway.admin_url, "gkt_redis_up") == 1
+
+
+def test_a_killed_worker_is_started_again_and_no_counter_goes_back(gateway: GatewayProcess) -> None:
+    """Meanwhile the other one answers every new connection."""
+    for _ in range(12):
+        assert ask(gateway.url).status_code == 200
+    until(lambda: len(logged(gateway, "request")) == 12, "a request is not recorded")
+    killed = pids(gateway)[1]
+    os.kill(killed, signal.SIGKILL)
+    ended = gateway.wait_for_log("worker_ended", worker=1)
+    assert ended["exit_code"] == -signal.SIGKILL
+    assert ended["again_in_s"] > 0
+    for _ in range(12):
+        assert ask(gateway.url).status_code == 200
+        assert measured(gateway.admin_url, "gkt_requests_total") >= 12
+    until(lambda: pids(gateway)[1] != killed, "the worker does not come back")
+    assert set(details_of_both(gateway)) == {1, 2}
+    until(lambda: measured(gateway.admin_url, "gkt_requests_total") == 24, "a request is not counted")
+    for _ in range(12):
+        assert ask(gateway.url).status_code == 200
+    until(lambda: measured(gateway.admin_url, "gkt_requests_total") == 36, "a request is not counted")
+    assert gateway.terminate() == 0
+
+
+async def hang(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def holder(gateway: GatewayProcess) -> int:
+    """The worker that holds the one request under way."""
+    held = {worker: told["in_flight"] for worker, told in details_of_both(gateway).items()}
+    assert sorted(held.values()) == [0, 1]
+    return max(held, key=lambda worker: held[worker])
+
+
+def test_what_a_killed_worker_held_leaves_the_sums(tmp_path: Path, redis_url: str) -> None:
+    with (
+        FakeEngine(hang).running() as engine,
+        two_workers(tmp_path, engine, redis_url, server={"workers": 2, "drain_timeout": "0s"}) as gateway,
+        ThreadPoolExecutor() as pool,
+    ):
+        asked = pool.submit(ask, gateway.url)
+        until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 1, "nothing is in flight")
+        os.kill(pids(gateway)[holder(gateway)], signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            asked.result(LIMIT_S)
+        until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 0, "it is still counted")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_every_worker(tmp_path: Path, redis_url: str, number: signal.Signals) -> None:
+    """Answers under way are finished, the command leaves with 0, and no process is left."""
+    finish = asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def when_told(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        loops.append(asyncio.get_running_loop())
+        await finish.wait()
+        return web.json_response(reply("At last."))
+
+    with (
+        FakeEngine(when_told).running() as engine,
+        two_workers(tmp_path, engine, redis_url) as gateway,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        asked = [pool.submit(ask, gateway.url) for _ in range(16)]
+        until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 16, "not all are under way")
+        workers = pids(gateway)
+        assert all(told["in_flight"] for told in details_of_both(gateway).values())
+        gateway.process.send_signal(number)
+        for worker in (1, 2):
+            gateway.wait_for_log("draining", worker=worker)
+        assert not any(each.done() for each in asked)
+        loops[0].call_soon_threadsafe(finish.set)
+        assert [each.result(LIMIT_S).status_code for each in asked] == [200] * 16
+        assert gateway.process.wait(LIMIT_S) == 0
+        assert {line["worker"] for line in logged(gateway, "stopped")} == {1, 2}
+        assert not any(alive(pid) for pid in workers.values())
+
+
+def test_a_worker_that_does_not_drain_is_told_by_the_exit_code(tmp_path: Path, redis_url: str) -> None:
+    """It is killed here while it waits for its request; so is one that takes far too long."""
+    with (
+        FakeEngine(hang).running() as engine,
+        two_workers(tmp_path, engine, redis_url) as gateway,
+        ThreadPoolExecutor() as pool,
+    ):
+        asked = pool.submit(ask, gateway.url)
+        until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 1, "nothing is in flight")
+        worker = holder(gateway)
+        gateway.process.send_signal(signal.SIGTERM)
+        gateway.wait_for_log("draining", worker=worker)
+        os.kill(pids(gateway)[worker], signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            asked.result(LIMIT_S)
+        assert gateway.process.wait(LIMIT_S) == 1
+        gateway.wait_for_log("worker_not_drained", worker=worker, exit_code=-signal.SIGKILL)
+
+
+def test_no_worker_outlives_a_killed_supervisor(
+    tmp_path: Path, engine: FakeEngine, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They drain by themselves."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed supervisor leaves its folder
+    with two_workers(tmp_path, engine, redis_url) as gateway:
+        workers = pids(gateway).values()
+        assert all(alive(pid) for pid in workers)
+        gateway.process.kill()
+        until(lambda: not any(alive(pid) for pid in workers), "a worker lives on")
+        assert {line["worker"] for line in logged(gateway, "stopped")} == {1, 2}
+
+
+def test_a_worker_that_cannot_come_back_is_tried_again_while_the_other_goes_on(
+    tmp_path: Path, gateway: GatewayProcess
+) -> None:
+    """The log says what keeps it from starting, and the pause grows."""
+    policy = tmp_path / "policies" / "acme.yaml"
+    text = policy.read_text()
+    policy.write_text(text.replace("student: small", "student: smal"))
+    killed = pids(gateway)[2]
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: len(logged(gateway, "worker_ended")) == 3, "it is not tried again")
+    first, second, third = logged(gateway, "worker_ended")
+    assert "Did you mean 'small'" in second["error"]
+    assert first["again_in_s"] < second["again_in_s"] < third["again_in_s"]
+    assert ask(gateway.url).status_code == 200
+    policy.write_text(text)
+    until(lambda: pids(gateway)[2] != killed, "the worker does not come back")
+
+
+def test_workers_share_the_embedded_redis(tmp_path: Path, engine: FakeEngine) -> None:
+    """A receipt is shown by whichever worker is asked. The flag wins over the file."""
+    with two_workers(tmp_path, engine, "embedded", server={"workers": 1}, arguments=("--workers", "2")) as gateway:
+        assert gateway.wait_for_log("listening")["workers"] == 2
+        receipt = f"{gateway.url}/v1/receipts/{ask(gateway.url).headers['x-request-id']}"
+        until(
+            lambda: {httpx.get(receipt, headers=HEADERS, verify=False).status_code for _ in range(16)} == {200},
+            "a worker does not know the receipt",
+        )
+
+
+def test_a_process_alone_is_worker_1(tmp_path: Path, engine: FakeEngine, redis_url: str) -> None:
+    """It counts in its own memory and has no supervisor."""
+    with two_workers(tmp_path, engine, redis_url, server={"workers": 1}) as gateway:
+        assert detail(gateway.admin_url)["worker"] == 1
+        assert ask(gateway.url).status_code == 200
+        until(lambda: measured(gateway.admin_url, "gkt_requests_total") == 1, "a request is not counted")
+        assert logged(gateway, "worker_ready") == []
