@@ -161,7 +161,8 @@ def _engine(model: ModelSettings) -> Engine:
             model.name, http, model=model.model, continues=continues, max_concurrency=model.max_concurrency
         )
     echo = None if model.echo == "auto" else model.echo
-    return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo)
+    lists = model.batch.calls == "list"
+    return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo, lists=lists)
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

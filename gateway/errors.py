@@ -27,7 +27,7 @@ GatewayError                     label, status, type, code: the same label names
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,6 +146,13 @@ class EngineError(GatewayError):
         self.engine = engine
         self.heard = True
         self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
+
+    def twin(self) -> Self:
+        """The same error for another request that met it: `recorded` and the traceback are each one's own."""
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__)
+        twin.__cause__ = self.__cause__
+        return twin
 
 
 class EngineUnreachable(EngineError):

@@ -15,7 +15,7 @@ from gateway.yaml_words import nearest
 
 
 class Batch(Shape):
-    """What one batch of guidance calls to this model may hold when it plays the teacher."""
+    """What one batch of guidance calls to this model may hold when it plays the teacher, and how it goes out."""
 
     max_size: Annotated[Whole, Field(ge=1, le=4096)] = 32
     max_prompt_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] = 32768
@@ -23,6 +23,8 @@ class Batch(Shape):
     """With fewer calls than this in flight, a request does not wait for others."""
     max_queue: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(1000, validate_default=True)
     """Requests of one tenant that may wait."""
+    calls: Literal["single", "list"] = "single"
+    """`list`: the members that one process holds go out in one HTTP call, where the engine takes such a call."""
 
     @field_validator("max_queue")
     @classmethod
@@ -140,6 +142,16 @@ class ModelSettings(Shape):
         if tokenizer not in ENCODINGS:
             raise Wrong(f"must be one of {', '.join(ENCODINGS)}", nearest(tokenizer, ENCODINGS))
         return tokenizer
+
+    @field_validator("batch")
+    @classmethod
+    def _tgi_batches_by_itself(cls, batch: Batch, info: ValidationInfo) -> Batch:
+        if info.data.get("protocol") == "tgi" and batch.calls == "list":
+            raise Wrong(
+                "calls: list is not for TGI: its list of prompts fails as one and turns its prefix cache off, and it "
+                "puts single calls into one batch by itself. Write calls: single"
+            )
+        return batch
 
     @field_validator("continuation")
     @classmethod

@@ -140,7 +140,10 @@ class Guide:
 
         draft.asked = time.perf_counter()
         landing = await self._flights.join(
-            self._batcher.queue(guidance.teacher), ticket, lambda _: engine.opening(request), granted
+            self._batcher.queue(guidance.teacher),
+            ticket,
+            lambda grant: engine.opening(request, batch=grant.batch_id),
+            granted,
         )
         draft.guided = time.perf_counter()
         reply = landing.reply

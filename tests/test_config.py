@@ -80,7 +80,7 @@ def test_all_but_the_models_has_a_default(folder: Path) -> None:
     big = settings.by_name["big"]
     assert (big.model, big.continuation, big.echo, big.api_key) == ("tgi", "trailing", "auto", None)
     assert (big.tokenizer, big.max_concurrency) == ("o200k_base", 96)
-    assert (big.batch.max_size, big.batch.max_prompt_tokens) == (32, 32768)
+    assert (big.batch.max_size, big.batch.max_prompt_tokens, big.batch.calls) == (32, 32768, "single")
     assert big.timeouts.model_dump() == {"connect_s": 2.0, "first_token_s": 30.0, "idle_s": 30.0, "total_s": 300.0}
 
 
@@ -191,6 +191,14 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         (model(echo="yes"), "1: models[0].echo: must be auto, true or false. Did you mean 'true'?"),
         (model(max_concurrency=0), "1: models[0].max_concurrency: must be at least 1"),
         (model(batch="{max_size: 0}"), "1: models[0].batch.max_size: must be at least 1"),
+        (
+            model(protocol="openai", batch="{calls: lists}"),
+            "1: models[0].batch.calls: must be single or list. Did you mean 'list'?",
+        ),
+        (
+            model(batch="{calls: list}"),
+            "1: models[0].batch: calls: list is not for TGI: its list of prompts fails as one and turns its prefix",
+        ),
         (model(timeouts="{total: 2d}"), "1: models[0].timeouts.total: must be between 10ms and 1d"),
         (
             model(timeout="3s"),

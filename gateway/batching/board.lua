@@ -22,7 +22,7 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
 local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
-local retry_blind, cache_overhead, keep_keys_s = 10000000, 100, 86400
+local longest_hold, retry_blind, cache_overhead, keep_keys_s = 1000000, 10000000, 100, 86400
 
 local told, wake, opened, reclaimed, broken = {}, {}, {}, 0, 0
 
@@ -419,16 +419,18 @@ local function open_batch()
     fits = fits + 1
   end
   local full = overflows or #head >= limit or tokens >= max_tokens
-  local fill, due, patience_of_due = time_for('a', limit), nil, 0
+  local enough = full and math.min(fits, math.max(1, math.floor(max_in_flight / 3))) or fits
+  local fill = full and time_for('g', 2 * enough) or not full and time_for('a', limit)
+  local due, patience_of_due = nil, 0
   for _, t in ipairs(head) do
     local patience = t.wait
     if in_flight < low_water or t.since > now then patience = 0
-    elseif not full and fill then patience = math.min(patience, fill) end
+    elseif fill then patience = math.min(full and longest_hold or patience, fill) end
     local start = patience > 0 and math.max(t.since, s.room_since) or now
     if not due or start + patience < due then due, patience_of_due = start + patience, patience end
   end
   window = patience_of_due
-  if due <= now or (full and cap - in_flight >= fits) then return math.min(fits, cap - in_flight) end
+  if due <= now or (full and cap - in_flight >= enough) then return math.min(fits, cap - in_flight) end
   next_look = due - now
   return 0
 end

@@ -346,7 +346,7 @@ class Board:
             if not head:
                 due = None
                 break
-            opening = open_batch(head, teacher, limits, self._arrivals.time_for(size, now), now)
+            opening = open_batch(head, teacher, limits, self._arrivals, self._grants, now)
             window, due = opening.window, opening.due
             if not opening.size:
                 break

@@ -1,10 +1,13 @@
 """When a batch opens. Pure: times are whole microseconds on one clock, and `now` is handed in.
 
-While the teacher has room below its low-water mark, nothing waits. Otherwise tickets and permits gather: a batch opens
-at once when it is full (by count or by prompt tokens) and has a permit for each of its tickets; else when one of its
-tickets has waited its window since it came and since the teacher last had a permit to give. The window is `max_wait`,
-and no longer than a batch takes to fill at the rate at which tickets come. So permits that return one by one, as the
-calls of one batch end, make one new batch and not many small ones.
+While the teacher has room below its low-water mark, nothing waits. Otherwise a batch opens when it is full, by count or
+by prompt tokens, or when one of its tickets has waited its window, since it came and since the teacher had a permit to
+give: `max_wait`, and no longer than a batch takes to fill at the rate at which tickets come.
+
+A full batch finds a teacher that is full as well. Permits come back one by one, and handing them on one by one would
+make batches of one, each of which interrupts the teacher. So they gather too, as far as the teacher stays busy: until
+there is one for each ticket or a third of them all is free, and no longer than twice the time that takes at the present
+rate. It costs the waiting tickets nothing: the teacher writes as much as before (load_tests/fleet.py).
 
 `board.lua` states the same rules for the fleet; a test holds the two against each other.
 """
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from gateway.batching.ticket import Limits
 
 SECOND = 1_000_000
+# Permits gather no longer than this, whatever the rate says.
+_LONGEST_HOLD = SECOND
 # Rates are measured over a second, half remembered.
 _PERIOD = SECOND
 
@@ -60,11 +65,13 @@ class Opening:
     window: int
 
 
-def open_batch(head: Sequence[Waiting], teacher: Teacher, limits: Limits, fill: int | None, now: int) -> Opening:
+def open_batch(
+    head: Sequence[Waiting], teacher: Teacher, limits: Limits, arrivals: Rate, grants: Rate, now: int
+) -> Opening:
     """Judge the first tickets in fair order, at most one batch of them and at least one.
 
     Args:
-        fill: how long a batch takes to fill at the present rate; None: for ever.
+        arrivals, grants: counted up to `now`.
     """
     size = min(limits.max_size, limits.max_in_flight)
     fits, tokens, overflows = 0, 0, False
@@ -75,18 +82,20 @@ def open_batch(head: Sequence[Waiting], teacher: Teacher, limits: Limits, fill: 
             break
         fits += 1
     full = overflows or len(head) >= size or tokens >= limits.max_prompt_tokens
+    enough = min(fits, max(1, limits.max_in_flight // 3)) if full else fits
+    fill = grants.time_for(2 * enough, now) if full else arrivals.time_for(size, now)
     due, window = None, 0
     for ticket in head:
         patience = ticket.max_wait
         if teacher.in_flight < limits.low_water or ticket.since > now:  # a clock that was set back
             patience = 0
-        elif not full and fill is not None:
-            patience = min(patience, fill)
+        elif fill is not None:
+            patience = min(_LONGEST_HOLD if full else patience, fill)
         start = max(ticket.since, teacher.room_since) if patience else now
         if due is None or start + patience < due:
             due, window = start + patience, patience
     assert due is not None
-    if due <= now or (full and teacher.room >= fits):
+    if due <= now or (full and teacher.room >= enough):
         return Opening(min(fits, teacher.room), now, window)
     return Opening(0, due, window)
 

@@ -20,11 +20,12 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the engine counted them."""
+    """Tokens as the engine counted them. `estimated`: it counted a list of calls, and this is one call's share."""
 
     input_tokens: int
     output_tokens: int
     cached_input_tokens: int = 0
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,8 @@ class Engine(Protocol):
     @property
     def state(self) -> EngineState: ...
 
-    async def opening(self, request: OpeningRequest) -> OpeningReply:
-        """Write the first tokens of an answer."""
+    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
+        """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call."""
         ...
 
     async def complete(self, body: Json) -> Json:

@@ -14,7 +14,7 @@ from gateway.errors import EngineFailed, EngineGarbled, EngineTimeout, EngineUnr
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.engines.base import Finish
+    from gateway.engines.base import Finish, OpeningRequest
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
 
@@ -86,6 +86,18 @@ def _are_choices(choices: Any, holder: str) -> bool:
         and (isinstance(choice.get(holder), dict) or (holder == "delta" and choice.get(holder) is None))
         for choice in choices
     )
+
+
+def opening_body(request: OpeningRequest) -> Json:
+    """What an opening asks for in OpenAI's names, but for the model and what it reads."""
+    body: Json = {"max_tokens": request.max_tokens, "temperature": request.temperature}
+    if request.top_p is not None:
+        body["top_p"] = request.top_p
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.stop:
+        body["stop"] = list(request.stop)
+    return body
 
 
 def opening_finish(reason: Any) -> Finish:

@@ -134,9 +134,12 @@ class EngineHttp:
         async with self._call("GET", path, None) as response:
             return await self._read_json(response)
 
-    async def post(self, path: str, payload: Json) -> JsonReply:
-        """POST JSON, return the decoded JSON reply. Raises EngineErrors."""
-        async with self._call("POST", path, payload) as response:
+    async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:
+        """POST JSON, return the decoded JSON reply. Raises EngineErrors.
+
+        A `native` path is one of the server's own, which lies beside its /v1 and not under it.
+        """
+        async with self._call("POST", path, payload, native=native) as response:
             return await self._read_json(response)
 
     async def events(self, path: str, payload: Json) -> AsyncGenerator[bytes, None]:
@@ -192,11 +195,12 @@ class EngineHttp:
 
     @asynccontextmanager
     async def _call(
-        self, method: str, path: str, payload: Json | None, *, due: _Due | None = None
+        self, method: str, path: str, payload: Json | None, *, due: _Due | None = None, native: bool = False
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send, check the status, and turn whatever aiohttp raises until the reply is read into an EngineError."""
+        base = self._base_url.removesuffix("/v1") if native else self._base_url
         try:
-            async with await self._send(method, path, payload, due) as response:
+            async with await self._send(method, base + path, payload, due) as response:
                 if response.status != HTTPStatus.OK:
                     raise await self._refusal(response)
                 yield response
@@ -218,7 +222,7 @@ class EngineHttp:
             broke.heard = not isinstance(error, aiohttp.ClientConnectorError)
             raise broke from error
 
-    async def _send(self, method: str, path: str, payload: Json | None, due: _Due | None) -> aiohttp.ClientResponse:
+    async def _send(self, method: str, url: str, payload: Json | None, due: _Due | None) -> aiohttp.ClientResponse:
         """Send, and wait for the reply's head.
 
         An engine may hang up on an idle connection in the moment in which it is used again, before it has read the
@@ -227,9 +231,7 @@ class EngineHttp:
         data = None if payload is None else orjson.dumps(payload)
         while True:
             connection = _Connection()
-            sending = self._session.request(
-                method, self._base_url + path, data=data, allow_redirects=False, trace_request_ctx=connection
-            )
+            sending = self._session.request(method, url, data=data, allow_redirects=False, trace_request_ctx=connection)
             try:
                 return await (sending if due is None else self._by(due, sending))
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):

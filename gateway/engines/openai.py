@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 from gateway.continuation import Continuation, candidates, judge_probe, probe_body
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, first_choice, message_text, opening_finish, read_usage
+from gateway.engines.chat import ChatWire, first_choice, message_text, opening_body, opening_finish, read_usage
+from gateway.engines.lists import Lists
 from gateway.errors import EngineFailed, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class OpenAIEngine:
         http: its pool; `base_url` ends in /v1 where the server wants that.
         continuation: how it continues an assistant message; `auto` probes for it, `none` never tries.
         echo: whether it repeats the message it continues; None leaves that to the probe.
+        lists: whether the openings of one batch go out in one call, where the server is found to take lists.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class OpenAIEngine:
         *,
         continuation: Mode | Literal["auto", "none"] = "auto",
         echo: bool | None = None,
+        lists: bool = False,
     ) -> None:
         self._name = name
         self._model = model
@@ -43,7 +46,8 @@ class OpenAIEngine:
         self._chat = ChatWire(http, "/chat/completions")
         self._asked = continuation
         self._echo = echo
-        self._looked = False  # whether how it continues was looked at since it is up
+        self._lists = Lists(http, model, self._opening) if lists else None
+        self._looked = False  # whether what it can do was looked at since it is up
         self._doubt: str | None = None  # what that look found wanting
         self._state = EngineState()
         if continuation not in {"auto", "none"}:
@@ -59,6 +63,8 @@ class OpenAIEngine:
         return self._state
 
     async def close(self) -> None:
+        if self._lists is not None:
+            await self._lists.close()
         await self._http.close()
 
     async def complete(self, body: Json) -> Json:
@@ -67,14 +73,13 @@ class OpenAIEngine:
     def stream(self, body: Json) -> AsyncGenerator[Json, None]:
         return self._chat.stream({**body, "model": self._model})
 
-    async def opening(self, request: OpeningRequest) -> OpeningReply:
-        body: Json = {"max_tokens": request.max_tokens, "temperature": request.temperature}
-        if request.top_p is not None:
-            body["top_p"] = request.top_p
-        if request.seed is not None:
-            body["seed"] = request.seed
-        if request.stop:
-            body["stop"] = list(request.stop)
+    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
+        if self._lists is None or batch is None:
+            return await self._opening(request)
+        return await self._lists.opening(request, batch)
+
+    async def _opening(self, request: OpeningRequest) -> OpeningReply:
+        body = opening_body(request)
         if request.messages is not None:
             reply = await self.complete({**body, "messages": list(request.messages)})
             text = message_text(reply)
@@ -90,7 +95,7 @@ class OpenAIEngine:
         )
 
     async def probe(self) -> None:
-        """Ask /models whether the server is there, and, once while it stays up, how it continues a message."""
+        """Ask /models whether the server is there, and, once while it stays up, try what it can do."""
         listed = (await self._http.get("/models")).body
         models = listed.get("data") if isinstance(listed, dict) else None
         known = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
@@ -101,12 +106,18 @@ class OpenAIEngine:
         }
         # After it was away it may be another server.
         self._looked = self._looked and bool(self._state.up)
-        if self._asked != "none" and not self._looked:
-            await self._look(candidates(mine.get("owned_by")) if self._asked == "auto" else [self._asked])
+        if not self._looked:
+            if self._asked != "none":
+                await self._look(candidates(mine.get("owned_by")) if self._asked == "auto" else [self._asked])
+            if self._lists is not None:
+                await self._lists.look(mine.get("owned_by"))
             self._looked = True
+        if self._lists is not None:
+            self._state.facts["lists"] = self._lists.taken
         unlisted = bool(known) and all(entry.get("id") != self._model for entry in known)
         missing = f"the engine does not list a model '{self._model}'" if unlisted else None
-        self._state.warnings = [warning for warning in (missing, self._doubt) if warning is not None]
+        doubts = self._lists.doubts if self._lists is not None else ()
+        self._state.warnings = [warning for warning in (missing, self._doubt, *doubts) if warning is not None]
 
     async def _look(self, modes: list[Mode]) -> None:
         found = await self._find_continuation(modes)

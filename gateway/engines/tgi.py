@@ -98,8 +98,12 @@ class TGIEngine:
     async def close(self) -> None:
         await self._http.close()
 
-    async def opening(self, request: OpeningRequest) -> OpeningReply:
-        """The first tokens of an answer: a chat through TGI's own template, a raw prompt through /generate."""
+    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
+        """The first tokens of an answer: a chat through TGI's own template, a raw prompt through /generate.
+
+        Always a call of its own: TGI puts calls in flight into one batch by itself, and its list of prompts fails as
+        one, takes four at most, and turns its prefix cache off.
+        """
         return await (self._chat_opening(request) if request.messages is not None else self._raw_opening(request))
 
     async def _chat_opening(self, request: OpeningRequest) -> OpeningReply:

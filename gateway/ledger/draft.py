@@ -196,7 +196,7 @@ def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[st
         return None
     if call.usage is not None:
         read, written, cached = call.usage.input_tokens, call.usage.output_tokens, call.usage.cached_input_tokens
-        estimated = False
+        estimated = call.usage.estimated
     else:
         encoding = encodings[call.model]
         read, cached, estimated = count_messages(encoding, call.messages), 0, True

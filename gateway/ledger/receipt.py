@@ -15,7 +15,7 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one engine did for the request.
 
     Attributes:
-        estimated: the engine did not count, the gateway had to.
+        estimated: the engine did not count, or counted a list of calls as one: the gateway had to.
         shared: "flight" or "cache" where the call was an identical request's, which paid for it; then the cost is 0.
         at_least: it may have written more: its reply never came, and the request set no limit.
     """

@@ -241,6 +241,14 @@ async def test_a_redirect_is_not_followed(status: int) -> None:
     assert str(status) in error.message
 
 
+@pytest.mark.parametrize("base", ["", "/v1", "/behind/a/proxy", "/behind/a/proxy/v1"])
+async def test_a_native_route_lies_beside_v1(base: str) -> None:
+    """Servers have their own routes there."""
+    path = base.removesuffix("/v1") + "/own"
+    async with serving({path: replying({"a": 1})}) as fake, engine_http(fake.url + base) as http:
+        assert (await http.post("/own", {}, native=True)).body == {"a": 1}
+
+
 async def test_a_refused_connection_is_unreachable() -> None:
     """Nobody listens."""
     async with serving({}) as fake:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
+from aiohttp import web
 from huggingface_hub.errors import (
     GenerationError,
     IncompleteGenerationError,
@@ -70,6 +72,22 @@ def said(chunks: list[dict[str, Any]]) -> str:
 
 def finishes(chunks: list[dict[str, Any]]) -> list[str]:
     return [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"] if choice["finish_reason"]]
+
+
+async def test_the_openings_of_a_batch_are_calls_in_flight_at_the_same_time() -> None:
+    """TGI makes one batch of them by itself; none waits for another to be answered."""
+    together = asyncio.Barrier(5)
+
+    async def when_all_are_there(_: web.Request) -> web.StreamResponse:
+        async with asyncio.timeout(10):
+            await together.wait()
+        return web.json_response(chat_reply())
+
+    async with tgi({CHAT: when_all_are_there}) as (engine, fake):
+        opening = OpeningRequest(max_tokens=40, messages=MESSAGES)
+        replies = await asyncio.gather(*(engine.opening(opening, batch="b1") for _ in range(5)))
+    assert [reply.text for reply in replies] == ["Because"] * 5
+    assert fake.paths == [CHAT] * 5
 
 
 # Replies of real servers, recorded in TGI's own integration tests.

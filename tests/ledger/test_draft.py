@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.engines.base import Usage
 from gateway.ledger.estimate import count_messages, count_text
 from gateway.ledger.receipt import Receipt
 from gateway.model_settings import ENCODINGS as ENCODINGS_ALLOWED
@@ -44,6 +45,18 @@ def test_cached_input_is_charged_at_its_own_price() -> None:
     assert receipt.cost_usd == usd("0.00019")
     assert receipt.baseline_usd == usd("0.00019")
     assert receipt.savings_usd == 0, "the teacher alone saves nothing against itself"
+
+
+def test_a_share_of_a_lists_count_is_charged_and_marked() -> None:
+    """The engine counted, though not this call by itself: so nothing built on it is exact either."""
+    shared = call("big", 100, 40)
+    shared.usage = Usage(100, 40, estimated=True)
+    receipt = closed(draft(plan("teacher"), teacher=shared))
+    assert receipt.teacher is not None
+    assert (receipt.teacher.input_tokens, receipt.teacher.output_tokens) == (100, 40)
+    assert receipt.teacher.estimated
+    assert receipt.baseline_estimated
+    assert not closed(draft(plan("teacher"), teacher=call("big", 100, 40))).baseline_estimated
 
 
 def test_guidance_in_context_is_not_a_part_of_the_answer() -> None:

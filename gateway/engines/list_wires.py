@@ -1,0 +1,229 @@
+"""How each kind of server takes a list of openings in one call, and gives them back.
+
+A reply may come in any order, and holds one entry for each member; otherwise it is garbled as a whole. An entry without
+text is garbled alone. docs/engines.md says which server does what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import orjson
+
+from gateway.engines.base import OpeningReply, Usage
+from gateway.engines.chat import opening_body, opening_finish, read_usage
+from gateway.engines.shares import shares
+from gateway.errors import EngineError, EngineFailed, EngineGarbled
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Sequence
+
+    from gateway.engines.base import OpeningRequest
+    from gateway.engines.http import EngineHttp
+    from gateway.protocol import Json
+
+Outcome: TypeAlias = OpeningReply | EngineError
+
+
+class ListWire(Protocol):
+    """One server's way. The members of a call are all chats or all prompts, with the same parameters."""
+
+    def takes(self, request: OpeningRequest) -> bool:
+        """Whether such an opening can be a member of a list."""
+        ...
+
+    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+        """What became of each. Raises an EngineError that is everybody's when the call failed."""
+        ...
+
+
+class PromptLists:
+    """OpenAI's /completions: a list of prompts, and one sum of tokens. Chats need a template: it takes none."""
+
+    def __init__(self, http: EngineHttp, model: str) -> None:
+        self._http = http
+        self._model = model
+
+    def takes(self, request: OpeningRequest) -> bool:
+        return request.prompt is not None
+
+    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+        return await self._send("/completions", {"prompt": [request.prompt for request in requests]}, requests)
+
+    async def _send(self, path: str, asked: Json, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+        body = {"model": self._model, **opening_body(requests[0]), **asked}
+        reply = (await self._http.post(path, body)).body
+        choices = _in_order(reply.get("choices") if isinstance(reply, dict) else None, len(requests), self._http.name)
+        texts = [_text_of(choice) for choice in choices]
+        reasons = [choice.get("finish_reason") for choice in choices]
+        usages = shares(
+            read_usage(reply.get("usage")),
+            requests[0].max_tokens,
+            [_size(request) for request in requests],
+            [
+                None if reason == "length" else len((text or "").encode("utf-8", "replace"))
+                for text, reason in zip(texts, reasons, strict=True)
+            ],
+        )
+        return [
+            _outcome(text, opening_finish(reason), usage, self._http.name)
+            for text, reason, usage in zip(texts, reasons, usages, strict=True)
+        ]
+
+
+class VllmLists(PromptLists):
+    """vLLM: chats go to a batch route of its own, which renders them as its chat route does."""
+
+    def takes(self, request: OpeningRequest) -> bool:
+        return True
+
+    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+        if requests[0].messages is None:
+            return await super().send(requests)
+        chats = {"messages": [list(request.messages or ()) for request in requests]}
+        return await self._send("/chat/completions/batch", chats, requests)
+
+
+class LlamaCppLists:
+    """llama.cpp: its own /completion, for it counts every member; its /v1/completions counts the first one only."""
+
+    def __init__(self, http: EngineHttp, _: str) -> None:
+        self._http = http
+
+    def takes(self, request: OpeningRequest) -> bool:
+        return _is_text(request)
+
+    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+        sampling = opening_body(requests[0])
+        body = {
+            "prompt": await _all(self._rendered(request) for request in requests),
+            "n_predict": sampling.pop("max_tokens"),
+            **sampling,
+            # Without this each entry repeats its prompt and all settings.
+            "response_fields": ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"],
+        }
+        reply = (await self._http.post("/completion", body, native=True)).body
+        return [self._read(entry) for entry in _in_order(reply, len(requests), self._http.name)]
+
+    async def _rendered(self, request: OpeningRequest) -> Any:
+        if request.messages is None:
+            return request.prompt
+        asked = {"messages": list(request.messages)}
+        reply = (await self._http.post("/apply-template", asked, native=True)).body
+        return _field(reply, "prompt", str, self._http.name)
+
+    def _read(self, entry: Json) -> Outcome:
+        timings = entry.get("timings")
+        usage = _usage(
+            entry.get("tokens_evaluated"),
+            entry.get("tokens_predicted"),
+            timings.get("cache_n") if isinstance(timings, dict) else None,
+        )
+        ended = "stop" if entry.get("stop_type") in {"eos", "word"} else "length"
+        return _outcome(entry.get("content"), opening_finish(ended), usage, self._http.name)
+
+
+class SGLangLists:
+    """SGLang: its own /generate, for it counts every member. Chats are rendered to token ids by /tokenize."""
+
+    def __init__(self, http: EngineHttp, model: str) -> None:
+        self._http = http
+        self._model = model
+
+    def takes(self, request: OpeningRequest) -> bool:
+        return _is_text(request)
+
+    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+        sampling = opening_body(requests[0])
+        sampling["max_new_tokens"] = sampling.pop("max_tokens")
+        if "seed" in sampling:
+            sampling["sampling_seed"] = sampling.pop("seed")
+        body: Json = {"sampling_params": sampling}
+        if requests[0].messages is None:
+            body["text"] = [request.prompt for request in requests]
+        else:
+            body["input_ids"] = await _all(self._rendered(request) for request in requests)
+        reply = (await self._http.post("/generate", body, native=True)).body
+        return [self._read(entry) for entry in _in_order(reply, len(requests), self._http.name)]
+
+    async def _rendered(self, request: OpeningRequest) -> Any:
+        asked = {"model": self._model, "messages": list(request.messages or ())}
+        reply = (await self._http.post("/tokenize", asked, native=True)).body
+        return _field(reply, "tokens", list, self._http.name)
+
+    def _read(self, entry: Json) -> Outcome:
+        said = entry.get("meta_info")
+        meta: Json = said if isinstance(said, dict) else {}
+        finish = meta.get("finish_reason")
+        reason = finish.get("type") if isinstance(finish, dict) else finish
+        if reason == "abort":
+            return EngineFailed(f"Engine '{self._http.name}' gave up on one answer of a list.", engine=self._http.name)
+        usage = _usage(meta.get("prompt_tokens"), meta.get("completion_tokens"), meta.get("cached_tokens"))
+        return _outcome(entry.get("text"), opening_finish(reason), usage, self._http.name)
+
+
+_BY_OWNER: dict[str, type[VllmLists | LlamaCppLists | SGLangLists]] = {
+    "vllm": VllmLists,
+    "llamacpp": LlamaCppLists,
+    "sglang": SGLangLists,
+}
+
+
+def list_wire(owner: object, http: EngineHttp, model: str) -> ListWire:
+    """The way to try; `owner` is whatever /models says of it."""
+    kind = _BY_OWNER.get(owner.lower(), PromptLists) if isinstance(owner, str) else PromptLists
+    return kind(http, model)
+
+
+def _in_order(entries: Any, count: int, engine: str) -> list[Json]:
+    """The entries by their index; without one they count as they come."""
+    found = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    by_index = {entry.get("index", place): entry for place, entry in enumerate(found)}
+    if len(found) != count or by_index.keys() != set(range(count)):
+        raise EngineGarbled(f"Engine '{engine}' did not answer each of the {count} prompts of a list.", engine=engine)
+    return [by_index[index] for index in range(count)]
+
+
+def _outcome(text: Any, finish: Any, usage: Usage | None, engine: str) -> Outcome:
+    if not isinstance(text, str):
+        return EngineGarbled(f"Engine '{engine}' sent a reply without text.", engine=engine)
+    return OpeningReply(text, finish, usage)
+
+
+def _text_of(choice: Json) -> Any:
+    message = choice.get("message")
+    return message.get("content") if isinstance(message, dict) else choice.get("text")
+
+
+def _usage(read: Any, written: Any, cached: Any) -> Usage | None:
+    return read_usage(
+        {"prompt_tokens": read, "completion_tokens": written, "prompt_tokens_details": {"cached_tokens": cached}}
+    )
+
+
+def _field(reply: Any, name: str, kind: type, engine: str) -> Any:
+    value = reply.get(name) if isinstance(reply, dict) else None
+    if not isinstance(value, kind):
+        raise EngineGarbled(f"Engine '{engine}' did not render a chat.", engine=engine)
+    return value
+
+
+def _is_text(request: OpeningRequest) -> bool:
+    """Whether nothing is lost when a template renders it to text: an image would be."""
+    contents = [message.get("content") for message in request.messages or ()]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
+
+
+def _size(request: OpeningRequest) -> int:
+    return len(orjson.dumps(request.prompt if request.messages is None else list(request.messages)))
+
+
+async def _all(work: Iterable[Awaitable[Any]]) -> list[Any]:
+    """Every result. When one failed, its error, but only when none is under way any more."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results

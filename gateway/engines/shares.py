@@ -1,0 +1,54 @@
+"""A list call's token counts, shared out among its members. OpenAI's list routes report one sum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.engines.base import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def shares(
+    total: Usage | None, max_tokens: int, read: Sequence[int], written: Sequence[int | None]
+) -> list[Usage | None]:
+    """One usage for each member; together they are the total, and each is marked as an estimate.
+
+    A member that was cut wrote `max_tokens`, exactly. The rest is shared in proportion to size.
+
+    Args:
+        total: what the engine counted; None when it did not.
+        max_tokens: what each member was allowed to write.
+        read: each prompt's size, in any unit.
+        written: the size of each text, in any unit; None for one that was cut at `max_tokens`.
+
+    Returns:
+        None for all when there is no sum: no total, or one below what the members that were cut have written. Such a
+        total counts one member only (llama.cpp's /v1/completions does that).
+    """
+    cut = [size is None for size in written]
+    rest = -1 if total is None else total.output_tokens - max_tokens * sum(cut)
+    if total is None or rest < 0:
+        return [None] * len(written)
+    # One more than its text: the token that ended it counts too, also where it wrote nothing.
+    output = apportion(rest, [0 if size is None else size + 1 for size in written])
+    return [
+        Usage(tokens_read, max_tokens * was_cut + tokens_written, min(cached, tokens_read), estimated=True)
+        for tokens_read, was_cut, tokens_written, cached in zip(
+            apportion(total.input_tokens, read), cut, output, apportion(total.cached_input_tokens, read), strict=True
+        )
+    ]
+
+
+def apportion(total: int, weights: Sequence[int]) -> list[int]:
+    """`total` in whole shares that add up to it, each within one of its exact share; equal ones without weights."""
+    whole = sum(weights)
+    if whole == 0:
+        weights, whole = [1] * len(weights), len(weights)
+    portions, seen, given = [], 0, 0
+    for weight in weights:
+        seen += weight
+        portions.append(total * seen // whole - given)
+        given += portions[-1]
+    return portions

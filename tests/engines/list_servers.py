@@ -1,0 +1,204 @@
+"""Servers that take lists, made of a few lines each: vLLM's routes, llama.cpp's, SGLang's, and OpenAI's plain ones.
+
+To every question they answer `<its last word> says the machine`, cut at as many words as tokens were asked for. A word
+is a token, in what they read as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from gateway.engines.base import OpeningRequest
+from gateway.engines.openai import OpenAIEngine
+from tests.engines.fake_server import NAME, engine_http, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.engines.fake_server import FakeServer
+
+CHAT = "/v1/chat/completions"
+BATCH = CHAT + "/batch"
+RAW = "/v1/completions"
+LLAMA = "/completion"
+TEMPLATE = "/apply-template"
+GENERATE = "/generate"
+TOKENIZE = "/tokenize"
+
+KINDS = ("vllm", "llamacpp", "sglang")
+LIST_PATHS = {"vllm": BATCH, "llamacpp": LLAMA, "sglang": GENERATE}
+
+
+def chat(question: str, max_tokens: int = 3, **more: Any) -> OpeningRequest:
+    return OpeningRequest(max_tokens, messages=[{"role": "user", "content": question}], **more)
+
+
+def prompt(text: str, max_tokens: int = 3, **more: Any) -> OpeningRequest:
+    return OpeningRequest(max_tokens, prompt=text, **more)
+
+
+@dataclass
+class ListServer:
+    """One such server.
+
+    Attributes:
+        owner: whose routes it has.
+        spoil: what becomes of the entries of a list reply before they are sent.
+        refuse: (body, whether it is a list) -> the status to refuse it with, or None.
+        hold: list calls wait here when it is not set.
+        gone: how many list calls were given up by their client.
+        answer: what it writes to a question.
+        thoughts: what a model says first when its chat was rendered apart.
+        unrenderable: its template refuses chats with this word in them.
+    """
+
+    owner: str = "vllm"
+    spoil: Callable[[list[Any]], list[Any]] = lambda entries: entries
+    refuse: Callable[[dict[str, Any], bool], int | None] = lambda _, __: None
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
+    held: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: int = 0
+    answer: Callable[[str], str] = lambda question: f"{question.split()[-1]} says the machine"
+    thoughts: str = ""
+    unrenderable: str = "\0"
+
+    def __post_init__(self) -> None:
+        self.hold.set()
+
+    def routes(self) -> dict[str, Any]:
+        own = {
+            "vllm": {BATCH: self._chats, RAW: self._raw},
+            "llamacpp": {TEMPLATE: self._template, LLAMA: self._llama, RAW: self._raw},
+            "sglang": {TOKENIZE: self._tokenize, GENERATE: self._generate, RAW: self._raw},
+        }
+        return {"/v1/models": self._models, CHAT: self._chat, **own.get(self.owner, {RAW: self._raw})}
+
+    async def _models(self, _: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "org/model", "owned_by": self.owner}]})
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if status := self.refuse(body, False):
+            return web.json_response({"error": {"message": "refused"}}, status=status)
+        text, finish = self._written(body["messages"][-1]["content"], body["max_tokens"])
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        return web.json_response({"choices": [choice], "usage": self._sum([body["messages"][-1]["content"]], [text])})
+
+    async def _chats(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        questions = [messages[-1]["content"] for messages in body["messages"]]
+
+        def choice(index: int, text: str, finish: str) -> Any:
+            return {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+
+        return await self._listed(body, questions, body["max_tokens"], choice, wrap=True)
+
+    async def _raw(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        listed = isinstance(body["prompt"], list)
+        if not listed and (status := self.refuse(body, False)):
+            return web.json_response({"error": {"message": "refused"}}, status=status)
+
+        def choice(index: int, text: str, finish: str) -> Any:
+            return {"index": index, "text": text, "finish_reason": finish}
+
+        if not listed:
+            text, finish = self._written(body["prompt"], body["max_tokens"])
+            usage = self._sum([body["prompt"]], [text])
+            return web.json_response({"choices": [choice(0, text, finish)], "usage": usage})
+        return await self._listed(body, body["prompt"], body["max_tokens"], choice, wrap=True)
+
+    async def _template(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if self.unrenderable in str(body):
+            return web.json_response({"error": {"message": "no such role"}}, status=400)
+        return web.json_response({"prompt": "<chat>" + body["messages"][-1]["content"]})
+
+    async def _llama(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        questions = [text.removeprefix("<chat>") for text in body["prompt"]]
+        stop_types = {"length": "limit", "stop": "eos"}
+
+        def entry(index: int, text: str, finish: str) -> Any:
+            return {
+                "index": index,
+                "content": (self.thoughts + text) if body["prompt"][index].startswith("<chat>") else text,
+                "stop_type": stop_types[finish],
+                "tokens_evaluated": len(questions[index].split()),
+                "tokens_predicted": len(text.split()),
+                "timings": {"cache_n": 1},
+            }
+
+        return await self._listed(body, questions, body["n_predict"], entry)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if self.unrenderable in str(body):
+            return web.json_response({"error": {"message": "no such role"}}, status=400)
+        return web.json_response({"tokens": list(body["messages"][-1]["content"].encode())})
+
+    async def _generate(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        questions = body["text"] if "text" in body else [bytes(ids).decode() for ids in body["input_ids"]]
+
+        def entry(index: int, text: str, finish: str) -> Any:
+            meta = {
+                "finish_reason": {"type": finish},
+                "prompt_tokens": len(questions[index].split()),
+                "completion_tokens": len(text.split()),
+                "cached_tokens": 1,
+            }
+            return {"text": text, "meta_info": meta}
+
+        return await self._listed(body, questions, body["sampling_params"]["max_new_tokens"], entry)
+
+    async def _listed(
+        self, body: Any, questions: list[str], max_tokens: int, entry: Callable[..., Any], *, wrap: bool = False
+    ) -> web.Response:
+        self.held.set()
+        try:
+            await self.hold.wait()
+        except asyncio.CancelledError:
+            self.gone += 1
+            raise
+        if status := self.refuse(body, True):
+            headers = {"Retry-After": "7"} if status == 429 else {}
+            return web.json_response({"error": {"message": "refused"}}, status=status, headers=headers)
+        written = [self._written(question, max_tokens) for question in questions]
+        entries = self.spoil([entry(index, *one) for index, one in enumerate(written)])
+        if not wrap:
+            return web.json_response(entries)
+        return web.json_response({"choices": entries, "usage": self._sum(questions, [text for text, _ in written])})
+
+    def _written(self, question: str, max_tokens: int) -> tuple[str, str]:
+        words = self.answer(question).split()
+        return " ".join(words[:max_tokens]), "length" if len(words) > max_tokens else "stop"
+
+    @staticmethod
+    def _sum(read: list[str], written: list[str]) -> dict[str, int]:
+        return {
+            "prompt_tokens": sum(len(text.split()) for text in read),
+            "completion_tokens": sum(len(text.split()) for text in written),
+        }
+
+
+@asynccontextmanager
+async def listing(server: ListServer, *, looked: bool = True) -> AsyncIterator[tuple[OpenAIEngine, FakeServer]]:
+    """An engine that sends lists to `server`; with `looked` it was probed, and the probe's calls are forgotten."""
+    async with serving(server.routes()) as fake, engine_http(fake.url + "/v1") as http:
+        engine = OpenAIEngine(NAME, "org/model", http, continuation="none", lists=True)
+        try:
+            if looked:
+                await engine.probe()
+                engine.state.up = True
+                server.held.clear()
+                fake.bodies.clear()
+                fake.requests.clear()
+            yield engine, fake
+        finally:
+            await engine.close()

@@ -1,0 +1,153 @@
+"""What goes to each kind of server as a list, and what is read from its reply."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.engines.base import OpeningReply, Usage
+from gateway.errors import EngineFailed
+from tests.engines.list_servers import (
+    BATCH,
+    GENERATE,
+    LLAMA,
+    RAW,
+    TEMPLATE,
+    TOKENIZE,
+    ListServer,
+    chat,
+    listing,
+    prompt,
+)
+
+SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 3, "stop": ("x", "y")}
+SENT = {"temperature": 0.7, "top_p": 0.9, "seed": 3, "stop": ["x", "y"]}
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def by_path(fake: Any) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for path, body in zip(fake.paths, fake.bodies, strict=True):
+        found.setdefault(path, []).append(body)
+    return found
+
+
+async def replies(engine: Any, *requests: Any) -> list[Any]:
+    calls = (engine.opening(request, batch="b1") for request in requests)
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_vllm_gets_exactly_this() -> None:
+    """Chats at its batch route, prompts at /completions; the usage is one sum, shared out."""
+    async with listing(ListServer("vllm")) as (engine, fake):
+        chats = await replies(engine, chat("What is one", **SAMPLED), chat("What is two", **SAMPLED))
+        await replies(engine, prompt("It is one", 1), prompt("It is two", 1))
+    assert by_path(fake) == {
+        BATCH: [
+            {"model": "org/model", "messages": [messages("What is one"), messages("What is two")], "max_tokens": 3}
+            | SENT
+        ],
+        RAW: [{"model": "org/model", "prompt": ["It is one", "It is two"], "max_tokens": 1, "temperature": 0.0}],
+    }
+    assert chats == [
+        OpeningReply("one says the", "length", Usage(3, 3, estimated=True)),
+        OpeningReply("two says the", "length", Usage(3, 3, estimated=True)),
+    ]
+
+
+async def test_llamacpp_gets_exactly_this() -> None:
+    """Its own route, beside /v1, with chats that it rendered itself; each member's tokens are its own count."""
+    async with listing(ListServer("llamacpp")) as (engine, fake):
+        chats = await replies(engine, chat("What is one", **SAMPLED), chat("So what is two", **SAMPLED))
+    fields = ["index", "content", "stop_type", "tokens_evaluated", "tokens_predicted", "timings"]
+    sent = by_path(fake)
+    assert sent.keys() == {TEMPLATE, LLAMA}
+    assert {body["messages"][0]["content"] for body in sent[TEMPLATE]} == {"What is one", "So what is two"}
+    assert all(body.keys() == {"messages"} for body in sent[TEMPLATE])
+    assert sent[LLAMA] == [
+        {"prompt": ["<chat>What is one", "<chat>So what is two"], "n_predict": 3, "response_fields": fields} | SENT
+    ]
+    assert chats == [
+        OpeningReply("one says the", "length", Usage(3, 3, 1)),
+        OpeningReply("two says the", "length", Usage(4, 3, 1)),
+    ]
+
+
+async def test_sglang_gets_exactly_this() -> None:
+    """/generate with the token ids that its /tokenize made of each chat; each member's tokens are its own count."""
+    async with listing(ListServer("sglang")) as (engine, fake):
+        chats = await replies(engine, chat("What is one", **SAMPLED), chat("So what is two", **SAMPLED))
+        await replies(engine, prompt("It is one", 1), prompt("It is two", 1))
+    sent = by_path(fake)
+    assert sent.keys() == {TOKENIZE, GENERATE}
+    assert {body["messages"][0]["content"] for body in sent[TOKENIZE]} == {"What is one", "So what is two"}
+    assert {body["model"] for body in sent[TOKENIZE]} == {"org/model"}
+    parameters = {"max_new_tokens": 3, "temperature": 0.7, "top_p": 0.9, "sampling_seed": 3, "stop": ["x", "y"]}
+    assert sent[GENERATE] == [
+        {"input_ids": [list(b"What is one"), list(b"So what is two")], "sampling_params": parameters},
+        {"text": ["It is one", "It is two"], "sampling_params": {"max_new_tokens": 1, "temperature": 0.0}},
+    ]
+    assert chats == [
+        OpeningReply("one says the", "length", Usage(3, 3, 1)),
+        OpeningReply("two says the", "length", Usage(4, 3, 1)),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["vllm", "llamacpp", "sglang"])
+async def test_a_member_that_ended_by_itself_says_so(kind: str) -> None:
+    """Its answer may be whole, whatever became of its neighbour's."""
+    server = ListServer(kind, answer=lambda question: "yes" if "one" in question else "no and so on for long")
+    async with listing(server) as (engine, _):
+        ended, cut = await replies(engine, chat("What is one"), chat("What is two"))
+    assert (ended.text, ended.finish, ended.usage.output_tokens) == ("yes", "stop", 1)
+    assert (cut.text, cut.finish, cut.usage.output_tokens) == ("no and so", "length", 3)
+    assert ended.usage.estimated == cut.usage.estimated == (kind == "vllm")
+
+
+@pytest.mark.parametrize("said", ["limit", "none", None, 5])
+async def test_what_llamacpp_does_not_call_an_end_is_a_cut(said: Any) -> None:
+    """The student goes on, and nobody gets half an answer."""
+    server = ListServer("llamacpp", answer=lambda _: "yes")
+    async with listing(server) as (engine, _):
+        server.spoil = lambda entries: [{**entry, "stop_type": said} for entry in entries]
+        assert [reply.finish for reply in await replies(engine, chat("a"), chat("b"))] == ["length", "length"]
+
+
+@pytest.mark.parametrize("kind", ["llamacpp", "sglang"])
+async def test_a_member_without_counts_has_no_usage(kind: str) -> None:
+    """Then the gateway counts by itself."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, _):
+        uncounted = {"tokens_evaluated": None, "timings": None, "meta_info": None}
+        server.spoil = lambda entries: [{**entry, **uncounted} for entry in entries]
+        assert [reply.usage for reply in await replies(engine, chat("a"), chat("b"))] == [None, None]
+
+
+async def test_what_sglang_gave_up_on_failed_alone() -> None:
+    """It says so in the middle of a list that otherwise went well."""
+    server = ListServer("sglang")
+    async with listing(server) as (engine, _):
+        abort = {"meta_info": {"finish_reason": {"type": "abort", "message": "no"}}}
+        server.spoil = lambda entries: [{**entries[0], **abort}, *entries[1:]]
+        failed, well = await replies(engine, chat("a"), chat("b"))
+    assert isinstance(failed, EngineFailed)
+    assert well.text == "b says the"
+
+
+@pytest.mark.parametrize(("kind", "path"), [("llamacpp", TEMPLATE), ("sglang", TOKENIZE)])
+async def test_a_chat_that_cannot_be_rendered_has_everybody_asked_alone(kind: str, path: str) -> None:
+    """A template refuses what is wrong with one chat, and the others are as good as before."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, fake):
+        server.unrenderable = "bad"
+        server.refuse = lambda body, _: 400 if "bad" in str(body) else None
+        bad, good = await replies(engine, chat("a bad"), chat("a good"))
+    assert bad.status_sent == 400
+    assert good.text == "good says the"
+    assert path in fake.paths
+    assert not {LLAMA, GENERATE} & set(fake.paths)

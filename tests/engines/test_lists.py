@@ -1,0 +1,409 @@
+"""Openings that come together: when they share a call, and what that means for each of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from gateway.engines.base import OpeningReply
+from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
+from gateway.tasks import Tasks
+from tests.engines.list_servers import (
+    BATCH,
+    CHAT,
+    KINDS,
+    LIST_PATHS,
+    LLAMA,
+    RAW,
+    TEMPLATE,
+    TOKENIZE,
+    ListServer,
+    chat,
+    listing,
+    prompt,
+)
+
+if TYPE_CHECKING:
+    from gateway.engines.base import OpeningRequest
+    from gateway.engines.openai import OpenAIEngine
+
+WORDS = ("one", "two", "three", "four", "five")
+QUESTIONS = [chat(f"What is {word}") for word in WORDS]
+
+
+async def ask(engine: OpenAIEngine, requests: list[OpeningRequest], batch: str | None = "b1") -> list[Any]:
+    """What became of each, errors included."""
+    calls = (engine.opening(request, batch=batch) for request in requests)
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def openings(engine: OpenAIEngine, requests: list[OpeningRequest]) -> list[asyncio.Task[OpeningReply]]:
+    """The openings of one batch, each a task that can be cancelled."""
+    tasks = Tasks()
+    return [tasks.spawn("opening", engine.opening(request, batch="b1")) for request in requests]
+
+
+def texts(outcomes: list[Any]) -> list[str]:
+    assert all(isinstance(outcome, OpeningReply) for outcome in outcomes), outcomes
+    return [outcome.text for outcome in outcomes]
+
+
+SAID = [f"{word} says the" for word in WORDS]
+
+
+# What shares a call.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", [chat, prompt])
+async def test_the_openings_of_a_batch_are_one_call_and_each_gets_its_own(kind: str, make: Any) -> None:
+    """Whether they are chats or prompts."""
+    async with listing(ListServer(kind)) as (engine, fake):
+        outcomes = await ask(engine, [make(f"What is {word}") for word in WORDS])
+    assert texts(outcomes) == SAID
+    rendering = {TEMPLATE, TOKENIZE}
+    path = RAW if kind == "vllm" and make is prompt else LIST_PATHS[kind]
+    assert [path_ for path_ in fake.paths if path_ not in rendering] == [path]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        chat("What is two", 4),
+        chat("What is two", temperature=0.5),
+        chat("What is two", top_p=0.5),
+        chat("What is two", seed=1),
+        chat("What is two", stop=("x",)),
+        prompt("What is two"),
+    ],
+)
+async def test_only_those_that_ask_for_the_same_share_a_call(other: OpeningRequest) -> None:
+    """A list has one set of parameters."""
+    async with listing(ListServer()) as (engine, fake):
+        await ask(engine, [*QUESTIONS[:2], other, other])
+    lists = [body.get("messages") or body["prompt"] for body in fake.bodies]
+    assert sorted(len(members) for members in lists) == [2, 2]
+
+
+async def test_batches_do_not_share_a_call() -> None:
+    """They were granted apart: what one waits for is not the other's concern."""
+    async with listing(ListServer()) as (engine, fake):
+        await asyncio.gather(ask(engine, QUESTIONS[:2], "b1"), ask(engine, QUESTIONS[:3], "b2"))
+    assert sorted(len(body["messages"]) for body in fake.bodies) == [2, 3]
+
+
+async def test_one_alone_and_one_without_a_batch_are_single_calls() -> None:
+    """A list of one has nothing to share."""
+    async with listing(ListServer()) as (engine, fake):
+        await ask(engine, QUESTIONS[:1])
+        await ask(engine, QUESTIONS[:2], None)
+    assert fake.paths == [CHAT, CHAT, CHAT]
+
+
+async def test_as_long_as_members_join_in_each_turn_of_the_loop_the_list_stays() -> None:
+    """Some take a step more than others from their grant to their call."""
+    async with listing(ListServer()) as (engine, fake):
+
+        async def a_turn_later() -> OpeningReply:
+            await asyncio.sleep(0)
+            return await engine.opening(QUESTIONS[2], batch="b1")
+
+        await asyncio.gather(*(engine.opening(request, batch="b1") for request in QUESTIONS[:2]), a_turn_later())
+    assert [len(body["messages"]) for body in fake.bodies] == [3]
+
+
+async def test_a_late_member_waits_for_nobody() -> None:
+    """The list has left when it comes, and it asks alone."""
+    server = ListServer()
+    async with listing(server) as (engine, fake):
+        server.hold.clear()
+        listed = asyncio.gather(*(engine.opening(request, batch="b1") for request in QUESTIONS[:2]))
+        await server.held.wait()
+        assert (await engine.opening(QUESTIONS[2], batch="b1")).text == SAID[2]
+        server.hold.set()
+        await listed
+    assert fake.paths == [BATCH, CHAT]
+
+
+async def test_before_the_first_probe_calls_are_single() -> None:
+    """Nobody knows yet whether the server takes a list."""
+    async with listing(ListServer(), looked=False) as (engine, fake):
+        assert texts(await ask(engine, QUESTIONS)) == SAID
+    assert fake.paths == [CHAT] * 5
+
+
+# Who leaves.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_caller_that_leaves_takes_nobody_along(kind: str) -> None:
+    """Whether or not it was the first: the call is nobody's own."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, fake):
+        server.hold.clear()
+        tasks = openings(engine, QUESTIONS)
+        await server.held.wait()
+        for leaver in (tasks[0], tasks[3]):
+            leaver.cancel()
+        await asyncio.wait([tasks[0], tasks[3]])
+        server.hold.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(outcome, asyncio.CancelledError) for outcome in outcomes] == [True, False, False, True, False]
+    assert texts([outcomes[1], outcomes[2], outcomes[4]]) == [SAID[1], SAID[2], SAID[4]]
+    assert server.gone == 0
+    assert fake.paths.count(LIST_PATHS[kind]) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_when_all_have_left_the_call_is_given_up(kind: str) -> None:
+    """Nobody pays for what nobody reads."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, _):
+        server.hold.clear()
+        tasks = openings(engine, QUESTIONS)
+        await server.held.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        async with asyncio.timeout(10):
+            while not server.gone:
+                await asyncio.sleep(0.005)
+    assert all(task.cancelled() for task in tasks)
+
+
+async def test_who_left_before_the_call_is_not_in_it() -> None:
+    """The grant came, and the caller had gone in the same turn."""
+    async with listing(ListServer()) as (engine, fake):
+        tasks = openings(engine, QUESTIONS[:3])
+        # After the tasks' first step, before the list leaves.
+        asyncio.get_running_loop().call_soon(tasks[1].cancel)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert [len(body["messages"]) for body in fake.bodies] == [2]
+
+
+async def test_closing_ends_those_that_wait() -> None:
+    """A stopping process waits for no list."""
+    server = ListServer()
+    async with listing(server) as (engine, _):
+        server.hold.clear()
+        tasks = openings(engine, QUESTIONS[:2])
+        await server.held.wait()
+        await engine.close()
+        done, _ = await asyncio.wait(tasks, timeout=10)
+    assert done == set(tasks)
+
+
+# What fails.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("status", "error"), [(500, EngineFailed), (429, EngineOverloaded), (403, EngineRejected)])
+async def test_one_failure_is_everybodys_as_an_error_of_its_own(kind: str, status: int, error: type) -> None:
+    """What is written on one, such as that a receipt tells of it, must not stand on another's."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, fake):
+        server.refuse = lambda _, listed: status if listed else None
+        outcomes = await ask(engine, QUESTIONS)
+        assert fake.paths.count(CHAT) == 0
+    assert {type(outcome) for outcome in outcomes} == {error}
+    assert len({id(outcome) for outcome in outcomes}) == len(outcomes)
+    first, *others = outcomes
+    first.recorded = True
+    assert not any(other.recorded for other in others)
+    assert {other.message for other in others} == {first.message}
+    assert {outcome.retry_after_s for outcome in outcomes} == ({7.0} if status == 429 else {None})
+    assert {outcome.heard for outcome in outcomes} == {status == 500}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [400, 404, 405, 413, 422])
+async def test_a_refused_list_is_asked_one_by_one(kind: str, status: int) -> None:
+    """One bad prompt fails by itself, and takes no other along."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, fake):
+        server.refuse = lambda body, listed: status if listed or "three" in str(body) else None
+        outcomes = await ask(engine, QUESTIONS)
+    bad = outcomes.pop(2)
+    assert isinstance(bad, EngineRejected)
+    assert bad.status_sent == status
+    assert texts(outcomes) == [said for said in SAID if "three" not in said]
+    assert fake.paths.count(LIST_PATHS[kind]) == 1
+    assert fake.paths.count(CHAT) == 5
+
+
+async def test_a_member_asked_alone_ends_when_its_caller_leaves() -> None:
+    """It is the caller's own call then."""
+    server = ListServer()
+    async with listing(server) as (engine, _):
+        server.refuse = lambda _, listed: 400 if listed else None
+        server.hold.clear()
+        tasks = openings(engine, QUESTIONS[:2])
+        await server.held.wait()
+        tasks[0].cancel()
+        server.hold.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert texts(outcomes[1:]) == [SAID[1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda entries: entries[:-1],
+        lambda entries: [*entries, entries[0]],
+        lambda entries: [None, *entries[1:]],
+        lambda entries: [{**entry, "index": 0} for entry in entries],
+        lambda entries: [{**entry, "index": number + 1} for number, entry in enumerate(entries)],
+        lambda _: None,
+    ],
+)
+async def test_a_list_reply_without_one_entry_for_each_is_garbled_for_all(kind: str, spoil: Any) -> None:
+    """Nobody may get another's answer."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, _):
+        server.spoil = spoil
+        outcomes = await ask(engine, QUESTIONS)
+    assert {type(outcome) for outcome in outcomes} == {EngineGarbled}
+    assert len({id(outcome) for outcome in outcomes}) == len(outcomes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_entries_may_come_in_any_order(kind: str) -> None:
+    """Each says by its index whose it is."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, _):
+        server.spoil = lambda entries: [{**entry, "index": place} for place, entry in enumerate(entries)][::-1]
+        assert texts(await ask(engine, QUESTIONS)) == SAID
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_entry_without_text_fails_alone(kind: str) -> None:
+    """The others have theirs."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, _):
+        empty = {"message": {"content": None}, "content": None, "text": None}
+        server.spoil = lambda entries: [{**entries[0], **empty}, *entries[1:]]
+        first, *others = await ask(engine, QUESTIONS)
+    assert isinstance(first, EngineGarbled)
+    assert texts(others) == SAID[1:]
+
+
+async def test_a_fault_of_our_own_reaches_every_member_and_the_log() -> None:
+    """Nobody waits for ever."""
+    async with listing(ListServer()) as (engine, _):
+        assert engine._lists is not None
+
+        async def broken(_: Any) -> Any:
+            raise ZeroDivisionError
+
+        engine._lists._wire.send = broken  # type: ignore[union-attr,method-assign]
+        with structlog.testing.capture_logs() as logs:
+            outcomes = await ask(engine, QUESTIONS)
+            await asyncio.sleep(0)
+    assert {type(outcome) for outcome in outcomes} == {ZeroDivisionError}
+    assert [line["event"] for line in logs] == ["task_failed"]
+
+
+# What the probe finds.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_server_that_takes_lists_is_found_to(kind: str) -> None:
+    """Without a warning, and once while it stays up."""
+    async with listing(ListServer(kind), looked=False) as (engine, fake):
+        await engine.probe()
+        engine.state.up = True
+        asked = len(fake.paths)
+        await engine.probe()
+        assert engine.state.facts["lists"] == ["chats", "prompts"]
+        assert engine.state.warnings == []
+        assert len(fake.paths) == asked + 1
+
+
+async def test_a_server_of_unknown_kind_takes_prompts_only() -> None:
+    """A list of chats needs a route of its own, or its template."""
+    async with listing(ListServer("somebody")) as (engine, fake):
+        assert engine.state.facts["lists"] == ["prompts"]
+        assert engine.state.warnings == [
+            "batch.calls list: chats go out one by one: no list of them is known for this server"
+        ]
+        assert texts(await ask(engine, QUESTIONS)) == SAID
+        assert texts(await ask(engine, [prompt(f"What is {word}") for word in WORDS])) == SAID
+    assert fake.paths == [*[CHAT] * 5, RAW]
+
+
+@pytest.mark.parametrize(("kind", "missing"), [("vllm", BATCH), ("llamacpp", TEMPLATE), ("sglang", TOKENIZE)])
+async def test_a_server_without_the_route_gets_single_calls(kind: str, missing: str) -> None:
+    """An older one, say. The warning says why."""
+    server = ListServer(kind)
+    routes = server.routes
+    server.routes = lambda: {path: handler for path, handler in routes().items() if path != missing}  # type: ignore[method-assign]
+    async with listing(server) as (engine, fake):
+        assert engine.state.facts["lists"] == ["prompts"]
+        [warning] = engine.state.warnings
+        assert warning.startswith("batch.calls list: chats go out one by one: Engine 'the-engine' answered 404")
+        assert texts(await ask(engine, QUESTIONS)) == SAID
+    assert fake.paths == [CHAT] * 5
+
+
+async def test_a_server_that_answers_only_the_first_of_a_list_gets_none() -> None:
+    """Such as one that reads a list as one prompt."""
+    server = ListServer("somebody", spoil=lambda entries: entries[:1])
+    async with listing(server) as (engine, _):
+        assert engine.state.facts["lists"] == []
+        assert len(engine.state.warnings) == 2
+
+
+async def test_a_list_that_begins_otherwise_than_single_calls_is_not_used() -> None:
+    """A model that thinks aloud shows its thoughts where the chat route hides them; callers would see them."""
+    async with listing(ListServer("llamacpp", thoughts="<think> ")) as (engine, fake):
+        assert engine.state.facts["lists"] == ["prompts"]
+        assert engine.state.warnings == [
+            "batch.calls list: chats go out one by one: a list's answers begin otherwise than those of single calls"
+        ]
+        assert texts(await ask(engine, QUESTIONS)) == SAID
+    assert LLAMA not in fake.paths
+
+
+async def test_after_it_was_down_it_is_looked_at_again() -> None:
+    """Another server may have come in its place."""
+    server = ListServer("vllm", refuse=lambda _, listed: 400 if listed else None)
+    async with listing(server) as (engine, fake):
+        assert engine.state.facts["lists"] == []
+        server.refuse = lambda _, __: None
+        engine.state.up = False
+        await engine.probe()
+        assert engine.state.facts["lists"] == ["chats", "prompts"]
+        assert engine.state.warnings == []
+        fake.requests.clear()
+        assert texts(await ask(engine, QUESTIONS)) == SAID
+    assert fake.paths == [BATCH]
+
+
+async def test_a_server_that_is_overloaded_at_the_look_is_looked_at_again() -> None:
+    """That says nothing about lists."""
+    server = ListServer("vllm", refuse=lambda _, listed: 429 if listed else None)
+    async with listing(server, looked=False) as (engine, _):
+        with pytest.raises(EngineError):
+            await engine.probe()
+        server.refuse = lambda _, __: None
+        await engine.probe()
+        assert engine.state.facts["lists"] == ["chats", "prompts"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_chat_that_holds_more_than_text_is_not_rendered(kind: str) -> None:
+    """An image would be lost. vLLM renders it itself."""
+    server = ListServer(kind, answer=lambda question: "a picture says more")
+    async with listing(server) as (engine, fake):
+        parts = [{"type": "text", "text": "What is this"}, {"type": "image_url", "image_url": {"url": "data:,x"}}]
+        seen = chat("x", 3)
+        shown = type(seen)(3, messages=[{"role": "user", "content": parts}, {"role": "user", "content": "so"}])
+        outcomes = await ask(engine, [seen, shown, seen])
+    assert texts(outcomes) == ["a picture says"] * 3
+    assert fake.paths.count(CHAT) == (0 if kind == "vllm" else 1)

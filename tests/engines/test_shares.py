@@ -1,0 +1,65 @@
+"""How a list's token counts are shared out."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.engines.base import Usage
+from gateway.engines.shares import apportion, shares
+
+COUNTS = st.integers(0, 10_000)
+
+
+@given(COUNTS, st.lists(COUNTS, min_size=1, max_size=20))
+def test_portions_add_up_and_are_fair(total: int, weights: list[int]) -> None:
+    """To the last token, and each within one of what is exact."""
+    portions = apportion(total, weights)
+    assert sum(portions) == total
+    assert min(portions) >= 0
+    whole = sum(weights)
+    exact = [total * weight / whole if whole else total / len(weights) for weight in weights]
+    assert all(abs(portion - share) < 1.000001 for portion, share in zip(portions, exact, strict=True))
+
+
+@given(
+    st.integers(1, 100),
+    st.lists(st.tuples(st.integers(1, 5000), st.none() | st.integers(0, 500)), min_size=2, max_size=20),
+    st.data(),
+)
+def test_shares_add_up_and_whoever_was_cut_wrote_what_it_was_asked_for(
+    max_tokens: int, members: list[tuple[int, int | None]], data: st.DataObject
+) -> None:
+    """Nothing is invented: what the engine counted is what is charged, and every share is marked."""
+    read, written = [one for one, _ in members], [one for _, one in members]
+    cut = written.count(None)
+    rest = 0 if cut == len(members) else data.draw(st.integers(0, max_tokens * (len(members) - cut)))
+    total = Usage(data.draw(st.integers(len(members), 50_000)), max_tokens * cut + rest)
+    found = [usage for usage in shares(total, max_tokens, read, written) if usage is not None]
+    assert len(found) == len(members)
+    assert sum(usage.input_tokens for usage in found) == total.input_tokens
+    assert sum(usage.output_tokens for usage in found) == total.output_tokens
+    assert all(usage.output_tokens == max_tokens for usage, size in zip(found, written, strict=True) if size is None)
+    assert all(usage.estimated for usage in found)
+
+
+def test_a_member_that_wrote_nothing_has_still_ended() -> None:
+    """What ended it was counted as a token; whoever was cut has not written that one."""
+    assert shares(Usage(20, 6), 4, [10, 10], [None, 0]) == [
+        Usage(10, 4, estimated=True),
+        Usage(10, 2, estimated=True),
+    ]
+
+
+def test_the_cached_part_is_shared_out_like_what_was_read() -> None:
+    found = shares(Usage(100, 8, 50), 4, [300, 100], [None, None])
+    assert found == [Usage(75, 4, 37, estimated=True), Usage(25, 4, 13, estimated=True)]
+
+
+def test_a_count_of_one_member_is_not_taken_for_the_lists() -> None:
+    """llama.cpp's /v1/completions reports the first only: 12 tokens, where three were cut at 12."""
+    assert shares(Usage(36, 12), 12, [10, 10, 10], [None, None, None]) == [None, None, None]
+
+
+def test_without_a_count_there_is_none_to_share() -> None:
+    assert shares(None, 12, [10, 10], [None, 5]) == [None, None]

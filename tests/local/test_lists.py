@@ -1,0 +1,103 @@
+"""A real llama.cpp gets real lists."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from gateway.engines.base import OpeningRequest
+from gateway.engines.http import Deadlines, EngineHttp, JsonReply
+from gateway.engines.openai import OpenAIEngine
+from gateway.errors import EngineRejected
+from tests.local.conftest import MODEL, SLOT_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gateway.local.stack import LocalStack
+    from gateway.protocol import Json
+
+pytestmark = pytest.mark.models
+
+QUESTIONS = [
+    "Why is the sky blue?",
+    "Name three colours.",
+    "Who wrote Hamlet?",
+    "How do birds fly?",
+    "What is gravity?",
+]
+TOKENS = 16
+
+
+class WatchedHttp(EngineHttp):
+    """Keeps the path of each call."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__("small", url, api_key=None, deadlines=Deadlines(first_token_s=60))
+        self.paths: list[str] = []
+
+    async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:
+        self.paths.append(path)
+        return await super().post(path, payload, native=native)
+
+
+@pytest_asyncio.fixture
+async def http(stack: LocalStack) -> WatchedHttp:
+    return WatchedHttp(stack.student_url + "/v1")
+
+
+@pytest_asyncio.fixture
+async def engine(http: WatchedHttp) -> AsyncIterator[OpenAIEngine]:
+    """The student, with lists, probed."""
+    engine = OpenAIEngine("small", MODEL, http, continuation="none", lists=True)
+    await engine.probe()
+    http.paths.clear()
+    yield engine
+    await engine.close()
+
+
+def opening(question: str, *, raw: bool) -> OpeningRequest:
+    if raw:
+        return OpeningRequest(TOKENS, prompt=f"Q: {question}\nA:", stop=("\nQ:",))
+    return OpeningRequest(TOKENS, messages=[{"role": "user", "content": question}], stop=("\nQ:",))
+
+
+async def test_llamacpp_is_found_to_take_lists(engine: OpenAIEngine) -> None:
+    assert engine.state.facts["owned_by"] == "llamacpp"
+    assert engine.state.facts["lists"] == ["chats", "prompts"]
+    assert engine.state.warnings == []
+
+
+@pytest.mark.parametrize("raw", [False, True])
+async def test_a_list_says_what_single_calls_say(engine: OpenAIEngine, http: WatchedHttp, *, raw: bool) -> None:
+    """Greedy. In another batch the last bits differ, so a text may part from the other late, never at its beginning."""
+    requests = [opening(question, raw=raw) for question in QUESTIONS]
+    single = [await engine.opening(request) for request in requests]
+    http.paths.clear()
+    listed = await asyncio.gather(*(engine.opening(request, batch="b1") for request in requests))
+    assert http.paths == [*([] if raw else ["/apply-template"] * len(QUESTIONS)), "/completion"]
+    for one, other in zip(single, listed, strict=True):
+        assert other.text.split()[:3] == one.text.split()[:3]
+        assert one.usage is not None
+        assert other.usage is not None
+        assert other.usage.input_tokens == one.usage.input_tokens
+        assert not other.usage.estimated
+        if other.finish == "length":
+            assert other.usage.output_tokens == TOKENS
+    assert len({reply.text for reply in listed}) == len(QUESTIONS)
+
+
+async def test_a_prompt_that_does_not_fit_fails_alone(engine: OpenAIEngine) -> None:
+    """llama.cpp refuses the whole list; the others are then asked one by one."""
+    long = "word " * (2 * SLOT_TOKENS)
+    requests = [opening(text, raw=False) for text in (QUESTIONS[0], long, QUESTIONS[1])]
+    calls = (engine.opening(request, batch="b1") for request in requests)
+    first, refused, last = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(refused, EngineRejected)
+    assert refused.status_sent == 400
+    for answered in (first, last):
+        assert not isinstance(answered, BaseException)
+        assert answered.text
