@@ -7,7 +7,6 @@ happens inside, each request settles exactly one receipt (`_recorded`).
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -72,7 +71,7 @@ class Completions:
         plan = self._resolve(visit, chat)
         head = ReplyHead(f"chatcmpl-{visit.id}", visit.created, chat.model)
         with self._recorded(visit, chat, plan) as draft, self._admission.place():
-            draft.admitted = time.perf_counter()
+            await self._admission.reserve(draft, chat)
             opening = await self._guide.open(plan, chat, draft)
             if opening.whole is not None:
                 reply = _whole_reply(opening)
@@ -91,7 +90,7 @@ class Completions:
         plan = self._resolve(visit, chat)
         head = ReplyHead(f"chatcmpl-{visit.id}", visit.created, chat.model)
         with self._recorded(visit, chat, plan) as draft, self._admission.place():
-            draft.admitted = time.perf_counter()
+            await self._admission.reserve(draft, chat)
             opening = await self._guide.open(plan, chat, draft)
             seam = self._finisher.seam(plan, chat, opening)
             relay = StreamRelay(head, seam, wants_usage=chat.wants_usage)

@@ -152,6 +152,16 @@ class Metrics:
             "gkt_receipts_lost", "Receipts dropped because too many were waiting for Redis.", registry=registry
         )
 
+        self.intents_missed = Counter(
+            "gkt_intents_missed", "Requests whose intent could not be kept: Redis was away.", registry=registry
+        )
+        self.intents_abandoned = Counter(
+            "gkt_intents_abandoned",
+            "Requests of processes that died, settled here at what was reserved.",
+            ("tenant",),
+            registry=registry,
+        )
+
     def render(self) -> bytes:
         """The Prometheus text format, summed over the workers. Takes milliseconds; any thread may call it."""
         if not self._shared:

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _EXACT = Context(prec=60)  # a price has at most 24 digits (gateway.units), so no product with a token count is rounded
+# A millionth of a millionth of a dollar: exact for every price per 1M tokens with six decimals.
+_QUANTUM = Decimal("1E-12")
 _RATE = Context(prec=24)  # what an hourly price comes to per token has no last digit
 _PER_1M = Decimal(1_000_000)
 _SECONDS_PER_HOUR = Decimal(3600)
@@ -59,6 +61,19 @@ def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_t
         _EXACT.multiply(price.output_usd, Decimal(output_tokens)),
     )
     return _EXACT.add(_EXACT.add(parts[0], parts[1]), parts[2])
+
+
+def quantized(amount_usd: Decimal) -> Decimal:
+    """An amount as receipts keep it, with twelve decimals."""
+    return amount_usd.quantize(_QUANTUM, context=_EXACT)
+
+
+def total_usd(*amounts_usd: Decimal) -> Decimal:
+    """The exact sum."""
+    total = Decimal(0)
+    for amount in amounts_usd:
+        total = _EXACT.add(total, amount)
+    return total
 
 
 def baseline_usd(price: Price, prompt_tokens: int, answer_tokens: int, cached_prompt_tokens: int = 0) -> Decimal:

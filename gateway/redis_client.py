@@ -1,4 +1,8 @@
-"""The connections to Redis: short deadlines for requests, and connections of their own for what blocks."""
+"""The connections to Redis: short deadlines for requests, connections of their own for what blocks, and a breaker.
+
+A slow Redis is worse than a dead one: each request would wait for its whole timeout. So the first failure opens the
+breaker for everybody, and only the watch closes it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from gateway.errors import StartupError
 
@@ -26,7 +30,11 @@ _LOOK_EVERY_S = 0.5
 
 class RedisClient:
     """Args:
-    timeout_s: how long a command may take. A slow Redis is worse than a dead one.
+    timeout_s: how long a command may take.
+
+    Attributes:
+        up: False from the first failure until the watch has seen Redis answer. Whoever is about to await Redis for a
+            request asks this first, and goes on without Redis when it says False.
     """
 
     def __init__(self, url: str, *, timeout_s: float, metrics: Metrics) -> None:
@@ -43,6 +51,20 @@ class RedisClient:
         self.listening = Redis.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **connecting)
         self._metrics = metrics
         self.up = True
+        self._answers = asyncio.Event()
+        self._answers.set()
+
+    def failed(self, error: Exception) -> None:
+        """Tell that a command failed. Nobody awaits Redis again until it has answered the watch.
+
+        An error that Redis itself replied with, such as a script's, does not count: it answered.
+        """
+        if not isinstance(error, ResponseError):
+            self._turn(up=False, error=type(error).__name__)
+
+    async def wait_up(self) -> None:
+        """Wait until Redis is there, as far as is known."""
+        await self._answers.wait()
 
     async def require(self) -> None:
         """Refuse to start without a Redis that is there and new enough. Raises StartupError."""
@@ -60,25 +82,26 @@ class RedisClient:
         self._metrics.redis_up.set(1)
 
     async def watch(self) -> None:
-        """Look every two seconds, for readiness and the metric; requests find out by themselves."""
+        """Look twice a second, for ever. A process that asks Redis for nothing learns of its absence here too."""
         while True:
             try:
                 await self.commands.ping()
-                up = True
-            except (RedisError, OSError):
-                up = False
-            if up != self.up:
-                log.warning("redis", up=up)
-            self.up = up
-            self._metrics.redis_up.set(int(up))
+            except (RedisError, OSError) as error:
+                self._turn(up=False, error=type(error).__name__)
+            else:
+                self._turn(up=True)
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    def failed(self, error: Exception) -> None:
-        """A command failed: nobody asks again until the watch has seen Redis answer."""
-        if self.up:
-            log.warning("redis", up=False, error=type(error).__name__)
-        self.up = False
-        self._metrics.redis_up.set(0)
+    def _turn(self, *, up: bool, error: str | None = None) -> None:
+        self._metrics.redis_up.set(int(up))
+        if up == self.up:
+            return
+        self.up = up
+        if up:
+            self._answers.set()
+        else:
+            self._answers.clear()
+        log.warning("redis", up=up, error=error)
 
     async def close(self) -> None:
         await self.commands.aclose()

@@ -42,5 +42,20 @@ class RedisKeys:
         """The channel on which a process hears that its tickets were granted by another one's script."""
         return f"{self.prefix}:v2:wakeups:{owner}"
 
+    def heartbeat(self, owner: str) -> str:
+        """There for as long as the process is: it is written anew several times per lease."""
+        return f"{self.prefix}:v1:alive:{owner}"
+
+    def intents(self, tenant: str, owner: str) -> str:
+        """Hash: request id -> intent, of one tenant's requests that one process works on."""
+        return f"{self._tenant(tenant)}intents:{owner}"
+
+    def owners(self, tenant: str) -> str:
+        """Sorted set: process id by when it last admitted a request of the tenant, microseconds of Redis TIME."""
+        return f"{self._tenant(tenant)}owners"
+
     def receipt(self, tenant: str, receipt_id: str) -> str:
-        return f"{self.prefix}:v1:receipt:{tenant}:{receipt_id}"
+        return f"{self._tenant(tenant)}receipt:{receipt_id}"
+
+    def _tenant(self, tenant: str) -> str:
+        return f"{{{self.prefix}:tenant:{tenant}}}:v1:"

@@ -5,12 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 
 from gateway.admission import Admission
 from gateway.errors import Overloaded
 from gateway.metrics import Metrics
+
+if TYPE_CHECKING:
+    from gateway.ledger.draft import Draft
+    from gateway.protocol import ChatRequest
+
+
+class Open:
+    """A ledger that takes every request."""
+
+    async def admit(self, draft: Draft, chat: ChatRequest) -> None:
+        pass
 
 
 @pytest.fixture
@@ -20,7 +32,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def admission(metrics: Metrics) -> Admission:
-    return Admission(2, metrics)
+    return Admission(2, Open(), metrics)
 
 
 def in_flight(metrics: Metrics) -> float | None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from structlog.testing import capture_logs
 
 from gateway import redis_client
 from gateway.errors import StartupError
@@ -20,6 +22,7 @@ from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.tasks import Tasks
 from tests.batching.process import until
+from tests.redis_faults import paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -193,3 +196,46 @@ async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:
         await server.start()
         await until(lambda: seen() == (True, 1))
         await tasks.close()
+
+
+async def test_the_first_failure_is_everybodys_until_redis_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said once; who waits is woken when Redis is back."""
+    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    tasks = Tasks()
+    async with EmbeddedRedis() as server, client_on(server.url) as (client, metrics):
+        await asyncio.wait_for(client.wait_up(), 1)
+        with capture_logs() as logs:
+            async with paused(server.url):
+                for _ in range(3):
+                    client.failed(RedisTimeoutError("it did not answer"))
+                assert not client.up
+                assert metrics.registry.get_sample_value("gkt_redis_up") == 0
+                tasks.keep("redis", client.watch())
+                waiting = asyncio.ensure_future(client.wait_up())  # noqa: TID251
+                await asyncio.sleep(TIMEOUT_S * 2)
+                assert not waiting.done()
+                assert not client.up
+            await asyncio.wait_for(waiting, 5)
+            assert client.up
+            assert metrics.registry.get_sample_value("gkt_redis_up") == 1
+        assert [(line["event"], line["up"], line["error"]) for line in logs] == [
+            ("redis", False, "TimeoutError"),
+            ("redis", True, None),
+        ]
+        await tasks.close()
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError("gone"), ConnectionResetError(), RedisTimeoutError()])
+async def test_silence_and_lost_connections_open_the_breaker(error: Exception) -> None:
+    async with client_on("redis://127.0.0.1:1/0") as (client, _):
+        client.failed(error)
+        assert not client.up
+
+
+async def test_an_error_that_redis_replied_with_does_not(redis_url: str) -> None:
+    """A script that fails says nothing about the next one."""
+    async with client_on(redis_url) as (client, _):
+        with pytest.raises(ResponseError) as refused:
+            await client.commands.eval("return redis.error_reply('ERR no')", 0)
+        client.failed(refused.value)
+        assert client.up

@@ -33,6 +33,8 @@ _HEARTBEAT_S = 1.0
 _HEARTBEATS_A_LEASE = 4
 # While Redis is away, how soon the process sees that it is back; after the loop broke, how soon it goes on.
 _REST_S = 0.25
+# An exchange that Redis refuses, though it answers otherwise, is tried again after this.
+_REST_AFTER_FAILURE_S = 1.0
 
 OnFailure = Literal["degrade", "reject"]
 
@@ -73,6 +75,7 @@ class TeacherQueue:
         self._tell_all_at = 0.0
         self._alone: Board | None = None  # the board in use while Redis is away
         self._alone_since = 0.0
+        self._ask_fleet_at = 0.0
         self._left_by_others = 0  # permits that others had left when Redis went away
         self._seen = Decision()
         self._leaving = False
@@ -162,7 +165,8 @@ class TeacherQueue:
             return _HEARTBEAT_S
         limits = self._limits()
         everything = self._unsure or _now() >= self._tell_all_at
-        decision = await self._ask_fleet(limits) if self._redis.up else None
+        may_ask = self._redis.up and _now() >= self._ask_fleet_at
+        decision = await self._ask_fleet(limits) if may_ask else None
         if decision is None:
             decision = self._ask_own(limits)
         self.deliver(decision.outcomes)
@@ -174,28 +178,32 @@ class TeacherQueue:
 
     async def _ask_fleet(self, limits: Limits) -> Decision | None:
         """The fleet's decision; None when Redis fails."""
-        if self._alone is not None:
-            self._alone = None
+        alone, self._alone = self._alone, None
+        if alone is not None:
             self._gone, self._finished, self._owed = self._owed, [], []
             self._returning = self._unsure = True
-            log.info("fleet_rejoined", teacher=self._teacher)
-        for turn in self._turns.values():
-            turn.told = turn.told or not turn.waiting.done()
-        news = self._take_news(limits)
+        news = self._take_news(limits, of_fleet=True)
         try:
             self._seen = await self._board.exchange(news, limits)
         except Exception as error:
-            self._gone[:0], self._finished[:0] = news.gone, news.finished
+            self._redis.failed(error)
+            self._ask_fleet_at = _now() + _REST_AFTER_FAILURE_S
             if not isinstance(error, RedisError | OSError):
                 log.exception("exchange_broke", teacher=self._teacher)
-            self._redis.failed(error)
+            self._gone[:0], self._finished[:0] = news.gone, news.finished
+            if alone is None:
+                self._go_alone(limits, type(error).__name__)
+            else:
+                self._stay_alone(alone)
             return None
+        if alone is not None:
+            log.info("fleet_rejoined", teacher=self._teacher)
         return self._seen
 
     def _ask_own(self, limits: Limits) -> Decision:
         """A decision over this process's tickets alone."""
         if self._alone is None:
-            self._go_alone(limits)
+            self._go_alone(limits, "breaker")
         assert self._alone is not None
         if self._on_failure == "reject":
             for turn in self._turns.values():
@@ -203,17 +211,22 @@ class TeacherQueue:
             self._arrived, self._gone, self._finished = [], [], []
             return Decision()
         own = limits.of_cap(self._share(limits))
-        decision, _ = self._alone.exchange(self._owner, self._take_news(limits), own, round(_now() * SECOND))
+        decision, _ = self._alone.exchange(
+            self._owner, self._take_news(limits, of_fleet=False), own, round(_now() * SECOND)
+        )
         return decision
 
-    def _go_alone(self, limits: Limits) -> None:
-        # Batches of processes that are alone must not share an id.
-        self._alone, self._alone_since = Board(f"local-{secrets.token_hex(4)}-"), _now()
-        self._owed += [*self._gone, *(ticket_id for ticket_id, _ in self._finished)]
-        self._unsure = True
+    def _go_alone(self, limits: Limits, why: str) -> None:
+        self._alone_since = _now()
         own = sum(turn.holds_permit for turn in self._turns.values())
         self._left_by_others = max(own, limits.max_in_flight - max(0, self._seen.in_flight - own))
-        log.warning("fleet_left", teacher=self._teacher, processes=self._seen.fleet, then=self._on_failure)
+        # Batches of processes that are alone must not share an id.
+        self._stay_alone(Board(f"local-{secrets.token_hex(4)}-"))
+        log.warning("fleet_left", teacher=self._teacher, why=why, processes=self._seen.fleet, then=self._on_failure)
+
+    def _stay_alone(self, board: Board) -> None:
+        self._alone, self._unsure = board, True
+        self._owed += [*self._gone, *(ticket_id for ticket_id, _ in self._finished)]
 
     def _share(self, limits: Limits) -> int:
         """This process's share of the cap; at first no more of it than the calls of the others leave free."""
@@ -222,7 +235,7 @@ class TeacherQueue:
             share = max(1, min(share, self._left_by_others))
         return share
 
-    def _take_news(self, limits: Limits) -> News:
+    def _take_news(self, limits: Limits, *, of_fleet: bool) -> News:
         now = _now()
         arrived = [turn for turn in self._arrived if self._turns.get(turn.ticket.id) is turn]
         held: list[Turn] = []
@@ -230,6 +243,8 @@ class TeacherQueue:
             arrived = [turn for turn in self._turns.values() if not turn.waiting.done()]
             held = [turn for turn in self._turns.values() if turn.holds_permit]
             self._tell_all_at = now + min(_HEARTBEAT_S, limits.lease_s / _HEARTBEATS_A_LEASE)
+        for turn in (*arrived, *held):
+            turn.told = turn.told or of_fleet
         news = News(
             arrived=[turn.left(now) for turn in arrived],
             gone=self._gone,

@@ -127,13 +127,11 @@ class _Kept(msgspec.Struct, array_like=True, frozen=True):
 
     text: str
     finish: Literal["stop", "length"]
-    usage: tuple[int, int, int] | None
+    usage: Usage | None
 
 
 def _written(reply: OpeningReply) -> str:
-    usage = reply.usage
-    counts = None if usage is None else (usage.input_tokens, usage.output_tokens, usage.cached_input_tokens)
-    return msgspec.json.encode(_Kept(reply.text, reply.finish, counts)).decode()
+    return msgspec.json.encode(_Kept(reply.text, reply.finish, reply.usage)).decode()
 
 
 def _read(guidance: str) -> OpeningReply:
@@ -142,4 +140,4 @@ def _read(guidance: str) -> OpeningReply:
         kept = msgspec.json.decode(guidance, type=_Kept)
     except msgspec.DecodeError:
         raise TicketUnreadable("The guidance that Redis kept cannot be read. Try again.") from None
-    return OpeningReply(kept.text, kept.finish, None if kept.usage is None else Usage(*kept.usage))
+    return OpeningReply(kept.text, kept.finish, kept.usage)

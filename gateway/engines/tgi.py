@@ -13,7 +13,6 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import (
-    ChatCompletionOutput,
     TextGenerationInput,
     TextGenerationInputGenerateParameters,
     TextGenerationOutput,
@@ -29,7 +28,7 @@ from huggingface_hub.errors import (
 
 from gateway.continuation import Continuation
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, opening_finish, read_usage
+from gateway.engines.chat import ChatWire, first_choice, message_text, opening_finish, read_usage
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.errors import EngineError, EngineGarbled
 
@@ -116,11 +115,9 @@ class TGIEngine:
             "top_p": _inside_0_1(request.top_p),
         }
         reply = await self.complete({key: value for key, value in body.items() if value is not None})
-        try:
-            choice = ChatCompletionOutput.parse_obj_as_instance(reply).choices[0]
-        except (ValueError, TypeError, AttributeError):
-            raise self._garbled("a reply that is not a chat completion") from None
-        return self._opening(choice.message.content, choice.finish_reason, read_usage(reply.get("usage")), request)
+        # Its shape was looked at already; typing all of it with the hub's classes took a tenth of a guided request.
+        finish = first_choice(reply).get("finish_reason")
+        return self._opening(message_text(reply), finish, read_usage(reply.get("usage")), request)
 
     async def _raw_opening(self, request: OpeningRequest) -> OpeningReply:
         asked = TextGenerationInput(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from decimal import Context, Decimal
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from gateway.ledger.estimate import count_messages, count_text
 from gateway.ledger.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
-from gateway.pricing import baseline_usd, cost_usd, savings_usd
+from gateway.pricing import baseline_usd, cost_usd, quantized, savings_usd, total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from gateway.policy.resolve import Plan
     from gateway.pricing import Price
     from gateway.protocol import Json
-
-# A millionth of a millionth of a dollar: exact for every price per 1M tokens with six decimals.
-_QUANTUM = Decimal("1E-12")
-# Wide enough that neither a cost nor a sum of costs is rounded otherwise.
-_EXACT = Context(prec=60)
 
 
 @dataclass(slots=True)
@@ -95,10 +90,7 @@ class Draft:
         """
         teacher = _share(self.teacher, prices, encodings)
         student = _share(self.student, prices, encodings)
-        cost = Decimal(0)
-        for share in (teacher, student):
-            if share is not None:
-                cost = _EXACT.add(cost, share.cost_usd)
+        cost = total_usd(*(share.cost_usd for share in (teacher, student) if share is not None))
         baseline, estimated = self._baseline(teacher, student, prices)
         return Receipt(
             id=self.id,
@@ -179,7 +171,7 @@ class Draft:
         as_sent = guidance is None or teacher is None or whole
         exact = own is not None and len(shares) == 1 and not own.estimated and as_sent
         cached = own.cached_input_tokens if own is not None and own is read else 0
-        return _usd(baseline_usd(prices[plan.baseline], prompt, written, cached)), not exact
+        return quantized(baseline_usd(prices[plan.baseline], prompt, written, cached)), not exact
 
     def _timings(self) -> Timings:
         return Timings(
@@ -202,11 +194,9 @@ def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[st
         read, cached, estimated = count_messages(encoding, call.messages), 0, True
         written = count_text(encoding, "".join(call.text)) + call.lost_tokens
     cost = Decimal(0) if call.shared else cost_usd(prices[call.model], read, written, cached)
-    return EngineShare(call.model, read, written, _usd(cost), min(cached, read), estimated, call.unbounded, call.shared)
-
-
-def _usd(amount: Decimal) -> Decimal:
-    return amount.quantize(_QUANTUM, context=_EXACT)
+    return EngineShare(
+        call.model, read, written, quantized(cost), min(cached, read), estimated, call.unbounded, call.shared
+    )
 
 
 def _ms(start: float | None, end: float | None) -> float | None:

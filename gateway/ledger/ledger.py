@@ -1,11 +1,17 @@
-"""Step 8: close each draft once and let the receipt be seen: in the store, the log and the metrics."""
+"""Step 8: close each draft once and let the receipt be seen: in the store, the log and the metrics.
+
+Before that, at admission, the intent: so that a request whose process dies has its receipt too.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import structlog
+
+from gateway.ledger.intent import intend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.ledger.store import ReceiptStore
     from gateway.metrics import Metrics
     from gateway.pricing import Price
+    from gateway.protocol import ChatRequest
     from gateway.tasks import Tasks
 
 log = structlog.get_logger()
@@ -24,6 +31,7 @@ class Ledger:
     """Args:
     prices: USD per token by model.
     encodings: the tiktoken encoding by model, for estimates.
+    owner: this process's id; no other process has it.
     """
 
     def __init__(
@@ -32,14 +40,26 @@ class Ledger:
         *,
         prices: Mapping[str, Price],
         encodings: Mapping[str, str],
+        owner: str,
         metrics: Metrics,
         tasks: Tasks,
     ) -> None:
         self._store = store
         self._prices = prices
         self._encodings = encodings
+        self._owner = owner
         self._metrics = metrics
         self._tasks = tasks
+        # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
+        self._child = cache(_child)
+
+    async def admit(self, draft: Draft, chat: ChatRequest) -> None:
+        """Write down what the request may spend, before it does. It must be settled, whatever happens.
+
+        Raises:
+            StoreUnavailable: Redis is away and the configuration says `reject`.
+        """
+        await self._store.admit(intend(draft, chat, self._prices, self._owner))
 
     async def close(self, draft: Draft, status: str = "ok") -> Receipt:
         """Fix the receipt, for a reply that shows it. The event loop is not held by estimates."""
@@ -62,31 +82,51 @@ class Ledger:
     async def _settle_later(self, draft: Draft, status: str) -> None:
         self._show(await self.close(draft, status))
 
+    def abandoned(self, receipt: Receipt) -> None:
+        """Let a receipt be seen that was settled, and is stored, for a process that died."""
+        self._metrics.intents_abandoned.labels(receipt.tenant).inc()
+        self._count(receipt)
+        log.warning("request", **receipt.as_dict())
+
     def _show(self, receipt: Receipt) -> None:
         self._store.put(receipt)
         self._count(receipt)
+        self._count_times(receipt)
         log.info("request", **receipt.as_dict())
 
     def _count(self, receipt: Receipt) -> None:
-        metrics = self._metrics
-        metrics.requests.labels(receipt.tenant, receipt.route, receipt.mode, receipt.status).inc()
+        metrics, child = self._metrics, self._child
+        child(metrics.requests, receipt.tenant, receipt.route, receipt.mode, receipt.status).inc()
         if receipt.unguided is not None:
-            metrics.unguided.labels(receipt.route, receipt.unguided).inc()
-        metrics.cost_usd.labels(receipt.tenant, receipt.route).inc(float(receipt.cost_usd))
-        metrics.baseline_usd.labels(receipt.tenant, receipt.route).inc(float(receipt.baseline_usd))
+            child(metrics.unguided, receipt.route, receipt.unguided).inc()
+        child(metrics.cost_usd, receipt.tenant, receipt.route).inc(float(receipt.cost_usd))
+        child(metrics.baseline_usd, receipt.tenant, receipt.route).inc(float(receipt.baseline_usd))
         for role, share in (("teacher", receipt.teacher), ("student", receipt.student)):
             if share is not None and not share.shared:
                 self._count_tokens(receipt.tenant, role, share)
         if receipt.guidance is not None and receipt.teacher is not None:
-            metrics.guidance.labels(receipt.teacher.model, receipt.teacher.shared or "teacher").inc()
+            child(metrics.guidance, receipt.teacher.model, receipt.teacher.shared or "teacher").inc()
+
+    def _count_times(self, receipt: Receipt) -> None:
         timings = receipt.timings
-        for stage in ("admission", "batch_wait", "teacher", "first_token", "total"):
-            spent_ms: float | None = getattr(timings, f"{stage}_ms")
+        for stage, spent_ms in (
+            ("admission", timings.admission_ms),
+            ("batch_wait", timings.batch_wait_ms),
+            ("teacher", timings.teacher_ms),
+            ("first_token", timings.first_token_ms),
+            ("total", timings.total_ms),
+        ):
             if spent_ms is not None:
-                metrics.stage_seconds.labels(stage, receipt.mode).observe(spent_ms / 1000)
+                self._child(self._metrics.stage_seconds, stage, receipt.mode).observe(spent_ms / 1000)
 
     def _count_tokens(self, tenant: str, role: str, share: EngineShare) -> None:
-        tokens = self._metrics.tokens
-        tokens.labels(tenant, role, share.model, "input").inc(share.input_tokens - share.cached_input_tokens)
-        tokens.labels(tenant, role, share.model, "cached").inc(share.cached_input_tokens)
-        tokens.labels(tenant, role, share.model, "output").inc(share.output_tokens)
+        for direction, tokens in (
+            ("input", share.input_tokens - share.cached_input_tokens),
+            ("cached", share.cached_input_tokens),
+            ("output", share.output_tokens),
+        ):
+            self._child(self._metrics.tokens, tenant, role, share.model, direction).inc(tokens)
+
+
+def _child(metric: Any, *labels: str) -> Any:
+    return metric.labels(*labels)

@@ -80,6 +80,8 @@ async def _as_events(request: web.Request, parts: AsyncGenerator[Draft | Json, N
 async def _read(request: web.Request) -> bytes:
     """The body. Raises BodyTooSlow and InvalidRequest; a body over the bound is aiohttp's to refuse."""
     try:
+        if request.content.is_eof():
+            return await request.read()  # all of it came with the head, as short bodies do
         async with asyncio.timeout(_BODY_WITHIN_S):
             return await request.read()
     except TimeoutError:

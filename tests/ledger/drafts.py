@@ -7,11 +7,15 @@ import time
 from decimal import Decimal
 from typing import Any
 
+import msgspec
+
 from gateway.engines.base import Usage
 from gateway.ledger.draft import Call, Draft
+from gateway.ledger.intent import Intent, intend
 from gateway.ledger.receipt import BatchFacts, Receipt
 from gateway.policy.resolve import GuidancePlan, Plan
 from gateway.pricing import Price
+from gateway.protocol import ChatRequest
 
 PRICES = {
     "big": Price.of_tokens(Decimal(2), Decimal(10), Decimal(1)),
@@ -86,6 +90,24 @@ def guided(**more: Any) -> Draft:
         "first_token": began + 1.5,
     }
     return draft(more.pop("plan", None) or plan(), **(facts | more))
+
+
+def chat(**more: Any) -> ChatRequest:
+    """A caller's request, about 400 bytes long unless it says otherwise."""
+    facts = {
+        "stop": (),
+        "stream": False,
+        "wants_usage": False,
+        "unguidable": None,
+        "size_bytes": 400,
+        "max_tokens": None,
+    }
+    return ChatRequest(body={"messages": MESSAGES} | more.pop("body", {}), model="chat", **(facts | more))
+
+
+def intent(owner: str = "ann", **more: Any) -> Intent:
+    """Of a guided request that was admitted by `owner`."""
+    return msgspec.structs.replace(intend(draft(plan()), chat(), PRICES, owner), **more)
 
 
 def closed(one: Draft, status: str = "ok") -> Receipt:

@@ -42,6 +42,7 @@ class Books:
             self.store,
             prices=PRICES,
             encodings=ENCODINGS,
+            owner="ann",
             metrics=self.metrics,
             tasks=self.tasks,
         )

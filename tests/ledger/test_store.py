@@ -1,4 +1,7 @@
-"""Receipts in Redis: each written once, kept for a while, its tenant's alone; none is lost while Redis is away."""
+"""Receipts in Redis: each written once, kept for a while, its tenant's alone; none is lost while Redis is away.
+
+And before them intents: requests are admitted together, and Redis being away costs them at most one time-out.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from structlog.testing import capture_logs
 from gateway.errors import StoreUnavailable
 from gateway.ledger import store as store_module
 from gateway.ledger.receipt import Receipt
+from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.store import ReceiptStore
 from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
@@ -22,43 +26,55 @@ from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
 from tests.batching.process import until
-from tests.ledger.drafts import closed, guided
+from tests.ledger.drafts import closed, guided, intent
+from tests.redis_faults import paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from gateway.ledger.intent import Intent
 
 TTL_S = 100.0
 
 
 class Kept:
-    """A running store, its metrics and its Redis."""
+    """A running store and its metrics; `redis` is for looking at what it did, and waits for as long as it takes."""
 
-    def __init__(self, client: RedisClient, metrics: Metrics) -> None:
+    def __init__(self, client: RedisClient, redis: Redis, metrics: Metrics, *, required: bool = False) -> None:
         self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
-        self.redis = client.commands
+        self.redis = redis
         self.metrics = metrics
-        self.store = ReceiptStore(client.commands, self.keys, ttl_s=TTL_S, metrics=metrics)
+        self.in_redis = RedisLedger(client.commands, self.keys, "ann", TTL_S)
+        self.client = client
+        self.store = ReceiptStore(client, self.in_redis, required=required, metrics=metrics)
 
     def value(self, name: str) -> float:
         return self.metrics.registry.get_sample_value(name) or 0.0
 
-    async def written(self, receipt: Receipt) -> bytes | None:
+    async def intents(self) -> set[str]:
+        return {one.decode() for one in await self.redis.hkeys(self.keys.intents("acme", "ann"))}
+
+    async def written(self, receipt: Receipt | Intent) -> bytes | None:
         found: bytes | None = await self.redis.get(self.keys.receipt(receipt.tenant, receipt.id))
         return found
 
 
 @asynccontextmanager
-async def kept(url: str, *, running: bool = True) -> AsyncIterator[Kept]:
+async def kept(
+    url: str, *, running: bool = True, required: bool = False, timeout_s: float = 2.0
+) -> AsyncIterator[Kept]:
     metrics, tasks = Metrics(), Tasks()
-    client = RedisClient(url, timeout_s=0.2, metrics=metrics)
-    part = Kept(client, metrics)
+    client, looking = RedisClient(url, timeout_s=timeout_s, metrics=metrics), Redis.from_url(url)
+    part = Kept(client, looking, metrics, required=required)
     if running:
         tasks.keep("receipts", part.store.run())
+        tasks.keep("redis", client.watch())
     try:
         yield part
     finally:
         await tasks.close()
         await client.close()
+        await looking.aclose()
 
 
 async def test_a_receipt_is_written_soon_and_found_by_its_tenant(redis_url: str) -> None:
@@ -159,10 +175,10 @@ async def test_the_loop_outlives_what_nobody_expected(redis_url: str, monkeypatc
     monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
     async with kept(redis_url) as part:
         with capture_logs() as logs, monkeypatch.context() as broken:
-            broken.setattr(part.redis, "pipeline", lambda **_: 1 / 0)
+            broken.setattr(part.in_redis, "exchange", lambda *_: 1 / 0)
             receipt = closed(guided())
             part.store.put(receipt)
-            await until(lambda: any(line["event"] == "receipts_broke" for line in logs))
+            await until(lambda: any(line["event"] == "receipts_waiting" and line["exc_info"] for line in logs))
         await until(lambda: part.written(receipt))
 
 
@@ -179,3 +195,136 @@ async def test_a_write_that_redis_refuses_is_tried_again(redis_url: str, monkeyp
             await admin.config_set("maxmemory", "0")
         await until(lambda: part.written(receipt))
         assert (await asyncio.gather(part.written(receipt)))[0] == receipt.to_json()
+
+
+def receipt_of(one: Intent, status: str = "ok") -> Receipt:
+    return msgspec.structs.replace(closed(guided(), status), id=one.id)
+
+
+async def _scripts_run(redis: Redis) -> int:
+    stats = await redis.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+
+
+async def test_a_request_is_admitted_once_redis_knows_of_it(redis_url: str) -> None:
+    """And its receipt takes the intent's place."""
+    async with kept(redis_url) as part:
+        one = intent()
+        await part.store.admit(one)
+        assert await part.intents() == {one.id}
+        part.store.put(receipt_of(one))
+        await until(lambda: part.written(one))
+        assert await part.intents() == set()
+        assert part.store._under_way == {}
+
+
+async def test_requests_that_come_together_are_admitted_together(redis_url: str) -> None:
+    """A hundred at once: one goes ahead at the most, and the others share a round trip, receipts and all."""
+    async with kept(redis_url) as part:
+        await part.store.admit(intent())
+        intents = [intent() for _ in range(100)]
+        before = await _scripts_run(part.redis)
+        await asyncio.gather(*(part.store.admit(one) for one in intents))
+        assert await _scripts_run(part.redis) - before <= 2
+        assert len(await part.intents()) == 101
+
+
+async def test_a_receipt_goes_with_the_next_request(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could wait for a minute; the request that is admitted takes it along in its own round trip."""
+    monkeypatch.setattr(store_module, "_LINGER_S", 60)
+    async with kept(redis_url) as part:
+        first, second = intent(), intent()
+        await part.store.admit(first)
+        part.store.put(receipt_of(first))
+        before = await _scripts_run(part.redis)
+        await part.store.admit(second)
+        assert await _scripts_run(part.redis) - before == 1
+        assert await part.written(first)
+        assert await part.intents() == {second.id}
+
+
+async def test_a_caller_that_leaves_while_it_is_admitted_leaves_no_intent(redis_url: str) -> None:
+    """Whether its intent had gone out already or not: the receipt is there and the intent is not."""
+    async with kept(redis_url) as part:
+        intents = [intent() for _ in range(10)]
+        for turns, one in enumerate(intents):
+            asking = asyncio.ensure_future(part.store.admit(one))  # noqa: TID251
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+            part.store.put(receipt_of(one, "client_gone"))
+        await until(lambda: part.value("gkt_receipts_waiting") == 0)
+        assert [await part.written(one) is not None for one in intents] == [True] * 10
+        assert await part.intents() == set()
+        assert (part.store._admitting, part.store._under_way, part.store._untold) == ({}, {}, {})
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(required: bool) -> None:
+    """And nobody who comes later; they go on without an intent, or are refused. Awake again it knows of them all."""
+    async with EmbeddedRedis() as server, kept(server.url, required=required, timeout_s=0.2) as part:
+        before = intent()
+        await part.store.admit(before)
+        loop = asyncio.get_running_loop()
+        refused: list[bool] = []
+
+        async def took(one: Intent) -> float:
+            began = loop.time()
+            try:
+                await part.store.admit(one)
+                refused.append(False)
+            except StoreUnavailable:
+                refused.append(True)
+            return loop.time() - began
+
+        first, later = [intent() for _ in range(5)], [intent() for _ in range(50)]
+        async with paused(server.url):
+            assert min(await asyncio.gather(*(took(one) for one in first))) >= 0.2 * 0.9
+            assert not part.client.up
+            assert max(await asyncio.gather(*(took(one) for one in later))) < 0.1
+        assert refused == [required] * 55
+        assert part.value("gkt_intents_missed_total") == 55
+        await until(lambda: part.client.up)
+        under_way = {one.id for one in (before, *first, *later)}
+
+        async def all_told() -> bool:
+            return await part.intents() == under_way
+
+        await until(all_told)
+        for one in (before, *first, *later):
+            part.store.put(receipt_of(one))
+        await until(lambda: part.value("gkt_receipts_waiting") == 0)
+        assert await part.intents() == set()
+        assert len(await part.redis.keys(f"*{part.keys.prefix}*receipt:*")) == 56
+
+
+async def test_a_redis_that_forgot_is_told_anew(redis_url: str) -> None:
+    """Of all that is under way, in as many round trips as it takes; not of what has its receipt."""
+    async with kept(redis_url) as part:
+        intents = [intent() for _ in range(450)]
+        await asyncio.gather(*(part.store.admit(one) for one in intents))
+        part.store.put(receipt_of(intents[0]))
+        await until(lambda: part.written(intents[0]))
+        await part.redis.flushdb()
+        part.store.tell_again()
+
+        async def all_told() -> bool:
+            return await part.intents() == {one.id for one in intents[1:]}
+
+        await until(all_told)
+
+
+async def test_a_redis_that_refuses_intents_is_not_away(redis_url: str) -> None:
+    """Full, or a replica: it answers. Requests go on, and the breaker stays closed."""
+    async with kept(redis_url) as part, Redis.from_url(redis_url) as admin:
+        one = intent()
+        await admin.config_set("maxmemory", "1")
+        try:
+            await part.store.admit(one)
+        finally:
+            await admin.config_set("maxmemory", "0")
+        assert part.value("gkt_intents_missed_total") == 1
+        assert part.client.up
+        part.store.put(receipt_of(one))
+        await until(lambda: part.written(one))

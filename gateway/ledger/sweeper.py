@@ -1,0 +1,106 @@
+"""Settles what processes that died have left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+from redis.exceptions import RedisError
+
+from gateway.ledger.intent import Intent, abandoned
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from gateway.ledger.ledger import Ledger
+    from gateway.ledger.receipt import Receipt
+    from gateway.ledger.redis_ledger import RedisLedger
+    from gateway.redis_client import RedisClient
+
+log = structlog.get_logger()
+
+# What one round may cost Redis: the rest is for the next one.
+_TENANTS_PER_ROUND = 500
+_INTENTS_PER_ROUND = 500
+
+
+class Sweeper:
+    """Every process has one. They need not agree: a script lets only one of them settle each intent.
+
+    Args:
+        tenants: those to look after, asked anew each round.
+        lease_s: after this long without a heartbeat a process counts as gone.
+    """
+
+    def __init__(
+        self,
+        redis: RedisClient,
+        in_redis: RedisLedger,
+        ledger: Ledger,
+        *,
+        tenants: Callable[[], Iterable[str]],
+        lease_s: float,
+    ) -> None:
+        self._redis = redis
+        self._in_redis = in_redis
+        self._ledger = ledger
+        self._tenants = tenants
+        self._lease_s = lease_s
+        self._next = 0
+
+    async def run(self) -> None:
+        """Sweep twice a lease, for ever."""
+        while True:
+            await asyncio.sleep(self._lease_s / 2)
+            if not self._redis.up or not await self._swept():
+                await self._redis.wait_up()
+                # Nobody could beat while Redis was away: those who live must have the time to.
+                await asyncio.sleep(self._lease_s)
+
+    async def _swept(self) -> bool:
+        try:
+            await self.sweep()
+        except Exception as error:
+            self._redis.failed(error)
+            unexpected = not isinstance(error, RedisError | OSError)
+            log.warning("sweep_failed", error=type(error).__name__, exc_info=unexpected)
+            return False
+        return True
+
+    async def sweep(self) -> int:
+        """One round: how many requests it settled. Raises RedisError and OSError."""
+        looked_at, settled = 0, 0
+        for tenant, owner in await self._in_redis.gone_owners(self._some_tenants(), self._lease_s):
+            left = await self._in_redis.intents(tenant, owner, _INTENTS_PER_ROUND - looked_at)
+            receipts = _receipts(left, time.time())
+            won = await self._in_redis.abandon(tenant, owner, {one.id: one.to_json() for one in receipts})
+            for receipt in receipts:
+                if receipt.id in won:
+                    self._ledger.abandoned(receipt)
+            looked_at, settled = looked_at + len(left), settled + len(won)
+            if looked_at >= _INTENTS_PER_ROUND:
+                break
+        return settled
+
+    def _some_tenants(self) -> Sequence[str]:
+        """All of them, or the next ones in turn."""
+        tenants = sorted(self._tenants())
+        if len(tenants) <= _TENANTS_PER_ROUND:
+            return tenants
+        start = self._next % len(tenants)
+        self._next = start + _TENANTS_PER_ROUND
+        return [*tenants, *tenants][start : start + _TENANTS_PER_ROUND]
+
+
+def _receipts(left: Mapping[str, bytes], now: float) -> list[Receipt]:
+    receipts = []
+    for request_id, raw in left.items():
+        try:
+            receipts.append(abandoned(Intent.from_json(raw), now))
+        except msgspec.MsgspecError:
+            # It stays: a newer version of the gateway may be able to read it.
+            log.error("intent_unreadable", id=request_id)
+    return receipts
