@@ -143,11 +143,12 @@ async def gateway(
         public.add_routes(ROUTES)
         admin = web.Application()
         admin.add_routes(ADMIN_ROUTES)
-        public[keys.BOOK] = book
         public[keys.COMPLETIONS] = completions
         public[keys.RECEIPTS] = store
         admin[keys.WORKER] = worker or 1
+        admin[keys.BATCHER] = batcher
         for app in (public, admin):
+            app[keys.BOOK] = book
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from gateway.errors import ConfigError
 from gateway.model_settings import ModelSettings
 from gateway.units import Duration, Origin, SecretOrText, Size, Whole, Wrong, lasting, origin, sized
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
@@ -157,6 +158,18 @@ class Settings(Shape):
     def by_name(self) -> Mapping[str, ModelSettings]:
         """The models by name."""
         return MappingProxyType({model.name: model for model in self.models})
+
+
+def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """Host and port of `admin`, for who is to connect there. Raises ConfigError where they cannot be read.
+
+    What else is wrong in the file is no matter: the shell of an operator need not hold the engines' secrets.
+    """
+    _, source, mistakes = check_settings(path, environ)
+    listener = None if source is None else _listener(source, "admin", Admin)
+    if listener is None:
+        raise ConfigError([one for one in mistakes if one.field.startswith(("admin", "GKT_ADMIN"))] or mistakes)
+    return listener
 
 
 def environment() -> Mapping[str, str]:

@@ -80,7 +80,10 @@ def test_all_but_the_models_has_a_default(folder: Path) -> None:
     big = settings.by_name["big"]
     assert (big.model, big.continuation, big.echo, big.api_key) == ("tgi", "trailing", "auto", None)
     assert (big.tokenizer, big.max_concurrency) == ("o200k_base", 96)
-    assert (big.batch.max_size, big.batch.max_prompt_tokens, big.batch.calls) == (32, 32768, "single")
+    assert big.batch.model_dump() == {
+        "max_size": 32, "max_prompt_tokens": 32768, "low_water": 8, "max_queue": 1000, "calls": "single"
+    }  # fmt: skip
+    assert big.guidance_cache_bytes == 64_000_000
     assert big.timeouts.model_dump() == {"connect_s": 2.0, "first_token_s": 30.0, "idle_s": 30.0, "total_s": 300.0}
 
 
@@ -199,6 +202,18 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
             model(batch="{calls: list}"),
             "1: models[0].batch: calls: list is not for TGI: its list of prompts fails as one and turns its prefix",
         ),
+        (model(batch="{max_prompt_tokens: 0}"), "1: models[0].batch.max_prompt_tokens: must be at least 1"),
+        (model(batch="{low_water: -1}"), "1: models[0].batch.low_water: must be at least 0"),
+        (
+            model(batch="{max_queue: 31}"),
+            "1: models[0].batch.max_queue: must be at least batch.max_size, which is 32: or no batch of one tenant "
+            "could fill",
+        ),
+        (
+            model(batch="{max_size: 1001}"),
+            "1: models[0].batch.max_queue: must be at least batch.max_size, which is 1001",
+        ),
+        (model(guidance_cache="64"), "1: models[0].guidance_cache: a size needs its unit"),
         (model(timeouts="{total: 2d}"), "1: models[0].timeouts.total: must be between 10ms and 1d"),
         (
             model(timeout="3s"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,7 +20,7 @@ from aiohttp import web
 from openai import OpenAI
 
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
-from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
+from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
@@ -27,8 +29,14 @@ if TYPE_CHECKING:
 OPENING = "The answer to your question begins"
 REST = " here and ends there."
 ASKED = [{"role": "user", "content": "What is it?"}]
+_numbers = itertools.count()
 DEADLINE_S = 0.5
 TIMEOUTS = {"connect": "500ms", "first_token": "500ms", "idle": "300ms", "total": "5s"}
+
+
+def a_question() -> list[dict[str, str]]:
+    """One that nobody asked before: guidance for those is kept."""
+    return [{"role": "user", "content": f"What is number {next(_numbers)}?"}]
 
 
 @dataclass
@@ -40,7 +48,7 @@ class World:
     gateway: GatewayProcess
 
     def ask(self, route: str = "chat", **more: Any) -> httpx.Response:
-        body = {"model": route, "messages": ASKED} | more
+        body = {"model": route, "messages": a_question()} | more
         return httpx.post(
             f"{self.gateway.url}/v1/chat/completions",
             headers={"Authorization": f"Bearer {KEY}"},
@@ -180,6 +188,73 @@ def test_a_teacher_that_blames_the_request_blames_the_caller_only_where_guidance
     assert world.receipt(refused)["status"] == "invalid_request"
 
 
+def test_an_identical_request_gets_the_guidance_that_is_kept_and_pays_nothing_for_it(world: World) -> None:
+    """The teacher is asked once for both, JSON or stream. Another tenant's caller, or other messages, ask anew."""
+    same = a_question()
+    first, again, streamed = world.ask(messages=same), world.ask(messages=same), world.ask(messages=same, stream=True)
+    assert len(world.teacher.asked) == 1
+    assert again.json()["choices"] == first.json()["choices"]
+    assert "x-gkt-shared" not in first.headers
+    for answer in (again, streamed):
+        assert answer.headers["x-gkt-shared"] == "cache"
+        receipt = world.receipt(answer)
+        assert (receipt["teacher"]["shared"], Decimal(receipt["teacher"]["cost_usd"])) == ("cache", 0)
+        assert receipt["batch"] is None
+    paid = world.receipt(first)["teacher"]
+    assert Decimal(paid["cost_usd"]) > 0
+    assert receipt["teacher"]["output_tokens"] == paid["output_tokens"]
+
+    globex = httpx.post(
+        f"{world.gateway.url}/v1/chat/completions",
+        headers={"Authorization": f"Bearer {OTHER_KEY}"},
+        json={"model": "chat", "messages": same},
+        timeout=10,
+    )
+    assert (globex.status_code, len(world.teacher.asked)) == (200, 2)
+    assert "x-gkt-shared" not in globex.headers
+
+
+def test_a_full_queue_is_429_or_an_unguided_answer_as_the_policy_says(redis_url: str, tmp_path: Any) -> None:
+    """One call is under way, one request waits, and no more may: the next ones hear of it at once."""
+
+    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(1.5)
+        return await says(OPENING, "length")(request, body)
+
+    with (
+        FakeEngine(slowly).running() as teacher,
+        FakeEngine(says(REST)).running() as student,
+        running_gateway(
+            tmp_path,
+            redis_url=redis_url,
+            redis={"prefix": "full"},
+            models=[
+                model("big", "tgi", teacher.url, max_concurrency=1, batch={"max_size": 1, "max_queue": 1}),
+                model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False),
+            ],
+            routes=[guided(), guided("chat-must", on_queue_full="reject")],
+        ) as gateway,
+        ThreadPoolExecutor() as pool,
+    ):
+        world = World(teacher, student, gateway)
+        first = pool.submit(world.ask)
+        while not teacher.asked:
+            time.sleep(0.01)
+        second = pool.submit(world.ask)
+        give_up = time.monotonic() + 5
+        while 'gkt_queue_depth{teacher="big"} 1' not in httpx.get(f"{gateway.admin_url}/metrics").text:
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        refused, unguided = world.ask("chat-must"), world.ask()
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert world.receipt(refused)["status"] == "queue_full"
+        assert (unguided.status_code, unguided.headers["x-gkt-unguided"]) == (200, "queue_full")
+        assert world.receipt(unguided)["teacher"] is None
+        assert {answer.result().headers["x-gkt-mode"] for answer in (first, second)} == {"guided"}
+    assert len(teacher.asked) == 2
+
+
 def test_a_late_teacher_is_hung_up_on(world: World) -> None:
     """The call is cancelled at the deadline, and what it may have written is on the receipt as an estimate."""
     world.teacher.behave = hang
@@ -312,7 +387,7 @@ def test_a_stream_that_breaks_is_never_passed_off_as_whole(world: World, behave:
     """The caller has the words that came, then an OpenAI error event; the SDK raises."""
     world.student.behave = behave
     with OpenAI(base_url=f"{world.gateway.url}/v1", api_key=KEY, max_retries=0) as client:
-        stream = client.chat.completions.create(model="chat", messages=ASKED, stream=True)  # type: ignore[arg-type]
+        stream = client.chat.completions.create(model="chat", messages=a_question(), stream=True)  # type: ignore[arg-type]
         parts: list[Any] = []
         with pytest.raises(openai.APIError) as raised:
             _collect(stream, parts)
@@ -339,7 +414,7 @@ def test_a_caller_that_hangs_up_still_gets_a_receipt_and_frees_the_student(world
         httpx.post(
             f"{world.gateway.url}/v1/chat/completions",
             headers={"Authorization": f"Bearer {KEY}"},
-            json={"model": "chat", "messages": ASKED},
+            json={"model": "chat", "messages": a_question()},
             timeout=0.4,
         )
     assert world.student.cancelled.wait(3)
@@ -357,7 +432,7 @@ def test_a_caller_that_hangs_up_on_the_teacher_pays_for_what_it_may_have_written
         httpx.post(
             f"{world.gateway.url}/v1/chat/completions",
             headers={"Authorization": f"Bearer {KEY}"},
-            json={"model": "chat", "messages": ASKED},
+            json={"model": "chat", "messages": a_question()},
             timeout=0.2,
         )
     receipt = world.last_receipt(before)
@@ -381,7 +456,7 @@ def test_a_caller_that_hangs_up_on_a_stream_pays_for_what_was_written(world: Wor
         "POST",
         f"{world.gateway.url}/v1/chat/completions",
         headers={"Authorization": f"Bearer {KEY}"},
-        json={"model": "chat", "messages": ASKED, "stream": True},
+        json={"model": "chat", "messages": a_question(), "stream": True},
         timeout=5,
     ) as answer:
         lines = answer.iter_lines()

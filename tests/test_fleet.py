@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.models
 
 CALLERS = 12
+_numbers = itertools.count()
 
 
 async def _receipt(client: AsyncOpenAI, request_id: str) -> dict[str, Any]:
@@ -36,7 +37,11 @@ async def _receipt(client: AsyncOpenAI, request_id: str) -> dict[str, Any]:
 
 async def _ask(client: AsyncOpenAI, **more: Any) -> dict[str, Any]:
     raw = await client.chat.completions.with_raw_response.create(
-        **{"model": "chat", "messages": [{"role": "user", "content": "Write a story about a ship."}], "max_tokens": 8}
+        **{
+            "model": "chat",
+            "messages": [{"role": "user", "content": f"Write a story about {next(_numbers)} ships."}],
+            "max_tokens": 8,
+        }
         | more
     )
     assert raw.parse().choices[0].message.content
@@ -47,7 +52,7 @@ async def test_two_processes_on_one_redis_fill_one_batch(engines: LocalStack, re
     """12 callers on each of two processes: one batch id stands in receipts of both, and no batch passes its bound."""
     config: dict[str, Any] = {
         "models": [
-            model("big", "tgi", engines.teacher_url, batch={"max_size": 24}),
+            model("big", "tgi", engines.teacher_url, batch={"max_size": 24, "low_water": 0}),
             model("small", "openai", engines.student_url + "/v1"),
         ],
         # A window long enough that both processes' callers are in it, however slow this machine is.

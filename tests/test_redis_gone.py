@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,11 +16,13 @@ from tests.gateway_process import KEY, GatewayProcess, guided, model, running_ga
 if TYPE_CHECKING:
     from pathlib import Path
 
-BODY = {"model": "chat", "messages": [{"role": "user", "content": "Hello"}]}
+_numbers = itertools.count()
 
 
 async def _ask(client: httpx.AsyncClient) -> httpx.Response:
-    return await client.post("/v1/chat/completions", json=BODY)
+    """Each time something new: identical requests share one call."""
+    body = {"model": "chat", "messages": [{"role": "user", "content": f"Hello {next(_numbers)}"}]}
+    return await client.post("/v1/chat/completions", json=body)
 
 
 async def _receipt(client: httpx.AsyncClient, answer: httpx.Response) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway.admin.queue import queue
 from gateway.web.keys import METRICS
 from gateway.web.probes import healthz, readyz_in_detail
 
@@ -18,4 +19,9 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-ROUTES = [web.get("/metrics", metrics), web.get("/healthz", healthz), web.get("/readyz", readyz_in_detail)]
+ROUTES = [
+    web.get("/metrics", metrics),
+    web.get("/queue", queue),
+    web.get("/healthz", healthz),
+    web.get("/readyz", readyz_in_detail),
+]

@@ -14,12 +14,14 @@ from gateway.batching.board import Board
 from gateway.batching.redis_board import RedisBoard, hear_wakeups
 from gateway.batching.ticket import Broken, Decision, News, Refused, Shared
 from gateway.batching.turn import Turn
+from gateway.batching.view import BoardView, own_view
 from gateway.batching.window import SECOND
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from gateway.batching.ticket import Limits, Outcome, Ticket
+    from gateway.batching.view import QueueView
     from gateway.metrics import Metrics
     from gateway.redis_client import RedisClient
     from gateway.redis_keys import RedisKeys
@@ -59,13 +61,14 @@ class TeacherQueue:
     ) -> None:
         self._redis = redis
         self._board = RedisBoard(redis.commands, keys, owner, teacher)
+        self._board_view = BoardView(redis.commands, keys, teacher)
         self._owner = owner
         self._teacher = teacher
         self._limits = limits
         self._on_failure = on_failure
         self._metrics = metrics
         self._turns: dict[str, Turn] = {}  # in order of arrival
-        self._arrived: list[Turn] = []  # not told yet
+        self._arrived: dict[str, Turn] = {}  # not told yet
         self._gone: list[str] = []
         self._finished: list[tuple[str, str]] = []
         self._owed: list[str] = []  # gone while Redis was away, and it may still count them
@@ -78,6 +81,7 @@ class TeacherQueue:
         self._ask_fleet_at = 0.0
         self._left_by_others = 0  # permits that others had left when Redis went away
         self._seen = Decision()
+        self._exchanging = asyncio.Lock()
         self._leaving = False
 
     def turn(self, ticket: Ticket) -> Turn:
@@ -97,8 +101,15 @@ class TeacherQueue:
     def enter(self, turn: Turn) -> None:
         assert turn.ticket.id not in self._turns, "two tickets with one id"
         self._turns[turn.ticket.id] = turn
-        self._arrived.append(turn)
+        self._arrived[turn.ticket.id] = turn
         self._news.set()
+
+    def wait_longer(self, turn: Turn, deadline: float) -> None:
+        """Move the turn's deadline; the board learns it before it lets the ticket end."""
+        if turn.deadline < self._tell_all_at and not turn.waiting.done():
+            self._arrived[turn.ticket.id] = turn
+            self._news.set()
+        turn.deadline = deadline
 
     def leave(self, turn: Turn, guidance: str | None) -> None:
         """The turn is over; `guidance` is what was fetched in it, for those who wait for the same."""
@@ -126,8 +137,8 @@ class TeacherQueue:
                 self._gone.append(ticket_id)
                 self._news.set()
             elif not turn.waiting.done():
-                if isinstance(outcome, Refused | Broken) or (isinstance(outcome, Shared) and outcome.cached):
-                    turn.told = False  # the board has forgotten it
+                if self._alone is None and _forgotten(outcome):
+                    turn.told = False
                 turn.waiting.set_result(outcome)
                 if isinstance(outcome, Refused):
                     self._metrics.tickets.labels(self._teacher, "refused").inc()
@@ -137,12 +148,25 @@ class TeacherQueue:
         self._returning = self._unsure = True
         self._news.set()
 
+    async def look(self) -> QueueView:
+        """How the teacher stands over the fleet; where Redis does not tell, what this process knows of itself."""
+        limits = self._limits()
+        why = "Redis is away"
+        if self._redis.up:
+            try:
+                return await self._board_view.look(limits)
+            except (RedisError, OSError) as error:
+                why = f"Redis did not tell: {type(error).__name__}"
+        cap = limits.max_in_flight if self._alone is None else self._share(limits)
+        return own_view(self._turns.values(), self._owner, cap, _now(), why)
+
     async def leave_fleet(self) -> None:
         """Tell the board that this process stops, so that nobody waits for its lease to lapse."""
         self._leaving = True
-        if self._alone is None:
-            with suppress(RedisError, OSError):
-                await self._board.exchange(News(leaving=True), self._limits())
+        async with self._exchanging:  # one that comes after it would bring the process back
+            if self._alone is None:
+                with suppress(RedisError, OSError):
+                    await self._board.exchange(News(leaving=True), self._limits())
 
     async def run(self) -> None:
         """Exchange news for decisions, for ever. Whatever fails, the loop lives on: every later request needs it."""
@@ -161,12 +185,13 @@ class TeacherQueue:
 
     async def _look(self) -> float:
         """Ask, deliver, and say when to look again at the latest."""
-        if self._leaving:
-            return _HEARTBEAT_S
         limits = self._limits()
         everything = self._unsure or _now() >= self._tell_all_at
-        may_ask = self._redis.up and _now() >= self._ask_fleet_at
-        decision = await self._ask_fleet(limits) if may_ask else None
+        async with self._exchanging:
+            if self._leaving:
+                return _HEARTBEAT_S
+            may_ask = self._redis.up and _now() >= self._ask_fleet_at
+            decision = await self._ask_fleet(limits) if may_ask else None
         if decision is None:
             decision = self._ask_own(limits)
         self.deliver(decision.outcomes)
@@ -179,6 +204,7 @@ class TeacherQueue:
     async def _ask_fleet(self, limits: Limits) -> Decision | None:
         """The fleet's decision; None when Redis fails."""
         alone, self._alone = self._alone, None
+        of_own_board = self._gone
         if alone is not None:
             self._gone, self._finished, self._owed = self._owed, [], []
             self._returning = self._unsure = True
@@ -194,6 +220,7 @@ class TeacherQueue:
             if alone is None:
                 self._go_alone(limits, type(error).__name__)
             else:
+                self._gone += of_own_board
                 self._stay_alone(alone)
             return None
         if alone is not None:
@@ -208,7 +235,7 @@ class TeacherQueue:
         if self._on_failure == "reject":
             for turn in self._turns.values():
                 turn.refuse_without_store()
-            self._arrived, self._gone, self._finished = [], [], []
+            self._arrived, self._gone, self._finished = {}, [], []
             return Decision()
         own = limits.of_cap(self._share(limits))
         decision, _ = self._alone.exchange(
@@ -237,7 +264,7 @@ class TeacherQueue:
 
     def _take_news(self, limits: Limits, *, of_fleet: bool) -> News:
         now = _now()
-        arrived = [turn for turn in self._arrived if self._turns.get(turn.ticket.id) is turn]
+        arrived = [turn for name, turn in self._arrived.items() if name in self._turns and not turn.waiting.done()]
         held: list[Turn] = []
         if self._unsure or now >= self._tell_all_at:
             arrived = [turn for turn in self._turns.values() if not turn.waiting.done()]
@@ -252,7 +279,7 @@ class TeacherQueue:
             held=[turn.left(now) for turn in held],
             returning=self._seen.fleet if self._returning and self._seen.fleet > 1 else 0,
         )
-        self._arrived, self._gone, self._finished = [], [], []
+        self._arrived, self._gone, self._finished = {}, [], []
         self._unsure = self._returning = False
         return news
 
@@ -275,6 +302,11 @@ class TeacherQueue:
         metrics.teacher_cap.labels(teacher).set(limits.max_in_flight)
         if decision.window_s is not None:
             metrics.batch_window.labels(teacher).set(decision.window_s)
+
+
+def _forgotten(outcome: Outcome) -> bool:
+    """Whether the board knows nothing more of a ticket with this outcome."""
+    return isinstance(outcome, Refused | Broken) or (isinstance(outcome, Shared) and outcome.cached)
 
 
 def _now() -> float:
@@ -316,6 +348,11 @@ class Batcher:
 
     def queue(self, teacher: str) -> TeacherQueue:
         return self._queues[teacher]
+
+    async def look(self, teachers: Collection[str]) -> dict[str, QueueView]:
+        """How each of these teachers stands. It takes no longer than Redis may take for one command."""
+        queues = {name: queue for name, queue in self._queues.items() if name in teachers}
+        return dict(zip(queues, await asyncio.gather(*(queue.look() for queue in queues.values())), strict=True))
 
     def start(self, tasks: Tasks) -> None:
         for teacher, queue in self._queues.items():

@@ -116,7 +116,9 @@ local function promote(work)
     if not place then return end
     local id = id_in(place)
     local t = read(id)
-    if t and tonumber(redis.call('ZSCORE', ends, id) or '0') > now then
+    if not t then
+      redis.call('ZREM', followers, place)
+    elseif tonumber(redis.call('ZSCORE', ends, id) or '0') > now then
       redis.call('ZREM', followers, place)
       t.letter = 'W'
       write(t)
@@ -128,12 +130,26 @@ local function promote(work)
   end
 end
 
+-- A ticket whose line says nothing any more. It may have led: nobody may go on waiting for it.
+local function drop_unreadable(id)
+  broken = broken + 1
+  drop(id)
+  redis.call('SREM', permits, id)
+  local led = redis.call('HGETALL', flights)
+  for place = 1, #led, 2 do
+    if led[place + 1] == id then
+      redis.call('HDEL', flights, led[place])
+      promote(led[place])
+    end
+  end
+end
+
 local function remove(id)
   local t, unreadable = read(id)
+  if unreadable then return drop_unreadable(id) end
   drop(id)
   if not t then
     redis.call('SREM', permits, id)
-    if unreadable then broken = broken + 1 end
     return
   end
   detach(t)
@@ -170,7 +186,7 @@ end
 
 local function finish(id, guidance)
   local t = read(id)
-  if not t then return end
+  if not t then return remove(id) end
   if t.work ~= '' and redis.call('HGET', flights, t.work) == id then
     for _, place in ipairs(places_in(followers, t.work, -1)) do
       redis.call('ZREM', followers, place)
@@ -230,8 +246,7 @@ end
 local function arrive(t)
   local known, unreadable = read(t.id)
   if unreadable then
-    drop(t.id)
-    broken = broken + 1
+    drop_unreadable(t.id)
     tell(t, 'X', '-', '-')
     return
   elseif known then
@@ -248,8 +263,9 @@ local function arrive(t)
   if t.deadline <= 0 then return end
   if t.ttl > 0 then
     local kept_until = tonumber(redis.call('ZSCORE', cache_ends, t.work) or '0')
-    if kept_until > now then
-      tell(t, 'C', redis.call('HGET', cache, t.work), '-')
+    local kept = kept_until > now and redis.call('HGET', cache, t.work)
+    if kept then
+      tell(t, 'C', kept, '-')
       return
     end
   end
@@ -358,14 +374,13 @@ local function more_of(one)
   one.waiting, one.next, one.after = {}, 1, places[#places]
   for _, place in ipairs(places) do
     local id = id_in(place)
-    local t = read(id)
+    local t, unreadable = read(id)
     if t and t.letter == 'W' then
       one.waiting[#one.waiting + 1] = t
     else
-      -- Out of the queue, but kept for a while as it is, so that its owner hears of it when it asks again.
       redis.call('ZREM', queue, place)
-      redis.call('ZADD', ends, whole(now + jump), id)
-      broken = broken + 1
+      -- Kept for a while as it is, so that its owner hears of it when it asks again.
+      if unreadable then redis.call('ZADD', ends, whole(now + jump), id) end
     end
   end
   return #one.waiting > 0 or (#places > 0 and more_of(one))

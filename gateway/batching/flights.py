@@ -55,7 +55,7 @@ class _Flight:
         self.task: asyncio.Task[Landing | Exception]
 
     def wait_until(self, deadline: float) -> None:
-        self._turn.deadline = max(self._turn.deadline, deadline)
+        self._turn.wait_until(deadline)
 
     async def fly(self) -> Landing | Exception:
         """An error is returned and not raised: it is for every seat."""
@@ -102,7 +102,8 @@ class Flights:
             self._flights[ticket.work] = flight
             flight.task = self._tasks.spawn("flight", flight.fly())
             flight.task.add_done_callback(lambda _: self._land(ticket.work, flight))
-        flight.wait_until(asyncio.get_running_loop().time() + ticket.deadline_s)
+        else:
+            flight.wait_until(asyncio.get_running_loop().time() + ticket.deadline_s)
         seat = _Seat(granted)
         flight.seats.append(seat)
         try:

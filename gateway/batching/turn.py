@@ -19,7 +19,7 @@ class Turn:
 
     Attributes:
         waiting: done when the ticket's outcome is known.
-        deadline: on the loop's clock; a later one may be set.
+        deadline: on the loop's clock.
         told: the board may know the ticket, so it must hear when it is gone.
     """
 
@@ -45,6 +45,11 @@ class Turn:
     @property
     def holds_permit(self) -> bool:
         return self.waiting.done() and not self.waiting.cancelled() and isinstance(self.waiting.result(), Grant)
+
+    def wait_until(self, deadline: float) -> None:
+        """Somebody wants its outcome until then, on the loop's clock. An earlier deadline changes nothing."""
+        if deadline > self.deadline:
+            self._queue.wait_longer(self, deadline)
 
     def finish(self, guidance: str) -> None:
         """Say what was fetched; those who wait for the same get it when the block is left."""

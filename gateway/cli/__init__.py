@@ -9,6 +9,7 @@ import typer
 
 from gateway.cli.check import check
 from gateway.cli.demo import demo
+from gateway.cli.queue import queue
 from gateway.cli.serve import serve
 from gateway.errors import StartupError
 from gateway.version import __version__
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(demo)
 app.command()(check)
+app.command()(queue)
 
 
 @app.command()

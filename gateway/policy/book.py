@@ -61,6 +61,11 @@ class PolicyBook:
         """The tenant's route for the model name that a caller sent."""
         return self._routes.get(policy.tenant, {}).get(model)
 
+    def teachers(self) -> set[str]:
+        """The configured models that some route asks for guidance."""
+        routes = [route for policy in self.policies for route in policy.routes]
+        return {route.teacher for route in routes if route.mode == "guided" and route.teacher is not None}
+
     def models(self, policy: TenantPolicy) -> list[str]:
         """The model names that this tenant may send, in the order of its file."""
         return list(self._routes.get(policy.tenant, {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.admission import Admission
+from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
 from gateway.engines.base import Engine
 from gateway.ledger.store import ReceiptStore
@@ -20,5 +21,6 @@ METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)
 ENGINES = web.AppKey("engines", dict[str, Engine])
 WORKER = web.AppKey("worker", int)
+BATCHER = web.AppKey("batcher", Batcher)
 
 REQUEST_ID = web.RequestKey("request_id", str)

@@ -1,129 +1,159 @@
-"""The rule: when a batch opens, and who is in it."""
+"""The rule: when a batch opens, and how many are in it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.batching.window import Limits, Waiting, decide, next_due, take_batch
+from gateway.batching.ticket import Limits
+from gateway.batching.window import SECOND, Rate, Teacher, open_batch
 
-NOW = 100.0
+NOW = 1_000 * SECOND
+MS = SECOND // 1000
 LIMITS = Limits(max_in_flight=10, max_size=4, max_prompt_tokens=1000)
+# Room for a long time.
+IDLE = Teacher(in_flight=0, cap=10, room_since=NOW - 100 * SECOND)
 
 
-def ticket(name: str, *, tokens: int = 10, due: float = NOW + 5, deadline: float = NOW + 50) -> Waiting:
-    return Waiting(name, tokens, due, deadline)
+@dataclass(frozen=True)
+class Waits:
+    """A ticket that came `ago` microseconds ago."""
+
+    since: int = NOW
+    max_wait: int = 10 * MS
+    prompt_tokens: int = 10
 
 
-def names(batch: list[Waiting]) -> str:
-    return "".join(waiting.id for waiting in batch)
+def waiting(count: int, *, ago: int = 0, max_wait: int = 10 * MS, tokens: int = 10) -> list[Waits]:
+    return [Waits(NOW - ago, max_wait, tokens) for _ in range(count)]
 
 
-def test_nothing_opens_before_its_window_while_there_is_room_in_the_batch() -> None:
-    """Three of four wait, none of them long enough: they go on waiting."""
-    assert take_batch([ticket(name) for name in "abc"], 0, LIMITS, NOW) == []
+def test_while_its_window_runs_a_ticket_waits_for_others() -> None:
+    """Three of four wait, none of them for long enough; the first one's window says when to look again."""
+    opening = open_batch([*waiting(1, ago=3 * MS), *waiting(2)], IDLE, LIMITS, None, NOW)
+    assert (opening.size, opening.due, opening.window) == (0, NOW + 7 * MS, 10 * MS)
 
 
 def test_a_batch_opens_when_it_is_full_by_count() -> None:
-    """The fourth ticket opens a batch of four; the fifth waits for the next one."""
-    assert names(take_batch([ticket(name) for name in "abcde"], 0, LIMITS, NOW)) == "abcd"
+    """At once, whatever its windows."""
+    assert open_batch(waiting(4), IDLE, LIMITS, None, NOW).size == 4
+
+
+def test_the_engines_own_limit_fills_a_batch_too() -> None:
+    """A teacher that takes two calls never has four to wait for."""
+    assert open_batch(waiting(2), Teacher(0, 2, NOW), LIMITS.of_cap(2), None, NOW).size == 2
 
 
 def test_a_batch_opens_when_one_ticket_has_waited_its_window_and_takes_the_others_along() -> None:
     """The due ticket need not be the oldest: each route has its own window."""
-    assert names(take_batch([ticket("a"), ticket("b", due=NOW), ticket("c")], 0, LIMITS, NOW)) == "abc"
+    tickets = [Waits(NOW - 20 * MS, 50 * MS), Waits(NOW - 5 * MS, 5 * MS), Waits()]
+    assert open_batch(tickets, IDLE, LIMITS, None, NOW).size == 3
 
 
 def test_a_batch_opens_when_it_is_full_by_prompt_tokens() -> None:
     """Tokens that fill it exactly are in it; those that pass its bound are for the next one."""
-    assert names(take_batch([ticket("a", tokens=400), ticket("b", tokens=600)], 0, LIMITS, NOW)) == "ab"
-    assert names(take_batch([ticket("a", tokens=400), ticket("b", tokens=601)], 0, LIMITS, NOW)) == "a"
+    assert open_batch([Waits(prompt_tokens=400), Waits(prompt_tokens=600)], IDLE, LIMITS, None, NOW).size == 2
+    assert open_batch([Waits(prompt_tokens=400), Waits(prompt_tokens=601)], IDLE, LIMITS, None, NOW).size == 1
 
 
 def test_a_prompt_larger_than_a_batch_goes_alone() -> None:
     """It must go at some time, and no window makes it smaller."""
-    assert names(take_batch([ticket("a", tokens=5000), ticket("b")], 0, LIMITS, NOW)) == "a"
+    assert open_batch([Waits(prompt_tokens=5000), Waits()], IDLE, LIMITS, None, NOW).size == 1
 
 
-def test_a_batch_takes_no_more_than_the_permits_that_are_free() -> None:
-    """Due tickets beyond the cap wait for permits to come back, in any number of batches."""
-    waiting = [ticket(name, due=NOW) for name in "abcd"]
-    assert names(take_batch(waiting, 8, LIMITS, NOW)) == "ab"
-    assert take_batch(waiting, 10, LIMITS, NOW) == []
-    assert take_batch(waiting, 11, LIMITS, NOW) == []
+def test_below_the_low_water_mark_nothing_waits() -> None:
+    """A teacher with little to do gains nothing from a batch; at the mark the window runs."""
+    limits = replace(LIMITS, low_water=3)
+    assert open_batch(waiting(1), replace(IDLE, in_flight=2), limits, None, NOW).size == 1
+    assert open_batch(waiting(1), replace(IDLE, in_flight=3), limits, None, NOW).size == 0
 
 
-def test_several_batches_open_at_once_while_there_is_room() -> None:
-    """Nine wait, ten may run: two full batches, and the ninth for its window."""
-    batches, look = decide([ticket(name, due=NOW + 3) for name in "abcdefghi"], 0, LIMITS, NOW)
-    assert [names(batch) for batch in batches] == ["abcd", "efgh"]
-    assert look == NOW + 3
+def test_a_window_is_no_longer_than_a_batch_takes_to_fill() -> None:
+    """At the present rate four tickets come in 2 ms: who waited so long goes, and knows for how long it will wait."""
+    opening = open_batch(waiting(1, ago=MS), IDLE, LIMITS, 2 * MS, NOW)
+    assert (opening.size, opening.due, opening.window) == (0, NOW + MS, 2 * MS)
+    assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, 2 * MS, NOW).size == 1
+    assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, 90 * MS, NOW).window == 10 * MS
 
 
-def test_a_ticket_past_its_deadline_is_dropped() -> None:
-    """It neither fills a batch nor opens one."""
-    waiting = [ticket("a", deadline=NOW), ticket("b"), ticket("c"), ticket("d"), ticket("e", due=NOW, deadline=NOW - 1)]
-    assert decide(waiting, 0, LIMITS, NOW) == ([], NOW + 5)
+def test_permits_gather_until_they_are_enough_for_a_full_batch() -> None:
+    """Four have waited for long, and the teacher has one permit to give since now: it waits for three more."""
+    tickets = waiting(4, ago=SECOND)
+    assert open_batch(tickets, Teacher(9, 10, NOW), LIMITS, None, NOW).size == 0
+    assert open_batch(tickets, Teacher(6, 10, NOW), LIMITS, None, NOW).size == 4
 
 
-def test_the_next_look_is_at_the_earliest_window() -> None:
-    """Of those that would be in the next batch; none while the teacher is full, for then only news helps."""
-    waiting = [ticket("a", due=NOW + 4), ticket("b", due=NOW + 2), ticket("c"), ticket("d"), ticket("e", due=NOW + 1)]
-    assert next_due(waiting, 0, LIMITS) == NOW + 2
-    assert next_due(waiting, 9, LIMITS) == NOW + 2
-    assert next_due(waiting, 10, LIMITS) is None
-    assert next_due([], 0, LIMITS) is None
+def test_permits_gather_for_no_longer_than_the_window() -> None:
+    """Those that came back by then make the batch, though it is not full."""
+    tickets = waiting(4, ago=SECOND)
+    opening = open_batch(tickets, Teacher(8, 10, NOW - 4 * MS), LIMITS, None, NOW)
+    assert (opening.size, opening.due) == (0, NOW + 6 * MS)
+    assert open_batch(tickets, Teacher(8, 10, NOW - 10 * MS), LIMITS, None, NOW).size == 2
 
 
-queues = st.lists(
+def test_a_full_batch_does_not_wait_for_less_because_tickets_come_fast() -> None:
+    """It waits for permits, not for tickets: how fast those come says nothing."""
+    assert open_batch(waiting(4, ago=SECOND), Teacher(9, 10, NOW - MS), LIMITS, MS, NOW).size == 0
+
+
+def test_a_ticket_from_the_future_does_not_wait_for_it() -> None:
+    """The clock was set back an hour: nobody waits an hour."""
+    assert open_batch(waiting(1, ago=-3600 * SECOND), IDLE, LIMITS, None, NOW).size == 1
+
+
+def test_a_rate_remembers_a_second_and_half_forgets_it() -> None:
+    """100 events in the last second: ten in 100 ms. Half a second later half of them count, after two none."""
+    rate = Rate()
+    assert rate.time_for(10, 0) is None, "for ever"
+    for _ in range(100):
+        rate.count(1, NOW)
+    assert rate.time_for(10, NOW) == SECOND // 10
+    rate.count(0, NOW + SECOND)
+    assert rate.time_for(10, NOW + SECOND) == SECOND // 10
+    rate.count(0, NOW + 3 * SECOND // 2)
+    assert rate.time_for(10, NOW + 3 * SECOND // 2) == SECOND // 5
+    rate.count(0, NOW + 2 * SECOND)
+    assert rate.time_for(10, NOW + 2 * SECOND) is None
+
+
+def test_a_rate_begins_anew_when_the_clock_is_set_back() -> None:
+    """What was counted in the future is forgotten."""
+    rate = Rate()
+    rate.count(100, NOW)
+    rate.count(1, NOW - 3600 * SECOND)
+    assert rate.time_for(1, NOW - 3600 * SECOND) == SECOND
+
+
+heads = st.lists(
     st.builds(
-        Waiting,
-        st.uuids().map(str),
+        Waits,
+        st.integers(NOW - SECOND, NOW + 5 * MS),
+        st.sampled_from([1, 5 * MS, 50 * MS, SECOND]),
         st.integers(1, 300),
-        st.floats(NOW - 2, NOW + 2),
-        st.floats(NOW - 2, NOW + 20),
     ),
-    max_size=30,
+    min_size=1,
+    max_size=8,
 )
-limits = st.builds(Limits, st.integers(1, 12), st.integers(1, 8), st.integers(1, 600))
+limits = st.builds(Limits, st.integers(1, 12), st.integers(1, 8), st.integers(1, 600), st.sampled_from([0, 0, 3]))
+fills = st.none() | st.integers(0, SECOND)
 
 
-@given(queues, st.integers(0, 15), limits)
-def test_decisions_keep_every_bound(waiting: list[Waiting], in_flight: int, limits: Limits) -> None:
-    """No batch is empty or passes its size, its tokens or the cap; arrival order is kept; nobody is served late."""
-    batches, _ = decide(waiting, in_flight, limits, NOW)
-    alive = [one for one in waiting if one.deadline > NOW]
-    taken = [one for batch in batches for one in batch]
-    assert taken == alive[: len(taken)]
-    assert len(taken) <= max(0, limits.max_in_flight - in_flight)
-    for batch in batches:
-        assert 1 <= len(batch) <= limits.max_size
-        assert len(batch) == 1 or sum(one.prompt_tokens for one in batch) <= limits.max_prompt_tokens
-
-
-@given(queues, st.integers(0, 15), limits)
-def test_who_is_left_waits_for_a_reason(waiting: list[Waiting], in_flight: int, limits: Limits) -> None:
-    """After the decision either no permit is free, or nobody who could be in the next batch is due and it is not full;
-    and the next look is in the future."""
-    batches, look = decide(waiting, in_flight, limits, NOW)
-    taken = sum(map(len, batches))
-    left = [one for one in waiting if one.deadline > NOW][taken:]
-    head = left[: limits.max_size]
-    if in_flight + taken >= limits.max_in_flight or not left:
-        assert look is None
+@given(heads, st.integers(0, 11), st.integers(NOW - SECOND, NOW), limits, fills)
+def test_an_opening_keeps_every_bound(
+    head: list[Waits], in_flight: int, room_since: int, limits: Limits, fill: int | None
+) -> None:
+    """Never more than the permits, the size or the tokens allow; who does not open waits for a future moment, no
+    longer than its own window, and at that moment opens: no busy loop, and nobody forgotten."""
+    size = min(limits.max_size, limits.max_in_flight)
+    head, in_flight = head[:size], min(in_flight, limits.max_in_flight - 1)
+    teacher = Teacher(in_flight, limits.max_in_flight, room_since)
+    opening = open_batch(head, teacher, limits, fill, NOW)
+    if opening.size:
+        assert opening.size <= min(teacher.room, size, len(head))
+        assert opening.size == 1 or sum(one.prompt_tokens for one in head[: opening.size]) <= limits.max_prompt_tokens
     else:
-        assert all(one.due > NOW for one in head)
-        assert len(head) < limits.max_size
-        assert sum(one.prompt_tokens for one in head) < limits.max_prompt_tokens
-        assert look == min(one.due for one in head)
-
-
-@given(queues, st.integers(0, 15), limits)
-def test_at_the_next_look_something_opens(waiting: list[Waiting], in_flight: int, limits: Limits) -> None:
-    """Looking again when told to is never in vain, unless the tickets that wait have expired: no busy loop."""
-    batches, look = decide(waiting, in_flight, limits, NOW)
-    if look is None:
-        return
-    left = [one for one in waiting if one.deadline > NOW][sum(map(len, batches)) :]
-    later, _ = decide(left, in_flight + sum(map(len, batches)), limits, look)
-    assert later or any(one.deadline <= look for one in left)
+        assert in_flight >= limits.low_water
+        assert NOW < opening.due <= NOW + max(one.max_wait for one in head)
+        assert open_batch(head, teacher, limits, fill, opening.due).size >= 1

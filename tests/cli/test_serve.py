@@ -117,7 +117,7 @@ def test_weights_that_are_not_to_be_had(tmp_path: Path) -> None:
     assert "smollm2-135m-instruct" in _one_line(_run("demo", "--student", "no-such-model", "--ask", "x"))
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["demo"], ["check"], ["version"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["demo"], ["check"], ["queue"], ["version"]])
 def test_help_teaches(command: list[str]) -> None:
     """Every command has help."""
     done = _run(*command, "--help")

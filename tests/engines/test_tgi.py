@@ -457,7 +457,6 @@ async def test_an_error_event_ends_a_stream_as_a_failure(event: Any, cause: type
         {"choices": [{"message": {"content": 5}}]},
         {"choices": [{"message": {"content": "x"}, "finish_reason": {}}]},
         {"choices": [{"message": {"content": "x"}}, 5]},
-        {"choices": [{"message": {"content": "x", "tool_calls": [5]}}]},
     ],
 )
 async def test_a_reply_that_is_not_tgis_is_garbled(body: Any) -> None:

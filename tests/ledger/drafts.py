@@ -41,6 +41,11 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
         deadline_s=2,
         required=False,
         may_answer=True,
+        reject_when_full=False,
+        tenant="acme",
+        weight=1.0,
+        share="acme",
+        cache_ttl_s=3600.0,
     )
     return Plan(
         mode=mode,

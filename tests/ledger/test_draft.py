@@ -39,6 +39,23 @@ def test_a_guided_answer_costs_what_both_engines_cost() -> None:
     assert receipt.baseline_estimated
 
 
+@pytest.mark.parametrize("shared", ["flight", "cache"])
+def test_guidance_that_another_request_paid_for_costs_nothing(shared: str) -> None:
+    """Its tokens stand on the receipt and in the baseline; the money is the student's alone."""
+    one = guided(teacher=call("big", 100, 40, shared=shared), batch=None, granted=None)
+    early, receipt = one.facts(), closed(one)
+    assert receipt.teacher is not None
+    assert (receipt.teacher.shared, receipt.teacher.output_tokens, receipt.teacher.cost_usd) == (shared, 40, 0)
+    assert receipt.cost_usd == usd("0.00011")
+    assert receipt.baseline_usd == usd("0.0022")
+    assert receipt.savings_usd == usd("0.00209")
+    facts = receipt.facts(show_cost=True)
+    assert early["shared"] == facts["shared"] == shared
+    assert {"batch", "batch_wait_ms", "teacher_ms"}.isdisjoint(facts)
+    assert receipt.as_dict()["teacher"]["shared"] == shared
+    assert "shared" not in closed(guided()).as_dict()["teacher"]
+
+
 def test_cached_input_is_charged_at_its_own_price() -> None:
     """Ten of a hundred tokens at half price."""
     receipt = closed(draft(plan("teacher"), teacher=call("big", 100, 0, 10)))

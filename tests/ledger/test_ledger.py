@@ -151,6 +151,8 @@ async def test_the_metrics_equal_the_receipts(books: Books) -> None:
         draft(plan(), student=call("small", 10, 5), unguided="teacher_late"),
         draft(plan()),
         uncounted_draft(),
+        guided(teacher=call("big", 100, 40, shared="flight"), batch=None, granted=None),
+        guided(teacher=call("big", 100, 40, shared="cache"), batch=None, granted=None),
     ]
     for one in drafts:
         books.ledger.settle(one, "overloaded" if one is drafts[5] else "ok")
@@ -168,7 +170,7 @@ async def test_the_metrics_equal_the_receipts(books: Books) -> None:
         total = sum((getattr(receipt, name) for receipt in receipts), Decimal(0))
         assert books.value(f"gkt_{name}_total", **where) == pytest.approx(float(total))
     for role, engine in (("teacher", "big"), ("student", "small")):
-        shares = [share for receipt in receipts if (share := getattr(receipt, role)) is not None]
+        shares = [share for receipt in receipts if (share := getattr(receipt, role)) is not None and not share.shared]
         expected = {
             "input": sum(share.input_tokens - share.cached_input_tokens for share in shares),
             "cached": sum(share.cached_input_tokens for share in shares),
@@ -177,8 +179,8 @@ async def test_the_metrics_equal_the_receipts(books: Books) -> None:
         for direction, tokens in expected.items():
             labels = {"tenant": "acme", "role": role, "engine": engine, "direction": direction}
             assert books.value("gkt_tokens_total", **labels) == tokens > 0
-    assert books.value("gkt_batch_size_count", teacher="big") == 2
-    assert books.value("gkt_batch_size_sum", teacher="big") == 24
+    for source, count in (("teacher", 2), ("flight", 1), ("cache", 1)):
+        assert books.value("gkt_guidance_total", teacher="big", source=source) == count
     assert books.value("gkt_stage_seconds_sum", stage="teacher", mode="guided") == pytest.approx(0.75)
     assert books.value("gkt_stage_seconds_count", stage="total", mode="student") == 3
     assert books.value("gkt_stage_seconds_count", stage="batch_wait", mode="student") == 0

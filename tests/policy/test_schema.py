@@ -118,12 +118,16 @@ def test_a_route_that_cannot_work_is_a_mistake(folder: Path, route: str, lines: 
         ("top_p: 0", "top_p: must be more than 0"),
         ("top_p: 1.5", "top_p: must be at most 1"),
         ("seed: -1", "seed: must be at least 0"),
-        ("max_wait: 2s", "max_wait: must be between 0s and 1s"),
+        ("max_wait: 2s", "max_wait: must be between 1ms and 1s"),
+        ("max_wait: 0s", "max_wait: must be between 1ms and 1s"),
         ("max_wait: 10", "max_wait: a duration needs its unit (ms, s, m, h, d): write 10s if you mean seconds"),
         ("deadline: 10ms", "deadline: must be longer than max_wait, which is part of it"),
         ("{max_wait: 500ms, deadline: 400ms}", "deadline: must be longer than max_wait, which is part of it"),
         ("deadline: 1h", "deadline: must be between 1ms and 10m"),
         ("on_failure: teacher", "on_failure: must be student or reject"),
+        ("on_queue_full: 429", "on_queue_full: must be student or reject"),
+        ("cache_ttl: 31d", "cache_ttl: must be between 0s and 30d"),
+        ("share: everybody", "share: must be tenant or all"),
         ("max_tokens: 40", "max_tokens: unknown key. Did you mean 'tokens'?"),
     ],
 )
@@ -159,6 +163,18 @@ def test_tenants_and_keys_have_plain_names(name: str) -> None:
     ):
         with pytest.raises(ValidationError, match="must be 1 to 64 letters"):
             make()
+
+
+@pytest.mark.parametrize(
+    ("weight", "line"),
+    [("0", "2: weight: must be at least 0.01"), ("-1", "2: weight: must be at least 0.01"),
+     ("101", "2: weight: must be at most 100"), ("heavy", "2: weight: must be a number, without quotes")],
+)  # fmt: skip
+def test_a_tenant_without_weight_would_never_be_served(folder: Path, weight: str, line: str) -> None:
+    (folder / "a.yaml").write_text(
+        f"tenant: a\nweight: {weight}\nroutes:\n  - {{model: x, mode: student, student: b}}\n"
+    )
+    assert [str(one) for one in load(folder / "a.yaml", TenantPolicy)[1]] == [f"a.yaml:{line}"]
 
 
 def test_a_tenant_without_routes_is_a_mistake(folder: Path) -> None:

@@ -1,0 +1,125 @@
+"""Child processes that end with us: at the end of their block, on Ctrl-C and SIGTERM, and when we are killed.
+
+Each runs under gateway/local/leash.py, which ends it when our end of its stdin closes, however we end. Each has a
+session of its own, so that Ctrl-C at a terminal reaches us first and they are ended in order.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from gateway.local import leash
+from load_tests import proc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_END_WITHIN_S = leash.KILL_AFTER_S + 3.0
+_LOG_TAIL_CHARS = 600
+
+
+class NotStarted(Exception):
+    """A child ended, or was not ready in time. The message says which, with the end of its log."""
+
+
+class Child:
+    """One running command; its output goes to a file."""
+
+    def __init__(
+        self, name: str, command: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self._log = log
+        with log.open("wb") as output:
+            self._leash = subprocess.Popen(
+                [sys.executable, "-I", "-S", leash.__file__, *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(env or {})},
+            )
+
+    def pids(self) -> list[int]:
+        """The command's own process and all below it, without the leash."""
+        return proc.tree(self._leash.pid)[1:]
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all its processes."""
+        return sum(proc.cpu_s(pid) for pid in self.pids())
+
+    def wait_until(self, ready: Callable[[], object], limit_s: float) -> None:
+        """Ask `ready` until it is true; what it raises counts as no. Raises NotStarted."""
+        give_up = time.monotonic() + limit_s
+        last = "it is not ready"
+        while time.monotonic() < give_up:
+            if self._leash.poll() is not None:
+                raise NotStarted(f"it ended with status {self._leash.returncode}: {self.log_tail()}")
+            try:
+                if ready():
+                    return
+            except (OSError, ValueError) as error:
+                last = str(error)
+            time.sleep(0.1)
+        raise NotStarted(f"not ready in {limit_s:g} s: {last}: {self.log_tail()}")
+
+    def log_tail(self) -> str:
+        text = self._log.read_text(errors="replace")[-_LOG_TAIL_CHARS:].strip()
+        return " ".join(text.split()) or "it wrote no log"
+
+    def end(self) -> None:
+        """SIGTERM, SIGKILL after a while, and whatever it left in its session."""
+        assert self._leash.stdin is not None
+        with suppress(OSError):
+            self._leash.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._leash.wait(timeout=_END_WITHIN_S)
+        with suppress(ProcessLookupError):
+            os.killpg(self._leash.pid, signal.SIGKILL)
+        self._leash.wait()
+
+
+@contextmanager
+def running(
+    name: str, command: Sequence[str | Path], folder: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Child]:
+    """Start, hand over, end."""
+    child = Child(name, command, folder / f"{name.replace(' ', '-')}.log", env)
+    try:
+        yield child
+    finally:
+        child.end()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl-C does, so that its children are ended too."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listened on just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

@@ -1,0 +1,309 @@
+"""The gateway beside a bare pass-through and its peers: requests/s, latency and errors, in one run.
+
+    PYTHONPATH=. python load_tests/compare.py --quick
+    PYTHONPATH=. python load_tests/compare.py --peers all --json figures.json
+
+One process each, one worker, all in front of the same nginx that answers at once; wrk drives them. The systems take
+turns within a round, so a machine that changes speed changes it for all. Loopback only, and it ends by itself; Ctrl-C
+ends it and all it started. docs/benchmarks.md says what each column means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from load_tests import installs, proc, systems, wrk
+from load_tests.children import NotStarted, interruptible
+from load_tests.figures import (
+    Case,
+    Figures,
+    Gate,
+    Round,
+    added_ms,
+    gates,
+    needed_by_gates,
+    of_bare,
+    over_rounds,
+)
+from load_tests.machine import machine
+from load_tests.systems import GUIDED, OURS, PEER_NAMES, STARTERS, WINDOW_MS, Site, System
+
+KINDS: tuple[wrk.Kind, ...] = ("json", "stream")
+# Prompts are numbered; no round may begin within the numbers of another.
+_NUMBERS_PER_ROUND = 10_000_000
+_QUIET_CORES = 0.1
+Peers = Literal["none", "installed", "all"]
+
+err = Console(stderr=True)
+# A narrower terminal breaks the table's lines; rich would cut its words.
+out = Console(width=max(110, shutil.get_terminal_size().columns))
+
+
+def main(
+    peers: Annotated[
+        Peers, typer.Option(help="none: only ours. installed: those that were installed. all: install what is missing.")
+    ] = "installed",
+    only: Annotated[
+        str | None, typer.Option(help="Systems whose name contains one of these words: --only bare,ours,lite")
+    ] = None,
+    concurrency: Annotated[str, typer.Option(help="Callers at a time, in turn.")] = "1,32,256",
+    seconds: Annotated[int, typer.Option(min=1, max=60, help="Length of a round.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds; their median is shown.")] = 3,
+    kind: Annotated[Literal["json", "stream", "both"], typer.Option(help="Kind of answer.")] = "both",
+    quick: Annotated[bool, typer.Option("--quick", help="One round of 2 s each, at 1 and 32 callers.")] = False,
+    with_gates: Annotated[
+        bool, typer.Option("--gates", help="Exit with status 1 when a gate does not hold (docs/benchmarks.md).")
+    ] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured here, too.")] = None,
+) -> None:
+    """Measure the gateway, a bare pass-through and other gateways side by side, and print a table.
+
+    Needs wrk and nginx (Debian: apt install wrk nginx-light). The other gateways go into environments of their own
+    below ~/.cache/gkt-gateway/peers when you say --peers all; their versions are pinned in load_tests/peers/.
+
+    A whole run takes about a quarter of an hour, --quick --peers none about a minute. Let nothing else run meanwhile.
+    """
+    if absent := wrk.missing():
+        raise typer.BadParameter(f"not installed: {', '.join(absent)} (Debian: apt install wrk nginx-light)")
+    if quick:
+        rounds, seconds, concurrency = 1, 2, "1,32"
+    kinds = KINDS if kind == "both" else (kind,)
+    levels = _levels(concurrency)
+    words = only.lower().split(",") if only else []
+    wanted = [
+        name for name in (*OURS, *PEER_NAMES.values()) if not words or any(word in name.lower() for word in words)
+    ]
+    cases = [Case(name, one, level) for one in kinds for level in levels for name in wanted]
+    if with_gates and (lacking := needed_by_gates() - set(cases)):
+        raise typer.BadParameter(
+            f"--gates needs {', '.join(sorted(f'{one.system} ({one.kind}, {one.concurrency})' for one in lacking))}"
+        )
+    with interruptible(), TemporaryDirectory(prefix="gkt-compare-") as folder, ExitStack() as stack:
+        started, absent_peers = _start(Site(Path(folder), stack), wanted, peers)
+        figures = _measure([case for case in cases if case.system in started], started, rounds, seconds)
+    for one in kinds:
+        out.print(_table(one, levels, wanted, figures, started))
+    _legend(wanted, figures, started, absent_peers)
+    out.print(f"Medians of {rounds} round(s) of {seconds} s. {machine()}", highlight=False)
+    judged = gates(figures, WINDOW_MS) if needed_by_gates() <= set(figures) else []
+    if judged:
+        out.print(_gates_table(judged))
+    if json_file is not None:
+        json_file.write_text(
+            json.dumps(_record(figures, started, absent_peers, judged, rounds, seconds), indent=2) + "\n"
+        )
+    failed = [gate.name for gate in judged if not gate.holds]
+    if with_gates and failed:
+        err.print(f"[bold red]gate failed:[/] {'; '.join(failed)}", highlight=False)
+        raise typer.Exit(1)
+
+
+def _levels(text: str) -> list[int]:
+    try:
+        levels = [int(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or not all(1 <= level <= 1000 for level in levels):
+        raise typer.BadParameter(f"--concurrency takes numbers from 1 to 1000 with commas between, not {text!r}")
+    return levels
+
+
+def _start(site: Site, wanted: list[str], peers: Peers) -> tuple[dict[str, System], dict[str, str]]:
+    """The systems that run, by name, and why others do not."""
+    _say("starting nginx")
+    started = {systems.UPSTREAM: systems.start_upstream(site)}
+    if systems.BARE in wanted:
+        _say("starting the bare pass-through")
+        started[systems.BARE] = systems.start_bare(site)
+    if systems.STUDENT in wanted or GUIDED in wanted:
+        _say("starting the gateway")
+        started |= {system.name: system for system in systems.start_gateway(site)}
+    absent: dict[str, str] = {}
+    for peer, name in PEER_NAMES.items():
+        if name not in wanted:
+            continue
+        try:
+            home = _home(peer, peers)
+            _say(f"starting {name}")
+            started[name] = STARTERS[peer](site, home)
+        except (NotStarted, installs.NotInstalled) as error:
+            absent[name] = str(error)
+            _say(f"not run: {name}: {error}")
+    return {name: system for name, system in started.items() if name in wanted}, absent
+
+
+def _home(peer: str, peers: Peers) -> Path:
+    if peers == "none":
+        raise installs.NotInstalled("--peers none")
+    found = installs.find(peer)
+    if found is None and peers == "installed":
+        raise installs.NotInstalled("not installed; --peers all installs it")
+    return found or installs.install(peer, _say)
+
+
+def _measure(cases: list[Case], started: dict[str, System], rounds: int, seconds: int) -> dict[Case, Figures]:
+    """Every case, warmed up; rounds of the same kind and concurrency interleaved over the systems."""
+    measured: dict[Case, list[Round]] = {case: [] for case in cases}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    first = 0
+    with Progress(*columns, console=err) as progress:
+        bar = progress.add_task("", total=len(cases) * (rounds + 1))
+        for kind, level in dict.fromkeys((case.kind, case.concurrency) for case in cases):
+            together = [case for case in cases if (case.kind, case.concurrency) == (kind, level)]
+            for turn in range(-1, rounds):  # the first one warms up
+                # Another one begins each time, so that nobody always runs behind the same neighbour.
+                for case in together[turn:] + together[:turn] if turn > 0 else together:
+                    first = (first + _NUMBERS_PER_ROUND) % 10**10
+                    progress.update(bar, description=f"{case.system}, {kind}, {level} at a time")
+                    if not err.is_terminal:
+                        stage = "warm-up" if turn < 0 else f"round {turn + 1}"
+                        _say(f"{case.system}, {kind}, {level} at a time, {stage}")
+                    seen = _round(case, started[case.system], min(seconds, 2) if turn < 0 else seconds, first)
+                    if turn >= 0:
+                        measured[case].append(seen)
+                    progress.advance(bar)
+    return {case: over_rounds(seen) for case, seen in measured.items()}
+
+
+def _round(case: Case, system: System, seconds: int, first: int) -> Round:
+    unguided = system.unguided() if system.unguided is not None else 0
+    used, all_used, ours, began = system.cpu_s(), proc.busy_s(), _ours_s(), time.monotonic()
+    reading = wrk.run(system.targets[case.kind], case.kind, concurrency=case.concurrency, seconds=seconds, first=first)
+    took = time.monotonic() - began
+    return Round(
+        reading,
+        cores=(system.cpu_s() - used) / took,
+        others=max(0.0, (proc.busy_s() - all_used) - (_ours_s() - ours)) / took,
+        unguided=system.unguided() - unguided if system.unguided is not None else 0,
+    )
+
+
+def _ours_s() -> float:
+    """CPU seconds of this process, of what it started, and of the wrk runs that have ended."""
+    return sum(proc.cpu_s(pid) for pid in proc.tree(os.getpid())) + sum(os.times()[2:4])
+
+
+def _table(
+    kind: wrk.Kind,
+    levels: list[int],
+    wanted: list[str],
+    figures: dict[Case, Figures],
+    started: dict[str, System],
+) -> Table:
+    title = {"json": "JSON answers", "stream": "Streams of 23 events, read to their end"}[kind]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("system", no_wrap=True)
+    table.add_column("at a time", justify="right", no_wrap=True)
+    for name in ("requests/s", "of bare", "p50, ms", "p99, ms", "added p50, ms", "cores", "errors"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in wanted:
+        for level in levels:
+            case = Case(name, kind, level)
+            first = level == levels[0]
+            if case not in figures:
+                if first:
+                    table.add_row(name, "", "not run")
+                continue
+            seen, system = figures[case], started[name]
+            ratio, added = of_bare(figures, case), added_ms(figures, case, system.window_ms)
+            table.add_row(
+                name if first else "",
+                str(level),
+                f"{seen.per_second:.0f}",
+                f"{ratio:.2f}" if ratio is not None else "",
+                _ms(seen.p50_ms),
+                _ms(seen.p99_ms),
+                _ms(added) if added is not None and name != systems.UPSTREAM else "",
+                f"{seen.cores:.2f}" if system.children else "",
+                str(seen.errors),
+            )
+    return table
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "no answer"
+
+
+def _legend(
+    wanted: list[str], figures: dict[Case, Figures], started: dict[str, System], absent: dict[str, str]
+) -> None:
+    """What each system is, why one was not run, and how quiet the machine was."""
+    for name in wanted:
+        out.print(f"{name}: {started[name].note if name in started else f'not run: {absent[name]}'}", highlight=False)
+    others = statistics.mean(seen.others for seen in figures.values())
+    busy = others > _QUIET_CORES
+    said = f"Other processes used {others:.2f} cores meanwhile" + (": the figures are too low." if busy else ".")
+    out.print(said, style="yellow" if busy else "", highlight=False)
+
+
+def _gates_table(judged: list[Gate]) -> Table:
+    table = Table(
+        "gate (JSON)", "measured", "limit", "goal", "", title="Gates", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    for gate in judged:
+        sign = ">=" if gate.at_least else "<="
+        verdict = "goal reached" if gate.reaches_goal else "holds" if gate.holds else "FAILS"
+        table.add_row(gate.name, f"{gate.value:.3f}", f"{sign} {gate.limit:.3f}", f"{sign} {gate.goal:.3f}", verdict)
+    return table
+
+
+def _record(
+    figures: dict[Case, Figures],
+    started: dict[str, System],
+    absent: dict[str, str],
+    judged: list[Gate],
+    rounds: int,
+    seconds: int,
+) -> dict[str, Any]:
+    """Everything, for a machine to read."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "rounds": rounds,
+        "seconds": seconds,
+        "window_ms": WINDOW_MS,
+        "systems": {name: system.note for name, system in started.items()},
+        "not_run": absent,
+        "figures": [
+            _finite(
+                {
+                    **asdict(case),
+                    **asdict(seen),
+                    "of_bare": of_bare(figures, case),
+                    "added_p50_ms": added_ms(figures, case, started[case.system].window_ms),
+                }
+            )
+            for case, seen in figures.items()
+        ],
+        "gates": [_finite(asdict(gate)) | {"holds": gate.holds, "reaches_goal": gate.reaches_goal} for gate in judged],
+    }
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity: a latency of a system that never answered is null."""
+    return {key: None if value in {math.inf, -math.inf} else value for key, value in record.items()}
+
+
+def _say(text: str) -> None:
+    err.print(text, highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,140 @@
+"""From rounds to figures, and from figures to gates. Pure arithmetic."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from load_tests.systems import BARE, GUIDED, STUDENT, UPSTREAM
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from load_tests.wrk import Kind, Reading
+
+# Where the gates are measured.
+THROUGHPUT_AT = 32
+LATENCY_AT = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the comparison."""
+
+    system: str
+    kind: Kind
+    concurrency: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of one case showed.
+
+    Attributes:
+        cores: CPU seconds that the system's processes used for each second of the round.
+        others: the same for processes that have nothing to do with this comparison.
+        unguided: requests that went without the guidance they were to have.
+    """
+
+    reading: Reading
+    cores: float
+    others: float = 0.0
+    unguided: int = 0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A case over its rounds: medians, and the sum of what went wrong. Only good replies count as requests."""
+
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    cores: float
+    others: float
+    refused: int
+    broken: int
+    unguided: int
+
+    @property
+    def errors(self) -> int:
+        return self.refused + self.broken + self.unguided
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A figure with the limit that it must keep and the goal that it is to reach.
+
+    Attributes:
+        at_least: whether limit and goal are lower bounds; else they are upper ones.
+    """
+
+    name: str
+    value: float
+    limit: float
+    goal: float
+    at_least: bool
+
+    @property
+    def holds(self) -> bool:
+        return self._within(self.limit)
+
+    @property
+    def reaches_goal(self) -> bool:
+        return self._within(self.goal)
+
+    def _within(self, bound: float) -> bool:
+        return self.value >= bound if self.at_least else self.value <= bound
+
+
+def over_rounds(rounds: Sequence[Round]) -> Figures:
+    """Medians of each figure by itself, so p50 and p99 may come from different rounds."""
+    readings = [one.reading for one in rounds]
+    return Figures(
+        per_second=statistics.median((one.requests - one.refused) / one.seconds for one in readings),
+        p50_ms=statistics.median(one.p50_ms for one in readings),
+        p99_ms=statistics.median(one.p99_ms for one in readings),
+        cores=statistics.median(one.cores for one in rounds),
+        others=statistics.median(one.others for one in rounds),
+        refused=sum(one.refused for one in readings),
+        broken=sum(one.broken for one in readings),
+        unguided=sum(one.unguided for one in rounds),
+    )
+
+
+def added_ms(figures: Mapping[Case, Figures], case: Case, window_ms: float) -> float | None:
+    """p50 above the upstream's own in the same run, less the window that a guided request waits on purpose.
+
+    None without the upstream's figures.
+    """
+    own = figures.get(Case(UPSTREAM, case.kind, case.concurrency))
+    return None if own is None else figures[case].p50_ms - own.p50_ms - window_ms
+
+
+def of_bare(figures: Mapping[Case, Figures], case: Case) -> float | None:
+    """Requests per second in proportion to the bare pass-through's; None without its figures."""
+    bare = figures.get(Case(BARE, case.kind, case.concurrency))
+    return None if bare is None or not bare.per_second else figures[case].per_second / bare.per_second
+
+
+def gates(figures: Mapping[Case, Figures], window_ms: float) -> list[Gate]:
+    """The gates on JSON calls. Raises KeyError when a case that they need was not measured."""
+    found: list[Gate] = []
+    for name, limit, goal in ((STUDENT, 1 / 3, 1 / 2), (GUIDED, 1 / 6, 1 / 4)):
+        case = Case(name, "json", THROUGHPUT_AT)
+        ratio = of_bare(figures, case)
+        if ratio is None:
+            raise KeyError(Case(BARE, "json", THROUGHPUT_AT))
+        found.append(Gate(f"{name}: requests/s, times bare's, at {THROUGHPUT_AT}", ratio, limit, goal, at_least=True))
+    for name, limit, wait_ms in ((STUDENT, 1.5, 0.0), (GUIDED, 3.0, window_ms)):
+        added = added_ms(figures, Case(name, "json", LATENCY_AT), wait_ms)
+        if added is None:
+            raise KeyError(Case(UPSTREAM, "json", LATENCY_AT))
+        found.append(Gate(f"{name}: added p50, ms, at {LATENCY_AT}", added, limit, limit, at_least=False))
+    return found
+
+
+def needed_by_gates() -> set[Case]:
+    """The cases without which `gates` cannot be told."""
+    throughput = {Case(name, "json", THROUGHPUT_AT) for name in (BARE, STUDENT, GUIDED)}
+    return throughput | {Case(name, "json", LATENCY_AT) for name in (UPSTREAM, STUDENT, GUIDED)}

@@ -1,0 +1,161 @@
+"""An engine that streams slowly and costs little: one event on each open stream at each interval.
+
+    python load_tests/slow_upstream.py --port 9000
+
+A bare protocol on one event loop; the streams share one clock. POST /pace {"interval_ms": 250} sets the interval for
+all of them, POST /end finishes them, GET /sent tells how many events went out. A stream whose reader does not keep up
+is skipped, so that nothing piles up here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from dataclasses import dataclass, field
+from typing import cast
+
+import uvloop
+
+# An interval is cut into slices, and each slice has its part of the streams: they are not all due at one moment.
+_SLICES = 25
+
+
+def _event(choices: list[object], **more: object) -> bytes:
+    body = {"id": "chatcmpl-slow", "object": "chat.completion.chunk", "created": 1700000000, "model": "static"}
+    return f"data: {json.dumps({**body, 'choices': choices, **more}, separators=(',', ':'))}\n\n".encode()
+
+
+def _choice(delta: object, finish: str | None = None) -> list[object]:
+    return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+
+
+def _framed(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+_FIRST = _framed(_event(_choice({"role": "assistant", "content": ""})))
+_TOKEN = _framed(_event(_choice({"content": " word"})))
+_USAGE = {"prompt_tokens": 24, "completion_tokens": 240, "total_tokens": 264}
+_LAST = _framed(_event(_choice({}, "stop")) + _event([], usage=_USAGE) + b"data: [DONE]\n\n") + b"0\r\n\r\n"
+# To the gateway's question whether this engine continues the alphabet.
+_ANSWER = {
+    "id": "chatcmpl-slow",
+    "object": "chat.completion",
+    "created": 1700000000,
+    "model": "static",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": " o p q"}, "finish_reason": "stop"}],
+    "usage": _USAGE,
+}
+_ABOUT = {"object": "list", "data": [{"id": "static", "object": "model"}], "model_id": "static"}
+
+
+@dataclass
+class Clock:
+    """What all streams share."""
+
+    interval_s: float = 0.25
+    slices: list[set[Connection]] = field(default_factory=lambda: [set() for _ in range(_SLICES)])
+    joined: int = 0
+    sent: int = 0
+
+    def add(self, stream: Connection) -> set[Connection]:
+        self.joined += 1
+        members = self.slices[self.joined % _SLICES]
+        members.add(stream)
+        return members
+
+    def end(self) -> None:
+        for members in self.slices:
+            for stream in list(members):
+                stream.finish()
+
+    async def run(self) -> None:
+        """For ever; when the machine is too slow for the pace, the pace slackens, and nothing is made up for."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            for members in self.slices:
+                due = max(due + self.interval_s / _SLICES, loop.time() - self.interval_s)
+                await asyncio.sleep(due - loop.time())
+                for stream in members:
+                    self.sent += stream.token()
+
+
+class Connection(asyncio.Protocol):
+    """One connection, one request at a time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._received = b""
+        self._slice: set[Connection] | None = None
+        self._paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without being a subclass of it
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._leave()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, blank, rest = self._received.partition(b"\r\n\r\n")
+        lengths = [int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+        size = lengths[0] if lengths else 0
+        if blank and len(rest) >= size:
+            self._received = rest[size:]
+            self._answer(head.split(b" ", 2)[1].decode(), rest[:size])
+
+    def token(self) -> bool:
+        """Send one event, unless the reader is behind; whether it went out."""
+        if self._paused:
+            return False
+        self._transport.write(_TOKEN)
+        return True
+
+    def finish(self) -> None:
+        self._leave()
+        self._transport.write(_LAST)
+
+    def _answer(self, path: str, body: bytes) -> None:
+        asked = json.loads(body) if body else {}
+        if path == "/pace":
+            self._clock.interval_s = asked["interval_ms"] / 1000
+        elif path == "/end":
+            self._clock.end()
+        elif asked.get("stream"):
+            self._transport.write(_HEAD + _FIRST)
+            self._slice = self._clock.add(self)
+            return
+        said = {"sent": self._clock.sent} if path == "/sent" else _ANSWER if "messages" in asked else _ABOUT
+        raw = json.dumps(said).encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(raw)
+        self._transport.write(head + raw)
+
+    def _leave(self) -> None:
+        if self._slice is not None:
+            self._slice.discard(self)
+            self._slice = None
+
+
+async def serve(port: int) -> None:
+    clock = Clock()
+    await asyncio.get_running_loop().create_server(lambda: Connection(clock), "127.0.0.1", port, backlog=1024)
+    await clock.run()
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description="A slow and cheap stream of events on 127.0.0.1.")
+    flags.add_argument("--port", type=int, required=True)
+    uvloop.run(serve(flags.parse_args().port))
+
+
+if __name__ == "__main__":
+    main()

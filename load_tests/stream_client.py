@@ -1,0 +1,97 @@
+"""Many streams read at once, cheaply: a bare protocol each, which counts events and measures the gaps between them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, cast
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_EVENT = b"data: {"
+_END = b"[DONE]"
+
+
+class Stream(asyncio.Protocol):
+    """One call and its stream.
+
+    Attributes:
+        events: events that have come.
+        longest_s: the longest time between two reads that brought events, since `measure`; not yet the one under way.
+        status: of the reply; 0 before it came.
+        done: the stream came to its proper end.
+        lost: the connection ended before that.
+    """
+
+    def __init__(self, request: bytes) -> None:
+        self._request = request
+        self._tail = b""
+        self._last: float | None = None
+        self.events = 0
+        self.longest_s = 0.0
+        self.status = 0
+        self.done = self.lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without being a subclass of it
+        self._now = asyncio.get_running_loop().time
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.status:
+            self.status = int(data.split(b" ", 2)[1])
+        # The network may cut a mark in two. The tail is shorter than an event's mark, so none is counted twice.
+        seen = self._tail + data
+        self._tail = seen[-(len(_EVENT) - 1) :]
+        if came := seen.count(_EVENT):
+            self.events += came
+            now = self._now()
+            if self._last is not None and now - self._last > self.longest_s:
+                self.longest_s = now - self._last
+            self._last = now
+        if _END in seen:
+            self.done = True
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.lost = not self.done
+
+    def measure(self) -> None:
+        """Begin to measure gaps anew."""
+        self._last, self.longest_s = self._now(), 0.0
+
+    def gap_s(self) -> float:
+        """The longest gap since `measure`, the one under way included."""
+        return max(self.longest_s, self._now() - self._last) if self._last is not None else 0.0
+
+    def close(self) -> None:
+        self._transport.abort()
+
+
+def request(url: str, model: str, headers: Mapping[str, str]) -> bytes:
+    """A streaming chat completion as it goes over the wire."""
+    address = urlsplit(url)
+    body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "Tell me a story."}]})
+    lines = [f"POST {address.path} HTTP/1.1", f"Host: {address.netloc}", "Content-Type: application/json"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += [f"Content-Length: {len(body)}", "", body]
+    return "\r\n".join(lines).encode()
+
+
+async def open_streams(url: str, asked: bytes, count: int, per_second: float) -> list[Stream]:
+    """Open `count` streams one after the other, and wait until each has begun. Raises TimeoutError when one has not."""
+    loop = asyncio.get_running_loop()
+    address = urlsplit(url)
+    streams: list[Stream] = []
+    began = loop.time()
+    for number in range(count):
+        await asyncio.sleep(began + number / per_second - loop.time())
+        _, stream = await loop.create_connection(lambda: Stream(asked), address.hostname, address.port)
+        streams.append(stream)
+    async with asyncio.timeout(30):
+        while not all(stream.events for stream in streams):
+            if bad := next((stream for stream in streams if stream.status not in {0, 200}), None):
+                raise ConnectionError(f"a stream got status {bad.status}")
+            await asyncio.sleep(0.05)
+    return streams

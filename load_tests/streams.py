@@ -1,0 +1,318 @@
+"""Many slow streams through one gateway process: does one stall, does memory grow, and how fast can they go?
+
+    PYTHONPATH=. python load_tests/streams.py
+    PYTHONPATH=. python load_tests/streams.py --streams 200 --seconds 10 --step 2
+
+First all streams run at one token each interval for `--seconds`. Then the upstream gets faster step by step until the
+gateway's events per second stop rising. The same streams straight from the upstream show what upstream and client can
+do by themselves. Loopback only, and it ends by itself; Ctrl-C ends it and all it started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import shutil
+import statistics
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import uvloop
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from load_tests import proc
+from load_tests.children import free_ports, interruptible
+from load_tests.machine import machine
+from load_tests.stream_client import Stream, open_streams, request
+from load_tests.systems import Site, run_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+# Opening a stream costs the gateway far more than an event of it; at once they would all stall at the start.
+_OPENED_PER_S = 200
+_FASTER_BY = 1.25
+_MAX_STEPS = 20
+# Part of the pace that must come through for a step to count as sustained.
+_SUSTAINED = 0.97
+# How much longer than the interval the longest gap of 99 in 100 streams may be.
+_UNEVEN_BY_MS = 100
+# A step that is not sustained and brings less than this much more than the best before it is the last.
+_RISES_BY = 1.03
+_SETTLE_S = 1.0
+_ENDS_WITHIN_S = 20.0
+_PATH = "/v1/chat/completions"
+
+# A narrower terminal breaks the table's lines; rich would cut its words.
+out = Console(width=max(120, shutil.get_terminal_size().columns), highlight=False)
+err = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Some seconds at one pace. CPU is in cores, by process."""
+
+    paced_per_s: float
+    sent_per_s: float
+    received_per_s: float
+    gaps_ms: tuple[float, float, float]  # p50, p99 and maximum over the streams of each stream's longest gap
+    cores: Mapping[str, float]
+    rss_mb: Sequence[float]  # the gateway's, once a second
+
+    streams: int
+
+    @property
+    def sustained(self) -> bool:
+        """The pace came through, and evenly: not as a burst now and then."""
+        interval_ms = self.streams * 1000 / self.paced_per_s
+        even = self.gaps_ms[1] <= interval_ms + _UNEVEN_BY_MS
+        return even and self.received_per_s >= _SUSTAINED * self.paced_per_s
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run has shown; `broken` counts slow streams that did not end properly."""
+
+    slow: Step
+    broken: int
+    bare: list[Step]
+    ramp: list[Step]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where streams are asked for."""
+
+    url: str
+    model: str
+    headers: Mapping[str, str]
+
+
+class Upstream:
+    """Control of the slow upstream."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def pace(self, interval_ms: float) -> None:
+        await self._call("/pace", {"interval_ms": interval_ms})
+
+    async def end(self) -> None:
+        await self._call("/end", {})
+
+    async def sent(self) -> int:
+        return int((await self._call("/sent"))["sent"])
+
+    async def _call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        return await asyncio.to_thread(self.call, path, body)
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, data), timeout=10) as reply:
+            said: dict[str, Any] = json.load(reply)
+            return said
+
+
+def main(
+    streams: Annotated[int, typer.Option(min=1, max=4000, help="Streams at once.")] = 1000,
+    interval_ms: Annotated[int, typer.Option("--interval", min=10, max=5000, help="ms between tokens.")] = 250,
+    seconds: Annotated[int, typer.Option(min=2, max=200, help="How long the slow streams run.")] = 60,
+    step: Annotated[int, typer.Option(min=2, max=30, help="Seconds at each pace of the ramp.")] = 5,
+    stall_s: Annotated[float, typer.Option("--stall", help="A gap of this many seconds is a stall.")] = 2.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured here, too.")] = None,
+) -> None:
+    """Hold many slow streams through one gateway process, then ramp them up. Exits with 1 if one stalls or breaks.
+
+    A thousand streams at 250 ms are 4,000 events a second. With the defaults it takes about three minutes.
+    """
+    _allow_files(4 * streams + 200)
+    with interruptible(), TemporaryDirectory(prefix="gkt-streams-") as folder, ExitStack() as stack:
+        site = Site(Path(folder), stack)
+        (port,) = free_ports(1)
+        site.ports.update(json=port, stream=port, teacher=port)
+        slow = site.start(
+            "slow upstream", sys.executable, Path(__file__).with_name("slow_upstream.py"), "--port", str(port)
+        )
+        upstream = Upstream(f"http://127.0.0.1:{port}")
+        slow.wait_until(lambda: upstream.call("/sent"), 20)
+        err.print("starting the gateway")
+        ours = run_gateway(site)
+        watched = {"gateway": ours.child.pids()[0], "upstream": slow.pids()[0], "client": os.getpid()}
+        # Its leash has the same words on its command line, and stands before it.
+        watched["redis"] = [pid for pid in ours.child.pids() if "unixsocket" in proc.command(pid)][-1]
+        bench = Bench(upstream, watched, streams)
+        straight = Route(f"{upstream.url}{_PATH}", "static", {})
+        through = Route(f"{ours.url}{_PATH}", "student-stream", ours.headers)
+        found = uvloop.run(bench.run(straight, through, interval_ms, seconds, step))
+    _show(found, streams, stall_s)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": machine(), "streams": streams, **_record(found)}, indent=2) + "\n")
+    if found.broken or found.slow.gaps_ms[2] >= stall_s * 1000:
+        err.print(f"[bold red]failed:[/] {found.broken} streams broke; longest gap {found.slow.gaps_ms[2]:.0f} ms")
+        raise typer.Exit(1)
+
+
+class Bench:
+    """The streams, and what is read of the processes meanwhile.
+
+    Args:
+        watched: process ids by name; `gateway` is the one whose memory is sampled.
+    """
+
+    def __init__(self, upstream: Upstream, watched: Mapping[str, int], streams: int) -> None:
+        self._upstream = upstream
+        self._watched = watched
+        self._streams = streams
+
+    async def run(self, straight: Route, through: Route, interval_ms: float, seconds: int, step: int) -> Found:
+        """All of it: straight from the upstream as fast as it goes, through the gateway slowly, then ever faster."""
+        _say(f"{self._streams} streams straight from the upstream")
+        async with self._open(straight, interval_ms) as streams:
+            bare = await self._ramp(streams, interval_ms, min(step, 2))
+        _say(f"{self._streams} streams through the gateway, a token each {interval_ms:g} ms, {seconds} s")
+        async with self._open(through, interval_ms) as streams:
+            slow = await self._step(streams, interval_ms, seconds)
+            await self._upstream.end()
+            broken = await self._broken(streams)
+        _say("the same, faster at each step")
+        async with self._open(through, interval_ms) as streams:
+            ramp = await self._ramp(streams, interval_ms, step)
+        return Found(slow, broken, bare, ramp)
+
+    @asynccontextmanager
+    async def _open(self, route: Route, interval_ms: float) -> AsyncIterator[list[Stream]]:
+        await self._upstream.pace(interval_ms)
+        asked = request(route.url, route.model, route.headers)
+        streams = await open_streams(route.url, asked, self._streams, _OPENED_PER_S)
+        try:
+            await asyncio.sleep(_SETTLE_S)
+            yield streams
+        finally:
+            for stream in streams:
+                stream.close()
+            await asyncio.sleep(_SETTLE_S)
+
+    async def _ramp(self, streams: list[Stream], interval_ms: float, seconds: int) -> list[Step]:
+        """Faster and faster until events per second stop rising."""
+        steps: list[Step] = []
+        while len(steps) < _MAX_STEPS:
+            await self._upstream.pace(interval_ms)
+            await asyncio.sleep(_SETTLE_S)
+            steps.append(await self._step(streams, interval_ms, seconds))
+            seen = steps[-1]
+            _say(f"  {seen.paced_per_s:.0f} events/s due, {seen.received_per_s:.0f} received")
+            if not seen.sustained and seen.received_per_s < _RISES_BY * max(
+                one.received_per_s for one in steps[:-1] or steps
+            ):
+                break
+            interval_ms /= _FASTER_BY
+        return steps
+
+    async def _step(self, streams: list[Stream], interval_ms: float, seconds: int) -> Step:
+        """Measure for some seconds at the pace that holds."""
+        for stream in streams:
+            stream.measure()
+        events, sent = sum(stream.events for stream in streams), await self._upstream.sent()
+        used, began = self._cpu_s(), time.monotonic()
+        rss = [proc.rss_bytes(self._watched["gateway"]) / 1e6]
+        for second in range(1, seconds + 1):
+            await asyncio.sleep(max(0.0, began + second - time.monotonic()))
+            rss.append(proc.rss_bytes(self._watched["gateway"]) / 1e6)
+        took = time.monotonic() - began
+        gaps = sorted(stream.gap_s() * 1000 for stream in streams)
+        return Step(
+            paced_per_s=len(streams) * 1000 / interval_ms,
+            sent_per_s=(await self._upstream.sent() - sent) / took,
+            received_per_s=(sum(stream.events for stream in streams) - events) / took,
+            gaps_ms=(gaps[len(gaps) // 2], gaps[len(gaps) * 99 // 100], gaps[-1]),
+            cores={name: (now - used[name]) / took for name, now in self._cpu_s().items()},
+            rss_mb=rss,
+            streams=len(streams),
+        )
+
+    def _cpu_s(self) -> dict[str, float]:
+        seen = {name: proc.cpu_s(pid) for name, pid in self._watched.items()}
+        return {**seen, "others": proc.busy_s() - sum(seen.values())}
+
+    @staticmethod
+    async def _broken(streams: list[Stream]) -> int:
+        """Streams that do not come to their proper end, now that the upstream has ended them all."""
+        for _ in range(round(_ENDS_WITHIN_S / _SETTLE_S)):
+            if all(stream.done or stream.lost for stream in streams):
+                break
+            await asyncio.sleep(_SETTLE_S)
+        return sum(not stream.done for stream in streams)
+
+
+def slope_per_s(samples: Sequence[float]) -> float:
+    """Of samples taken once a second: how much they rise each second (least squares)."""
+    return statistics.linear_regression(range(len(samples)), samples).slope
+
+
+def best(steps: Sequence[Step]) -> Step | None:
+    """The fastest step whose pace came through; None when none did."""
+    return max((one for one in steps if one.sustained), key=lambda one: one.received_per_s, default=None)
+
+
+def _show(found: Found, streams: int, stall_s: float) -> None:
+    title = f"{streams} streams through one gateway process; the last columns are cores used"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    names = list(found.slow.cores)
+    for name in ("ms between tokens", "events/s due", "received", "gap p50, ms", "p99", "max", *names):
+        table.add_column(name, justify="right")
+    for one in (found.slow, *found.ramp):
+        gaps = [f"{gap:.0f}" for gap in one.gaps_ms]
+        cores = [f"{one.cores[name]:.2f}" for name in names]
+        interval = f"{one.streams * 1000 / one.paced_per_s:.0f}"
+        table.add_row(interval, f"{one.paced_per_s:.0f}", f"{one.received_per_s:.0f}", *gaps, *cores)
+        if one is found.slow:
+            table.add_section()
+    out.print(table)
+    rss, stalled = found.slow.rss_mb, found.slow.gaps_ms[2] >= stall_s * 1000
+    out.print(f"Stalled (a gap of {stall_s:g} s or more): {'yes' if stalled else 'none'}. Broken: {found.broken}.")
+    afresh = f"{found.ramp[0].rss_mb[0]:.0f} MB after their end, with as many new ones open"
+    out.print(
+        f"The gateway's memory over {len(rss) - 1} s: {rss[0]:.0f} MB at the start, {rss[-1]:.0f} MB at the end, "
+        f"{slope_per_s(rss) * 60:+.1f} MB a minute; {afresh}."
+    )
+    for what, steps in (("Through the gateway", found.ramp), ("Without it", found.bare)):
+        top = max(one.received_per_s for one in steps)
+        held = best(steps)
+        sustained = f"{held.received_per_s:.0f}" if held is not None else "none of these paces"
+        out.print(f"{what}: {sustained} events/s sustained, {top:.0f} at most in bursts.")
+    out.print(machine())
+
+
+def _record(found: Found) -> dict[str, Any]:
+    held = best(found.ramp)
+    return {
+        **asdict(found),
+        "rss_slope_mb_per_minute": slope_per_s(found.slow.rss_mb) * 60,
+        "sustained_events_per_s": held.received_per_s if held is not None else None,
+    }
+
+
+def _allow_files(count: int) -> None:
+    """Let this process, and those that it starts, open as many sockets as the streams need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, hard), hard))
+
+
+def _say(text: str) -> None:
+    err.print(text, highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,343 @@
+"""What compare.py measures: the upstream, the bare pass-through, our gateway and the peers, and how each is started.
+
+Every system is one process with one worker, on the loopback interface, in front of the same nginx. Each hands out two
+targets, one for JSON and one for streams, because the upstream has a port for each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from load_tests.children import Child, free_ports, running
+from load_tests.installs import PEERS
+from load_tests.wrk import Kind, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import ExitStack
+
+UPSTREAM, BARE, STUDENT, GUIDED = "upstream", "bare", "ours, student only", "ours, guided"
+LITELLM, PORTKEY, SWITCHYARD, VLLM_ROUTER = "LiteLLM", "Portkey", "Switchyard", "vLLM router"
+OURS = (UPSTREAM, BARE, STUDENT, GUIDED)
+# By the name of the peer's folder in peers/.
+PEER_NAMES = {"litellm": LITELLM, "portkey": PORTKEY, "switchyard": SWITCHYARD, "vllm_router": VLLM_ROUTER}
+
+# The shortest window that the policy takes, so that nothing of what is added is waiting for a batch.
+WINDOW_MS = 0.0
+_START_WITHIN_S = 90.0
+_KEY = "gk-bench"
+_SAID = {"json": "and the rest of it follows here", "stream": "[DONE]"}
+_TEACHER_SAID = "The teacher begins"
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the table.
+
+    Attributes:
+        child: the process that is measured; None for the upstream itself.
+        unguided: how many requests went without guidance so far, for a system that guides.
+    """
+
+    name: str
+    note: str
+    targets: Mapping[Kind, Target]
+    children: tuple[Child, ...] = ()
+    window_ms: float = 0.0
+    unguided: Callable[[], int] | None = None
+
+    def cpu_s(self) -> float:
+        return sum(child.cpu_s() for child in self.children)
+
+
+@dataclass
+class Site:
+    """Where everything runs: a folder for this run, and the upstream's ports."""
+
+    folder: Path
+    stack: ExitStack
+    ports: dict[str, int] = field(default_factory=dict)
+
+    def start(self, name: str, *command: str | Path, env: Mapping[str, str] | None = None) -> Child:
+        return self.stack.enter_context(running(name, command, self.folder, env))
+
+    def base(self, kind: Kind) -> str:
+        return f"http://127.0.0.1:{self.ports[kind]}"
+
+    def fill(self, template: str, **values: object) -> Path:
+        """A file of peers/ with what stands between @ signs filled in, in this run's folder."""
+        text = (PEERS / template).read_text()
+        for key, value in {**self.ports, "folder": self.folder, **values}.items():
+            text = text.replace(f"@{key}@", str(value))
+        filled = self.folder / template
+        filled.parent.mkdir(parents=True, exist_ok=True)
+        filled.write_text(text)
+        return filled
+
+
+class Starter(Protocol):
+    """Starts one peer out of its environment. Raises NotStarted."""
+
+    def __call__(self, site: Site, home: Path) -> System: ...
+
+
+def start_upstream(site: Site) -> System:
+    """nginx: three ports of fixed answers."""
+    site.ports.update(zip(("json", "stream", "teacher"), free_ports(3), strict=True))
+    texts = {name: (PEERS / "nginx" / name).read_text() for name in ("student.json", "teacher.json", "student.sse")}
+    events = texts["student.sse"]
+    # A word of nginx's configuration has 4096 bytes at most.
+    parts = (events[start : start + 2000] for start in range(0, len(events), 2000))
+    config = site.fill(
+        "nginx/nginx.conf",
+        **{
+            "student.json": _nginx_word(_compact(texts["student.json"])),
+            "teacher.json": _nginx_word(_compact(texts["teacher.json"])),
+            "student.sse": "\n".join(f"set $events {_nginx_word('${events}' + part)};" for part in parts),
+        },
+    )
+    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
+    child = site.start("upstream", nginx, "-e", "stderr", "-p", site.folder, "-c", config)
+    system = System(
+        UPSTREAM, "nginx called directly, fixed answers", _targets(site.base("json"), site.base("stream"), "static")
+    )
+    _wait_until_it_answers(system, child)
+    return system
+
+
+def start_bare(site: Site) -> System:
+    (port,) = free_ports(1)
+    child = site.start(
+        BARE, sys.executable, Path(__file__).with_name("bare.py"), "--port", str(port),
+        "--json", site.base("json"), "--stream", site.base("stream"),
+    )  # fmt: skip
+    at = f"http://127.0.0.1:{port}"
+    system = System(
+        BARE,
+        "load_tests/bare.py: aiohttp, uvloop and orjson, and nothing else; 1 process",
+        _targets(at, at, "static"),
+        (child,),
+    )
+    _wait_until_it_answers(system, child)
+    return system
+
+
+@dataclass(frozen=True)
+class GatewayProcess:
+    """Our gateway, running; its engines have been looked at."""
+
+    child: Child
+    url: str
+    admin_url: str
+    headers: Mapping[str, str]
+
+
+def run_gateway(site: Site) -> GatewayProcess:
+    """`gkt-gateway serve` with the configuration in peers/gateway."""
+    port, admin = free_ports(2)
+    config = site.fill("gateway/config.yaml", port=port, admin=admin)
+    site.fill("gateway/policies/bench.yaml", window_ms=f"{WINDOW_MS:g}")
+    child = site.start("gateway", sys.executable, "-m", "gateway", "serve", "--config", config)
+    admin_url = f"http://127.0.0.1:{admin}"
+    child.wait_until(lambda: _probed(admin_url), _START_WITHIN_S)
+    return GatewayProcess(child, f"http://127.0.0.1:{port}", admin_url, {"Authorization": f"Bearer {_KEY}"})
+
+
+def start_gateway(site: Site) -> tuple[System, System]:
+    """One gateway process; its two ways are two rows."""
+    ours = run_gateway(site)
+    student = System(
+        STUDENT,
+        "gkt-gateway serve: keys, admission, receipts, a Redis of its own; 1 process",
+        _targets(ours.url, ours.url, "student-json", "student-stream", ours.headers),
+        (ours.child,),
+    )
+    guided = System(
+        GUIDED,
+        "the same process: a teacher's and a student's call for each request",
+        _targets(ours.url, ours.url, "guided-json", "guided-stream", ours.headers),
+        (ours.child,),
+        WINDOW_MS,
+        lambda: _unguided(ours.admin_url),
+    )
+    _wait_until_it_answers(student, ours.child)
+    _wait_until_it_answers(guided, ours.child, _TEACHER_SAID)
+    return student, guided
+
+
+def start_litellm(site: Site, home: Path) -> System:
+    (port,) = free_ports(1)
+    child = site.start(
+        LITELLM, home / "bin/litellm", "--config", site.fill("litellm/config.yaml"), "--host", "127.0.0.1",
+        "--port", str(port), "--num_workers", "1", "--log_config", site.fill("litellm/logs.json"),
+        env={
+            "LITELLM_OFFLINE_MODE": "true", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False",
+            "LITELLM_LOG": "ERROR", "LITELLM_MODE": "PRODUCTION", "NO_DOCS": "True", "DISABLE_ADMIN_UI": "True",
+        },
+    )  # fmt: skip
+    at, key = f"http://127.0.0.1:{port}", {"Authorization": "Bearer sk-bench"}
+    system = System(
+        LITELLM,
+        f"{_version('litellm', 'litellm')} proxy: a master key, no database; 1 worker",
+        _targets(at, at, "bench-json", "bench-stream", key),
+        (child,),
+    )
+    _wait_until_it_answers(system, child)
+    return system
+
+
+def start_portkey(site: Site, home: Path) -> System:
+    (port,) = free_ports(1)
+    child = site.start(
+        PORTKEY, "node", "--require", PEERS / "portkey/loopback.cjs",
+        home / "node_modules/@portkey-ai/gateway/build/start-server.js", f"--port={port}", "--headless",
+        env={"NODE_ENV": "production"},
+    )  # fmt: skip
+    at = f"http://127.0.0.1:{port}"
+    targets = {
+        kind: Target(
+            f"{at}/v1/chat/completions",
+            "static",
+            {
+                "Authorization": "Bearer none",
+                "x-portkey-provider": "openai",
+                "x-portkey-custom-host": f"{site.base(kind)}/v1",
+            },
+        )
+        for kind in ("json", "stream")
+    }
+    system = System(
+        PORTKEY, f"{_version('portkey', '@portkey-ai/gateway')} gateway: no keys; 1 Node.js process", targets, (child,)
+    )
+    _wait_until_it_answers(system, child)
+    return system
+
+
+def start_switchyard(site: Site, home: Path) -> System:
+    (port,) = free_ports(1)
+    child = site.start(
+        SWITCHYARD, home / "bin/python", PEERS / "switchyard/serve.py", site.fill("switchyard/routes.toml"), str(port),
+        env={"RUST_LOG": "warn"},
+    )  # fmt: skip
+    at = f"http://127.0.0.1:{port}"
+    system = System(
+        SWITCHYARD, f"{_version('switchyard', 'nemo-switchyard')}, no keys; 1 Rust process on all cores",
+        _targets(at, at, "bench-json", "bench-stream"), (child,),
+    )  # fmt: skip
+    _wait_until_it_answers(system, child)
+    return system
+
+
+def start_vllm_router(site: Site, home: Path) -> System:
+    """It chooses by load, not by model: each of the two upstreams gets a router, of which one works at a time."""
+    children, bases = [], []
+    for kind in ("json", "stream"):
+        port, metrics = free_ports(2)
+        children.append(
+            site.start(
+                f"{VLLM_ROUTER} {kind}", home / "bin/vllm-router", "--host", "127.0.0.1", "--port", str(port),
+                "--worker-urls", site.base(kind), "--policy", "round_robin", "--prometheus-port", str(metrics),
+                "--log-level", "warning", "--worker-startup-check-interval", "1",
+            )
+        )  # fmt: skip
+        bases.append(f"http://127.0.0.1:{port}")
+    system = System(
+        VLLM_ROUTER,
+        f"{_version('vllm_router', 'vllm-router')}, no keys; 1 Rust process on all cores",
+        _targets(*bases, "static"),
+        tuple(children),
+    )
+    for child in children:
+        _wait_until_it_answers(system, child)
+    return system
+
+
+STARTERS: dict[str, Starter] = {
+    "litellm": start_litellm,
+    "portkey": start_portkey,
+    "switchyard": start_switchyard,
+    "vllm_router": start_vllm_router,
+}
+
+
+def _targets(
+    json_base: str,
+    stream_base: str,
+    model: str,
+    stream_model: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> dict[Kind, Target]:
+    path = "/v1/chat/completions"
+    return {
+        "json": Target(json_base + path, model, headers or {}),
+        "stream": Target(stream_base + path, stream_model or model, headers or {}),
+    }
+
+
+def _wait_until_it_answers(system: System, child: Child, *words: str) -> None:
+    """Until both kinds of answer are the upstream's: a system that answers fast and wrongly must not win."""
+
+    def answers() -> bool:
+        for kind, target in system.targets.items():
+            said = _ask(target, kind)
+            for wanted in (_SAID[kind], *words):
+                if wanted not in said:
+                    raise ValueError(f"a {kind} answer without {wanted!r}: {said[:300]}")
+        return True
+
+    child.wait_until(answers, _START_WITHIN_S)
+
+
+def _ask(target: Target, kind: Kind) -> str:
+    body = {"model": target.model, "messages": [{"role": "user", "content": f"Are you there? {time.monotonic()}"}]}
+    body |= {"max_tokens": 50, "stream": kind == "stream"}
+    request = urllib.request.Request(
+        target.url, json.dumps(body).encode(), {"Content-Type": "application/json", **target.headers}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=10) as reply:
+            text: str = reply.read().decode()
+            return text
+    except urllib.error.HTTPError as error:
+        raise ValueError(f"status {error.code}: {error.read()[:300].decode(errors='replace')}") from error
+
+
+def _probed(admin_url: str) -> bool:
+    with urllib.request.urlopen(f"{admin_url}/readyz", timeout=5) as reply:
+        return all(engine["up"] is not None for engine in json.load(reply)["engines"].values())
+
+
+def _unguided(admin_url: str) -> int:
+    with urllib.request.urlopen(f"{admin_url}/metrics", timeout=5) as reply:
+        text = reply.read().decode()
+    return sum(int(float(value)) for value in re.findall(r"^gkt_unguided_total\{.*\} (\S+)$", text, re.MULTILINE))
+
+
+def _version(peer: str, package: str) -> str:
+    """The version that the peer's pins name."""
+    lock = PEERS / peer / "package-lock.json"
+    if lock.exists():
+        return str(json.loads(lock.read_text())["packages"][f"node_modules/{package}"]["version"])
+    found = re.search(
+        rf"^{re.escape(package)}==([^\s;]+)", (PEERS / peer / "requirements.lock").read_text(), re.MULTILINE
+    )
+    assert found is not None, f"the pins of {peer} do not name {package}"
+    return found[1]
+
+
+def _nginx_word(text: str) -> str:
+    """A text as one quoted word of nginx's configuration."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _compact(text: str) -> str:
+    return json.dumps(json.loads(text), separators=(",", ":"))

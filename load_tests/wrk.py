@@ -1,0 +1,89 @@
+"""One round of wrk: its command, and what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Kind = Literal["json", "stream"]
+
+_SCRIPT = Path(__file__).with_name("chat.lua")
+_MARK = "figures "
+# Far above any latency here: what takes longer has stalled.
+_TIMEOUT_S = 20
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a system is called for one kind of answer."""
+
+    url: str
+    model: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What wrk saw in one round.
+
+    Attributes:
+        p50_ms, p99_ms: infinite when no answer came within the round.
+        refused: replies with another status than 2xx or 3xx.
+        broken: connections that could not be made or broke, and calls that took longer than 20 s.
+    """
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    refused: int
+    broken: int
+
+
+def command(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int) -> list[str]:
+    """wrk with one thread: it drives far more than what it measures here, and a second would take a core from that."""
+    headers = [f"{name}: {value}" for name, value in target.headers.items()]
+    return [
+        "wrk", "-t1", f"-c{concurrency}", f"-d{max(1, round(seconds))}s", f"--timeout={_TIMEOUT_S}s",
+        "-s", str(_SCRIPT), target.url, "--", target.model, kind, str(first), *headers,
+    ]  # fmt: skip
+
+
+def read(output: str) -> Reading:
+    """The line of figures that chat.lua writes. Raises ValueError when there is none."""
+    line = next((line for line in output.splitlines() if line.startswith(_MARK)), None)
+    if line is None:
+        raise ValueError(f"wrk printed no figures: {output.strip()[-300:]}")
+    said = json.loads(line.removeprefix(_MARK))
+    answered = said["requests"] > 0  # without any, wrk's percentiles are 0
+    return Reading(
+        requests=said["requests"],
+        seconds=said["duration_us"] / 1e6,
+        p50_ms=said["p50_us"] / 1e3 if answered else math.inf,
+        p99_ms=said["p99_us"] / 1e3 if answered else math.inf,
+        refused=said["refused"],
+        broken=said["broken"],
+    )
+
+
+def run(target: Target, kind: Kind, *, concurrency: int, seconds: float, first: int) -> Reading:
+    """One round. Where nobody listens any more, every caller counts as broken, and no answer ever came."""
+    asked = command(target, kind, concurrency=concurrency, seconds=seconds, first=first)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=seconds + 4 * _TIMEOUT_S, check=False)
+    try:
+        return read(done.stdout)
+    except ValueError:
+        return Reading(0, seconds, math.inf, math.inf, 0, concurrency)
+
+
+def missing() -> list[str]:
+    """Of the programs that the comparison runs from the system, those that are not installed."""
+    return [name for name in ("wrk", "nginx") if shutil.which(name) is None]

@@ -1,0 +1,499 @@
+"""The board's rules by name, each on both boards: the pure one, and the script in a real Redis. The test sets the
+clock. That the two agree on everything else too is test_agreement.py's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.batching.ticket import Broken, Grant, Limits, News, Refused, Shared, Ticket
+from gateway.batching.window import SECOND
+from tests.batching.boards import MemoryBoard, ScriptBoard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from redis.asyncio import Redis
+
+    from gateway.batching.ticket import Decision, Outcome
+    from gateway.redis_keys import RedisKeys
+    from tests.batching.boards import AnyBoard
+
+START = 1_795_000_000 * SECOND
+HOUR_S = 3600.0
+LIMITS = Limits(max_in_flight=4, max_size=4, max_prompt_tokens=100_000)
+ONE = Limits(max_in_flight=1, max_size=1, max_prompt_tokens=100_000)
+
+
+class Fleet:
+    """Processes on one board and one clock. `heard` holds what became of each ticket, in the order in which it did."""
+
+    def __init__(self, board: AnyBoard) -> None:
+        self._board = board
+        self._numbers = count()
+        self.limits = LIMITS
+        self.now = START
+        self.heard: dict[str, Outcome] = {}
+
+    def ticket(self, tenant: str = "acme", name: str = "", **more: Any) -> Ticket:
+        """One that is due after 10 ms unless told otherwise."""
+        name = name or f"{tenant}-{next(self._numbers)}"
+        return Ticket(name, tenant, **({"prompt_tokens": 10, "max_wait_s": 0.01, "deadline_s": 60.0} | more))
+
+    def tickets(self, many: int, tenant: str = "acme", **more: Any) -> list[Ticket]:
+        return [self.ticket(tenant, **more) for _ in range(many)]
+
+    async def tell(self, owner: str = "ann", *arrived: Ticket, **news: Any) -> Decision:
+        decision, woken = await self._board.exchange(owner, News(arrived, **news), self.limits, self.now)
+        for outcomes in (decision.outcomes, *woken.values()):
+            self.heard |= outcomes
+        return decision
+
+    async def after(self, seconds: float, owner: str = "ann", *arrived: Ticket, **news: Any) -> Decision:
+        self.now += round(seconds * SECOND)
+        return await self.tell(owner, *arrived, **news)
+
+    def granted(self) -> list[str]:
+        return [name for name, outcome in self.heard.items() if isinstance(outcome, Grant)]
+
+    async def serve(self, many: int) -> list[str]:
+        """Return each permit as it is granted until `many` tickets had one; their tenants in that order."""
+        served: list[str] = []
+        while len(served) < many:
+            fresh = [name for name in self.granted() if name not in served]
+            assert fresh, f"only {len(served)} of {many} were served"
+            served += fresh
+            await self.after(0.02, gone=fresh)
+            await self.after(0.02)
+        return [name.partition("-")[0] for name in served[:many]]
+
+
+@pytest.fixture(params=["memory", "script"])
+def board(request: pytest.FixtureRequest, redis: Redis, keys: RedisKeys) -> AnyBoard:
+    return MemoryBoard() if request.param == "memory" else ScriptBoard(redis, keys)
+
+
+@pytest.fixture
+async def fleet(board: AnyBoard) -> Fleet:
+    return Fleet(board)
+
+
+def names(tickets: Iterable[Ticket]) -> list[str]:
+    return [ticket.id for ticket in tickets]
+
+
+# Fair shares
+
+
+async def test_contended_permits_are_shared_by_weight(fleet: Fleet) -> None:
+    """Weights 1 and 3, one permit at a time, both always waiting: a quarter and three quarters."""
+    fleet.limits = ONE
+    await fleet.tell("ann", *fleet.tickets(40, "a", weight=1.0), *fleet.tickets(40, "b", weight=3.0))
+    served = await fleet.serve(40)
+    assert (served.count("a"), served.count("b")) == (10, 30)
+    assert max(len(run) for run in "".join(served).split("a")) <= 4, "and not in long runs"
+
+
+async def test_within_a_tenant_who_came_first_goes_first(fleet: Fleet) -> None:
+    """From whichever process, and though they came in the same microsecond: ids do not decide."""
+    fleet.limits = ONE
+    await fleet.tell("ann", *(fleet.ticket(name=name) for name in ("m", "z", "a")))
+    await fleet.tell("ben", *(fleet.ticket(name=name) for name in ("q", "b")))
+    assert await fleet.serve(5) == ["m", "z", "a", "q", "b"]
+
+
+async def test_a_flood_delays_another_tenants_only_ticket_by_one_batch_at_most(fleet: Fleet) -> None:
+    """10,000 wait when it comes; of the next permits one is its own."""
+    fleet.limits = replace(LIMITS, max_queue=10_000)
+    await fleet.tell("ann", *fleet.tickets(10_000, "flood"))
+    first = fleet.granted()
+    assert len(first) == 4
+    await fleet.after(0.02, "ben", fleet.ticket("small", "the-one"))
+    await fleet.after(0.02, gone=first)
+    assert "the-one" in fleet.granted()
+    assert len(fleet.granted()) == 8
+
+
+async def test_a_tenant_that_was_away_does_not_make_up_for_it(fleet: Fleet) -> None:
+    """It had nothing to ask for while the other had twenty turns: from then on they take turns."""
+    fleet.limits = ONE
+    await fleet.tell("ann", *fleet.tickets(1, "b"), *fleet.tickets(40, "a"))
+    assert (await fleet.serve(21)).count("b") == 1
+    await fleet.tell("ann", *fleet.tickets(20, "b"))
+    assert (await fleet.serve(41))[21:].count("b") in {9, 10}
+
+
+async def test_leaving_and_coming_back_gains_no_turn(fleet: Fleet) -> None:
+    """A tenant that withdraws what waits and asks anew after each of its turns stands where it stood."""
+    fleet.limits = ONE
+    await fleet.tell("ann", *fleet.tickets(40, "a"))
+    served = fleet.granted()
+    for _ in range(20):
+        waits = fleet.tickets(3, "b")
+        await fleet.tell("ben", *waits)
+        await fleet.after(0.02, gone=[served[-1]])
+        served.append(fleet.granted()[-1])
+        await fleet.tell("ben", gone=[ticket.id for ticket in waits if ticket.id != served[-1]])
+    assert len(set(served)) == 21
+    assert 9 <= sum(name.startswith("b") for name in served) <= 11
+
+
+# The queue's bound
+
+
+async def test_the_queue_of_a_tenant_is_bounded_and_only_its_own(fleet: Fleet) -> None:
+    """With nothing granted lately, there is no rate to tell a time from: ten seconds are said."""
+    fleet.limits = replace(ONE, max_queue=3)
+    await fleet.tell("ann", held=[fleet.ticket("x")])
+    arrived = fleet.tickets(5, "a")
+    decision = await fleet.tell("ann", *arrived, *fleet.tickets(1, "b"))
+    assert decision.outcomes == dict.fromkeys(names(arrived[3:]), Refused(10.0))
+    assert decision.waiting == 4
+    again = await fleet.tell("ann", arrived[3])
+    assert isinstance(again.outcomes[arrived[3].id], Refused), "one that asks again has no place kept"
+    assert arrived[0].id not in (await fleet.tell("ann", arrived[0])).outcomes, "one that waits is not asked to leave"
+
+
+async def test_who_is_refused_hears_when_the_queue_will_be_worked_off(fleet: Fleet) -> None:
+    """Ten permits in the last second and five tickets that wait: half a second."""
+    fleet.limits = replace(ONE, max_queue=5)
+    for _ in range(10):
+        await fleet.after(0.02, "ann", one := fleet.ticket(max_wait_s=0.0))
+        await fleet.after(0.02, gone=[one.id])
+    assert len(fleet.granted()) == 10
+    await fleet.tell("ann", held=[fleet.ticket("x")])
+    *_, last = arrived = fleet.tickets(6)
+    assert (await fleet.tell("ann", *arrived)).outcomes == {last.id: Refused(0.5)}
+
+
+# When batches open
+
+
+async def test_below_low_water_nothing_waits(fleet: Fleet) -> None:
+    """Two may run before anybody waits for company; the third waits its window."""
+    fleet.limits = replace(LIMITS, low_water=2)
+    for _ in range(2):
+        assert (await fleet.tell("ann", fleet.ticket(max_wait_s=1.0))).opened == [1]
+    assert (await fleet.tell("ann", fleet.ticket(max_wait_s=1.0))).opened == []
+    assert (await fleet.after(1.0)).opened == [1]
+
+
+async def test_the_window_follows_the_rate_of_arrivals(fleet: Fleet) -> None:
+    """Hundred tickets in the last second: four come in 40 ms, so nobody waits the second that its policy allows."""
+    fleet.limits = replace(LIMITS, max_in_flight=200, max_size=4)
+    for _ in range(25):
+        await fleet.after(0.04, "ann", *fleet.tickets(4, max_wait_s=1.0))
+    assert len(fleet.granted()) == 100
+    decision = await fleet.tell("ann", late := fleet.ticket(max_wait_s=1.0))
+    assert decision.window_s is not None
+    assert 0.03 < decision.window_s < 0.05
+    assert decision.next_look_s == decision.window_s
+    assert late.id in (await fleet.after(decision.window_s)).outcomes
+
+
+async def test_permits_that_return_one_by_one_make_one_batch(fleet: Fleet) -> None:
+    """The calls of a batch end a millisecond apart: the next four go together and not one by one."""
+    first = fleet.tickets(4)
+    assert (await fleet.tell("ann", *first, *fleet.tickets(4))).opened == [4]
+    await fleet.after(1.0)
+    opened = [size for ticket in first for size in (await fleet.after(0.001, gone=[ticket.id])).opened]
+    assert opened == [4]
+
+
+async def test_permits_that_return_too_slowly_are_not_waited_for(fleet: Fleet) -> None:
+    """A window after the first came back, those that are there go."""
+    first = fleet.tickets(4)
+    await fleet.tell("ann", *first, *fleet.tickets(4))
+    decision = await fleet.after(1.0, gone=[first[0].id])
+    assert (decision.opened, decision.next_look_s) == ([], 0.01)
+    assert (await fleet.after(0.005, gone=[first[1].id])).opened == []
+    assert (await fleet.after(0.005)).opened == [2]
+
+
+# Flights and the cache
+
+
+async def test_a_follower_gets_what_its_leader_fetched(fleet: Fleet) -> None:
+    """One permit for both; and who asks after that, without a cache, leads anew."""
+    lead, follow = (fleet.ticket(work="w", max_wait_s=0.0) for _ in range(2))
+    await fleet.tell("ann", lead)
+    decision = await fleet.tell("ben", follow)
+    assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 1, 0)
+    await fleet.tell("ann", finished=[(lead.id, "the text")])
+    assert fleet.heard[follow.id] == Shared("the text", cached=False)
+    assert (await fleet.tell("ben", follow)).outcomes == {follow.id: Shared("the text", cached=False)}, "told again"
+    assert (await fleet.tell("ben", fleet.ticket(work="w", max_wait_s=0.0))).opened == [1]
+
+
+@pytest.mark.parametrize("end", ["withdrawn", "lapsed", "left its call"])
+async def test_when_a_leader_leaves_without_guidance_the_oldest_follower_leads(fleet: Fleet, end: str) -> None:
+    """At the place in the queue that its own arrival gives it, and for the followers after it."""
+    fleet.limits = ONE
+    if end != "left its call":
+        await fleet.tell("zoe", held=[fleet.ticket(name="busy")])
+    await fleet.tell("ann", fleet.ticket(name="lead", work="w", max_wait_s=0.0, deadline_s=0.5))
+    await fleet.after(0.1, "ben", fleet.ticket(name="older", work="w"))
+    await fleet.after(0.1, "cem", fleet.ticket(name="other"))
+    await fleet.after(0.1, "cem", fleet.ticket(name="younger", work="w"))
+    if end == "lapsed":
+        await fleet.after(0.2, "ben")
+    else:
+        await fleet.tell("ann", gone=["lead"])
+    await fleet.after(0.02, "zoe", gone=["busy"])
+    await fleet.after(0.02, "zoe")
+    assert fleet.granted()[-1] == "older"
+    await fleet.tell("ben", finished=[("older", "the text")])
+    assert fleet.heard["younger"] == Shared("the text", cached=False)
+    await fleet.after(0.02, "cem")
+    assert fleet.granted()[-1] == "other"
+
+
+async def test_followers_take_no_place_in_the_queue(fleet: Fleet) -> None:
+    """They cost the teacher nothing, so the bound does not count them."""
+    fleet.limits = replace(ONE, max_queue=1)
+    await fleet.tell("ann", held=[fleet.ticket(name="busy")])
+    decision = await fleet.tell("ann", *fleet.tickets(50, work="w"))
+    assert (decision.outcomes, decision.waiting) == ({}, 1)
+
+
+async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> None:
+    """No permit is taken and no batch opens; a ticket that wants nothing kept asks the teacher."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=10_000)
+    asks: dict[str, Any] = {"work": "w", "max_wait_s": 0.0}
+    await fleet.tell("ann", lead := fleet.ticket(cache_ttl_s=5.0, **asks))
+    await fleet.tell("ann", finished=[(lead.id, "the text")])
+    hit = fleet.ticket(cache_ttl_s=5.0, **asks)
+    decision = await fleet.after(1.9, "ben", hit)
+    assert (decision.outcomes, decision.in_flight) == ({hit.id: Shared("the text", cached=True)}, 0)
+    assert (await fleet.tell("ben", none := fleet.ticket(**asks))).opened == [1]
+    await fleet.tell("ben", gone=[none.id])
+    await fleet.after(1.9)
+    assert (await fleet.after(1.19, "ben", fleet.ticket(cache_ttl_s=5.0, **asks))).opened == []
+    assert (await fleet.after(0.01, "ben", fleet.ticket(cache_ttl_s=5.0, **asks))).opened == [1], "five seconds later"
+
+
+async def test_the_cache_stays_within_its_bytes_and_drops_what_ends_first(fleet: Fleet) -> None:
+    """Each text takes 1 + 300 + 100 bytes, and two fit: the one with the shortest time left makes room."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=900)
+    for work, ttl_s in (("a", 50.0), ("b", 20.0), ("c", 40.0)):
+        await fleet.tell("ann", one := fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=ttl_s))
+        await fleet.tell("ann", finished=[(one.id, work * 300)])
+
+    async def kept(work: str) -> bool:
+        one = fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=10.0)
+        outcome = (await fleet.tell("ann", one)).outcomes[one.id]
+        await fleet.tell("ann", gone=[one.id])
+        return outcome == Shared(work * 300, cached=True)
+
+    assert [await kept(work) for work in "abc"] == [True, False, True]
+    await fleet.tell("ann", huge := fleet.ticket(work="h", max_wait_s=0.0, cache_ttl_s=30.0))
+    await fleet.tell("ann", finished=[(huge.id, "h" * 1000)])
+    assert [await kept(work) for work in "ach"] == [True, True, False], "one that can never fit pushes nothing out"
+
+
+# Who dies, and what the clock does
+
+
+async def test_only_a_dead_owner_loses_its_tickets_and_permits(fleet: Fleet) -> None:
+    """Ann is not heard of for a lease; ben is, each second, and keeps what he has for as long as that."""
+    fleet.limits = replace(LIMITS, max_in_flight=2, lease_s=3.0)
+    await fleet.tell("ann", fleet.ticket(name="anns", max_wait_s=0.0))
+    await fleet.tell("ben", mine := fleet.ticket(name="bens", max_wait_s=0.0))
+    await fleet.tell("ann", fleet.ticket(name="ann-waits", max_wait_s=9.0))
+    await fleet.tell("ben", fleet.ticket(name="ben-waits"))
+    for _ in range(2):
+        assert (await fleet.after(1.0, "ben", held=[mine])).reclaimed == 0
+    assert fleet.granted() == ["anns", "bens"]
+    decision = await fleet.after(1.0, "ben", held=[mine])
+    assert (decision.reclaimed, decision.fleet) == (2, 1)
+    await fleet.after(0.01, "ben")
+    assert fleet.granted() == ["anns", "bens", "ben-waits"]
+
+
+async def test_who_leaves_leaves_nothing_behind(fleet: Fleet) -> None:
+    """Nobody waits for its lease, and its permit is free at once."""
+    fleet.limits = ONE
+    await fleet.tell("ann", *fleet.tickets(2, max_wait_s=0.0))
+    await fleet.tell("ben", waits := fleet.ticket(max_wait_s=0.0))
+    assert (await fleet.tell("ben")).fleet == 2
+    assert (await fleet.tell("ann", leaving=True)).reclaimed == 0
+    assert waits.id in fleet.granted()
+    decision = await fleet.tell("ben")
+    assert (decision.fleet, decision.in_flight, decision.waiting) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("jump_s", [HOUR_S, -HOUR_S, 30.0], ids=["forward", "back", "stood still"])
+async def test_no_permit_lapses_early_because_the_clock_was_set(fleet: Fleet, jump_s: float) -> None:
+    """An hour forward or back, or a Redis that stood still for half a minute: calls go on for as long as they may,
+    nobody is thought dead, and who waits is served."""
+    fleet.limits = replace(LIMITS, max_in_flight=1)
+    await fleet.tell("ann", call := fleet.ticket(max_wait_s=0.0, deadline_s=5.0))
+    await fleet.tell("ben", waits := fleet.ticket(deadline_s=5.0))
+    decision = await fleet.after(jump_s, "cem")
+    assert (decision.reclaimed, decision.fleet, decision.in_flight, decision.waiting) == (0, 3, 1, 1)
+    assert (await fleet.after(1.5, "ann")).reclaimed == 0
+    await fleet.after(0.5, "ann", gone=[call.id])
+    await fleet.after(0.01, "ben")
+    assert waits.id in fleet.granted()
+
+
+async def test_a_permit_that_nobody_returns_lapses_after_its_deadline(fleet: Fleet) -> None:
+    """Not at it, for an owner returns its permit then; and not never, or the cap would stay smaller."""
+    fleet.limits = replace(ONE, lease_s=60.0)
+    await fleet.tell("ann", fleet.ticket(max_wait_s=0.0, deadline_s=1.0))
+    assert (await fleet.after(1.5, "ben", fleet.ticket())).in_flight == 1
+    decision = await fleet.after(1.5, "ben")
+    assert (decision.reclaimed, decision.opened) == (1, [1])
+
+
+async def test_after_an_outage_each_process_that_is_back_brings_its_share_of_the_cap(fleet: Fleet) -> None:
+    """The fleet was three: the first one back may use a third, though it sees nobody else, until the others have told
+    what they hold or two seconds are over."""
+    fleet.limits = replace(LIMITS, max_in_flight=9, max_size=1)
+    assert (await fleet.tell("ann", *fleet.tickets(20), returning=3)).in_flight == 3
+    assert (await fleet.after(0.1, "ben", held=fleet.tickets(3), returning=3)).in_flight == 6
+    assert (await fleet.after(0.1, "ann")).in_flight == 6
+    assert (await fleet.after(1.9, "ann")).in_flight == 9
+
+
+# What is told more than once
+
+
+async def test_news_told_twice_does_nothing_twice(fleet: Fleet) -> None:
+    """A reply was lost and the news is told again: the grant is told again and counted once."""
+    fleet.limits = ONE
+    arrived = fleet.tickets(2, max_wait_s=0.0)
+    first = await fleet.tell("ann", *arrived)
+    again = await fleet.tell("ann", *arrived)
+    assert first.outcomes == again.outcomes == {arrived[0].id: Grant("b1", 1)}
+    assert (again.in_flight, again.waiting, again.opened) == (1, 1, [])
+
+
+async def test_a_ticket_told_again_keeps_its_place_and_its_window(fleet: Fleet) -> None:
+    """Telling does not make younger: neither behind the others nor with a new window."""
+    fleet.limits = replace(LIMITS, max_in_flight=100, max_size=100)
+    await fleet.tell("ann", mine := fleet.ticket(max_wait_s=0.5))
+    await fleet.tell("ben", fleet.ticket(max_wait_s=0.9))
+    again = await fleet.after(0.2, "ann", mine)
+    assert again.next_look_s == pytest.approx(0.3)
+    await fleet.after(0.3, "ann")
+    assert fleet.granted()[0] == mine.id
+
+
+async def test_a_ticket_that_is_wanted_for_longer_ends_later(fleet: Fleet) -> None:
+    """Told again with a later deadline it waits on; untold it ends."""
+    fleet.limits = ONE
+    await fleet.tell("ann", held=[fleet.ticket(name="busy")])
+    short = fleet.tickets(2, deadline_s=0.5)
+    assert (await fleet.tell("ann", *short)).waiting == 2
+    await fleet.after(0.4, "ann", replace(short[0], deadline_s=0.5))
+    assert (await fleet.after(0.2, "ann")).waiting == 1
+    assert (await fleet.after(0.3, "ann")).waiting == 0
+
+
+async def test_a_deadline_in_the_past_is_never_served(fleet: Fleet) -> None:
+    """Nobody waits for it: it takes neither a permit nor a place."""
+    for deadline_s in (0.0, -1.0, -5000.0):
+        decision = await fleet.tell("ann", fleet.ticket(max_wait_s=0.0, deadline_s=deadline_s))
+        assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 0, 0)
+
+
+async def test_a_permit_in_use_is_counted_whoever_granted_it(fleet: Fleet) -> None:
+    """A process that was alone tells what it holds, some of it still queued here, and the fleet grants the rest."""
+    fleet.limits = replace(LIMITS, max_in_flight=2)
+    await fleet.tell("ann", x := fleet.ticket(max_wait_s=9.0))
+    await fleet.tell("ann", held=[x, y := fleet.ticket()])
+    decision = await fleet.tell("ben", fleet.ticket(max_wait_s=0.0))
+    assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 2, 1)
+    decision = await fleet.tell("ann", gone=[x.id, y.id])
+    assert (decision.in_flight, decision.waiting) == (1, 0)
+
+
+# What only Redis can garble
+
+
+@pytest.fixture
+async def script(redis: Redis, keys: RedisKeys) -> Fleet:
+    """A fleet on the script, whose Redis the test may spoil."""
+    return Fleet(ScriptBoard(redis, keys))
+
+
+GARBAGE = [b"", b"garbage", b"\xff\xfe|||", b"W|ann|acme|x|x|x|x|x|x||", b"Z|ann|acme|1|1|1|1|1|1||"]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_an_unreadable_ticket_is_counted_once_and_its_owner_hears_of_it(
+    script: Fleet, redis: Redis, keys: RedisKeys, garbage: bytes
+) -> None:
+    """The rest of the queue is served as if it were not there; nothing of it is left."""
+    names = keys.teacher("big")
+    await script.tell("ann", bad := script.ticket(max_wait_s=0.05), *script.tickets(2, max_wait_s=0.05))
+    await redis.hset(names.tickets, bad.id, garbage)
+    assert (await script.after(0.05, "ben")).opened == [2]
+    decision = await script.after(0.5, "ann", bad)
+    assert (decision.outcomes, decision.broken, decision.opened) == ({bad.id: Broken()}, 1, [])
+    assert [(await script.after(1.0)).broken for _ in range(3)] == [0, 0, 0]
+    assert not await redis.hexists(names.tickets, bad.id)
+    assert await redis.zscore(names.ends, bad.id) is None
+
+
+async def test_unreadable_tickets_that_nobody_asks_for_end_by_themselves(
+    script: Fleet, redis: Redis, keys: RedisKeys
+) -> None:
+    """Five of them at the head of the queue stop nobody, and are counted when their time is over."""
+    script.limits = replace(LIMITS, max_in_flight=2, max_size=2)
+    await script.tell("zoe", held=script.tickets(2))
+    await script.tell("ann", *(bad := script.tickets(5)), *script.tickets(2))
+    await redis.hset(keys.teacher("big").tickets, mapping=dict.fromkeys((ticket.id for ticket in bad), "garbage"))
+    await script.tell("zoe", leaving=True)
+    decision = await script.after(0.05, "ben")
+    assert len(script.granted()) == 2
+    assert decision.waiting == 0
+    assert sum([(await script.after(1.0, "ben")).broken for _ in range(3)]) == 5
+    assert await redis.hlen(keys.teacher("big").tickets) == 2
+
+
+@pytest.mark.parametrize("state", ["waits", "is called"])
+async def test_an_unreadable_leader_frees_its_followers(
+    script: Fleet, redis: Redis, keys: RedisKeys, state: str
+) -> None:
+    """Else they, and all who want the same later, would wait for somebody who is gone."""
+    script.limits = ONE
+    if state == "waits":
+        await script.tell("zoe", held=[script.ticket(name="busy")])
+    await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0))
+    await script.tell("ben", *(two := script.tickets(2, work="w", max_wait_s=0.0)))
+    await redis.hset(keys.teacher("big").tickets, lead.id, "garbage")
+    if state == "waits":
+        assert (await script.tell("ann", lead)).outcomes == {lead.id: Broken()}
+        await script.tell("zoe", gone=["busy"])
+    else:
+        assert (await script.tell("ann", finished=[(lead.id, "lost")])).broken == 1
+    await script.after(0.02, "ben")
+    assert script.granted()[-1] == two[0].id
+    await script.tell("ben", finished=[(two[0].id, "the text")])
+    assert script.heard[two[1].id] == Shared("the text", cached=False)
+    assert await redis.hlen(keys.teacher("big").flights) == 0
+
+
+async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+    """The leader fails, the next follower that can be read leads; the other's owner hears of it."""
+    await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0))
+    await script.tell("ben", bad := script.ticket(work="w"), good := script.ticket(work="w", max_wait_s=0.0))
+    await redis.hset(keys.teacher("big").tickets, bad.id, "garbage")
+    await script.tell("ann", gone=[lead.id])
+    assert script.granted() == [lead.id, good.id]
+    assert (await script.tell("ben", bad)).outcomes == {bad.id: Broken()}
+    assert await redis.zcard(keys.teacher("big").followers) == 0
+
+
+async def test_a_kept_text_that_redis_evicted_is_fetched_anew(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+    """A Redis that may evict drops whole keys, one without the other."""
+    script.limits = replace(LIMITS, max_cache_bytes=10_000)
+    await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0, cache_ttl_s=60.0))
+    await script.tell("ann", finished=[(lead.id, "the text")])
+    await redis.delete(keys.teacher("big").cache)
+    assert (await script.tell("ann", script.ticket(work="w", max_wait_s=0.0, cache_ttl_s=60.0))).opened == [1]
