@@ -34,7 +34,7 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._ledger = ledger
         self._in_flight = 0
-        metrics.in_flight.set_function(lambda: self._in_flight)
+        self._gauge = metrics.in_flight
         self._empty = asyncio.Event()
         self._empty.set()
         self._cuts: set[asyncio.Timeout] = set()
@@ -56,11 +56,13 @@ class Admission:
         if self._in_flight >= self._max_in_flight:
             raise Overloaded(f"The gateway holds {self._in_flight} requests, its limit. Try again shortly.")
         self._in_flight += 1
+        self._gauge.set(self._in_flight)
         self._empty.clear()
 
     def leave(self) -> None:
         """What leaving `place` does."""
         self._in_flight -= 1
+        self._gauge.set(self._in_flight)
         if not self._in_flight:
             self._empty.set()
 

@@ -67,7 +67,7 @@ class Server(Shape):
 
 
 class Admin(Shape):
-    """The operators' listener: metrics and readiness in detail."""
+    """The operators' listener: metrics, queues and readiness in detail."""
 
     host: Host = "127.0.0.1"
     port: Port = 8081

@@ -53,7 +53,7 @@ class Finisher:
             reply = await self._engines[plan.finisher].complete(body)
         call.lost_tokens, call.unbounded = 0, False
         call.usage = read_usage(reply.get("usage"))
-        call.text.append(message_text(reply) or "")
+        call.text.write(message_text(reply) or "")
         seam = self.seam(plan, chat, opening)
         if seam is not None:
             join_reply(reply, seam)
@@ -72,7 +72,7 @@ class Finisher:
                 async for chunk in chunks:
                     if text := _text_of(chunk):
                         draft.saw_first_token()
-                        call.text.append(text)
+                        call.text.write(text)
                     relayed = relay.feed(chunk)
                     call.usage = relay.usage
                     if relayed is not None:

@@ -18,14 +18,20 @@ def _to_json(record: Any, **_: Any) -> str:
     return orjson.dumps(record, default=str).decode()
 
 
-def set_up_logs(level: str, form: Literal["auto", "json", "console"]) -> None:
-    """Send structlog's events, and those of libraries that use `logging`, down one path."""
+def set_up_logs(level: str, form: Literal["auto", "json", "console"], *, worker: int | None = None) -> None:
+    """Send structlog's events, and those of libraries that use `logging`, down one path.
+
+    Args:
+        worker: this process's number among several; it stands in each line.
+    """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        shared.append(lambda _, __, event: {**event, "worker": worker})
     rendered: list[Processor] = (
         # Never with the values of local variables: they hold prompts and keys.
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import orjson
@@ -102,8 +103,6 @@ class Guide:
             return self._without(guidance, draft, unreadable.label, None)
         except EngineError as error:
             draft.guided = time.perf_counter()
-            if draft.teacher is not None:  # else it was another request's call
-                note_failure(error, draft.id, self._metrics)
             if not error.heard:
                 draft.teacher = None
             return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error)
@@ -138,16 +137,21 @@ class Guide:
             # Until it has answered, nobody knows how much of this it wrote.
             draft.teacher = Call(guidance.teacher, request.messages or (), lost_tokens=guidance.tokens)
 
+        async def ask(grant: Grant) -> OpeningReply:
+            try:
+                return await engine.opening(request, batch=grant.batch_id)
+            except EngineError as error:
+                # Here, since there may be many who hear of it, or nobody any more.
+                note_failure(error, draft.id, self._metrics)
+                raise
+
         draft.asked = time.perf_counter()
-        landing = await self._flights.join(
-            self._batcher.queue(guidance.teacher),
-            ticket,
-            lambda grant: engine.opening(request, batch=grant.batch_id),
-            granted,
-        )
+        landing = await self._flights.join(self._batcher.queue(guidance.teacher), ticket, ask, granted)
         draft.guided = time.perf_counter()
         reply = landing.reply
-        draft.teacher = Call(guidance.teacher, request.messages or (), reply.usage, [reply.text], shared=landing.shared)
+        draft.teacher = Call(
+            guidance.teacher, request.messages or (), reply.usage, StringIO(reply.text), shared=landing.shared
+        )
         return reply
 
     def _opening(

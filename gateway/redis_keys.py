@@ -25,6 +25,7 @@ class TeacherKeys:
     state: str  # hash: counters, rates, times
     cache: str  # hash: work -> guidance
     cache_ends: str  # sorted set: work by when its guidance is forgotten
+    settled: str  # set: ids of the processes that told all they hold since the board began or one came back
 
     def as_list(self) -> list[str]:
         return [getattr(self, part.name) for part in fields(self)]

@@ -43,7 +43,7 @@ from load_tests.figures import (
     over_rounds,
 )
 from load_tests.machine import machine
-from load_tests.systems import GUIDED, OURS, PEER_NAMES, STARTERS, WINDOW_MS, Site, System
+from load_tests.systems import GUIDED, OURS, PEER_NAMES, STARTERS, Site, System
 
 KINDS: tuple[wrk.Kind, ...] = ("json", "stream")
 # Prompts are numbered; no round may begin within the numbers of another.
@@ -53,7 +53,7 @@ Peers = Literal["none", "installed", "all"]
 
 err = Console(stderr=True)
 # A narrower terminal breaks the table's lines; rich would cut its words.
-out = Console(width=max(110, shutil.get_terminal_size().columns))
+out = Console(width=max(130, shutil.get_terminal_size().columns))
 
 
 def main(
@@ -102,7 +102,7 @@ def main(
         out.print(_table(one, levels, wanted, figures, started))
     _legend(wanted, figures, started, absent_peers)
     out.print(f"Medians of {rounds} round(s) of {seconds} s. {machine()}", highlight=False)
-    judged = gates(figures, WINDOW_MS) if needed_by_gates() <= set(figures) else []
+    judged = gates(figures) if needed_by_gates() <= set(figures) else []
     if judged:
         out.print(_gates_table(judged))
     if json_file is not None:
@@ -211,7 +211,7 @@ def _table(
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("system", no_wrap=True)
     table.add_column("at a time", justify="right", no_wrap=True)
-    for name in ("requests/s", "of bare", "p50, ms", "p99, ms", "added p50, ms", "cores", "errors"):
+    for name in ("requests/s", "of bare", "p50, ms", "p99, ms", "added p50, ms", "cores", "per CPU s", "errors"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in wanted:
         for level in levels:
@@ -222,7 +222,7 @@ def _table(
                     table.add_row(name, "", "not run")
                 continue
             seen, system = figures[case], started[name]
-            ratio, added = of_bare(figures, case), added_ms(figures, case, system.window_ms)
+            ratio, added = of_bare(figures, case), added_ms(figures, case)
             table.add_row(
                 name if first else "",
                 str(level),
@@ -232,6 +232,7 @@ def _table(
                 _ms(seen.p99_ms),
                 _ms(added) if added is not None and name != systems.UPSTREAM else "",
                 f"{seen.cores:.2f}" if system.children else "",
+                f"{seen.per_cpu_s:.0f}" if seen.per_cpu_s is not None else "",
                 str(seen.errors),
             )
     return table
@@ -278,7 +279,6 @@ def _record(
         "machine": machine(),
         "rounds": rounds,
         "seconds": seconds,
-        "window_ms": WINDOW_MS,
         "systems": {name: system.note for name, system in started.items()},
         "not_run": absent,
         "figures": [
@@ -287,7 +287,7 @@ def _record(
                     **asdict(case),
                     **asdict(seen),
                     "of_bare": of_bare(figures, case),
-                    "added_p50_ms": added_ms(figures, case, started[case.system].window_ms),
+                    "added_p50_ms": added_ms(figures, case),
                 }
             )
             for case, seen in figures.items()

@@ -31,8 +31,6 @@ OURS = (UPSTREAM, BARE, STUDENT, GUIDED)
 # By the name of the peer's folder in peers/.
 PEER_NAMES = {"litellm": LITELLM, "portkey": PORTKEY, "switchyard": SWITCHYARD, "vllm_router": VLLM_ROUTER}
 
-# The shortest window that the policy takes, so that nothing of what is added is waiting for a batch.
-WINDOW_MS = 0.0
 _START_WITHIN_S = 90.0
 _KEY = "gk-bench"
 _SAID = {"json": "and the rest of it follows here", "stream": "[DONE]"}
@@ -52,7 +50,6 @@ class System:
     note: str
     targets: Mapping[Kind, Target]
     children: tuple[Child, ...] = ()
-    window_ms: float = 0.0
     unguided: Callable[[], int] | None = None
 
     def cpu_s(self) -> float:
@@ -145,7 +142,7 @@ def run_gateway(site: Site) -> GatewayProcess:
     """`gkt-gateway serve` with the configuration in peers/gateway."""
     port, admin = free_ports(2)
     config = site.fill("gateway/config.yaml", port=port, admin=admin)
-    site.fill("gateway/policies/bench.yaml", window_ms=f"{WINDOW_MS:g}")
+    site.fill("gateway/policies/bench.yaml")
     child = site.start("gateway", sys.executable, "-m", "gateway", "serve", "--config", config)
     admin_url = f"http://127.0.0.1:{admin}"
     child.wait_until(lambda: _probed(admin_url), _START_WITHIN_S)
@@ -166,7 +163,6 @@ def start_gateway(site: Site) -> tuple[System, System]:
         "the same process: a teacher's and a student's call for each request",
         _targets(ours.url, ours.url, "guided-json", "guided-stream", ours.headers),
         (ours.child,),
-        WINDOW_MS,
         lambda: _unguided(ours.admin_url),
     )
     _wait_until_it_answers(student, ours.child)

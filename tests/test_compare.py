@@ -29,7 +29,7 @@ def reading(requests: int = 100, p50_ms: float = 1.0, p99_ms: float = 2.0, **err
 
 
 def figures(per_second: float = 100.0, p50_ms: float = 1.0) -> Figures:
-    return Figures(per_second, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0)
+    return Figures(per_second, None, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0)
 
 
 def measured(
@@ -105,7 +105,7 @@ def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
     gone = wrk.run(wrk.Target(f"http://127.0.0.1:{port}/", "chat", {}), "json", concurrency=3, seconds=1, first=0)
     seen = over_rounds([Round(gone, cores=0.0)])
     assert (seen.per_second, seen.broken) == (0.0, 3)
-    judged = gates(measured() | {Case(STUDENT, "json", 1): seen, Case(STUDENT, "json", 32): seen}, window_ms=0.0)
+    judged = gates(measured() | {Case(STUDENT, "json", 1): seen, Case(STUDENT, "json", 32): seen})
     assert [gate.holds for gate in judged if gate.name.startswith(STUDENT)] == [False, False]
     assert compare._finite({"p50_ms": seen.p50_ms, "per_second": seen.per_second})["p50_ms"] is None
 
@@ -121,14 +121,20 @@ def test_a_case_is_the_median_of_its_rounds_and_the_sum_of_its_errors() -> None:
     assert (seen.refused, seen.broken, seen.unguided, seen.errors) == (20, 1, 4, 25)
 
 
+def test_requests_for_a_cpu_second_are_those_of_the_systems_own_processes() -> None:
+    rounds = [Round(reading(100), cores=0.5), Round(reading(300), cores=1.0), Round(reading(500), cores=1.0)]
+    assert over_rounds(rounds).per_cpu_s == 150.0
+    assert over_rounds([Round(reading(100), cores=0.0)]).per_cpu_s is None
+
+
 def test_refused_requests_are_not_counted_as_answered() -> None:
     assert over_rounds([Round(reading(100, refused=40), cores=0.1)]).per_second == 30.0
 
 
-def test_added_latency_is_what_stands_above_the_upstream_and_beside_the_window() -> None:
+def test_added_latency_is_what_stands_above_the_upstream() -> None:
     seen = {Case(UPSTREAM, "json", 1): figures(p50_ms=0.5), Case(GUIDED, "json", 1): figures(p50_ms=13.0)}
-    assert added_ms(seen, Case(GUIDED, "json", 1), 10.0) == 2.5
-    assert added_ms({Case(GUIDED, "json", 1): figures()}, Case(GUIDED, "json", 1), 10.0) is None
+    assert added_ms(seen, Case(GUIDED, "json", 1)) == 12.5
+    assert added_ms({Case(GUIDED, "json", 1): figures()}, Case(GUIDED, "json", 1)) is None
 
 
 def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency() -> None:
@@ -154,19 +160,13 @@ def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency(
     ],
 )
 def test_a_gate_fails_beyond_its_limit_and_only_there(worse: dict[str, float], failing: list[str]) -> None:
-    judged = gates(measured(**worse), window_ms=0.0)
+    judged = gates(measured(**worse))
     assert len(judged) == 4
     assert [gate.name.partition(":")[0] for gate in judged if not gate.holds] == failing
 
 
-def test_the_window_is_not_held_against_the_guided_gate() -> None:
-    seen = measured(guided_ms=12.0)
-    assert not all(gate.holds for gate in gates(seen, window_ms=0.0))
-    assert all(gate.holds for gate in gates(seen, window_ms=10.0))
-
-
 def test_a_gate_can_hold_and_miss_its_goal() -> None:
-    (student, guided, *_) = gates(measured(student=400, guided=250), window_ms=0.0)
+    (student, guided, *_) = gates(measured(student=400, guided=250))
     assert (student.holds, student.reaches_goal) == (True, False)
     assert (guided.holds, guided.reaches_goal) == (True, True)
 
@@ -176,7 +176,7 @@ def test_gates_are_not_told_without_the_figures_that_they_need(lacking: Case) ->
     seen = measured()
     del seen[lacking]
     with pytest.raises(KeyError):
-        gates(seen, window_ms=0.0)
+        gates(seen)
 
 
 @pytest.mark.parametrize("text", ["", "a", "0", "1,,32", "1,5000"])

@@ -206,8 +206,7 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         (model(batch="{low_water: -1}"), "1: models[0].batch.low_water: must be at least 0"),
         (
             model(batch="{max_queue: 31}"),
-            "1: models[0].batch.max_queue: must be at least batch.max_size, which is 32: or no batch of one tenant "
-            "could fill",
+            "1: models[0].batch.max_queue: must be at least batch.max_size, which is 32: or no batch of one tenant",
         ),
         (
             model(batch="{max_size: 1001}"),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 from redis.exceptions import RedisError
 
 from gateway.batching.board import Board
+from gateway.batching.membership import Membership
 from gateway.batching.redis_board import RedisBoard, hear_wakeups
-from gateway.batching.ticket import Broken, Decision, News, Refused, Shared
+from gateway.batching.ticket import Broken, Decision, Grant, News, Refused, Shared
 from gateway.batching.turn import Turn
 from gateway.batching.view import BoardView, own_view
 from gateway.batching.window import SECOND
@@ -37,6 +40,8 @@ _HEARTBEATS_A_LEASE = 4
 _REST_S = 0.25
 # An exchange that Redis refuses, though it answers otherwise, is tried again after this.
 _REST_AFTER_FAILURE_S = 1.0
+# A wake-up is under way for no longer.
+_WAKEUP_S = 0.25
 
 OnFailure = Literal["degrade", "reject"]
 
@@ -74,14 +79,13 @@ class TeacherQueue:
         self._owed: list[str] = []  # gone while Redis was away, and it may still count them
         self._news = asyncio.Event()
         self._unsure = False  # the board may have forgotten, or said something unheard
-        self._returning = False  # the same, and the other processes may not have told it yet what they hold
+        self._returning = False  # decided alone, and has not told the fleet yet
         self._tell_all_at = 0.0
         self._alone: Board | None = None  # the board in use while Redis is away
-        self._alone_since = 0.0
         self._ask_fleet_at = 0.0
-        self._left_by_others = 0  # permits that others had left when Redis went away
-        self._seen = Decision()
         self._exchanging = asyncio.Lock()
+        self._trusts_wakeups_at = 0.0
+        self._membership = Membership()
         self._leaving = False
 
     def turn(self, ticket: Ticket) -> Turn:
@@ -143,9 +147,16 @@ class TeacherQueue:
                 if isinstance(outcome, Refused):
                     self._metrics.tickets.labels(self._teacher, "refused").inc()
 
+    def hear(self, outcomes: Mapping[str, Outcome]) -> None:
+        """What a wake-up says. Of a permit given while this process was alone the board may think otherwise by now."""
+        if _now() < self._trusts_wakeups_at:
+            outcomes = {ticket_id: one for ticket_id, one in outcomes.items() if not isinstance(one, Grant)}
+            self.recheck()
+        self.deliver(outcomes)
+
     def recheck(self) -> None:
         """Wake-ups may have been lost, or Redis begun anew: tell it everything, and ask what became of it."""
-        self._returning = self._unsure = True
+        self._unsure = True
         self._news.set()
 
     async def look(self) -> QueueView:
@@ -157,16 +168,20 @@ class TeacherQueue:
                 return await self._board_view.look(limits)
             except (RedisError, OSError) as error:
                 why = f"Redis did not tell: {type(error).__name__}"
-        cap = limits.max_in_flight if self._alone is None else self._share(limits)
+        cap = (
+            limits.max_in_flight
+            if self._alone is None
+            else self._membership.share(limits.max_in_flight, limits.lease_s, _now())
+        )
         return own_view(self._turns.values(), self._owner, cap, _now(), why)
 
     async def leave_fleet(self) -> None:
         """Tell the board that this process stops, so that nobody waits for its lease to lapse."""
         self._leaving = True
         async with self._exchanging:  # one that comes after it would bring the process back
-            if self._alone is None:
-                with suppress(RedisError, OSError):
-                    await self._board.exchange(News(leaving=True), self._limits())
+            # Also while Redis seems away: it may yet hear of tickets that were told before.
+            with suppress(RedisError, OSError):
+                await self._board.exchange(News(leaving=True), self._limits())
 
     async def run(self) -> None:
         """Exchange news for decisions, for ever. Whatever fails, the loop lives on: every later request needs it."""
@@ -210,7 +225,7 @@ class TeacherQueue:
             self._returning = self._unsure = True
         news = self._take_news(limits, of_fleet=True)
         try:
-            self._seen = await self._board.exchange(news, limits)
+            decision = await self._board.exchange(news, limits)
         except Exception as error:
             self._redis.failed(error)
             self._ask_fleet_at = _now() + _REST_AFTER_FAILURE_S
@@ -218,55 +233,52 @@ class TeacherQueue:
                 log.exception("exchange_broke", teacher=self._teacher)
             self._gone[:0], self._finished[:0] = news.gone, news.finished
             if alone is None:
-                self._go_alone(limits, type(error).__name__)
+                self._go_alone(type(error).__name__)
             else:
                 self._gone += of_own_board
                 self._stay_alone(alone)
             return None
         if alone is not None:
             log.info("fleet_rejoined", teacher=self._teacher)
-        return self._seen
+        if news.returning:
+            self._trusts_wakeups_at = _now() + _WAKEUP_S
+        self._membership.saw(decision.fleet, decision.in_flight, limits.lease_s, _now())
+        return decision
 
     def _ask_own(self, limits: Limits) -> Decision:
         """A decision over this process's tickets alone."""
         if self._alone is None:
-            self._go_alone(limits, "breaker")
+            self._go_alone("breaker")
         assert self._alone is not None
         if self._on_failure == "reject":
             for turn in self._turns.values():
                 turn.refuse_without_store()
             self._arrived, self._gone, self._finished = {}, [], []
             return Decision()
-        own = limits.of_cap(self._share(limits))
-        decision, _ = self._alone.exchange(
-            self._owner, self._take_news(limits, of_fleet=False), own, round(_now() * SECOND)
-        )
+        own = limits.of_cap(self._membership.share(limits.max_in_flight, limits.lease_s, _now()))
+        news = replace(self._take_news(limits, of_fleet=False), fleet=1)
+        decision, _ = self._alone.exchange(self._owner, news, own, round(_now() * SECOND))
         return decision
 
-    def _go_alone(self, limits: Limits, why: str) -> None:
-        self._alone_since = _now()
-        own = sum(turn.holds_permit for turn in self._turns.values())
-        self._left_by_others = max(own, limits.max_in_flight - max(0, self._seen.in_flight - own))
+    def _go_alone(self, why: str) -> None:
+        self._trusts_wakeups_at = math.inf
+        self._membership.go_alone(sum(turn.holds_permit for turn in self._turns.values()), _now())
         # Batches of processes that are alone must not share an id.
         self._stay_alone(Board(f"local-{secrets.token_hex(4)}-"))
-        log.warning("fleet_left", teacher=self._teacher, why=why, processes=self._seen.fleet, then=self._on_failure)
+        log.warning(
+            "fleet_left", teacher=self._teacher, why=why, processes=self._membership.fleet, then=self._on_failure
+        )
 
     def _stay_alone(self, board: Board) -> None:
         self._alone, self._unsure = board, True
         self._owed += [*self._gone, *(ticket_id for ticket_id, _ in self._finished)]
 
-    def _share(self, limits: Limits) -> int:
-        """This process's share of the cap; at first no more of it than the calls of the others leave free."""
-        share = max(1, limits.max_in_flight // max(1, self._seen.fleet))
-        if _now() < self._alone_since + limits.lease_s:
-            share = max(1, min(share, self._left_by_others))
-        return share
-
     def _take_news(self, limits: Limits, *, of_fleet: bool) -> News:
         now = _now()
         arrived = [turn for name, turn in self._arrived.items() if name in self._turns and not turn.waiting.done()]
         held: list[Turn] = []
-        if self._unsure or now >= self._tell_all_at:
+        everything = self._unsure or now >= self._tell_all_at
+        if everything:
             arrived = [turn for turn in self._turns.values() if not turn.waiting.done()]
             held = [turn for turn in self._turns.values() if turn.holds_permit]
             self._tell_all_at = now + min(_HEARTBEAT_S, limits.lease_s / _HEARTBEATS_A_LEASE)
@@ -277,7 +289,9 @@ class TeacherQueue:
             gone=self._gone,
             finished=self._finished,
             held=[turn.left(now) for turn in held],
-            returning=self._seen.fleet if self._returning and self._seen.fleet > 1 else 0,
+            everything=everything,
+            fleet=self._membership.fleet,
+            returning=self._returning,
         )
         self._arrived, self._gone, self._finished = {}, [], []
         self._unsure = self._returning = False
@@ -357,7 +371,7 @@ class Batcher:
     def start(self, tasks: Tasks) -> None:
         for teacher, queue in self._queues.items():
             tasks.keep(f"batches:{teacher}", queue.run())
-        tasks.keep("wakeups", hear_wakeups(self._listening, self._channel, self._told, self._resubscribed))
+        tasks.keep("wakeups", hear_wakeups(self._listening, self._channel, self._told, self._missed))
 
     async def stop(self) -> None:
         """Leave the fleet. Only when no request waits any more."""
@@ -366,8 +380,8 @@ class Batcher:
 
     def _told(self, teacher: str, outcomes: Mapping[str, Outcome]) -> None:
         if teacher in self._queues:
-            self._queues[teacher].deliver(outcomes)
+            self._queues[teacher].hear(outcomes)
 
-    def _resubscribed(self) -> None:
+    def _missed(self) -> None:
         for queue in self._queues.values():
             queue.recheck()

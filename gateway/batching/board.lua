@@ -3,8 +3,9 @@
 -- TIME; no process clock is trusted. To run it twice with the same news does no harm: a reply can be lost, and then the
 -- news is told again.
 --
--- KEYS  queue, tickets, ends, permits, flights, followers, passes, owners, state, cache, cache_ends  (TeacherKeys)
--- ARGV  owner, channel prefix, teacher, fleet before an outage or 0, 1 if leaving,
+-- KEYS  queue, tickets, ends, permits, flights, followers, passes, owners, state, cache, cache_ends, settled
+--       (TeacherKeys)
+-- ARGV  owner, channel prefix, teacher, 1 if everything that is held is told, fleet, 1 if returning, 1 if leaving,
 --       max_in_flight, max_size, max_prompt_tokens, low_water, max_queue, max_cache_bytes, lease,
 --       count of gone, ids; count of finished, then per ticket: id, guidance;
 --       count of held, then of arrived, per ticket: id, tenant, stride, prompt_tokens, max_wait, deadline, cache_ttl, work
@@ -13,20 +14,22 @@
 --       G batch size | S guidance - | C guidance - | R retry_after - | X - -
 
 local queue, tickets, ends, permits, flights, followers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local passes, owners, state, cache, cache_ends = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local passes, owners, state, cache, cache_ends, settled = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local owner, channel, teacher = ARGV[1], ARGV[2], ARGV[3]
-local returning, leaving = tonumber(ARGV[4]), ARGV[5] == '1'
-local max_in_flight, max_size, max_tokens = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local low_water, max_queue, max_bytes, lease = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local everything, fleet, returning, leaving = ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == '1'
+local max_in_flight, max_size, max_tokens = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local low_water, max_queue = tonumber(ARGV[11]), tonumber(ARGV[12])
+local max_bytes, lease = tonumber(ARGV[13]), tonumber(ARGV[14])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
 local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
 local longest_hold, retry_blind, cache_overhead, keep_keys_s = 1000000, 10000000, 100, 86400
 
+local cap = 0 -- how many permits may be out
 local told, wake, opened, reclaimed, broken = {}, {}, {}, 0, 0
 
-local at = 12
+local at = 14
 local function argument()
   at = at + 1
   return ARGV[at]
@@ -37,7 +40,7 @@ local function whole(number)
 end
 
 -- The state: numbers by name, read once and written once.
-local names = { 'seq', 'pass', 'batches', 'room_since', 'last', 'settle_from', 'settle_until', 'settle_fleet',
+local names = { 'seq', 'pass', 'batches', 'room_since', 'last', 'settle_until', 'settle_fleet',
                 'cache_bytes', 'a_start', 'a_before', 'a_current', 'g_start', 'g_before', 'g_current' }
 local s = {}
 for place, value in ipairs(redis.call('HMGET', state, unpack(names))) do
@@ -250,7 +253,14 @@ local function arrive(t)
     tell(t, 'X', '-', '-')
     return
   elseif known then
-    if known.letter == 'G' then
+    if known.letter == 'G' and returning and redis.call('SCARD', permits) > cap then
+      -- It never heard of this permit, and has granted others meanwhile.
+      detach(known)
+      known.letter, known.more = 'W', ''
+      write(known)
+      redis.call('ZADD', ends, whole(now + t.deadline), t.id)
+      enqueue(known)
+    elseif known.letter == 'G' then
       local batch, size = string.match(known.more, '^(.+)|(%d+)$')
       tell(known, 'G', batch, size)
     elseif known.letter == 'S' then
@@ -310,13 +320,20 @@ if gap < 0 or gap > jump then
     end
   end
   if s.room_since ~= 0 then s.room_since = s.room_since + gap end
-  s.settle_from, s.settle_until = s.settle_from + gap, s.settle_until + gap
+  s.settle_until = s.settle_until + gap
 end
 
-if returning > 0 then
-  if now >= s.settle_until then s.settle_from, s.settle_until, s.settle_fleet = now, now + settle, 1 end
-  s.settle_fleet = math.max(s.settle_fleet, returning)
+-- A board that begins, and one to which a process returns, does not know of all calls in flight.
+if (before == 0 or returning) and now >= s.settle_until then
+  s.settle_until, s.settle_fleet = now + settle, 0
+  redis.call('DEL', settled)
 end
+if now < s.settle_until then
+  s.settle_fleet = math.max(s.settle_fleet, fleet)
+  if everything then redis.call('SADD', settled, owner) end
+  if redis.call('SCARD', settled) >= s.settle_fleet then s.settle_until = now end
+end
+if now >= s.settle_until then cap = max_in_flight end
 
 for _ = 1, tonumber(argument()) do remove(argument()) end
 for _ = 1, tonumber(argument()) do
@@ -346,12 +363,6 @@ end
 count('a', 0)
 count('g', 0)
 for _ = 1, tonumber(argument()) do arrive(ticket_argument()) end
-
-local cap = max_in_flight
-if now < s.settle_until then
-  local back = redis.call('ZCOUNT', owners, whole(s.settle_from), '+inf')
-  cap = math.min(cap, math.max(1, math.floor(max_in_flight / s.settle_fleet)) * back)
-end
 
 -- Fair order. Tenants are taken up as their turn comes, those of equal passes by name; one that had its turn stands
 -- behind its equals.
@@ -454,6 +465,7 @@ while true do
   next_look = -1
   if cap - in_flight <= 0 then
     s.room_since = 0
+    if now < s.settle_until then next_look = s.settle_until - now end
     break
   end
   if s.room_since <= 0 or s.room_since > now then s.room_since = now end

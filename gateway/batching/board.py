@@ -33,7 +33,7 @@ GRACE = 2 * SECOND
 # Every process is heard of each second. Time beyond this between two exchanges did not pass: the clock was set, or the
 # board stood still.
 JUMP = 2 * SECOND
-# After an outage the processes come back one by one; so long each of them brings its share of the cap.
+# After an outage the processes come back one by one. Until each has told what it holds, or so long, nothing is granted.
 SETTLE = 2 * SECOND
 # When nothing was granted lately, there is no rate to compute from.
 _RETRY_BLIND = 10 * SECOND
@@ -86,6 +86,8 @@ class _Exchange:
     owner: str
     limits: Limits
     now: int
+    returning: bool
+    cap: int = 0  # how many permits may be out
     outcomes: dict[str, dict[str, Outcome]] = field(default_factory=dict)  # by owner, by ticket
     opened: list[int] = field(default_factory=list)
     reclaimed: int = 0
@@ -114,17 +116,18 @@ class Board:
         self._arrivals, self._grants = Rate(), Rate()
         self._seq = self._batches = self._room_since = 0
         self._last: int | None = None
-        self._settle_from = self._settle_until = 0
-        self._settle_fleet = 1
+        self._settle_until = self._settle_fleet = 0
+        self._settled: set[str] = set()  # the processes that have told everything since
 
     def exchange(
         self, owner: str, news: News, limits: Limits, now: int
     ) -> tuple[Decision, dict[str, dict[str, Outcome]]]:
         """Take the news in and decide: what follows for `owner`, and the outcomes of other processes' tickets."""
-        here = _Exchange(owner, limits, now)
+        here = _Exchange(owner, limits, now, news.returning)
+        begins = self._last is None
         self._mend_time(now)
-        if news.returning:
-            self._settle(news.returning, now)
+        self._settle(here, news, begins=begins)
+        here.cap = limits.max_in_flight if now >= self._settle_until else 0
         for ticket_id in news.gone:
             self._remove(ticket_id, here)
         for ticket_id, guidance in news.finished:
@@ -139,8 +142,7 @@ class Board:
         self._grants.count(0, now)
         for ticket in news.arrived:
             self._arrive(ticket, here)
-        cap = self._cap(limits, now)
-        window, due = self._open_batches(here, cap)
+        window, due = self._open_batches(here)
         decision = Decision(
             here.outcomes.pop(owner, {}),
             None if due is None else (due - now) / SECOND,
@@ -161,20 +163,19 @@ class Board:
             for entry in self._entries.values():
                 entry.end += gap
             self._room_since += gap if self._room_since else 0
-            self._settle_from += gap
             self._settle_until += gap
 
-    def _settle(self, fleet: int, now: int) -> None:
-        if now >= self._settle_until:
-            self._settle_from, self._settle_until, self._settle_fleet = now, now + SETTLE, 1
-        self._settle_fleet = max(self._settle_fleet, fleet)
-
-    def _cap(self, limits: Limits, now: int) -> int:
-        """How many permits may be out now."""
-        if now >= self._settle_until:
-            return limits.max_in_flight
-        back = sum(heard >= self._settle_from for heard in self._owners.values())
-        return min(limits.max_in_flight, max(1, limits.max_in_flight // self._settle_fleet) * back)
+    def _settle(self, here: _Exchange, news: News, *, begins: bool) -> None:
+        """A board that begins, and one to which a process returns, does not know of all calls in flight."""
+        if (begins or news.returning) and here.now >= self._settle_until:
+            self._settle_until, self._settle_fleet = here.now + SETTLE, 0
+            self._settled.clear()
+        if here.now < self._settle_until:
+            self._settle_fleet = max(self._settle_fleet, news.fleet)
+            if news.everything:
+                self._settled.add(here.owner)
+            if len(self._settled) >= self._settle_fleet:
+                self._settle_until = here.now
 
     def _hear_of(self, here: _Exchange, *, leaving: bool) -> None:
         self._owners[here.owner] = here.now
@@ -194,7 +195,12 @@ class Board:
         known = self._entries.get(ticket.id)
         end = here.now + round(ticket.deadline_s * SECOND)
         if known is not None:
-            if known.outcome is not None:
+            if known.state == "granted" and here.returning and len(self._permits) > here.cap:
+                # It never heard of this permit, and has granted others meanwhile.
+                self._detach(known)
+                known.state, known.outcome, known.end = "waiting", None, end
+                self._enqueue(known)
+            elif known.outcome is not None:
                 here.tell(known, known.outcome)
             else:
                 known.end = end
@@ -309,15 +315,20 @@ class Board:
         if entry.state == "waiting":
             self._queues[entry.tenant].remove((entry.seq, entry.id))
         elif entry.state == "following":
-            self._followers[entry.work].remove((entry.seq, entry.id))
+            self._unfollow(entry)
+
+    def _unfollow(self, entry: _Entry) -> None:
+        followers = self._followers[entry.work]
+        followers.remove((entry.seq, entry.id))
+        if not followers:
+            del self._followers[entry.work]
 
     def _promote(self, work: str, here: _Exchange) -> None:
         """The oldest follower that is still wanted leads, at the place in the queue that its arrival gives it."""
-        followers = self._followers.get(work, [])
-        for place, (_, ticket_id) in enumerate(followers):
+        for _, ticket_id in self._followers.get(work, ()):
             entry = self._entries[ticket_id]
             if entry.end > here.now:
-                del followers[place]
+                self._unfollow(entry)
                 entry.state = "waiting"
                 self._flights[work] = ticket_id
                 self._enqueue(entry)
@@ -326,7 +337,7 @@ class Board:
     def _waiting(self) -> int:
         return sum(map(len, self._queues.values()))
 
-    def _open_batches(self, here: _Exchange, cap: int) -> tuple[int | None, int | None]:
+    def _open_batches(self, here: _Exchange) -> tuple[int | None, int | None]:
         """Open every batch that can open; the window in use, and when the rule must be asked again."""
         limits, now = here.limits, here.now
         size = min(limits.max_size, limits.max_in_flight)
@@ -334,14 +345,14 @@ class Board:
         head: deque[_Candidate] = deque()
         window = due = None
         while True:
-            teacher = Teacher(len(self._permits), cap, self._room_since)
+            teacher = Teacher(len(self._permits), here.cap, self._room_since)
             if teacher.room <= 0:
                 self._room_since = 0
-                due = None
+                due = self._settle_until if now < self._settle_until else None
                 break
             if not 0 < self._room_since <= now:
                 self._room_since = now
-                teacher = Teacher(teacher.in_flight, cap, now)
+                teacher = Teacher(teacher.in_flight, here.cap, now)
             head.extend(islice(in_order, size - len(head)))
             if not head:
                 due = None

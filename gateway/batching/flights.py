@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.batching.ticket import Shared
 from gateway.engines.base import OpeningReply, Usage
-from gateway.errors import GatewayError, TicketUnreadable
+from gateway.errors import GatewayError, QueueFull, TicketUnreadable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,11 +46,12 @@ class _Seat:
 class _Flight:
     """One ticket and, when its turn comes, one call, for all who sit in it."""
 
-    __slots__ = ("_ask", "_turn", "seats", "task")
+    __slots__ = ("_ask", "_turn", "seats", "task", "tenant")
 
     def __init__(self, turn: Turn, ask: Callable[[Grant], Awaitable[OpeningReply]]) -> None:
         self._turn = turn
         self._ask = ask
+        self.tenant = turn.ticket.tenant
         self.seats: list[_Seat] = []
         self.task: asyncio.Task[Landing | Exception]
 
@@ -96,26 +97,35 @@ class Flights:
 
         Raises what `TeacherQueue.turn` and `ask` raise.
         """
-        flight = self._flights.get(ticket.work)
-        if flight is None:
-            flight = _Flight(queue.turn(ticket), ask)
-            self._flights[ticket.work] = flight
-            flight.task = self._tasks.spawn("flight", flight.fly())
-            flight.task.add_done_callback(lambda _: self._land(ticket.work, flight))
-        else:
-            flight.wait_until(asyncio.get_running_loop().time() + ticket.deadline_s)
-        seat = _Seat(granted)
-        flight.seats.append(seat)
-        try:
-            landed = await asyncio.shield(flight.task)
-        finally:
-            flight.seats.remove(seat)
-            if not flight.seats:
-                self._land(ticket.work, flight)
-                flight.task.cancel()
-        if isinstance(landed, Exception):
-            raise landed
-        return landed if seat.pays or landed.shared else Landing(landed.reply, "flight")
+        while True:
+            flight = self._flights.get(ticket.work)
+            if flight is None:
+                flight = self._take_off(queue, ticket, ask)
+            else:
+                flight.wait_until(asyncio.get_running_loop().time() + ticket.deadline_s)
+            seat = _Seat(granted)
+            flight.seats.append(seat)
+            try:
+                landed = await asyncio.shield(flight.task)
+            finally:
+                flight.seats.remove(seat)
+                if not flight.seats:
+                    self._land(ticket.work, flight)
+                    flight.task.cancel()
+            if isinstance(landed, QueueFull) and flight.tenant != ticket.tenant:
+                continue  # it is another tenant's queue that is full
+            if isinstance(landed, Exception):
+                raise landed
+            return landed if seat.pays or landed.shared else Landing(landed.reply, "flight")
+
+    def _take_off(
+        self, queue: TeacherQueue, ticket: Ticket, ask: Callable[[Grant], Awaitable[OpeningReply]]
+    ) -> _Flight:
+        flight = _Flight(queue.turn(ticket), ask)
+        self._flights[ticket.work] = flight
+        flight.task = self._tasks.spawn("flight", flight.fly())
+        flight.task.add_done_callback(lambda _: self._land(ticket.work, flight))
+        return flight
 
     def _land(self, work: str, flight: _Flight) -> None:
         """From now on the same work starts a new flight."""

@@ -49,7 +49,9 @@ class RedisBoard:
             self._owner,
             self._channel_prefix,
             self._teacher,
-            news.returning,
+            int(news.everything),
+            news.fleet,
+            int(news.returning),
             int(news.leaving),
             limits.max_in_flight,
             limits.max_size,
@@ -124,12 +126,12 @@ async def hear_wakeups(
     redis: Redis,
     channel: str,
     told: Callable[[str, Mapping[str, Outcome]], None],
-    resubscribed: Callable[[], None],
+    missed: Callable[[], None],
 ) -> None:
     """Listen for ever: call `told(teacher, outcomes)` for each wake-up.
 
-    `resubscribed` is called after each (re)connection, and after a message that cannot be read: what was sent may have
-    been lost. Nothing ends the loop but cancellation.
+    `missed` is called after each (re)connection, and after a message that cannot be read: what was sent may have been
+    lost. Nothing ends the loop but cancellation.
     """
     while True:
         try:
@@ -137,9 +139,9 @@ async def hear_wakeups(
                 await pubsub.subscribe(channel)
                 async for message in pubsub.listen():
                     if message["type"] == "subscribe":
-                        resubscribed()
+                        missed()
                     elif message["type"] == "message":
-                        _hear(message["data"], told, resubscribed)
+                        _hear(message["data"], told, missed)
         except (RedisError, OSError) as error:
             log.warning("wakeups_lost", error=type(error).__name__, retry_in_s=_RECONNECT_S)
         except Exception:
@@ -147,12 +149,12 @@ async def hear_wakeups(
         await asyncio.sleep(_RECONNECT_S)
 
 
-def _hear(data: bytes, told: Callable[[str, Mapping[str, Outcome]], None], resubscribed: Callable[[], None]) -> None:
+def _hear(data: bytes, told: Callable[[str, Mapping[str, Outcome]], None], missed: Callable[[], None]) -> None:
     try:
         teacher, outcomes = _read_wakeup(data)
     except ValueError:
         log.warning("wakeup_unreadable", size=len(data))
-        resubscribed()
+        missed()
     else:
         told(teacher, outcomes)
 

@@ -99,7 +99,9 @@ class News:
         gone: ids of tickets withdrawn and of permits returned.
         finished: guidance that was fetched, by ticket id; the permit goes back with it.
         held: tickets whose permit is in use, whoever granted it, so that it is counted.
-        returning: after Redis was away: how many processes the fleet had; else 0.
+        everything: `held` is all that this process holds.
+        fleet: how many processes the fleet had, as this one remembers it; 0: it has not heard of it yet.
+        returning: the process decided alone until now.
         leaving: the process stops; nothing of it is left behind.
     """
 
@@ -107,7 +109,9 @@ class News:
     gone: Sequence[str] = ()
     finished: Sequence[tuple[str, str]] = ()
     held: Sequence[Ticket] = ()
-    returning: int = 0
+    everything: bool = False
+    fleet: int = 0
+    returning: bool = False
     leaving: bool = False
 
 

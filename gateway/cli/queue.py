@@ -86,7 +86,8 @@ class _Source:
             async with session.get(f"{self.url}/queue") as reply:
                 status, body = reply.status, await reply.read()
         except aiohttp.ClientConnectorError as error:
-            why = (error.os_error.strerror or str(error.os_error)).lower()
+            refused = isinstance(error.os_error, ConnectionRefusedError)
+            why = "connection refused" if refused else (error.os_error.strerror or str(error.os_error)).lower()
             raise StartupError(
                 f"Nobody listens at {self.url} ({why}). The address comes from {self._said_by}. Is the gateway "
                 "running? Its log line 'listening' tells its admin address; name it with --url http://HOST:PORT."

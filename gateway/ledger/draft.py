@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from decimal import Decimal
+from io import StringIO
 from typing import TYPE_CHECKING
 
 from gateway.ledger.estimate import count_messages, count_text
@@ -27,7 +28,7 @@ class Call:
     model: str
     messages: Sequence[Json]
     usage: Usage | None = None
-    text: list[str] = field(default_factory=list)  # what came back, for when nobody counted it
+    text: StringIO = field(default_factory=StringIO)  # what came back, for when nobody counted it
     lost_tokens: int = 0  # an upper bound on tokens written that never reached us
     shared: str = ""  # "flight" or "cache": what another request's call fetched, and paid for
     unbounded: bool = False  # tokens may have been written that never reached us, and nothing bounds them
@@ -192,7 +193,7 @@ def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[st
     else:
         encoding = encodings[call.model]
         read, cached, estimated = count_messages(encoding, call.messages), 0, True
-        written = count_text(encoding, "".join(call.text)) + call.lost_tokens
+        written = count_text(encoding, call.text.getvalue()) + call.lost_tokens
     cost = Decimal(0) if call.shared else cost_usd(prices[call.model], read, written, cached)
     return EngineShare(
         call.model, read, written, quantized(cost), min(cached, read), estimated, call.unbounded, call.shared

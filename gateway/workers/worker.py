@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
-import structlog
 import uvloop
 
 from gateway.app import serve
@@ -34,10 +33,9 @@ def main(config: Path, number: int) -> int:
     # Whatever else is printed in this process belongs in the log.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as supervisor:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        structlog.contextvars.bind_contextvars(worker=number)
         try:
             settings, book = load_all(config)
-            set_up_logs(settings.log.level, settings.log.format)
+            set_up_logs(settings.log.level, settings.log.format, worker=number)
             uvloop.run(_work(settings, book, number, supervisor))
         except StartupError as error:
             _say(supervisor, FirstWord(error=error.message))

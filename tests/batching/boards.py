@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gateway.batching.board import Board
 from gateway.batching.redis_board import SCRIPT, RedisBoard, _read_wakeup
 from gateway.batching.window import SECOND
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from redis.asyncio import Redis
 
     from gateway.batching.ticket import Decision, Limits, News, Outcome
     from gateway.redis_keys import RedisKeys
 
+_T = TypeVar("_T")
 Woken = dict[str, dict[str, "Outcome"]]
 
 
@@ -22,6 +26,14 @@ class AnyBoard(Protocol):
     """What the fleet does on a board at a moment, in microseconds."""
 
     async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]: ...
+
+    async def clear(self) -> None:
+        """Forget everything."""
+        ...
+
+    async def left(self) -> dict[str, int]:
+        """What it still keeps of tickets, by kind, where that is not nothing."""
+        ...
 
 
 class MemoryBoard:
@@ -32,6 +44,20 @@ class MemoryBoard:
 
     async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]:
         return self.board.exchange(owner, news, limits, now)
+
+    async def clear(self) -> None:
+        self.board = Board()
+
+    async def left(self) -> dict[str, int]:
+        board = self.board
+        kept = {
+            "tickets": len(board._entries),
+            "permits": len(board._permits),
+            "queues": sum(map(len, board._queues.values())),
+            "flights": len(board._flights),
+            "followers": len(board._followers),
+        }
+        return {kind: many for kind, many in kept.items() if many}
 
 
 class ScriptBoard:
@@ -66,3 +92,34 @@ class ScriptBoard:
     async def clear(self) -> None:
         names = [*self._keys.teacher("big").as_list(), self._clock, self._woken]
         await self._redis.delete(*names)
+
+    async def left(self) -> dict[str, int]:
+        names = self._keys.teacher("big")
+        kept = {
+            "tickets": await self._redis.hlen(names.tickets) + await self._redis.zcard(names.ends),
+            "permits": await self._redis.scard(names.permits),
+            "queues": await self._redis.zcard(names.queue),
+            "flights": await self._redis.hlen(names.flights),
+            "followers": await self._redis.zcard(names.followers),
+        }
+        return {kind: many for kind, many in kept.items() if many}
+
+
+class BlockingBoard:
+    """A board on a loop of its own, where time is real. Who asks it stands still meanwhile."""
+
+    def __init__(self, board: AnyBoard, loop: asyncio.AbstractEventLoop) -> None:
+        self._board = board
+        self._loop = loop
+
+    async def exchange(self, owner: str, news: News, limits: Limits, now: int) -> tuple[Decision, Woken]:
+        return self._wait(self._board.exchange(owner, news, limits, now))
+
+    async def clear(self) -> None:
+        self._wait(self._board.clear())
+
+    async def left(self) -> dict[str, int]:
+        return self._wait(self._board.left())
+
+    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)

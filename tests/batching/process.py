@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.batching.batcher import Batcher, OnFailure, TeacherQueue
 from gateway.batching.ticket import Grant, Limits, Ticket
@@ -26,8 +26,8 @@ LONG_S = 600.0
 _names = itertools.count()
 
 
-def ticket(*, wait_s: float = 0.0, deadline_s: float = LONG_S) -> Ticket:
-    return Ticket(f"ticket-{next(_names)}", "acme", 10, wait_s, deadline_s)
+def ticket(*, wait_s: float = 0.0, deadline_s: float = LONG_S, **more: Any) -> Ticket:
+    return Ticket(f"ticket-{next(_names)}", "acme", 10, wait_s, deadline_s, **more)
 
 
 class Meter:

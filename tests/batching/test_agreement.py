@@ -60,7 +60,9 @@ class Step:
     gone: list[int]
     finished: list[tuple[int, str]]
     held: list[tuple[int, Ticket]]
-    returning: int
+    everything: bool
+    fleet: int
+    returning: bool
     leaving: bool
 
 
@@ -75,7 +77,9 @@ steps = st.lists(
         gone=st.lists(number, max_size=3),
         finished=st.lists(st.tuples(number, st.sampled_from(["text", 'a|b {"c"} é', ""])), max_size=2),
         held=st.lists(st.tuples(number, tickets), max_size=1),
-        returning=st.sampled_from([0] * 9 + [2, 3]),
+        everything=st.booleans(),
+        fleet=st.sampled_from([0, 1, 1, 2, 2, 3]),
+        returning=st.sampled_from([False] * 9 + [True]),
         leaving=st.sampled_from([False] * 19 + [True]),
     ),
     min_size=2,
@@ -105,6 +109,8 @@ class Script:
             gone=gone,
             finished=finished,
             held=[replace(ticket, id=name) for name, ticket in held.items()],
+            everything=step.everything,
+            fleet=step.fleet,
             returning=step.returning,
             leaving=step.leaving,
         )

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,7 @@ from structlog.testing import capture_logs
 from gateway.batching import batcher
 from gateway.batching.redis_board import RedisBoard
 from gateway.batching.ticket import Decision, Grant, Limits, News, Ticket
-from gateway.errors import StoreUnavailable
+from gateway.errors import QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
 from tests.batching.process import LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
 
@@ -66,7 +67,7 @@ async def test_the_cap_over_two_processes_is_reached_and_never_passed(
     async with process(redis_url, keys, limits) as ann, process(redis_url, keys, limits, owner="ben") as ben:
         await asyncio.gather(
             *(
-                meter.call(queue, chance.uniform(0, 0.01), ticket(wait_s=chance.choice([0, 0.005])))
+                meter.call(queue, chance.uniform(0.01, 0.03), ticket(wait_s=chance.choice([0, 0.005])))
                 for _ in range(80)
                 for queue in (ann, ben)
             )
@@ -211,8 +212,8 @@ async def test_a_redis_that_forgot_everything_is_told_again(redis_url: str, redi
         await until(lambda: len(queue._turns) == 2 and all(held.waiting.done() for held in queue._turns.values()), 3)
         assert len(await permits(redis, keys)) == 2
         other = await RedisBoard(redis, keys, "ben", "big").exchange(News([Ticket("b", "acme", 10, 0, LONG_S)]), limits)
-        assert other.grants == {}
-        assert (first.batch_id, (await second).batch_size) == ("b1", 1)
+        assert other.outcomes == {}
+        assert (first.outcome, (await second).batch_size) == (Grant("b1", 1), 1)
 
 
 async def test_waiting_costs_few_exchanges(
@@ -274,8 +275,8 @@ async def test_an_exchange_that_fails_in_any_way_leaves_nobody_waiting(
         with capture_logs() as logs:
             grant = await Meter().call(queue, 0)
         assert grant.batch_id.startswith("local-")
-        (away,) = [line for line in logs if line["event"] == "redis_away"]
-        assert away["exc_info"] is True
+        (broke,) = [line for line in logs if line["event"] == "exchange_broke"]
+        assert broke["exc_info"] is True
         monkeypatch.setattr(RedisBoard, "exchange", exchange)
         await until(lambda: not queue._alone)
         assert (await Meter().call(queue, 0)).batch_id == "b1"
@@ -337,7 +338,7 @@ async def test_a_permit_given_while_alone_is_counted_by_the_fleet_when_redis_is_
 
 async def _both_counted(*queues: TeacherQueue) -> None:
     """Until each process knows of the others."""
-    while any(queue._seen.fleet != len(queues) for queue in queues):
+    while any(queue._membership.fleet != len(queues) for queue in queues):
         await asyncio.gather(*(Meter().call(queue, 0) for queue in queues))
 
 
@@ -355,7 +356,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
         await _both_counted(ann, ben)
         held = ticket()
         with capture_logs() as logs:
-            async with ann.permit(held) as before:
+            async with ann.turn(held) as before:
                 await server.stop()
                 meters = {ann: Meter(), ben: Meter()}
                 began = time.monotonic()
@@ -373,12 +374,39 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
                 async with Redis.from_url(server.url) as redis:
                     await until(lambda: permits(redis, keys))
                     assert await permits(redis, keys) == {held.id}
-            assert before.batch_id.startswith("b")
+            assert isinstance(before.outcome, Grant)
+            assert before.outcome.batch_id.startswith("b")
         assert (await Meter().call(ann, 0)).batch_id.startswith("b")
-        said = [line["event"] for line in logs if line["event"].startswith("redis_")]
-        assert sorted(said) == ["redis_away", "redis_away", "redis_back", "redis_back"]
+        said = [line["event"] for line in logs if line["event"].startswith("fleet_")]
+        assert sorted(said) == ["fleet_left", "fleet_left", "fleet_rejoined", "fleet_rejoined"]
         async with Redis.from_url(server.url) as redis:
             await nothing_left(redis, keys, ann, ben)
+
+
+async def test_a_process_that_is_alone_leaves_room_for_the_others_calls_for_a_lease(keys: RedisKeys) -> None:
+    """Ben had six of eight permits when Redis went: ann takes the two that were left, and her half only when the
+    fleet would have given ben up."""
+    limits = Limits(8, 4, 1000, lease_s=2.0)
+    async with (
+        EmbeddedRedis() as server,
+        process(server.url, keys, limits) as ann,
+        process(server.url, keys, limits, owner="ben") as ben,
+    ):
+        await _both_counted(ann, ben)
+        async with AsyncExitStack() as bens:
+            for _ in range(6):
+                await bens.enter_async_context(ben.turn(ticket()))
+            await until(lambda: ann._membership._in_flight == 6)
+            await server.stop()
+            await until(lambda: ann._alone)
+            early, late = Meter(), Meter()
+            await asyncio.gather(*(early.call(ann, 0.01) for _ in range(20)))
+            assert early.most == 2
+            await asyncio.sleep(
+                max(0.0, (ann._membership._alone_since or 0.0) + 2.0 - asyncio.get_running_loop().time())
+            )
+            await asyncio.gather(*(late.call(ann, 0.01) for _ in range(20)))
+            assert late.most == 4
 
 
 async def test_without_redis_requests_are_rejected_at_once_where_the_configuration_says_so(keys: RedisKeys) -> None:
@@ -437,9 +465,114 @@ async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(ke
     """A long outage must not fill the memory with tickets that Redis never saw."""
     async with EmbeddedRedis() as server, process(server.url, keys, LIMITS) as queue:
         await server.stop()
+        await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
+        await until(lambda: queue._alone)
+        known = len(queue._owed)
+        assert known <= 50
         for _ in range(3):
             await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
-            known = len(queue._gone)
-            queue._ask_redis_at = 0.0
-        assert known <= 50
-        assert (len(queue._turns), len(queue._gone)) == (0, known)
+        await until(lambda: not queue._gone)
+        assert (len(queue._turns), len(queue._arrived), len(queue._owed)) == (0, 0, known)
+
+
+async def test_a_permit_of_a_process_that_was_alone_is_returned_to_the_fleet(keys: RedisKeys) -> None:
+    """Redis never saw its ticket, was told of the call under way when it was back, and hears when that ends."""
+    async with EmbeddedRedis() as server, process(server.url, keys, Limits(1, 4, 1000)) as queue:
+        await server.stop()
+        await until(lambda: queue._alone)
+        async with queue.turn(one := ticket()) as turn:
+            assert not turn.told
+            await server.start()
+            async with Redis.from_url(server.url) as redis:
+                await until(lambda: permits(redis, keys))
+                assert await permits(redis, keys) == {one.id}
+        async with Redis.from_url(server.url) as redis:
+            await nothing_left(redis, keys, queue)
+
+
+async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis granted in time and its reply was slow: nobody wants the teacher's words any more."""
+    exchange = RedisBoard.exchange
+    async with process(redis_url, keys, Limits(1, 4, 1000)) as queue:
+
+        async def slow(self: RedisBoard, news: News, limits: Limits) -> Decision:
+            decision = await exchange(self, news, limits)
+            await asyncio.sleep(0.15)
+            return decision
+
+        monkeypatch.setattr(RedisBoard, "exchange", slow)
+        with pytest.raises(TimeoutError):
+            async with queue.turn(ticket(deadline_s=0.1)):
+                pytest.fail("called the teacher")
+        await nothing_left(redis, keys, queue)
+        await Meter().call(queue, 0)
+
+
+async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """The tenant's queue is full: the caller hears of it at once, and nothing of the ticket is left anywhere."""
+    async with process(redis_url, keys, Limits(1, 1, 1000, max_queue=1)) as queue:
+        async with queue.turn(ticket()):
+            waiting = asyncio.ensure_future(Meter().call(queue, 0))  # noqa: TID251
+            await until(lambda: queued(redis, keys))
+            with pytest.raises(QueueFull) as refused:
+                await Meter().call(queue, 0)
+            assert refused.value.retry_after_s is not None
+            assert 0 < refused.value.retry_after_s <= 10
+            count = queue._metrics.registry.get_sample_value
+            assert count("gkt_tickets_total", {"teacher": "big", "end": "refused"}) == 1
+            assert await queued(redis, keys) == 1
+        await waiting
+        await nothing_left(redis, keys, queue)
+
+
+async def test_a_deadline_that_moves_is_told_before_the_board_lets_the_ticket_end(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who wants the same joined late: the ticket keeps its place, and does not begin anew."""
+    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
+    async with process(redis_url, keys, Limits(1, 1, 1000)) as queue:
+        async with queue.turn(ticket()):
+            loop = asyncio.get_running_loop()
+            turn = queue.turn(ticket(deadline_s=0.5))
+
+            async def call() -> float:
+                async with turn:
+                    return loop.time()
+
+            waiting = asyncio.ensure_future(call())  # noqa: TID251
+            await until(lambda: queued(redis, keys))
+            (place,) = await redis.zrange(keys.teacher("big").queue, 0, -1)
+            turn.wait_until(loop.time() + 5)
+            turn.wait_until(loop.time() + 1)
+            assert turn.deadline > loop.time() + 4
+            await asyncio.sleep(0.6)
+            await RedisBoard(redis, keys, "ben", "big").exchange(News(), Limits(1, 1, 1000))
+            assert await redis.zrange(keys.teacher("big").queue, 0, -1) == [place]
+        assert await waiting <= turn.deadline
+        await nothing_left(redis, keys, queue)
+
+
+async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gone(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an exchange that was under way nor a heartbeat brings it back."""
+    exchange = RedisBoard.exchange
+
+    async def slow(self: RedisBoard, news: News, limits: Limits) -> Decision:
+        await asyncio.sleep(0 if news.leaving else 0.05)
+        return await exchange(self, news, limits)
+
+    async with process(redis_url, keys, LIMITS) as ann, process(redis_url, keys, LIMITS, owner="ben") as ben:
+        await _both_counted(ann, ben)
+        monkeypatch.setattr(RedisBoard, "exchange", slow)
+        ann._news.set()
+        await asyncio.sleep(0.01)
+        await ann.leave_fleet()
+        assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
+        await asyncio.sleep(batcher._HEARTBEAT_S + 0.1)
+        assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
+        await until(lambda: ben._membership._seen[-1][1] == 1)

@@ -194,23 +194,29 @@ async def test_the_window_follows_the_rate_of_arrivals(fleet: Fleet) -> None:
     assert late.id in (await fleet.after(decision.window_s)).outcomes
 
 
+WIDE = Limits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
+
+
 async def test_permits_that_return_one_by_one_make_one_batch(fleet: Fleet) -> None:
-    """The calls of a batch end a millisecond apart: the next four go together and not one by one."""
-    first = fleet.tickets(4)
-    assert (await fleet.tell("ann", *first, *fleet.tickets(4))).opened == [4]
-    await fleet.after(1.0)
-    opened = [size for ticket in first for size in (await fleet.after(0.001, gone=[ticket.id])).opened]
+    """The calls of a batch end a few milliseconds apart: the next four go together and not one by one."""
+    fleet.limits = WIDE
+    first = fleet.tickets(12)
+    assert (await fleet.tell("ann", *first, *fleet.tickets(4))).opened == [4, 4, 4]
+    await fleet.after(0.5)
+    opened = [size for ticket in first[:4] for size in (await fleet.after(0.02, gone=[ticket.id])).opened]
     assert opened == [4]
 
 
 async def test_permits_that_return_too_slowly_are_not_waited_for(fleet: Fleet) -> None:
-    """A window after the first came back, those that are there go."""
-    first = fleet.tickets(4)
+    """Twelve were given in the last second, so four take a third of one: after twice that those that are there go."""
+    fleet.limits = WIDE
+    first = fleet.tickets(12)
     await fleet.tell("ann", *first, *fleet.tickets(4))
-    decision = await fleet.after(1.0, gone=[first[0].id])
-    assert (decision.opened, decision.next_look_s) == ([], 0.01)
-    assert (await fleet.after(0.005, gone=[first[1].id])).opened == []
-    assert (await fleet.after(0.005)).opened == [2]
+    decision = await fleet.after(0.5, gone=[first[0].id])
+    assert decision.opened == []
+    assert decision.next_look_s == pytest.approx(0.666, abs=0.01)
+    assert (await fleet.after(0.2, gone=[first[1].id])).opened == []
+    assert (await fleet.after(1.0)).opened == [2]
 
 
 # Flights and the cache
@@ -268,8 +274,9 @@ async def test_kept_guidance_answers_until_its_time_is_over(fleet: Fleet) -> Non
     hit = fleet.ticket(cache_ttl_s=5.0, **asks)
     decision = await fleet.after(1.9, "ben", hit)
     assert (decision.outcomes, decision.in_flight) == ({hit.id: Shared("the text", cached=True)}, 0)
-    assert (await fleet.tell("ben", none := fleet.ticket(**asks))).opened == [1]
-    await fleet.tell("ben", gone=[none.id])
+    uncached = fleet.ticket(**asks)
+    assert (await fleet.tell("ben", uncached)).opened == [1]
+    await fleet.tell("ben", gone=[uncached.id])
     await fleet.after(1.9)
     assert (await fleet.after(1.19, "ben", fleet.ticket(cache_ttl_s=5.0, **asks))).opened == []
     assert (await fleet.after(0.01, "ben", fleet.ticket(cache_ttl_s=5.0, **asks))).opened == [1], "five seconds later"
@@ -349,14 +356,19 @@ async def test_a_permit_that_nobody_returns_lapses_after_its_deadline(fleet: Fle
     assert (decision.reclaimed, decision.opened) == (1, [1])
 
 
-async def test_after_an_outage_each_process_that_is_back_brings_its_share_of_the_cap(fleet: Fleet) -> None:
-    """The fleet was three: the first one back may use a third, though it sees nobody else, until the others have told
-    what they hold or two seconds are over."""
+@pytest.mark.parametrize("last", ["cem", None])
+async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(fleet: Fleet, last: str | None) -> None:
+    """The fleet was three, and who comes back first sees nobody else; one that stays away is waited for two seconds."""
     fleet.limits = replace(LIMITS, max_in_flight=9, max_size=1)
-    assert (await fleet.tell("ann", *fleet.tickets(20), returning=3)).in_flight == 3
-    assert (await fleet.after(0.1, "ben", held=fleet.tickets(3), returning=3)).in_flight == 6
-    assert (await fleet.after(0.1, "ann")).in_flight == 6
-    assert (await fleet.after(1.9, "ann")).in_flight == 9
+    returns: dict[str, Any] = {"returning": True, "everything": True, "fleet": 3}
+    assert (await fleet.tell("ann", *fleet.tickets(20), **returns)).in_flight == 0
+    assert (await fleet.after(0.1, "ben", held=fleet.tickets(3), **returns)).in_flight == 3
+    assert (await fleet.after(0.1, "ann", everything=True, fleet=3)).in_flight == 3
+    if last is None:
+        assert (await fleet.after(1.7, "ann", everything=True, fleet=3)).in_flight == 3
+        assert (await fleet.after(0.2, "ann")).in_flight == 9
+    else:
+        assert (await fleet.after(0.1, last, held=fleet.tickets(4), **returns)).in_flight == 9
 
 
 # What is told more than once

@@ -30,77 +30,112 @@ def waiting(count: int, *, ago: int = 0, max_wait: int = 10 * MS, tokens: int = 
     return [Waits(NOW - ago, max_wait, tokens) for _ in range(count)]
 
 
+def rate(events_per_s: int) -> Rate:
+    """So many events in the last second."""
+    return Rate(NOW, events_per_s)
+
+
+NEVER = rate(0)
+
+
 def test_while_its_window_runs_a_ticket_waits_for_others() -> None:
     """Three of four wait, none of them for long enough; the first one's window says when to look again."""
-    opening = open_batch([*waiting(1, ago=3 * MS), *waiting(2)], IDLE, LIMITS, None, NOW)
+    opening = open_batch([*waiting(1, ago=3 * MS), *waiting(2)], IDLE, LIMITS, NEVER, NEVER, NOW)
     assert (opening.size, opening.due, opening.window) == (0, NOW + 7 * MS, 10 * MS)
 
 
 def test_a_batch_opens_when_it_is_full_by_count() -> None:
     """At once, whatever its windows."""
-    assert open_batch(waiting(4), IDLE, LIMITS, None, NOW).size == 4
+    assert open_batch(waiting(4), IDLE, LIMITS, NEVER, NEVER, NOW).size == 4
 
 
 def test_the_engines_own_limit_fills_a_batch_too() -> None:
     """A teacher that takes two calls never has four to wait for."""
-    assert open_batch(waiting(2), Teacher(0, 2, NOW), LIMITS.of_cap(2), None, NOW).size == 2
+    assert open_batch(waiting(2), Teacher(0, 2, NOW), LIMITS.of_cap(2), NEVER, NEVER, NOW).size == 2
 
 
 def test_a_batch_opens_when_one_ticket_has_waited_its_window_and_takes_the_others_along() -> None:
     """The due ticket need not be the oldest: each route has its own window."""
     tickets = [Waits(NOW - 20 * MS, 50 * MS), Waits(NOW - 5 * MS, 5 * MS), Waits()]
-    assert open_batch(tickets, IDLE, LIMITS, None, NOW).size == 3
+    assert open_batch(tickets, IDLE, LIMITS, NEVER, NEVER, NOW).size == 3
 
 
 def test_a_batch_opens_when_it_is_full_by_prompt_tokens() -> None:
     """Tokens that fill it exactly are in it; those that pass its bound are for the next one."""
-    assert open_batch([Waits(prompt_tokens=400), Waits(prompt_tokens=600)], IDLE, LIMITS, None, NOW).size == 2
-    assert open_batch([Waits(prompt_tokens=400), Waits(prompt_tokens=601)], IDLE, LIMITS, None, NOW).size == 1
+    assert open_batch([Waits(prompt_tokens=400), Waits(prompt_tokens=600)], IDLE, LIMITS, NEVER, NEVER, NOW).size == 2
+    assert open_batch([Waits(prompt_tokens=400), Waits(prompt_tokens=601)], IDLE, LIMITS, NEVER, NEVER, NOW).size == 1
 
 
 def test_a_prompt_larger_than_a_batch_goes_alone() -> None:
     """It must go at some time, and no window makes it smaller."""
-    assert open_batch([Waits(prompt_tokens=5000), Waits()], IDLE, LIMITS, None, NOW).size == 1
+    assert open_batch([Waits(prompt_tokens=5000), Waits()], IDLE, LIMITS, NEVER, NEVER, NOW).size == 1
 
 
 def test_below_the_low_water_mark_nothing_waits() -> None:
     """A teacher with little to do gains nothing from a batch; at the mark the window runs."""
     limits = replace(LIMITS, low_water=3)
-    assert open_batch(waiting(1), replace(IDLE, in_flight=2), limits, None, NOW).size == 1
-    assert open_batch(waiting(1), replace(IDLE, in_flight=3), limits, None, NOW).size == 0
+    assert open_batch(waiting(1), replace(IDLE, in_flight=2), limits, NEVER, NEVER, NOW).size == 1
+    assert open_batch(waiting(1), replace(IDLE, in_flight=3), limits, NEVER, NEVER, NOW).size == 0
 
 
 def test_a_window_is_no_longer_than_a_batch_takes_to_fill() -> None:
     """At the present rate four tickets come in 2 ms: who waited so long goes, and knows for how long it will wait."""
-    opening = open_batch(waiting(1, ago=MS), IDLE, LIMITS, 2 * MS, NOW)
+    fast, slow = rate(2000), rate(40)
+    opening = open_batch(waiting(1, ago=MS), IDLE, LIMITS, fast, NEVER, NOW)
     assert (opening.size, opening.due, opening.window) == (0, NOW + MS, 2 * MS)
-    assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, 2 * MS, NOW).size == 1
-    assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, 90 * MS, NOW).window == 10 * MS
+    assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, fast, NEVER, NOW).size == 1
+    assert open_batch(waiting(1, ago=2 * MS), IDLE, LIMITS, slow, NEVER, NOW).window == 10 * MS
+
+
+WIDE = Limits(max_in_flight=12, max_size=4, max_prompt_tokens=1000)
 
 
 def test_permits_gather_until_they_are_enough_for_a_full_batch() -> None:
     """Four have waited for long, and the teacher has one permit to give since now: it waits for three more."""
     tickets = waiting(4, ago=SECOND)
-    assert open_batch(tickets, Teacher(9, 10, NOW), LIMITS, None, NOW).size == 0
-    assert open_batch(tickets, Teacher(6, 10, NOW), LIMITS, None, NOW).size == 4
+    assert open_batch(tickets, Teacher(11, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
+    assert open_batch(tickets, Teacher(9, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 0
+    assert open_batch(tickets, Teacher(8, 12, NOW), WIDE, NEVER, NEVER, NOW).size == 4
 
 
-def test_permits_gather_for_no_longer_than_the_window() -> None:
-    """Those that came back by then make the batch, though it is not full."""
+def test_a_third_of_the_permits_is_enough() -> None:
+    """A batch as large as the cap would let the teacher run dry before it opens."""
     tickets = waiting(4, ago=SECOND)
-    opening = open_batch(tickets, Teacher(8, 10, NOW - 4 * MS), LIMITS, None, NOW)
+    limits = replace(WIDE, max_in_flight=6)
+    assert open_batch(tickets, Teacher(5, 6, NOW), limits, NEVER, NEVER, NOW).size == 0
+    assert open_batch(tickets, Teacher(4, 6, NOW), limits, NEVER, NEVER, NOW).size == 2
+
+
+def test_permits_gather_for_twice_the_time_that_they_take_to_come_back() -> None:
+    """Four come back in 100 ms at the present rate: after 200 ms those that are there make the batch."""
+    tickets, drain = waiting(4, ago=SECOND), rate(40)
+    opening = open_batch(tickets, Teacher(10, 12, NOW - 150 * MS), WIDE, NEVER, drain, NOW)
+    assert (opening.size, opening.due, opening.window) == (0, NOW + 50 * MS, 200 * MS)
+    assert open_batch(tickets, Teacher(10, 12, NOW - 200 * MS), WIDE, NEVER, drain, NOW).size == 2
+
+
+def test_permits_gather_for_a_second_at_most_and_without_a_rate_for_the_window() -> None:
+    """A teacher that hardly moves holds nobody up for ever."""
+    tickets = waiting(4, ago=9 * SECOND)
+    assert open_batch(tickets, Teacher(11, 12, NOW), WIDE, NEVER, rate(1), NOW).window == SECOND
+    opening = open_batch(tickets, Teacher(10, 12, NOW - 4 * MS), WIDE, NEVER, NEVER, NOW)
     assert (opening.size, opening.due) == (0, NOW + 6 * MS)
-    assert open_batch(tickets, Teacher(8, 10, NOW - 10 * MS), LIMITS, None, NOW).size == 2
+
+
+def test_permits_gather_only_for_a_full_batch() -> None:
+    """Three of four wait: one permit serves the first of them when its window is over."""
+    tickets = waiting(3, ago=SECOND)
+    assert open_batch(tickets, Teacher(11, 12, NOW - 10 * MS), WIDE, NEVER, rate(40), NOW).size == 1
 
 
 def test_a_full_batch_does_not_wait_for_less_because_tickets_come_fast() -> None:
     """It waits for permits, not for tickets: how fast those come says nothing."""
-    assert open_batch(waiting(4, ago=SECOND), Teacher(9, 10, NOW - MS), LIMITS, MS, NOW).size == 0
+    assert open_batch(waiting(4, ago=SECOND), Teacher(9, 10, NOW - MS), LIMITS, rate(4000), NEVER, NOW).size == 0
 
 
 def test_a_ticket_from_the_future_does_not_wait_for_it() -> None:
     """The clock was set back an hour: nobody waits an hour."""
-    assert open_batch(waiting(1, ago=-3600 * SECOND), IDLE, LIMITS, None, NOW).size == 1
+    assert open_batch(waiting(1, ago=-3600 * SECOND), IDLE, LIMITS, NEVER, NEVER, NOW).size == 1
 
 
 def test_a_rate_remembers_a_second_and_half_forgets_it() -> None:
@@ -137,23 +172,26 @@ heads = st.lists(
     max_size=8,
 )
 limits = st.builds(Limits, st.integers(1, 12), st.integers(1, 8), st.integers(1, 600), st.sampled_from([0, 0, 3]))
-fills = st.none() | st.integers(0, SECOND)
+rates = st.sampled_from([0, 1, 40, 4000]).map(rate)
 
 
-@given(heads, st.integers(0, 11), st.integers(NOW - SECOND, NOW), limits, fills)
+@given(heads, st.integers(0, 11), st.integers(NOW - SECOND, NOW), limits, rates, rates)
 def test_an_opening_keeps_every_bound(
-    head: list[Waits], in_flight: int, room_since: int, limits: Limits, fill: int | None
+    head: list[Waits], in_flight: int, room_since: int, limits: Limits, arrivals: Rate, grants: Rate
 ) -> None:
     """Never more than the permits, the size or the tokens allow; who does not open waits for a future moment, no
-    longer than its own window, and at that moment opens: no busy loop, and nobody forgotten."""
+    longer than its own window or than permits gather, and then goes: no busy loop, and nobody forgotten."""
     size = min(limits.max_size, limits.max_in_flight)
     head, in_flight = head[:size], min(in_flight, limits.max_in_flight - 1)
     teacher = Teacher(in_flight, limits.max_in_flight, room_since)
-    opening = open_batch(head, teacher, limits, fill, NOW)
+    opening = open_batch(head, teacher, limits, arrivals, grants, NOW)
     if opening.size:
         assert opening.size <= min(teacher.room, size, len(head))
         assert opening.size == 1 or sum(one.prompt_tokens for one in head[: opening.size]) <= limits.max_prompt_tokens
     else:
         assert in_flight >= limits.low_water
-        assert NOW < opening.due <= NOW + max(one.max_wait for one in head)
-        assert open_batch(head, teacher, limits, fill, opening.due).size >= 1
+        assert NOW < opening.due <= NOW + max(SECOND, *(one.max_wait for one in head))
+        latest = NOW + max(SECOND, *(one.max_wait for one in head))
+        for rate in (arrivals, grants):
+            rate.count(0, latest)
+        assert open_batch(head, teacher, limits, arrivals, grants, latest).size >= 1

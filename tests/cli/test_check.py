@@ -88,6 +88,40 @@ def test_every_mistake_has_its_line_and_the_exit_code_is_1(folder: Path) -> None
     assert err[-1] == "3 mistakes found"
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("policies/default.yaml", "max_wait: 10ms", "max_wait: 0ms", "max_wait: must be between 1ms and 1s"),
+        ("policies/default.yaml", "weight: 1 ", "weight: 0 ", "weight: must be at least 0.01"),
+        ("config.yaml", "max_size: 32", "max_size: 0", "models[0].batch.max_size: must be at least 1"),
+        ("config.yaml", "max_concurrency: 96", "max_concurrency: 0", "models[0].max_concurrency: must be at least 1"),
+        (
+            "config.yaml",
+            "max_queue: 1000",
+            "max_queue: 31",
+            "models[0].batch.max_queue: must be at least batch.max_size, which is 32: or no batch",
+        ),
+        (
+            "config.yaml",
+            "lease: 10s",
+            "lease: 1s",
+            "routes[0].guidance.deadline: is longer than redis.lease in config.yaml, 1s: the call could outlive its",
+        ),
+    ],
+)
+def test_a_batch_that_could_never_open_or_never_end_is_a_mistake(
+    folder: Path, file: str, old: str, new: str, message: str
+) -> None:
+    edit(folder / file, old, new)
+    code, out, err = run()
+    assert (code, out, err[1:]) == (1, [], ["1 mistake found"])
+    assert message in err[0]
+    number = int(err[0].split(":")[1])
+    wrong = "deadline: 2s" if "deadline" in message else new
+    where = "policies/default.yaml" if "deadline" in message else file
+    assert wrong in (folder / where).read_text().splitlines()[number - 1]
+
+
 def test_another_file_may_be_checked(folder: Path) -> None:
     assert run("-c", "none.yaml") == (
         1,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -164,7 +164,7 @@ async def test_without_redis_the_process_tells_of_itself_and_says_so(tmp_path: P
         with _gateway(tmp_path, redis.url, teacher, redis={"timeout": "500ms"}) as process:
             async with _crowd(process, teacher):
                 await redis.stop()
-                alone = await _until(process, alone=True, waiting=6, in_flight=2)
+                alone = await _until(process, alone=True, why="Redis is away", waiting=6, in_flight=2)
                 assert alone["batches"] is alone["redis_time"] is alone["cache"] is None
                 done = await _queue("--url", process.admin_url)
                 assert done.returncode == 0
@@ -236,11 +236,9 @@ class _Screen:
         self._reader.start()
 
     def _read(self) -> None:
-        try:
+        with suppress(OSError):  # when the other end is closed
             while received := os.read(self._terminal, 65536):
                 self._text += received.decode(errors="replace")
-        except OSError:  # the other end is closed
-            pass
 
     async def until(self, text: str) -> None:
         """Wait until it stands there; what came before is forgotten."""
@@ -272,7 +270,7 @@ def config(tmp_path: Path) -> Path:
 def test_nobody_listens(config: Path) -> None:
     """The line names the address, where it comes from and how to name another; the environment may say which."""
     line = _one_line(_run("--config", str(config)))
-    assert "Nobody listens at http://127.0.0.1:1 " in line
+    assert "Nobody listens at http://127.0.0.1:1 (connection refused)" in line
     assert f"admin in {config}" in line
     assert "--url" in line
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -304,10 +302,18 @@ def test_what_listens_is_no_gateway() -> None:
     with served(other) as url:
         assert "not the admin listener of a gateway" in _one_line(_run("--url", url))
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        hangs_up = threading.Thread(target=lambda: silent.accept()[0].close(), daemon=True)
+        hangs_up = threading.Thread(target=_hang_up, args=(silent,), daemon=True)
         hangs_up.start()
         assert "not the admin listener" in _one_line(_run("--url", f"http://127.0.0.1:{silent.getsockname()[1]}"))
+        silent.shutdown(socket.SHUT_RDWR)
         hangs_up.join(timeout=10)
+
+
+def _hang_up(server: socket.socket) -> None:
+    """On everybody, until the server is shut down."""
+    with suppress(OSError):
+        while True:
+            server.accept()[0].close()
 
 
 async def _half_a_list(_: web.Request) -> web.Response:

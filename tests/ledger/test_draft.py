@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -180,7 +181,7 @@ def test_savings_are_negative_when_guidance_cost_more_than_it_spared() -> None:
 
 def test_an_engine_that_did_not_count_is_counted_here_and_marked() -> None:
     """What came back until then, from the text that was gathered piece by piece."""
-    student = call("small", None, text=["Once upon", " a time"])
+    student = call("small", None, text=StringIO("Once upon a time"))
     one = draft(plan("student"), student=student)
     assert one.needs_estimate
     share = closed(one).student

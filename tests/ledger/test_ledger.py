@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import Counter
 from decimal import Decimal
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -71,7 +72,7 @@ def counting_thread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def uncounted_draft() -> draft_module.Draft:
-    return draft(plan("student"), student=call("small", None, text=["a story"]))
+    return draft(plan("student"), student=call("small", None, text=StringIO("a story")))
 
 
 async def test_a_counted_draft_settles_as_soon_as_its_reply_has_left(books: Books) -> None:

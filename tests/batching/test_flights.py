@@ -1,0 +1,450 @@
+"""Identical work is done once: who asks the teacher, who pays, and what happens when somebody leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from gateway.batching.flights import Flights, Landing
+from gateway.batching.redis_board import RedisBoard
+from gateway.batching.ticket import Grant, Limits, News
+from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
+from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnreadable
+from gateway.metrics import Metrics
+from gateway.opening import UNGUIDED, Guide, Opening
+from gateway.protocol import parse_chat
+from gateway.tasks import Tasks
+from tests.batching.process import nothing_left, process, ticket, until
+from tests.ledger.drafts import draft, plan
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from redis.asyncio import Redis
+
+    from gateway.batching.batcher import TeacherQueue
+    from gateway.batching.ticket import Ticket
+    from gateway.ledger.draft import Draft
+    from gateway.protocol import ChatRequest
+    from gateway.redis_keys import RedisKeys
+
+LIMITS = Limits(max_in_flight=8, max_size=4, max_prompt_tokens=100_000, max_cache_bytes=100_000)
+ONE = replace(LIMITS, max_in_flight=1, max_size=1)
+REPLY = OpeningReply('The "sky"\nis | blé ', "length", Usage(12, 4, 2))
+
+
+class Teacher:
+    """A call that takes until the test says how it ends."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.cancelled = 0
+        self.ending: asyncio.Future[OpeningReply] = asyncio.get_running_loop().create_future()
+
+    async def ask(self, _: Grant) -> OpeningReply:
+        self.calls += 1
+        try:
+            return await asyncio.shield(self.ending)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+class Request:
+    """One request on a flight."""
+
+    def __init__(self, flights: Flights, queue: TeacherQueue, teacher: Teacher, one: Ticket) -> None:
+        self.grants: list[Grant] = []
+        self.landing: asyncio.Task[Landing] = asyncio.ensure_future(  # noqa: TID251  the test awaits or cancels it
+            flights.join(queue, one, teacher.ask, self.grants.append)
+        )
+
+    async def leave(self) -> None:
+        self.landing.cancel()
+        await asyncio.wait([self.landing])
+
+
+@asynccontextmanager
+async def flying(url: str, keys: RedisKeys, limits: Limits = LIMITS, owner: str = "ann") -> AsyncIterator[Any]:
+    """A process with its flights: (flights, queue)."""
+    tasks = Tasks()
+    async with process(url, keys, limits, owner=owner) as queue:
+        try:
+            yield Flights(tasks), queue
+        finally:
+            await tasks.close()
+
+
+async def called(teacher: Teacher, *requests: Request) -> None:
+    """Until the teacher is asked, and every request sits in its flight."""
+    await until(lambda: teacher.calls)
+    await asyncio.sleep(0)
+    assert not any(request.landing.done() for request in requests)
+
+
+async def test_identical_work_in_one_process_asks_the_teacher_once_and_one_pays(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """The first is charged; the others are told that it was another's call. Other work is its own flight."""
+    async with flying(redis_url, keys) as (flights, queue):
+        teacher, other = Teacher(), Teacher()
+        requests = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(5)]
+        stranger = Request(flights, queue, other, ticket(work="v"))
+        await called(teacher, *requests)
+        await called(other, stranger)
+        teacher.ending.set_result(REPLY)
+        landed = await asyncio.gather(*(request.landing for request in requests))
+        assert landed == [Landing(REPLY, ""), *[Landing(REPLY, "flight")] * 4]
+        assert [len(request.grants) for request in requests] == [1, 0, 0, 0, 0]
+        other.ending.set_result(REPLY)
+        assert await stranger.landing == Landing(REPLY, "")
+        assert (teacher.calls, other.calls) == (1, 1)
+        await nothing_left(redis, keys, queue)
+        later = Request(flights, queue, teacher, ticket(work="w"))
+        assert await later.landing == Landing(REPLY, ""), "what has landed is not shared"
+
+
+async def test_the_payer_leaves_and_the_call_goes_on_for_the_others(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """It was asked in the payer's name, who pays for it; nobody pays twice."""
+    async with flying(redis_url, keys) as (flights, queue):
+        teacher = Teacher()
+        payer, *others = requests = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(3)]
+        await called(teacher, *requests)
+        await payer.leave()
+        late = Request(flights, queue, teacher, ticket(work="w"))
+        await called(teacher, late)
+        teacher.ending.set_result(REPLY)
+        landed = await asyncio.gather(*(request.landing for request in (*others, late)))
+        assert landed == [Landing(REPLY, "flight")] * 3
+        assert (len(payer.grants), teacher.calls, teacher.cancelled) == (1, 1, 0)
+        await nothing_left(redis, keys, queue)
+
+
+async def test_the_last_one_to_leave_cancels_the_call(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
+    """And who comes after that starts a flight of its own."""
+    async with flying(redis_url, keys) as (flights, queue):
+        teacher = Teacher()
+        requests = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(2)]
+        await called(teacher, *requests)
+        await requests[1].leave()
+        assert teacher.cancelled == 0
+        await requests[0].leave()
+        next_one = Request(flights, queue, teacher, ticket(work="w"))
+        await until(lambda: teacher.calls == 2)
+        assert teacher.cancelled == 1
+        teacher.ending.set_result(REPLY)
+        assert await next_one.landing == Landing(REPLY, "")
+        await nothing_left(redis, keys, queue)
+
+
+async def test_who_leaves_before_the_grant_pays_nothing_and_the_next_one_pays(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """The ticket was the first one's; it stays in the queue for those who still want it."""
+    async with flying(redis_url, keys, ONE) as (flights, queue):
+        teacher = Teacher()
+        async with queue.turn(ticket()):
+            first, second, third = (Request(flights, queue, teacher, ticket(work="w")) for _ in range(3))
+            await until(lambda: redis.zcard(keys.teacher("big").queue))
+            await first.leave()
+        await called(teacher, second, third)
+        teacher.ending.set_result(REPLY)
+        assert await second.landing == Landing(REPLY, "")
+        assert await third.landing == Landing(REPLY, "flight")
+        assert [len(request.grants) for request in (first, second, third)] == [0, 1, 0]
+        await nothing_left(redis, keys, queue)
+
+
+@pytest.mark.parametrize("error", [EngineFailed("oops", engine="big"), TimeoutError(), ZeroDivisionError()])
+async def test_an_error_reaches_everybody_on_the_flight(
+    redis_url: str, redis: Redis, keys: RedisKeys, error: Exception
+) -> None:
+    """The permit is back, and the next request tries anew."""
+    async with flying(redis_url, keys) as (flights, queue):
+        teacher = Teacher()
+        requests = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(3)]
+        await called(teacher, *requests)
+        teacher.ending.set_exception(error)
+        landed = await asyncio.gather(*(request.landing for request in requests), return_exceptions=True)
+        assert landed == [error] * 3
+        assert teacher.calls == 1
+        await nothing_left(redis, keys, queue)
+        again = Teacher()
+        again.ending.set_result(REPLY)
+        assert await Request(flights, queue, again, ticket(work="w")).landing == Landing(REPLY, "")
+
+
+async def test_another_tenants_full_queue_is_nobody_elses(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
+    """The flight took off with the ticket of a tenant that may not wait: the other's request takes off anew."""
+    async with flying(redis_url, keys, replace(ONE, max_queue=1)) as (flights, queue):
+        teacher = Teacher()
+        async with queue.turn(ticket()):
+            waiting = Request(flights, queue, teacher, ticket(work="other"))
+            await until(lambda: redis.zcard(keys.teacher("big").queue))
+            acme = Request(flights, queue, teacher, ticket(work="w"))
+            globex = Request(flights, queue, teacher, replace(ticket(work="w"), tenant="globex"))
+            with pytest.raises(QueueFull):
+                await acme.landing
+            await until(lambda: _queued(redis, keys, 2))
+        teacher.ending.set_result(REPLY)
+        assert [await waiting.landing, await globex.landing] == [Landing(REPLY, "")] * 2
+        assert (len(acme.grants), len(globex.grants)) == (0, 1)
+        await nothing_left(redis, keys, queue)
+
+
+async def _queued(redis: Redis, keys: RedisKeys, many: int) -> bool:
+    return int(await redis.zcard(keys.teacher("big").queue)) == many
+
+
+async def test_between_processes_the_follower_gets_the_leaders_text(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """Text, finish and counts as the teacher gave them, at no cost; the follower's teacher is not asked."""
+    async with (
+        flying(redis_url, keys) as (ann_flights, ann),
+        flying(redis_url, keys, owner="ben") as (ben_flights, ben),
+    ):
+        leading, following = Teacher(), Teacher()
+        leader = Request(ann_flights, ann, leading, ticket(work="w"))
+        await called(leading, leader)
+        followers = [Request(ben_flights, ben, following, ticket(work="w")) for _ in range(2)]
+        await until(lambda: redis.zcard(keys.teacher("big").followers))
+        leading.ending.set_result(REPLY)
+        assert await leader.landing == Landing(REPLY, "")
+        assert await asyncio.gather(*(one.landing for one in followers)) == [Landing(REPLY, "flight")] * 2
+        assert (following.calls, [one.grants for one in followers]) == (0, [[], []])
+        await nothing_left(redis, keys, ann, ben)
+
+
+@pytest.mark.parametrize("end", ["left", "failed", "killed"])
+async def test_a_follower_takes_over_when_the_leader_does_not_deliver(
+    redis_url: str, redis: Redis, keys: RedisKeys, end: str
+) -> None:
+    """Its caller left, its call failed, or its process died: the follower asks the teacher itself, and pays."""
+    limits = replace(ONE, lease_s=2.0)
+    async with flying(redis_url, keys, limits, "ben") as (ben_flights, ben):
+        async with flying(redis_url, keys, limits) as (ann_flights, ann):
+            leading, following = Teacher(), Teacher()
+            leader = Request(ann_flights, ann, leading, ticket(work="w"))
+            await called(leading, leader)
+            follower = Request(ben_flights, ben, following, ticket(work="w"))
+            await until(lambda: redis.zcard(keys.teacher("big").followers))
+            if end == "left":
+                await leader.leave()
+            elif end == "failed":
+                leading.ending.set_exception(EngineFailed("oops", engine="big"))
+                with pytest.raises(EngineFailed):
+                    await leader.landing
+            if end != "killed":
+                await called(following, follower)
+        # Ann's process is gone, and did not say so.
+        await called(following, follower)
+        following.ending.set_result(REPLY)
+        assert await follower.landing == Landing(REPLY, "")
+        assert len(follower.grants) == 1
+        await leader.leave()
+        await nothing_left(redis, keys, ben)
+
+
+async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
+    """Fetched by one, it answers the same in another without a permit; what is kept is the opening, no prompt."""
+    async with (
+        flying(redis_url, keys) as (ann_flights, ann),
+        flying(redis_url, keys, owner="ben") as (ben_flights, ben),
+    ):
+        teacher = Teacher()
+        teacher.ending.set_result(REPLY)
+        keeps: dict[str, Any] = {"work": "w", "cache_ttl_s": 60.0}
+        assert await Request(ann_flights, ann, teacher, ticket(**keeps)).landing == Landing(REPLY, "")
+        await nothing_left(redis, keys, ann, ben)
+        again = Request(ben_flights, ben, teacher, ticket(**keeps))
+        assert await again.landing == Landing(REPLY, "cache")
+        assert (again.grants, teacher.calls) == ([], 1)
+        (kept,) = await redis.hvals(keys.teacher("big").cache)
+        assert orjson.loads(kept) == [
+            REPLY.text,
+            "length",
+            {"input_tokens": 12, "output_tokens": 4, "cached_input_tokens": 2, "estimated": False},
+        ]
+        await nothing_left(redis, keys, ann, ben)
+
+
+@pytest.mark.parametrize(
+    "kept", ["", "garbage", "[]", '["text", "length"]', '["text", "tools", null]', '{"text": "x"}']
+)
+async def test_kept_guidance_of_another_version_is_said_to_be_unreadable(
+    redis_url: str, redis: Redis, keys: RedisKeys, kept: str
+) -> None:
+    """Never shown as if it were the teacher's, and no crash."""
+    board = RedisBoard(redis, keys, "zoe", "big")
+    await board.exchange(News([one := ticket(work="w", cache_ttl_s=60.0)]), LIMITS)
+    await board.exchange(News(finished=[(one.id, kept)]), LIMITS)
+    async with flying(redis_url, keys) as (flights, queue):
+        request = Request(flights, queue, Teacher(), ticket(work="w", cache_ttl_s=60.0))
+        with pytest.raises(TicketUnreadable):
+            await request.landing
+        await nothing_left(redis, keys, queue)
+
+
+# From the guide's side: what counts as identical, and what the receipt will say.
+
+
+class ScriptedEngine:
+    """An engine that says what `says` holds, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.name = "big"
+        self.state = EngineState()
+        self.says: OpeningReply | Exception = REPLY
+        self.pause_s = 0.0
+        self.asked: list[OpeningRequest] = []
+
+    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
+        self.asked.append(request)
+        await asyncio.sleep(self.pause_s)
+        if isinstance(self.says, Exception):
+            raise self.says
+        return self.says
+
+
+class Room:
+    """A guide over one scripted teacher."""
+
+    def __init__(self, flights: Flights, queue: TeacherQueue) -> None:
+        self.engine, self.metrics, self._queue = ScriptedEngine(), Metrics(), queue
+        self._guide = Guide({"big": self.engine}, self, flights, self.metrics)  # type: ignore[dict-item, arg-type]
+
+    def queue(self, _: str) -> TeacherQueue:
+        return self._queue
+
+    async def open(self, **rule: Any) -> tuple[Opening, Draft]:
+        rule = {"cache_ttl_s": 0.0} | rule
+        guided = plan()
+        assert guided.guidance is not None
+        guided = replace(guided, guidance=replace(guided.guidance, **rule))
+        one = draft(guided)
+        return await self._guide.open(guided, chat(), one), one
+
+
+def chat() -> ChatRequest:
+    return parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}))
+
+
+@asynccontextmanager
+async def room(url: str, keys: RedisKeys) -> AsyncIterator[Room]:
+    async with flying(url, keys) as (flights, queue):
+        yield Room(flights, queue)
+
+
+def sources(*opened: tuple[Opening, Draft]) -> list[str | None]:
+    """By request: whose call it was; None without guidance."""
+    return [None if one.teacher is None else one.teacher.shared for _, one in opened]
+
+
+async def test_greedy_guidance_comes_from_the_cache_and_sampled_guidance_never_does(
+    redis_url: str, keys: RedisKeys
+) -> None:
+    """Sampled, each request gets a throw of its own. (That a policy's cache_ttl is for greedy guidance only is
+    `resolve`'s; here a sampled plan has none.)"""
+    async with room(redis_url, keys) as one:
+        greedy = [await one.open(cache_ttl_s=60.0) for _ in range(3)]
+        assert (sources(*greedy), len(one.engine.asked)) == (["", "cache", "cache"], 1)
+        assert len({opening for opening, _ in greedy}) == 1
+        sampled = [await one.open(temperature=0.7) for _ in range(3)]
+        assert (sources(*sampled), len(one.engine.asked)) == (["", "", ""], 4)
+
+
+async def test_tenants_share_only_where_both_policies_say_all(redis_url: str, keys: RedisKeys) -> None:
+    """`tenant` (the default) with `tenant`, `tenant` with `all`: each pays its own call. `all` with `all`: one does."""
+    async with room(redis_url, keys) as one:
+        one.engine.pause_s = 0.2
+        both = ({"tenant": "acme", "share": "acme"}, {"tenant": "globex", "share": "globex"})
+        mixed = ({"tenant": "acme", "share": "acme"}, {"tenant": "globex", "share": ""})
+        willing = ({"tenant": "acme", "share": ""}, {"tenant": "globex", "share": ""})
+        for rules, expected in ((both, ["", ""]), (mixed, ["", ""]), (willing, ["", "flight"])):
+            assert sources(*await asyncio.gather(*(one.open(**rule) for rule in rules))) == expected
+        one.engine.pause_s = 0.0
+        kept = [await one.open(**rule, cache_ttl_s=60.0) for rule in (*both, *mixed, *willing, *willing)]
+        assert sources(*kept) == ["", "", "cache", "", "cache", "cache", "cache", "cache"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"tokens": 41}, {"temperature": 0.1}, {"seed": 7}, {"top_p": 0.5}, {"projection": "concise"}]
+)
+async def test_what_changes_the_guidance_is_other_work(redis_url: str, keys: RedisKeys, other: dict[str, Any]) -> None:
+    """What does not, is not: the placement, and whose request it is within a tenant."""
+    async with room(redis_url, keys) as one:
+        one.engine.pause_s = 0.2
+        assert sources(*await asyncio.gather(one.open(), one.open(**other))) == ["", ""]
+        assert sources(*await asyncio.gather(one.open(), one.open(placement="context"))) == ["", "flight"]
+
+
+async def test_other_weights_are_other_work(redis_url: str, keys: RedisKeys) -> None:
+    """An engine that tells which revision it serves does not answer from what another one wrote."""
+    async with room(redis_url, keys) as one:
+        assert sources(await one.open(cache_ttl_s=60.0)) == [""]
+        one.engine.state.revision = "7ae557604adf67be50417f59c2c2f167def9a775"
+        assert sources(await one.open(cache_ttl_s=60.0)) == [""]
+
+
+async def test_only_the_payer_has_a_batch_and_a_wait(redis_url: str, keys: RedisKeys) -> None:
+    """The others took no permit: their receipts say whose words these are, and no batch."""
+    async with room(redis_url, keys) as one:
+        one.engine.pause_s = 0.1
+        (opening, payer), (same, other) = await asyncio.gather(one.open(), one.open())
+        assert opening == same
+        assert payer.batch is not None
+        assert (other.batch, other.granted) == (None, None)
+        assert other.facts()["shared"] == "flight"
+        assert "shared" not in payer.facts()
+
+
+@pytest.mark.parametrize(
+    ("error", "charged"),
+    [(EngineFailed("oops", engine="big"), 40), (EngineUnreachable("no connection", engine="big"), None)],
+)
+async def test_a_failed_call_is_noted_once_and_charged_to_one(
+    redis_url: str, keys: RedisKeys, error: EngineFailed, charged: int | None
+) -> None:
+    """Three requests hear of it and go unguided; the payer alone pays for what the teacher may have written."""
+    error.heard = charged is not None
+    async with room(redis_url, keys) as one:
+        one.engine.says, one.engine.pause_s = error, 0.1
+        opened = await asyncio.gather(*(one.open() for _ in range(3)))
+        assert [opening for opening, _ in opened] == [UNGUIDED] * 3
+        reason = "teacher_" + error.label.removeprefix("engine_")
+        assert [each.unguided for _, each in opened] == [reason] * 3
+        assert [each.teacher and each.teacher.lost_tokens for _, each in opened] == [charged, None, None]
+        count = one.metrics.registry.get_sample_value
+        assert count("gkt_engine_errors_total", {"engine": "big", "label": error.label}) == 1
+
+
+async def test_a_failed_call_is_noted_though_its_payer_is_gone(redis_url: str, keys: RedisKeys) -> None:
+    """Its deadline passed before; the other request, who came later, still hears of it."""
+    async with room(redis_url, keys) as one:
+        one.engine.says, one.engine.pause_s = EngineFailed("oops", engine="big"), 0.4
+        (_, early), (_, late) = await asyncio.gather(one.open(deadline_s=0.2), one.open(deadline_s=5.0))
+        assert (early.unguided, late.unguided) == ("teacher_late", "teacher_failed")
+        count = one.metrics.registry.get_sample_value
+        assert count("gkt_engine_errors_total", {"engine": "big", "label": "engine_failed"}) == 1
+
+
+async def test_unreadable_kept_guidance_is_an_unguided_answer_that_says_so(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """The teacher is not blamed and nothing is charged."""
+    async with room(redis_url, keys) as one:
+        await one.open(cache_ttl_s=60.0)
+        await until(lambda: redis.hlen(keys.teacher("big").cache))
+        (work,) = await redis.hkeys(keys.teacher("big").cache)
+        await redis.hset(keys.teacher("big").cache, work, "of another version")
+        opening, missing = await one.open(cache_ttl_s=60.0)
+        assert (opening, missing.unguided, missing.teacher) == (UNGUIDED, "ticket_unreadable", None)
+        assert len(one.engine.asked) == 1

@@ -1,0 +1,231 @@
+"""The board in a real Redis, on its clock and through its channels: what a process sends it and hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from structlog.testing import capture_logs
+
+from gateway.batching.redis_board import RedisBoard, _read_wakeup, hear_wakeups
+from gateway.batching.ticket import Grant, Limits, News, Shared, Ticket
+from gateway.tasks import Tasks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+    from redis.asyncio import Redis
+    from redis.asyncio.client import PubSub
+
+    from gateway.batching.ticket import Outcome
+    from gateway.redis_keys import RedisKeys
+
+LIMITS = Limits(max_in_flight=8, max_size=4, max_prompt_tokens=1000)
+LONG_S = 1000.0
+
+
+def ticket(name: str, *, wait_s: float = LONG_S, deadline_s: float = LONG_S, **more: Any) -> Ticket:
+    return Ticket(name, "acme", 10, wait_s, deadline_s, **more)
+
+
+def boards(redis: Redis, keys: RedisKeys) -> list[RedisBoard]:
+    return [RedisBoard(redis, keys, owner, "big") for owner in ("ann", "ben", "cat")]
+
+
+@asynccontextmanager
+async def listening(redis: Redis, keys: RedisKeys) -> AsyncIterator[PubSub]:
+    """Every owner's wake-ups, from now on."""
+    async with redis.pubsub() as pubsub:
+        await pubsub.psubscribe(keys.wakeups("*"))
+        confirmed = await pubsub.get_message(timeout=5)
+        assert confirmed is not None
+        assert confirmed["type"] == "psubscribe"
+        yield pubsub
+
+
+async def wakeups(pubsub: PubSub, keys: RedisKeys, tickets: int) -> dict[str, dict[str, Outcome]]:
+    """What the next wake-ups say, by owner, until they have named `tickets` tickets."""
+    heard: dict[str, dict[str, Outcome]] = {}
+    while sum(map(len, heard.values())) < tickets:
+        message = await pubsub.get_message(timeout=2)
+        assert message is not None, f"heard {heard}, waited for {tickets} tickets"
+        owner = message["channel"].decode().removeprefix(keys.wakeups(""))
+        teacher, outcomes = _read_wakeup(message["data"])
+        assert teacher == "big"
+        heard.setdefault(owner, {}).update(outcomes)
+    return heard
+
+
+async def left_in_redis(redis: Redis, keys: RedisKeys) -> tuple[int, int, int]:
+    """How many tickets queue, are described, and hold permits."""
+    names = keys.teacher("big")
+    return await redis.zcard(names.queue), await redis.hlen(names.tickets), await redis.scard(names.permits)
+
+
+async def test_a_ticket_without_a_window_is_granted_in_the_same_exchange(redis: Redis, keys: RedisKeys) -> None:
+    """One round trip from ticket to permit, while the teacher has room."""
+    decision = await boards(redis, keys)[0].exchange(News([ticket("a", wait_s=0)]), LIMITS)
+    assert decision.outcomes == {"a": Grant("b1", 1)}
+    assert decision.next_look_s is None
+    assert await left_in_redis(redis, keys) == (0, 1, 1)
+
+
+async def test_a_ticket_waits_its_window_and_the_owner_is_told_when_to_look(redis: Redis, keys: RedisKeys) -> None:
+    """Before the window nothing opens; at the told time, on Redis's own clock, the batch does."""
+    board = boards(redis, keys)[0]
+    decision = await board.exchange(News([ticket("a", wait_s=0.05)]), LIMITS)
+    assert decision.outcomes == {}
+    assert decision.next_look_s is not None
+    assert 0 < decision.next_look_s <= 0.05
+    await asyncio.sleep(decision.next_look_s + 0.002)
+    assert (await board.exchange(News(), LIMITS)).outcomes == {"a": Grant("b1", 1)}
+
+
+async def test_one_owners_news_wakes_the_others(redis: Redis, keys: RedisKeys) -> None:
+    """Three owners' tickets share a batch; who completes it gets its own grant, the others hear theirs."""
+    ann, ben, cat = boards(redis, keys)
+    async with listening(redis, keys) as pubsub:
+        assert (await ann.exchange(News([ticket("a"), ticket("A")]), LIMITS)).outcomes == {}
+        assert (await ben.exchange(News([ticket("b")]), LIMITS)).outcomes == {}
+        assert (await cat.exchange(News([ticket("c")]), LIMITS)).outcomes == {"c": Grant("b1", 4)}
+        assert await wakeups(pubsub, keys, 3) == {
+            "ann": {"a": Grant("b1", 4), "A": Grant("b1", 4)},
+            "ben": {"b": Grant("b1", 4)},
+        }
+
+
+async def test_guidance_travels_to_other_owners_as_it_was_written(redis: Redis, keys: RedisKeys) -> None:
+    """Whatever stands in it: line breaks are JSON's, bars and quotes and every alphabet are its own."""
+    ann, ben, _ = boards(redis, keys)
+    text = '["a|b \\n {\\"c\\"} é 水", "stop", null]'
+    async with listening(redis, keys) as pubsub:
+        await ann.exchange(News([ticket("a", wait_s=0, work="w", cache_ttl_s=60)]), LIMITS)
+        await ben.exchange(News([ticket("b", work="w")]), LIMITS)
+        await ann.exchange(News(finished=[("a", text)]), Limits(8, 4, 1000, max_cache_bytes=1000))
+        assert await wakeups(pubsub, keys, 1) == {"ben": {"b": Shared(text, cached=False)}}
+    later = await ben.exchange(News([ticket("c", work="w", cache_ttl_s=60)]), LIMITS)
+    assert later.outcomes == {"c": Shared(text, cached=True)}
+
+
+async def test_the_cap_is_the_fleets(redis: Redis, keys: RedisKeys) -> None:
+    """Permits of all owners count; a returned one goes to the oldest ticket of any owner."""
+    ann, ben, _ = boards(redis, keys)
+    limits = Limits(2, 4, 1000)
+    async with listening(redis, keys) as pubsub:
+        assert len((await ann.exchange(News([ticket("a", wait_s=0), ticket("A", wait_s=0)]), limits)).outcomes) == 2
+        assert (await ben.exchange(News([ticket("b", wait_s=0), ticket("B", wait_s=0)]), limits)).outcomes == {}
+        assert (await ann.exchange(News([ticket("x", wait_s=0)], gone=["a"]), limits)).outcomes == {}
+        assert await wakeups(pubsub, keys, 1) == {"ben": {"b": Grant("b2", 1)}}
+    assert await redis.scard(keys.teacher("big").permits) == 2
+
+
+async def test_a_forgotten_script_is_loaded_again(redis: Redis, keys: RedisKeys) -> None:
+    """Redis forgets scripts when it restarts."""
+    board = boards(redis, keys)[0]
+    await board.exchange(News(), LIMITS)
+    await redis.script_flush()
+    assert (await board.exchange(News([ticket("a", wait_s=0)]), LIMITS)).outcomes == {"a": Grant("b1", 1)}
+
+
+async def test_the_largest_batch_the_configuration_allows(redis: Redis, keys: RedisKeys) -> None:
+    """4096 tickets at once: Lua's unpack, the arguments of one call and one wake-up carry them."""
+    ann, ben, _ = boards(redis, keys)
+    limits = Limits(100_000, 4096, 100_000_000, max_queue=10_000)
+    async with listening(redis, keys) as pubsub:
+        assert (await ann.exchange(News([ticket(f"a{n}") for n in range(4095)]), limits)).outcomes == {}
+        assert (await ben.exchange(News([ticket("b")]), limits)).outcomes == {"b": Grant("b1", 4096)}
+        assert len((await wakeups(pubsub, keys, 4095))["ann"]) == 4095
+    await ann.exchange(News(gone=[f"a{n}" for n in range(4095)]), limits)
+    assert await left_in_redis(redis, keys) == (0, 1, 1)
+
+
+async def test_teachers_do_not_share_queues_or_caps(redis: Redis, keys: RedisKeys) -> None:
+    """A full teacher says nothing about another one."""
+    big, other = (RedisBoard(redis, keys, "ann", teacher) for teacher in ("big", "other"))
+    limits = Limits(1, 4, 1000)
+    assert len((await big.exchange(News([ticket("a", wait_s=0)]), limits)).outcomes) == 1
+    assert len((await other.exchange(News([ticket("b", wait_s=0)]), limits)).outcomes) == 1
+
+
+async def test_what_stands_in_redis_ends_with_the_fleet(redis: Redis, keys: RedisKeys) -> None:
+    """No key is kept for ever: each has a time to live that an exchange of a later second renews."""
+    board = boards(redis, keys)[0]
+    limits = Limits(1, 4, 1000, max_cache_bytes=1000)
+    arrived = [ticket(name, wait_s=0, work=work, cache_ttl_s=60) for name, work in (("a", "v"), ("b", "w"), ("c", "w"))]
+    await board.exchange(News(arrived), limits)
+    await board.exchange(News([ticket("d", wait_s=0)], finished=[("a", "text")]), limits)
+    await asyncio.sleep(1.01)
+    await board.exchange(News(), limits)
+    there = [name for name in keys.teacher("big").as_list() if await redis.exists(name)]
+    assert set(keys.teacher("big").as_list()) - set(there) == {keys.teacher("big").settled}, "there after outages only"
+    assert all([86_000 < await redis.ttl(name) <= 86_400 for name in there])
+
+
+def test_all_keys_of_the_script_are_in_one_slot(keys: RedisKeys) -> None:
+    """A Redis Cluster runs a script only on keys of one slot: one hash tag in all of them."""
+    for teacher in ("big", "a:b", "with{braces}", "70b"):
+        names = keys.teacher(teacher).as_list()
+        tags = {name[name.index("{") + 1 : name.index("}")] for name in names}
+        assert len(tags) == 1
+        assert tags != {""}
+        assert len(set(names)) == len(names)
+
+
+async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: Redis, keys: RedisKeys) -> None:
+    """Garbage on the channel is logged, what was meant is asked for, and the next wake-up is heard as ever."""
+    channel = keys.wakeups("ann")
+    heard: asyncio.Queue[tuple[str, dict[str, Outcome]]] = asyncio.Queue()
+    missed: asyncio.Queue[None] = asyncio.Queue()
+    tasks = Tasks()
+    tasks.keep(
+        "wakeups",
+        hear_wakeups(
+            redis,
+            channel,
+            lambda teacher, outcomes: heard.put_nowait((teacher, dict(outcomes))),
+            lambda: missed.put_nowait(None),
+        ),
+    )
+    garbage = [b"big\na|b", b"\xff\xfe", b"big\na|G|many|b1", b"big\na|?|1|b1", b"big\n"]
+    try:
+        with capture_logs() as logs:
+            async with asyncio.timeout(5):
+                await missed.get()  # subscribed
+                for message in garbage:
+                    await redis.publish(channel, message)
+                    await missed.get()
+                await redis.publish(channel, b"big\na|G|3|b1\nb|S|-|x|y")
+                assert await heard.get() == ("big", {"a": Grant("b1", 3), "b": Shared("x|y", cached=False)})
+    finally:
+        await tasks.close()
+    assert [line["event"] for line in logs] == ["wakeup_unreadable"] * len(garbage)
+    assert missed.empty()
+
+
+async def test_a_listener_that_breaks_begins_anew(
+    redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever `told` does with a wake-up, later ones are heard, and what was missed is asked for."""
+    monkeypatch.setattr("gateway.batching.redis_board._RECONNECT_S", 0.01)
+    subscribed: asyncio.Queue[None] = asyncio.Queue()
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    def told(teacher: str, _: object) -> None:
+        if teacher == "bad":
+            raise ZeroDivisionError
+        heard.put_nowait(teacher)
+
+    tasks = Tasks()
+    tasks.keep("wakeups", hear_wakeups(redis, keys.wakeups("ann"), told, lambda: subscribed.put_nowait(None)))
+    try:
+        with capture_logs() as logs:
+            async with asyncio.timeout(5):
+                for teacher in ("bad", "big"):
+                    await subscribed.get()
+                    await redis.publish(keys.wakeups("ann"), f"{teacher}\na|G|3|b1")
+                assert await heard.get() == "big"
+    finally:
+        await tasks.close()
+    assert [line["event"] for line in logs] == ["wakeups_failed"]

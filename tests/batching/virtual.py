@@ -1,0 +1,371 @@
+"""A fleet in virtual time: the gateway's own queues, turns and flights, on a board behind a network that fails.
+
+Nothing waits for real: when nobody can run, the clock moves to the next timer. So a schedule of twenty seconds takes
+milliseconds, and the same schedule always goes the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import selectors
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from gateway.batching.batcher import TeacherQueue
+from gateway.batching.flights import Flights
+from gateway.batching.window import SECOND
+from gateway.engines.base import OpeningReply
+from gateway.errors import EngineFailed, QueueFull
+from gateway.metrics import Metrics
+from gateway.redis_keys import RedisKeys
+from gateway.tasks import Tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.batching.ticket import Decision, Grant, Limits, News, Outcome, Ticket
+    from tests.batching.boards import AnyBoard
+
+START_US = 1_795_000_000 * SECOND
+COMMAND_S = 0.2  # how long a process waits for Redis
+LOOK_S = 0.5  # how often it looks whether Redis is back, and how long it takes to subscribe anew
+METRICS = Metrics()
+
+
+class _NoWaiting(selectors.DefaultSelector):
+    """Instead of waiting, lets time pass."""
+
+    loop: VirtualLoop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        assert timeout is not None, "everybody waits for ever"
+        self.loop.now += max(0.0, timeout)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock moves only when there is nothing to do."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        selector = _NoWaiting()
+        selector.loop = self
+        super().__init__(selector)
+
+    def time(self) -> float:
+        return self.now
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class Network:
+    """How it treats what is sent: up to so many seconds each way, and lost as often as this."""
+
+    seed: int = 0
+    delay_s: float = 0.0
+    commands_lost: float = 0.0
+    replies_lost: float = 0.0
+    wakeups_lost: float = 0.0
+
+
+class Server:
+    """A board as processes reach it: over a network, on a machine that can be gone, stand still, or set its clock."""
+
+    def __init__(self, board: AnyBoard, network: Network) -> None:
+        self.board = board
+        self.network = network
+        self.chance = random.Random(network.seed)
+        self.tasks = Tasks()
+        self.subscribers: dict[str, TeacherQueue] = {}
+        self.ahead_us = START_US  # of the true clock
+        self.up = True
+        self.reliable_until = 0.0
+        self.paused = False
+        self.back_at = -1000.0
+        self.life = 0  # a new one after each restart or break of the connections
+        self._stuck: list[asyncio.Future[None]] = []
+        self.opened: list[tuple[float, int]] = []
+
+    @property
+    def answers(self) -> bool:
+        return self.up and not self.paused
+
+    async def exchange(self, owner: str, news: News, limits: Limits) -> Decision:
+        """As redis-py has it: one more try when the connection broke, and a bound on the time."""
+        try:
+            return await self._try(owner, news, limits)
+        except RedisConnectionError:
+            return await self._try(owner, news, limits)
+
+    async def _try(self, owner: str, news: News, limits: Limits) -> Decision:
+        life = self.life
+        await self._travel()
+        if not self.up or life != self.life:
+            raise RedisConnectionError
+        if self._loses(self.network.commands_lost):
+            await asyncio.sleep(COMMAND_S)
+            raise RedisTimeoutError
+        if self.paused:
+            await self._stand(owner, news, limits)
+        decision = await self._execute(owner, news, limits)
+        if self._loses(self.network.replies_lost):
+            await asyncio.sleep(COMMAND_S)
+            raise RedisTimeoutError
+        await self._travel()
+        if life != self.life:
+            raise RedisConnectionError
+        return decision
+
+    async def _stand(self, owner: str, news: News, limits: Limits) -> None:
+        """The command lies in the server's socket. If its sender gives up, it is executed all the same."""
+        runs = asyncio.get_running_loop().create_future()
+        self._stuck.append(runs)
+        try:
+            async with asyncio.timeout(COMMAND_S):
+                await asyncio.shield(runs)
+        except TimeoutError:
+            life = self.life
+
+            async def late() -> None:
+                await runs
+                if life == self.life:
+                    await self._execute(owner, news, limits)
+
+            self.tasks.spawn("late", late())
+            raise RedisTimeoutError from None
+
+    async def _execute(self, owner: str, news: News, limits: Limits) -> Decision:
+        decision, woken = await self.board.exchange(owner, news, limits, self.clock())
+        self.opened += [(_now(), size) for size in decision.opened]
+        for holder, outcomes in woken.items():
+            if not self._loses(self.network.wakeups_lost):
+                self.tasks.spawn("wake-up", self._wake(holder, outcomes))
+        return decision
+
+    async def _wake(self, holder: str, outcomes: Mapping[str, Outcome]) -> None:
+        queue, life = self.subscribers.get(holder), self.life
+        await self._travel()
+        if queue is not None and self.subscribers.get(holder) is queue and life == self.life:
+            queue.hear(outcomes)
+
+    async def _travel(self) -> None:
+        if self.network.delay_s:
+            await asyncio.sleep(self.chance.random() * self.network.delay_s)
+
+    def _loses(self, often: float) -> bool:
+        return _now() >= self.reliable_until and bool(often) and self.chance.random() < often
+
+    def clock(self) -> int:
+        return round(_now() * SECOND) + self.ahead_us
+
+    def break_connections(self) -> None:
+        self.life += 1
+        self.subscribers.clear()
+
+    async def pause(self, seconds: float, *, clock_too: bool) -> None:
+        self.paused = True
+        await asyncio.sleep(seconds)
+        self.ahead_us -= round(seconds * SECOND) * clock_too
+        stuck, self._stuck = self._stuck, []
+        self.paused = False
+        self.back_at = _now()
+        for runs in stuck:
+            if not runs.done():
+                runs.set_result(None)
+
+    async def go(self, seconds: float, *, empty: bool) -> None:
+        """Unreachable for a while; `empty`: it was started anew and has forgotten everything."""
+        self.up = False
+        self.break_connections()
+        await asyncio.sleep(seconds)
+        if empty:
+            await self.board.clear()
+        self.up = True
+        self.back_at = _now()
+
+
+class _Link:
+    """What a queue wants of a RedisClient and of a RedisBoard."""
+
+    def __init__(self, server: Server, owner: str) -> None:
+        self._server, self._owner = server, owner
+        self.up = True
+        self.cut = False
+        self.commands = self
+
+    def register_script(self, _: str) -> None:
+        return None
+
+    def failed(self, _: Exception) -> None:
+        self.up = False
+
+    async def exchange(self, news: News, limits: Limits) -> Decision:
+        return await self._server.exchange(self._owner, news, limits)
+
+    async def watch(self) -> None:
+        while True:
+            if self._server.paused:
+                await asyncio.sleep(COMMAND_S)
+            self.up = self._server.answers
+            await asyncio.sleep(LOOK_S)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One request: when it comes, its ticket, how long the teacher takes, when its caller hangs up."""
+
+    at: float
+    ticket: Ticket
+    takes_s: float
+    fails: bool = False
+    hangs_up_after_s: float | None = None
+
+
+@dataclass
+class Story:
+    """What happened, over the whole fleet."""
+
+    cap: int
+    in_flight: int = 0
+    most: int = 0
+    processes: list[Process] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)  # by the ticket in whose name they were made
+    sent: list[tuple[float, str]] = field(default_factory=list)  # the same in order, and when
+    fetched: set[str] = field(default_factory=set)  # what calls brought
+    ends: dict[str, list[str]] = field(default_factory=dict)  # by ticket, of processes that lived
+    wrong: list[str] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """A call to the teacher. While Redis answers the cap is never passed. In an outage a process cannot know what
+        the others were given since it last looked: each stays within its share of the cap or what it had."""
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        alone = any(one.alive and one.queue._alone is not None for one in self.processes)
+        bound = 2 * self.cap if alone else self.cap
+        self.check(self.in_flight <= bound, f"{self.in_flight} calls in flight")
+
+    def check(self, true: object, what: str) -> None:
+        if not true:
+            self.wrong.append(f"{_now():.6f}: {what}")
+
+
+class Process:
+    """One gateway: its queue, its flights, its callers."""
+
+    def __init__(self, server: Server, limits: Limits, owner: str, story: Story) -> None:
+        self.owner = owner
+        self.server = server
+        self.story = story
+        story.processes.append(self)
+        self.link = _Link(server, owner)
+        self.queue = TeacherQueue(
+            self.link,  # type: ignore[arg-type]
+            RedisKeys("virtual"),
+            owner=owner,
+            teacher="big",
+            limits=lambda: limits,
+            on_failure="degrade",
+            metrics=METRICS,
+        )
+        self.queue._board = self.link  # type: ignore[assignment]
+        self.limits = limits
+        self.tasks = Tasks()
+        self.flights = Flights(self.tasks)
+        self.serving = self.alive = True
+        self.open = 0
+        self.tasks.keep("batches", self.queue.run())
+        self.tasks.keep("redis", self.link.watch())
+        self.tasks.keep("wake-ups", self._listen())
+
+    async def _listen(self) -> None:
+        while True:
+            if self.server.answers and self.server.subscribers.get(self.owner) is not self.queue:
+                self.server.subscribers[self.owner] = self.queue
+                self.queue.recheck()
+            await asyncio.sleep(LOOK_S)
+
+    def ask(self, wish: Wish) -> None:
+        self.open += 1
+        self.tasks.spawn("request", self._request(wish))
+
+    async def _request(self, wish: Wish) -> None:
+        ticket = wish.ticket
+        request = asyncio.current_task()
+        assert request is not None
+        loop = asyncio.get_running_loop()
+        if wish.hangs_up_after_s is not None:
+            loop.call_later(wish.hangs_up_after_s, request.cancel)
+        deadline = loop.time() + ticket.deadline_s
+        end = "nothing"
+
+        async def call(_: Grant) -> OpeningReply:
+            story = self.story
+            story.begin()
+            try:
+                await asyncio.sleep(wish.takes_s)
+            finally:
+                story.in_flight -= 1
+            if wish.fails:
+                raise EngineFailed("It failed.", engine="big")
+            text = f"{ticket.work} by {ticket.id}"
+            story.fetched.add(text)
+            return OpeningReply(text, "length", None)
+
+        def granted(_: Grant) -> None:
+            self.story.calls[ticket.id] += 1
+            self.story.sent.append((loop.time(), ticket.id))
+            self.story.check(loop.time() <= deadline + 1e-9, f"{ticket.id} was sent after its deadline")
+
+        try:
+            async with asyncio.timeout(ticket.deadline_s):
+                if ticket.work:
+                    landing = await self.flights.join(self.queue, ticket, call, granted)
+                    end = landing.shared or "own"
+                    text = landing.reply.text
+                    self.story.check(text in self.story.fetched, f"nobody fetched {text}")
+                    self.story.check(text.startswith(f"{ticket.work} by "), f"{ticket.id} got {text}")
+                else:
+                    async with self.queue.turn(ticket) as turn:
+                        granted(turn.outcome)  # type: ignore[arg-type]
+                        reply = await call(turn.outcome)  # type: ignore[arg-type]
+                        turn.finish(reply.text)
+                    end = "own"
+        except TimeoutError:
+            end = "expired"
+        except QueueFull:
+            end = "refused"
+        except EngineFailed:
+            end = "failed"
+        except asyncio.CancelledError:
+            end = "withdrawn"
+        finally:
+            self.open -= 1
+            if self.alive:
+                self.story.ends.setdefault(ticket.id, []).append(end)
+                late = loop.time() - deadline
+                self.story.check(late < 1e-6, f"{ticket.id} was answered {late:g} s after its deadline")
+
+    def crash(self) -> None:
+        """Without a word: nothing it has not sent yet is ever said."""
+        self.serving = self.alive = False
+        if self.server.subscribers.get(self.owner) is self.queue:
+            del self.server.subscribers[self.owner]
+        for task in (*self.tasks._finite, *self.tasks._loops):
+            task.cancel()
+
+    async def leave(self) -> None:
+        """As on SIGTERM: refuse what is new, finish what is here, and say so."""
+        self.serving = False
+        while self.open:
+            await asyncio.sleep(0.05)
+        if self.alive:
+            await self.queue.leave_fleet()
+            self.crash()

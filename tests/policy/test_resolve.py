@@ -1,0 +1,45 @@
+"""What of a policy reaches the teacher's queue: whose share, how long guidance is kept, and who shares it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.policy.resolve import GuidancePlan, resolve
+from gateway.policy.schema import TenantPolicy
+from gateway.protocol import parse_chat
+
+CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}))
+
+
+def guidance(weight: float = 1.0, **rule: Any) -> GuidancePlan:
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small", "guidance": rule}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "weight": weight, "routes": [route]})
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: "trailing").guidance  # type: ignore[arg-type, return-value]
+    assert plan is not None
+    return plan
+
+
+def test_a_ticket_takes_its_tenants_share() -> None:
+    assert (guidance(2.5).tenant, guidance(2.5).weight) == ("acme", 2.5)
+
+
+@pytest.mark.parametrize(("temperature", "kept_s"), [(0.0, 60.0), (0.01, 0.0), (1.0, 0.0)])
+def test_only_greedy_guidance_is_kept(temperature: float, kept_s: float) -> None:
+    """A sampled opening is one throw of many: the next request gets its own."""
+    assert guidance(temperature=temperature, cache_ttl="60s").cache_ttl_s == kept_s
+
+
+def test_guidance_is_the_tenants_own_unless_its_policy_says_all() -> None:
+    assert guidance().share == "acme"
+    assert guidance(share="all").share == ""
+
+
+def test_a_full_queue_and_a_teacher_that_fails_are_two_decisions() -> None:
+    """An answer without guidance may be fine in a rush and not otherwise, or the other way round."""
+    plan = guidance(on_queue_full="reject")
+    assert (plan.reject_when_full, plan.required) == (True, False)
+    plan = guidance(on_failure="reject")
+    assert (plan.reject_when_full, plan.required) == (False, True)
