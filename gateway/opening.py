@@ -127,7 +127,7 @@ class Guide:
             max_wait_s=guidance.max_wait_s,
             deadline_s=guidance.deadline_s,
             weight=guidance.weight,
-            work=_work(guidance.share, engine, request),
+            work=_work(guidance.share, engine, request, draft.id),
             cache_ttl_s=guidance.cache_ttl_s,
         )
 
@@ -198,12 +198,12 @@ def _kept_tokens(reply: OpeningReply, kept: str) -> int:
     return max(1, min(written, round(written * len(kept) / len(reply.text))))
 
 
-def _work(share: str, engine: Engine, request: OpeningRequest) -> str:
+def _work(share: str, engine: Engine, request: OpeningRequest, request_id: str) -> str:
     """A hash of everything that the guidance depends on, and of who may share it."""
     parts = (
         share,
         engine.name,
-        engine.state.revision,
+        engine.state.revision or request_id,  # unknown: then nobody else's is the same
         request.messages,
         request.max_tokens,
         request.temperature,

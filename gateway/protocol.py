@@ -33,6 +33,10 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
 
 
+# More than any answer has, and few enough that sums of them stay numbers that JSON can carry.
+_MAX_TOKENS = 2**31 - 1
+
+
 class ResponseFormat(Struct, frozen=True):
     type: str
 
@@ -42,8 +46,8 @@ class _KnownFields(Struct, frozen=True):
 
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=_MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=_MAX_TOKENS)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None

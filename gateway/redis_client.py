@@ -43,7 +43,8 @@ class RedisClient:
         address = urlsplit(url)
         # Without what may be a password.
         self._where = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
-        connecting: dict[str, Any] = {"socket_connect_timeout": timeout_s}
+        # The scripts' replies are read as version 2 of the protocol writes them, whatever the address asks for.
+        connecting: dict[str, Any] = {"socket_connect_timeout": timeout_s, "protocol": 2}
         if not url.startswith("unix:"):
             connecting["socket_keepalive"] = True  # a peer that vanished must not be waited for
         self.commands = Redis.from_url(url, socket_timeout=timeout_s, retry=retry, **connecting)
@@ -57,9 +58,10 @@ class RedisClient:
     def failed(self, error: Exception) -> None:
         """Tell that a command failed. Nobody awaits Redis again until it has answered the watch.
 
-        An error that Redis itself replied with, such as a script's, does not count: it answered.
+        An error that Redis itself replied with, such as a script's, does not count: it answered. Nor does one that has
+        nothing to do with Redis.
         """
-        if not isinstance(error, ResponseError):
+        if isinstance(error, RedisError | OSError) and not isinstance(error, ResponseError):
             self._turn(up=False, error=type(error).__name__)
 
     async def wait_up(self) -> None:

@@ -80,8 +80,6 @@ def main(
 
     A whole run takes about a quarter of an hour, --quick --peers none about a minute. Let nothing else run meanwhile.
     """
-    if absent := wrk.missing():
-        raise typer.BadParameter(f"not installed: {', '.join(absent)} (Debian: apt install wrk nginx-light)")
     if quick:
         rounds, seconds, concurrency = 1, 2, "1,32"
     kinds = KINDS if kind == "both" else (kind,)
@@ -95,6 +93,8 @@ def main(
         raise typer.BadParameter(
             f"--gates needs {', '.join(sorted(f'{one.system} ({one.kind}, {one.concurrency})' for one in lacking))}"
         )
+    if absent := wrk.missing():
+        raise typer.BadParameter(f"not installed: {', '.join(absent)} (Debian: apt install wrk nginx-light)")
     with interruptible(), TemporaryDirectory(prefix="gkt-compare-") as folder, ExitStack() as stack:
         started, absent_peers = _start(Site(Path(folder), stack), wanted, peers)
         figures = _measure([case for case in cases if case.system in started], started, rounds, seconds)

@@ -17,10 +17,19 @@ def detail(admin_url: str) -> dict[str, Any]:
 
 def wait_until_probed(admin_url: str) -> dict[str, Any]:
     """Until every engine is up and known to continue; returns readiness in detail."""
+    return _wait(admin_url, "up", "continuation")
+
+
+def wait_until_up(admin_url: str) -> dict[str, Any]:
+    """Until every engine was looked at and is up; returns readiness in detail."""
+    return _wait(admin_url, "up")
+
+
+def _wait(admin_url: str, *wanted: str) -> dict[str, Any]:
     give_up = time.monotonic() + LIMIT_S
     while True:
         seen = detail(admin_url)
-        if all(engine["up"] and engine["continuation"] for engine in seen["engines"].values()):
+        if all(engine[name] for engine in seen["engines"].values() for name in wanted):
             return seen
         assert time.monotonic() < give_up, f"not probed in {LIMIT_S:g} s: {seen}"
         time.sleep(0.1)

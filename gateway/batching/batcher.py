@@ -43,6 +43,9 @@ _REST_AFTER_FAILURE_S = 1.0
 # A wake-up is under way for no longer.
 _WAKEUP_S = 0.25
 
+# In memory guidance is looked through in whole, so little of it is kept.
+_OWN_CACHE_BYTES = 1_000_000
+
 OnFailure = Literal["degrade", "reject"]
 
 
@@ -255,7 +258,11 @@ class TeacherQueue:
                 turn.refuse_without_store()
             self._arrived, self._gone, self._finished = {}, [], []
             return Decision()
-        own = limits.of_cap(self._membership.share(limits.max_in_flight, limits.lease_s, _now()))
+        own = replace(
+            limits,
+            max_in_flight=self._membership.share(limits.max_in_flight, limits.lease_s, _now()),
+            max_cache_bytes=min(limits.max_cache_bytes, _OWN_CACHE_BYTES),
+        )
         news = replace(self._take_news(limits, of_fleet=False), fleet=1)
         decision, _ = self._alone.exchange(self._owner, news, own, round(_now() * SECOND))
         return decision

@@ -24,7 +24,8 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
 local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
-local longest_hold, retry_blind, cache_overhead, keep_keys_s = 1000000, 10000000, 100, 86400
+local longest_hold, retry_blind, keep_keys_s = 1000000, 10000000, 86400
+local cache_overhead, most_dropped = 100, 20
 
 local cap = 0 -- how many permits may be out
 local told, wake, opened, reclaimed, broken = {}, {}, {}, 0, 0
@@ -176,14 +177,11 @@ local function keep(t, guidance)
   redis.call('HSET', cache, t.work, guidance)
   redis.call('ZADD', cache_ends, whole(now + t.ttl), t.work)
   s.cache_bytes = s.cache_bytes + #t.work + #guidance + cache_overhead
-  for _, work in ipairs(redis.call('ZRANGEBYSCORE', cache_ends, '-inf', whole(now))) do drop_kept(work) end
-  while s.cache_bytes > max_bytes do
-    local work = redis.call('ZRANGE', cache_ends, 0, 0)[1]
-    if not work then
-      s.cache_bytes = 0
-    else
-      drop_kept(work)
-    end
+  -- Those that end first, few at a time: a cache full of what has ended must not hold Redis up.
+  local first = redis.call('ZRANGE', cache_ends, 0, most_dropped - 1, 'WITHSCORES')
+  for place = 1, #first, 2 do
+    if tonumber(first[place + 1]) > now and s.cache_bytes <= max_bytes then break end
+    drop_kept(first[place])
   end
 end
 
@@ -384,8 +382,8 @@ local function more_of(one)
   local places = places_in(queue, one.tenant, limit, one.after)
   one.waiting, one.next, one.after = {}, 1, places[#places]
   for _, place in ipairs(places) do
-    local id = id_in(place)
-    local t, unreadable = read(id)
+    local id, t, unreadable = id_in(place), nil, false
+    if id then t, unreadable = read(id) else broken = broken + 1 end
     if t and t.letter == 'W' then
       one.waiting[#one.waiting + 1] = t
     else
@@ -431,6 +429,7 @@ local function next_in_order()
 end
 
 local head, moved, in_flight = {}, {}, redis.call('SCARD', permits)
+local unseen = redis.call('ZCARD', queue) -- so that nobody looks for tickets where there are none
 local next_look, window = -1, -1
 
 -- window.py's rule: how many of the head go now, and until when to wait if none.
@@ -469,10 +468,11 @@ while true do
     break
   end
   if s.room_since <= 0 or s.room_since > now then s.room_since = now end
-  while #head < limit do
+  while #head < limit and unseen > 0 do
     local t = next_in_order()
     if not t then break end
     head[#head + 1] = t
+    unseen = unseen - 1
   end
   if #head == 0 then break end
   local size = open_batch()

@@ -40,6 +40,7 @@ _RETRY_BLIND = 10 * SECOND
 _STRIDE = 10_000
 # What a kept guidance takes beside its text, roughly.
 _CACHE_OVERHEAD = 100
+_MOST_DROPPED = 20
 
 
 @dataclass(slots=True)
@@ -290,10 +291,12 @@ class Board:
         self._drop_kept(entry.work)
         self._cache[entry.work] = guidance, here.now + entry.cache_ttl
         self._cache_bytes += _size(entry.work, guidance)
-        for work in [work for work, (_, end) in self._cache.items() if end <= here.now]:
+        # Those that end first, few at a time: a cache full of what has ended must not hold everything up.
+        first = heapq.nsmallest(_MOST_DROPPED, ((end, work) for work, (_, end) in self._cache.items()))
+        for end, work in first:
+            if end > here.now and self._cache_bytes <= here.limits.max_cache_bytes:
+                break
             self._drop_kept(work)
-        while self._cache_bytes > here.limits.max_cache_bytes:
-            self._drop_kept(min(self._cache, key=lambda work: (self._cache[work][1], work)))
 
     def _drop_kept(self, work: str) -> None:
         guidance, _ = self._cache.pop(work, (None, 0))

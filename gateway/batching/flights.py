@@ -113,7 +113,9 @@ class Flights:
                     self._land(ticket.work, flight)
                     flight.task.cancel()
             if isinstance(landed, QueueFull) and flight.tenant != ticket.tenant:
-                continue  # it is another tenant's queue that is full
+                # Another tenant's queue is full. Landed here, since the flight's own callback may come later.
+                self._land(ticket.work, flight)
+                continue
             if isinstance(landed, Exception):
                 raise landed
             return landed if seat.pays or landed.shared else Landing(landed.reply, "flight")

@@ -65,6 +65,8 @@ def demo(
     set_up_logs("warning", "auto")
     setup = _Setup(teacher, student, tokens, projection, port if port is not None else 0 if ask else _PORT)
     for name in (teacher, student):
+        weights.find(name)  # a name that is wrong is said before a gigabyte is fetched
+    for name in (teacher, student):
         weights.fetch(name)  # before the event loop: Ctrl-C then ends a download at once
     if not uvloop.run(_until_interrupted(_demo(setup, ask, Console()))):
         raise typer.Exit(_INTERRUPTED if ask is not None else 0)

@@ -63,7 +63,7 @@ class EngineState:
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     continuation: Continuation | None = None  # None: it cannot continue an answer, or that is not known yet
-    revision: str = ""  # which weights it serves, where it tells: guidance of another revision is other guidance
+    revision: str | None = None  # which weights it serves; None: not known yet. Guidance is of one revision
     max_concurrency: int | None = None  # the engine's own limit on calls in flight, where it tells
 
 

@@ -49,7 +49,7 @@ class OpenAIEngine:
         self._lists = Lists(http, model, self._opening) if lists else None
         self._looked = False  # whether what it can do was looked at since it is up
         self._doubt: str | None = None  # what that look found wanting
-        self._state = EngineState()
+        self._state = EngineState(revision=model)  # it tells no more of its weights
         if continuation not in {"auto", "none"}:
             # What the configuration says holds from the first request on; the probe only adds what it sees.
             self._state.continuation = Continuation(continuation, echo=echo)  # type: ignore[arg-type]

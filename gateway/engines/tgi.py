@@ -180,7 +180,7 @@ class TGIEngine:
             raise self._garbled("an /info without model_id")
         kept = ("model_id", "version", "max_concurrent_requests", "max_input_tokens", "max_total_tokens",
                 "max_stop_sequences")  # fmt: skip
-        self._state.revision = f"{info.get('model_id')}@{info.get('model_sha')}"
+        self._state.revision = f"{info['model_id']}@{info.get('model_sha')}/{self._model}"
         self._state.facts = {key: info[key] for key in kept if info.get(key) is not None}
         self._state.warnings = []
         if isinstance(stops := info.get("max_stop_sequences"), int):

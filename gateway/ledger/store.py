@@ -57,7 +57,6 @@ class ReceiptStore:
         self._news = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._exchanging = asyncio.Lock()
-        metrics.receipts_waiting.set_function(lambda: len(self._waiting))
 
     async def admit(self, intent: Intent) -> None:
         """Let Redis know of the request before it spends anything. Its receipt must follow, whatever happens.
@@ -95,6 +94,7 @@ class ReceiptStore:
             self._metrics.receipts_lost.inc()
             # Not silently: the log line is now the only place where this receipt stands.
             log.error("receipt_lost", id=oldest, receipt=lost.as_dict())
+        self._metrics.receipts_waiting.set(len(self._waiting))
         self._look_in(_LINGER_S)
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
@@ -158,6 +158,7 @@ class ReceiptStore:
         self._answer([intent.id for intent in intents], told=True)
         for receipt in receipts:
             self._waiting.pop(receipt.id, None)
+        self._metrics.receipts_waiting.set(len(self._waiting))
         if replaced:
             # This process was taken for dead. What others said of these requests holds no longer.
             log.warning("abandoned_replaced", ids=replaced)

@@ -107,12 +107,20 @@ def fetch(
     Raises:
         WeightsUnavailable: unknown name, or no source gave bytes with the right sha256.
     """
+    found = find(name_or_path)
+    if isinstance(found, Path):
+        return found
+    return fetch_weights(found, cache_dir or cache_folder(), offline=offline, progress=progress)
+
+
+def find(name_or_path: str | Path) -> Weights | Path:
+    """What a name in the catalogue or the path of a file stands for; nothing is fetched. Raises WeightsUnavailable."""
     if Path(name_or_path).suffix == ".gguf":
         return _existing(Path(name_or_path))
     weights = CATALOGUE.get(str(name_or_path))
     if weights is None:
         raise WeightsUnavailable(f"no model is called {name_or_path!s}: use a .gguf file or {', '.join(CATALOGUE)}")
-    return fetch_weights(weights, cache_dir or cache_folder(), offline=offline, progress=progress)
+    return weights
 
 
 def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False, progress: Progress | None = None) -> Path:

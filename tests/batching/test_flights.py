@@ -301,7 +301,7 @@ class ScriptedEngine:
 
     def __init__(self) -> None:
         self.name = "big"
-        self.state = EngineState()
+        self.state = EngineState(revision="first")
         self.says: OpeningReply | Exception = REPLY
         self.pause_s = 0.0
         self.asked: list[OpeningRequest] = []
@@ -390,7 +390,16 @@ async def test_other_weights_are_other_work(redis_url: str, keys: RedisKeys) -> 
     """An engine that tells which revision it serves does not answer from what another one wrote."""
     async with room(redis_url, keys) as one:
         assert sources(await one.open(cache_ttl_s=60.0)) == [""]
-        one.engine.state.revision = "7ae557604adf67be50417f59c2c2f167def9a775"
+        one.engine.state.revision = "second"
+        assert sources(*[await one.open(cache_ttl_s=60.0) for _ in range(2)]) == ["", "cache"]
+
+
+async def test_weights_that_nobody_knows_yet_share_with_nobody(redis_url: str, keys: RedisKeys) -> None:
+    """Before the first look at an engine another process may already know it by other weights."""
+    async with room(redis_url, keys) as one:
+        one.engine.state.revision = None
+        one.engine.pause_s = 0.2
+        assert sources(*await asyncio.gather(*(one.open(cache_ttl_s=60.0) for _ in range(2)))) == ["", ""]
         assert sources(await one.open(cache_ttl_s=60.0)) == [""]
 
 

@@ -113,7 +113,7 @@ def test_no_configuration_at_all(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_to_be_had(tmp_path: Path) -> None:
-    """demo with an unknown model lists the known ones."""
+    """demo with an unknown model lists the known ones, before it fetches the other."""
     assert "smollm2-135m-instruct" in _one_line(_run("demo", "--student", "no-such-model", "--ask", "x"))
 
 
