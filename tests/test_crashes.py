@@ -100,6 +100,9 @@ class Fleet:
         await asyncio.sleep(LEASE_S / 4)  # a heartbeat, in which each hears it
         for process in self.gateways:
             process.log.clear()
+        await until(lambda: self.redis.keys("*crashes:tenant:*:intents:*"), [], LEASE_S + 6)
+        for name in await self.redis.keys("*crashes:tenant:*:receipt:*"):
+            await self.redis.delete(name)
         self.got = [Counter() for _ in self.gateways]
         self.teacher.reset()
 
@@ -191,14 +194,21 @@ class Fleet:
         lines = [line for line in self.gateways[at].log if line["event"] == "request"]
         return [line for line in lines if line["status"] != "abandoned"]
 
-    async def abandoned(self, wanted: int) -> None:
-        """So many requests of dead processes are settled by those who live, each once."""
-        await until(lambda: len(self._abandoned()), wanted, 2 * LEASE_S + 5)
-        assert len(set(self._abandoned())) == wanted
+    async def accounted(self) -> int:
+        """Redis has one receipt for each request since the beginning, also for those of the dead, and no intent.
 
-    def _abandoned(self) -> list[str]:
+        Returns how many were settled for the dead: those that nobody answered, and maybe some that were answered right
+        before, whose receipt was still in memory.
+        """
+        await until(self._receipts_kept, sum(counts.total() for counts in self.got), 2 * LEASE_S + 5)
+        assert await self.redis.keys("*crashes:tenant:*:intents:*") == []
         lines = [line for process in self.gateways for line in process.log if line["event"] == "request"]
-        return [line["id"] for line in lines if line["status"] == "abandoned"]
+        abandoned = [line["id"] for line in lines if line["status"] == "abandoned"]
+        assert len(set(abandoned)) == len(abandoned) >= sum(counts["lost"] for counts in self.got)
+        return len(abandoned)
+
+    async def _receipts_kept(self) -> int:
+        return len(await self.redis.keys("*crashes:tenant:*:receipt:*"))
 
     async def calls_on_receipts(self, *alive: int) -> int:
         """The teacher calls that stand on receipts of these gateways."""
@@ -289,7 +299,7 @@ async def test_told_to_stop_under_load(here: Fleet) -> None:
     await here.settled(*here.others)
     assert here.teacher.asked == await here.calls_on_receipts(*here.all)
     assert [counts.total() for counts in here.got] == [8] + [9] * len(here.others)
-    here.report(exit_code=code)
+    here.report(exit_code=code, abandoned=await here.accounted())
 
 
 async def test_killed_while_its_requests_wait(here: Fleet) -> None:
@@ -307,8 +317,7 @@ async def test_killed_while_its_requests_wait(here: Fleet) -> None:
         assert set(await answers) <= {"guided", "teacher_late"}
     await here.settled(*here.others)
     assert here.teacher.asked == await here.calls_on_receipts(*here.others), "nobody called the teacher for the dead"
-    await here.abandoned(4)
-    here.report()
+    here.report(abandoned=await here.accounted())
 
 
 async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
@@ -326,8 +335,7 @@ async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
     of_the_dead = here.teacher.asked - await here.calls_on_receipts(*here.others)
     assert max(CAP, ends["guided"]) <= of_the_dead <= 6
     assert [here.got[at].total() for at in here.others] == [7] * len(here.others)
-    await here.abandoned(ends["lost"])
-    here.report(of_the_dead=of_the_dead)
+    here.report(of_the_dead=of_the_dead, abandoned=await here.accounted())
 
 
 async def test_killed_while_another_waits_for_what_it_fetches(here: Fleet) -> None:
@@ -349,8 +357,7 @@ async def test_killed_while_another_waits_for_what_it_fetches(here: Fleet) -> No
     await here.settled(*here.others)
     assert here.teacher.asked == 2 + followers, "the dead one's, its followers', and the last requests'"
     assert await here.calls_on_receipts(*here.others) == 1 + followers
-    await here.abandoned(1)
-    here.report()
+    here.report(abandoned=await here.accounted())
 
 
 async def test_killed_while_the_student_streams(here: Fleet) -> None:
@@ -366,8 +373,7 @@ async def test_killed_while_the_student_streams(here: Fleet) -> None:
     await here.settled(*here.others)
     assert here.teacher.asked == 2 + 3 * len(here.others)
     assert await here.calls_on_receipts(*here.others) == 3 * len(here.others)
-    await here.abandoned(2)
-    here.report()
+    here.report(abandoned=await here.accounted())
 
 
 async def _restarts(here: Fleet) -> None:
@@ -405,4 +411,6 @@ async def test_redis_fails_under_load(here: Fleet, trouble: Callable[[Fleet], An
     assert got["guided"] > got.total() / 4
     await here.settled(*here.all)
     assert here.teacher.asked == await here.calls_on_receipts(*here.all)
+    if trouble is _stands_still:  # the others begin anew with an empty Redis, and what it kept is gone
+        assert await here.accounted() == 0
     here.report(trouble=trouble.__name__.strip("_"))
