@@ -100,7 +100,7 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = {model.name: _engine(model) for model in settings.models}
+        engines = {model.name: _engine(model, book) for model in settings.models}
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -165,7 +165,7 @@ async def gateway(
         yield Gateway(public, admin, admission, batcher, store, tasks)
 
 
-def _engine(model: ModelSettings) -> Engine:
+def _engine(model: ModelSettings, book: PolicyBook) -> Engine:
     timeouts = model.timeouts
     http = EngineHttp(
         model.name,
@@ -174,9 +174,19 @@ def _engine(model: ModelSettings) -> Engine:
         deadlines=Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s),
     )
     if model.protocol == "tgi":
-        continues = model.continuation != "none"
+        asked = [
+            route.guidance.tokens
+            for policy in book.policies
+            for route in policy.routes
+            if route.mode == "guided" and route.teacher == model.name
+        ]
         return TGIEngine(
-            model.name, http, model=model.model, continues=continues, max_concurrency=model.max_concurrency
+            model.name,
+            http,
+            model=model.model,
+            continues=model.continuation != "none",
+            max_concurrency=model.max_concurrency,
+            longest_opening=max(asked, default=0),
         )
     echo = None if model.echo == "auto" else model.echo
     lists = model.batch.calls == "list"

@@ -15,7 +15,8 @@ class Membership:
     """Times are seconds on one clock, handed in as `now`."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()  # the fleet at each look of the last lease
+        # The fleet at looks of the last lease: of those only that no later look surpassed, so the first is the largest.
+        self._seen: deque[tuple[float, int]] = deque()
         self._in_flight = 0  # over the fleet, at the last look
         self._alone_since: float | None = None
         self._held = self._others = 0
@@ -27,7 +28,7 @@ class Membership:
         Right after Redis began anew it knows few of them, and one that is not heard of may be alive until its lease
         is over.
         """
-        return max((processes for _, processes in self._seen), default=1)
+        return self._seen[0][1] if self._seen else 1
 
     def saw(self, fleet: int, in_flight: int, lease_s: float, now: float) -> None:
         """Redis told how many processes there are, and how many calls they have."""
@@ -36,6 +37,8 @@ class Membership:
             self._seen = deque([(now, self.fleet)])
             self._alone_since = None
         self._in_flight = in_flight
+        while self._seen and self._seen[-1][1] <= fleet:
+            self._seen.pop()
         self._seen.append((now, fleet))
         while self._seen[0][0] < now - lease_s:
             self._seen.popleft()

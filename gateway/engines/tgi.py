@@ -1,10 +1,11 @@
 """text-generation-inference.
 
-Requests and replies are typed with huggingface_hub, the maintained TGI client, and its error names are kept as the
-cause of ours, so that the contract is theirs. The transport is not: `AsyncInferenceClient` opens a second HTTP stack
-(httpx) beside ours, hides the reply headers in which TGI tells its token counts, and holds every stream's response
-until the client is closed. Chat calls per second on one core with 32 in flight, in one run: ours 5760, the hub's 1301
-(load_tests/tgi_client.py; docs/engines.md has the rest).
+Requests and replies are those of huggingface_hub, the maintained TGI client, and its error names are kept as the cause
+of ours, so that the contract is theirs: /generate is typed with its classes; the chat route, where typing took a tenth
+of a guided request, is held to them field by field in a test. The transport is ours: `AsyncInferenceClient` opens a
+second HTTP stack (httpx) beside ours, hides the reply headers in which TGI tells its token counts, and holds every
+stream's response until the client is closed. Chat calls per second on one core with 32 in flight, in one run: ours
+5760, the hub's 1301 (load_tests/tgi_client.py; docs/engines.md has the rest).
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class TGIEngine:
         http: its pool; `base_url` is the server's root.
         continues: whether it may be asked to continue an assistant message.
         max_concurrency: what the configuration allows in flight, compared with what /info says.
+        longest_opening: the most tokens that a policy asks it for as a teacher, compared likewise.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class TGIEngine:
         model: str = "tgi",
         continues: bool = True,
         max_concurrency: int | None = None,
+        longest_opening: int = 0,
     ) -> None:
         self._name = name
         self._model = model
         self._http = http
         self._chat = ChatWire(http, "/v1/chat/completions")
         self._configured_concurrency = max_concurrency
+        self._longest_opening = longest_opening
         self._max_stops = _DEFAULT_MAX_STOPS
         # TGI's chat route continues a trailing assistant message and never repeats it.
         self._state = EngineState(continuation=Continuation("trailing", echo=False) if continues else None)
@@ -112,7 +116,7 @@ class TGIEngine:
             "temperature": request.temperature,  # this route reads 0 as greedy
             "seed": request.seed,
             "stop": self._sent_stops(request) or None,
-            "top_p": _inside_0_1(request.top_p),
+            "top_p": request.top_p,
         }
         reply = await self.complete({key: value for key, value in body.items() if value is not None})
         # Its shape was looked at already; typing all of it with the hub's classes took a tenth of a guided request.
@@ -192,6 +196,11 @@ class TGIEngine:
                     f"max_concurrency {self._configured_concurrency} is above the server's "
                     f"max_concurrent_requests {limit}: {limit} is used"
                 )
+        if isinstance(most := info.get("max_total_tokens"), int) and self._longest_opening >= most:
+            self._state.warnings.append(
+                f"a policy asks for guidance of {self._longest_opening} tokens, and the server's max_total_tokens is "
+                f"{most}, prompt included: it refuses every such call"
+            )
 
     def _adapted(self, body: Json) -> Json:
         """An OpenAI chat body as TGI's chat route reads it."""
@@ -200,10 +209,14 @@ class TGIEngine:
         adapted.pop("stop", None)
         if stops := _as_list(body.get("stop")):
             adapted["stop"] = stops
-        if "top_p" in adapted and _inside_0_1(adapted["top_p"]) is None:
-            del adapted["top_p"]  # 1 means "all of it" to OpenAI and is refused here
-        if "max_completion_tokens" in adapted and "max_tokens" not in adapted:
-            adapted["max_tokens"] = adapted.pop("max_completion_tokens")
+        top_p = adapted.pop("top_p", None)
+        if top_p == 0:
+            adapted["temperature"] = 0  # only the likeliest token, which is refused when said this way
+        elif adapted.get("temperature") != 0 and (inside := _inside_0_1(top_p)) is not None:
+            adapted["top_p"] = inside  # beside temperature 0 it would turn sampling on again
+        limit = adapted.pop("max_completion_tokens", None)
+        if limit is not None:
+            adapted["max_tokens"] = limit
         return adapted
 
     async def _translated(self, call: Awaitable[_T]) -> _T:

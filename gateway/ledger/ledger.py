@@ -6,6 +6,7 @@ Before that, at admission, the intent: so that a request whose process dies has 
 from __future__ import annotations
 
 import asyncio
+import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,8 @@ class Ledger:
         self._store.put(receipt)
         self._count(receipt)
         self._count_times(receipt)
-        log.info("request", **receipt.as_dict())
+        if log.is_enabled_for(logging.INFO):
+            log.info("request", **receipt.as_dict())
 
     def _count(self, receipt: Receipt) -> None:
         metrics, child = self._metrics, self._child

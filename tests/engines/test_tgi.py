@@ -2,12 +2,19 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 from aiohttp import web
+from huggingface_hub import (
+    ChatCompletionInput,
+    ChatCompletionOutput,
+    ChatCompletionOutputComplete,
+    ChatCompletionOutputUsage,
+)
 from huggingface_hub.errors import (
     GenerationError,
     IncompleteGenerationError,
@@ -231,7 +238,8 @@ async def test_a_raw_opening_is_exactly_this_to_generate(request_: OpeningReques
             OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=0.9, seed=7, stop=("x", "")),
             {"temperature": 0.7, "top_p": 0.9, "seed": 7, "stop": ["x"]},
         ),
-        (OpeningRequest(max_tokens=40, messages=MESSAGES, top_p=1.0), {"temperature": 0.0}),
+        (OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.0, top_p=0.9), {"temperature": 0.0}),
+        (OpeningRequest(max_tokens=40, messages=MESSAGES, temperature=0.7, top_p=1.0), {"temperature": 0.7}),
         (OpeningRequest(max_tokens=40, messages=MESSAGES, top_p=0.0), {"temperature": 0.0}),
     ],
 )
@@ -256,10 +264,14 @@ async def test_a_chat_opening_is_exactly_this_to_the_chat_route(request_: Openin
         ({"stop": None}, {}),
         ({"top_p": 1}, {}),
         ({"top_p": 1.0, "temperature": 0}, {"temperature": 0}),
-        ({"top_p": 0}, {}),
+        ({"top_p": 0}, {"temperature": 0}),
+        ({"top_p": 0, "temperature": 0.9}, {"temperature": 0}),
+        ({"top_p": 0.9, "temperature": 0}, {"temperature": 0}),
+        ({"top_p": None, "temperature": 0.3}, {"temperature": 0.3}),
         ({"top_p": 0.5}, {"top_p": 0.5}),
         ({"max_completion_tokens": 5}, {"max_tokens": 5}),
-        ({"max_completion_tokens": 5, "max_tokens": 6}, {"max_completion_tokens": 5, "max_tokens": 6}),
+        ({"max_completion_tokens": 5, "max_tokens": None}, {"max_tokens": 5}),
+        ({"max_completion_tokens": None, "max_tokens": 6}, {"max_tokens": 6}),
         ({"stream_options": {"include_usage": True}}, {"stream_options": {"include_usage": True}}),
     ],
 )
@@ -487,6 +499,24 @@ async def test_a_configured_concurrency_above_the_servers_is_a_warning() -> None
         await engine.probe()
     assert engine.state.max_concurrency == 64
     assert engine.state.warnings == ["max_concurrency 96 is above the server's max_concurrent_requests 64: 64 is used"]
+
+
+@pytest.mark.parametrize(("tokens", "warned"), [(8191, False), (8192, True)])
+async def test_guidance_that_can_never_fit_is_a_warning(tokens: int, *, warned: bool) -> None:
+    """The server would refuse every call, and every answer would go unguided."""
+    routes = {"/info": replying({**INFO, "max_total_tokens": 8192})}
+    async with tgi(routes, longest_opening=tokens) as (engine, _):
+        await engine.probe()
+    assert any("8192" in warning for warning in engine.state.warnings) is warned
+
+
+def test_the_chat_routes_fields_are_the_hubs() -> None:
+    """What goes out for a chat and what is read of its reply has the names that TGI's own client knows."""
+    sent = {"messages", "model", "max_tokens", "temperature", "seed", "stop", "top_p", "stream", "stream_options"}
+    assert sent <= {field.name for field in fields(ChatCompletionInput)}
+    assert {"choices", "usage"} <= {field.name for field in fields(ChatCompletionOutput)}
+    assert {"message", "finish_reason"} <= {field.name for field in fields(ChatCompletionOutputComplete)}
+    assert {"prompt_tokens", "completion_tokens"} <= {field.name for field in fields(ChatCompletionOutputUsage)}
 
 
 async def test_the_servers_limit_of_stop_strings_holds_for_openings() -> None:
