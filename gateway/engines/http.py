@@ -19,6 +19,7 @@ import orjson
 from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, refusal, said_error
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
@@ -46,7 +47,7 @@ class Deadlines:
     total_s: float = 300.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Due:
     """A moment on the loop's clock, and how long after its start that is."""
 
@@ -157,17 +158,29 @@ class EngineHttp:
                     f"Engine '{self._name}' answered {content_type or 'no content type'} where a stream was asked for.",
                     engine=self._name,
                 )
-            try:
-                while received := await self._by(due, response.content.readany()):
-                    for data in decoder.feed(received):
-                        if data == LAST_EVENT:
-                            await self._read_rest(response)
+            with Watchdog(response.close) as silence:
+                try:
+                    while True:
+                        silence.watch(due.at)
+                        received = await response.content.readany()
+                        silence.rest()
+                        if not received:
+                            break
+                        for data in decoder.feed(received):
+                            if data == LAST_EVENT:
+                                await self._read_rest(response)
+                            yield data
+                            due = self._in(self._deadlines.idle_s)
+                    for data in decoder.end():
                         yield data
-                        due = self._in(self._deadlines.idle_s)
-                for data in decoder.end():
-                    yield data
-            except EventTooLarge as error:
-                raise EngineGarbled(f"Engine '{self._name}' sent too much: {error}.", engine=self._name) from None
+                except EventTooLarge as error:
+                    raise EngineGarbled(f"Engine '{self._name}' sent too much: {error}.", engine=self._name) from None
+                except aiohttp.ClientError:
+                    if silence.bit:
+                        raise self._silent(due) from None
+                    raise
+                if silence.bit:
+                    raise self._silent(due)
 
     @staticmethod
     async def _read_rest(response: aiohttp.ClientResponse) -> None:
@@ -191,7 +204,10 @@ class EngineHttp:
         except TimeoutError:
             if not limit.expired():
                 raise  # another deadline than this one
-            raise EngineTimeout(f"Engine '{self._name}' was silent for {due.after_s:g} s.", engine=self._name) from None
+            raise self._silent(due) from None
+
+    def _silent(self, due: _Due) -> EngineTimeout:
+        return EngineTimeout(f"Engine '{self._name}' was silent for {due.after_s:g} s.", engine=self._name)
 
     @asynccontextmanager
     async def _call(

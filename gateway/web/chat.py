@@ -16,6 +16,7 @@ from gateway.completion import Visit
 from gateway.errors import BodyTooSlow, GatewayError, InvalidRequest
 from gateway.ledger.draft import Draft
 from gateway.protocol import parse_chat
+from gateway.watchdog import Watchdog
 from gateway.web.auth import authenticate
 from gateway.web.error_body import error_body, internal_error
 from gateway.web.keys import ADMISSION, COMPLETIONS, REQUEST_ID
@@ -39,7 +40,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=started)
     path = request.app[COMPLETIONS]
     if chat.stream:
-        return await _as_events(request, path.stream(visit, chat))
+        with _reads(request) as reading:
+            return await _as_events(request, path.stream(visit, chat), reading)
     async with request.app[ADMISSION].until_cut():
         answer = await path.answer(visit, chat)
     return web.Response(
@@ -49,7 +51,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def _as_events(request: web.Request, parts: AsyncGenerator[Draft | Json, None]) -> web.StreamResponse:
+async def _as_events(
+    request: web.Request, parts: AsyncGenerator[Draft | Json, None], reading: Watchdog
+) -> web.StreamResponse:
     """Send the parts as server-sent events. Once a reply has begun, an error is its last event: no [DONE] follows."""
     response: web.StreamResponse | None = None
     async with aclosing(parts):
@@ -60,7 +64,7 @@ async def _as_events(request: web.Request, parts: AsyncGenerator[Draft | Json, N
                         response = await _begin(request, part)
                     else:
                         assert response is not None, "the path yields the draft first"
-                        await _send(request, response, _event(part))
+                        await _send(response, _event(part), reading)
         except ConnectionError:
             raise  # the caller is gone: there is nobody to tell
         except Exception as error:
@@ -69,10 +73,10 @@ async def _as_events(request: web.Request, parts: AsyncGenerator[Draft | Json, N
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[REQUEST_ID])
                 error = internal_error(request[REQUEST_ID])
-            await _send(request, response, _event(error_body(error)))
+            await _send(response, _event(error_body(error)), reading)
         else:
             assert response is not None, "the path yields the draft first"
-            await _send(request, response, b"data: [DONE]\n\n")
+            await _send(response, b"data: [DONE]\n\n", reading)
     await response.write_eof()
     return response
 
@@ -90,15 +94,20 @@ async def _read(request: web.Request) -> bytes:
         raise InvalidRequest("The body cannot be read: its encoding or its length is wrong.") from None
 
 
-async def _send(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-    """Write, for as long as the caller reads. One who does not is hung up on: ConnectionResetError."""
-    try:
-        async with asyncio.timeout(_READS_WITHIN_S):
-            await response.write(data)
-    except TimeoutError:
+async def _send(response: web.StreamResponse, data: bytes, reading: Watchdog) -> None:
+    reading.watch(asyncio.get_running_loop().time() + _READS_WITHIN_S)
+    await response.write(data)
+    reading.rest()
+
+
+def _reads(request: web.Request) -> Watchdog:
+    """Watches whether the caller reads. One who does not is hung up on, which ends the handler."""
+
+    def hang_up() -> None:
         if request.transport is not None:
             request.transport.abort()
-        raise ConnectionResetError("the caller does not read") from None
+
+    return Watchdog(hang_up)
 
 
 async def _begin(request: web.Request, draft: Draft) -> web.StreamResponse:
