@@ -6,6 +6,7 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── NotAuthenticated         401
 │   ├── ModelNotFound            404
 │   ├── NotFound                 404
+│   ├── MethodNotAllowed         405
 │   ├── BodyTooLarge             413
 │   └── BodyTooSlow              408
 ├── ServiceError                 the caller can only wait
@@ -85,6 +86,12 @@ class NotFound(RequestError):
     label = "not_found"
     status = 404
     code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    label = "method_not_allowed"
+    status = 405
+    code = "method_not_allowed"
 
 
 class BodyTooLarge(RequestError):
