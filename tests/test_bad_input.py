@@ -167,7 +167,24 @@ def test_unknown_routes_are_404_and_wrong_methods_405(caller: httpx.Client) -> N
     assert _error(caller.get("/v1/nothing"))["code"] == "not_found"
     wrong = caller.get("/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert _error(wrong)["code"] == "method_not_allowed"
     assert "POST" in _error(wrong)["message"]
+
+
+def test_no_reply_tells_what_the_gateway_is_built_with(caller: httpx.Client, gate: GatewayProcess) -> None:
+    """Versions of Python and aiohttp are for those who look for holes in them."""
+    asked = {"model": "chat-student", "messages": ASKED}
+    replies = [
+        caller.post("/v1/chat/completions", json=asked),
+        caller.post("/v1/chat/completions", json={**asked, "stream": True}),
+        caller.post("/v1/chat/completions", json={}),
+        caller.get("/v1/nothing"),
+        caller.get("/healthz"),
+        httpx.get(gate.admin_url + "/metrics"),
+        httpx.get(gate.admin_url + "/nothing"),
+    ]
+    assert [reply.status_code for reply in replies] == [200, 200, 400, 404, 200, 200, 404]
+    assert [reply.headers.get_list("Server") for reply in replies] == [["gkt-gateway"]] * len(replies)
 
 
 def test_an_unknown_receipt_is_404(caller: httpx.Client) -> None:
