@@ -89,7 +89,8 @@ class Finisher:
         return SeamJoin(
             opening.text,
             owed=opening.owed,
-            echo=plan.continuation.echo,
+            # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
+            echo=chat.body.get("echo") is True or plan.continuation.echo,
             strips_leading_space=plan.continuation.strips_leading_space,
             stop=chat.stop,
         )
