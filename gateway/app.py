@@ -37,6 +37,7 @@ from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
 from gateway.web import keys
 from gateway.web.chat import chat_completions
+from gateway.web.connection import Runner
 from gateway.web.error_body import errors_as_openai
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.probes import healthz, readyz
@@ -227,8 +228,8 @@ async def serve(
     a port is taken or Redis is not there.
     """
     async with gateway(settings, book, redis_url, worker) as parts, AsyncExitStack() as stack:
-        public = web.AppRunner(parts.public, access_log=None, handler_cancellation=True, shutdown_timeout=_CUT_S)
-        admin = web.AppRunner(parts.admin, access_log=None, shutdown_timeout=_CUT_S)
+        public = Runner(parts.public, access_log=None, handler_cancellation=True, shutdown_timeout=_CUT_S)
+        admin = Runner(parts.admin, access_log=None, shutdown_timeout=_CUT_S)
         for runner in (admin, public):
             await runner.setup()
             stack.push_async_callback(runner.cleanup)

@@ -79,7 +79,7 @@ class Completions:
                 reply = await self._finisher.complete(plan, chat, opening, draft)
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft)
-            usage = _caller_usage(plan, opening, receipt)
+            usage = _caller_usage(plan, draft, receipt)
             return Answer(head.completion(reply["choices"], usage) | passed_on(reply), receipt, plan.show_cost)
 
     async def stream(self, visit: Visit, chat: ChatRequest) -> AsyncGenerator[Draft | Json, None]:
@@ -115,7 +115,7 @@ class Completions:
             if chat.wants_usage:
                 receipt = await self._ledger.close(draft)
                 facts = receipt.facts(show_cost=plan.show_cost)
-                yield relay.usage_chunk(_caller_usage(plan, opening, receipt), facts)
+                yield relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)
 
     def _resolve(self, visit: Visit, chat: ChatRequest) -> Plan:
         policy = visit.caller.policy
@@ -157,16 +157,16 @@ def _whole_reply(opening: Opening) -> Json:
     return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": opening.whole}]}
 
 
-def _caller_usage(plan: Plan, opening: Opening, receipt: Receipt) -> Json:
+def _caller_usage(plan: Plan, draft: Draft, receipt: Receipt) -> Json:
     """OpenAI's usage as the caller sees the answer: their prompt, and all of the answer, whoever wrote it.
 
     The finisher counts the guidance as part of its prompt; the caller did not send it.
     """
     guidance = plan.guidance
-    shown = opening.tokens if guidance is not None and guidance.placement == "prefix" else 0
+    shown = draft.kept_tokens if guidance is not None and guidance.placement == "prefix" else 0
     finisher = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if finisher is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
-        return usage_body(read, opening.tokens)
-    read = max(0, finisher.input_tokens - opening.tokens)
+        return usage_body(read, draft.kept_tokens)
+    read = max(0, finisher.input_tokens - draft.kept_tokens)
     return usage_body(read, shown + finisher.output_tokens, min(read, finisher.cached_input_tokens))

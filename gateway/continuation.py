@@ -39,9 +39,14 @@ class Continuation:
 
 
 def place_prefix(mode: Mode, body: Json, guidance: str) -> Json:
-    """A copy of an OpenAI chat body that asks the engine to continue `guidance` as the assistant's message."""
+    """A copy of an OpenAI chat body that asks the engine to continue `guidance` as the assistant's message.
+
+    What the caller says of continuing was said of its own last message, and is left out.
+    """
     opening: Json = {"role": "assistant", "content": guidance}
     placed = {**body, "messages": [*body["messages"], opening]}
+    placed.pop("continue_final_message", None)
+    placed.pop("add_generation_prompt", None)
     match mode:
         case "vllm":
             placed.update(continue_final_message=True, add_generation_prompt=False)

@@ -6,6 +6,7 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── NotAuthenticated         401
 │   ├── ModelNotFound            404
 │   ├── NotFound                 404
+│   ├── MethodNotAllowed         405
 │   ├── BodyTooLarge             413
 │   └── BodyTooSlow              408
 ├── ServiceError                 the caller can only wait
@@ -17,7 +18,7 @@ GatewayError                     label, status, type, code: the same label names
 ├── EngineError                  an engine (teacher or student) did not do its part: 502
 │   ├── EngineUnreachable        no connection, or it broke before the reply
 │   ├── EngineTimeout            connected, but silent for too long: 504
-│   ├── EngineOverloaded         it answered 429 or 503
+│   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
 │   ├── EngineRejected           it answered another 4xx: `status_sent`; 400 and 422 blame the request
 │   ├── EngineFailed             it answered 5xx, or said that generation failed
 │   └── EngineGarbled            it answered something that is not its protocol
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.yaml_source import Mistake
+
+
+# For a caller that can only wait, where nobody knows for how long.
+_RETRY_AFTER_S = 1.0
 
 
 class GatewayError(Exception):
@@ -83,6 +88,12 @@ class NotFound(RequestError):
     code = "not_found"
 
 
+class MethodNotAllowed(RequestError):
+    label = "method_not_allowed"
+    status = 405
+    code = "method_not_allowed"
+
+
 class BodyTooLarge(RequestError):
     label = "body_too_large"
     status = 413
@@ -98,7 +109,7 @@ class BodyTooSlow(RequestError):
 class ServiceError(GatewayError):
     status = 503
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = 1.0) -> None:
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = _RETRY_AFTER_S) -> None:
         super().__init__(message, param=param, retry_after_s=retry_after_s)
 
 
@@ -170,6 +181,12 @@ class EngineOverloaded(EngineError):
     label = "engine_overloaded"
     status = 503
     code = "engine_overloaded"
+
+    def __init__(self, message: str, *, engine: str, retry_after_s: float | None = None) -> None:
+        # TGI never says when.
+        super().__init__(
+            message, engine=engine, retry_after_s=_RETRY_AFTER_S if retry_after_s is None else retry_after_s
+        )
 
 
 class EngineRejected(EngineError):

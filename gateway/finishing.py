@@ -16,6 +16,7 @@ from gateway.errors import EngineError, EngineRejected, InvalidRequest
 from gateway.guidance.projection import PROJECTIONS, place_in_context
 from gateway.guidance.seam import SeamJoin
 from gateway.ledger.draft import Call
+from gateway.opening import UNGUIDED
 from gateway.relay import join_reply
 
 if TYPE_CHECKING:
@@ -43,31 +44,47 @@ class Finisher:
         return self._engines[engine].state.continuation
 
     async def complete(self, plan: Plan, chat: ChatRequest, opening: Opening, draft: Draft) -> Json:
-        """The finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest."""
-        body = self._body(plan, chat, opening)
-        call = _begin(plan, draft, body)
-        # Until it has answered, nobody knows how much of this it wrote.
-        limit = body.get(chat.limit_field)
-        call.lost_tokens, call.unbounded = (limit or 0) * (body.get("n") or 1), limit is None
-        with self._failures(plan, draft):
-            reply = await self._engines[plan.finisher].complete(body)
-        call.lost_tokens, call.unbounded = 0, False
-        call.usage = read_usage(reply.get("usage"))
-        call.text.write(message_text(reply) or "")
+        """The finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
+
+        Where the finisher refuses the request with the opening, which the caller did not send, it gets it without.
+        """
+        try:
+            reply = await self._complete(plan, chat, opening, draft)
+        except EngineRejected as refused:
+            if not (refused.blames_request and _is_placed(plan, opening)):
+                raise
+            draft.drop_guidance("student_refused_prefix")
+            return await self._complete(plan, chat, UNGUIDED, draft)
         seam = self.seam(plan, chat, opening)
         if seam is not None:
             join_reply(reply, seam)
         return reply
 
+    async def _complete(self, plan: Plan, chat: ChatRequest, opening: Opening, draft: Draft) -> Json:
+        body = self._body(plan, chat, opening)
+        call = _begin(plan, draft, body)
+        # Until it has answered, nobody knows how much of this it wrote.
+        limit = body.get(chat.limit_field)
+        call.lost_tokens, call.unbounded = (limit or 0) * (body.get("n") or 1), limit is None
+        with self._failures(plan, opening, draft):
+            reply = await self._engines[plan.finisher].complete(body)
+        call.lost_tokens, call.unbounded = 0, False
+        call.usage = read_usage(reply.get("usage"))
+        call.text.write(message_text(reply) or "")
+        return reply
+
     async def stream(
         self, plan: Plan, chat: ChatRequest, opening: Opening, relay: StreamRelay, draft: Draft
     ) -> AsyncGenerator[Json, None]:
-        """The finisher's chunks, as `relay` turns them into the caller's. Raises EngineErrors and InvalidRequest."""
+        """The finisher's chunks, as `relay` turns them into the caller's. Raises EngineErrors and InvalidRequest.
+
+        The opening has left by now: where the finisher refuses it, there is no going back to an answer without.
+        """
         body = self._body(plan, chat, opening)
         # The receipt wants usage, whether the caller does or not.
         body["stream_options"] = {**(chat.body.get("stream_options") or {}), "include_usage": True}
         call = _begin(plan, draft, body)
-        with self._failures(plan, draft):
+        with self._failures(plan, opening, draft):
             async with aclosing(self._engines[plan.finisher].stream(body)) as chunks:
                 async for chunk in chunks:
                     if text := _text_of(chunk):
@@ -82,14 +99,14 @@ class Finisher:
 
     def seam(self, plan: Plan, chat: ChatRequest, opening: Opening) -> SeamJoin | None:
         """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
-        guidance = plan.guidance
-        if not opening.text or guidance is None or guidance.placement == "context" or opening.whole is not None:
+        if not _is_placed(plan, opening):
             return None
         assert plan.continuation is not None, "resolve() sends no prefix to an engine that cannot continue it"
         return SeamJoin(
             opening.text,
             owed=opening.owed,
-            echo=plan.continuation.echo,
+            # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
+            echo=chat.body.get("echo") is True or plan.continuation.echo,
             strips_leading_space=plan.continuation.strips_leading_space,
             stop=chat.stop,
         )
@@ -112,17 +129,26 @@ class Finisher:
         return body
 
     @contextmanager
-    def _failures(self, plan: Plan, draft: Draft) -> Iterator[None]:
-        """Count the finisher's failures, and let a request that it blames be the caller's to mend."""
+    def _failures(self, plan: Plan, opening: Opening, draft: Draft) -> Iterator[None]:
+        """Count the finisher's failures, and let a request that it blames be the caller's to mend.
+
+        Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
+        """
         try:
             yield
         except EngineError as error:
             note_failure(error, draft.id, self._metrics)
             if not error.heard:
                 _forget(plan, draft)
-            if isinstance(error, EngineRejected) and error.blames_request:
+            if isinstance(error, EngineRejected) and error.blames_request and not _is_placed(plan, opening):
                 raise InvalidRequest(error.message) from error
             raise
+
+
+def _is_placed(plan: Plan, opening: Opening) -> bool:
+    """Whether the finisher is to continue the opening as its own message."""
+    guidance = plan.guidance
+    return bool(opening.text) and opening.whole is None and guidance is not None and guidance.placement == "prefix"
 
 
 def _begin(plan: Plan, draft: Draft, body: Json) -> Call:

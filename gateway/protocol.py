@@ -19,7 +19,10 @@ from gateway.errors import InvalidRequest
 
 Json = dict[str, Any]
 
-_ROLES_WITH_TEXT = frozenset({"system", "developer", "user"})
+_ROLES = ("user", "assistant", "system", "developer", "tool", "function")
+_ROLES_WITH_WORDS = frozenset({"system", "developer", "user"})
+# What an assistant's message may have in the place of content.
+_SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
 _MAX_STOPS = 4
 _MAX_DEPTH = 254  # what orjson can write: deeper bodies could be read and never sent on
 
@@ -55,6 +58,8 @@ class _KnownFields(Struct, frozen=True):
     seed: int | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=_MAX_STOPS)] | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     tools: list[Json] | None = None
@@ -109,7 +114,7 @@ def parse_chat(raw: bytes) -> ChatRequest:
         known = msgspec.convert(body, _KnownFields)
     except msgspec.ValidationError as error:
         raise _explain(error) from None
-    _check_contents(known.messages)
+    _check_messages(known.messages, body["messages"])
     if known.max_tokens is not None and known.max_completion_tokens is not None:
         raise InvalidRequest(
             "'max_tokens' and 'max_completion_tokens' say the same: send one of them.", param="max_completion_tokens"
@@ -153,13 +158,53 @@ def _unguidable(known: _KnownFields) -> str | None:
     return None
 
 
-def _check_contents(messages: list[Message]) -> None:
+def _check_messages(messages: list[Message], as_sent: list[Json]) -> None:
+    """Refuse what OpenAI refuses, and engines take for an empty turn or put into their template as it is."""
     for index, message in enumerate(messages):
-        if message.role in _ROLES_WITH_TEXT and not message.content:
-            raise InvalidRequest(
-                f"'messages[{index}].content' is empty. A {message.role} message needs text or content parts.",
-                param=f"messages[{index}].content",
-            )
+        role, content = message.role, message.content
+        if role not in _ROLES:
+            at = f"messages[{index}].role"
+            raise InvalidRequest(f"'{at}': there is no such role. Use one of {', '.join(_ROLES)}.", param=at)
+        if isinstance(content, list):
+            _check_parts(index, role, content)
+        elif role in _ROLES_WITH_WORDS:
+            if not content or content.isspace():
+                raise _empty(role, f"messages[{index}].content")
+        elif content is None and not _may_be_silent(role, as_sent[index]):
+            raise _empty(role, f"messages[{index}].content")
+
+
+def _may_be_silent(role: str, message: Json) -> bool:
+    if role == "assistant":
+        return any(message.get(field) for field in _SAID_OTHERWISE)
+    return role == "function"  # null is what a function without a result returns
+
+
+def _check_parts(message: int, role: str, parts: list[Json]) -> None:
+    """Each has a type, and text where it says so; which other types there are is the engine's to say."""
+    blanks = 0
+    for index, part in enumerate(parts):
+        kind = part.get("type")
+        if not isinstance(kind, str) or not kind:
+            at = f"messages[{message}].content[{index}].type"
+            raise InvalidRequest(f"'{at}' is required: a string such as 'text'.", param=at)
+        if kind == "text":
+            text = part.get("text")
+            if not isinstance(text, str):
+                at = f"messages[{message}].content[{index}].text"
+                raise InvalidRequest(f"'{at}' is required in a part of type 'text': a string.", param=at)
+            blanks += not text or text.isspace()
+    if not parts:
+        raise _empty(role, f"messages[{message}].content")
+    # Beside others a blank part is a separator, or an image without a caption.
+    if blanks == len(parts) and role in _ROLES_WITH_WORDS:
+        raise _empty(role, f"messages[{message}].content[0].text")
+
+
+def _empty(role: str, where: str) -> InvalidRequest:
+    needs = {"assistant": "An assistant message needs text, content parts, tool_calls or a refusal."}
+    said = needs.get(role, f"A {role} message needs text or content parts.")
+    return InvalidRequest(f"'{where}' is empty. {said}", param=where)
 
 
 _EXPLAINED = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?$", re.DOTALL)
@@ -177,7 +222,7 @@ def _explain(error: msgspec.ValidationError) -> InvalidRequest:
         param = f"{where}.{missing[1]}" if where else missing[1]
         return InvalidRequest(f"'{param}' is required.", param=param)
     what = _TYPES.sub(lambda found: " or ".join(_PLAIN.get(name, name) for name in found[1].split(" | ")), what)
-    param = where or None
+    param = where.replace("[...]", "") or None  # msgspec names no key of an object
     text = what[:1].lower() + what[1:]
     return InvalidRequest(f"'{param}': {text}." if param else f"{what}.", param=param)
 

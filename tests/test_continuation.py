@@ -41,6 +41,15 @@ def test_each_mode_asks_in_its_servers_way(mode: Mode, marks: dict[str, bool], f
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("said", [True, False, "content"])
+def test_what_the_caller_said_of_continuing_is_left_out(mode: Mode, said: object) -> None:
+    """It was said of the caller's last message. vLLM refuses both, and `false` would have the opening answered."""
+    body = {"messages": [QUESTION]}
+    of_the_caller = {"continue_final_message": said, "add_generation_prompt": said}
+    assert place_prefix(mode, body | of_the_caller, "Because") == place_prefix(mode, body, "Because")
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
 def test_the_probe_is_short_greedy_and_placed_as_guidance_is(mode: Mode) -> None:
     """What is probed is what is used later."""
     body = probe_body(mode)

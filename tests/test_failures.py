@@ -334,6 +334,15 @@ def test_a_students_refusal_is_the_callers_fault_only_when_it_says_so(
         assert answer.headers["Retry-After"] == "7"
 
 
+@pytest.mark.parametrize("code", [429, 503])
+def test_a_full_student_is_503_with_a_time_to_come_again_even_if_it_names_none(world: World, code: int) -> None:
+    """As TGI does not."""
+    world.student.behave = status(code, {"error": "Model is overloaded", "error_type": "overloaded"})
+    answer = world.ask("chat-student")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_overloaded")
+    assert answer.headers["Retry-After"] == "1"
+
+
 def _events(answer: httpx.Response) -> list[Any]:
     data = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
     return [orjson.loads(line) for line in data if line != "[DONE]"]

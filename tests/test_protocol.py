@@ -12,6 +12,8 @@ from gateway.errors import InvalidRequest
 from gateway.protocol import ChatRequest, ReplyHead, parse_chat, usage_body
 
 USER = {"role": "user", "content": "Why?"}
+WHY = {"type": "text", "text": "Why?"}
+BLANK = {"type": "text", "text": " \n"}
 LEAST = {"model": "m", "messages": [USER]}
 
 
@@ -80,6 +82,27 @@ def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
         (messages({"role": "user", "content": []}), "messages[0].content"),
         (messages({"role": "system", "content": ""}, USER), "messages[0].content"),
         (messages({"role": "developer", "content": ""}, USER), "messages[0].content"),
+        (messages({"role": "user", "content": " \n\u3000"}), "messages[0].content"),
+        (messages({"role": "user", "content": [{}]}), "messages[0].content[0].type"),
+        (messages({"role": "user", "content": [WHY, {"type": 5}]}), "messages[0].content[1].type"),
+        (messages({"role": "user", "content": [WHY, {"type": "", "text": "x"}]}), "messages[0].content[1].type"),
+        (messages({"role": "user", "content": [{"type": "text"}]}), "messages[0].content[0].text"),
+        (messages({"role": "user", "content": [WHY, {"type": "text", "text": 5}]}), "messages[0].content[1].text"),
+        (messages({"role": "user", "content": [{"type": "text", "text": ""}]}), "messages[0].content[0].text"),
+        (messages({"role": "system", "content": [BLANK, BLANK]}), "messages[0].content[0].text"),
+        (messages(USER, {"role": "assistant", "content": []}), "messages[1].content"),
+        (messages(USER, {"role": "tool", "content": [{"type": "text"}]}), "messages[1].content[0].text"),
+        (messages(USER, {"role": "tool", "content": None}), "messages[1].content"),
+        (messages(USER, {"role": "tool", "tool_call_id": "1"}), "messages[1].content"),
+        (messages(USER, {"role": "assistant"}), "messages[1].content"),
+        (messages(USER, {"role": "assistant", "content": None, "tool_calls": []}), "messages[1].content"),
+        (messages(USER, {"role": "assistant", "tool_calls": None, "name": "x"}), "messages[1].content"),
+        (messages(USER, {"role": "foo", "content": "Why?"}), "messages[1].role"),
+        (messages({"role": "User", "content": [WHY]}), "messages[0].role"),
+        ({"logit_bias": "x"}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"logit_bias": {"50256": "x"}}, "logit_bias"),
+        ({"user": 5}, "user"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "1"}, "temperature"),
@@ -162,10 +185,20 @@ def test_the_words_of_an_error_say_what_to_send() -> None:
         {"unknown": {"a": [1, None, {"b": "c"}]}, "top_k": 40, "chat_template_kwargs": {"enable_thinking": False}},
         {"temperature": 0.1 + 0.2, "seed": 2**64 - 1, "user": "日本 😀"},
         messages({"role": "user", "content": [{"type": "text", "text": "Why?"}, {"type": "image_url", "x": 1}]}),
-        messages(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, {"role": "tool"}),
+        {"logit_bias": {"50256": -100, "1": 0.5}, "user": None},
+        messages({"role": "user", "content": [WHY, BLANK, WHY]}),
+        messages({"role": "user", "content": [{"type": "text", "text": ""}, {"type": "input_audio"}]}),
+        messages({"role": "user", "content": [{"type": "file"}]}, {"role": "user", "content": [{"type": "x_video"}]}),
+        messages({"role": "system", "content": [WHY]}, {"role": "developer", "content": [WHY]}, USER),
+        messages(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
+        messages(USER, {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}),
+        messages(USER, {"role": "assistant", "function_call": {"name": "f"}}, {"role": "function", "content": None}),
+        messages(USER, {"role": "assistant", "refusal": "No."}, {"role": "assistant", "audio": {"id": "1"}}),
+        messages(USER, {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}),
+        messages(USER, {"role": "assistant", "content": [BLANK, WHY]}, {"role": "assistant", "content": [BLANK]}),
+        messages(USER, {"role": "assistant", "content": ""}, {"role": "assistant", "content": "Because"}),
         messages(USER, {"role": "tool", "tool_call_id": "1", "content": ""}),
-        messages(USER, {"role": "assistant"}, {"role": "assistant", "content": ""}),
-        messages({"role": "critic", "content": None, "name": "x"}),
+        messages(USER, {"role": "tool", "tool_call_id": "1", "content": [BLANK]}),
     ],
 )
 def test_a_good_body_is_kept_verbatim(fields: dict[str, Any]) -> None:
@@ -263,6 +296,7 @@ NAMES = st.sampled_from(
     [
         *("model", "messages", "role", "content", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n"),
         *("stop", "seed", "stream", "stream_options", "include_usage", "tools", "response_format", "type", "logprobs"),
+        *("text", "logit_bias", "user", "tool_calls"),
     ]
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["user", "\ud800"])

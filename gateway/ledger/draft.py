@@ -64,6 +64,10 @@ class Draft:
         if self.first_token is None:
             self.first_token = time.perf_counter()
 
+    def drop_guidance(self, reason: str) -> None:
+        """The answer does without the guidance that there was; the teacher's call stays, and is paid for."""
+        self.unguided, self.kept_tokens = reason, 0
+
     @property
     def needs_estimate(self) -> bool:
         return any(call is not None and call.usage is None for call in (self.teacher, self.student))

@@ -18,6 +18,7 @@ from gateway.ledger.draft import Draft
 from gateway.protocol import parse_chat
 from gateway.watchdog import Watchdog
 from gateway.web.auth import authenticate
+from gateway.web.connection import SERVER
 from gateway.web.error_body import error_body, internal_error
 from gateway.web.keys import ADMISSION, COMPLETIONS, REQUEST_ID
 
@@ -116,6 +117,7 @@ async def _begin(request: web.Request, draft: Draft) -> web.StreamResponse:
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",
+            "Server": SERVER,
             **_headers(draft.id, draft.facts()),
         }
     )

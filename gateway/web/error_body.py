@@ -10,7 +10,7 @@ import orjson
 import structlog
 from aiohttp import web
 
-from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, NotFound, RequestError
+from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound, RequestError
 from gateway.web.keys import METRICS, REQUEST_ID
 
 if TYPE_CHECKING:
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_METHOD_NOT_ALLOWED = 405
 _NOT_FOUND = 404
 _LONGEST_RETRY_S = 120
+
+
+def new_request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"
 
 
 def error_body(error: GatewayError) -> Json:
@@ -50,7 +53,7 @@ async def errors_as_openai(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Give the request its id, and render whatever is raised before a reply has begun."""
-    request[REQUEST_ID] = request_id = f"req_{secrets.token_hex(12)}"
+    request[REQUEST_ID] = request_id = new_request_id()
     try:
         response = await handler(request)
         if not response.prepared:
@@ -80,8 +83,8 @@ def _http_error(request: web.Request, error: web.HTTPException, request_id: str)
         return error_response(BodyTooLarge(f"The body is larger than {limit} bytes, the limit here."), request_id)
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        refused = NotFound(f"{request.method} is not allowed on {request.path}. Use {allowed}.")
-        response = error_response(refused, request_id, status=_METHOD_NOT_ALLOWED)
+        refused = MethodNotAllowed(f"{request.method} is not allowed on {request.path}. Use {allowed}.")
+        response = error_response(refused, request_id)
         response.headers["Allow"] = allowed
         return response
     if error.status != _NOT_FOUND:

@@ -157,9 +157,10 @@ async def test_retry_after_as_a_date_is_kept() -> None:
     assert error.retry_after_s == pytest.approx(60, abs=5)
 
 
-async def test_overload_without_retry_after_names_no_time() -> None:
-    """TGI sends none."""
-    assert (await failed_call(replying({}, status=429))).retry_after_s is None
+@pytest.mark.parametrize("headers", [{}, {"Retry-After": "soon"}])
+async def test_overload_without_retry_after_is_tried_again_in_a_second(headers: dict[str, str]) -> None:
+    """TGI sends none; a caller is told a time all the same."""
+    assert (await failed_call(replying({}, status=429, headers=headers))).retry_after_s == 1
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ async def test_the_openings_of_a_batch_are_calls_in_flight_at_the_same_time() ->
 def recorded(name: str) -> Any:
     path = RECORDED / f"{name}.json"
     if not path.exists():
-        pytest.skip("recorded replies of TGI are not here")
+        pytest.skip("TGI's recorded replies are not beside this checkout (../shared/reference/tgi-replies): not read")
     return orjson.loads(path.read_bytes())
 
 

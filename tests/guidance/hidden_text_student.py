@@ -10,6 +10,8 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from gateway.guidance.seam import SeamJoin, Trimmed, trim
+from gateway.protocol import ReplyHead
+from gateway.relay import StreamRelay
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +33,8 @@ TEXTS = {
 }
 """What a hidden text may look like, by what is hard about it."""
 
+HEAD = ReplyHead("chatcmpl-1", 1_700_000_000, "route")
+
 
 @dataclass(frozen=True)
 class HiddenTextStudent:
@@ -51,20 +55,28 @@ class HiddenTextStudent:
     stop: tuple[str, ...] = ()
 
     def reply(self, prefix: str) -> str:
+        return "".join(self._reply(prefix))
+
+    def _reply(self, prefix: str) -> tuple[str, str]:
+        """What it repeats, and its own text."""
         seen = prefix.rstrip() if self.rstrips_prefix else prefix
         assert self.hidden.startswith(seen), "the student was sent what the teacher did not write"
         own = upto_first_stop(self.hidden[len(seen) :], self.stop)
         if self.strips_leading_space:
             own = own.lstrip()
         # Nothing to repeat: an empty prefix is not sent.
-        return own if self.echo_after is None or not seen else self.echo_after + seen + own
+        return "" if self.echo_after is None or not seen else self.echo_after + seen, own
 
     def deltas(self, prefix: str, sizes: Iterable[int]) -> list[dict[str, Any]]:
         """The reply as the deltas of a stream, in chunks of these sizes, again and again."""
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-        if self.second_role:
-            deltas.append({"role": "assistant", "content": ""})
-        deltas.extend({"content": chunk} for chunk in chunks(self.reply(prefix), sizes))
+        repeated, own = self._reply(prefix)
+        before = len(repeated)  # what is still to come before its own text
+        for chunk in chunks(repeated + own, sizes):
+            if self.second_role and 0 <= before < len(chunk):
+                deltas.append({"role": "assistant", "content": ""})
+            before -= len(chunk)
+            deltas.append({"content": chunk})
         return [*deltas, {}]
 
 
@@ -81,6 +93,22 @@ def chunks(text: str, sizes: Iterable[int]) -> list[str]:
 def play(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:
     """What a caller sees of these deltas."""
     return seam.opening() + "".join(seam.feed(delta.get("content") or "") for delta in deltas) + seam.finish()
+
+
+def relayed(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:
+    """What a caller sees of these deltas as a stream: one answer, with one role and one finish."""
+    relay = StreamRelay(HEAD, seam, wants_usage=False)
+    sent = [relay.open(seam.opening())] if seam.opening() else []
+    finishes = [None] * (len(deltas) - 1) + ["stop"]
+    for delta, finish in zip(deltas, finishes, strict=True):
+        chunk = relay.feed({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+        sent += [] if chunk is None else [chunk]
+    choices = [choice for chunk in [*sent, *relay.end()] for choice in chunk["choices"]]
+    roles = [choice["delta"]["role"] for choice in choices if "role" in choice["delta"]]
+    assert roles == ["assistant"]
+    assert "role" in choices[0]["delta"]
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
 def first_stop_span(text: str, stop: Sequence[str]) -> tuple[int, int] | None:
@@ -106,15 +134,21 @@ def answer(
     echo: bool | None,
     stop: Sequence[str] = (),
 ) -> str:
-    """Teacher's text, seam and student, as the gateway puts them together."""
-    seam = SeamJoin(
-        trimmed.text,
-        owed=trimmed.owed,
-        echo=echo,
-        strips_leading_space=student.strips_leading_space,
-        stop=stop,
-    )
-    return play(seam, student.deltas(trimmed.text, sizes))
+    """Teacher's text, seam, student and relay, as the gateway puts them together."""
+
+    def seam() -> SeamJoin:
+        return SeamJoin(
+            trimmed.text,
+            owed=trimmed.owed,
+            echo=echo,
+            strips_leading_space=student.strips_leading_space,
+            stop=stop,
+        )
+
+    deltas = student.deltas(trimmed.text, sizes)
+    joined = play(seam(), deltas)
+    assert relayed(seam(), deltas) == joined
+    return joined
 
 
 def teachers(hidden: str, stop: Sequence[str] = ()) -> Iterable[tuple[int, Trimmed]]:

@@ -13,7 +13,10 @@ import pytest
 DOCUMENT = Path(__file__).parents[2].parent / "shared" / "reference" / "tgi-openapi.json"
 
 if not DOCUMENT.is_file():
-    pytest.skip("TGI's API document is not beside this checkout: not compared", allow_module_level=True)
+    pytest.skip(
+        "TGI's API document is not beside this checkout (../shared/reference/tgi-openapi.json): not compared",
+        allow_module_level=True,
+    )
 
 pytestmark = pytest.mark.models
 

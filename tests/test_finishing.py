@@ -1,0 +1,184 @@
+"""A student that does with the opening what it was not asked to."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import ExitStack
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+from aiohttp import web
+
+from tests.fakes import FakeEngine, says
+from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+SHOWN = "The answer to your question"
+REST = " is here and ends there."
+_numbers = itertools.count()
+
+
+@dataclass
+class World:
+    """A gateway between a teacher that opens answers and a student that does as it is told."""
+
+    student: FakeEngine
+    gateway: GatewayProcess
+
+    def ask(self, route: str = "chat", **more: Any) -> httpx.Response:
+        question = f"What is number {next(_numbers)}?"  # one that nobody asked before: guidance for those is kept
+        return httpx.post(
+            f"{self.gateway.url}/v1/chat/completions",
+            headers={"Authorization": f"Bearer {KEY}"},
+            json={"model": route, "messages": [{"role": "user", "content": question}]} | more,
+            timeout=10,
+        )
+
+    def receipt(self, answer: httpx.Response) -> dict[str, Any]:
+        return self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with ExitStack() as stack:
+        teacher = stack.enter_context(FakeEngine(says(SHOWN + " begins", "length")).running())
+        student = stack.enter_context(FakeEngine(says(REST)).running())
+        gateway = stack.enter_context(
+            running_gateway(
+                tmp_path_factory.mktemp("finishing"),
+                redis_url=redis_url,
+                redis={"prefix": "finishing"},
+                models=[
+                    model("big", "tgi", teacher.url),
+                    model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False),
+                ],
+                routes=[guided(tokens=6), guided("chat-context", tokens=6, placement="context")],
+            )
+        )
+        wait_until_up(gateway.admin_url)  # its probe asks the student too
+        yield World(student, gateway)
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    running.student.behave = says(REST)
+    running.student.asked.clear()
+    return running
+
+
+def events(answer: httpx.Response) -> list[Any]:
+    data = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    return [orjson.loads(line) for line in data if line != "[DONE]"]
+
+
+def text_of(answer: httpx.Response) -> str:
+    if answer.headers["Content-Type"].startswith("application/json"):
+        return str(answer.json()["choices"][0]["message"]["content"])
+    choices = [choice for each in events(answer) for choice in each["choices"]]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+async def repeats_when_asked(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """As vLLM and llama.cpp take `echo`."""
+    last = body["messages"][-1]
+    repeated = last["content"] if body.get("echo") is True and last["role"] == "assistant" else ""
+    return await says(repeated + REST)(request, body)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [True, False, None, "yes"])
+def test_an_echo_that_the_caller_asks_for_does_not_show_the_opening_twice(
+    world: World, stream: bool, echo: object
+) -> None:
+    """Its message is the gateway's, not the caller's; `echo: false` in config.yaml is what it does unasked."""
+    world.student.behave = repeats_when_asked
+    answer = world.ask(stream=stream, echo=echo)
+    assert text_of(answer) == SHOWN + REST
+    assert world.student.asked[0]["echo"] == echo
+
+
+NO_PREFILL = "Assistant response prefill is incompatible with enable_thinking."
+
+
+def refuses(message: str, *, always: bool = False, code: int = 400) -> Any:
+    """A student that refuses to continue an answer, or refuses whatever it is asked."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if always or body["messages"][-1]["role"] == "assistant":
+            return web.json_response({"error": {"message": message}}, status=code)
+        return await says(REST)(request, body)
+
+    return behave
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_student_that_refuses_the_opening_answers_without(world: World, code: int) -> None:
+    """The caller's request is right. It reads the student's words alone, and the teacher is paid for all the same."""
+    world.student.behave = refuses(NO_PREFILL, code=code)
+    answer = world.ask(max_tokens=50, top_k=7)
+    assert (answer.status_code, text_of(answer)) == (200, REST)
+    assert answer.headers["x-gkt-unguided"] == "student_refused_prefix"
+    assert answer.headers["x-gkt-mode"] == "student"
+    assert answer.json()["usage"] == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+
+    refused, asked = world.student.asked
+    assert asked == {**refused, "messages": refused["messages"][:-1], "max_tokens": 50}
+    receipt = world.receipt(answer)
+    assert (receipt["status"], receipt["mode"]) == ("ok", "student")
+    assert receipt["unguided"] == "student_refused_prefix"
+    assert receipt["guidance"] is None
+    assert Decimal(receipt["teacher"]["cost_usd"]) > 0
+    assert (receipt["student"]["input_tokens"], receipt["student"]["output_tokens"]) == (10, 5)
+    assert Decimal(receipt["cost_usd"]) == sum(Decimal(receipt[role]["cost_usd"]) for role in ("teacher", "student"))
+
+
+def test_a_student_that_refuses_the_request_without_the_opening_too_blames_the_caller(world: World) -> None:
+    """It is asked twice and no more. It costs nothing, the teacher does."""
+    world.student.behave = refuses("top_k must not be 7", always=True)
+    answer = world.ask(top_k=7)
+    assert answer.status_code == 400
+    assert "top_k must not be 7" in answer.json()["error"]["message"]
+    assert len(world.student.asked) == 2
+    receipt = world.receipt(answer)
+    assert (receipt["status"], receipt["student"]) == ("invalid_request", None)
+    assert Decimal(receipt["teacher"]["cost_usd"]) > 0
+
+
+def test_a_student_that_refuses_the_opening_ends_a_stream_as_the_gateways_failure(world: World) -> None:
+    """The opening has left: there is no answer without it any more, and the caller has nothing to mend."""
+    world.student.behave = refuses(NO_PREFILL)
+    answer = world.ask(stream=True)
+    *shown, last = events(answer)
+    assert "".join(each["choices"][0]["delta"].get("content") or "" for each in shown) == SHOWN
+    assert (last["error"]["type"], last["error"]["code"]) == ("server_error", "engine_rejected")
+    assert NO_PREFILL in last["error"]["message"]
+    assert "[DONE]" not in answer.text
+    assert len(world.student.asked) == 1
+    receipt = world.receipt(answer)
+    assert (receipt["status"], receipt["student"]) == ("engine_rejected", None)
+    assert Decimal(receipt["teacher"]["cost_usd"]) > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusal_without_an_opening_in_front_blames_the_caller_at_once(world: World, stream: bool) -> None:
+    """With guidance in the context too: what it is asked for is the caller's."""
+    world.student.behave = refuses("top_k must not be 7", always=True)
+    answer = world.ask("chat-context", top_k=7, stream=stream)
+    assert (answer.status_code, len(world.student.asked)) == (400, 1)
+    assert world.receipt(answer)["status"] == "invalid_request"
+
+
+def test_a_student_that_refuses_its_key_is_not_asked_again(world: World) -> None:
+    """That says nothing of the opening."""
+    world.student.behave = refuses("Who are you?", always=True, code=401)
+    answer = world.ask()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_rejected")
+    assert len(world.student.asked) == 1
