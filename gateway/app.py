@@ -241,6 +241,9 @@ async def serve(
         await stop.wait()
 
         log.info("draining", in_flight=parts.admission.in_flight)
+        if shared:  # the other workers take what connects now
+            for site in list(public.sites):
+                await site.stop()
         # While requests finish, new ones still get an answer: a 503 that sends them to another replica.
         cut = await parts.admission.drain(settings.server.drain_timeout_s)
         await public.cleanup()

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound, RequestError
-from gateway.web.keys import METRICS, REQUEST_ID
+from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,11 +54,19 @@ async def errors_as_openai(
 ) -> web.StreamResponse:
     """Give the request its id, and render whatever is raised before a reply has begun."""
     request[REQUEST_ID] = request_id = new_request_id()
+    response = await _answer(request, handler, request_id)
+    if not response.prepared:
+        response.headers.setdefault("x-request-id", request_id)
+        if request.app[ADMISSION].draining:
+            response.force_close()  # on a connection that is kept alive the caller's next try would come here again
+    return response
+
+
+async def _answer(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]], request_id: str
+) -> web.StreamResponse:
     try:
-        response = await handler(request)
-        if not response.prepared:
-            response.headers.setdefault("x-request-id", request_id)
-        return response
+        return await handler(request)
     except GatewayError as error:
         if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from gateway.admission import Admission
 from gateway.metrics import Metrics
 from gateway.web import chat, keys
 from gateway.web.error_body import errors_as_openai
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[int]:
     """One handler behind the gateway's own middleware; yields the port."""
     app = web.Application(middlewares=[errors_as_openai])
-    app[keys.METRICS] = Metrics()
+    app[keys.METRICS] = metrics = Metrics()
+    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app.router.add_post("/", handler)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()

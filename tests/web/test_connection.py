@@ -10,6 +10,9 @@ import orjson
 import pytest
 from aiohttp import web
 
+from gateway.admission import Admission
+from gateway.metrics import Metrics
+from gateway.web import keys
 from gateway.web.connection import Runner
 from gateway.web.error_body import errors_as_openai
 
@@ -24,6 +27,7 @@ async def hello(request: web.Request) -> web.Response:
 @asynccontextmanager
 async def serving() -> AsyncIterator[int]:
     app = web.Application(middlewares=[errors_as_openai])
+    app[keys.ADMISSION] = Admission(1, None, Metrics())  # type: ignore[arg-type]
     app.router.add_post("/", hello)
     runner = Runner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +212,39 @@ def test_a_signal_drains_every_worker(tmp_path: Path, redis_url: str, number: si
         assert gateway.process.wait(LIMIT_S) == 0
         assert {line["worker"] for line in logged(gateway, "stopped")} == {1, 2}
         assert not any(alive(pid) for pid in workers.values())
+
+
+def test_who_connects_while_one_worker_drains_is_served_by_the_other(tmp_path: Path, redis_url: str) -> None:
+    """It listens no more; on a connection that is open already it answers 503, and closes it."""
+    body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
+    with (
+        FakeEngine(hang).running() as engine,
+        two_workers(tmp_path, engine, redis_url) as gateway,
+        ThreadPoolExecutor(1) as pool,
+        ExitStack() as stack,
+    ):
+        held = pool.submit(ask, gateway.url)
+        until(lambda: measured(gateway.admin_url, "gkt_in_flight") == 1, "nothing is in flight")
+        worker = holder(gateway)
+        clients = [
+            stack.enter_context(httpx.Client(base_url=gateway.url, headers=HEADERS, timeout=LIMIT_S, verify=False))
+            for _ in range(12)
+        ]
+        for client in clients:
+            assert client.get("/v1/models").status_code == 200
+        os.kill(pids(gateway)[worker], signal.SIGTERM)
+        gateway.wait_for_log("draining", worker=worker)
+        engine.behave = says("A ship sails.")
+        assert [ask(gateway.url).status_code for _ in range(16)] == [200] * 16
+        first = [client.post("/v1/chat/completions", json=body) for client in clients]
+        refused = [answer for answer in first if answer.status_code != 200]
+        assert refused, "none of twelve connections was to the worker that drains"
+        assert {(answer.status_code, answer.headers.get("connection")) for answer in refused} == {(503, "close")}
+        again = [client.post("/v1/chat/completions", json=body).status_code for client in clients]
+        assert again == [200] * 12
+        os.kill(pids(gateway)[worker], signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            held.result(LIMIT_S)
 
 
 def test_a_worker_that_does_not_drain_is_told_by_the_exit_code(tmp_path: Path, redis_url: str) -> None:
