@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, Validat
 
 from gateway.errors import ConfigError
 from gateway.model_settings import ModelSettings
+from gateway.redis_address import check_address
 from gateway.units import Duration, Origin, SecretOrText, Size, Whole, Wrong, lasting, origin, sized
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
 
@@ -88,10 +89,10 @@ class RedisSettings(Shape):
 
     @field_validator("url")
     @classmethod
-    def _known_scheme(cls, url: SecretStr) -> SecretStr:
+    def _can_be_read(cls, url: SecretStr) -> SecretStr:
         text = url.get_secret_value()
-        if text != "embedded" and not text.startswith(("redis://", "rediss://", "unix://")):
-            raise Wrong("must be embedded, or an address that starts with redis://, rediss:// or unix://")
+        if text != "embedded":
+            check_address(text)
         return url
 
     @field_validator("lease_s")
