@@ -21,6 +21,7 @@ from gateway.model_settings import ModelSettings
 from gateway.redis_address import check_address
 from gateway.units import Duration, Origin, SecretOrText, Size, Whole, Wrong, lasting, origin, sized
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
+from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,6 +172,17 @@ def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tupl
     if listener is None:
         raise ConfigError([one for one in mistakes if one.field.startswith(("admin", "GKT_ADMIN"))] or mistakes)
     return listener
+
+
+def lease_s_of(source: Source) -> float | None:
+    """redis.lease of a file that may have mistakes elsewhere; None if it cannot be told."""
+    section = source.get("redis") if "redis" in source.data else {}
+    if not isinstance(section, dict) or ("redis" not in source.data and nearest("redis", source.data)):
+        return None
+    if "lease" not in section and nearest("lease", section):
+        return None
+    redis, _ = source.part({key: section[key] for key in ("lease",) if key in section}).check(RedisSettings)
+    return redis.lease_s if redis is not None else None
 
 
 def environment() -> Mapping[str, str]:
