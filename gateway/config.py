@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -49,6 +50,14 @@ _NUMBERS: Mapping[str | int, str] = {
 def _host(value: str) -> str:
     if not value or any(char.isspace() or char in "/@[]" for char in value):
         raise Wrong("must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::")
+    # What has a colon is IPv6; what is all digits and dots is IPv4. All else may be a name.
+    if ":" in value or value.replace(".", "").isdigit():
+        try:
+            ip_address(value)
+        except ValueError:
+            if value.count(":") == 1:
+                raise Wrong("must be an address without its port, which stands beside it under port") from None
+            raise Wrong("is no address that can be: write it like 0.0.0.0, 127.0.0.1 or ::") from None
     return value
 
 

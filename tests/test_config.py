@@ -173,6 +173,32 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
             "1: models[0].api_base: must end before /chat/completions: the gateway adds the route",
         ),
         (
+            model(api_base="http://h:1/v1/chat/completions"),
+            (
+                "1: models[0].api_base: must end before /chat/completions: the gateway adds the route. "
+                "Did you mean 'http://h:1'?"
+            ),
+        ),
+        (
+            model(api_base="http://h:1/v1/"),
+            (
+                "1: models[0].api_base: must end before /v1 with protocol tgi: the gateway adds it. "
+                "Did you mean 'http://h:1'?"
+            ),
+        ),
+        (
+            model(timeouts="{first_token: 2m, total: 30s}"),
+            "1: models[0].timeouts.total: must be at least timeouts.first_token, which is 120s and a part of it",
+        ),
+        (
+            model(timeouts="{first_token: 10m}"),
+            "1: models[0].timeouts.total: must be at least timeouts.first_token, which is 600s and a part of it",
+        ),
+        (
+            model(timeouts="{connect: 1m, first_token: 1s, total: 30s}"),
+            "1: models[0].timeouts.total: must be at least timeouts.connect, which is 60s and a part of it",
+        ),
+        (
             model(protocol="tgi", continuation="vllm"),
             "1: models[0].continuation: TGI continues in one way only: write trailing, or none to leave it alone",
         ),
@@ -229,6 +255,17 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
             "server: {host: 'a b'}\n" + BIG,
             "1: server.host: must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::",
         ),
+        (
+            "server: {host: '127.0.0.1:9000'}\n" + BIG,
+            "1: server.host: must be an address without its port, which stands beside it under port",
+        ),
+        (
+            "admin: {host: 'gateway:9000'}\n" + BIG,
+            "1: admin.host: must be an address without its port, which stands beside it under port",
+        ),
+        ("server: {host: 999.0.0.1}\n" + BIG, "1: server.host: is no address that can be: write it like 0.0.0.0,"),
+        ("server: {host: 10.0.0.1.2}\n" + BIG, "1: server.host: is no address that can be: write it like 0.0.0.0,"),
+        ("admin: {host: ':::'}\n" + BIG, "1: admin.host: is no address that can be: write it like 0.0.0.0,"),
         ("server: {host: 1}\n" + BIG, "1: server.host: must be text: put it in quotes"),
         ("admin: {key: x}\n" + BIG, "1: admin.key: unknown key; known here: host, port"),
         ("admin: {port: 8080}\n" + BIG, "1: admin.port: server listens on port 8080 already: take another"),
@@ -249,7 +286,7 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ("policies: 3\n" + BIG, "1: policies: must be the path of a folder"),
         ("policies: ''\n" + BIG, "1: policies: must be the path of a folder"),
         (
-            model(api_base="http://127.0.0.1:8080/v1"),
+            model(protocol="openai", api_base="http://127.0.0.1:8080/v1"),
             "1: models[0].api_base: points at this gateway itself: name the engine",
         ),
         (
@@ -269,6 +306,17 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
 def test_what_does_not_work_is_one_mistake(folder: Path, text: str, message: str) -> None:
     (line,) = told(folder, text)
     assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1", "::", "::1", "fe80::1%eth0", "localhost", "gateway-0.example.com", "10-0"]
+)
+def test_an_address_or_a_name_can_be_listened_on(folder: Path, host: str) -> None:
+    assert settings_of(folder, f"server: {{host: '{host}'}}\n" + BIG).server.host == host
+
+
+def test_an_engine_that_speaks_openai_may_stand_under_v1(folder: Path) -> None:
+    assert settings_of(folder, model(protocol="openai", api_base="http://h/v1")).models[0].api_base == "http://h/v1"
 
 
 def test_an_engine_beside_the_gateway_is_no_gateway(folder: Path) -> None:

@@ -128,6 +128,12 @@ def check_book(
     return (None if mistakes else PolicyBook.of(policies)), mistakes
 
 
+def near_misses(folder: Path) -> list[Path]:
+    """The files in `folder` that look like policies and are not read, because their names end otherwise."""
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    return [file for file in files if file.suffix != ".yaml" and file.suffix.lower() in {".yaml", ".yml", ".json"}]
+
+
 class _Together:
     """What must differ from file to file, and from key to key."""
 
