@@ -165,6 +165,15 @@ class Settings(Shape):
             return value
         raise Wrong("must be the path of a folder")
 
+    @field_validator("models")
+    @classmethod
+    def _names_differ(cls, models: tuple[ModelSettings, ...], info: ValidationInfo) -> tuple[ModelSettings, ...]:
+        names = [model.name for model in models]
+        # Those of a file are told by `check_settings`, with their lines and beside all other mistakes.
+        if info.context is None and len(set(names)) < len(names):
+            raise Wrong("names must differ: engines are found by them")
+        return models
+
     @cached_property
     def by_name(self) -> Mapping[str, ModelSettings]:
         """The models by name."""

@@ -330,6 +330,13 @@ def test_model_names_differ(folder: Path) -> None:
     assert told(folder, BIG + second) == ["6: models[1].name: models[0] is called big too: names must differ"]
 
 
+def test_model_names_differ_in_settings_that_code_builds() -> None:
+    """Engines are kept by name: the second would take the first one's place."""
+    one = {"name": "a", "protocol": "tgi", "api_base": "http://h", "price": {"input_per_1m": 1, "output_per_1m": 1}}
+    with pytest.raises(ValidationError, match="names must differ"):
+        Settings.model_validate({"models": [one, {**one, "protocol": "openai"}]})
+
+
 def test_cross_checks_are_told_beside_other_mistakes(folder: Path) -> None:
     second = BIG.removeprefix("models:\n").replace("tgi:80", "localhost:8080").replace("protocol", "protocl")
     assert [line.split(":")[0] for line in told(folder, BIG + second)] == ["6", "7", "8"]
