@@ -34,9 +34,10 @@ USER 10001
 RUN gkt-gateway version
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# The port is GKT_PORT, or 8080: where config.yaml says another one, set GKT_PORT to it.
+# The port is GKT_PORT, or 8080: where config.yaml says another one, set GKT_PORT to it. Never by way of a proxy.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import os; from urllib.request import urlopen as get; \
-get(f'http://127.0.0.1:{os.environ.get(\"GKT_PORT\", 8080)}/healthz', timeout=2)"]
+    CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection; \
+here = HTTPConnection('127.0.0.1', int(os.environ.get('GKT_PORT') or 8080), timeout=2); \
+here.request('GET', '/healthz'); sys.exit(here.getresponse().status != 200)"]
 ENTRYPOINT ["gkt-gateway"]
 CMD ["serve", "--config", "/etc/gkt/config.yaml"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -18,8 +19,10 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, Validat
 
 from gateway.errors import ConfigError
 from gateway.model_settings import ModelSettings
+from gateway.redis_address import check_address
 from gateway.units import Duration, Origin, SecretOrText, Size, Whole, Wrong, lasting, origin, sized
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
+from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +50,14 @@ _NUMBERS: Mapping[str | int, str] = {
 def _host(value: str) -> str:
     if not value or any(char.isspace() or char in "/@[]" for char in value):
         raise Wrong("must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::")
+    # What has a colon is IPv6; what is all digits and dots is IPv4. All else may be a name.
+    if ":" in value or value.replace(".", "").isdigit():
+        try:
+            ip_address(value)
+        except ValueError:
+            if value.count(":") == 1:
+                raise Wrong("must be an address without its port, which stands beside it under port") from None
+            raise Wrong("is no address that can be: write it like 0.0.0.0, 127.0.0.1 or ::") from None
     return value
 
 
@@ -88,10 +99,10 @@ class RedisSettings(Shape):
 
     @field_validator("url")
     @classmethod
-    def _known_scheme(cls, url: SecretStr) -> SecretStr:
+    def _can_be_read(cls, url: SecretStr) -> SecretStr:
         text = url.get_secret_value()
-        if text != "embedded" and not text.startswith(("redis://", "rediss://", "unix://")):
-            raise Wrong("must be embedded, or an address that starts with redis://, rediss:// or unix://")
+        if text != "embedded":
+            check_address(text)
         return url
 
     @field_validator("lease_s")
@@ -154,6 +165,15 @@ class Settings(Shape):
             return value
         raise Wrong("must be the path of a folder")
 
+    @field_validator("models")
+    @classmethod
+    def _names_differ(cls, models: tuple[ModelSettings, ...], info: ValidationInfo) -> tuple[ModelSettings, ...]:
+        names = [model.name for model in models]
+        # Those of a file are told by `check_settings`, with their lines and beside all other mistakes.
+        if info.context is None and len(set(names)) < len(names):
+            raise Wrong("names must differ: engines are found by them")
+        return models
+
     @cached_property
     def by_name(self) -> Mapping[str, ModelSettings]:
         """The models by name."""
@@ -170,6 +190,17 @@ def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tupl
     if listener is None:
         raise ConfigError([one for one in mistakes if one.field.startswith(("admin", "GKT_ADMIN"))] or mistakes)
     return listener
+
+
+def lease_s_of(source: Source) -> float | None:
+    """redis.lease of a file that may have mistakes elsewhere; None if it cannot be told."""
+    section = source.get("redis") if "redis" in source.data else {}
+    if not isinstance(section, dict) or ("redis" not in source.data and nearest("redis", source.data)):
+        return None
+    if "lease" not in section and nearest("lease", section):
+        return None
+    redis, _ = source.part({key: section[key] for key in ("lease",) if key in section}).check(RedisSettings)
+    return redis.lease_s if redis is not None else None
 
 
 def environment() -> Mapping[str, str]:

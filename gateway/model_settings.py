@@ -41,7 +41,16 @@ class Timeouts(Shape):
     connect_s: Annotated[Duration, lasting("10ms", "1m")] = Field(2.0, alias="connect")
     first_token_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="first_token")
     idle_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="idle")
-    total_s: Annotated[Duration, lasting("10ms", "1d")] = Field(300.0, alias="total")
+    total_s: Annotated[Duration, lasting("10ms", "1d")] = Field(300.0, alias="total", validate_default=True)
+
+    @field_validator("total_s")
+    @classmethod
+    def _holds_its_parts(cls, total_s: float, info: ValidationInfo) -> float:
+        for part in ("connect", "first_token"):
+            part_s = info.data.get(f"{part}_s", 0.0)
+            if total_s < part_s:
+                raise Wrong(f"must be at least timeouts.{part}, which is {part_s:g}s and a part of it")
+        return total_s
 
 
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit")
@@ -130,10 +139,16 @@ class ModelSettings(Shape):
 
     @field_validator("api_base")
     @classmethod
-    def _without_the_route(cls, base: str) -> str:
+    def _without_the_route(cls, base: str, info: ValidationInfo) -> str:
+        tgi = info.data.get("protocol") == "tgi"
         for route in ("/chat/completions", "/completions", "/generate", "/generate_stream"):
             if base.endswith(route):
-                raise Wrong(f"must end before {route}: the gateway adds the route", base.removesuffix(route))
+                root = base.removesuffix(route)
+                raise Wrong(
+                    f"must end before {route}: the gateway adds the route", root.removesuffix("/v1") if tgi else root
+                )
+        if tgi and base.endswith("/v1"):
+            raise Wrong("must end before /v1 with protocol tgi: the gateway adds it", base.removesuffix("/v1"))
         return base
 
     @field_validator("tokenizer")

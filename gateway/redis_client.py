@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from gateway.errors import StartupError
+from gateway.redis_address import ENCODE
 
 if TYPE_CHECKING:
     from gateway.metrics import Metrics
@@ -40,16 +41,22 @@ class RedisClient:
     def __init__(self, url: str, *, timeout_s: float, metrics: Metrics) -> None:
         # One retry, at once: a connection of the pool that Redis closed meanwhile says nothing about Redis.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
-        address = urlsplit(url)
-        # Without what may be a password.
-        self._where = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
-        # The scripts' replies are read as version 2 of the protocol writes them, whatever the address asks for.
+        # The scripts' replies are read as version 2 of the protocol writes them.
         connecting: dict[str, Any] = {"socket_connect_timeout": timeout_s, "protocol": 2}
         if not url.startswith("unix:"):
             connecting["socket_keepalive"] = True  # a peer that vanished must not be waited for
-        self.commands = Redis.from_url(url, socket_timeout=timeout_s, retry=retry, **connecting)
-        # Who listens connects anew by itself, and must know when it did.
-        self.listening = Redis.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **connecting)
+        try:
+            address = urlsplit(url)
+            # Without what may be a password.
+            self._where = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
+            self.commands = Redis.from_url(url, socket_timeout=timeout_s, retry=retry, **connecting)
+            # Who listens connects anew by itself, and must know when it did.
+            self.listening = Redis.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **connecting)
+        except (ValueError, TypeError, RedisError):
+            # The client quotes what it cannot read, and that may be a part of the password.
+            raise StartupError(
+                f"redis.url cannot be read: correct it in config.yaml or GKT_REDIS_URL, and {ENCODE}."
+            ) from None
         self._metrics = metrics
         self.up = True
         self._answers = asyncio.Event()
@@ -72,7 +79,7 @@ class RedisClient:
         """Refuse to start without a Redis that is there and new enough. Raises StartupError."""
         try:
             info = await self.commands.info("server")
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, ValueError) as error:  # ValueError: TLS options that cannot be
             raise StartupError(
                 f"Redis at {self._where} does not answer ({type(error).__name__}). Start it, correct redis.url in "
                 "config.yaml or GKT_REDIS_URL, or write 'url: embedded'."

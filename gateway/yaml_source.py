@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from gateway.yaml_words import MISSING, field_path, follows_from_another, nearest, said_plainly, shape_at, spoken
+from gateway.yaml_words import field_path, follows_from_another, is_missing, nearest, said_plainly, shape_at, spoken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,6 +88,10 @@ class Source:
         value = self.get(*loc)
         return value if isinstance(value, list) else []
 
+    def part(self, data: dict[str, Any]) -> Source:
+        """Some of the data, to be checked by itself where the whole may have mistakes."""
+        return Source(self.file, data)
+
     def override(self, loc: Loc, value: object, said_by: str) -> None:
         """Put a value that another source (`said_by`, an environment variable) has the right to set."""
         parent = self.data
@@ -123,7 +127,7 @@ class Source:
             found = [self.mistake(spoken(model, detail), *self._words(detail, model)) for detail in details]
             misspelt = {(one.field.rpartition(".")[0], one.suggestion) for one in found if one.suggestion}
             return None, in_file_order(
-                one for one in found if one.message != MISSING or (one.field.rpartition(".")[::2]) not in misspelt
+                one for one in found if not is_missing(one.message) or (one.field.rpartition(".")[::2]) not in misspelt
             )
 
     def _words(self, detail: Any, model: type[BaseModel]) -> tuple[str, str | None]:

@@ -19,6 +19,11 @@ _TRUE = {"yes", "on", "y", "1"}
 _FALSE = {"no", "off", "n", "0"}
 
 
+def is_missing(message: str) -> bool:
+    """Whether it asks for a key: needless beside "unknown key" where that key is misspelt."""
+    return message.startswith("missing")
+
+
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """The known name that looks most like `name`, if any does."""
     found = get_close_matches(name, list(known), n=1, cutoff=0.6) if isinstance(name, str) else []

@@ -173,6 +173,20 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
             "1: models[0].api_base: must end before /chat/completions: the gateway adds the route",
         ),
         (
+            model(api_base="http://h:1/v1/chat/completions"),
+            (
+                "1: models[0].api_base: must end before /chat/completions: the gateway adds the route. "
+                "Did you mean 'http://h:1'?"
+            ),
+        ),
+        (
+            model(api_base="http://h:1/v1/"),
+            (
+                "1: models[0].api_base: must end before /v1 with protocol tgi: the gateway adds it. "
+                "Did you mean 'http://h:1'?"
+            ),
+        ),
+        (
             model(protocol="tgi", continuation="vllm"),
             "1: models[0].continuation: TGI continues in one way only: write trailing, or none to leave it alone",
         ),
@@ -249,7 +263,7 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ("policies: 3\n" + BIG, "1: policies: must be the path of a folder"),
         ("policies: ''\n" + BIG, "1: policies: must be the path of a folder"),
         (
-            model(api_base="http://127.0.0.1:8080/v1"),
+            model(protocol="openai", api_base="http://127.0.0.1:8080/v1"),
             "1: models[0].api_base: points at this gateway itself: name the engine",
         ),
         (
@@ -271,6 +285,17 @@ def test_what_does_not_work_is_one_mistake(folder: Path, text: str, message: str
     assert line.startswith(message)
 
 
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1", "::", "::1", "fe80::1%eth0", "localhost", "gateway-0.example.com", "10-0"]
+)
+def test_an_address_or_a_name_can_be_listened_on(folder: Path, host: str) -> None:
+    assert settings_of(folder, f"server: {{host: '{host}'}}\n" + BIG).server.host == host
+
+
+def test_an_engine_that_speaks_openai_may_stand_under_v1(folder: Path) -> None:
+    assert settings_of(folder, model(protocol="openai", api_base="http://h/v1")).models[0].api_base == "http://h/v1"
+
+
 def test_an_engine_beside_the_gateway_is_no_gateway(folder: Path) -> None:
     settings_of(folder, model(api_base="http://127.0.0.1:8090"))
     settings_of(folder, "server: {host: 10.0.0.1}\n" + model(api_base="http://127.0.0.1:8080"))
@@ -280,6 +305,13 @@ def test_an_engine_beside_the_gateway_is_no_gateway(folder: Path) -> None:
 def test_model_names_differ(folder: Path) -> None:
     second = BIG.removeprefix("models:\n")
     assert told(folder, BIG + second) == ["6: models[1].name: models[0] is called big too: names must differ"]
+
+
+def test_model_names_differ_in_settings_that_code_builds() -> None:
+    """Engines are kept by name: the second would take the first one's place."""
+    one = {"name": "a", "protocol": "tgi", "api_base": "http://h", "price": {"input_per_1m": 1, "output_per_1m": 1}}
+    with pytest.raises(ValidationError, match="names must differ"):
+        Settings.model_validate({"models": [one, {**one, "protocol": "openai"}]})
 
 
 def test_cross_checks_are_told_beside_other_mistakes(folder: Path) -> None:

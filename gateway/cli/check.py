@@ -9,12 +9,14 @@ from urllib.parse import urlsplit
 
 import typer
 
-from gateway.policy.book import check_all
+from gateway.policy.book import check_all, near_misses
+from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateway.config import Settings
+    from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.schema import Route
 
@@ -57,6 +59,8 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
         parts = urlsplit(model.api_base)
         if parts.scheme == "http" and model.api_key is not None and not is_private(parts.hostname or ""):
             yield f"model {model.name}: its api_key travels unencrypted to {parts.hostname}: use https"
+        for why in _doubts(model, teaches=model.name in book.teachers()):
+            yield f"model {model.name}: {why}"
     for policy in book.policies:
         for route in policy.routes:
             doubt = _doubt(route, settings)
@@ -66,8 +70,20 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
     for model in settings.models:
         if model.name not in used:
             yield f"model {model.name}: no route uses it"
+    for file in near_misses(settings.policies):
+        yield f"{shown(file)}: not read: rename it to end in .yaml"
     if not is_private(settings.admin.host):
         yield f"admin: listens on {settings.admin.host} and asks for no key: keep it behind a firewall"
+
+
+def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
+    if model.price.cached_input_usd > model.price.input_usd:
+        yield "cached_input_per_1m is above input_per_1m: a cached token would cost more than a fresh one"
+    if teaches and model.batch.low_water > model.max_concurrency:
+        yield (
+            f"batch.low_water {model.batch.low_water} is above max_concurrency {model.max_concurrency}: "
+            "no request ever waits for others"
+        )
 
 
 def _doubt(route: Route, settings: Settings) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
 from gateway.logs import set_up_logs
 from gateway.policy.book import PolicyBook
-from gateway.policy.schema import Projection, TenantPolicy
+from gateway.policy.schema import GuidanceRule, Projection, TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,6 +80,11 @@ class _Setup:
     projection: Projection
     port: int
 
+    @property
+    def models(self) -> dict[str, str]:
+        """What the engines call the models, by role. In the configuration they go by their roles: they may be one."""
+        return {"teacher": weights.model_name(self.teacher), "student": weights.model_name(self.student)}
+
     def settings(self, stack: LocalStack) -> Settings:
         """As config.yaml would say it. The prices are examples: nobody bills a laptop."""
         return Settings.model_validate(
@@ -89,13 +94,14 @@ class _Setup:
                 "redis": {"lease": _GUIDANCE_DEADLINE_S},
                 "models": [
                     {
-                        "name": self.teacher,
-                        "protocol": "tgi",
+                        "name": "teacher",
+                        "protocol": "tgi",  # to which any `model` of its own would name an adapter
                         "api_base": stack.teacher_url,
                         "price": {"input_per_1m": Decimal("0.90"), "output_per_1m": Decimal("0.90")},
                     },
                     {
-                        "name": self.student,
+                        "name": "student",
+                        "model": self.models["student"],
                         "protocol": "openai",
                         "api_base": stack.student_url + "/v1",
                         "price": {"input_per_1m": Decimal("0.10"), "output_per_1m": Decimal("0.10")},
@@ -107,11 +113,10 @@ class _Setup:
 
     def book(self) -> PolicyBook:
         guidance = {"tokens": self.tokens, "projection": self.projection, "deadline": _GUIDANCE_DEADLINE_S}
-        both = {"teacher": self.teacher, "student": self.student}
         routes = [
-            {"model": "chat", "mode": "guided", **both, "guidance": guidance},
-            {"model": "chat-student", "mode": "student", "student": self.student, "baseline": self.teacher},
-            {"model": "chat-teacher", "mode": "teacher", "teacher": self.teacher},
+            {"model": "chat", "mode": "guided", "teacher": "teacher", "student": "student", "guidance": guidance},
+            {"model": "chat-student", "mode": "student", "student": "student", "baseline": "teacher"},
+            {"model": "chat-teacher", "mode": "teacher", "teacher": "teacher"},
         ]
         key = {"id": "demo", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}
         return PolicyBook.of([TenantPolicy.model_validate({"tenant": "demo", "keys": [key], "routes": routes})])
@@ -131,20 +136,21 @@ async def _until_interrupted(work: Any) -> bool:
 
 
 async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
-    starting = console.status("starting Redis, the teacher and the student")
-    starting.start()
-    async with (
-        EmbeddedRedis() as redis,
-        LocalStack(teacher=setup.teacher, student=setup.student) as stack,
-        _gateway(setup, stack, redis.url) as at,
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session,
-    ):
-        starting.update("asking the engines what they can do")
-        await _until_probed(session, at.admin)
-        starting.stop()
+    async with AsyncExitStack() as running:
+        # However the start ends, the terminal gets its cursor back.
+        with console.status("starting Redis, the teacher and the student") as starting:
+            redis = await running.enter_async_context(EmbeddedRedis())
+            stack = await running.enter_async_context(LocalStack(teacher=setup.teacher, student=setup.student))
+            at = await running.enter_async_context(_gateway(setup, stack, redis.url))
+            session = await running.enter_async_context(
+                aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"})
+            )
+            starting.update("asking the engines what they can do")
+            await _until_probed(session, at.admin)
         if ask is None:
             print_where(console, at, stack)
-        await print_answer(console, session, at.public, ask or QUESTION)
+        placement = GuidanceRule(projection=setup.projection).placement
+        await print_answer(console, session, at.public, ask or QUESTION, placement=placement, models=setup.models)
         if ask is not None:
             console.print("\nWithout --ask the gateway goes on running. Then call it like this:")
             print_how_to_call(console, f"http://127.0.0.1:{_PORT}", KEY)

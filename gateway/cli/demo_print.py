@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -15,41 +16,67 @@ from gateway.engines.sse import SseDecoder
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     import aiohttp
     from rich.console import Console
 
     from gateway.app import Addresses
     from gateway.local.stack import LocalStack
+    from gateway.policy.schema import Placement
 
 _TEACHER_STYLE = "bold cyan"
 _RECEIPT_TRIES = 50
+_OPENED = {"guided", "teacher_complete"}
 
 
-async def print_answer(console: Console, session: aiohttp.ClientSession, base_url: str, question: str) -> None:
-    """Ask the gateway, print the answer as it comes, then its receipt. Raises StartupError if it gives no answer."""
+async def print_answer(
+    console: Console,
+    session: aiohttp.ClientSession,
+    base_url: str,
+    question: str,
+    *,
+    placement: Placement,
+    models: Mapping[str, str],
+) -> None:
+    """Ask the gateway, print the answer as it comes, then its receipt. Raises StartupError if it gives no answer.
+
+    Args:
+        placement: the route's; only what is placed in front of the answer is shown.
+        models: what the engines call the models that play `teacher` and `student`.
+    """
     console.print(Text.assemble(("\nQuestion ", "bold"), question), soft_wrap=True)
-    console.print(Text.assemble("Answer   ", ("the teacher's words", _TEACHER_STYLE), ", then the student's\n"))
-    # ASCII marks as well: colour does not survive a pipe.
-    opened = False
-    receipt_id = ""
-    async for part in _stream(session, base_url, question):
-        if not receipt_id:
-            receipt_id = part
-        elif not opened:
-            console.print(Text(part if console.is_terminal else f"[{part}]", _TEACHER_STYLE), end="", soft_wrap=True)
-            opened = True
-        else:
-            console.print(Text(part), end="", soft_wrap=True)
+    async with _asked(session, base_url, question) as reply:
+        mode, unguided = reply.headers["x-gkt-mode"], reply.headers.get("x-gkt-unguided")
+        marked = placement == "prefix" and mode in _OPENED
+        console.print(Text.assemble("Answer   ", *_whose(mode, unguided, marked=marked), "\n"), soft_wrap=True)
+        async for text in _words(reply):
+            # ASCII marks as well: colour does not survive a pipe.
+            part = Text(text if console.is_terminal or not marked else f"[{text}]", _TEACHER_STYLE if marked else "")
+            console.print(part, end="", soft_wrap=True)
+            marked = False  # the opening comes in one chunk
+        receipt_id = reply.headers["x-request-id"]
     console.print("\n")
-    table, said = _receipt_table(await _receipt(session, base_url, receipt_id))
+    table, said = _receipt_table(await _receipt(session, base_url, receipt_id), models)
     console.print(table)
     console.print(said, soft_wrap=True, highlight=False)
 
 
-async def _stream(session: aiohttp.ClientSession, base_url: str, question: str) -> AsyncIterator[str]:
-    """Yield the receipt's id, then the answer in the parts in which it comes."""
+def _whose(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str | tuple[str, str]]:
+    """Whose words follow."""
+    teachers = ("the teacher's words", _TEACHER_STYLE)
+    if mode == "teacher_complete" and marked:
+        return teachers, ", to the end"
+    if marked:
+        return teachers, ", then the student's"
+    if mode in _OPENED:
+        return ("the student's words, after a hint of the teacher's that is not shown",)
+    why = f": unguided, {unguided} (docs/receipts.md says what that means)" if unguided else ""
+    return (f"the {'teacher' if mode == 'teacher' else 'student'}'s words alone{why}",)
+
+
+@asynccontextmanager
+async def _asked(session: aiohttp.ClientSession, base_url: str, question: str) -> AsyncIterator[aiohttp.ClientResponse]:
     body = {
         "model": "chat",
         "messages": [{"role": "user", "content": question}],
@@ -57,21 +84,25 @@ async def _stream(session: aiohttp.ClientSession, base_url: str, question: str) 
         "temperature": 0,
         "max_tokens": 400,
     }
-    decoder = SseDecoder()
     async with session.post(f"{base_url}/v1/chat/completions", data=orjson.dumps(body)) as reply:
         if not reply.ok:
             raise StartupError(f"The gateway answered {reply.status}: {await reply.text()}")
-        yield reply.headers["x-request-id"]
-        async for received in reply.content.iter_any():
-            for data in decoder.feed(received):
-                if data == b"[DONE]":
-                    return
-                event = orjson.loads(data)
-                if "error" in event:
-                    raise StartupError(f"The answer broke off: {event['error']['message']}")
-                for choice in event["choices"]:
-                    if text := choice["delta"].get("content"):
-                        yield text
+        yield reply
+
+
+async def _words(reply: aiohttp.ClientResponse) -> AsyncIterator[str]:
+    """The answer in the parts in which it comes."""
+    decoder = SseDecoder()
+    async for received in reply.content.iter_any():
+        for data in decoder.feed(received):
+            if data == b"[DONE]":
+                return
+            event = orjson.loads(data)
+            if "error" in event:
+                raise StartupError(f"The answer broke off: {event['error']['message']}")
+            for choice in event["choices"]:
+                if text := choice["delta"].get("content"):
+                    yield text
 
 
 async def _receipt(session: aiohttp.ClientSession, base_url: str, receipt_id: str) -> dict[str, Any]:
@@ -85,7 +116,7 @@ async def _receipt(session: aiohttp.ClientSession, base_url: str, receipt_id: st
     raise StartupError(f"There is no receipt {receipt_id}.")
 
 
-def _receipt_table(receipt: dict[str, Any]) -> tuple[Table, str]:
+def _receipt_table(receipt: dict[str, Any], models: Mapping[str, str]) -> tuple[Table, str]:
     """The money as a table, and the rest in one line."""
     table = Table(
         "",
@@ -102,7 +133,8 @@ def _receipt_table(receipt: dict[str, Any]) -> tuple[Table, str]:
         share = receipt[role]
         if share is not None:
             read, written = str(share["input_tokens"]), str(share["output_tokens"])
-            table.add_row(f"{role} [dim]{share['model']}[/]", read, written, _usd(share["cost_usd"]))
+            who = Text.assemble(f"{role} ", (models[role], "dim"))
+            table.add_row(who, read, written, _usd(share["cost_usd"]))
     table.add_row("together", "", "", _usd(receipt["cost_usd"]))
     about = " (estimate)" if receipt["baseline_estimated"] else ""
     table.add_row(f"the teacher alone{about}", "", "", _usd(receipt["baseline_usd"]))

@@ -170,7 +170,7 @@ class LocalStack:
                 command = ChildCommand(
                     role=role,
                     model=path,
-                    name=Path(model).name.removesuffix(".gguf"),
+                    name=weights.model_name(model),
                     threads=threads,
                     parallel=self._parallel,
                     slot_tokens=self._slot_tokens,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from pathlib import Path
 from typing import NoReturn
 
 from gateway.local import child, llama, weights
@@ -26,7 +25,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     stopped = threading.Event()
     child.on_stop(stopped.set, leash=args.leash)
     options = llama.LlamaOptions(args.threads, args.parallel, args.slot_tokens, args.poll_percent)
-    name = args.name or Path(args.model).name.removesuffix(".gguf")
+    name = args.name or weights.model_name(args.model)
     server = llama.serve(weights.fetch(args.model), name, options, host=args.host, port=args.port)
     sys.stdout.write(child.ready_line("student", server.listening_address))
     sys.stdout.flush()

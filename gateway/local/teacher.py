@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     flags = child.parser("teacher", "TGI's protocol over llama.cpp with a small model")
     flags.add_argument("--max-concurrent-requests", type=int, default=128, help="more than these get 429")
     args = flags.parse_args(argv)
-    name = args.name or Path(args.model).name.removesuffix(".gguf")
+    name = args.name or weights.model_name(args.model)
     # TGI cuts the prompt for continuation itself, so llama.cpp must not.
     options = llama.LlamaOptions(args.threads, args.parallel, args.slot_tokens, args.poll_percent, False)
     model = weights.fetch(args.model)

@@ -123,6 +123,11 @@ def find(name_or_path: str | Path) -> Weights | Path:
     return weights
 
 
+def model_name(name_or_path: str | Path) -> str:
+    """What an engine calls the model: the catalogue's name, or the file's without its ending."""
+    return Path(name_or_path).name.removesuffix(".gguf")
+
+
 def fetch_weights(weights: Weights, folder: Path, *, offline: bool = False, progress: Progress | None = None) -> Path:
     """`fetch` for weights that need not be in the catalogue, into `folder`. Raises the same."""
     target = folder / weights.file

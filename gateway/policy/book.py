@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.config import check_settings
+from gateway.config import check_settings, lease_s_of
 from gateway.errors import ConfigError
-from gateway.policy.schema import Route, TenantPolicy
+from gateway.policy.schema import GuidanceRule, Route, TenantPolicy
 from gateway.yaml_source import Mistake, Source, in_file_order, read, shown
 from gateway.yaml_words import nearest
 
@@ -86,7 +86,8 @@ def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, li
     if folder is None:
         return settings, None, mistakes
     known = list(settings.by_name) if settings else _names(source)
-    book, more = check_book(folder, known, settings.redis.lease_s if settings else None)
+    lease_s = settings.redis.lease_s if settings else lease_s_of(source) if source else None
+    book, more = check_book(folder, known, lease_s)
     return settings, book, [*mistakes, *more]
 
 
@@ -116,15 +117,21 @@ def check_book(
         if source is not None:
             policy, wrong = source.check(TenantPolicy)
             found += [*wrong, *book_so_far.check(source), *_routes(source, known_models)]
+            found += _past_the_lease(source, lease_s)
             if policy is not None:
                 policies.append(policy)
-                found += _past_the_lease(source, policy, lease_s)
         mistakes += in_file_order(found)
     if not mistakes and not policies:
         mistakes.append(Mistake(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
     elif not mistakes and not any(policy.keys for policy in policies):
         mistakes.append(Mistake(shown(folder), 0, 0, "", "no tenant has a key, so nobody could call: add one"))
     return (None if mistakes else PolicyBook.of(policies)), mistakes
+
+
+def near_misses(folder: Path) -> list[Path]:
+    """The files in `folder` that look like policies and are not read, because their names end otherwise."""
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    return [file for file in files if file.suffix != ".yaml" and file.suffix.lower() in {".yaml", ".yml", ".json"}]
 
 
 class _Together:
@@ -168,10 +175,11 @@ def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]
                 )
 
 
-def _past_the_lease(source: Source, policy: TenantPolicy, lease_s: float | None) -> Iterator[Mistake]:
+def _past_the_lease(source: Source, lease_s: float | None) -> Iterator[Mistake]:
     """A permit ends with its owner's lease: a call that may last longer would run without one."""
-    for index, route in enumerate(policy.routes):
-        if lease_s is not None and route.mode == "guided" and route.guidance.deadline_s > lease_s:
+    for index, route in enumerate(source.items("routes")):
+        deadline_s = _deadline_s(source, route) if isinstance(route, dict) else None
+        if lease_s is not None and deadline_s is not None and deadline_s > lease_s:
             yield source.mistake(
                 ("routes", index, "guidance", "deadline"),
                 f"is longer than redis.lease in config.yaml, {lease_s:g}s: the call could outlive its permit; "
@@ -179,11 +187,22 @@ def _past_the_lease(source: Source, policy: TenantPolicy, lease_s: float | None)
             )
 
 
+def _deadline_s(source: Source, route: Mapping[str, object]) -> float | None:
+    """The guidance deadline of a route that may have mistakes; None if it has none, or it cannot be told."""
+    guidance = route.get("guidance", {})
+    if route.get("mode") != "guided" or not isinstance(guidance, dict):
+        return None
+    if "deadline" not in guidance and nearest("deadline", guidance):
+        return None
+    rule, _ = source.part({key: guidance[key] for key in ("deadline",) if key in guidance}).check(GuidanceRule)
+    return rule.deadline_s if rule is not None else None
+
+
 def _names(source: Source | None) -> list[str] | None:
     """The model names of a config.yaml that has mistakes; None if it tells none."""
     models = source.items("models") if source else []
     names = [model.get("name") for model in models if isinstance(model, dict)]
-    return [name for name in names if isinstance(name, str)] or None
+    return list(dict.fromkeys(name for name in names if isinstance(name, str))) or None
 
 
 def _folder(settings: Settings | None, source: Source | None, config_path: Path) -> Path | None:

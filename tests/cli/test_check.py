@@ -147,6 +147,18 @@ def test_another_file_may_be_checked(folder: Path) -> None:
         ),
         (
             "config.yaml",
+            "cached_input_per_1m: 0.45",
+            "cached_input_per_1m: 0.91",
+            "model big: cached_input_per_1m is above input_per_1m: a cached token would cost more than a fresh one",
+        ),
+        (
+            "config.yaml",
+            "max_concurrency: 96",
+            "max_concurrency: 7",
+            "model big: batch.low_water 8 is above max_concurrency 7: no request ever waits for others",
+        ),
+        (
+            "config.yaml",
             "continuation: auto",
             "continuation: none",
             "tenant default: route chat: never guided: small has continuation none, and placement prefix needs one",
@@ -180,6 +192,15 @@ def test_a_model_that_no_route_uses_is_a_warning(folder: Path) -> None:
     with (folder / "config.yaml").open("a") as file:
         file.write("  - {name: spare, protocol: openai, api_base: https://h, model: gpt-4o}\n")
     assert "warning: model spare: no route uses it" in run()[2]
+
+
+@pytest.mark.parametrize("name", ["acme.YAML", "acme.Yml", "acme.json"])
+def test_a_policy_that_is_not_read_for_its_ending_is_a_warning(folder: Path, name: str) -> None:
+    for other in (name, "README.md", "old.yaml.bak", ".hidden.json"):
+        (folder / "policies" / other).write_text("{}")
+    code, out, err = run()
+    assert (code, out) == (0, ["ok: 2 models, 1 tenant, 3 routes, 1 key, 2 warnings"])
+    assert err[1:] == [f"warning: policies/{name}: not read: rename it to end in .yaml"]
 
 
 def test_a_private_host_is_one_that_strangers_do_not_pass() -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
+
+from gateway.cli import demo
+from gateway.local import weights
 
 pytestmark = pytest.mark.models
 
@@ -35,6 +44,40 @@ def test_ask_prints_a_guided_answer_its_receipt_and_how_to_call_and_leaves() -> 
     assert "OpenAI(base_url=" in said
 
 
+def test_the_same_model_in_both_roles_stays_two_engines_each_at_its_price() -> None:
+    """A model's file may be called anything, too."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "a model+v2 [x].gguf")
+        file.symlink_to(weights.fetch("smollm2-135m-instruct"))
+        pair = ["--teacher", str(file), "--student", str(file)]
+        done = subprocess.run(
+            [*DEMO, *pair, "--ask", "List the planets."],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env=_wide(),
+        )
+    assert done.returncode == 0, done.stderr
+    for role, per_1m in (("teacher", "0.90"), ("student", "0.10")):
+        rows = re.findall(rf"^ *{role} a model\+v2 \[x\] +(\d+) +(\d+) +([0-9.]+) *$", done.stdout, re.MULTILINE)
+        ((read, written, cost),) = rows
+        assert cost == f"{(int(read) + int(written)) * Decimal(per_1m) / 1_000_000:.7f}"
+
+
+def test_ctrl_c_during_the_start_leaves_the_terminal_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(demo, "EmbeddedRedis", stopped)
+    terminal = io.StringIO()
+    setup = demo._Setup("a.gguf", "b.gguf", 6, "cutoff", 0)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(demo._demo(setup, None, Console(file=terminal, force_terminal=True)))
+    assert "\x1b[?25l" in terminal.getvalue()
+    assert terminal.getvalue().rpartition("\x1b[?25")[2].startswith("h")
+
+
 def _wide() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200"}
 
@@ -44,9 +87,13 @@ def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signal
     """Without --ask it serves until then."""
     process = subprocess.Popen([*DEMO, *SMALL], stdout=subprocess.PIPE, text=True, env=_wide(), start_new_session=True)
     assert process.stdout is not None
-    url = ""
+    url = teacher = admin = ""
     try:
         for line in process.stdout:
+            if line.startswith("gateway "):
+                admin = line.partition("admin ")[2].partition("/readyz")[0]
+            if line.startswith("teacher "):
+                teacher = line.split()[1]
             if line.startswith("curl "):
                 url = line.split()[1].partition("/v1")[0]
             if "Ctrl-C" in line:
@@ -54,6 +101,9 @@ def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signal
         children = _descendants(process.pid)
         assert len(children) >= 3, "Redis, the teacher and the student"
         assert httpx.get(f"{url}/readyz").text == "ready\n"
+        engines = httpx.get(f"{admin}/readyz").json()["engines"]
+        assert engines["teacher"]["facts"]["model_id"] == "smollm2-135m-instruct", "as TGI says it at /info"
+        assert "tgi_request_success 1\n" in httpx.get(f"{teacher}/metrics").text
         process.send_signal(number)
         assert process.wait(timeout=30) == 0
     finally:

@@ -167,6 +167,49 @@ def test_the_mistakes_of_all_files_come_at_once(folder: Path) -> None:
     ]
 
 
+def test_a_deadline_past_the_lease_is_told_beside_other_mistakes(folder: Path) -> None:
+    """Those of config.yaml and those of the policy itself."""
+    routes = (
+        "  - {model: x, mode: guided, teacher: big, studnt: small, guidance: {deadline: 30s}}\n"
+        "  - {model: y, mode: guided, teacher: big, student: small, guidance: {deadline: 1s}}\n"
+    )
+    tenant(folder, "a", keys=("k1",), routes=routes)
+    too_long = "policies/a.yaml:3: routes[0].guidance.deadline: is longer than redis.lease in config.yaml, "
+    misspelt = "policies/a.yaml:3: routes[0].studnt: unknown key. Did you mean 'student'?"
+    for redis, lease in (("", "10s"), ("redis: {lease: 20s}\n", "20s"), ("redis: {prefix: '', lease: 20s}\n", "20s")):
+        (folder / "config.yaml").write_text(redis + MODELS + "log: {level: loud}\n")
+        lines = told(folder)
+        assert misspelt in lines
+        assert any(line.startswith(f"{too_long}{lease}: ") for line in lines)
+        assert not any("routes[1]" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["redis: {lease: 20}\n", "redis: {leese: 40s}\n", "redsi: {lease: 40s}\n", "redis: 3\n", "redis:\n"],
+)
+def test_a_lease_that_cannot_be_told_makes_no_deadline_wrong(folder: Path, config: str) -> None:
+    routes = "  - {model: x, mode: guided, teacher: big, student: small, guidance: {deadline: 30s}}\n"
+    tenant(folder, "a", keys=("k1",), routes=routes)
+    (folder / "config.yaml").write_text(config + MODELS)
+    _, _, mistakes = check_all(folder / "config.yaml")
+    assert [one.file for one in mistakes] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("route", ["mode: guided, teacher: big, students: small", "mode: student, studnet: small"])
+def test_a_misspelt_role_is_one_mistake(folder: Path, route: str) -> None:
+    tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, {route}}}\n")
+    (line,) = told(folder)
+    assert line.endswith(": unknown key. Did you mean 'student'?")
+
+
+def test_a_known_model_is_listed_once(folder: Path) -> None:
+    dead = '  - {name: big, protocol: tgi, api_base: "http://d:1", price: {input_per_1m: 1, output_per_1m: 1}}\n'
+    (folder / "config.yaml").write_text(MODELS + dead)
+    tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: teacher, teacher: zzz}\n")
+    assert told(folder)[1].endswith("no model in config.yaml is called 'zzz'; known: big, small")
+
+
 def test_a_config_that_names_no_models_does_not_make_every_route_wrong(folder: Path) -> None:
     tenant(folder, "a", keys=("k1",))
     (folder / "config.yaml").write_text("modls: []\n")

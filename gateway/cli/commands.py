@@ -1,0 +1,62 @@
+"""All subcommands under one name. Each is imported when it is called: `version` need not pay for the whole gateway."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from gateway.version import __version__
+
+COMMANDS = ("serve", "demo", "check", "queue", "version")
+_SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": "markdown",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class _Commands(TyperGroup):
+    """COMMANDS; each but `version` is the function of its name in the module of its name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        # All of them for a misspelt one, so that the nearest can be named.
+        for name in (cmd_name,) if cmd_name in COMMANDS else COMMANDS:
+            if name not in self.commands:
+                self.add_command(_imported(name), name)
+        return super().get_command(ctx, cmd_name)
+
+
+def _imported(name: str) -> Any:
+    alone = typer.Typer(**_SETTINGS)
+    alone.command(name)(getattr(import_module(f"gateway.cli.{name}"), name))
+    return typer.main.get_command(alone)
+
+
+app = typer.Typer(
+    name="gkt-gateway",
+    cls=_Commands,
+    help=(
+        "A gateway that speaks OpenAI's API, in which a large teacher model opens every answer and a small student "
+        "finishes it.\n\nStart with `gkt-gateway demo`: real models on this machine, one guided answer. Then write "
+        "config.yaml and policies/, `gkt-gateway check` them, and `gkt-gateway serve`."
+    ),
+    no_args_is_help=True,
+    **_SETTINGS,
+)
+
+
+@app.callback()
+def _all() -> None: ...
+
+
+@app.command()
+def version(*, short: Annotated[bool, typer.Option("--short", help="The number alone, for scripts.")] = False) -> None:
+    """Say which version this is."""
+    typer.echo(__version__ if short else f"gkt-gateway {__version__}")

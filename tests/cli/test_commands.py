@@ -1,0 +1,79 @@
+"""The commands under one name: each pays for what it needs, and Ctrl-C ends each at any time without a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+# The modules that the command line has imported when it ends.
+_IMPORTED = """
+import sys
+from gateway.cli import main
+try:
+    main()
+finally:
+    sys.stderr.write("\\n".join(sys.modules))
+"""
+# A Ctrl-C just as a module is looked for.
+_INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs this may ignore it
+module = sys.argv.pop(1)
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from gateway.cli import main
+main()
+"""
+
+
+def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd=REPOSITORY,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [
+        ("version", {"ruamel.yaml", "aiohttp", "redis", "huggingface_hub", "gateway.config", "gateway.app"}),
+        ("check", {"aiohttp", "redis", "huggingface_hub", "gateway.app", "gateway.local", "gateway.cli.demo"}),
+    ],
+)
+def test_a_command_imports_no_more_than_it_needs(command: str, without: set[str]) -> None:
+    done = _python(_IMPORTED, command)
+    assert done.returncode == 0, done.stderr
+    assert not without & set(done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("typer", "version"),
+        ("pydantic", "check"),
+        ("aiohttp", "serve"),
+        ("aiohttp", "demo"),
+    ],
+)
+def test_ctrl_c_while_it_imports_leaves_with_130_and_no_traceback(module: str, command: str) -> None:
+    done = _python(_INTERRUPTED, module, command)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_command_names_the_nearest() -> None:
+    done = _python("from gateway.cli import main; main()", "serv")
+    assert done.returncode == 2
+    assert "Did you mean 'serve'?" in done.stderr
