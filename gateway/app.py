@@ -101,7 +101,7 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = {model.name: _engine(model, book) for model in settings.models}
+        engines = {model.name: _engine(model, _longest_opening(model.name, book)) for model in settings.models}
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -166,7 +166,13 @@ async def gateway(
         yield Gateway(public, admin, admission, batcher, store, tasks)
 
 
-def _engine(model: ModelSettings, book: PolicyBook) -> Engine:
+def _longest_opening(model: str, book: PolicyBook) -> int:
+    """The most tokens that a route asks this model for as its teacher."""
+    routes = (route for policy in book.policies for route in policy.routes)
+    return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
+
+
+def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
     timeouts = model.timeouts
     http = EngineHttp(
         model.name,
@@ -175,19 +181,13 @@ def _engine(model: ModelSettings, book: PolicyBook) -> Engine:
         deadlines=Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s),
     )
     if model.protocol == "tgi":
-        asked = [
-            route.guidance.tokens
-            for policy in book.policies
-            for route in policy.routes
-            if route.mode == "guided" and route.teacher == model.name
-        ]
         return TGIEngine(
             model.name,
             http,
             model=model.model,
             continues=model.continuation != "none",
             max_concurrency=model.max_concurrency,
-            longest_opening=max(asked, default=0),
+            longest_opening=longest_opening,
         )
     echo = None if model.echo == "auto" else model.echo
     lists = model.batch.calls == "list"

@@ -82,8 +82,8 @@ class Completions:
             usage = _caller_usage(plan, draft, receipt)
             return Answer(head.completion(reply["choices"], usage) | passed_on(reply), receipt, plan.show_cost)
 
-    async def stream(self, visit: Visit, chat: ChatRequest) -> AsyncGenerator[Draft | Json, None]:
-        """Answer an SSE caller: first the draft, when the reply's headers can be known, then chunks.
+    async def stream(self, visit: Visit, chat: ChatRequest) -> AsyncGenerator[Draft | list[Json], None]:
+        """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
 
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
         """
@@ -99,23 +99,23 @@ class Completions:
             if shown:
                 draft.saw_first_token()
                 yield draft
-                yield relay.open(shown)
+                yield [relay.open(shown)]
             if opening.whole is None:
-                async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as chunks:
-                    async for chunk in chunks:
+                async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as groups:
+                    async for chunks in groups:
                         if not announced:
                             yield draft
                             announced = True
-                        yield chunk
+                        yield chunks
             if not announced:
                 yield draft  # the finisher had nothing to say
-            for chunk in relay.end(opening.whole):
-                yield chunk
+            if chunks := relay.end(opening.whole):
+                yield chunks
             draft.finish_reason = relay.finish_reason
             if chat.wants_usage:
                 receipt = await self._ledger.close(draft)
                 facts = receipt.facts(show_cost=plan.show_cost)
-                yield relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)
+                yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
 
     def _resolve(self, visit: Visit, chat: ChatRequest) -> Plan:
         policy = visit.caller.policy

@@ -75,8 +75,10 @@ class Finisher:
 
     async def stream(
         self, plan: Plan, chat: ChatRequest, opening: Opening, relay: StreamRelay, draft: Draft
-    ) -> AsyncGenerator[Json, None]:
-        """The finisher's chunks, as `relay` turns them into the caller's. Raises EngineErrors and InvalidRequest.
+    ) -> AsyncGenerator[list[Json], None]:
+        """The finisher's chunks, as `relay` turns them into the caller's, as many at a time as came together.
+
+        Raises EngineErrors and InvalidRequest.
 
         The opening has left by now: where the finisher refuses it, there is no going back to an answer without.
         """
@@ -85,14 +87,19 @@ class Finisher:
         body["stream_options"] = {**(chat.body.get("stream_options") or {}), "include_usage": True}
         call = _begin(plan, draft, body)
         with self._failures(plan, opening, draft):
-            async with aclosing(self._engines[plan.finisher].stream(body)) as chunks:
-                async for chunk in chunks:
-                    if text := _text_of(chunk):
-                        draft.saw_first_token()
-                        call.text.write(text)
-                    relayed = relay.feed(chunk)
+            async with aclosing(self._engines[plan.finisher].stream(body)) as groups:
+                async for chunks in groups:
+                    relayed = []
+                    for chunk in chunks:
+                        if text := _text_of(chunk):
+                            draft.saw_first_token()
+                            call.text.write(text)
+                        if (one := relay.feed(chunk)) is not None:
+                            relayed.append(one)
+                        if relay.done:
+                            break
                     call.usage = relay.usage
-                    if relayed is not None:
+                    if relayed:
                         yield relayed
                     if relay.done:
                         break

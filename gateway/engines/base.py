@@ -84,8 +84,11 @@ class Engine(Protocol):
         """Answer an OpenAI chat body; the reply has OpenAI's shape and at least one choice."""
         ...
 
-    def stream(self, body: Json) -> AsyncGenerator[Json, None]:
-        """Answer with OpenAI's chunks. Ends normally only after a finish_reason or [DONE] was seen."""
+    def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
+        """Answer with OpenAI's chunks, as many at a time as came together.
+
+        Ends normally only after a finish_reason or [DONE] was seen.
+        """
         ...
 
     async def probe(self) -> None:

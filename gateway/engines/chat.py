@@ -9,7 +9,7 @@ import orjson
 
 from gateway.engines.base import Usage
 from gateway.engines.http import LAST_EVENT
-from gateway.errors import EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -38,22 +38,43 @@ class ChatWire:
             raise self._garbled("a reply without a message")
         return reply  # type: ignore[no-any-return]
 
-    async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
-        """Yield chunks. Ends normally only when all choices have finished or [DONE] was seen: a cut is an error."""
+    async def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
+        """Yield chunks, as many at a time as came together.
+
+        Ends normally only when all choices have finished or [DONE] was seen: a cut is an error.
+        """
         unfinished = set(range(body.get("n") or 1))
         try:
-            async with aclosing(self._http.events(self._path, body)) as events:
-                async for data in events:
-                    if data == LAST_EVENT:
+            async with aclosing(self._http.events(self._path, body)) as groups:
+                async for events in groups:
+                    chunks, failure = self._chunks(events)
+                    for chunk in chunks:
+                        unfinished -= {
+                            choice.get("index", 0) for choice in chunk["choices"] if choice.get("finish_reason")
+                        }
+                    if chunks:
+                        yield chunks
+                    if failure is not None:
+                        raise failure
+                    if LAST_EVENT in events:
                         return
-                    chunk = self._chunk(data)
-                    unfinished -= {choice.get("index", 0) for choice in chunk["choices"] if choice.get("finish_reason")}
-                    yield chunk
         except (EngineTimeout, EngineUnreachable):
             if unfinished:
                 raise
         if unfinished:
             raise EngineFailed(f"Engine '{self._name}' broke off in the middle of its answer.", engine=self._name)
+
+    def _chunks(self, events: list[bytes]) -> tuple[list[Json], EngineError | None]:
+        """The chunks up to the last event or the first that is wrong, and what is wrong with that."""
+        chunks: list[Json] = []
+        for data in events:
+            if data == LAST_EVENT:
+                break
+            try:
+                chunks.append(self._chunk(data))
+            except EngineError as error:
+                return chunks, error
+        return chunks, None
 
     def _chunk(self, data: bytes) -> Json:
         try:

@@ -136,10 +136,10 @@ class EngineHttp:
         async with self._call("POST", path, payload, native=native) as response:
             return await self._read_json(response)
 
-    async def events(self, path: str, payload: Json) -> AsyncGenerator[bytes, None]:
-        """POST JSON, yield the data of each server-sent event as it comes. Raises EngineErrors.
+    async def events(self, path: str, payload: Json) -> AsyncGenerator[list[bytes], None]:
+        """POST JSON, yield the data of server-sent events, as many at a time as came together. Raises EngineErrors.
 
-        The first event is due `first_token_s` after the call, each later one `idle_s` after the one before was taken.
+        The first event is due `first_token_s` after the call, each later one `idle_s` after those before were taken.
         Comments are not events: an engine that only keeps the connection alive is silent.
         """
         decoder = SseDecoder()
@@ -159,13 +159,17 @@ class EngineHttp:
                         silence.rest()
                         if not received:
                             break
-                        for data in decoder.feed(received):
-                            if data == LAST_EVENT:
-                                await self._read_rest(response)
-                            yield data
-                            due = self._in(self._deadlines.idle_s)
-                    for data in decoder.end():
-                        yield data
+                        if not (events := decoder.feed(received)):
+                            continue
+                        if LAST_EVENT in events:
+                            if before := events[: events.index(LAST_EVENT)]:
+                                yield before
+                            await self._read_rest(response)
+                            events = [LAST_EVENT]
+                        yield events
+                        due = self._in(self._deadlines.idle_s)
+                    if events := decoder.end():
+                        yield events
                 except EventTooLarge as error:
                     raise EngineGarbled(f"Engine '{self._name}' sent too much: {error}.", engine=self._name) from None
                 except aiohttp.ClientError:

@@ -70,7 +70,7 @@ class OpenAIEngine:
     async def complete(self, body: Json) -> Json:
         return await self._chat.complete({**body, "model": self._model})
 
-    def stream(self, body: Json) -> AsyncGenerator[Json, None]:
+    def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
         return self._chat.stream({**body, "model": self._model})
 
     async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:

@@ -162,17 +162,17 @@ class TGIEngine:
             _end_at_stop(choice, choice["message"], StopFilter(adapted.get("stop", ())), ended=True)
         return reply
 
-    async def stream(self, body: Json) -> AsyncGenerator[Json, None]:
+    async def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
         adapted = self._adapted(body)
         filters: dict[int, StopFilter] = {}
-        async with aclosing(self._chat.stream(adapted)) as chunks:
+        async with aclosing(self._chat.stream(adapted)) as groups:
             try:
-                async for chunk in chunks:
-                    for choice in chunk["choices"]:
+                async for chunks in groups:
+                    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
                         choice["delta"] = choice.get("delta") or {}
                         seen = filters.setdefault(choice.get("index", 0), StopFilter(adapted.get("stop", ())))
                         _end_at_stop(choice, choice["delta"], seen, ended=bool(choice.get("finish_reason")))
-                    yield chunk
+                    yield chunks
             except EngineError as error:
                 _name_cause(error)
                 raise

@@ -53,7 +53,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _as_events(
-    request: web.Request, parts: AsyncGenerator[Draft | Json, None], reading: Watchdog
+    request: web.Request, parts: AsyncGenerator[Draft | list[Json], None], reading: Watchdog
 ) -> web.StreamResponse:
     """Send the parts as server-sent events. Once a reply has begun, an error is its last event: no [DONE] follows."""
     response: web.StreamResponse | None = None
@@ -65,7 +65,7 @@ async def _as_events(
                         response = await _begin(request, part)
                     else:
                         assert response is not None, "the path yields the draft first"
-                        await _send(response, _event(part), reading)
+                        await _send(response, b"".join(map(_event, part)), reading)
         except ConnectionError:
             raise  # the caller is gone: there is nobody to tell
         except Exception as error:

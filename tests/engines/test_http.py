@@ -46,8 +46,8 @@ async def failed_stream(handler: Handler, **http_options: Any) -> EngineError:
 
 
 async def events_of(http: EngineHttp, path: str = "/x") -> list[bytes]:
-    async with aclosing(http.events(path, {})) as events:
-        return [event async for event in events]
+    async with aclosing(http.events(path, {})) as groups:
+        return [event async for events in groups for event in events]
 
 
 def says(raw: bytes) -> Talk:
@@ -449,9 +449,9 @@ async def test_the_pause_between_two_events_is_bounded() -> None:
     seen = []
 
     async def read(http: EngineHttp) -> None:
-        async with aclosing(http.events("/x", {})) as events:
-            async for event in events:
-                seen.append(event)  # noqa: PERF401 (what came before the error is what this is about)
+        async with aclosing(http.events("/x", {})) as groups:
+            async for events in groups:
+                seen.extend(events)
 
     async with serving({"/x": handler}) as fake, engine_http(fake.url, idle_s=0.05) as http:
         error = await failure(read(http), fake.url)
@@ -466,10 +466,10 @@ async def test_a_slow_reader_is_not_the_engines_silence() -> None:
     async with (
         serving({"/x": streaming(b"1", b"2", pause_s=0.15)}) as fake,
         engine_http(fake.url, idle_s=0.1) as http,
-        aclosing(http.events("/x", {})) as events,
+        aclosing(http.events("/x", {})) as groups,
     ):
-        async for event in events:
-            seen.append(event)
+        async for events in groups:
+            seen.extend(events)
             await asyncio.sleep(0.2)
     assert seen == [b"1", b"2"]
 
@@ -511,8 +511,8 @@ async def test_a_stream_left_by_its_reader_closes_its_connection() -> None:
             left.set()
 
     async with serving({"/x": handler}) as fake, engine_http(fake.url) as http:
-        async with aclosing(http.events("/x", {})) as events:
-            assert await anext(events) == b"0"
+        async with aclosing(http.events("/x", {})) as groups:
+            assert await anext(groups) == [b"0"]
         async with asyncio.timeout(2):
             await left.wait()
 
@@ -528,9 +528,9 @@ async def test_calls_share_their_connection() -> None:
         for _ in range(3):
             await http.post("/json", {})
             await failure(http.post("/error", {}), fake.url)
-            async with aclosing(http.events("/x", {})) as events:
-                async for event in events:
-                    if event == b"[DONE]":
+            async with aclosing(http.events("/x", {})) as groups:
+                async for events in groups:
+                    if events == [b"[DONE]"]:
                         break
         assert len(fake.requests) == 9
         assert fake.connections == 1
@@ -549,10 +549,29 @@ async def test_a_stream_that_stays_open_after_its_last_event_holds_nobody_up() -
         serving({"/x": handler}) as fake,
         engine_http(fake.url) as http,
         asyncio.timeout(1),
-        aclosing(http.events("/x", {})) as events,
+        aclosing(http.events("/x", {})) as groups,
     ):
-        assert await anext(events) == b"1"
-        assert await anext(events) == b"[DONE]"
+        assert await anext(groups) == [b"1"]
+        assert await anext(groups) == [b"[DONE]"]
+
+
+async def test_events_that_come_together_are_handed_on_together() -> None:
+    """What came with the last event does not wait for the connection's end; what follows it is not looked at."""
+    together = b"".join(b"data: " + event + b"\n\n" for event in (b"1", b"2", b"[DONE]", b"3"))
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(together)
+        return response
+
+    async with (
+        serving({"/x": handler}) as fake,
+        engine_http(fake.url) as http,
+        aclosing(http.events("/x", {})) as groups,
+    ):
+        assert await anext(groups) == [b"1", b"2"]
+        assert await anext(groups) == [b"[DONE]"]
 
 
 async def test_the_key_goes_out_as_a_bearer_token() -> None:

@@ -60,8 +60,8 @@ def chunk(content: str, finish_reason: str | None = None, index: int = 0, **fiel
 
 
 async def chunks_of(engine: OpenAIEngine, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    async with aclosing(engine.stream({"messages": MESSAGES, **(body or {})})) as chunks:
-        return [chunk async for chunk in chunks]
+    async with aclosing(engine.stream({"messages": MESSAGES, **(body or {})})) as groups:
+        return [chunk async for chunks in groups for chunk in chunks]
 
 
 # Openings.

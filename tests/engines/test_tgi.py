@@ -69,8 +69,8 @@ def chunk(content: str | None, finish_reason: str | None = None, **fields: Any) 
 
 
 async def all_of(engine: TGIEngine, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    async with aclosing(engine.stream(body or {"messages": MESSAGES})) as chunks:
-        return [chunk async for chunk in chunks]
+    async with aclosing(engine.stream(body or {"messages": MESSAGES})) as groups:
+        return [chunk async for chunks in groups for chunk in chunks]
 
 
 def said(chunks: list[dict[str, Any]]) -> str:

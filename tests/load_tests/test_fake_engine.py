@@ -259,7 +259,11 @@ async def test_the_gateways_tgi_engine_can_call_it() -> None:
         await tgi.probe()
         chat = await tgi.opening(OpeningRequest(max_tokens=3, messages=MESSAGES, stop=("\nQ:",)))
         raw = await tgi.opening(OpeningRequest(max_tokens=3, prompt="Q: Why is the sky blue?\nA:"))
-        chunks = [chunk async for chunk in tgi.stream({"messages": MESSAGES, "max_tokens": 3, "stream": True})]
+        chunks = [
+            chunk
+            async for group in tgi.stream({"messages": MESSAGES, "max_tokens": 3, "stream": True})
+            for chunk in group
+        ]
     assert tgi.state.max_concurrency == 7
     assert (chat.text, chat.finish, chat.usage) == ("So we take", "length", Usage(9, 3))
     assert (raw.text, raw.finish, raw.usage) == (" we take the", "length", Usage(7, 3))
@@ -273,7 +277,7 @@ async def test_the_gateways_openai_engine_can_call_it() -> None:
         await openai.probe()
         whole = await openai.complete(asked)
         raw = await openai.opening(OpeningRequest(max_tokens=3, prompt="Q: Why is the sky blue?\nA:"))
-        chunks = [chunk async for chunk in openai.stream({**asked, "stream": True})]
+        chunks = [chunk async for group in openai.stream({**asked, "stream": True}) for chunk in group]
     assert openai.state.warnings == []
     assert [choice["message"]["content"] for choice in whole["choices"]] == ["So we take"] * 2
     assert (raw.text, raw.usage) == (" we take the", Usage(7, 3))
