@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import secrets
@@ -43,7 +44,6 @@ from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.probes import healthz, readyz
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncIterator, Callable
 
     from gateway.config import Settings
@@ -65,6 +65,8 @@ MIDDLEWARES = [errors_as_openai]
 
 # After the drain, for handlers that are cut.
 _CUT_S = 2.0
+# How long an engine may keep the gateway from being ready, by not answering its first probe.
+_FIRST_PROBES_S = 5.0
 # How many more objects there must be before Python looks for cycles. Its own 700 are less than a request makes.
 _COLLECT_AFTER = 10_000
 
@@ -83,10 +85,11 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a running gateway listens."""
+    """Where a running gateway listens, and its process's name in Redis, which `gkt-gateway queue` shows."""
 
     public: str
     admin: str
+    process: str
 
 
 @asynccontextmanager
@@ -147,6 +150,7 @@ async def gateway(
         public[keys.COMPLETIONS] = completions
         public[keys.RECEIPTS] = store
         admin[keys.WORKER] = worker or 1
+        admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
         for app in (public, admin):
             app[keys.BOOK] = book
@@ -154,6 +158,7 @@ async def gateway(
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines
             app[keys.REDIS] = redis
+            app[keys.READY_BY] = asyncio.get_running_loop().time() + _FIRST_PROBES_S
 
         stack.push_async_callback(tasks.close)
         batcher.start(tasks)
@@ -237,7 +242,7 @@ async def serve(
         await _listen(public, settings.server.host, settings.server.port, "server.port", shared=shared)
         await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
         _spare_the_collector()
-        announce(Addresses(_url(public), _url(admin)))
+        announce(Addresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
         await stop.wait()
 
         log.info("draining", in_flight=parts.admission.in_flight)

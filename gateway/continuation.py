@@ -38,6 +38,10 @@ class Continuation:
     strips_leading_space: bool = False
 
 
+Known = Continuation | Literal["not_probed"] | None
+"""How an engine continues, as far as is known: None when it was probed and cannot."""
+
+
 def place_prefix(mode: Mode, body: Json, guidance: str) -> Json:
     """A copy of an OpenAI chat body that asks the engine to continue `guidance` as the assistant's message.
 

@@ -22,7 +22,7 @@ from gateway.relay import join_reply
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
 
-    from gateway.continuation import Continuation
+    from gateway.continuation import Known
     from gateway.engines.base import Engine
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
@@ -39,7 +39,7 @@ class Finisher:
         self._engines = engines
         self._metrics = metrics
 
-    def continuation_of(self, engine: str) -> Continuation | None:
+    def continuation_of(self, engine: str) -> Known:
         """How an engine continues an assistant message, as it is known now."""
         return self._engines[engine].state.continuation
 

@@ -44,14 +44,15 @@ _PROBE_LIMIT_S = 120.0
 _PROBE_EVERY_S = 0.1
 _INTERRUPTED = 130
 _PORT = 8080
+_MODELS = f"{', '.join(weights.CATALOGUE)}, or the path of a .gguf file."
 
 
 def demo(
     ask: Annotated[str | None, typer.Option(help="Ask this one question, print the answer, and leave.")] = None,
     tokens: Annotated[int, typer.Option(min=1, max=400, help="How many tokens the teacher writes (m).")] = 40,
     projection: Annotated[Projection, typer.Option(help="How the teacher is asked.")] = "cutoff",
-    teacher: Annotated[str, typer.Option(help="A model of the catalogue, or the path of a .gguf file.")] = TEACHER,
-    student: Annotated[str, typer.Option(help="A model of the catalogue, or the path of a .gguf file.")] = STUDENT,
+    teacher: Annotated[str, typer.Option(help=_MODELS)] = TEACHER,
+    student: Annotated[str, typer.Option(help=_MODELS)] = STUDENT,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Where the gateway listens. Default: 8080; with --ask any.")
     ] = None,

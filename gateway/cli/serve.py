@@ -56,7 +56,13 @@ async def run(settings: Settings, book: PolicyBook, config: Path, workers: int) 
     stop = asked_to_stop()
 
     def announce(addresses: Addresses) -> None:
-        log.info("listening", public=addresses.public, admin=addresses.admin, version=__version__)
+        log.info(
+            "listening",
+            public=addresses.public,
+            admin=addresses.admin,
+            process=addresses.process,
+            version=__version__,
+        )
 
     async with AsyncExitStack() as stack:
         embedded = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from gateway.continuation import Continuation
+    from gateway.continuation import Known
     from gateway.protocol import Json
 
 Finish = Literal["stop", "length"]
@@ -62,7 +62,7 @@ class EngineState:
     detail: str = "not probed yet"
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    continuation: Continuation | None = None  # None: it cannot continue an answer, or that is not known yet
+    continuation: Known = "not_probed"
     revision: str | None = None  # which weights it serves; None: not known yet. Guidance is of one revision
     max_concurrency: int | None = None  # the engine's own limit on calls in flight, where it tells
 

@@ -50,9 +50,11 @@ class OpenAIEngine:
         self._looked = False  # whether what it can do was looked at since it is up
         self._doubt: str | None = None  # what that look found wanting
         self._state = EngineState(revision=model)  # it tells no more of its weights
-        if continuation not in {"auto", "none"}:
+        if continuation == "none":
+            self._state.continuation = None
+        elif continuation != "auto":
             # What the configuration says holds from the first request on; the probe only adds what it sees.
-            self._state.continuation = Continuation(continuation, echo=echo)  # type: ignore[arg-type]
+            self._state.continuation = Continuation(continuation, echo=echo)
 
     @property
     def name(self) -> str:

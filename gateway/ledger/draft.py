@@ -163,7 +163,8 @@ class Draft:
             return Decimal(0), False
         plan, guidance = self.plan, self.plan.guidance
         own = next((share for share in shares if share.model == plan.baseline), None)
-        read = own or student or shares[0]
+        # A count beats an estimate, whoever counted.
+        read = own if own is not None and (student is None or not own.estimated) else student or shares[0]
         # The student read the guidance as a part of its prompt; the caller did not send it.
         prompt = max(0, read.input_tokens - self.kept_tokens) if read is student else read.input_tokens
         if guidance is None:

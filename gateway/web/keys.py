@@ -21,6 +21,8 @@ METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)
 ENGINES = web.AppKey("engines", dict[str, Engine])
 WORKER = web.AppKey("worker", int)
+OWNER = web.AppKey("owner", str)  # this process's name in Redis
+READY_BY = web.AppKey("ready_by", float)  # until then, on the loop's clock, readiness waits for the first probes
 BATCHER = web.AppKey("batcher", Batcher)
 
 REQUEST_ID = web.RequestKey("request_id", str)

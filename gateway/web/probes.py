@@ -1,15 +1,21 @@
 """Liveness and readiness, for whoever runs the process.
 
 A dead engine or an absent Redis is `degraded`, with 200: taking a gateway out of its load balancer for it would let one
-engine unload the whole fleet. Only a process that is starting or draining is not ready.
+engine unload the whole fleet. Only a process that is starting or draining is not ready. It is starting until each
+engine was looked at once, and for a few seconds at most: before, a student would not be known to continue an answer.
 """
 
 from __future__ import annotations
 
+import asyncio
+
 import orjson
 from aiohttp import web
 
-from gateway.web.keys import ADMISSION, ENGINES, REDIS, WORKER
+from gateway.continuation import Continuation, Known
+from gateway.web.keys import ADMISSION, ENGINES, OWNER, READY_BY, REDIS, WORKER
+
+_NOT_READY = frozenset({"starting", "draining"})
 
 
 async def healthz(_: web.Request) -> web.Response:
@@ -20,7 +26,7 @@ async def healthz(_: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """GET /readyz: whether to send requests here, in one word."""
     status = _status(request.app)
-    return web.Response(text=status + "\n", status=503 if status == "draining" else 200)
+    return web.Response(text=status + "\n", status=503 if status in _NOT_READY else 200)
 
 
 async def readyz_in_detail(request: web.Request) -> web.Response:
@@ -39,23 +45,29 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
     body = {
         "status": status,
         "worker": request.app[WORKER],
+        "process": request.app[OWNER],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
         "engines": engines,
     }
     return web.Response(
         body=orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),
-        status=503 if status == "draining" else 200,
+        status=503 if status in _NOT_READY else 200,
         content_type="application/json",
     )
 
 
-def _continuation(continuation: object) -> object:
-    return None if continuation is None else {field: getattr(continuation, field) for field in ("mode", "echo")}
+def _continuation(known: Known) -> object:
+    return {"mode": known.mode, "echo": known.echo} if isinstance(known, Continuation) else None
 
 
 def _status(app: web.Application) -> str:
     if app[ADMISSION].draining:
         return "draining"
+    if (
+        any(engine.state.up is None for engine in app[ENGINES].values())
+        and asyncio.get_running_loop().time() < app[READY_BY]
+    ):
+        return "starting"
     down = any(engine.state.up is False for engine in app[ENGINES].values())
     return "degraded" if down or not app[REDIS].up else "ready"

@@ -144,7 +144,7 @@ class Supervisor:
             stopping.cancel()
 
     def _is_ready(self, number: int, pid: int, addresses: Addresses) -> None:
-        log.info("worker_ready", worker=number, pid=pid)
+        log.info("worker_ready", worker=number, pid=pid, process=addresses.process)
         if number in self._ready:
             return
         self._ready.add(number)

@@ -436,7 +436,7 @@ def failing_on_a_trailing_message(body: dict[str, Any]) -> str:
 async def test_the_probe_finds_how_a_server_continues(answer: Any, owner: Any, found: Continuation | None) -> None:
     """By trying the likeliest way first and reading what comes back."""
     async with openai(server(answer, owner)) as (engine, fake):
-        assert engine.state.continuation is None
+        assert engine.state.continuation == "not_probed"
         await engine.probe()
         assert engine.state.continuation == found
         assert engine.state.warnings == (
@@ -554,7 +554,7 @@ async def test_a_server_that_answers_nothing_useful_is_not_up(path: str, status:
     broken = {**server(vllm, "vllm"), path: replying({"error": "no"}, status=status)}
     async with openai(broken) as (engine, fake):
         assert type(await failure(engine.probe(), fake.url)) is kind
-        assert engine.state.continuation is None
+        assert engine.state.continuation == "not_probed"
         assert fake.paths[-1] == path
         broken[path] = server(vllm, "vllm")[path]
         await engine.probe()

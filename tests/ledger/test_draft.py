@@ -156,7 +156,8 @@ def test_after_a_late_teacher_its_lost_tokens_are_paid_and_marked() -> None:
     assert (receipt.teacher.input_tokens, receipt.teacher.output_tokens) == (read, 40)
     assert receipt.teacher.estimated
     assert receipt.mode == "student"
-    assert receipt.baseline_usd == PRICES["big"].input_usd * read + PRICES["big"].output_usd * 10
+    # The student's count of the prompt, since the teacher told none.
+    assert receipt.baseline_usd == PRICES["big"].input_usd * 100 + PRICES["big"].output_usd * 10
     assert receipt.baseline_estimated
     assert receipt.savings_usd == receipt.baseline_usd - receipt.cost_usd < 0
 

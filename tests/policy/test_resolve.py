@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.continuation import Continuation, Known
 from gateway.policy.resolve import GuidancePlan, resolve
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat
@@ -17,9 +18,27 @@ CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "
 def guidance(weight: float = 1.0, **rule: Any) -> GuidancePlan:
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small", "guidance": rule}
     policy = TenantPolicy.model_validate({"tenant": "acme", "weight": weight, "routes": [route]})
-    plan = resolve(policy, policy.routes[0], CHAT, lambda _: "trailing").guidance  # type: ignore[arg-type, return-value]
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Continuation("trailing")).guidance
     assert plan is not None
     return plan
+
+
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [
+        (Continuation("trailing"), None),
+        (None, "student_cannot_continue"),
+        ("not_probed", "student_not_probed"),
+    ],
+)
+@pytest.mark.parametrize("placement", ["prefix", "context"])
+def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason: str | None, placement: str) -> None:
+    """In the student's prompt guidance needs no such student."""
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route | {"guidance": {"placement": placement}}]})
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: known)
+    assert plan.unguided == (reason if placement == "prefix" else None)
+    assert (plan.guidance is None) == (plan.unguided is not None)
 
 
 def test_a_ticket_takes_its_tenants_share() -> None:
