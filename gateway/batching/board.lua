@@ -3,7 +3,7 @@
 -- TIME; no process clock is trusted. To run it twice with the same news does no harm: a reply can be lost, and then the
 -- news is told again.
 --
--- KEYS  queue, tickets, ends, permits, flights, followers, passes, owners, state, cache, cache_ends, settled
+-- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache, cache_ends, settled
 --       (TeacherKeys)
 -- ARGV  owner, channel prefix, teacher, 1 if everything that is held is told, fleet, 1 if returning, 1 if leaving,
 --       max_in_flight, max_size, max_prompt_tokens, low_water, max_queue, max_cache_bytes, lease,
@@ -14,7 +14,7 @@
 --       G batch size | S guidance - | C guidance - | R retry_after - | X - -
 
 local queue, tickets, ends, permits, flights, followers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local passes, owners, state, cache, cache_ends, settled = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local passes, idle, owners, state, cache, cache_ends, settled = unpack(KEYS, 7)
 local owner, channel, teacher = ARGV[1], ARGV[2], ARGV[3]
 local everything, fleet, returning, leaving = ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == '1'
 local max_in_flight, max_size, max_tokens = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
@@ -26,6 +26,7 @@ local now = clock[1] * 1000000 + clock[2]
 local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
 local longest_hold, retry_blind, keep_keys_s = 1000000, 10000000, 86400
 local cache_overhead, most_dropped = 100, 20
+local most_forgotten = 1000
 
 local cap = 0 -- how many permits may be out
 local told, wake, opened, reclaimed, broken = {}, {}, {}, 0, 0
@@ -95,15 +96,31 @@ local function queued(tenant)
 end
 
 local function enqueue(t)
-  if queued(t.tenant) == 0 then
-    local pass = math.max(tonumber(redis.call('ZSCORE', passes, t.tenant) or '0'), s.pass)
+  if not redis.call('ZSCORE', passes, t.tenant) then
+    local pass = math.max(tonumber(redis.call('ZSCORE', idle, t.tenant) or '0'), s.pass)
+    redis.call('ZREM', idle, t.tenant)
     redis.call('ZADD', passes, whole(pass), t.tenant)
   end
   redis.call('ZADD', queue, 0, place_of(t.tenant, t))
 end
 
+-- The fair order holds only tenants that wait, or each exchange would walk over all that ever came. What another one's
+-- pass is ahead by stands apart until it comes again.
+local function place_tenant(tenant, pass)
+  if queued(tenant) > 0 then
+    redis.call('ZADD', passes, whole(pass), tenant)
+    return
+  end
+  redis.call('ZREM', passes, tenant)
+  if pass > s.pass then redis.call('ZADD', idle, whole(pass), tenant) end
+end
+
 local function detach(t)
-  if t.letter == 'W' then redis.call('ZREM', queue, place_of(t.tenant, t))
+  if t.letter == 'W' then
+    redis.call('ZREM', queue, place_of(t.tenant, t))
+    if queued(t.tenant) == 0 then
+      place_tenant(t.tenant, tonumber(redis.call('ZSCORE', passes, t.tenant) or '0'))
+    end
   elseif t.letter == 'G' then redis.call('SREM', permits, t.id)
   elseif t.letter == 'F' then redis.call('ZREM', followers, place_of(t.work, t)) end
 end
@@ -366,6 +383,7 @@ for _ = 1, tonumber(argument()) do arrive(ticket_argument()) end
 -- behind its equals.
 local limit = math.min(max_size, max_in_flight)
 local turns, next_tenants, taken_up, put_back = {}, nil, 0, 1000000000
+local moved = {} -- the new pass of a tenant, written when the order is read no more
 
 local function look_ahead()
   if not next_tenants or (#next_tenants == 0 and next_tenants.more) then
@@ -408,7 +426,8 @@ local function next_in_order()
       table.remove(next_tenants)
       taken_up = taken_up + 1
       ahead.place = taken_up
-      if more_of(ahead) then turns[#turns + 1] = ahead end
+      if more_of(ahead) then turns[#turns + 1] = ahead
+      else moved[ahead.tenant] = ahead.turn end -- its tickets are lost
     elseif not best then
       return nil
     else
@@ -428,7 +447,7 @@ local function next_in_order()
   end
 end
 
-local head, moved, in_flight = {}, {}, redis.call('SCARD', permits)
+local head, in_flight = {}, redis.call('SCARD', permits)
 local unseen = redis.call('ZCARD', queue) -- so that nobody looks for tickets where there are none
 local next_look, window = -1, -1
 
@@ -483,7 +502,7 @@ while true do
   count('g', size)
   for _ = 1, size do
     local t = table.remove(head, 1)
-    detach(t)
+    redis.call('ZREM', queue, place_of(t.tenant, t))
     s.pass = math.max(s.pass, t.turn)
     moved[t.tenant] = t.turn + t.stride
     t.letter, t.more = 'G', string.format('%s|%d', batch, size)
@@ -495,14 +514,12 @@ while true do
   in_flight = in_flight + size
 end
 
--- Not before: the order of the tenants was still being read.
-for tenant, pass in pairs(moved) do redis.call('ZADD', passes, whole(pass), tenant) end
+for tenant, pass in pairs(moved) do place_tenant(tenant, pass) end
 
 if math.floor(now / second) ~= math.floor(before / second) then
-  -- A tenant without tickets whose pass is behind would start at s.pass in any case.
-  for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', passes, '-inf', whole(s.pass), 'LIMIT', 0, 1000)) do
-    if queued(tenant) == 0 then redis.call('ZREM', passes, tenant) end
-  end
+  -- A tenant whose pass is behind starts at s.pass in any case.
+  local behind = redis.call('ZRANGEBYSCORE', idle, '-inf', whole(s.pass), 'LIMIT', 0, most_forgotten)
+  if #behind > 0 then redis.call('ZREM', idle, unpack(behind)) end
   -- A fleet that is gone for good leaves nothing behind for ever.
   for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, keep_keys_s) end
 end

@@ -107,7 +107,8 @@ class Board:
         self._entries: dict[str, _Entry] = {}
         self._permits: set[str] = set()
         self._queues: dict[str, list[tuple[int, str]]] = {}  # by tenant: (seq, id)
-        self._passes: dict[str, int] = {}  # by tenant
+        self._passes: dict[str, int] = {}  # by tenant that waits
+        self._idle: dict[str, int] = {}  # by tenant that does not, where it is ahead of the last permit's
         self._pass = 0  # of the last permit
         self._flights: dict[str, str] = {}  # by work: the leader
         self._followers: dict[str, list[tuple[int, str]]] = {}  # by work: (seq, id)
@@ -126,6 +127,9 @@ class Board:
         """Take the news in and decide: what follows for `owner`, and the outcomes of other processes' tickets."""
         here = _Exchange(owner, limits, now, news.returning)
         begins = self._last is None
+        if begins or now // SECOND != (self._last or 0) // SECOND:
+            # A tenant whose pass is behind starts at the last permit's in any case.
+            self._idle = {tenant: own for tenant, own in self._idle.items() if own > self._pass}
         self._mend_time(now)
         self._settle(here, news, begins=begins)
         here.cap = limits.max_in_flight if now >= self._settle_until else 0
@@ -242,10 +246,19 @@ class Board:
         self._enqueue(entry)
 
     def _enqueue(self, entry: _Entry) -> None:
-        queue = self._queues.setdefault(entry.tenant, [])
-        if not queue:
-            self._passes[entry.tenant] = max(self._passes.get(entry.tenant, 0), self._pass)
-        insort(queue, (entry.seq, entry.id))
+        if entry.tenant not in self._queues:
+            self._queues[entry.tenant] = []
+            self._passes[entry.tenant] = max(self._idle.pop(entry.tenant, 0), self._pass)
+        insort(self._queues[entry.tenant], (entry.seq, entry.id))
+
+    def _place_tenant(self, tenant: str, own: int) -> None:
+        """The fair order holds only tenants that wait."""
+        if tenant in self._queues:
+            self._passes[tenant] = own
+            return
+        self._passes.pop(tenant, None)
+        if own > self._pass:
+            self._idle[tenant] = own
 
     def _hold(self, ticket: Ticket, here: _Exchange) -> None:
         """A permit in use, perhaps granted by a process that was alone, or by a Redis that has forgotten it."""
@@ -316,7 +329,11 @@ class Board:
         """Out of wherever its state has put it."""
         self._permits.discard(entry.id)
         if entry.state == "waiting":
-            self._queues[entry.tenant].remove((entry.seq, entry.id))
+            queue = self._queues[entry.tenant]
+            queue.remove((entry.seq, entry.id))
+            if not queue:
+                del self._queues[entry.tenant]
+                self._place_tenant(entry.tenant, self._passes[entry.tenant])
         elif entry.state == "following":
             self._unfollow(entry)
 
@@ -370,17 +387,13 @@ class Board:
             grant = Grant(f"{self._prefix}{self._batches}", opening.size)
             for _ in range(opening.size):
                 self._grant(head.popleft(), grant, here)
-        self._passes = {
-            tenant: own for tenant, own in self._passes.items() if own > self._pass or self._queues.get(tenant)
-        }
-        self._queues = {tenant: queue for tenant, queue in self._queues.items() if queue}
         return window, due
 
     def _grant(self, candidate: _Candidate, grant: Grant, here: _Exchange) -> None:
         entry = candidate.entry
         self._detach(entry)
         self._pass = max(self._pass, candidate.turn)
-        self._passes[entry.tenant] = candidate.turn + entry.stride
+        self._place_tenant(entry.tenant, candidate.turn + entry.stride)
         entry.state, entry.outcome = "granted", grant
         entry.end += GRACE
         self._permits.add(entry.id)
@@ -389,7 +402,7 @@ class Board:
     def _in_fair_order(self) -> Iterator[_Candidate]:
         """The waiting tickets in the order in which permits are due to them. Among equals, who has waited for a turn
         longer comes first, and at the start the name decides."""
-        names = sorted((own, tenant) for tenant, own in self._passes.items() if self._queues.get(tenant))
+        names = sorted((own, tenant) for tenant, own in self._passes.items())
         places = count()
         turns = [(own, next(places), iter(list(self._queues[tenant]))) for own, tenant in names]
         while turns:
