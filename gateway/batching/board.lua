@@ -151,6 +151,12 @@ local function promote(work)
   end
 end
 
+-- Who leads this work; one whose ticket is lost leads nobody.
+local function leader(work)
+  local lead = work ~= '' and redis.call('HGET', flights, work)
+  return lead and redis.call('HEXISTS', tickets, lead) == 1 and lead
+end
+
 -- A ticket whose line says nothing any more. It may have led: nobody may go on waiting for it.
 local function drop_unreadable(id)
   broken = broken + 1
@@ -236,7 +242,7 @@ local function hold(told_of)
     detach(t)
     t.more = 'held|0'
   end
-  if t.work ~= '' then redis.call('HSETNX', flights, t.work, t.id) end
+  if t.work ~= '' and not leader(t.work) then redis.call('HSET', flights, t.work, t.id) end
   t.letter = 'G'
   write(t)
   redis.call('ZADD', ends, whole(now + told_of.deadline + grace), t.id)
@@ -294,7 +300,7 @@ local function arrive(t)
       return
     end
   end
-  local follows = t.work ~= '' and redis.call('HEXISTS', flights, t.work) == 1
+  local follows = leader(t.work)
   if not follows and queued(t.tenant) >= max_queue then
     tell(t, 'R', whole(time_for('g', redis.call('ZCARD', queue)) or retry_blind), '-')
     return

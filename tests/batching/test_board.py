@@ -491,6 +491,21 @@ async def test_an_unreadable_leader_frees_its_followers(
     assert await redis.hlen(keys.teacher("big").flights) == 0
 
 
+async def test_nobody_follows_a_leader_whose_ticket_is_lost(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+    """Redis lost all tickets, and the leader left meanwhile: the next one leads, and so does a call that goes on."""
+    script.limits = ONE
+    await script.tell("zoe", held=[script.ticket(name="busy")])
+    await script.tell("ann", *(script.ticket(name=f"lead-{work}", work=work) for work in "vw"))
+    await redis.delete(keys.teacher("big").tickets)
+    await script.tell("ann", gone=["lead-v", "lead-w"])
+    await script.tell("zoe", gone=["busy"], held=[script.ticket(name="call", work="w")])
+    await script.tell("ben", script.ticket(name="follows", work="w"))
+    await script.tell("zoe", finished=[("call", "the text")])
+    assert script.heard["follows"] == Shared("the text", cached=False)
+    await script.tell("ben", script.ticket(name="leads", work="v", max_wait_s=0.0))
+    assert script.granted() == ["leads"]
+
+
 async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """The leader fails, the next follower that can be read leads; the other's owner hears of it."""
     await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0))
