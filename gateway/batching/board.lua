@@ -403,20 +403,24 @@ local function look_ahead()
 end
 
 local function more_of(one)
-  local places = places_in(queue, one.tenant, limit, one.after)
-  one.waiting, one.next, one.after = {}, 1, places[#places]
-  for _, place in ipairs(places) do
-    local id, t, unreadable = id_in(place), nil, false
-    if id then t, unreadable = read(id) else broken = broken + 1 end
-    if t and t.letter == 'W' then
-      one.waiting[#one.waiting + 1] = t
-    else
-      redis.call('ZREM', queue, place)
-      -- Kept for a while as it is, so that its owner hears of it when it asks again.
-      if unreadable then redis.call('ZADD', ends, whole(now + jump), id) end
+  repeat
+    local places = places_in(queue, one.tenant, limit, one.after)
+    one.waiting, one.next, one.after = {}, 1, places[#places]
+    local stale = {}
+    for _, place in ipairs(places) do
+      local id, t, unreadable = id_in(place), nil, false
+      if id then t, unreadable = read(id) else broken = broken + 1 end
+      if t and t.letter == 'W' then
+        one.waiting[#one.waiting + 1] = t
+      else
+        stale[#stale + 1] = place
+        -- Kept for a while as it is, so that its owner hears of it when it asks again.
+        if unreadable then redis.call('ZADD', ends, whole(now + jump), id) end
+      end
     end
-  end
-  return #one.waiting > 0 or (#places > 0 and more_of(one))
+    if #stale > 0 then redis.call('ZREM', queue, unpack(stale)) end
+  until #one.waiting > 0 or #places == 0
+  return #one.waiting > 0
 end
 
 local function next_in_order()

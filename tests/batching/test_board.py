@@ -506,6 +506,19 @@ async def test_nobody_follows_a_leader_whose_ticket_is_lost(script: Fleet, redis
     assert script.granted() == ["leads"]
 
 
+async def test_any_number_of_lost_tickets_in_the_queue_is_passed_over(
+    script: Fleet, redis: Redis, keys: RedisKeys
+) -> None:
+    """Redis lost the tickets of one tenant and kept their places: another one's ticket goes, and the places do."""
+    script.limits = replace(ONE, max_queue=100_000)
+    places = {f"acme|{place:016d}|lost-{place}": 0 for place in range(25_000)}
+    await redis.zadd(keys.teacher("big").queue, places)
+    await redis.zadd(keys.teacher("big").passes, {"acme": 0})
+    assert (await script.tell("ben", script.ticket("small", max_wait_s=0.0))).opened == [1]
+    assert await redis.zcard(keys.teacher("big").queue) == 0
+    assert await redis.zcard(keys.teacher("big").passes) == 0
+
+
 async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """The leader fails, the next follower that can be read leads; the other's owner hears of it."""
     await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0))
