@@ -25,7 +25,7 @@ local now = clock[1] * 1000000 + clock[2]
 
 local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
 local longest_hold, retry_blind, keep_keys_s = 1000000, 10000000, 86400
-local cache_overhead, most_dropped = 100, 20
+local cache_overhead, most_ended, most_dropped = 100, 20, 1000
 local most_forgotten = 1000
 
 local cap = 0 -- how many permits may be out
@@ -195,16 +195,33 @@ local function drop_kept(work)
   redis.call('ZREM', cache_ends, work)
 end
 
+local function forget_kept()
+  redis.call('UNLINK', cache, cache_ends)
+  s.cache_bytes = 0
+end
+
 local function keep(t, guidance)
   drop_kept(t.work)
-  redis.call('HSET', cache, t.work, guidance)
-  redis.call('ZADD', cache_ends, whole(now + t.ttl), t.work)
-  s.cache_bytes = s.cache_bytes + #t.work + #guidance + cache_overhead
-  -- Those that end first, few at a time: a cache full of what has ended must not hold Redis up.
-  local first = redis.call('ZRANGE', cache_ends, 0, most_dropped - 1, 'WITHSCORES')
-  for place = 1, #first, 2 do
-    if tonumber(first[place + 1]) > now and s.cache_bytes <= max_bytes then break end
-    drop_kept(first[place])
+  local size = #t.work + #guidance + cache_overhead
+  -- Redis lost one of the two: what is left in the other would be counted, or kept, for ever.
+  if redis.call('HLEN', cache) == 0 or redis.call('ZCARD', cache_ends) == 0 then forget_kept() end
+  if size <= max_bytes then
+    redis.call('HSET', cache, t.work, guidance)
+    redis.call('ZADD', cache_ends, whole(now + t.ttl), t.work)
+    s.cache_bytes = s.cache_bytes + size
+  end
+  -- Those that end first. Of what has ended few at a time: a cache full of it must not hold Redis up.
+  local dropped = 0
+  while true do
+    local first = redis.call('ZRANGE', cache_ends, 0, most_ended - 1, 'WITHSCORES')
+    if #first == 0 then return end
+    for place = 1, #first, 2 do
+      local ended = tonumber(first[place + 1]) <= now
+      local may_stay = not ended or dropped >= most_ended
+      if dropped >= most_dropped or (may_stay and s.cache_bytes <= max_bytes) then return end
+      drop_kept(first[place])
+      dropped = dropped + 1
+    end
   end
 end
 
@@ -333,6 +350,7 @@ end
 local before = s.last
 local gap = before == 0 and 0 or now - before
 s.last = now
+if before == 0 then forget_kept() end -- how much it is was lost
 if gap < 0 or gap > jump then
   for _, key in ipairs({ owners, ends }) do
     local scored = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')

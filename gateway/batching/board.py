@@ -40,7 +40,8 @@ _RETRY_BLIND = 10 * SECOND
 _STRIDE = 10_000
 # What a kept guidance takes beside its text, roughly.
 _CACHE_OVERHEAD = 100
-_MOST_DROPPED = 20
+_MOST_ENDED = 20
+_MOST_DROPPED = 1000
 
 
 @dataclass(slots=True)
@@ -302,12 +303,16 @@ class Board:
 
     def _keep(self, entry: _Entry, guidance: str, here: _Exchange) -> None:
         self._drop_kept(entry.work)
-        self._cache[entry.work] = guidance, here.now + entry.cache_ttl
-        self._cache_bytes += _size(entry.work, guidance)
-        # Those that end first, few at a time: a cache full of what has ended must not hold everything up.
-        first = heapq.nsmallest(_MOST_DROPPED, ((end, work) for work, (_, end) in self._cache.items()))
-        for end, work in first:
-            if end > here.now and self._cache_bytes <= here.limits.max_cache_bytes:
+        size, most = _size(entry.work, guidance), here.limits.max_cache_bytes
+        if size <= most:
+            self._cache[entry.work] = guidance, here.now + entry.cache_ttl
+            self._cache_bytes += size
+        # Those that end first. Of what has ended few at a time: a cache full of it must not hold everything up.
+        many = _MOST_DROPPED if self._cache_bytes > most else _MOST_ENDED
+        first = heapq.nsmallest(many, ((end, work) for work, (_, end) in self._cache.items()))
+        for dropped, (end, work) in enumerate(first):
+            may_stay = end > here.now or dropped >= _MOST_ENDED
+            if may_stay and self._cache_bytes <= most:
                 break
             self._drop_kept(work)
 

@@ -56,6 +56,10 @@ class Fleet:
         self.now += round(seconds * SECOND)
         return await self.tell(owner, *arrived, **news)
 
+    async def keeps(self) -> int:
+        """How many texts stand in the cache, ended ones too."""
+        return await self._board.keeps()
+
     def granted(self) -> list[str]:
         return [name for name, outcome in self.heard.items() if isinstance(outcome, Grant)]
 
@@ -301,6 +305,63 @@ async def test_the_cache_stays_within_its_bytes_and_drops_what_ends_first(fleet:
     assert [await kept(work) for work in "ach"] == [True, True, False], "one that can never fit pushes nothing out"
 
 
+async def fetched(fleet: Fleet, work: str, text: str, ttl_s: float = HOUR_S) -> None:
+    """One process asked for this work, and has it."""
+    await fleet.after(0.001, "ann", one := fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=ttl_s))
+    await fleet.tell("ann", finished=[(one.id, text)])
+
+
+async def kept(fleet: Fleet, *works: str) -> list[str]:
+    """Those of these works that are answered from the cache."""
+    asked = {work: fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=HOUR_S) for work in works}
+    fleet.limits = replace(fleet.limits, max_in_flight=100)
+    outcomes = (await fleet.tell("ann", *asked.values())).outcomes
+    await fleet.tell("ann", gone=names(asked.values()))
+    return [work for work, one in asked.items() if isinstance(outcomes[one.id], Shared)]
+
+
+async def test_few_large_texts_drive_out_many_small_ones(fleet: Fleet) -> None:
+    """Sixty small ones fill the cache to its last byte; one of half its size takes the place of thirty, at once."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=60 * (3 + 297 + 100))
+    works = [f"s{n:02}" for n in range(60)]
+    for work in works:
+        await fetched(fleet, work, "x" * 297)
+    assert await kept(fleet, *works) == works
+    await fetched(fleet, "big", "x" * 11_897)
+    assert await kept(fleet, *works, "big") == [*works[30:], "big"]
+
+
+async def test_a_text_larger_than_the_cache_is_not_kept(fleet: Fleet) -> None:
+    """Though it would end last, and it pushes nothing out."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=1000)
+    await fetched(fleet, "small", "x" * 100)
+    await fetched(fleet, "huge", "x" * 897, ttl_s=2 * HOUR_S)
+    assert await kept(fleet, "small", "huge") == ["small"]
+
+
+async def test_a_cache_that_is_switched_off_is_emptied(fleet: Fleet) -> None:
+    """By the next text that could have been kept."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
+    for n in range(30):
+        await fetched(fleet, f"e{n:02}", "x")
+    fleet.limits = LIMITS
+    await fetched(fleet, "last", "x")
+    assert await fleet.keeps() == 0
+
+
+async def test_of_what_has_ended_few_are_dropped_at_once(fleet: Fleet) -> None:
+    """Fifty ended together: each later text drops twenty of them, although they would all fit."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
+    for n in range(50):
+        await fetched(fleet, f"e{n:02}", "x", ttl_s=1.0)
+    left = []
+    for work in "abc":
+        await fleet.after(1.5)
+        await fetched(fleet, work, "x")
+        left.append(await fleet.keeps())
+    assert left == [31, 12, 3]
+
+
 # Who dies, and what the clock does
 
 
@@ -537,3 +598,21 @@ async def test_a_kept_text_that_redis_evicted_is_fetched_anew(script: Fleet, red
     await script.tell("ann", finished=[(lead.id, "the text")])
     await redis.delete(keys.teacher("big").cache)
     assert (await script.tell("ann", script.ticket(work="w", max_wait_s=0.0, cache_ttl_s=60.0))).opened == [1]
+
+
+@pytest.mark.parametrize("lost", ["cache", "cache_ends", "state"])
+async def test_a_cache_that_lost_one_of_its_keys_begins_anew(
+    script: Fleet, redis: Redis, keys: RedisKeys, lost: str
+) -> None:
+    """Its count is that of what it holds, and it holds as much as ever."""
+    script.limits = replace(LIMITS, max_cache_bytes=20 * (3 + 297 + 100))
+    for n in range(20):
+        await fetched(script, f"a{n:02}", "x" * 297)
+    await redis.delete(getattr(keys.teacher("big"), lost))
+    await script.after(2.5, "ann", everything=True, fleet=1)
+    works = [f"b{n:02}" for n in range(20)]
+    for work in works:
+        await fetched(script, work, "x" * 297)
+    assert await kept(script, *works) == works
+    assert await script.keeps() == 20
+    assert int(await redis.hget(keys.teacher("big").state, "cache_bytes")) == 20 * 400
