@@ -29,7 +29,7 @@ local cache_overhead, most_ended, most_dropped = 100, 20, 1000
 local most_forgotten = 1000
 
 local cap = 0 -- how many permits may be out
-local told, wake, opened, reclaimed, broken = {}, {}, {}, 0, 0
+local told, wake, asked, opened, reclaimed, broken = {}, {}, {}, {}, 0, 0
 
 local at = 14
 local function argument()
@@ -366,13 +366,14 @@ end
 if (before == 0 or returning) and now >= s.settle_until then
   s.settle_until, s.settle_fleet = now + settle, 0
   redis.call('DEL', settled)
+  asked = redis.call('ZRANGE', owners, 0, -1)
 end
 if now < s.settle_until then
   s.settle_fleet = math.max(s.settle_fleet, fleet)
   if everything then redis.call('SADD', settled, owner) end
   if redis.call('SCARD', settled) >= s.settle_fleet then s.settle_until = now end
 end
-if now >= s.settle_until then cap = max_in_flight end
+if now >= s.settle_until then cap, asked = max_in_flight, {} end
 
 for _ = 1, tonumber(argument()) do remove(argument()) end
 for _ = 1, tonumber(argument()) do
@@ -552,8 +553,15 @@ if math.floor(now / second) ~= math.floor(before / second) then
   for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, keep_keys_s) end
 end
 
-for holder, news in pairs(wake) do
-  redis.call('PUBLISH', channel .. holder, teacher .. '\n' .. table.concat(news, '\n'))
+local function publish(holder, text)
+  redis.call('PUBLISH', channel .. holder, text)
+end
+
+for holder, news in pairs(wake) do publish(holder, teacher .. '\n' .. table.concat(news, '\n')) end
+-- A wake-up without outcomes asks for everything. By themselves they tell it within a second, and nothing is granted
+-- before.
+for _, holder in ipairs(asked) do
+  if holder ~= owner then publish(holder, teacher) end
 end
 local written = {}
 for _, name in ipairs(names) do

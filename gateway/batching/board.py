@@ -125,7 +125,8 @@ class Board:
     def exchange(
         self, owner: str, news: News, limits: Limits, now: int
     ) -> tuple[Decision, dict[str, dict[str, Outcome]]]:
-        """Take the news in and decide: what follows for `owner`, and the outcomes of other processes' tickets."""
+        """Take the news in and decide: what follows for `owner`, and the outcomes of other processes' tickets. A
+        process without any is asked to tell everything."""
         here = _Exchange(owner, limits, now, news.returning)
         begins = self._last is None
         if begins or now // SECOND != (self._last or 0) // SECOND:
@@ -173,15 +174,19 @@ class Board:
 
     def _settle(self, here: _Exchange, news: News, *, begins: bool) -> None:
         """A board that begins, and one to which a process returns, does not know of all calls in flight."""
+        asked: list[str] = []
         if (begins or news.returning) and here.now >= self._settle_until:
             self._settle_until, self._settle_fleet = here.now + SETTLE, 0
             self._settled.clear()
+            asked = [owner for owner in self._owners if owner != here.owner]
         if here.now < self._settle_until:
             self._settle_fleet = max(self._settle_fleet, news.fleet)
             if news.everything:
                 self._settled.add(here.owner)
             if len(self._settled) >= self._settle_fleet:
                 self._settle_until = here.now
+            else:
+                here.outcomes |= {owner: {} for owner in asked}
 
     def _hear_of(self, here: _Exchange, *, leaving: bool) -> None:
         self._owners[here.owner] = here.now
@@ -211,19 +216,7 @@ class Board:
             else:
                 known.end = end
             return
-        entry = _Entry(
-            ticket.id,
-            here.owner,
-            ticket.tenant,
-            stride(ticket.weight),
-            ticket.prompt_tokens,
-            round(ticket.max_wait_s * SECOND),
-            here.now,
-            0,
-            ticket.work,
-            round(ticket.cache_ttl_s * SECOND),
-            end,
-        )
+        entry = _entry(ticket, here.owner, here.now, end)
         kept = self._cache.get(entry.work) if entry.cache_ttl else None
         if end <= here.now:
             return
@@ -265,19 +258,7 @@ class Board:
         """A permit in use, perhaps granted by a process that was alone, or by a Redis that has forgotten it."""
         entry = self._entries.get(ticket.id)
         if entry is None:
-            entry = self._entries[ticket.id] = _Entry(
-                ticket.id,
-                here.owner,
-                ticket.tenant,
-                stride(ticket.weight),
-                0,
-                0,
-                here.now,
-                0,
-                ticket.work,
-                round(ticket.cache_ttl_s * SECOND),
-                0,
-            )
+            entry = self._entries[ticket.id] = _entry(ticket, here.owner, here.now, 0)
         elif entry.state != "granted":
             self._detach(entry)
         if entry.work:
@@ -416,6 +397,23 @@ class Board:
                 entry = self._entries[ticket_id]
                 heapq.heappush(turns, (turn + entry.stride, next(places), tickets))
                 yield _Candidate(entry, turn)
+
+
+def _entry(ticket: Ticket, owner: str, now: int, end: int) -> _Entry:
+    """Of one that comes now. Its place in the order is given when it takes one."""
+    return _Entry(
+        ticket.id,
+        owner,
+        ticket.tenant,
+        stride(ticket.weight),
+        ticket.prompt_tokens,
+        round(ticket.max_wait_s * SECOND),
+        now,
+        0,
+        ticket.work,
+        round(ticket.cache_ttl_s * SECOND),
+        end,
+    )
 
 
 def stride(weight: float) -> int:

@@ -93,7 +93,7 @@ class ScriptBoard:
             holder, _, rest = message.partition(b"\n")
             teacher, outcomes = _read_wakeup(rest)
             assert teacher == "big"
-            woken[holder.decode()] = outcomes
+            woken.setdefault(holder.decode(), {}).update(outcomes)
         return replace(decision, opened=list(decision.opened)), woken
 
     async def clear(self) -> None:

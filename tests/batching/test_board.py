@@ -37,6 +37,7 @@ class Fleet:
         self.limits = LIMITS
         self.now = START
         self.heard: dict[str, Outcome] = {}
+        self.asked: list[str] = []  # the processes that the last exchange asked for everything
 
     def ticket(self, tenant: str = "acme", name: str = "", **more: Any) -> Ticket:
         """One that is due after 10 ms unless told otherwise."""
@@ -48,6 +49,7 @@ class Fleet:
 
     async def tell(self, owner: str = "ann", *arrived: Ticket, **news: Any) -> Decision:
         decision, woken = await self._board.exchange(owner, News(arrived, **news), self.limits, self.now)
+        self.asked = sorted(name for name, outcomes in woken.items() if not outcomes)
         for outcomes in (decision.outcomes, *woken.values()):
             self.heard |= outcomes
         return decision
@@ -432,6 +434,27 @@ async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(
         assert (await fleet.after(0.1, last, held=fleet.tickets(4), **returns)).in_flight == 9
 
 
+async def test_when_one_comes_back_the_others_are_asked_what_they_hold(fleet: Fleet) -> None:
+    """Once, and not the one that came: so that the fleet stands still for a round trip and not for a heartbeat."""
+    for owner in ("ann", "ben", "cem"):
+        await fleet.tell(owner, everything=True, fleet=3)
+    await fleet.after(3.0)
+    returns: dict[str, Any] = {"returning": True, "everything": True, "fleet": 3}
+    await fleet.tell("ben", **returns)
+    assert fleet.asked == ["ann", "cem"]
+    await fleet.tell("cem", **returns)
+    assert fleet.asked == []
+    assert (await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), everything=True, fleet=3)).opened == [1]
+
+
+async def test_one_that_comes_back_to_nobody_asks_nobody(fleet: Fleet) -> None:
+    """It knows of no other process that may hold a permit: there is nothing to wait for."""
+    await fleet.after(0.0, "ann", everything=True, fleet=1)
+    await fleet.tell("ben")
+    decision = await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), returning=True, everything=True, fleet=1)
+    assert (fleet.asked, decision.opened) == ([], [1])
+
+
 # What is told more than once
 
 
@@ -483,6 +506,15 @@ async def test_a_permit_in_use_is_counted_whoever_granted_it(fleet: Fleet) -> No
     assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 2, 1)
     decision = await fleet.tell("ann", gone=[x.id, y.id])
     assert (decision.in_flight, decision.waiting) == (1, 0)
+
+
+async def test_a_permit_given_up_for_others_waits_as_its_ticket_says(fleet: Fleet) -> None:
+    """Its process was alone, told that it held it, and then that it waits: with its own window and prompt."""
+    fleet.limits = replace(LIMITS, low_water=0)
+    one = fleet.ticket(max_wait_s=0.5)
+    await fleet.tell("ann", one, held=[one], returning=True, everything=True, fleet=2)
+    decision = await fleet.tell("ben", everything=True, fleet=2)
+    assert (decision.waiting, decision.window_s, decision.opened) == (1, 0.5, [])
 
 
 # What only Redis can garble

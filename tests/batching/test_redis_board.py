@@ -13,6 +13,7 @@ from gateway.batching.redis_board import RedisBoard, _read_wakeup, hear_wakeups
 from gateway.batching.ticket import Grant, Limits, News, Shared, Ticket
 from gateway.local.redis import EmbeddedRedis
 from gateway.tasks import Tasks
+from tests.batching.process import Meter, process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -241,6 +242,22 @@ async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: 
         await tasks.close()
     assert [line["event"] for line in logs] == ["wakeup_unreadable"] * len(garbage)
     assert missed.empty()
+
+
+async def test_a_wake_up_without_outcomes_is_answered_at_once(
+    redis: Redis, redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ben comes back while ann has nothing to tell for two seconds: her next request waits for none of them."""
+    monkeypatch.setattr("gateway.batching.batcher._HEARTBEAT_S", 2.5)
+    async with process(redis_url, keys, LIMITS) as ann:
+        ben = RedisBoard(redis, keys, "ben", "big")
+        async with asyncio.timeout(5):
+            while (await ben.exchange(News(everything=True, fleet=2), LIMITS)).fleet < 2:
+                await asyncio.sleep(0.01)
+        await Meter().call(ann, 0)
+        await ben.exchange(News(everything=True, returning=True, fleet=2), LIMITS)
+        async with asyncio.timeout(1):
+            await Meter().call(ann, 0)
 
 
 async def test_a_listener_that_breaks_begins_anew(
