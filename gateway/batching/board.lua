@@ -26,7 +26,7 @@ local now = clock[1] * 1000000 + clock[2]
 local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
 local longest_hold, retry_blind, keep_keys_s = 1000000, 10000000, 86400
 local cache_overhead, most_ended, most_dropped = 100, 20, 1000
-local most_forgotten = 1000
+local most_forgotten, most_reclaimed, soon = 1000, 2000, 10000
 
 local cap = 0 -- how many permits may be out
 local told, wake, asked, opened, reclaimed, broken = {}, {}, {}, {}, 0, 0
@@ -42,7 +42,7 @@ local function whole(number)
 end
 
 -- The state: numbers by name, read once and written once.
-local names = { 'seq', 'pass', 'batches', 'room_since', 'last', 'settle_until', 'settle_fleet',
+local names = { 'seq', 'pass', 'batches', 'room_since', 'last', 'settle_until', 'settle_fleet', 'sweep_at', 'sweep_until',
                 'cache_bytes', 'a_start', 'a_before', 'a_current', 'g_start', 'g_before', 'g_current' }
 local s = {}
 for place, value in ipairs(redis.call('HMGET', state, unpack(names))) do
@@ -337,13 +337,19 @@ local function arrive(t)
   enqueue(t)
 end
 
-local function of_owner(holder)
-  local found = {}
-  local lines = redis.call('HGETALL', tickets)
-  for place = 1, #lines, 2 do
-    if string.match(lines[place + 1], '^%u|([^|]*)|') == holder then found[#found + 1] = lines[place] end
-  end
-  return found
+-- Tickets of these processes, and where to go on: about so many lines are read from there, and 0 is the end.
+local function tickets_of(holders, from, most)
+  local found, seen = {}, 0
+  repeat
+    local page = redis.call('HSCAN', tickets, whole(from), 'COUNT', 500)
+    from = tonumber(page[1])
+    for place = 1, #page[2], 2 do
+      local holder = string.match(page[2][place + 1], '^%u|([^|]*)|')
+      if holder and holders[holder] then found[#found + 1] = page[2][place] end
+    end
+    seen = seen + #page[2] / 2
+  until from == 0 or seen >= most
+  return found, from
 end
 
 -- Time: what the clock jumped by, or the board stood still for, is given to everybody.
@@ -359,7 +365,7 @@ if gap < 0 or gap > jump then
     end
   end
   if s.room_since ~= 0 then s.room_since = s.room_since + gap end
-  s.settle_until = s.settle_until + gap
+  s.settle_until, s.sweep_until = s.settle_until + gap, s.sweep_until + gap
 end
 
 -- A board that begins, and one to which a process returns, does not know of all calls in flight.
@@ -382,21 +388,34 @@ for _ = 1, tonumber(argument()) do
 end
 for _ = 1, tonumber(argument()) do hold(ticket_argument()) end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', whole(now))) do
+-- What ended, and what the dead left: so much at a time that Redis is not held up.
+local ended = redis.call('ZRANGEBYSCORE', ends, '-inf', whole(now), 'LIMIT', 0, most_reclaimed)
+for _, id in ipairs(ended) do
   reclaimed = reclaimed + redis.call('SISMEMBER', permits, id)
   remove(id)
 end
+local late = #ended == most_reclaimed -- others that ended may still stand in the queue: nothing is granted meanwhile
+local unfinished = late
 
 redis.call('ZADD', owners, whole(now), owner)
-for _, holder in ipairs(redis.call('ZRANGEBYSCORE', owners, '-inf', whole(now - lease))) do
-  for _, id in ipairs(of_owner(holder)) do
+local dead = {}
+for _, holder in ipairs(redis.call('ZRANGEBYSCORE', owners, '-inf', whole(now - lease))) do dead[holder] = true end
+if not next(dead) then
+  s.sweep_at = 0
+elseif not unfinished then
+  -- A sweep reads every ticket, in some exchanges if need be. Those are gone that were dead when it began.
+  if s.sweep_at == 0 then s.sweep_until = now - lease end
+  local found
+  found, s.sweep_at = tickets_of(dead, s.sweep_at, most_reclaimed)
+  for _, id in ipairs(found) do
     reclaimed = reclaimed + 1
     remove(id)
   end
-  redis.call('ZREM', owners, holder)
+  if s.sweep_at == 0 then redis.call('ZREMRANGEBYSCORE', owners, '-inf', whole(s.sweep_until)) end
+  unfinished = redis.call('ZCOUNT', owners, '-inf', whole(now - lease)) > 0
 end
 if leaving then
-  for _, id in ipairs(of_owner(owner)) do remove(id) end
+  for _, id in ipairs((tickets_of({ [owner] = true }, 0, math.huge))) do remove(id) end
   redis.call('ZREM', owners, owner)
 end
 
@@ -421,6 +440,8 @@ local function look_ahead()
   return next_tenants[#next_tenants]
 end
 
+local passed_over = 0
+
 local function more_of(one)
   repeat
     local places = places_in(queue, one.tenant, limit, one.after)
@@ -438,7 +459,9 @@ local function more_of(one)
       end
     end
     if #stale > 0 then redis.call('ZREM', queue, unpack(stale)) end
-  until #one.waiting > 0 or #places == 0
+    passed_over = passed_over + #stale
+    unfinished = unfinished or passed_over >= most_reclaimed
+  until #one.waiting > 0 or #places == 0 or passed_over >= most_reclaimed
   return #one.waiting > 0
 end
 
@@ -456,7 +479,7 @@ local function next_in_order()
       taken_up = taken_up + 1
       ahead.place = taken_up
       if more_of(ahead) then turns[#turns + 1] = ahead
-      else moved[ahead.tenant] = ahead.turn end -- its tickets are lost
+      else moved[ahead.tenant] = ahead.turn end -- the tickets at its places are lost
     elseif not best then
       return nil
     else
@@ -508,7 +531,7 @@ local function open_batch()
   return 0
 end
 
-while true do
+while not late do
   next_look = -1
   if cap - in_flight <= 0 then
     s.room_since = 0
@@ -552,6 +575,8 @@ if math.floor(now / second) ~= math.floor(before / second) then
   -- A fleet that is gone for good leaves nothing behind for ever.
   for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, keep_keys_s) end
 end
+
+if unfinished then next_look = next_look < 0 and soon or math.min(next_look, soon) end
 
 local function publish(holder, text)
   redis.call('PUBLISH', channel .. holder, text)

@@ -603,13 +603,67 @@ async def test_any_number_of_lost_tickets_in_the_queue_is_passed_over(
     script: Fleet, redis: Redis, keys: RedisKeys
 ) -> None:
     """Redis lost the tickets of one tenant and kept their places: another one's ticket goes, and the places do."""
-    script.limits = replace(ONE, max_queue=100_000)
+    script.limits = replace(LIMITS, max_queue=100_000)
     places = {f"acme|{place:016d}|lost-{place}": 0 for place in range(25_000)}
     await redis.zadd(keys.teacher("big").queue, places)
     await redis.zadd(keys.teacher("big").passes, {"acme": 0})
-    assert (await script.tell("ben", script.ticket("small", max_wait_s=0.0))).opened == [1]
+    decision = await script.tell("ben", script.ticket("small", max_wait_s=0.0))
+    assert (decision.opened, decision.next_look_s) == ([1], 0.01), "a part of them now, and soon the next"
+    for _ in range(12):
+        decision = await script.after(0.01, "ben")
+    assert decision.next_look_s is None
     assert await redis.zcard(keys.teacher("big").queue) == 0
     assert await redis.zcard(keys.teacher("big").passes) == 0
+
+
+@pytest.mark.parametrize("why", ["its lease lapsed", "their time was over"])
+async def test_what_a_dead_process_left_is_taken_back_a_part_at_a_time(
+    script: Fleet, redis: Redis, keys: RedisKeys, why: str
+) -> None:
+    """Ten thousand tickets would hold Redis up. Soon the next part follows, and until all are gone it counts."""
+    script.limits = replace(ONE, max_queue=10_000, lease_s=1.0)
+    await script.tell("ben", mine := script.ticket(name="bens", deadline_s=600.0))
+    deadline_s = 600.0 if why == "its lease lapsed" else 1.0
+    for _ in range(10):
+        await script.tell("ann", *script.tickets(1000, "dead", deadline_s=deadline_s))
+    await script.after(0.5, "ben", mine)
+    decision = await script.after(0.5, "ben", mine)
+    taken = []
+    while decision.next_look_s == 0.01:
+        taken.append(await redis.hlen(keys.teacher("big").tickets))
+        assert decision.fleet == 2
+        decision = await script.after(0.01, "ben")
+    assert 4 <= len(taken) <= 12
+    assert all(before - after <= 3000 for before, after in zip([10_001, *taken], [*taken, 1], strict=True))
+    assert (decision.fleet, await redis.hlen(keys.teacher("big").tickets)) == (1, 1)
+    assert await redis.zcard(keys.teacher("big").ends) == 1
+    assert decision.in_flight + decision.waiting == 1
+
+
+async def test_no_permit_goes_to_a_ticket_whose_time_is_over(script: Fleet) -> None:
+    """Also while too many ended at once to take them all away: who waits then is served when they are gone."""
+    script.limits = replace(ONE, max_queue=10_000)
+    await script.tell("ben", script.ticket(name="busy", max_wait_s=0.0))
+    await script.tell("ann", *script.tickets(2500, deadline_s=1.0))
+    assert (await script.after(1.0, "ben", script.ticket(name="waits", max_wait_s=0.0), gone=["busy"])).opened == []
+    await script.after(0.01, "ben")
+    assert script.granted() == ["busy", "waits"]
+
+
+async def test_one_that_comes_back_while_it_is_swept_away_stays(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+    """It keeps what was not taken yet, and the sweep ends."""
+    script.limits = replace(ONE, max_queue=10_000, lease_s=1.0)
+    await script.tell("ben", script.ticket(name="bens", deadline_s=600.0))
+    for _ in range(6):
+        await script.tell("ann", *script.tickets(1000, "dead", deadline_s=600.0))
+    await script.after(0.5, "ben")
+    assert (await script.after(0.5, "ben")).next_look_s == 0.01
+    left = await redis.hlen(keys.teacher("big").tickets)
+    assert 2000 < left < 5000
+    assert (await script.tell("ann")).fleet == 2
+    decision = await script.after(0.01, "ben")
+    assert (decision.fleet, decision.next_look_s) == (2, None)
+    assert await redis.hlen(keys.teacher("big").tickets) == left
 
 
 async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
