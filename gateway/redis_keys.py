@@ -20,7 +20,8 @@ class TeacherKeys:
     permits: str  # set: ids of the tickets whose calls are in flight
     flights: str  # hash: work -> the ticket that leads
     followers: str  # sorted set without scores: tickets that wait for another's guidance, by work, then by arrival
-    passes: str  # sorted set: tenant by its pass, the place in the order of fair shares
+    passes: str  # sorted set: tenant that waits by its pass, the place in the order of fair shares
+    idle: str  # sorted set: tenant that does not wait by its pass, where that is ahead of the last permit's
     owners: str  # sorted set: process id by when it was last heard of
     state: str  # hash: counters, rates, times
     cache: str  # hash: work -> guidance
@@ -36,12 +37,12 @@ class RedisKeys:
     prefix: str
 
     def teacher(self, name: str) -> TeacherKeys:
-        base = f"{{{self.prefix}:teacher:{name}}}:v2:"
+        base = f"{{{self.prefix}:teacher:{name}}}:v3:"
         return TeacherKeys(*(base + part.name for part in fields(TeacherKeys)))
 
     def wakeups(self, owner: str) -> str:
         """The channel on which a process hears that its tickets were granted by another one's script."""
-        return f"{self.prefix}:v2:wakeups:{owner}"
+        return f"{self.prefix}:v3:wakeups:{owner}"
 
     def heartbeat(self, owner: str) -> str:
         """There for as long as the process is: it is written anew several times per lease."""

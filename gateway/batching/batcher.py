@@ -152,6 +152,8 @@ class TeacherQueue:
 
     def hear(self, outcomes: Mapping[str, Outcome]) -> None:
         """What a wake-up says. Of a permit given while this process was alone the board may think otherwise by now."""
+        if not outcomes:  # the board wants to know everything
+            self.recheck()
         if _now() < self._trusts_wakeups_at:
             outcomes = {ticket_id: one for ticket_id, one in outcomes.items() if not isinstance(one, Grant)}
             self.recheck()

@@ -3,7 +3,7 @@
 -- TIME; no process clock is trusted. To run it twice with the same news does no harm: a reply can be lost, and then the
 -- news is told again.
 --
--- KEYS  queue, tickets, ends, permits, flights, followers, passes, owners, state, cache, cache_ends, settled
+-- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache, cache_ends, settled
 --       (TeacherKeys)
 -- ARGV  owner, channel prefix, teacher, 1 if everything that is held is told, fleet, 1 if returning, 1 if leaving,
 --       max_in_flight, max_size, max_prompt_tokens, low_water, max_queue, max_cache_bytes, lease,
@@ -14,7 +14,7 @@
 --       G batch size | S guidance - | C guidance - | R retry_after - | X - -
 
 local queue, tickets, ends, permits, flights, followers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local passes, owners, state, cache, cache_ends, settled = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local passes, idle, owners, state, cache, cache_ends, settled = unpack(KEYS, 7)
 local owner, channel, teacher = ARGV[1], ARGV[2], ARGV[3]
 local everything, fleet, returning, leaving = ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == '1'
 local max_in_flight, max_size, max_tokens = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
@@ -25,10 +25,11 @@ local now = clock[1] * 1000000 + clock[2]
 
 local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
 local longest_hold, retry_blind, keep_keys_s = 1000000, 10000000, 86400
-local cache_overhead, most_dropped = 100, 20
+local cache_overhead, most_ended, most_dropped = 100, 20, 1000
+local most_forgotten, most_reclaimed, soon = 1000, 2000, 10000
 
 local cap = 0 -- how many permits may be out
-local told, wake, opened, reclaimed, broken = {}, {}, {}, 0, 0
+local told, wake, asked, opened, reclaimed, broken = {}, {}, {}, {}, 0, 0
 
 local at = 14
 local function argument()
@@ -41,7 +42,7 @@ local function whole(number)
 end
 
 -- The state: numbers by name, read once and written once.
-local names = { 'seq', 'pass', 'batches', 'room_since', 'last', 'settle_until', 'settle_fleet',
+local names = { 'seq', 'pass', 'batches', 'room_since', 'last', 'settle_until', 'settle_fleet', 'sweep_at', 'sweep_until',
                 'cache_bytes', 'a_start', 'a_before', 'a_current', 'g_start', 'g_before', 'g_current' }
 local s = {}
 for place, value in ipairs(redis.call('HMGET', state, unpack(names))) do
@@ -95,15 +96,31 @@ local function queued(tenant)
 end
 
 local function enqueue(t)
-  if queued(t.tenant) == 0 then
-    local pass = math.max(tonumber(redis.call('ZSCORE', passes, t.tenant) or '0'), s.pass)
+  if not redis.call('ZSCORE', passes, t.tenant) then
+    local pass = math.max(tonumber(redis.call('ZSCORE', idle, t.tenant) or '0'), s.pass)
+    redis.call('ZREM', idle, t.tenant)
     redis.call('ZADD', passes, whole(pass), t.tenant)
   end
   redis.call('ZADD', queue, 0, place_of(t.tenant, t))
 end
 
+-- The fair order holds only tenants that wait, or each exchange would walk over all that ever came. What another one's
+-- pass is ahead by stands apart until it comes again.
+local function place_tenant(tenant, pass)
+  if queued(tenant) > 0 then
+    redis.call('ZADD', passes, whole(pass), tenant)
+    return
+  end
+  redis.call('ZREM', passes, tenant)
+  if pass > s.pass then redis.call('ZADD', idle, whole(pass), tenant) end
+end
+
 local function detach(t)
-  if t.letter == 'W' then redis.call('ZREM', queue, place_of(t.tenant, t))
+  if t.letter == 'W' then
+    redis.call('ZREM', queue, place_of(t.tenant, t))
+    if queued(t.tenant) == 0 then
+      place_tenant(t.tenant, tonumber(redis.call('ZSCORE', passes, t.tenant) or '0'))
+    end
   elseif t.letter == 'G' then redis.call('SREM', permits, t.id)
   elseif t.letter == 'F' then redis.call('ZREM', followers, place_of(t.work, t)) end
 end
@@ -132,6 +149,12 @@ local function promote(work)
     end
     after = place
   end
+end
+
+-- Who leads this work; one whose ticket is lost leads nobody.
+local function leader(work)
+  local lead = work ~= '' and redis.call('HGET', flights, work)
+  return lead and redis.call('HEXISTS', tickets, lead) == 1 and lead
 end
 
 -- A ticket whose line says nothing any more. It may have led: nobody may go on waiting for it.
@@ -172,16 +195,33 @@ local function drop_kept(work)
   redis.call('ZREM', cache_ends, work)
 end
 
+local function forget_kept()
+  redis.call('UNLINK', cache, cache_ends)
+  s.cache_bytes = 0
+end
+
 local function keep(t, guidance)
   drop_kept(t.work)
-  redis.call('HSET', cache, t.work, guidance)
-  redis.call('ZADD', cache_ends, whole(now + t.ttl), t.work)
-  s.cache_bytes = s.cache_bytes + #t.work + #guidance + cache_overhead
-  -- Those that end first, few at a time: a cache full of what has ended must not hold Redis up.
-  local first = redis.call('ZRANGE', cache_ends, 0, most_dropped - 1, 'WITHSCORES')
-  for place = 1, #first, 2 do
-    if tonumber(first[place + 1]) > now and s.cache_bytes <= max_bytes then break end
-    drop_kept(first[place])
+  local size = #t.work + #guidance + cache_overhead
+  -- Redis lost one of the two: what is left in the other would be counted, or kept, for ever.
+  if redis.call('HLEN', cache) == 0 or redis.call('ZCARD', cache_ends) == 0 then forget_kept() end
+  if size <= max_bytes then
+    redis.call('HSET', cache, t.work, guidance)
+    redis.call('ZADD', cache_ends, whole(now + t.ttl), t.work)
+    s.cache_bytes = s.cache_bytes + size
+  end
+  -- Those that end first. Of what has ended few at a time: a cache full of it must not hold Redis up.
+  local dropped = 0
+  while true do
+    local first = redis.call('ZRANGE', cache_ends, 0, most_ended - 1, 'WITHSCORES')
+    if #first == 0 then return end
+    for place = 1, #first, 2 do
+      local ended = tonumber(first[place + 1]) <= now
+      local may_stay = not ended or dropped >= most_ended
+      if dropped >= most_dropped or (may_stay and s.cache_bytes <= max_bytes) then return end
+      drop_kept(first[place])
+      dropped = dropped + 1
+    end
   end
 end
 
@@ -219,7 +259,7 @@ local function hold(told_of)
     detach(t)
     t.more = 'held|0'
   end
-  if t.work ~= '' then redis.call('HSETNX', flights, t.work, t.id) end
+  if t.work ~= '' and not leader(t.work) then redis.call('HSET', flights, t.work, t.id) end
   t.letter = 'G'
   write(t)
   redis.call('ZADD', ends, whole(now + told_of.deadline + grace), t.id)
@@ -277,7 +317,7 @@ local function arrive(t)
       return
     end
   end
-  local follows = t.work ~= '' and redis.call('HEXISTS', flights, t.work) == 1
+  local follows = leader(t.work)
   if not follows and queued(t.tenant) >= max_queue then
     tell(t, 'R', whole(time_for('g', redis.call('ZCARD', queue)) or retry_blind), '-')
     return
@@ -297,19 +337,26 @@ local function arrive(t)
   enqueue(t)
 end
 
-local function of_owner(holder)
-  local found = {}
-  local lines = redis.call('HGETALL', tickets)
-  for place = 1, #lines, 2 do
-    if string.match(lines[place + 1], '^%u|([^|]*)|') == holder then found[#found + 1] = lines[place] end
-  end
-  return found
+-- Tickets of these processes, and where to go on: about so many lines are read from there, and 0 is the end.
+local function tickets_of(holders, from, most)
+  local found, seen = {}, 0
+  repeat
+    local page = redis.call('HSCAN', tickets, whole(from), 'COUNT', 500)
+    from = tonumber(page[1])
+    for place = 1, #page[2], 2 do
+      local holder = string.match(page[2][place + 1], '^%u|([^|]*)|')
+      if holder and holders[holder] then found[#found + 1] = page[2][place] end
+    end
+    seen = seen + #page[2] / 2
+  until from == 0 or seen >= most
+  return found, from
 end
 
 -- Time: what the clock jumped by, or the board stood still for, is given to everybody.
 local before = s.last
 local gap = before == 0 and 0 or now - before
 s.last = now
+if before == 0 then forget_kept() end -- how much it is was lost
 if gap < 0 or gap > jump then
   for _, key in ipairs({ owners, ends }) do
     local scored = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
@@ -318,20 +365,21 @@ if gap < 0 or gap > jump then
     end
   end
   if s.room_since ~= 0 then s.room_since = s.room_since + gap end
-  s.settle_until = s.settle_until + gap
+  s.settle_until, s.sweep_until = s.settle_until + gap, s.sweep_until + gap
 end
 
 -- A board that begins, and one to which a process returns, does not know of all calls in flight.
 if (before == 0 or returning) and now >= s.settle_until then
   s.settle_until, s.settle_fleet = now + settle, 0
   redis.call('DEL', settled)
+  asked = redis.call('ZRANGE', owners, 0, -1)
 end
 if now < s.settle_until then
   s.settle_fleet = math.max(s.settle_fleet, fleet)
   if everything then redis.call('SADD', settled, owner) end
   if redis.call('SCARD', settled) >= s.settle_fleet then s.settle_until = now end
 end
-if now >= s.settle_until then cap = max_in_flight end
+if now >= s.settle_until then cap, asked = max_in_flight, {} end
 
 for _ = 1, tonumber(argument()) do remove(argument()) end
 for _ = 1, tonumber(argument()) do
@@ -340,21 +388,34 @@ for _ = 1, tonumber(argument()) do
 end
 for _ = 1, tonumber(argument()) do hold(ticket_argument()) end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', ends, '-inf', whole(now))) do
+-- What ended, and what the dead left: so much at a time that Redis is not held up.
+local ended = redis.call('ZRANGEBYSCORE', ends, '-inf', whole(now), 'LIMIT', 0, most_reclaimed)
+for _, id in ipairs(ended) do
   reclaimed = reclaimed + redis.call('SISMEMBER', permits, id)
   remove(id)
 end
+local late = #ended == most_reclaimed -- others that ended may still stand in the queue: nothing is granted meanwhile
+local unfinished = late
 
 redis.call('ZADD', owners, whole(now), owner)
-for _, holder in ipairs(redis.call('ZRANGEBYSCORE', owners, '-inf', whole(now - lease))) do
-  for _, id in ipairs(of_owner(holder)) do
+local dead = {}
+for _, holder in ipairs(redis.call('ZRANGEBYSCORE', owners, '-inf', whole(now - lease))) do dead[holder] = true end
+if not next(dead) then
+  s.sweep_at = 0
+elseif not unfinished then
+  -- A sweep reads every ticket, in some exchanges if need be. Those are gone that were dead when it began.
+  if s.sweep_at == 0 then s.sweep_until = now - lease end
+  local found
+  found, s.sweep_at = tickets_of(dead, s.sweep_at, most_reclaimed)
+  for _, id in ipairs(found) do
     reclaimed = reclaimed + 1
     remove(id)
   end
-  redis.call('ZREM', owners, holder)
+  if s.sweep_at == 0 then redis.call('ZREMRANGEBYSCORE', owners, '-inf', whole(s.sweep_until)) end
+  unfinished = redis.call('ZCOUNT', owners, '-inf', whole(now - lease)) > 0
 end
 if leaving then
-  for _, id in ipairs(of_owner(owner)) do remove(id) end
+  for _, id in ipairs((tickets_of({ [owner] = true }, 0, math.huge))) do remove(id) end
   redis.call('ZREM', owners, owner)
 end
 
@@ -366,6 +427,7 @@ for _ = 1, tonumber(argument()) do arrive(ticket_argument()) end
 -- behind its equals.
 local limit = math.min(max_size, max_in_flight)
 local turns, next_tenants, taken_up, put_back = {}, nil, 0, 1000000000
+local moved = {} -- the new pass of a tenant, written when the order is read no more
 
 local function look_ahead()
   if not next_tenants or (#next_tenants == 0 and next_tenants.more) then
@@ -378,21 +440,29 @@ local function look_ahead()
   return next_tenants[#next_tenants]
 end
 
+local passed_over = 0
+
 local function more_of(one)
-  local places = places_in(queue, one.tenant, limit, one.after)
-  one.waiting, one.next, one.after = {}, 1, places[#places]
-  for _, place in ipairs(places) do
-    local id, t, unreadable = id_in(place), nil, false
-    if id then t, unreadable = read(id) else broken = broken + 1 end
-    if t and t.letter == 'W' then
-      one.waiting[#one.waiting + 1] = t
-    else
-      redis.call('ZREM', queue, place)
-      -- Kept for a while as it is, so that its owner hears of it when it asks again.
-      if unreadable then redis.call('ZADD', ends, whole(now + jump), id) end
+  repeat
+    local places = places_in(queue, one.tenant, limit, one.after)
+    one.waiting, one.next, one.after = {}, 1, places[#places]
+    local stale = {}
+    for _, place in ipairs(places) do
+      local id, t, unreadable = id_in(place), nil, false
+      if id then t, unreadable = read(id) else broken = broken + 1 end
+      if t and t.letter == 'W' then
+        one.waiting[#one.waiting + 1] = t
+      else
+        stale[#stale + 1] = place
+        -- Kept for a while as it is, so that its owner hears of it when it asks again.
+        if unreadable then redis.call('ZADD', ends, whole(now + jump), id) end
+      end
     end
-  end
-  return #one.waiting > 0 or (#places > 0 and more_of(one))
+    if #stale > 0 then redis.call('ZREM', queue, unpack(stale)) end
+    passed_over = passed_over + #stale
+    unfinished = unfinished or passed_over >= most_reclaimed
+  until #one.waiting > 0 or #places == 0 or passed_over >= most_reclaimed
+  return #one.waiting > 0
 end
 
 local function next_in_order()
@@ -408,7 +478,8 @@ local function next_in_order()
       table.remove(next_tenants)
       taken_up = taken_up + 1
       ahead.place = taken_up
-      if more_of(ahead) then turns[#turns + 1] = ahead end
+      if more_of(ahead) then turns[#turns + 1] = ahead
+      else moved[ahead.tenant] = ahead.turn end -- the tickets at its places are lost
     elseif not best then
       return nil
     else
@@ -428,7 +499,7 @@ local function next_in_order()
   end
 end
 
-local head, moved, in_flight = {}, {}, redis.call('SCARD', permits)
+local head, in_flight = {}, redis.call('SCARD', permits)
 local unseen = redis.call('ZCARD', queue) -- so that nobody looks for tickets where there are none
 local next_look, window = -1, -1
 
@@ -460,7 +531,7 @@ local function open_batch()
   return 0
 end
 
-while true do
+while not late do
   next_look = -1
   if cap - in_flight <= 0 then
     s.room_since = 0
@@ -483,7 +554,7 @@ while true do
   count('g', size)
   for _ = 1, size do
     local t = table.remove(head, 1)
-    detach(t)
+    redis.call('ZREM', queue, place_of(t.tenant, t))
     s.pass = math.max(s.pass, t.turn)
     moved[t.tenant] = t.turn + t.stride
     t.letter, t.more = 'G', string.format('%s|%d', batch, size)
@@ -495,20 +566,27 @@ while true do
   in_flight = in_flight + size
 end
 
--- Not before: the order of the tenants was still being read.
-for tenant, pass in pairs(moved) do redis.call('ZADD', passes, whole(pass), tenant) end
+for tenant, pass in pairs(moved) do place_tenant(tenant, pass) end
 
 if math.floor(now / second) ~= math.floor(before / second) then
-  -- A tenant without tickets whose pass is behind would start at s.pass in any case.
-  for _, tenant in ipairs(redis.call('ZRANGEBYSCORE', passes, '-inf', whole(s.pass), 'LIMIT', 0, 1000)) do
-    if queued(tenant) == 0 then redis.call('ZREM', passes, tenant) end
-  end
+  -- A tenant whose pass is behind starts at s.pass in any case.
+  local behind = redis.call('ZRANGEBYSCORE', idle, '-inf', whole(s.pass), 'LIMIT', 0, most_forgotten)
+  if #behind > 0 then redis.call('ZREM', idle, unpack(behind)) end
   -- A fleet that is gone for good leaves nothing behind for ever.
   for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, keep_keys_s) end
 end
 
-for holder, news in pairs(wake) do
-  redis.call('PUBLISH', channel .. holder, teacher .. '\n' .. table.concat(news, '\n'))
+if unfinished then next_look = next_look < 0 and soon or math.min(next_look, soon) end
+
+local function publish(holder, text)
+  redis.call('PUBLISH', channel .. holder, text)
+end
+
+for holder, news in pairs(wake) do publish(holder, teacher .. '\n' .. table.concat(news, '\n')) end
+-- A wake-up without outcomes asks for everything. By themselves they tell it within a second, and nothing is granted
+-- before.
+for _, holder in ipairs(asked) do
+  if holder ~= owner then publish(holder, teacher) end
 end
 local written = {}
 for _, name in ipairs(names) do

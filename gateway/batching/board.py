@@ -40,7 +40,8 @@ _RETRY_BLIND = 10 * SECOND
 _STRIDE = 10_000
 # What a kept guidance takes beside its text, roughly.
 _CACHE_OVERHEAD = 100
-_MOST_DROPPED = 20
+_MOST_ENDED = 20
+_MOST_DROPPED = 1000
 
 
 @dataclass(slots=True)
@@ -107,7 +108,8 @@ class Board:
         self._entries: dict[str, _Entry] = {}
         self._permits: set[str] = set()
         self._queues: dict[str, list[tuple[int, str]]] = {}  # by tenant: (seq, id)
-        self._passes: dict[str, int] = {}  # by tenant
+        self._passes: dict[str, int] = {}  # by tenant that waits
+        self._idle: dict[str, int] = {}  # by tenant that does not, where it is ahead of the last permit's
         self._pass = 0  # of the last permit
         self._flights: dict[str, str] = {}  # by work: the leader
         self._followers: dict[str, list[tuple[int, str]]] = {}  # by work: (seq, id)
@@ -123,9 +125,13 @@ class Board:
     def exchange(
         self, owner: str, news: News, limits: Limits, now: int
     ) -> tuple[Decision, dict[str, dict[str, Outcome]]]:
-        """Take the news in and decide: what follows for `owner`, and the outcomes of other processes' tickets."""
+        """Take the news in and decide: what follows for `owner`, and the outcomes of other processes' tickets. A
+        process without any is asked to tell everything."""
         here = _Exchange(owner, limits, now, news.returning)
         begins = self._last is None
+        if begins or now // SECOND != (self._last or 0) // SECOND:
+            # A tenant whose pass is behind starts at the last permit's in any case.
+            self._idle = {tenant: own for tenant, own in self._idle.items() if own > self._pass}
         self._mend_time(now)
         self._settle(here, news, begins=begins)
         here.cap = limits.max_in_flight if now >= self._settle_until else 0
@@ -168,15 +174,19 @@ class Board:
 
     def _settle(self, here: _Exchange, news: News, *, begins: bool) -> None:
         """A board that begins, and one to which a process returns, does not know of all calls in flight."""
+        asked: list[str] = []
         if (begins or news.returning) and here.now >= self._settle_until:
             self._settle_until, self._settle_fleet = here.now + SETTLE, 0
             self._settled.clear()
+            asked = [owner for owner in self._owners if owner != here.owner]
         if here.now < self._settle_until:
             self._settle_fleet = max(self._settle_fleet, news.fleet)
             if news.everything:
                 self._settled.add(here.owner)
             if len(self._settled) >= self._settle_fleet:
                 self._settle_until = here.now
+            else:
+                here.outcomes |= {owner: {} for owner in asked}
 
     def _hear_of(self, here: _Exchange, *, leaving: bool) -> None:
         self._owners[here.owner] = here.now
@@ -206,19 +216,7 @@ class Board:
             else:
                 known.end = end
             return
-        entry = _Entry(
-            ticket.id,
-            here.owner,
-            ticket.tenant,
-            stride(ticket.weight),
-            ticket.prompt_tokens,
-            round(ticket.max_wait_s * SECOND),
-            here.now,
-            0,
-            ticket.work,
-            round(ticket.cache_ttl_s * SECOND),
-            end,
-        )
+        entry = _entry(ticket, here.owner, here.now, end)
         kept = self._cache.get(entry.work) if entry.cache_ttl else None
         if end <= here.now:
             return
@@ -242,28 +240,25 @@ class Board:
         self._enqueue(entry)
 
     def _enqueue(self, entry: _Entry) -> None:
-        queue = self._queues.setdefault(entry.tenant, [])
-        if not queue:
-            self._passes[entry.tenant] = max(self._passes.get(entry.tenant, 0), self._pass)
-        insort(queue, (entry.seq, entry.id))
+        if entry.tenant not in self._queues:
+            self._queues[entry.tenant] = []
+            self._passes[entry.tenant] = max(self._idle.pop(entry.tenant, 0), self._pass)
+        insort(self._queues[entry.tenant], (entry.seq, entry.id))
+
+    def _place_tenant(self, tenant: str, own: int) -> None:
+        """The fair order holds only tenants that wait."""
+        if tenant in self._queues:
+            self._passes[tenant] = own
+            return
+        self._passes.pop(tenant, None)
+        if own > self._pass:
+            self._idle[tenant] = own
 
     def _hold(self, ticket: Ticket, here: _Exchange) -> None:
         """A permit in use, perhaps granted by a process that was alone, or by a Redis that has forgotten it."""
         entry = self._entries.get(ticket.id)
         if entry is None:
-            entry = self._entries[ticket.id] = _Entry(
-                ticket.id,
-                here.owner,
-                ticket.tenant,
-                stride(ticket.weight),
-                0,
-                0,
-                here.now,
-                0,
-                ticket.work,
-                round(ticket.cache_ttl_s * SECOND),
-                0,
-            )
+            entry = self._entries[ticket.id] = _entry(ticket, here.owner, here.now, 0)
         elif entry.state != "granted":
             self._detach(entry)
         if entry.work:
@@ -289,12 +284,16 @@ class Board:
 
     def _keep(self, entry: _Entry, guidance: str, here: _Exchange) -> None:
         self._drop_kept(entry.work)
-        self._cache[entry.work] = guidance, here.now + entry.cache_ttl
-        self._cache_bytes += _size(entry.work, guidance)
-        # Those that end first, few at a time: a cache full of what has ended must not hold everything up.
-        first = heapq.nsmallest(_MOST_DROPPED, ((end, work) for work, (_, end) in self._cache.items()))
-        for end, work in first:
-            if end > here.now and self._cache_bytes <= here.limits.max_cache_bytes:
+        size, most = _size(entry.work, guidance), here.limits.max_cache_bytes
+        if size <= most:
+            self._cache[entry.work] = guidance, here.now + entry.cache_ttl
+            self._cache_bytes += size
+        # Those that end first. Of what has ended few at a time: a cache full of it must not hold everything up.
+        many = _MOST_DROPPED if self._cache_bytes > most else _MOST_ENDED
+        first = heapq.nsmallest(many, ((end, work) for work, (_, end) in self._cache.items()))
+        for dropped, (end, work) in enumerate(first):
+            may_stay = end > here.now or dropped >= _MOST_ENDED
+            if may_stay and self._cache_bytes <= most:
                 break
             self._drop_kept(work)
 
@@ -316,7 +315,11 @@ class Board:
         """Out of wherever its state has put it."""
         self._permits.discard(entry.id)
         if entry.state == "waiting":
-            self._queues[entry.tenant].remove((entry.seq, entry.id))
+            queue = self._queues[entry.tenant]
+            queue.remove((entry.seq, entry.id))
+            if not queue:
+                del self._queues[entry.tenant]
+                self._place_tenant(entry.tenant, self._passes[entry.tenant])
         elif entry.state == "following":
             self._unfollow(entry)
 
@@ -370,17 +373,13 @@ class Board:
             grant = Grant(f"{self._prefix}{self._batches}", opening.size)
             for _ in range(opening.size):
                 self._grant(head.popleft(), grant, here)
-        self._passes = {
-            tenant: own for tenant, own in self._passes.items() if own > self._pass or self._queues.get(tenant)
-        }
-        self._queues = {tenant: queue for tenant, queue in self._queues.items() if queue}
         return window, due
 
     def _grant(self, candidate: _Candidate, grant: Grant, here: _Exchange) -> None:
         entry = candidate.entry
         self._detach(entry)
         self._pass = max(self._pass, candidate.turn)
-        self._passes[entry.tenant] = candidate.turn + entry.stride
+        self._place_tenant(entry.tenant, candidate.turn + entry.stride)
         entry.state, entry.outcome = "granted", grant
         entry.end += GRACE
         self._permits.add(entry.id)
@@ -389,7 +388,7 @@ class Board:
     def _in_fair_order(self) -> Iterator[_Candidate]:
         """The waiting tickets in the order in which permits are due to them. Among equals, who has waited for a turn
         longer comes first, and at the start the name decides."""
-        names = sorted((own, tenant) for tenant, own in self._passes.items() if self._queues.get(tenant))
+        names = sorted((own, tenant) for tenant, own in self._passes.items())
         places = count()
         turns = [(own, next(places), iter(list(self._queues[tenant]))) for own, tenant in names]
         while turns:
@@ -398,6 +397,23 @@ class Board:
                 entry = self._entries[ticket_id]
                 heapq.heappush(turns, (turn + entry.stride, next(places), tickets))
                 yield _Candidate(entry, turn)
+
+
+def _entry(ticket: Ticket, owner: str, now: int, end: int) -> _Entry:
+    """Of one that comes now. Its place in the order is given when it takes one."""
+    return _Entry(
+        ticket.id,
+        owner,
+        ticket.tenant,
+        stride(ticket.weight),
+        ticket.prompt_tokens,
+        round(ticket.max_wait_s * SECOND),
+        now,
+        0,
+        ticket.work,
+        round(ticket.cache_ttl_s * SECOND),
+        end,
+    )
 
 
 def stride(weight: float) -> int:

@@ -128,7 +128,7 @@ async def hear_wakeups(
     told: Callable[[str, Mapping[str, Outcome]], None],
     missed: Callable[[], None],
 ) -> None:
-    """Listen for ever: call `told(teacher, outcomes)` for each wake-up.
+    """Listen for ever: call `told(teacher, outcomes)` for each wake-up. One without outcomes asks for everything.
 
     `missed` is called after each (re)connection, and after a message that cannot be read: what was sent may have been
     lost. Nothing ends the loop but cancellation.

@@ -3,7 +3,7 @@
 -- much waits Redis is not held up: the tenants that wait are found by leaps through the queue, which stands in their
 -- order. view.py reads what this returns.
 --
--- KEYS  queue, tickets, ends, permits, flights, followers, passes, owners, state, cache, cache_ends  (TeacherKeys)
+-- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache  (TeacherKeys)
 -- ARGV  how many at most: tenants to find, tenants to tell of, permits, processes, bytes of a line; names in the state
 -- Returns {now, waiting, in flight, followers, kept guidance, processes, tenants in the fair order},
 --       {values of the state}, {process, when it was heard of, ...}, {line of a permit, ...},
@@ -12,7 +12,7 @@
 --       A line that is not there is ''.
 
 local queue, tickets, permits, followers, passes = KEYS[1], KEYS[2], KEYS[4], KEYS[6], KEYS[7]
-local owners, state, cache = KEYS[8], KEYS[9], KEYS[10]
+local owners, state, cache = KEYS[9], KEYS[10], KEYS[11]
 local most_found, most_told, most_permits = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local most_owners, most_bytes = tonumber(ARGV[4]), tonumber(ARGV[5])
 local names = { unpack(ARGV, 6) }

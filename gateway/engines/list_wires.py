@@ -33,7 +33,11 @@ class ListWire(Protocol):
         """Whether such an opening can be a member of a list."""
         ...
 
-    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+    async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
+        """Each as this server takes it in a list, which may take calls. Raises EngineErrors."""
+        ...
+
+    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
         """What became of each. Raises an EngineError that is everybody's when the call failed."""
         ...
 
@@ -48,8 +52,11 @@ class PromptLists:
     def takes(self, request: OpeningRequest) -> bool:
         return request.prompt is not None
 
-    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
-        return await self._send("/completions", {"prompt": [request.prompt for request in requests]}, requests)
+    async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
+        return [request.prompt if request.messages is None else list(request.messages) for request in requests]
+
+    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
+        return await self._send("/completions", {"prompt": list(rendered)}, requests)
 
     async def _send(self, path: str, asked: Json, requests: Sequence[OpeningRequest]) -> list[Outcome]:
         body = {"model": self._model, **opening_body(requests[0]), **asked}
@@ -78,11 +85,10 @@ class VllmLists(PromptLists):
     def takes(self, request: OpeningRequest) -> bool:
         return True
 
-    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
         if requests[0].messages is None:
-            return await super().send(requests)
-        chats = {"messages": [list(request.messages or ()) for request in requests]}
-        return await self._send("/chat/completions/batch", chats, requests)
+            return await super().send(requests, rendered)
+        return await self._send("/chat/completions/batch", {"messages": list(rendered)}, requests)
 
 
 class LlamaCppLists:
@@ -94,10 +100,13 @@ class LlamaCppLists:
     def takes(self, request: OpeningRequest) -> bool:
         return _is_text(request)
 
-    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+    async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
+        return await _all(self._rendered(request) for request in requests)
+
+    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
         sampling = opening_body(requests[0])
         body = {
-            "prompt": await _all(self._rendered(request) for request in requests),
+            "prompt": list(rendered),
             "n_predict": sampling.pop("max_tokens"),
             **sampling,
             # Without this each entry repeats its prompt and all settings.
@@ -134,21 +143,23 @@ class SGLangLists:
     def takes(self, request: OpeningRequest) -> bool:
         return _is_text(request)
 
-    async def send(self, requests: Sequence[OpeningRequest]) -> list[Outcome]:
+    async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
+        return await _all(self._rendered(request) for request in requests)
+
+    async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
         sampling = opening_body(requests[0])
         sampling["max_new_tokens"] = sampling.pop("max_tokens")
         if "seed" in sampling:
             sampling["sampling_seed"] = sampling.pop("seed")
-        body: Json = {"sampling_params": sampling}
-        if requests[0].messages is None:
-            body["text"] = [request.prompt for request in requests]
-        else:
-            body["input_ids"] = await _all(self._rendered(request) for request in requests)
+        kind = "text" if requests[0].messages is None else "input_ids"
+        body = {"sampling_params": sampling, kind: list(rendered)}
         reply = (await self._http.post("/generate", body, native=True)).body
         return [self._read(entry) for entry in _in_order(reply, len(requests), self._http.name)]
 
     async def _rendered(self, request: OpeningRequest) -> Any:
-        asked = {"model": self._model, "messages": list(request.messages or ())}
+        if request.messages is None:
+            return request.prompt
+        asked = {"model": self._model, "messages": list(request.messages)}
         reply = (await self._http.post("/tokenize", asked, native=True)).body
         return _field(reply, "tokens", list, self._http.name)
 

@@ -114,7 +114,14 @@ class Lists:
         assert self._wire is not None
         outcomes: Sequence[OpeningReply | Exception | None]
         try:
-            outcomes = await self._wire.send([member.request for member in members])
+            rendered = await self._wire.render([member.request for member in members])
+            # Rendering takes calls of its own: who left meanwhile would be written for in vain.
+            left = [(member, one) for member, one in zip(members, rendered, strict=True) if not member.reply.done()]
+            members = [member for member, _ in left]
+            if len(members) < 2:
+                self._settle(members, [None] * len(members))
+                return
+            outcomes = await self._wire.send([member.request for member in members], [one for _, one in left])
         except EngineError as error:
             refused = isinstance(error, EngineRejected) and error.status_sent in _EACH_ALONE
             outcomes = [None if refused else error.twin() for _ in members]
@@ -153,7 +160,7 @@ class Lists:
         if not wire.takes(probes[0]):
             return "no list of them is known for this server"
         try:
-            listed = await wire.send(probes)
+            listed = await wire.send(probes, await wire.render(probes))
             failed = next((outcome for outcome in listed if isinstance(outcome, EngineError)), None)
             if failed is not None:
                 return failed.message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
 
 from gateway.continuation import Continuation, candidates, judge_probe, probe_body
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
@@ -49,7 +51,7 @@ class OpenAIEngine:
         self._lists = Lists(http, model, self._opening) if lists else None
         self._looked = False  # whether what it can do was looked at since it is up
         self._doubt: str | None = None  # what that look found wanting
-        self._state = EngineState(revision=model)  # it tells no more of its weights
+        self._state = EngineState()
         if continuation == "none":
             self._state.continuation = None
         elif continuation != "auto":
@@ -102,6 +104,7 @@ class OpenAIEngine:
         models = listed.get("data") if isinstance(listed, dict) else None
         known = [entry for entry in models if isinstance(entry, dict)] if isinstance(models, list) else []
         mine = next((entry for entry in known if entry.get("id") == self._model), known[0] if known else {})
+        self._state.revision = _revision(self._model, mine)
         self._state.facts = {
             "owned_by": mine.get("owned_by"),
             "models": [entry.get("id") for entry in known][:20],
@@ -150,3 +153,11 @@ class OpenAIEngine:
         if len(failures) == len(modes):
             raise failures[0]
         return None
+
+
+def _revision(model: str, listed: Json) -> str:
+    """What /models tells of the weights behind a model's name. Not when it was `created`: some servers say now."""
+    meta = listed.get("meta")  # llama.cpp's: the same name may stand for another quantisation
+    of_file: Json = meta if isinstance(meta, dict) else {}
+    told: list[Any] = [listed.get(key) for key in ("id", "owned_by", "root", "parent")]
+    return orjson.dumps([model, *told, of_file.get("n_params"), of_file.get("size")]).decode()

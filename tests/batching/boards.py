@@ -35,6 +35,10 @@ class AnyBoard(Protocol):
         """What it still keeps of tickets, by kind, where that is not nothing."""
         ...
 
+    async def keeps(self) -> int:
+        """How many texts stand in the cache."""
+        ...
+
 
 class MemoryBoard:
     """The pure board."""
@@ -58,6 +62,9 @@ class MemoryBoard:
             "followers": len(board._followers),
         }
         return {kind: many for kind, many in kept.items() if many}
+
+    async def keeps(self) -> int:
+        return len(self.board._cache)
 
 
 class ScriptBoard:
@@ -86,7 +93,7 @@ class ScriptBoard:
             holder, _, rest = message.partition(b"\n")
             teacher, outcomes = _read_wakeup(rest)
             assert teacher == "big"
-            woken[holder.decode()] = outcomes
+            woken.setdefault(holder.decode(), {}).update(outcomes)
         return replace(decision, opened=list(decision.opened)), woken
 
     async def clear(self) -> None:
@@ -104,6 +111,9 @@ class ScriptBoard:
         }
         return {kind: many for kind, many in kept.items() if many}
 
+    async def keeps(self) -> int:
+        return int(await self._redis.hlen(self._keys.teacher("big").cache))
+
 
 class BlockingBoard:
     """A board on a loop of its own, where time is real. Who asks it stands still meanwhile."""
@@ -120,6 +130,9 @@ class BlockingBoard:
 
     async def left(self) -> dict[str, int]:
         return self._wait(self._board.left())
+
+    async def keeps(self) -> int:
+        return self._wait(self._board.keeps())
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)

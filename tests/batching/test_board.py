@@ -37,6 +37,7 @@ class Fleet:
         self.limits = LIMITS
         self.now = START
         self.heard: dict[str, Outcome] = {}
+        self.asked: list[str] = []  # the processes that the last exchange asked for everything
 
     def ticket(self, tenant: str = "acme", name: str = "", **more: Any) -> Ticket:
         """One that is due after 10 ms unless told otherwise."""
@@ -48,6 +49,7 @@ class Fleet:
 
     async def tell(self, owner: str = "ann", *arrived: Ticket, **news: Any) -> Decision:
         decision, woken = await self._board.exchange(owner, News(arrived, **news), self.limits, self.now)
+        self.asked = sorted(name for name, outcomes in woken.items() if not outcomes)
         for outcomes in (decision.outcomes, *woken.values()):
             self.heard |= outcomes
         return decision
@@ -55,6 +57,10 @@ class Fleet:
     async def after(self, seconds: float, owner: str = "ann", *arrived: Ticket, **news: Any) -> Decision:
         self.now += round(seconds * SECOND)
         return await self.tell(owner, *arrived, **news)
+
+    async def keeps(self) -> int:
+        """How many texts stand in the cache, ended ones too."""
+        return await self._board.keeps()
 
     def granted(self) -> list[str]:
         return [name for name, outcome in self.heard.items() if isinstance(outcome, Grant)]
@@ -301,6 +307,63 @@ async def test_the_cache_stays_within_its_bytes_and_drops_what_ends_first(fleet:
     assert [await kept(work) for work in "ach"] == [True, True, False], "one that can never fit pushes nothing out"
 
 
+async def fetched(fleet: Fleet, work: str, text: str, ttl_s: float = HOUR_S) -> None:
+    """One process asked for this work, and has it."""
+    await fleet.after(0.001, "ann", one := fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=ttl_s))
+    await fleet.tell("ann", finished=[(one.id, text)])
+
+
+async def kept(fleet: Fleet, *works: str) -> list[str]:
+    """Those of these works that are answered from the cache."""
+    asked = {work: fleet.ticket(work=work, max_wait_s=0.0, cache_ttl_s=HOUR_S) for work in works}
+    fleet.limits = replace(fleet.limits, max_in_flight=100)
+    outcomes = (await fleet.tell("ann", *asked.values())).outcomes
+    await fleet.tell("ann", gone=names(asked.values()))
+    return [work for work, one in asked.items() if isinstance(outcomes[one.id], Shared)]
+
+
+async def test_few_large_texts_drive_out_many_small_ones(fleet: Fleet) -> None:
+    """Sixty small ones fill the cache to its last byte; one of half its size takes the place of thirty, at once."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=60 * (3 + 297 + 100))
+    works = [f"s{n:02}" for n in range(60)]
+    for work in works:
+        await fetched(fleet, work, "x" * 297)
+    assert await kept(fleet, *works) == works
+    await fetched(fleet, "big", "x" * 11_897)
+    assert await kept(fleet, *works, "big") == [*works[30:], "big"]
+
+
+async def test_a_text_larger_than_the_cache_is_not_kept(fleet: Fleet) -> None:
+    """Though it would end last, and it pushes nothing out."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=1000)
+    await fetched(fleet, "small", "x" * 100)
+    await fetched(fleet, "huge", "x" * 897, ttl_s=2 * HOUR_S)
+    assert await kept(fleet, "small", "huge") == ["small"]
+
+
+async def test_a_cache_that_is_switched_off_is_emptied(fleet: Fleet) -> None:
+    """By the next text that could have been kept."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
+    for n in range(30):
+        await fetched(fleet, f"e{n:02}", "x")
+    fleet.limits = LIMITS
+    await fetched(fleet, "last", "x")
+    assert await fleet.keeps() == 0
+
+
+async def test_of_what_has_ended_few_are_dropped_at_once(fleet: Fleet) -> None:
+    """Fifty ended together: each later text drops twenty of them, although they would all fit."""
+    fleet.limits = replace(LIMITS, max_cache_bytes=100_000)
+    for n in range(50):
+        await fetched(fleet, f"e{n:02}", "x", ttl_s=1.0)
+    left = []
+    for work in "abc":
+        await fleet.after(1.5)
+        await fetched(fleet, work, "x")
+        left.append(await fleet.keeps())
+    assert left == [31, 12, 3]
+
+
 # Who dies, and what the clock does
 
 
@@ -371,6 +434,27 @@ async def test_after_an_outage_nothing_opens_until_all_have_told_what_they_hold(
         assert (await fleet.after(0.1, last, held=fleet.tickets(4), **returns)).in_flight == 9
 
 
+async def test_when_one_comes_back_the_others_are_asked_what_they_hold(fleet: Fleet) -> None:
+    """Once, and not the one that came: so that the fleet stands still for a round trip and not for a heartbeat."""
+    for owner in ("ann", "ben", "cem"):
+        await fleet.tell(owner, everything=True, fleet=3)
+    await fleet.after(3.0)
+    returns: dict[str, Any] = {"returning": True, "everything": True, "fleet": 3}
+    await fleet.tell("ben", **returns)
+    assert fleet.asked == ["ann", "cem"]
+    await fleet.tell("cem", **returns)
+    assert fleet.asked == []
+    assert (await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), everything=True, fleet=3)).opened == [1]
+
+
+async def test_one_that_comes_back_to_nobody_asks_nobody(fleet: Fleet) -> None:
+    """It knows of no other process that may hold a permit: there is nothing to wait for."""
+    await fleet.after(0.0, "ann", everything=True, fleet=1)
+    await fleet.tell("ben")
+    decision = await fleet.tell("ann", fleet.ticket(max_wait_s=0.0), returning=True, everything=True, fleet=1)
+    assert (fleet.asked, decision.opened) == ([], [1])
+
+
 # What is told more than once
 
 
@@ -422,6 +506,15 @@ async def test_a_permit_in_use_is_counted_whoever_granted_it(fleet: Fleet) -> No
     assert (decision.outcomes, decision.in_flight, decision.waiting) == ({}, 2, 1)
     decision = await fleet.tell("ann", gone=[x.id, y.id])
     assert (decision.in_flight, decision.waiting) == (1, 0)
+
+
+async def test_a_permit_given_up_for_others_waits_as_its_ticket_says(fleet: Fleet) -> None:
+    """Its process was alone, told that it held it, and then that it waits: with its own window and prompt."""
+    fleet.limits = replace(LIMITS, low_water=0)
+    one = fleet.ticket(max_wait_s=0.5)
+    await fleet.tell("ann", one, held=[one], returning=True, everything=True, fleet=2)
+    decision = await fleet.tell("ben", everything=True, fleet=2)
+    assert (decision.waiting, decision.window_s, decision.opened) == (1, 0.5, [])
 
 
 # What only Redis can garble
@@ -491,6 +584,88 @@ async def test_an_unreadable_leader_frees_its_followers(
     assert await redis.hlen(keys.teacher("big").flights) == 0
 
 
+async def test_nobody_follows_a_leader_whose_ticket_is_lost(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+    """Redis lost all tickets, and the leader left meanwhile: the next one leads, and so does a call that goes on."""
+    script.limits = ONE
+    await script.tell("zoe", held=[script.ticket(name="busy")])
+    await script.tell("ann", *(script.ticket(name=f"lead-{work}", work=work) for work in "vw"))
+    await redis.delete(keys.teacher("big").tickets)
+    await script.tell("ann", gone=["lead-v", "lead-w"])
+    await script.tell("zoe", gone=["busy"], held=[script.ticket(name="call", work="w")])
+    await script.tell("ben", script.ticket(name="follows", work="w"))
+    await script.tell("zoe", finished=[("call", "the text")])
+    assert script.heard["follows"] == Shared("the text", cached=False)
+    await script.tell("ben", script.ticket(name="leads", work="v", max_wait_s=0.0))
+    assert script.granted() == ["leads"]
+
+
+async def test_any_number_of_lost_tickets_in_the_queue_is_passed_over(
+    script: Fleet, redis: Redis, keys: RedisKeys
+) -> None:
+    """Redis lost the tickets of one tenant and kept their places: another one's ticket goes, and the places do."""
+    script.limits = replace(LIMITS, max_queue=100_000)
+    places = {f"acme|{place:016d}|lost-{place}": 0 for place in range(25_000)}
+    await redis.zadd(keys.teacher("big").queue, places)
+    await redis.zadd(keys.teacher("big").passes, {"acme": 0})
+    decision = await script.tell("ben", script.ticket("small", max_wait_s=0.0))
+    assert (decision.opened, decision.next_look_s) == ([1], 0.01), "a part of them now, and soon the next"
+    for _ in range(12):
+        decision = await script.after(0.01, "ben")
+    assert decision.next_look_s is None
+    assert await redis.zcard(keys.teacher("big").queue) == 0
+    assert await redis.zcard(keys.teacher("big").passes) == 0
+
+
+@pytest.mark.parametrize("why", ["its lease lapsed", "their time was over"])
+async def test_what_a_dead_process_left_is_taken_back_a_part_at_a_time(
+    script: Fleet, redis: Redis, keys: RedisKeys, why: str
+) -> None:
+    """Ten thousand tickets would hold Redis up. Soon the next part follows, and until all are gone it counts."""
+    script.limits = replace(ONE, max_queue=10_000, lease_s=1.0)
+    await script.tell("ben", mine := script.ticket(name="bens", deadline_s=600.0))
+    deadline_s = 600.0 if why == "its lease lapsed" else 1.0
+    for _ in range(10):
+        await script.tell("ann", *script.tickets(1000, "dead", deadline_s=deadline_s))
+    await script.after(0.5, "ben", mine)
+    decision = await script.after(0.5, "ben", mine)
+    taken = []
+    while decision.next_look_s == 0.01:
+        taken.append(await redis.hlen(keys.teacher("big").tickets))
+        assert decision.fleet == 2
+        decision = await script.after(0.01, "ben")
+    assert 4 <= len(taken) <= 12
+    assert all(before - after <= 3000 for before, after in zip([10_001, *taken], [*taken, 1], strict=True))
+    assert (decision.fleet, await redis.hlen(keys.teacher("big").tickets)) == (1, 1)
+    assert await redis.zcard(keys.teacher("big").ends) == 1
+    assert decision.in_flight + decision.waiting == 1
+
+
+async def test_no_permit_goes_to_a_ticket_whose_time_is_over(script: Fleet) -> None:
+    """Also while too many ended at once to take them all away: who waits then is served when they are gone."""
+    script.limits = replace(ONE, max_queue=10_000)
+    await script.tell("ben", script.ticket(name="busy", max_wait_s=0.0))
+    await script.tell("ann", *script.tickets(2500, deadline_s=1.0))
+    assert (await script.after(1.0, "ben", script.ticket(name="waits", max_wait_s=0.0), gone=["busy"])).opened == []
+    await script.after(0.01, "ben")
+    assert script.granted() == ["busy", "waits"]
+
+
+async def test_one_that_comes_back_while_it_is_swept_away_stays(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
+    """It keeps what was not taken yet, and the sweep ends."""
+    script.limits = replace(ONE, max_queue=10_000, lease_s=1.0)
+    await script.tell("ben", script.ticket(name="bens", deadline_s=600.0))
+    for _ in range(6):
+        await script.tell("ann", *script.tickets(1000, "dead", deadline_s=600.0))
+    await script.after(0.5, "ben")
+    assert (await script.after(0.5, "ben")).next_look_s == 0.01
+    left = await redis.hlen(keys.teacher("big").tickets)
+    assert 2000 < left < 5000
+    assert (await script.tell("ann")).fleet == 2
+    decision = await script.after(0.01, "ben")
+    assert (decision.fleet, decision.next_look_s) == (2, None)
+    assert await redis.hlen(keys.teacher("big").tickets) == left
+
+
 async def test_an_unreadable_follower_holds_up_nobody(script: Fleet, redis: Redis, keys: RedisKeys) -> None:
     """The leader fails, the next follower that can be read leads; the other's owner hears of it."""
     await script.tell("ann", lead := script.ticket(work="w", max_wait_s=0.0))
@@ -509,3 +684,21 @@ async def test_a_kept_text_that_redis_evicted_is_fetched_anew(script: Fleet, red
     await script.tell("ann", finished=[(lead.id, "the text")])
     await redis.delete(keys.teacher("big").cache)
     assert (await script.tell("ann", script.ticket(work="w", max_wait_s=0.0, cache_ttl_s=60.0))).opened == [1]
+
+
+@pytest.mark.parametrize("lost", ["cache", "cache_ends", "state"])
+async def test_a_cache_that_lost_one_of_its_keys_begins_anew(
+    script: Fleet, redis: Redis, keys: RedisKeys, lost: str
+) -> None:
+    """Its count is that of what it holds, and it holds as much as ever."""
+    script.limits = replace(LIMITS, max_cache_bytes=20 * (3 + 297 + 100))
+    for n in range(20):
+        await fetched(script, f"a{n:02}", "x" * 297)
+    await redis.delete(getattr(keys.teacher("big"), lost))
+    await script.after(2.5, "ann", everything=True, fleet=1)
+    works = [f"b{n:02}" for n in range(20)]
+    for work in works:
+        await fetched(script, work, "x" * 297)
+    assert await kept(script, *works) == works
+    assert await script.keeps() == 20
+    assert int(await redis.hget(keys.teacher("big").state, "cache_bytes")) == 20 * 400

@@ -6,17 +6,19 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from gateway.batching.redis_board import RedisBoard, _read_wakeup, hear_wakeups
 from gateway.batching.ticket import Grant, Limits, News, Shared, Ticket
+from gateway.local.redis import EmbeddedRedis
 from gateway.tasks import Tasks
+from tests.batching.process import Meter, process
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import pytest
-    from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
 
     from gateway.batching.ticket import Outcome
@@ -141,6 +143,43 @@ async def test_the_largest_batch_the_configuration_allows(redis: Redis, keys: Re
     assert await left_in_redis(redis, keys) == (0, 1, 1)
 
 
+async def test_tenants_that_do_not_wait_cost_an_exchange_nothing(keys: RedisKeys) -> None:
+    """Three hundred were served a moment ago; a ticket needs no more commands than it did after three of them."""
+    async with EmbeddedRedis() as server, Redis.from_url(server.url) as redis:  # one in which nobody else is counted
+        board = RedisBoard(redis, keys, "ann", "big")
+        needed = []
+        for many in (3, 300):
+            for n in range(many):
+                one = Ticket(f"{many}-{n}", f"tenant-{n}", 10, 0.0, LONG_S)
+                await board.exchange(News([one]), LIMITS)
+                await board.exchange(News(gone=[one.id]), LIMITS)
+            before = await commands(redis)
+            last = Ticket(f"{many}-last", f"tenant-{many - 1}", 10, 0.0, LONG_S)
+            assert (await board.exchange(News([last]), LIMITS)).opened == [1]
+            needed.append(await commands(redis) - before)
+            await board.exchange(News(gone=[last.id]), LIMITS)
+    assert abs(needed[1] - needed[0]) < 40, "once a second it does a little more"
+
+
+async def commands(redis: Redis) -> int:
+    """How many commands this Redis ran, those of scripts included."""
+    return sum(said["calls"] for said in (await redis.info("commandstats")).values())
+
+
+async def test_a_tenant_that_does_not_wait_is_forgotten_when_its_pass_is_behind(redis: Redis, keys: RedisKeys) -> None:
+    """Until then its pass stands apart from the order of those that wait."""
+    board, names = boards(redis, keys)[0], keys.teacher("big")
+    await board.exchange(News([Ticket("s", "served", 10, 0.0, LONG_S)]), LIMITS)
+    await board.exchange(News(gone=["s"]), LIMITS)
+    assert (await redis.zcard(names.passes), await redis.zscore(names.idle, "served")) == (0, 10_000)
+    for n in range(3):
+        await board.exchange(News([ticket(f"a{n}", wait_s=0)]), LIMITS)
+        await board.exchange(News(gone=[f"a{n}"]), LIMITS)
+    await asyncio.sleep(1.01)
+    await board.exchange(News(), LIMITS)
+    assert (await redis.zcard(names.passes), await redis.zrange(names.idle, 0, -1)) == (0, [b"acme"])
+
+
 async def test_teachers_do_not_share_queues_or_caps(redis: Redis, keys: RedisKeys) -> None:
     """A full teacher says nothing about another one."""
     big, other = (RedisBoard(redis, keys, "ann", teacher) for teacher in ("big", "other"))
@@ -154,7 +193,8 @@ async def test_what_stands_in_redis_ends_with_the_fleet(redis: Redis, keys: Redi
     board = boards(redis, keys)[0]
     limits = Limits(1, 4, 1000, max_cache_bytes=1000)
     arrived = [ticket(name, wait_s=0, work=work, cache_ttl_s=60) for name, work in (("a", "v"), ("b", "w"), ("c", "w"))]
-    await board.exchange(News(arrived), limits)
+    await board.exchange(News([Ticket("s", "served", 10, 0.0, LONG_S, weight=0.1)]), limits)
+    await board.exchange(News(arrived, gone=["s"]), limits)
     await board.exchange(News([ticket("d", wait_s=0)], finished=[("a", "text")]), limits)
     await asyncio.sleep(1.01)
     await board.exchange(News(), limits)
@@ -202,6 +242,22 @@ async def test_a_message_that_is_none_of_ours_does_not_end_the_listening(redis: 
         await tasks.close()
     assert [line["event"] for line in logs] == ["wakeup_unreadable"] * len(garbage)
     assert missed.empty()
+
+
+async def test_a_wake_up_without_outcomes_is_answered_at_once(
+    redis: Redis, redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ben comes back while ann has nothing to tell for two seconds: her next request waits for none of them."""
+    monkeypatch.setattr("gateway.batching.batcher._HEARTBEAT_S", 2.5)
+    async with process(redis_url, keys, LIMITS) as ann:
+        ben = RedisBoard(redis, keys, "ben", "big")
+        async with asyncio.timeout(5):
+            while (await ben.exchange(News(everything=True, fleet=2), LIMITS)).fleet < 2:
+                await asyncio.sleep(0.01)
+        await Meter().call(ann, 0)
+        await ben.exchange(News(everything=True, returning=True, fleet=2), LIMITS)
+        async with asyncio.timeout(1):
+            await Meter().call(ann, 0)
 
 
 async def test_a_listener_that_breaks_begins_anew(

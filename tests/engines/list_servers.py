@@ -51,6 +51,7 @@ class ListServer:
         spoil: what becomes of the entries of a list reply before they are sent.
         refuse: (body, whether it is a list) -> the status to refuse it with, or None.
         hold: list calls wait here when it is not set.
+        render: chats are rendered when it is set; rendering: one is to be.
         gone: how many list calls were given up by their client.
         answer: what it writes to a question.
         thoughts: what a model says first when its chat was rendered apart.
@@ -62,6 +63,8 @@ class ListServer:
     refuse: Callable[[dict[str, Any], bool], int | None] = lambda _, __: None
     hold: asyncio.Event = field(default_factory=asyncio.Event)
     held: asyncio.Event = field(default_factory=asyncio.Event)
+    render: asyncio.Event = field(default_factory=asyncio.Event)
+    rendering: asyncio.Event = field(default_factory=asyncio.Event)
     gone: int = 0
     answer: Callable[[str], str] = lambda question: f"{question.split()[-1]} says the machine"
     thoughts: str = ""
@@ -69,6 +72,7 @@ class ListServer:
 
     def __post_init__(self) -> None:
         self.hold.set()
+        self.render.set()
 
     def routes(self) -> dict[str, Any]:
         own = {
@@ -115,6 +119,8 @@ class ListServer:
 
     async def _template(self, request: web.Request) -> web.Response:
         body = await request.json()
+        self.rendering.set()
+        await self.render.wait()
         if self.unrenderable in str(body):
             return web.json_response({"error": {"message": "no such role"}}, status=400)
         return web.json_response({"prompt": "<chat>" + body["messages"][-1]["content"]})
@@ -138,6 +144,8 @@ class ListServer:
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
+        self.rendering.set()
+        await self.render.wait()
         if self.unrenderable in str(body):
             return web.json_response({"error": {"message": "no such role"}}, status=400)
         return web.json_response({"tokens": list(body["messages"][-1]["content"].encode())})
@@ -197,6 +205,7 @@ async def listing(server: ListServer, *, looked: bool = True) -> AsyncIterator[t
                 await engine.probe()
                 engine.state.up = True
                 server.held.clear()
+                server.rendering.clear()
                 fake.bodies.clear()
                 fake.requests.clear()
             yield engine, fake

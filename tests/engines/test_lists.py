@@ -185,6 +185,27 @@ async def test_who_left_before_the_call_is_not_in_it() -> None:
     assert [len(body["messages"]) for body in fake.bodies] == [2]
 
 
+@pytest.mark.parametrize("stay", [2, 1, 0])
+@pytest.mark.parametrize("kind", ["llamacpp", "sglang"])
+async def test_who_left_while_the_chats_were_rendered_is_not_in_the_call(kind: str, stay: int) -> None:
+    """The engine writes for nobody that is gone. One that is left alone asks alone."""
+    server = ListServer(kind)
+    async with listing(server) as (engine, fake):
+        server.render.clear()
+        tasks = openings(engine, QUESTIONS)
+        await server.rendering.wait()
+        for task in tasks[stay:]:
+            task.cancel()
+        await asyncio.wait(tasks[stay:])
+        server.render.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        await engine.close()
+    assert texts(outcomes[:stay]) == SAID[:stay]
+    lists = [body for path, body in zip(fake.paths, fake.bodies, strict=True) if path == LIST_PATHS[kind]]
+    assert [len(body.get("prompt") or body["input_ids"]) for body in lists] == ([2] if stay == 2 else [])
+    assert fake.paths.count(CHAT) == (stay == 1)
+
+
 async def test_closing_ends_those_that_wait() -> None:
     """A stopping process waits for no list."""
     server = ListServer()
@@ -298,7 +319,7 @@ async def test_a_fault_of_our_own_reaches_every_member_and_the_log() -> None:
     async with listing(ListServer()) as (engine, _):
         assert engine._lists is not None
 
-        async def broken(_: Any) -> Any:
+        async def broken(*_: Any) -> Any:
             raise ZeroDivisionError
 
         engine._lists._wire.send = broken  # type: ignore[union-attr,method-assign]

@@ -526,6 +526,30 @@ async def test_none_is_never_tried() -> None:
         assert engine.state.warnings == []
 
 
+@pytest.mark.parametrize(
+    ("entry", "other"),
+    [
+        ({"root": "org/weights"}, {"root": "org/weights-2"}),
+        ({"parent": None}, {"parent": "org/base"}),
+        ({"owned_by": "vllm"}, {"owned_by": "sglang"}),
+        ({"meta": {"n_params": 8, "size": 16}}, {"meta": {"n_params": 8, "size": 4}}),
+        ({"meta": {"n_params": 8}}, {"meta": {"n_params": 9}}),
+    ],
+)
+async def test_other_weights_under_the_same_name_are_another_revision(entry: Any, other: Any) -> None:
+    """As far as /models tells, and not before it was asked: guidance is of one revision."""
+    routes = server(vllm, "vllm")
+    async with openai(routes) as (engine, _):
+        assert engine.state.revision is None
+        found = []
+        for created, told in ((1, entry), (2, entry), (3, other)):
+            routes[MODELS] = replying({"data": [{"id": "org/model", "created": created, **told}]})
+            await engine.probe()
+            found.append(engine.state.revision)
+    assert found[0] is not None
+    assert found[0] == found[1] != found[2]
+
+
 async def test_a_model_that_the_server_does_not_list_is_a_warning() -> None:
     """A misspelt name is seen before the first caller sees it."""
     routes = {**server(vllm, "vllm"), MODELS: replying({"data": [{"id": "other", "owned_by": "vllm"}]})}
