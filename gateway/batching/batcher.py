@@ -222,7 +222,7 @@ class TeacherQueue:
     async def _ask_fleet(self, limits: Limits) -> Decision | None:
         """The fleet's decision; None when Redis fails."""
         alone, self._alone = self._alone, None
-        of_own_board = self._gone
+        of_own_board = self._gone, self._finished
         if alone is not None:
             self._gone, self._finished, self._owed = self._owed, [], []
             self._returning = self._unsure = True
@@ -234,12 +234,13 @@ class TeacherQueue:
             self._ask_fleet_at = _now() + _REST_AFTER_FAILURE_S
             if not isinstance(error, RedisError | OSError):
                 log.exception("exchange_broke", teacher=self._teacher)
-            self._gone[:0], self._finished[:0] = news.gone, news.finished
             if alone is None:
+                self._gone[:0], self._finished[:0] = news.gone, news.finished
                 self._go_alone(type(error).__name__)
             else:
-                self._gone += of_own_board
-                self._stay_alone(alone)
+                self._stay_alone(alone, owed=news.gone)
+                # What ended since the own board was last asked: it has yet to hear of that, or the permits stay out.
+                self._gone[:0], self._finished[:0] = of_own_board
             return None
         if alone is not None:
             log.info("fleet_rejoined", teacher=self._teacher)
@@ -276,9 +277,9 @@ class TeacherQueue:
             "fleet_left", teacher=self._teacher, why=why, processes=self._membership.fleet, then=self._on_failure
         )
 
-    def _stay_alone(self, board: Board) -> None:
+    def _stay_alone(self, board: Board, *, owed: Collection[str] = ()) -> None:
         self._alone, self._unsure = board, True
-        self._owed += [*self._gone, *(ticket_id for ticket_id, _ in self._finished)]
+        self._owed += [*owed, *self._gone, *(ticket_id for ticket_id, _ in self._finished)]
 
     def _take_news(self, limits: Limits, *, of_fleet: bool) -> News:
         now = _now()

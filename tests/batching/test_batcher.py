@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
 from gateway.batching import batcher
 from gateway.batching.redis_board import RedisBoard
-from gateway.batching.ticket import Decision, Grant, Limits, News, Ticket
+from gateway.batching.ticket import Decision, Grant, Limits, News, Shared, Ticket
 from gateway.errors import QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
 from tests.batching.process import LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
@@ -473,6 +474,38 @@ async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(ke
             await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
         await until(lambda: not queue._gone)
         assert (len(queue._turns), len(queue._arrived), len(queue._owed)) == (0, 0, known)
+
+
+async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
+    redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that answers, but refuses the script each time: what ended meanwhile makes room for what waits, and those
+    that wanted the same get what it fetched."""
+    monkeypatch.setattr(batcher, "_REST_AFTER_FAILURE_S", 0.0)
+    monkeypatch.setattr(batcher, "_REST_S", 0.05)
+    tries = 0
+
+    async def refused(*_: object) -> Decision:
+        nonlocal tries
+        tries += 1
+        raise ResponseError("OOM command not allowed")
+
+    async with process(redis_url, keys, Limits(4, 4, 1000)) as queue:
+        monkeypatch.setattr(RedisBoard, "exchange", refused)
+        for _ in range(10):
+            async with queue.turn(ticket(work="w")) as leader:
+                follower = asyncio.ensure_future(_outcome(queue, ticket(work="w")))  # noqa: TID251
+                await asyncio.sleep(0.03)
+                leader.finish("what it fetched")
+            assert await asyncio.wait_for(follower, 1) == Shared("what it fetched", cached=False)
+        assert tries > 10
+        assert queue._alone is not None
+        await until(lambda: queue._alone and not queue._alone._entries, 1)
+
+
+async def _outcome(queue: TeacherQueue, one: Ticket) -> Grant | Shared:
+    async with queue.turn(one) as turn:
+        return turn.outcome
 
 
 async def test_a_permit_of_a_process_that_was_alone_is_returned_to_the_fleet(keys: RedisKeys) -> None:
