@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from gateway.batching.board import Board
 from gateway.batching.membership import Membership
+from gateway.batching.meter import Meter
 from gateway.batching.redis_board import RedisBoard, hear_wakeups
 from gateway.batching.ticket import Broken, Decision, Grant, News, Refused, Shared
 from gateway.batching.turn import Turn
@@ -74,7 +75,7 @@ class TeacherQueue:
         self._teacher = teacher
         self._limits = limits
         self._on_failure = on_failure
-        self._metrics = metrics
+        self._meter = Meter(metrics, teacher)
         self._turns: dict[str, Turn] = {}  # in order of arrival
         self._arrived: dict[str, Turn] = {}  # not told yet
         self._gone: list[str] = []
@@ -124,7 +125,7 @@ class TeacherQueue:
         del self._turns[ticket_id]
         if turn.waiting.cancelled() or not turn.waiting.done():
             late = turn.deadline <= _now()
-            self._metrics.tickets.labels(self._teacher, "expired" if late else "withdrawn").inc()
+            self._meter.ended("expired" if late else "withdrawn")
         if self._alone is not None:
             if turn.told:
                 self._owed.append(ticket_id)
@@ -148,7 +149,7 @@ class TeacherQueue:
                     turn.told = False
                 turn.waiting.set_result(outcome)
                 if isinstance(outcome, Refused):
-                    self._metrics.tickets.labels(self._teacher, "refused").inc()
+                    self._meter.ended("refused")
 
     def hear(self, outcomes: Mapping[str, Outcome]) -> None:
         """What a wake-up says. Of a permit given while this process was alone the board may think otherwise by now."""
@@ -213,9 +214,11 @@ class TeacherQueue:
         if decision is None:
             decision = self._ask_own(limits)
         self.deliver(decision.outcomes)
-        self._count(decision, limits)
+        self._meter.count(decision, limits)
         if everything:
-            self._show(decision, limits)
+            now = _now()
+            ages = (now - turn.entered for turn in self._turns.values() if not turn.waiting.done())
+            self._meter.show(decision, limits, oldest_s=max(ages, default=0.0))
         latest_s = _REST_S if self._alone is not None else max(0.0, self._tell_all_at - _now())
         return latest_s if decision.next_look_s is None else min(latest_s, decision.next_look_s)
 
@@ -304,26 +307,6 @@ class TeacherQueue:
         self._arrived, self._gone, self._finished = {}, [], []
         self._unsure = self._returning = False
         return news
-
-    def _count(self, decision: Decision, limits: Limits) -> None:
-        metrics, teacher = self._metrics, self._teacher
-        for size in decision.opened:
-            metrics.batch_size.labels(teacher).observe(size)
-            metrics.batch_fill.labels(teacher).observe(size / min(limits.max_size, limits.max_in_flight))
-        if decision.reclaimed:
-            metrics.tickets.labels(teacher, "reclaimed").inc(decision.reclaimed)
-        if decision.broken:
-            metrics.tickets.labels(teacher, "unreadable").inc(decision.broken)
-
-    def _show(self, decision: Decision, limits: Limits) -> None:
-        metrics, teacher, now = self._metrics, self._teacher, _now()
-        metrics.queue_depth.labels(teacher).set(decision.waiting)
-        ages = (now - turn.entered for turn in self._turns.values() if not turn.waiting.done())
-        metrics.queue_age.labels(teacher).set(max(ages, default=0.0))
-        metrics.teacher_in_flight.labels(teacher).set(decision.in_flight)
-        metrics.teacher_cap.labels(teacher).set(limits.max_in_flight)
-        if decision.window_s is not None:
-            metrics.batch_window.labels(teacher).set(decision.window_s)
 
 
 def _forgotten(outcome: Outcome) -> bool:

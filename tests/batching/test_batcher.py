@@ -543,6 +543,34 @@ async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
         await Meter().call(queue, 0)
 
 
+def _sample(queue: TeacherQueue, name: str, **labels: str) -> float:
+    return queue._meter._metrics.registry.get_sample_value(name, {"teacher": "big"} | labels) or 0.0
+
+
+def _ended(queue: TeacherQueue, end: str) -> float:
+    return _sample(queue, "gkt_tickets_total", end=end)
+
+
+async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither only if a heartbeat happens to find it, nor until the next ticket comes."""
+    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
+    async with process(redis_url, keys, LIMITS) as queue:
+
+        def window_s() -> float:
+            return _sample(queue, "gkt_batch_window_seconds")
+
+        waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
+        await until(lambda: queued(redis, keys))
+        await until(lambda: window_s() > 1)
+        waiting.cancel()
+        await nothing_left(redis, keys, queue)
+        monkeypatch.undo()
+        queue.recheck()
+        await until(lambda: window_s() == 0)
+
+
 async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
     redis_url: str, redis: Redis, keys: RedisKeys
 ) -> None:
@@ -555,8 +583,7 @@ async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
                 await Meter().call(queue, 0)
             assert refused.value.retry_after_s is not None
             assert 0 < refused.value.retry_after_s <= 10
-            count = queue._metrics.registry.get_sample_value
-            assert count("gkt_tickets_total", {"teacher": "big", "end": "refused"}) == 1
+            assert _ended(queue, "refused") == 1
             assert await queued(redis, keys) == 1
         await waiting
         await nothing_left(redis, keys, queue)
