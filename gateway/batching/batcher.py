@@ -44,6 +44,9 @@ _REST_AFTER_FAILURE_S = 1.0
 # A wake-up is under way for no longer.
 _WAKEUP_S = 0.25
 
+# A timer of uvloop's may come so much before its time.
+_CLOCK_S = 0.001
+
 # In memory guidance is looked through in whole, so little of it is kept.
 _OWN_CACHE_BYTES = 1_000_000
 
@@ -92,11 +95,14 @@ class TeacherQueue:
         self._membership = Membership()
         self._leaving = False
 
-    def turn(self, ticket: Ticket) -> Turn:
+    def turn(self, ticket: Ticket, deadline: float | None = None) -> Turn:
         """`async with queue.turn(ticket) as turn`: wait until the ticket's turn has come, as `turn.outcome` says.
 
         Inside, a permit is held if that is a Grant; it is returned on leaving, whatever happens inside. The caller
         bounds the wait by the ticket's deadline: leaving by cancellation withdraws the ticket.
+
+        Args:
+            deadline: the ticket's, on the loop's clock, where it began to run before now.
 
         Raises:
             StoreUnavailable: Redis is away and the configuration says `reject`.
@@ -104,7 +110,7 @@ class TeacherQueue:
             TicketUnreadable: what the board kept of it cannot be read.
             TimeoutError: its turn came after its deadline.
         """
-        return Turn(self, ticket)
+        return Turn(self, ticket, deadline)
 
     def enter(self, turn: Turn) -> None:
         assert turn.ticket.id not in self._turns, "two tickets with one id"
@@ -119,13 +125,15 @@ class TeacherQueue:
             self._news.set()
         turn.deadline = deadline
 
+    def give_up(self, turn: Turn) -> None:
+        """The caller left before it had what it waited for: at its deadline, or earlier by itself."""
+        self._meter.ended("expired" if turn.deadline <= _now() + _CLOCK_S else "withdrawn")
+        self.leave(turn, None)
+
     def leave(self, turn: Turn, guidance: str | None) -> None:
         """The turn is over; `guidance` is what was fetched in it, for those who wait for the same."""
         ticket_id = turn.ticket.id
         del self._turns[ticket_id]
-        if turn.waiting.cancelled() or not turn.waiting.done():
-            late = turn.deadline <= _now()
-            self._meter.ended("expired" if late else "withdrawn")
         if self._alone is not None:
             if turn.told:
                 self._owed.append(ticket_id)

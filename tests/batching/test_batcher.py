@@ -7,23 +7,28 @@ import os
 import random
 import signal
 import time
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
 from gateway.batching import batcher
+from gateway.batching.flights import Flights
 from gateway.batching.redis_board import RedisBoard
 from gateway.batching.ticket import Decision, Grant, Limits, News, Shared, Ticket
 from gateway.errors import QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
+from gateway.tasks import Tasks
 from tests.batching.process import LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.batching.batcher import TeacherQueue
     from gateway.redis_keys import RedisKeys
 
@@ -539,6 +544,7 @@ async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
         with pytest.raises(TimeoutError):
             async with queue.turn(ticket(deadline_s=0.1)):
                 pytest.fail("called the teacher")
+        assert _ended(queue, "expired") == 1
         await nothing_left(redis, keys, queue)
         await Meter().call(queue, 0)
 
@@ -549,6 +555,44 @@ def _sample(queue: TeacherQueue, name: str, **labels: str) -> float:
 
 def _ended(queue: TeacherQueue, end: str) -> float:
     return _sample(queue, "gkt_tickets_total", end=end)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_ticket_whose_deadline_ends_the_wait_has_expired_and_one_whose_caller_left_is_withdrawn(
+    redis_url: str, keys: RedisKeys, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Also when what the request did first took some of its time, and on a loop whose timers come early."""
+
+    async def both() -> None:
+        clock = asyncio.get_running_loop()
+        tasks = Tasks()
+        flights = Flights(tasks)
+        async with process(redis_url, keys, Limits(1, 1, 1000)) as queue, queue.turn(ticket()):
+
+            async def request(number: int) -> None:
+                await asyncio.sleep(number * 0.0007)
+                deadline = clock.time() + 0.2004
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline):
+                        time.sleep(0.0003)  # noqa: ASYNC251  what a request does before it waits
+                        one = ticket(deadline_s=0.2, work=f"w{number}")
+                        await flights.join(queue, one, _nobody, _nobody, deadline)
+
+            await asyncio.gather(*(request(number) for number in range(60)))
+            assert (_ended(queue, "expired"), _ended(queue, "withdrawn")) == (60, 0)
+            leaves = asyncio.ensure_future(request(60))  # noqa: TID251
+            await until(lambda: len(queue._turns) == 2)
+            leaves.cancel()
+            await until(lambda: _ended(queue, "withdrawn"))
+            assert (_ended(queue, "expired"), _ended(queue, "withdrawn")) == (60, 1)
+        await tasks.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(both())
+
+
+def _nobody(_: Grant) -> Any:
+    raise AssertionError("the teacher was asked")
 
 
 async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(

@@ -325,15 +325,15 @@ class Process:
             self.story.check(loop.time() <= deadline + 1e-9, f"{ticket.id} was sent after its deadline")
 
         try:
-            async with asyncio.timeout(ticket.deadline_s):
+            async with asyncio.timeout_at(deadline):
                 if ticket.work:
-                    landing = await self.flights.join(self.queue, ticket, call, granted)
+                    landing = await self.flights.join(self.queue, ticket, call, granted, deadline)
                     end = landing.shared or "own"
                     text = landing.reply.text
                     self.story.check(text in self.story.fetched, f"nobody fetched {text}")
                     self.story.check(text.startswith(f"{ticket.work} by "), f"{ticket.id} got {text}")
                 else:
-                    async with self.queue.turn(ticket) as turn:
+                    async with self.queue.turn(ticket, deadline) as turn:
                         granted(turn.outcome)  # type: ignore[arg-type]
                         reply = await call(turn.outcome)  # type: ignore[arg-type]
                         turn.finish(reply.text)
