@@ -20,6 +20,7 @@ from gateway.batching.ticket import Broken, Decision, Grant, News, Refused, Shar
 from gateway.batching.turn import Turn
 from gateway.batching.view import BoardView, own_view
 from gateway.batching.window import SECOND
+from gateway.redis_client import Rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -39,7 +40,7 @@ _HEARTBEAT_S = 1.0
 _HEARTBEATS_A_LEASE = 4
 # While Redis is away, how soon the process sees that it is back; after the loop broke, how soon it goes on.
 _REST_S = 0.25
-# An exchange that Redis refuses, though it answers otherwise, is tried again after this.
+# An exchange that Redis refuses, though it answers otherwise, is tried again after this; then after twice as long.
 _REST_AFTER_FAILURE_S = 1.0
 # A wake-up is under way for no longer.
 _WAKEUP_S = 0.25
@@ -89,7 +90,7 @@ class TeacherQueue:
         self._returning = False  # decided alone, and has not told the fleet yet
         self._tell_all_at = 0.0
         self._alone: Board | None = None  # the board in use while Redis is away
-        self._ask_fleet_at = 0.0
+        self._rest = Rest(_REST_AFTER_FAILURE_S)
         self._exchanging = asyncio.Lock()
         self._trusts_wakeups_at = 0.0
         self._membership = Membership()
@@ -191,9 +192,12 @@ class TeacherQueue:
         """Tell the board that this process stops, so that nobody waits for its lease to lapse."""
         self._leaving = True
         async with self._exchanging:  # one that comes after it would bring the process back
-            # Also while Redis seems away: it may yet hear of tickets that were told before.
-            with suppress(RedisError, OSError):
-                await self._board.exchange(News(leaving=True), self._limits())
+            # Also while Redis seems away: it may yet hear of tickets that were told before. And once more if that
+            # fails: nobody says it later, and the others would wait for the lease.
+            for _ in range(2):
+                with suppress(RedisError, OSError):
+                    await self._board.exchange(News(leaving=True), self._limits())
+                    return
 
     async def run(self) -> None:
         """Exchange news for decisions, for ever. Whatever fails, the loop lives on: every later request needs it."""
@@ -217,7 +221,7 @@ class TeacherQueue:
         async with self._exchanging:
             if self._leaving:
                 return _HEARTBEAT_S
-            may_ask = self._redis.up and _now() >= self._ask_fleet_at
+            may_ask = self._redis.up and _now() >= self._rest.until
             decision = await self._ask_fleet(limits) if may_ask else None
         if decision is None:
             decision = self._ask_own(limits)
@@ -242,7 +246,7 @@ class TeacherQueue:
             decision = await self._board.exchange(news, limits)
         except Exception as error:
             self._redis.failed(error)
-            self._ask_fleet_at = _now() + _REST_AFTER_FAILURE_S
+            self._rest.begin(_now())
             if not isinstance(error, RedisError | OSError):
                 log.exception("exchange_broke", teacher=self._teacher)
             if alone is None:
