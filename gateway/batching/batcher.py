@@ -261,7 +261,7 @@ class TeacherQueue:
             log.info("fleet_rejoined", teacher=self._teacher)
         if news.returning:
             self._trusts_wakeups_at = _now() + _WAKEUP_S
-        self._membership.saw(decision.fleet, decision.in_flight, limits.lease_s, _now())
+        self._membership.saw(decision.fleet, limits.lease_s, _now())
         return decision
 
     def _ask_own(self, limits: Limits) -> Decision:
@@ -274,12 +274,12 @@ class TeacherQueue:
                 turn.refuse_without_store()
             self._arrived, self._gone, self._finished = {}, [], []
             return Decision()
+        news = replace(self._take_news(limits, of_fleet=False), fleet=1)
         own = replace(
             limits,
             max_in_flight=self._membership.share(limits.max_in_flight, limits.lease_s, _now()),
             max_cache_bytes=min(limits.max_cache_bytes, _OWN_CACHE_BYTES),
         )
-        news = replace(self._take_news(limits, of_fleet=False), fleet=1)
         decision, _ = self._alone.exchange(self._owner, news, own, round(_now() * SECOND))
         return decision
 
@@ -305,6 +305,8 @@ class TeacherQueue:
             arrived = [turn for turn in self._turns.values() if not turn.waiting.done()]
             held = [turn for turn in self._turns.values() if turn.holds_permit]
             self._tell_all_at = now + min(_HEARTBEAT_S, limits.lease_s / _HEARTBEATS_A_LEASE)
+        for turn in arrived:
+            self._membership.asked(turn.deadline - turn.entered, limits.lease_s, now)
         for turn in (*arrived, *held):
             turn.told = turn.told or of_fleet
         news = News(
