@@ -24,6 +24,7 @@ from gateway.errors import EngineFailed, QueueFull
 from gateway.metrics import Metrics
 from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
+from tests.batching.boards import MemoryBoard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
 START_US = 1_795_000_000 * SECOND
 COMMAND_S = 0.2  # how long a process waits for Redis
 LOOK_S = 0.5  # how often it looks whether Redis is back, and how long it takes to subscribe anew
+HEARTBEAT_S = 1.0
+LONGEST_CALL_S = 5.0
 METRICS = Metrics()
+
+
+# Whatever runs takes some time. A timer may be early by less than a nanosecond, and who then waits for the rest would
+# spin for ever on a clock that stands still.
+_TICK_S = 1e-12
 
 
 class _NoWaiting(selectors.DefaultSelector):
@@ -44,7 +52,7 @@ class _NoWaiting(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         assert timeout is not None, "everybody waits for ever"
-        self.loop.now += max(0.0, timeout)
+        self.loop.now += max(_TICK_S, timeout)
         return []
 
 
@@ -93,6 +101,9 @@ class Server:
         self.life = 0  # a new one after each restart or break of the connections
         self._stuck: list[asyncio.Future[None]] = []
         self.opened: list[tuple[float, int]] = []
+        self.said_goodbye: set[str] = set()
+        self.unused: dict[str, dict[str, float]] = {}  # by process: permits that it does not use, and since when
+        self.wrong: list[str] = []
 
     @property
     def answers(self) -> bool:
@@ -145,10 +156,23 @@ class Server:
     async def _execute(self, owner: str, news: News, limits: Limits) -> Decision:
         decision, woken = await self.board.exchange(owner, news, limits, self.clock())
         self.opened += [(_now(), size) for size in decision.opened]
+        if news.leaving:
+            self.said_goodbye.add(owner)
+        if news.everything and isinstance(self.board, MemoryBoard):
+            self._see_permits(owner, {ticket.id for ticket in news.held}.union(decision.outcomes))
         for holder, outcomes in woken.items():
             if not self._loses(self.network.wakeups_lost):
                 self.tasks.spawn("wake-up", self._wake(holder, outcomes))
         return decision
+
+    def _see_permits(self, owner: str, used: set[str]) -> None:
+        """A process tells everything once a second: a permit that nobody uses is back by the second time."""
+        board, before = self.board.board, self.unused.get(owner, {})  # type: ignore[attr-defined]
+        unused = [one for one in board._permits if board._entries[one].owner == owner and one not in used]
+        self.unused[owner] = {one: before.get(one, _now()) for one in unused}
+        for one, since in self.unused[owner].items():
+            if since <= _now() - 0.9 * HEARTBEAT_S:
+                self.wrong.append(f"{_now():.6f}: nobody uses the permit of {one}")
 
     async def _wake(self, holder: str, outcomes: Mapping[str, Outcome]) -> None:
         queue, life = self.subscribers.get(holder), self.life
@@ -198,7 +222,8 @@ class _Link:
     def __init__(self, server: Server, owner: str) -> None:
         self._server, self._owner = server, owner
         self.up = True
-        self.cut = False
+        self.unheard = False  # its goodbye failed
+        self.alone_since: float | None = None
         self.commands = self
 
     def register_script(self, _: str) -> None:
@@ -208,7 +233,10 @@ class _Link:
         self.up = False
 
     async def exchange(self, news: News, limits: Limits) -> Decision:
-        return await self._server.exchange(self._owner, news, limits)
+        self.unheard = news.leaving
+        decision = await self._server.exchange(self._owner, news, limits)
+        self.unheard, self.alone_since = False, None
+        return decision
 
     async def watch(self) -> None:
         while True:
@@ -233,7 +261,8 @@ class Wish:
 class Story:
     """What happened, over the whole fleet."""
 
-    cap: int
+    limits: Limits
+    lossless: bool  # nothing is lost between a process and Redis but in an outage, which meets all
     in_flight: int = 0
     most: int = 0
     processes: list[Process] = field(default_factory=list)
@@ -242,15 +271,28 @@ class Story:
     fetched: set[str] = field(default_factory=set)  # what calls brought
     ends: dict[str, list[str]] = field(default_factory=dict)  # by ticket, of processes that lived
     wrong: list[str] = field(default_factory=list)
+    unheard: bool = False  # a process left, and could not tell
 
-    def begin(self) -> None:
-        """A call to the teacher. While Redis answers the cap is never passed. In an outage a process cannot know what
-        the others were given since it last looked: each stays within its share of the cap or what it had."""
+    def begin(self, process: Process, ticket: Ticket, grant: Grant) -> None:
+        """A call to the teacher. While all are in the fleet the cap is never passed, nor when all have been alone until
+        the calls of before have ended. Who is alone has its share, or what it had. In between a process may be alone
+        while the others are not: that adds up."""
         self.in_flight += 1
+        process.calls += 1
         self.most = max(self.most, self.in_flight)
-        alone = any(one.alive and one.queue._alone is not None for one in self.processes)
-        bound = 2 * self.cap if alone else self.cap
-        self.check(self.in_flight <= bound, f"{self.in_flight} calls in flight")
+        cap, alive = self.limits.max_in_flight, [one for one in self.processes if one.alive]
+        since = [one.link.alone_since for one in alive if one.link.alone_since is not None]
+        bound = cap + sum(max(one.share, one.held) for one in alive if one.link.alone_since is not None)
+        settled_s = max(self.limits.lease_s, LONGEST_CALL_S)
+        if self.lossless and len(since) == len(alive) and max(since) + settled_s <= _now():
+            bound = cap
+        self.check(self.in_flight <= bound, f"{self.in_flight} calls in flight of {bound}")
+        own = process.may_have(ticket, grant)
+        self.check(process.calls <= own, f"{process.calls} calls of {process.owner}, which may have {own}")
+
+    def end(self, process: Process) -> None:
+        self.in_flight -= 1
+        process.calls -= 1
 
     def check(self, true: object, what: str) -> None:
         if not true:
@@ -277,6 +319,10 @@ class Process:
         )
         self.queue._board = self.link  # type: ignore[assignment]
         self.limits = limits
+        self.calls = 0
+        self.held = 0  # when it went alone
+        self._go_alone = self.queue._go_alone
+        self.queue._go_alone = self._note_alone  # type: ignore[method-assign]
         self.tasks = Tasks()
         self.flights = Flights(self.tasks)
         self.serving = self.alive = True
@@ -284,6 +330,39 @@ class Process:
         self.tasks.keep("batches", self.queue.run())
         self.tasks.keep("redis", self.link.watch())
         self.tasks.keep("wake-ups", self._listen())
+        self.tasks.keep("own permits", self._count_own())
+
+    def _note_alone(self, why: str) -> None:
+        self.link.alone_since = _now()
+        self.held = sum(turn.holds_permit for turn in self.queue._turns.values())
+        self.server.unused.pop(self.owner, None)
+        self._go_alone(why)
+
+    @property
+    def share(self) -> int:
+        return self.limits.max_in_flight // self.queue._membership.fleet
+
+    def may_have(self, ticket: Ticket, grant: Grant) -> int:
+        """How many calls of its own, now that it begins one."""
+        since = self.link.alone_since
+        if since is None:
+            return self.limits.max_in_flight
+        if not grant.batch_id.startswith("local-"):
+            return self.held
+        others_may_have_more = self.queue._membership.fleet > 1 and _now() < since + min(
+            ticket.deadline_s - 1e-6, self.limits.lease_s
+        )
+        return min(self.share, self.held) if others_may_have_more else self.share
+
+    async def _count_own(self) -> None:
+        """Whatever is on the board of a process that is alone, it knows of."""
+        while True:
+            await asyncio.sleep(0.1)
+            queue = self.queue
+            if queue._alone is not None and not (queue._news.is_set() or queue._gone or queue._finished):
+                held = {one for one, turn in queue._turns.items() if turn.holds_permit}
+                lost = queue._alone._permits - held
+                self.story.check(not lost, f"{self.owner} is alone and nobody uses the permits of {lost}")
 
     async def _listen(self) -> None:
         while True:
@@ -306,13 +385,13 @@ class Process:
         deadline = loop.time() + ticket.deadline_s
         end = "nothing"
 
-        async def call(_: Grant) -> OpeningReply:
+        async def call(grant: Grant) -> OpeningReply:
             story = self.story
-            story.begin()
+            story.begin(self, ticket, grant)
             try:
                 await asyncio.sleep(wish.takes_s)
             finally:
-                story.in_flight -= 1
+                story.end(self)
             if wish.fails:
                 raise EngineFailed("It failed.", engine="big")
             text = f"{ticket.work} by {ticket.id}"
@@ -368,4 +447,7 @@ class Process:
             await asyncio.sleep(0.05)
         if self.alive:
             await self.queue.leave_fleet()
+            said = self.owner in self.server.said_goodbye
+            self.story.check(said or self.link.unheard, f"{self.owner} left without a word")
+            self.story.unheard = self.story.unheard or self.link.unheard
             self.crash()
