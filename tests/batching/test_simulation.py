@@ -12,7 +12,7 @@ import random
 import threading
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,14 +25,15 @@ from gateway.batching.ticket import Limits, Ticket
 from gateway.batching.window import SECOND
 from gateway.redis_keys import RedisKeys
 from tests.batching.boards import BlockingBoard, MemoryBoard, ScriptBoard
-from tests.batching.virtual import Network, Process, Server, Story, VirtualLoop, Wish
+from tests.batching.virtual import Network, Server, VirtualLoop
+from tests.batching.virtual_fleet import Process, Story, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.batching.boards import AnyBoard
 
-Kind = Literal["crash", "leave", "join", "clock", "pause", "pause clock", "away", "restart", "quick restart"]
+Kind = Literal["crash", "leave", "join", "clock", "pause", "pause clock", "away", "restart", "quick restart", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,7 @@ troubles = st.lists(
     st.builds(
         Trouble,
         at=moments,
-        kind=st.sampled_from(
-            ["crash", "crash", "leave", "join", "clock", "pause", "pause clock", "away", "restart", "quick restart"]
-        ),
+        kind=st.sampled_from(["crash", *get_args(Kind)]),
         whom=st.integers(0, 9),
         seconds=st.sampled_from([0.1, 0.5, 1.5, 4.0, 12.0, 3600.0, -0.5, -3600.0]),
     ),
@@ -146,7 +145,9 @@ class Fleet:
         if any(trouble.kind == "join" for trouble in schedule.troubles):
             network = replace(network, commands_lost=0.0, replies_lost=0.0)
         self.server = Server(board, network)
-        self.story = Story(schedule.limits, not (network.commands_lost or network.replies_lost))
+        # While one is still at rest after Redis refused it the others may be back.
+        refused = any(trouble.kind == "refuse" for trouble in schedule.troubles)
+        self.story = Story(schedule.limits, not (network.commands_lost or network.replies_lost or refused))
         self.processes: list[Process] = []
         self.grew_at = 0.0
         for _ in range(schedule.processes):
@@ -185,6 +186,8 @@ class Fleet:
                 await server.pause(seconds, clock_too=trouble.kind == "pause clock")
             case "away" | "restart" if server.answers:
                 await server.go(seconds, empty=trouble.kind == "restart")
+            case "refuse" if server.answers and not server.refuses:
+                await server.refuse(seconds)
             case "quick restart" if server.answers:
                 await server.go(0.0, empty=True)
 
