@@ -88,9 +88,11 @@ class Guide:
         if guidance is None:
             draft.unguided = plan.unguided
             return UNGUIDED
+        # One moment for all: the caller's timer, the ticket and whoever waits for the same.
+        deadline = asyncio.get_running_loop().time() + guidance.deadline_s
         try:
-            async with asyncio.timeout(guidance.deadline_s):
-                reply = await self._ask(guidance, chat, draft)
+            async with asyncio.timeout_at(deadline):
+                reply = await self._ask(guidance, chat, draft, deadline)
         except TimeoutError:
             draft.guided = time.perf_counter()
             return self._without(guidance, draft, "teacher_late", None)
@@ -108,7 +110,7 @@ class Guide:
             return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error)
         return self._opening(plan, guidance, chat, draft, reply)
 
-    async def _ask(self, guidance: GuidancePlan, chat: ChatRequest, draft: Draft) -> OpeningReply:
+    async def _ask(self, guidance: GuidancePlan, chat: ChatRequest, draft: Draft, deadline: float) -> OpeningReply:
         engine = self._engines[guidance.teacher]
         projection = PROJECTIONS[guidance.projection]
         request = OpeningRequest(
@@ -146,7 +148,7 @@ class Guide:
                 raise
 
         draft.asked = time.perf_counter()
-        landing = await self._flights.join(self._batcher.queue(guidance.teacher), ticket, ask, granted)
+        landing = await self._flights.join(self._batcher.queue(guidance.teacher), ticket, ask, granted, deadline)
         draft.guided = time.perf_counter()
         reply = landing.reply
         draft.teacher = Call(

@@ -1,12 +1,15 @@
 """The connections to Redis: short deadlines for requests, connections of their own for what blocks, and a breaker.
 
 A slow Redis is worse than a dead one: each request would wait for its whole timeout. So the first failure opens the
-breaker for everybody, and only the watch closes it.
+breaker for everybody, and only the watch closes it: later each time, while what answers the watch goes on failing the
+requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -27,6 +30,33 @@ log = structlog.get_logger()
 
 MINIMUM_VERSION = (7, 0)
 _LOOK_EVERY_S = 0.5
+# A peer that vanished without a word is given up after 5 + 3 * 2 seconds; the system's own patience is two hours. Not
+# every platform can be told.
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+# Shorter than `redis.lease` by default: a process that rests is not given up by its fleet.
+LONGEST_REST_S = 8.0
+
+
+class Rest:
+    """For how long Redis is left alone after it failed: twice as long as the last time, unless it went well since then
+    for as long as the longest rest. Who fails often is not tried often: each try costs those who wait for it its time.
+
+    Times are seconds on one clock, handed in as `now`.
+
+    Attributes:
+        until: when Redis may be asked again.
+    """
+
+    def __init__(self, first_s: float) -> None:
+        self._first_s = first_s
+        self._last_s = 0.0
+        self.until = -math.inf
+
+    def begin(self, now: float) -> None:
+        """Redis failed."""
+        anew = now > self.until + LONGEST_REST_S
+        self._last_s = self._first_s if anew else min(2 * self._last_s, LONGEST_REST_S)
+        self.until = now + self._last_s
 
 
 class RedisClient:
@@ -34,8 +64,8 @@ class RedisClient:
     timeout_s: how long a command may take.
 
     Attributes:
-        up: False from the first failure until the watch has seen Redis answer. Whoever is about to await Redis for a
-            request asks this first, and goes on without Redis when it says False.
+        up: False from the first failure until the watch has seen Redis answer, after a rest. Whoever is about to await
+            Redis for a request asks this first, and goes on without Redis when it says False.
     """
 
     def __init__(self, url: str, *, timeout_s: float, metrics: Metrics) -> None:
@@ -45,6 +75,9 @@ class RedisClient:
         connecting: dict[str, Any] = {"socket_connect_timeout": timeout_s, "protocol": 2}
         if not url.startswith("unix:"):
             connecting["socket_keepalive"] = True  # a peer that vanished must not be waited for
+            connecting["socket_keepalive_options"] = {
+                getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)
+            }
         try:
             address = urlsplit(url)
             # Without what may be a password.
@@ -59,6 +92,7 @@ class RedisClient:
             ) from None
         self._metrics = metrics
         self.up = True
+        self._rest = Rest(_LOOK_EVERY_S)
         self._answers = asyncio.Event()
         self._answers.set()
 
@@ -98,7 +132,8 @@ class RedisClient:
             except (RedisError, OSError) as error:
                 self._turn(up=False, error=type(error).__name__)
             else:
-                self._turn(up=True)
+                if asyncio.get_running_loop().time() >= self._rest.until:
+                    self._turn(up=True)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def _turn(self, *, up: bool, error: str | None = None) -> None:
@@ -110,6 +145,7 @@ class RedisClient:
             self._answers.set()
         else:
             self._answers.clear()
+            self._rest.begin(asyncio.get_running_loop().time())
         log.warning("redis", up=up, error=error)
 
     async def close(self) -> None:

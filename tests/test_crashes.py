@@ -202,10 +202,13 @@ class Fleet:
         """
         await until(self._receipts_kept, sum(counts.total() for counts in self.got), 2 * LEASE_S + 5)
         assert await self.redis.keys("*crashes:tenant:*:intents:*") == []
-        lines = [line for process in self.gateways for line in process.log if line["event"] == "request"]
-        abandoned = [line["id"] for line in lines if line["status"] == "abandoned"]
+        abandoned = self._abandoned()
         assert len(set(abandoned)) == len(abandoned) >= sum(counts["lost"] for counts in self.got)
         return len(abandoned)
+
+    def _abandoned(self) -> list[str]:
+        lines = [line for process in self.gateways for line in process.log if line["event"] == "request"]
+        return [line["id"] for line in lines if line["status"] == "abandoned"]
 
     async def _receipts_kept(self) -> int:
         return len(await self.redis.keys("*crashes:tenant:*:receipt:*"))
@@ -215,14 +218,16 @@ class Fleet:
         found = [receipt for at in alive for receipt in await self.receipts(at)]
         return sum(receipt["teacher"] is not None and "shared" not in receipt["teacher"] for receipt in found)
 
-    def report(self, **more: Any) -> None:
+    async def report(self, **more: Any) -> None:
         """The counts, in one line."""
         teacher = self.teacher
         got = "; ".join(f"gateway {at}: {dict(counts)}" for at, counts in enumerate(self.got))
         extra = "".join(f", {name} {value}" for name, value in more.items())
+        kept = {"permits": 0, "tickets": 0} | await self.kept()
         print(
             f"{got}; teacher: {teacher.asked} calls, {teacher.finished} finished, at most {teacher.most} of {CAP} "
-            f"at once{extra}"
+            f"at once; Redis: {kept}, {await self._receipts_kept()} receipts, {len(self._abandoned())} of them "
+            f"abandoned{extra}"
         )
         assert teacher.most <= CAP
 
@@ -299,7 +304,8 @@ async def test_told_to_stop_under_load(here: Fleet) -> None:
     await here.settled(*here.others)
     assert here.teacher.asked == await here.calls_on_receipts(*here.all)
     assert [counts.total() for counts in here.got] == [8] + [9] * len(here.others)
-    here.report(exit_code=code, abandoned=await here.accounted())
+    await here.accounted()
+    await here.report(exit_code=code)
 
 
 async def test_killed_while_its_requests_wait(here: Fleet) -> None:
@@ -317,7 +323,8 @@ async def test_killed_while_its_requests_wait(here: Fleet) -> None:
         assert set(await answers) <= {"guided", "teacher_late"}
     await here.settled(*here.others)
     assert here.teacher.asked == await here.calls_on_receipts(*here.others), "nobody called the teacher for the dead"
-    here.report(abandoned=await here.accounted())
+    await here.accounted()
+    await here.report()
 
 
 async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
@@ -335,7 +342,8 @@ async def test_killed_while_the_teacher_works_for_it(here: Fleet) -> None:
     of_the_dead = here.teacher.asked - await here.calls_on_receipts(*here.others)
     assert max(CAP, ends["guided"]) <= of_the_dead <= 6
     assert [here.got[at].total() for at in here.others] == [7] * len(here.others)
-    here.report(of_the_dead=of_the_dead, abandoned=await here.accounted())
+    await here.accounted()
+    await here.report(of_the_dead=of_the_dead)
 
 
 async def test_killed_while_another_waits_for_what_it_fetches(here: Fleet) -> None:
@@ -357,7 +365,8 @@ async def test_killed_while_another_waits_for_what_it_fetches(here: Fleet) -> No
     await here.settled(*here.others)
     assert here.teacher.asked == 2 + followers, "the dead one's, its followers', and the last requests'"
     assert await here.calls_on_receipts(*here.others) == 1 + followers
-    here.report(abandoned=await here.accounted())
+    await here.accounted()
+    await here.report()
 
 
 async def test_killed_while_the_student_streams(here: Fleet) -> None:
@@ -373,7 +382,8 @@ async def test_killed_while_the_student_streams(here: Fleet) -> None:
     await here.settled(*here.others)
     assert here.teacher.asked == 2 + 3 * len(here.others)
     assert await here.calls_on_receipts(*here.others) == 3 * len(here.others)
-    here.report(abandoned=await here.accounted())
+    await here.accounted()
+    await here.report()
 
 
 async def _restarts(here: Fleet) -> None:
@@ -413,4 +423,4 @@ async def test_redis_fails_under_load(here: Fleet, trouble: Callable[[Fleet], An
     assert here.teacher.asked == await here.calls_on_receipts(*here.all)
     if trouble is _stands_still:  # the others begin anew with an empty Redis, and what it kept is gone
         assert await here.accounted() == 0
-    here.report(trouble=trouble.__name__.strip("_"))
+    await here.report(trouble=trouble.__name__.strip("_"))

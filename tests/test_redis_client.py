@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import socket
 import tempfile
 import time
 from contextlib import asynccontextmanager
@@ -19,7 +21,7 @@ from gateway import redis_client
 from gateway.errors import StartupError
 from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
+from gateway.redis_client import LONGEST_REST_S, RedisClient, Rest
 from gateway.tasks import Tasks
 from tests.batching.process import until
 from tests.redis_faults import paused
@@ -41,7 +43,7 @@ async def client_on(url: str) -> AsyncIterator[tuple[RedisClient, Metrics]]:
 
 
 @asynccontextmanager
-async def fake_redis(answer: Callable[[list[bytes], int], bytes | None]) -> AsyncIterator[str]:
+async def fake_redis(answer: Callable[[list[bytes], int], bytes | None], *, tcp: bool = False) -> AsyncIterator[str]:
     """A server that answers as `answer(command, connection number)` says; None: it hangs up."""
     connections = 0
 
@@ -64,9 +66,13 @@ async def fake_redis(answer: Callable[[list[bytes], int], bytes | None]) -> Asyn
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "fake.sock")
-        server = await asyncio.start_unix_server(serve, path)
+        if tcp:
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            host, port = server.sockets[0].getsockname()
+        else:
+            server = await asyncio.start_unix_server(serve, path)
         try:
-            yield f"unix://{path}"
+            yield f"redis://{host}:{port}" if tcp else f"unix://{path}"
         finally:
             server.close()
 
@@ -178,6 +184,56 @@ async def test_who_listens_is_not_given_up_for_silence() -> None:
         await client.commands.client_kill_filter(_type="pubsub")
         with pytest.raises(RedisConnectionError):
             await asyncio.wait_for(waiting, 2)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system's patience cannot be set")
+async def test_a_peer_that_vanished_without_a_word_is_noticed_within_seconds() -> None:
+    """Who listens sends nothing: without the system's probes it would wait for ever."""
+    async with (
+        fake_redis(lambda command, _: greeting(command), tcp=True) as url,
+        client_on(url) as (client, _),
+        client.listening.pubsub() as pubsub,
+    ):
+        await pubsub.connect()
+        assert pubsub.connection is not None
+        sock = pubsub.connection._writer.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle_s, every_s, times = (
+            sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+        )
+        assert idle_s + every_s * times <= 15
+
+
+def test_a_rest_is_twice_the_last_one_until_it_went_well_for_as_long_as_the_longest() -> None:
+    rest = Rest(1.0)
+    now, took = 100.0, []
+    for well_s in (0.0, 0.2, 0.2, 5.0, 0.2, LONGEST_REST_S + 0.1, 0.2):
+        now += well_s
+        rest.begin(now)
+        took.append(rest.until - now)
+        now = rest.until
+    assert took == pytest.approx([1, 2, 4, 8, 8, 1, 2])
+
+
+async def test_a_redis_that_answers_the_watch_and_nobody_else_is_tried_less_and_less(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try costs those who wait for it their time."""
+    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    tasks, tries = Tasks(), []
+    loop = asyncio.get_running_loop()
+    async with client_on(redis_url) as (client, metrics):
+        tasks.keep("redis", client.watch())
+        for _ in range(6):
+            await asyncio.wait_for(client.wait_up(), 2)
+            tries.append(loop.time())
+            client.failed(RedisTimeoutError("the script is slow"))
+        await asyncio.sleep(0.1)
+        assert metrics.registry.get_sample_value("gkt_redis_up") == 0
+        await tasks.close()
+    rests = [later - earlier for earlier, later in itertools.pairwise(tries)]
+    assert all(rest >= 0.02 * 2**number - 0.001 for number, rest in enumerate(rests)), rests
 
 
 async def test_the_watch_follows_redis(monkeypatch: pytest.MonkeyPatch) -> None:

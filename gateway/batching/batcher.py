@@ -14,11 +14,13 @@ from redis.exceptions import RedisError
 
 from gateway.batching.board import Board
 from gateway.batching.membership import Membership
+from gateway.batching.meter import Meter
 from gateway.batching.redis_board import RedisBoard, hear_wakeups
 from gateway.batching.ticket import Broken, Decision, Grant, News, Refused, Shared
 from gateway.batching.turn import Turn
 from gateway.batching.view import BoardView, own_view
 from gateway.batching.window import SECOND
+from gateway.redis_client import Rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -38,10 +40,13 @@ _HEARTBEAT_S = 1.0
 _HEARTBEATS_A_LEASE = 4
 # While Redis is away, how soon the process sees that it is back; after the loop broke, how soon it goes on.
 _REST_S = 0.25
-# An exchange that Redis refuses, though it answers otherwise, is tried again after this.
+# An exchange that Redis refuses, though it answers otherwise, is tried again after this; then after twice as long.
 _REST_AFTER_FAILURE_S = 1.0
 # A wake-up is under way for no longer.
 _WAKEUP_S = 0.25
+
+# A timer of uvloop's may come so much before its time.
+_CLOCK_S = 0.001
 
 # In memory guidance is looked through in whole, so little of it is kept.
 _OWN_CACHE_BYTES = 1_000_000
@@ -74,7 +79,7 @@ class TeacherQueue:
         self._teacher = teacher
         self._limits = limits
         self._on_failure = on_failure
-        self._metrics = metrics
+        self._meter = Meter(metrics, teacher)
         self._turns: dict[str, Turn] = {}  # in order of arrival
         self._arrived: dict[str, Turn] = {}  # not told yet
         self._gone: list[str] = []
@@ -85,17 +90,20 @@ class TeacherQueue:
         self._returning = False  # decided alone, and has not told the fleet yet
         self._tell_all_at = 0.0
         self._alone: Board | None = None  # the board in use while Redis is away
-        self._ask_fleet_at = 0.0
+        self._rest = Rest(_REST_AFTER_FAILURE_S)
         self._exchanging = asyncio.Lock()
         self._trusts_wakeups_at = 0.0
         self._membership = Membership()
         self._leaving = False
 
-    def turn(self, ticket: Ticket) -> Turn:
+    def turn(self, ticket: Ticket, deadline: float | None = None) -> Turn:
         """`async with queue.turn(ticket) as turn`: wait until the ticket's turn has come, as `turn.outcome` says.
 
         Inside, a permit is held if that is a Grant; it is returned on leaving, whatever happens inside. The caller
         bounds the wait by the ticket's deadline: leaving by cancellation withdraws the ticket.
+
+        Args:
+            deadline: the ticket's, on the loop's clock, where it began to run before now.
 
         Raises:
             StoreUnavailable: Redis is away and the configuration says `reject`.
@@ -103,7 +111,7 @@ class TeacherQueue:
             TicketUnreadable: what the board kept of it cannot be read.
             TimeoutError: its turn came after its deadline.
         """
-        return Turn(self, ticket)
+        return Turn(self, ticket, deadline)
 
     def enter(self, turn: Turn) -> None:
         assert turn.ticket.id not in self._turns, "two tickets with one id"
@@ -118,13 +126,15 @@ class TeacherQueue:
             self._news.set()
         turn.deadline = deadline
 
+    def give_up(self, turn: Turn) -> None:
+        """The caller left before it had what it waited for: at its deadline, or earlier by itself."""
+        self._meter.ended("expired" if turn.deadline <= _now() + _CLOCK_S else "withdrawn")
+        self.leave(turn, None)
+
     def leave(self, turn: Turn, guidance: str | None) -> None:
         """The turn is over; `guidance` is what was fetched in it, for those who wait for the same."""
         ticket_id = turn.ticket.id
         del self._turns[ticket_id]
-        if turn.waiting.cancelled() or not turn.waiting.done():
-            late = turn.deadline <= _now()
-            self._metrics.tickets.labels(self._teacher, "expired" if late else "withdrawn").inc()
         if self._alone is not None:
             if turn.told:
                 self._owed.append(ticket_id)
@@ -148,7 +158,7 @@ class TeacherQueue:
                     turn.told = False
                 turn.waiting.set_result(outcome)
                 if isinstance(outcome, Refused):
-                    self._metrics.tickets.labels(self._teacher, "refused").inc()
+                    self._meter.ended("refused")
 
     def hear(self, outcomes: Mapping[str, Outcome]) -> None:
         """What a wake-up says. Of a permit given while this process was alone the board may think otherwise by now."""
@@ -184,9 +194,12 @@ class TeacherQueue:
         """Tell the board that this process stops, so that nobody waits for its lease to lapse."""
         self._leaving = True
         async with self._exchanging:  # one that comes after it would bring the process back
-            # Also while Redis seems away: it may yet hear of tickets that were told before.
-            with suppress(RedisError, OSError):
-                await self._board.exchange(News(leaving=True), self._limits())
+            # Also while Redis seems away: it may yet hear of tickets that were told before. And once more if that
+            # fails: nobody says it later, and the others would wait for the lease.
+            for _ in range(2):
+                with suppress(RedisError, OSError):
+                    await self._board.exchange(News(leaving=True), self._limits())
+                    return
 
     async def run(self) -> None:
         """Exchange news for decisions, for ever. Whatever fails, the loop lives on: every later request needs it."""
@@ -210,21 +223,23 @@ class TeacherQueue:
         async with self._exchanging:
             if self._leaving:
                 return _HEARTBEAT_S
-            may_ask = self._redis.up and _now() >= self._ask_fleet_at
+            may_ask = self._redis.up and _now() >= self._rest.until
             decision = await self._ask_fleet(limits) if may_ask else None
         if decision is None:
             decision = self._ask_own(limits)
         self.deliver(decision.outcomes)
-        self._count(decision, limits)
+        self._meter.count(decision, limits)
         if everything:
-            self._show(decision, limits)
+            now = _now()
+            ages = (now - turn.entered for turn in self._turns.values() if not turn.waiting.done())
+            self._meter.show(decision, limits, oldest_s=max(ages, default=0.0))
         latest_s = _REST_S if self._alone is not None else max(0.0, self._tell_all_at - _now())
         return latest_s if decision.next_look_s is None else min(latest_s, decision.next_look_s)
 
     async def _ask_fleet(self, limits: Limits) -> Decision | None:
         """The fleet's decision; None when Redis fails."""
         alone, self._alone = self._alone, None
-        of_own_board = self._gone
+        of_own_board = self._gone, self._finished
         if alone is not None:
             self._gone, self._finished, self._owed = self._owed, [], []
             self._returning = self._unsure = True
@@ -233,21 +248,22 @@ class TeacherQueue:
             decision = await self._board.exchange(news, limits)
         except Exception as error:
             self._redis.failed(error)
-            self._ask_fleet_at = _now() + _REST_AFTER_FAILURE_S
+            self._rest.begin(_now())
             if not isinstance(error, RedisError | OSError):
                 log.exception("exchange_broke", teacher=self._teacher)
-            self._gone[:0], self._finished[:0] = news.gone, news.finished
             if alone is None:
+                self._gone[:0], self._finished[:0] = news.gone, news.finished
                 self._go_alone(type(error).__name__)
             else:
-                self._gone += of_own_board
-                self._stay_alone(alone)
+                self._stay_alone(alone, owed=news.gone)
+                # What ended since the own board was last asked: it has yet to hear of that, or the permits stay out.
+                self._gone[:0], self._finished[:0] = of_own_board
             return None
         if alone is not None:
             log.info("fleet_rejoined", teacher=self._teacher)
         if news.returning:
             self._trusts_wakeups_at = _now() + _WAKEUP_S
-        self._membership.saw(decision.fleet, decision.in_flight, limits.lease_s, _now())
+        self._membership.saw(decision.fleet, limits.lease_s, _now())
         return decision
 
     def _ask_own(self, limits: Limits) -> Decision:
@@ -260,12 +276,12 @@ class TeacherQueue:
                 turn.refuse_without_store()
             self._arrived, self._gone, self._finished = {}, [], []
             return Decision()
+        news = replace(self._take_news(limits, of_fleet=False), fleet=1)
         own = replace(
             limits,
             max_in_flight=self._membership.share(limits.max_in_flight, limits.lease_s, _now()),
             max_cache_bytes=min(limits.max_cache_bytes, _OWN_CACHE_BYTES),
         )
-        news = replace(self._take_news(limits, of_fleet=False), fleet=1)
         decision, _ = self._alone.exchange(self._owner, news, own, round(_now() * SECOND))
         return decision
 
@@ -278,9 +294,9 @@ class TeacherQueue:
             "fleet_left", teacher=self._teacher, why=why, processes=self._membership.fleet, then=self._on_failure
         )
 
-    def _stay_alone(self, board: Board) -> None:
+    def _stay_alone(self, board: Board, *, owed: Collection[str] = ()) -> None:
         self._alone, self._unsure = board, True
-        self._owed += [*self._gone, *(ticket_id for ticket_id, _ in self._finished)]
+        self._owed += [*owed, *self._gone, *(ticket_id for ticket_id, _ in self._finished)]
 
     def _take_news(self, limits: Limits, *, of_fleet: bool) -> News:
         now = _now()
@@ -291,6 +307,8 @@ class TeacherQueue:
             arrived = [turn for turn in self._turns.values() if not turn.waiting.done()]
             held = [turn for turn in self._turns.values() if turn.holds_permit]
             self._tell_all_at = now + min(_HEARTBEAT_S, limits.lease_s / _HEARTBEATS_A_LEASE)
+        for turn in arrived:
+            self._membership.asked(turn.deadline - turn.entered, limits.lease_s, now)
         for turn in (*arrived, *held):
             turn.told = turn.told or of_fleet
         news = News(
@@ -305,26 +323,6 @@ class TeacherQueue:
         self._arrived, self._gone, self._finished = {}, [], []
         self._unsure = self._returning = False
         return news
-
-    def _count(self, decision: Decision, limits: Limits) -> None:
-        metrics, teacher = self._metrics, self._teacher
-        for size in decision.opened:
-            metrics.batch_size.labels(teacher).observe(size)
-            metrics.batch_fill.labels(teacher).observe(size / min(limits.max_size, limits.max_in_flight))
-        if decision.reclaimed:
-            metrics.tickets.labels(teacher, "reclaimed").inc(decision.reclaimed)
-        if decision.broken:
-            metrics.tickets.labels(teacher, "unreadable").inc(decision.broken)
-
-    def _show(self, decision: Decision, limits: Limits) -> None:
-        metrics, teacher, now = self._metrics, self._teacher, _now()
-        metrics.queue_depth.labels(teacher).set(decision.waiting)
-        ages = (now - turn.entered for turn in self._turns.values() if not turn.waiting.done())
-        metrics.queue_age.labels(teacher).set(max(ages, default=0.0))
-        metrics.teacher_in_flight.labels(teacher).set(decision.in_flight)
-        metrics.teacher_cap.labels(teacher).set(limits.max_in_flight)
-        if decision.window_s is not None:
-            metrics.batch_window.labels(teacher).set(decision.window_s)
 
 
 def _forgotten(outcome: Outcome) -> bool:

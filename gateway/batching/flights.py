@@ -88,21 +88,25 @@ class Flights:
         ticket: Ticket,
         ask: Callable[[Grant], Awaitable[OpeningReply]],
         granted: Callable[[Grant], None],
+        deadline: float | None = None,
     ) -> Landing:
         """Share the flight of the same work, or start one with this ticket. Leave it by cancellation.
 
         Args:
             ask: calls the teacher; the first one's is used.
             granted: told, before the call, that it is made in this request's name.
+            deadline: the ticket's, on the loop's clock, where it began to run before now.
 
         Raises what `TeacherQueue.turn` and `ask` raise.
         """
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + ticket.deadline_s
         while True:
             flight = self._flights.get(ticket.work)
             if flight is None:
-                flight = self._take_off(queue, ticket, ask)
+                flight = self._take_off(queue, ticket, deadline, ask)
             else:
-                flight.wait_until(asyncio.get_running_loop().time() + ticket.deadline_s)
+                flight.wait_until(deadline)
             seat = _Seat(granted)
             flight.seats.append(seat)
             try:
@@ -121,9 +125,9 @@ class Flights:
             return landed if seat.pays or landed.shared else Landing(landed.reply, "flight")
 
     def _take_off(
-        self, queue: TeacherQueue, ticket: Ticket, ask: Callable[[Grant], Awaitable[OpeningReply]]
+        self, queue: TeacherQueue, ticket: Ticket, deadline: float, ask: Callable[[Grant], Awaitable[OpeningReply]]
     ) -> _Flight:
-        flight = _Flight(queue.turn(ticket), ask)
+        flight = _Flight(queue.turn(ticket, deadline), ask)
         self._flights[ticket.work] = flight
         flight.task = self._tasks.spawn("flight", flight.fly())
         flight.task.add_done_callback(lambda _: self._land(ticket.work, flight))

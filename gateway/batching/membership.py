@@ -1,9 +1,9 @@
 """What a process remembers of its fleet, and so how many calls it may have in flight while Redis is away.
 
-Each process has an even share of what the teacher takes. But right after Redis went the calls of the others are still
-under way, and may be more than their share: so for a lease, which no call outlives, a process has no more than it had
-itself, or than the others had left when it last looked. (What the others were given since that look it cannot know. A
-look is a heartbeat old at most, and under load a few milliseconds.)
+Each process has an even share of what the teacher takes. But right after Redis went the others may have more than
+theirs: all that this process had not, since what they were given in that moment it cannot know. Those calls end by
+their deadlines. So for as long as the longest deadline of late a process has no more calls than it had when Redis went,
+nor than its share; then all have their shares.
 """
 
 from __future__ import annotations
@@ -11,15 +11,31 @@ from __future__ import annotations
 from collections import deque
 
 
+class _Most:
+    """The largest number seen of late. Kept are only those that no later one surpassed, so the first is the largest."""
+
+    def __init__(self) -> None:
+        self.seen: deque[tuple[float, float]] = deque()
+
+    def see(self, number: float, keep_s: float, now: float) -> None:
+        while self.seen and self.seen[-1][1] <= number:
+            self.seen.pop()
+        self.seen.append((now, number))
+        while self.seen[0][0] < now - keep_s:
+            self.seen.popleft()
+
+    def largest(self, otherwise: float) -> float:
+        return self.seen[0][1] if self.seen else otherwise
+
+
 class Membership:
     """Times are seconds on one clock, handed in as `now`."""
 
     def __init__(self) -> None:
-        # The fleet at looks of the last lease: of those only that no later look surpassed, so the first is the largest.
-        self._seen: deque[tuple[float, int]] = deque()
-        self._in_flight = 0  # over the fleet, at the last look
+        self._fleets = _Most()
+        self._deadlines = _Most()
         self._alone_since: float | None = None
-        self._held = self._others = 0
+        self._held = 0
 
     @property
     def fleet(self) -> int:
@@ -28,28 +44,29 @@ class Membership:
         Right after Redis began anew it knows few of them, and one that is not heard of may be alive until its lease
         is over.
         """
-        return self._seen[0][1] if self._seen else 1
+        return int(self._fleets.largest(1))
 
-    def saw(self, fleet: int, in_flight: int, lease_s: float, now: float) -> None:
-        """Redis told how many processes there are, and how many calls they have."""
+    def saw(self, fleet: int, lease_s: float, now: float) -> None:
+        """Redis told how many processes there are."""
         if self._alone_since is not None:
             # While it was away, nothing was forgotten.
-            self._seen = deque([(now, self.fleet)])
+            self._fleets.seen = deque([(now, self.fleet)])
             self._alone_since = None
-        self._in_flight = in_flight
-        while self._seen and self._seen[-1][1] <= fleet:
-            self._seen.pop()
-        self._seen.append((now, fleet))
-        while self._seen[0][0] < now - lease_s:
-            self._seen.popleft()
+        self._fleets.see(fleet, lease_s, now)
+
+    def asked(self, deadline_s: float, lease_s: float, now: float) -> None:
+        """Somebody wants a call to end within so long; others may want the same of other processes."""
+        self._deadlines.see(deadline_s, lease_s, now)
 
     def go_alone(self, held: int, now: float) -> None:
         """Redis is away; `held` permits of this process are in use."""
-        self._alone_since, self._held, self._others = now, held, max(0, self._in_flight - held)
+        self._alone_since, self._held = now, held
 
     def share(self, cap: int, lease_s: float, now: float) -> int:
         """How many of the `cap` calls in flight this process may have while it is alone."""
         share = cap // self.fleet
-        if self._alone_since is None or now < self._alone_since + lease_s:
-            return min(share, max(self._held, cap - self._others))
+        if self.fleet > 1 and self._alone_since is not None:
+            longest_s = min(lease_s, self._deadlines.largest(lease_s))
+            if now < self._alone_since + longest_s:
+                return min(share, self._held)
         return share

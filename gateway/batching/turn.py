@@ -25,13 +25,13 @@ class Turn:
 
     __slots__ = ("_guidance", "_queue", "deadline", "entered", "ticket", "told", "waiting")
 
-    def __init__(self, queue: TeacherQueue, ticket: Ticket) -> None:
+    def __init__(self, queue: TeacherQueue, ticket: Ticket, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()
         self._queue = queue
         self._guidance: str | None = None
         self.ticket = ticket
         self.entered = loop.time()
-        self.deadline = self.entered + ticket.deadline_s
+        self.deadline = self.entered + ticket.deadline_s if deadline is None else deadline
         self.waiting: asyncio.Future[Outcome | StoreUnavailable] = loop.create_future()
         self.told = False
 
@@ -80,6 +80,9 @@ class Turn:
                 raise outcome
             if isinstance(outcome, Grant) and self.deadline <= asyncio.get_running_loop().time():
                 raise TimeoutError("its turn came too late")
+        except (asyncio.CancelledError, TimeoutError):
+            self._queue.give_up(self)
+            raise
         except BaseException:
             self._queue.leave(self, None)
             raise

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
 import time
-from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
 from gateway.batching import batcher
+from gateway.batching.flights import Flights
 from gateway.batching.redis_board import RedisBoard
-from gateway.batching.ticket import Decision, Grant, Limits, News, Ticket
+from gateway.batching.ticket import Decision, Grant, Limits, News, Shared, Ticket
 from gateway.errors import QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
+from gateway.tasks import Tasks
 from tests.batching.process import LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.batching.batcher import TeacherQueue
     from gateway.redis_keys import RedisKeys
 
@@ -347,7 +354,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
 ) -> None:
     """Killed: everyone is answered, at most half the cap at once in each of two processes. Started again, empty: the
     fleet's batches are back, and a permit held since before the outage is counted."""
-    limits = Limits(8, 4, 1000)
+    limits = Limits(8, 4, 1000, lease_s=1.0)
     async with (
         EmbeddedRedis() as server,
         process(server.url, keys, limits) as ann,
@@ -363,7 +370,7 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
                 grants = await asyncio.gather(
                     *(meter.call(queue, 0.01) for queue, meter in meters.items() for _ in range(30))
                 )
-                assert time.monotonic() - began < 2
+                assert time.monotonic() - began < 3
                 assert (meters[ann].most, meters[ben].most) == (3, 4)  # one of ann's four is `held`
                 by_process = [{grant.batch_id for grant in half} for half in (grants[:30], grants[30:])]
                 assert all(batch_id.startswith("local-") for half in by_process for batch_id in half)
@@ -383,9 +390,9 @@ async def test_without_redis_each_process_serves_under_its_share_and_returns_to_
             await nothing_left(redis, keys, ann, ben)
 
 
-async def test_a_process_that_is_alone_leaves_room_for_the_others_calls_for_a_lease(keys: RedisKeys) -> None:
-    """Ben had six of eight permits when Redis went: ann takes the two that were left, and her half only when the
-    fleet would have given ben up."""
+async def test_a_process_that_is_alone_leaves_room_for_whatever_the_others_may_have(keys: RedisKeys) -> None:
+    """Ann had one of eight permits when Redis went, and ben may have seven: while his calls may go on, one of hers must
+    end before the next begins. Then she has her half."""
     limits = Limits(8, 4, 1000, lease_s=2.0)
     async with (
         EmbeddedRedis() as server,
@@ -393,20 +400,20 @@ async def test_a_process_that_is_alone_leaves_room_for_the_others_calls_for_a_le
         process(server.url, keys, limits, owner="ben") as ben,
     ):
         await _both_counted(ann, ben)
-        async with AsyncExitStack() as bens:
-            for _ in range(6):
-                await bens.enter_async_context(ben.turn(ticket()))
-            await until(lambda: ann._membership._in_flight == 6)
+        early, late = Meter(), Meter()
+        async with ann.turn(ticket()):
             await server.stop()
             await until(lambda: ann._alone)
-            early, late = Meter(), Meter()
-            await asyncio.gather(*(early.call(ann, 0.01) for _ in range(20)))
-            assert early.most == 2
-            await asyncio.sleep(
-                max(0.0, (ann._membership._alone_since or 0.0) + 2.0 - asyncio.get_running_loop().time())
-            )
-            await asyncio.gather(*(late.call(ann, 0.01) for _ in range(20)))
-            assert late.most == 4
+            waiting = asyncio.gather(*(early.call(ann, 0.01) for _ in range(20)))
+            await asyncio.sleep(0.3)
+            assert early.most == 0
+        await waiting
+        assert early.most == 1
+        ends = (ann._membership._alone_since or 0.0) + 2.0
+        assert asyncio.get_running_loop().time() < ends
+        await asyncio.sleep(ends - asyncio.get_running_loop().time())
+        await asyncio.gather(*(late.call(ann, 0.01) for _ in range(20)))
+        assert late.most == 4
 
 
 async def test_without_redis_requests_are_rejected_at_once_where_the_configuration_says_so(keys: RedisKeys) -> None:
@@ -475,6 +482,61 @@ async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(ke
         assert (len(queue._turns), len(queue._arrived), len(queue._owed)) == (0, 0, known)
 
 
+async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
+    redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that answers, but refuses the script each time: what ended meanwhile makes room for what waits, and those
+    that wanted the same get what it fetched."""
+    monkeypatch.setattr(batcher, "_REST_AFTER_FAILURE_S", 0.0)
+    monkeypatch.setattr(batcher, "_REST_S", 0.05)
+    tries = 0
+
+    async def refused(*_: object) -> Decision:
+        nonlocal tries
+        tries += 1
+        raise ResponseError("OOM command not allowed")
+
+    async with process(redis_url, keys, Limits(4, 4, 1000)) as queue:
+        monkeypatch.setattr(RedisBoard, "exchange", refused)
+        for _ in range(10):
+            async with queue.turn(ticket(work="w")) as leader:
+                follower = asyncio.ensure_future(_outcome(queue, ticket(work="w")))  # noqa: TID251
+                await asyncio.sleep(0.03)
+                leader.finish("what it fetched")
+            assert await asyncio.wait_for(follower, 1) == Shared("what it fetched", cached=False)
+        assert tries > 10
+        assert queue._alone is not None
+        await until(lambda: queue._alone and not queue._alone._entries, 1)
+
+
+async def test_a_return_to_the_fleet_is_tried_less_and_less_while_it_fails(
+    redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever waits waits for each try."""
+    monkeypatch.setattr(batcher, "_REST_AFTER_FAILURE_S", 0.05)
+    monkeypatch.setattr(batcher, "_REST_S", 0.01)
+    tries: list[float] = []
+
+    async def refused(*_: object) -> Decision:
+        tries.append(time.monotonic())
+        raise ResponseError("OOM command not allowed")
+
+    exchange = RedisBoard.exchange
+    async with process(redis_url, keys, LIMITS) as queue:
+        monkeypatch.setattr(RedisBoard, "exchange", refused)
+        queue.recheck()
+        await until(lambda: len(tries) == 5)
+        rests = [later - earlier for earlier, later in itertools.pairwise(tries)]
+        assert all(rest >= 0.05 * 2**number for number, rest in enumerate(rests)), rests
+        monkeypatch.setattr(RedisBoard, "exchange", exchange)
+        await until(lambda: queue._alone is None)
+
+
+async def _outcome(queue: TeacherQueue, one: Ticket) -> Grant | Shared:
+    async with queue.turn(one) as turn:
+        return turn.outcome
+
+
 async def test_a_permit_of_a_process_that_was_alone_is_returned_to_the_fleet(keys: RedisKeys) -> None:
     """Redis never saw its ticket, was told of the call under way when it was back, and hears when that ends."""
     async with EmbeddedRedis() as server, process(server.url, keys, Limits(1, 4, 1000)) as queue:
@@ -506,8 +568,75 @@ async def test_a_grant_that_comes_after_the_deadline_is_handed_back(
         with pytest.raises(TimeoutError):
             async with queue.turn(ticket(deadline_s=0.1)):
                 pytest.fail("called the teacher")
+        assert _ended(queue, "expired") == 1
         await nothing_left(redis, keys, queue)
         await Meter().call(queue, 0)
+
+
+def _sample(queue: TeacherQueue, name: str, **labels: str) -> float:
+    return queue._meter._metrics.registry.get_sample_value(name, {"teacher": "big"} | labels) or 0.0
+
+
+def _ended(queue: TeacherQueue, end: str) -> float:
+    return _sample(queue, "gkt_tickets_total", end=end)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_ticket_whose_deadline_ends_the_wait_has_expired_and_one_whose_caller_left_is_withdrawn(
+    redis_url: str, keys: RedisKeys, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Also when what the request did first took some of its time, and on a loop whose timers come early."""
+
+    async def both() -> None:
+        clock = asyncio.get_running_loop()
+        tasks = Tasks()
+        flights = Flights(tasks)
+        async with process(redis_url, keys, Limits(1, 1, 1000)) as queue, queue.turn(ticket()):
+
+            async def request(number: int) -> None:
+                await asyncio.sleep(number * 0.0007)
+                deadline = clock.time() + 0.2004
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(deadline):
+                        time.sleep(0.0003)  # noqa: ASYNC251  what a request does before it waits
+                        one = ticket(deadline_s=0.2, work=f"w{number}")
+                        await flights.join(queue, one, _nobody, _nobody, deadline)
+
+            await asyncio.gather(*(request(number) for number in range(60)))
+            assert (_ended(queue, "expired"), _ended(queue, "withdrawn")) == (60, 0)
+            leaves = asyncio.ensure_future(request(60))  # noqa: TID251
+            await until(lambda: len(queue._turns) == 2)
+            leaves.cancel()
+            await until(lambda: _ended(queue, "withdrawn"))
+            assert (_ended(queue, "expired"), _ended(queue, "withdrawn")) == (60, 1)
+        await tasks.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(both())
+
+
+def _nobody(_: Grant) -> Any:
+    raise AssertionError("the teacher was asked")
+
+
+async def test_the_window_is_shown_while_a_ticket_waits_by_it_and_no_longer(
+    redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither only if a heartbeat happens to find it, nor until the next ticket comes."""
+    monkeypatch.setattr(batcher, "_HEARTBEAT_S", NEVER_S)
+    async with process(redis_url, keys, LIMITS) as queue:
+
+        def window_s() -> float:
+            return _sample(queue, "gkt_batch_window_seconds")
+
+        waiting = asyncio.ensure_future(Meter().call(queue, 0, ticket(wait_s=LONG_S)))  # noqa: TID251
+        await until(lambda: queued(redis, keys))
+        await until(lambda: window_s() > 1)
+        waiting.cancel()
+        await nothing_left(redis, keys, queue)
+        monkeypatch.undo()
+        queue.recheck()
+        await until(lambda: window_s() == 0)
 
 
 async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
@@ -522,8 +651,7 @@ async def test_one_ticket_too_many_is_refused_and_told_when_to_come_back(
                 await Meter().call(queue, 0)
             assert refused.value.retry_after_s is not None
             assert 0 < refused.value.retry_after_s <= 10
-            count = queue._metrics.registry.get_sample_value
-            assert count("gkt_tickets_total", {"teacher": "big", "end": "refused"}) == 1
+            assert _ended(queue, "refused") == 1
             assert await queued(redis, keys) == 1
         await waiting
         await nothing_left(redis, keys, queue)
@@ -560,9 +688,13 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
     redis_url: str, redis: Redis, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither an exchange that was under way nor a heartbeat brings it back."""
-    exchange = RedisBoard.exchange
+    exchange, failures = RedisBoard.exchange, 0
 
     async def slow(self: RedisBoard, news: News, limits: Limits) -> Decision:
+        nonlocal failures
+        if news.leaving and not failures:
+            failures += 1
+            raise RedisTimeoutError
         await asyncio.sleep(0 if news.leaving else 0.05)
         return await exchange(self, news, limits)
 
@@ -573,6 +705,7 @@ async def test_a_process_that_stops_is_gone_from_the_fleet_at_once_and_stays_gon
         await asyncio.sleep(0.01)
         await ann.leave_fleet()
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
+        assert failures == 1, "what failed was said once more"
         await asyncio.sleep(batcher._HEARTBEAT_S + 0.1)
         assert await redis.zrange(keys.teacher("big").owners, 0, -1) == [b"ben"]
-        await until(lambda: ben._membership._seen[-1][1] == 1)
+        await until(lambda: ben._membership._fleets.seen[-1][1] == 1)

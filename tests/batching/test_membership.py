@@ -10,25 +10,52 @@ LEASE_S = 10.0
 
 
 @pytest.mark.parametrize(
-    ("cap", "held", "others", "at_once"),
+    ("cap", "held", "at_once"),
     [
-        (10, 0, 0, 5),  # nobody was busy: its share
-        (10, 2, 6, 4),  # the others had six, and may have them still
-        (10, 2, 8, 2),  # its own calls make room for its next ones
-        (10, 9, 1, 5),  # it had more than its share
-        (10, 0, 10, 0),
-        (1, 1, 0, 0),  # what does not divide is left
+        (10, 0, 0),  # the others may have all
+        (10, 2, 2),  # its own calls make room for its next ones
+        (10, 5, 5),
+        (10, 9, 5),  # it had more than its share
+        (1, 1, 0),  # what does not divide is left
     ],
 )
-def test_one_of_two_has_its_share_and_at_first_no_more_than_the_others_left(
-    cap: int, held: int, others: int, at_once: int
+def test_one_of_two_has_its_share_once_the_others_calls_have_ended_and_until_then_what_it_had(
+    cap: int, held: int, at_once: int
 ) -> None:
     one = Membership()
-    one.saw(2, held + others, LEASE_S, 0.0)
+    one.saw(2, LEASE_S, 0.0)
+    one.asked(3.0, LEASE_S, 0.5)
     one.go_alone(held, 1.0)
     assert one.share(cap, LEASE_S, 1.0) == at_once
-    assert one.share(cap, LEASE_S, 10.9) == at_once
-    assert one.share(cap, LEASE_S, 11.0) == cap // 2
+    assert one.share(cap, LEASE_S, 3.9) == at_once
+    assert one.share(cap, LEASE_S, 4.0) == cap // 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "ends"),
+    [
+        ([], 30.0),  # it cannot know what the others were asked
+        ([(19.0, 2.0)], 22.0),
+        ([(18.0, 4.0), (19.0, 2.0)], 24.0),
+        ([(8.0, 8.0), (19.0, 2.0)], 22.0),  # a lease ago: it has ended
+        ([(19.0, 2.0), (20.5, 3.0)], 23.0),  # the others may have been asked the same before
+        ([(19.0, 60.0)], 30.0),  # no call outlives a lease
+    ],
+)
+def test_the_others_calls_have_ended_after_the_longest_deadline_of_the_last_lease(
+    asked: list[tuple[float, float]], ends: float
+) -> None:
+    one = Membership()
+    one.saw(2, LEASE_S, 0.0)
+    for at, deadline_s in asked:
+        if at < 20.0:
+            one.asked(deadline_s, LEASE_S, at)
+    one.go_alone(1, 20.0)
+    for at, deadline_s in asked:
+        if at > 20.0:
+            one.asked(deadline_s, LEASE_S, at)
+    assert one.share(10, LEASE_S, ends - 0.1) == 1
+    assert one.share(10, LEASE_S, ends) == 5
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -36,7 +63,7 @@ def test_the_only_process_has_the_whole_teacher(seen: bool) -> None:
     """So has one that had no time to see its fleet."""
     one = Membership()
     if seen:
-        one.saw(1, 3, LEASE_S, 0.0)
+        one.saw(1, LEASE_S, 0.0)
     one.go_alone(3 if seen else 0, 1.0)
     assert one.share(10, LEASE_S, 1.0) == 10
 
@@ -44,19 +71,19 @@ def test_the_only_process_has_the_whole_teacher(seen: bool) -> None:
 def test_those_that_were_there_within_a_lease_count() -> None:
     """Redis began anew and has heard of this process alone: the others are still there. After a lease they are not."""
     one = Membership()
-    one.saw(4, 0, LEASE_S, 0.0)
-    one.saw(1, 0, LEASE_S, 5.0)
+    one.saw(4, LEASE_S, 0.0)
+    one.saw(1, LEASE_S, 5.0)
     assert one.fleet == 4
-    one.saw(1, 0, LEASE_S, 10.5)
+    one.saw(1, LEASE_S, 10.5)
     assert one.fleet == 1
 
 
 def test_while_redis_is_away_nothing_is_forgotten() -> None:
     """An outage may last for hours; the first look after it knows of nobody else yet."""
     one = Membership()
-    one.saw(3, 0, LEASE_S, 0.0)
+    one.saw(3, LEASE_S, 0.0)
     one.go_alone(0, 1.0)
-    one.saw(1, 0, LEASE_S, 5000.0)
+    one.saw(1, LEASE_S, 5000.0)
     assert one.fleet == 3
-    one.saw(1, 0, LEASE_S, 5010.5)
+    one.saw(1, LEASE_S, 5010.5)
     assert one.fleet == 1

@@ -12,7 +12,7 @@ import random
 import threading
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,14 +25,15 @@ from gateway.batching.ticket import Limits, Ticket
 from gateway.batching.window import SECOND
 from gateway.redis_keys import RedisKeys
 from tests.batching.boards import BlockingBoard, MemoryBoard, ScriptBoard
-from tests.batching.virtual import Network, Process, Server, Story, VirtualLoop, Wish
+from tests.batching.virtual import Network, Server, VirtualLoop
+from tests.batching.virtual_fleet import Process, Story, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.batching.boards import AnyBoard
 
-Kind = Literal["crash", "leave", "join", "clock", "pause", "pause clock", "away", "restart", "quick restart"]
+Kind = Literal["crash", "leave", "join", "clock", "pause", "pause clock", "away", "restart", "quick restart", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,7 @@ troubles = st.lists(
     st.builds(
         Trouble,
         at=moments,
-        kind=st.sampled_from(
-            ["crash", "crash", "leave", "join", "clock", "pause", "pause clock", "away", "restart", "quick restart"]
-        ),
+        kind=st.sampled_from(["crash", *get_args(Kind)]),
         whom=st.integers(0, 9),
         seconds=st.sampled_from([0.1, 0.5, 1.5, 4.0, 12.0, 3600.0, -0.5, -3600.0]),
     ),
@@ -146,7 +145,9 @@ class Fleet:
         if any(trouble.kind == "join" for trouble in schedule.troubles):
             network = replace(network, commands_lost=0.0, replies_lost=0.0)
         self.server = Server(board, network)
-        self.story = Story(schedule.limits.max_in_flight)
+        # While one is still at rest after Redis refused it the others may be back.
+        refused = any(trouble.kind == "refuse" for trouble in schedule.troubles)
+        self.story = Story(schedule.limits, not (network.commands_lost or network.replies_lost or refused))
         self.processes: list[Process] = []
         self.grew_at = 0.0
         for _ in range(schedule.processes):
@@ -162,6 +163,10 @@ class Fleet:
         serving = [process for process in self.processes if process.serving]
         return serving[number % len(serving)] if serving else None
 
+    @property
+    def alone(self) -> list[Process]:
+        return [process for process in self.processes if process.alive and process.link.alone_since is not None]
+
     async def cause(self, trouble: Trouble) -> None:
         server, process = self.server, self.pick(trouble.whom)
         seconds = min(abs(trouble.seconds), 12.0)
@@ -173,7 +178,7 @@ class Fleet:
                 process.crash()
             case "leave" if process is not None:
                 await process.leave()
-            case "join" if server.answers and now > server.back_at + KNOWN_S:
+            case "join" if server.answers and now > server.back_at + KNOWN_S and not self.alone:
                 self.join()
             case "clock":
                 server.ahead_us += round(trouble.seconds * SECOND)
@@ -181,6 +186,8 @@ class Fleet:
                 await server.pause(seconds, clock_too=trouble.kind == "pause clock")
             case "away" | "restart" if server.answers:
                 await server.go(seconds, empty=trouble.kind == "restart")
+            case "refuse" if server.answers and not server.refuses:
+                await server.refuse(seconds)
             case "quick restart" if server.answers:
                 await server.go(0.0, empty=True)
 
@@ -210,7 +217,8 @@ async def play(schedule: Schedule, board: AnyBoard) -> Story:
     while any(process.open for process in fleet.processes if process.alive):
         await asyncio.sleep(0.1)
     await asyncio.sleep(2.5)
-    if all(trouble.kind != "crash" for trouble in schedule.troubles):
+    crashed = any(trouble.kind == "crash" for trouble in schedule.troubles)
+    if not (crashed or story.unheard or fleet.alone):
         left = await board.left()
         story.check(not left, f"nobody died, and yet waits for a lease: {left}")
     lease_s = schedule.limits.lease_s
@@ -238,6 +246,7 @@ async def play(schedule: Schedule, board: AnyBoard) -> Story:
         process.crash()
         await process.tasks.close()
     await server.tasks.close()
+    story.wrong += server.wrong
     return story
 
 
@@ -354,6 +363,42 @@ def test_without_redis_the_calls_go_on() -> None:
     assert most <= 8
     for second in range(15):
         assert per_second[second] == pytest.approx(30, abs=10), per_second
+
+
+async def gone_in_a_burst(processes: int) -> Story:
+    """One of them is given the whole teacher, and in that moment Redis goes; then the others have as much to do."""
+    limits = Limits(8, 8, 10_000)
+    fleet = Fleet(Schedule(limits, processes, [], [], Network()), MemoryBoard())
+    await asyncio.sleep(KNOWN_S + 0.5)
+    last, *others = reversed(fleet.processes)
+    for number in range(8):
+        last.ask(Wish(0.0, Ticket(f"before{number}", "a", 10, 0.01, 2.0), 1.9))
+    await asyncio.sleep(0.05)
+    assert fleet.story.in_flight == 8
+    away = asyncio.ensure_future(fleet.server.go(6.0, empty=False))  # noqa: TID251
+    await asyncio.sleep(0.01)
+    for number in range(50):
+        for process in others:
+            process.ask(Wish(0.0, Ticket(f"{process.owner}.{number}", "a", 10, 0.01, 3.0), 0.2))
+        await asyncio.sleep(0.1)
+    await away
+    for process in fleet.processes:
+        process.crash()
+        await process.tasks.close()
+    await fleet.server.tasks.close()
+    assert not fleet.story.wrong, fleet.story.wrong
+    return fleet.story
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_whoever_has_the_whole_teacher_when_redis_goes_is_not_joined_by_the_others(processes: int) -> None:
+    """They cannot know what it was given since they last looked; once it must have ended they have their shares."""
+    with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        story = runner.run(gone_in_a_burst(processes))
+    assert story.most == 8
+    sent = [at for at, one in story.sent if not one.startswith("before")]
+    assert KNOWN_S + 2.0 < sent[0] < KNOWN_S + 5.0
+    assert len(sent) > 10
 
 
 @settings(max_examples=15, deadline=None)

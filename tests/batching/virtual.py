@@ -1,4 +1,4 @@
-"""A fleet in virtual time: the gateway's own queues, turns and flights, on a board behind a network that fails.
+"""A board in virtual time, behind a network that fails. virtual_fleet.py has the processes that use it.
 
 Nothing waits for real: when nobody can run, the clock moves to the next timer. So a schedule of twenty seconds takes
 milliseconds, and the same schedule always goes the same way.
@@ -9,32 +9,31 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gateway.batching.batcher import TeacherQueue
-from gateway.batching.flights import Flights
 from gateway.batching.window import SECOND
-from gateway.engines.base import OpeningReply
-from gateway.errors import EngineFailed, QueueFull
-from gateway.metrics import Metrics
-from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
+from tests.batching.boards import MemoryBoard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.batching.ticket import Decision, Grant, Limits, News, Outcome, Ticket
+    from gateway.batching.batcher import TeacherQueue
+    from gateway.batching.ticket import Decision, Limits, News, Outcome
     from tests.batching.boards import AnyBoard
 
 START_US = 1_795_000_000 * SECOND
 COMMAND_S = 0.2  # how long a process waits for Redis
 LOOK_S = 0.5  # how often it looks whether Redis is back, and how long it takes to subscribe anew
-METRICS = Metrics()
+HEARTBEAT_S = 1.0
+# Whatever runs takes some time. A timer may be early by less than a nanosecond, and who then waits for the rest would
+# spin for ever on a clock that stands still.
+_TICK_S = 1e-12
 
 
 class _NoWaiting(selectors.DefaultSelector):
@@ -44,7 +43,7 @@ class _NoWaiting(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[Any]:
         assert timeout is not None, "everybody waits for ever"
-        self.loop.now += max(0.0, timeout)
+        self.loop.now += max(_TICK_S, timeout)
         return []
 
 
@@ -89,10 +88,14 @@ class Server:
         self.up = True
         self.reliable_until = 0.0
         self.paused = False
+        self.refuses = False  # every script, while it answers otherwise
         self.back_at = -1000.0
         self.life = 0  # a new one after each restart or break of the connections
         self._stuck: list[asyncio.Future[None]] = []
         self.opened: list[tuple[float, int]] = []
+        self.said_goodbye: set[str] = set()
+        self.unused: dict[str, dict[str, float]] = {}  # by process: permits that it does not use, and since when
+        self.wrong: list[str] = []
 
     @property
     def answers(self) -> bool:
@@ -110,6 +113,8 @@ class Server:
         await self._travel()
         if not self.up or life != self.life:
             raise RedisConnectionError
+        if self.refuses:
+            raise ResponseError
         if self._loses(self.network.commands_lost):
             await asyncio.sleep(COMMAND_S)
             raise RedisTimeoutError
@@ -145,10 +150,23 @@ class Server:
     async def _execute(self, owner: str, news: News, limits: Limits) -> Decision:
         decision, woken = await self.board.exchange(owner, news, limits, self.clock())
         self.opened += [(_now(), size) for size in decision.opened]
+        if news.leaving:
+            self.said_goodbye.add(owner)
+        if news.everything and isinstance(self.board, MemoryBoard):
+            self._see_permits(owner, {ticket.id for ticket in news.held}.union(decision.outcomes))
         for holder, outcomes in woken.items():
             if not self._loses(self.network.wakeups_lost):
                 self.tasks.spawn("wake-up", self._wake(holder, outcomes))
         return decision
+
+    def _see_permits(self, owner: str, used: set[str]) -> None:
+        """A process tells everything once a second: a permit that nobody uses is back by the second time."""
+        board, before = self.board.board, self.unused.get(owner, {})  # type: ignore[attr-defined]
+        unused = [one for one in board._permits if board._entries[one].owner == owner and one not in used]
+        self.unused[owner] = {one: before.get(one, _now()) for one in unused}
+        for one, since in self.unused[owner].items():
+            if since <= _now() - 0.9 * HEARTBEAT_S:
+                self.wrong.append(f"{_now():.6f}: nobody uses the permit of {one}")
 
     async def _wake(self, holder: str, outcomes: Mapping[str, Outcome]) -> None:
         queue, life = self.subscribers.get(holder), self.life
@@ -181,6 +199,12 @@ class Server:
             if not runs.done():
                 runs.set_result(None)
 
+    async def refuse(self, seconds: float) -> None:
+        self.refuses = True
+        await asyncio.sleep(seconds)
+        self.refuses = False
+        self.back_at = _now()
+
     async def go(self, seconds: float, *, empty: bool) -> None:
         """Unreachable for a while; `empty`: it was started anew and has forgotten everything."""
         self.up = False
@@ -190,182 +214,3 @@ class Server:
             await self.board.clear()
         self.up = True
         self.back_at = _now()
-
-
-class _Link:
-    """What a queue wants of a RedisClient and of a RedisBoard."""
-
-    def __init__(self, server: Server, owner: str) -> None:
-        self._server, self._owner = server, owner
-        self.up = True
-        self.cut = False
-        self.commands = self
-
-    def register_script(self, _: str) -> None:
-        return None
-
-    def failed(self, _: Exception) -> None:
-        self.up = False
-
-    async def exchange(self, news: News, limits: Limits) -> Decision:
-        return await self._server.exchange(self._owner, news, limits)
-
-    async def watch(self) -> None:
-        while True:
-            if self._server.paused:
-                await asyncio.sleep(COMMAND_S)
-            self.up = self._server.answers
-            await asyncio.sleep(LOOK_S)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One request: when it comes, its ticket, how long the teacher takes, when its caller hangs up."""
-
-    at: float
-    ticket: Ticket
-    takes_s: float
-    fails: bool = False
-    hangs_up_after_s: float | None = None
-
-
-@dataclass
-class Story:
-    """What happened, over the whole fleet."""
-
-    cap: int
-    in_flight: int = 0
-    most: int = 0
-    processes: list[Process] = field(default_factory=list)
-    calls: Counter[str] = field(default_factory=Counter)  # by the ticket in whose name they were made
-    sent: list[tuple[float, str]] = field(default_factory=list)  # the same in order, and when
-    fetched: set[str] = field(default_factory=set)  # what calls brought
-    ends: dict[str, list[str]] = field(default_factory=dict)  # by ticket, of processes that lived
-    wrong: list[str] = field(default_factory=list)
-
-    def begin(self) -> None:
-        """A call to the teacher. While Redis answers the cap is never passed. In an outage a process cannot know what
-        the others were given since it last looked: each stays within its share of the cap or what it had."""
-        self.in_flight += 1
-        self.most = max(self.most, self.in_flight)
-        alone = any(one.alive and one.queue._alone is not None for one in self.processes)
-        bound = 2 * self.cap if alone else self.cap
-        self.check(self.in_flight <= bound, f"{self.in_flight} calls in flight")
-
-    def check(self, true: object, what: str) -> None:
-        if not true:
-            self.wrong.append(f"{_now():.6f}: {what}")
-
-
-class Process:
-    """One gateway: its queue, its flights, its callers."""
-
-    def __init__(self, server: Server, limits: Limits, owner: str, story: Story) -> None:
-        self.owner = owner
-        self.server = server
-        self.story = story
-        story.processes.append(self)
-        self.link = _Link(server, owner)
-        self.queue = TeacherQueue(
-            self.link,  # type: ignore[arg-type]
-            RedisKeys("virtual"),
-            owner=owner,
-            teacher="big",
-            limits=lambda: limits,
-            on_failure="degrade",
-            metrics=METRICS,
-        )
-        self.queue._board = self.link  # type: ignore[assignment]
-        self.limits = limits
-        self.tasks = Tasks()
-        self.flights = Flights(self.tasks)
-        self.serving = self.alive = True
-        self.open = 0
-        self.tasks.keep("batches", self.queue.run())
-        self.tasks.keep("redis", self.link.watch())
-        self.tasks.keep("wake-ups", self._listen())
-
-    async def _listen(self) -> None:
-        while True:
-            if self.server.answers and self.server.subscribers.get(self.owner) is not self.queue:
-                self.server.subscribers[self.owner] = self.queue
-                self.queue.recheck()
-            await asyncio.sleep(LOOK_S)
-
-    def ask(self, wish: Wish) -> None:
-        self.open += 1
-        self.tasks.spawn("request", self._request(wish))
-
-    async def _request(self, wish: Wish) -> None:
-        ticket = wish.ticket
-        request = asyncio.current_task()
-        assert request is not None
-        loop = asyncio.get_running_loop()
-        if wish.hangs_up_after_s is not None:
-            loop.call_later(wish.hangs_up_after_s, request.cancel)
-        deadline = loop.time() + ticket.deadline_s
-        end = "nothing"
-
-        async def call(_: Grant) -> OpeningReply:
-            story = self.story
-            story.begin()
-            try:
-                await asyncio.sleep(wish.takes_s)
-            finally:
-                story.in_flight -= 1
-            if wish.fails:
-                raise EngineFailed("It failed.", engine="big")
-            text = f"{ticket.work} by {ticket.id}"
-            story.fetched.add(text)
-            return OpeningReply(text, "length", None)
-
-        def granted(_: Grant) -> None:
-            self.story.calls[ticket.id] += 1
-            self.story.sent.append((loop.time(), ticket.id))
-            self.story.check(loop.time() <= deadline + 1e-9, f"{ticket.id} was sent after its deadline")
-
-        try:
-            async with asyncio.timeout(ticket.deadline_s):
-                if ticket.work:
-                    landing = await self.flights.join(self.queue, ticket, call, granted)
-                    end = landing.shared or "own"
-                    text = landing.reply.text
-                    self.story.check(text in self.story.fetched, f"nobody fetched {text}")
-                    self.story.check(text.startswith(f"{ticket.work} by "), f"{ticket.id} got {text}")
-                else:
-                    async with self.queue.turn(ticket) as turn:
-                        granted(turn.outcome)  # type: ignore[arg-type]
-                        reply = await call(turn.outcome)  # type: ignore[arg-type]
-                        turn.finish(reply.text)
-                    end = "own"
-        except TimeoutError:
-            end = "expired"
-        except QueueFull:
-            end = "refused"
-        except EngineFailed:
-            end = "failed"
-        except asyncio.CancelledError:
-            end = "withdrawn"
-        finally:
-            self.open -= 1
-            if self.alive:
-                self.story.ends.setdefault(ticket.id, []).append(end)
-                late = loop.time() - deadline
-                self.story.check(late < 1e-6, f"{ticket.id} was answered {late:g} s after its deadline")
-
-    def crash(self) -> None:
-        """Without a word: nothing it has not sent yet is ever said."""
-        self.serving = self.alive = False
-        if self.server.subscribers.get(self.owner) is self.queue:
-            del self.server.subscribers[self.owner]
-        for task in (*self.tasks._finite, *self.tasks._loops):
-            task.cancel()
-
-    async def leave(self) -> None:
-        """As on SIGTERM: refuse what is new, finish what is here, and say so."""
-        self.serving = False
-        while self.open:
-            await asyncio.sleep(0.05)
-        if self.alive:
-            await self.queue.leave_fleet()
-            self.crash()

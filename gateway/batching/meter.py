@@ -1,0 +1,42 @@
+"""What the metrics say of one teacher's queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.batching.ticket import Decision, Limits
+    from gateway.metrics import Metrics
+
+
+class Meter:
+    def __init__(self, metrics: Metrics, teacher: str) -> None:
+        self._metrics = metrics
+        self._teacher = teacher
+
+    def ended(self, end: str, many: int = 1) -> None:
+        """Tickets that ended without a turn."""
+        self._metrics.tickets.labels(self._teacher, end).inc(many)
+
+    def count(self, decision: Decision, limits: Limits) -> None:
+        """What one exchange did, and the window it went by: the next one may go by another."""
+        metrics, teacher = self._metrics, self._teacher
+        for size in decision.opened:
+            metrics.batch_size.labels(teacher).observe(size)
+            metrics.batch_fill.labels(teacher).observe(size / min(limits.max_size, limits.max_in_flight))
+        if decision.reclaimed:
+            self.ended("reclaimed", decision.reclaimed)
+        if decision.broken:
+            self.ended("unreadable", decision.broken)
+        if decision.window_s is not None:
+            metrics.batch_window.labels(teacher).set(decision.window_s)
+
+    def show(self, decision: Decision, limits: Limits, *, oldest_s: float) -> None:
+        """How things stand, once a heartbeat; `oldest_s` is the age of this process's oldest ticket."""
+        metrics, teacher = self._metrics, self._teacher
+        metrics.queue_depth.labels(teacher).set(decision.waiting)
+        metrics.queue_age.labels(teacher).set(oldest_s)
+        metrics.teacher_in_flight.labels(teacher).set(decision.in_flight)
+        metrics.teacher_cap.labels(teacher).set(limits.max_in_flight)
+        if not decision.waiting and decision.window_s is None:
+            metrics.batch_window.labels(teacher).set(0.0)

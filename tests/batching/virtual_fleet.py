@@ -1,0 +1,264 @@
+"""The gateway's own queues, turns and flights on a virtual server, the requests they serve, and what must hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from redis.exceptions import ResponseError
+
+from gateway.batching.batcher import TeacherQueue
+from gateway.batching.flights import Flights
+from gateway.engines.base import OpeningReply
+from gateway.errors import EngineFailed, QueueFull
+from gateway.metrics import Metrics
+from gateway.redis_keys import RedisKeys
+from gateway.tasks import Tasks
+from tests.batching.virtual import COMMAND_S, LOOK_S, _now
+
+if TYPE_CHECKING:
+    from gateway.batching.ticket import Decision, Grant, Limits, News, Ticket
+    from tests.batching.virtual import Server
+
+
+METRICS = Metrics()
+LONGEST_CALL_S = 5.0
+
+
+class _Link:
+    """What a queue wants of a RedisClient and of a RedisBoard."""
+
+    def __init__(self, server: Server, owner: str) -> None:
+        self._server, self._owner = server, owner
+        self.up = True
+        self.unheard = False  # its goodbye failed
+        self.alone_since: float | None = None
+        self.commands = self
+
+    def register_script(self, _: str) -> None:
+        return None
+
+    def failed(self, error: Exception) -> None:
+        self.up = self.up and isinstance(error, ResponseError)
+
+    async def exchange(self, news: News, limits: Limits) -> Decision:
+        self.unheard = news.leaving
+        decision = await self._server.exchange(self._owner, news, limits)
+        self.unheard, self.alone_since = False, None
+        return decision
+
+    async def watch(self) -> None:
+        while True:
+            if self._server.paused:
+                await asyncio.sleep(COMMAND_S)
+            self.up = self._server.answers
+            await asyncio.sleep(LOOK_S)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One request: when it comes, its ticket, how long the teacher takes, when its caller hangs up."""
+
+    at: float
+    ticket: Ticket
+    takes_s: float
+    fails: bool = False
+    hangs_up_after_s: float | None = None
+
+
+@dataclass
+class Story:
+    """What happened, over the whole fleet."""
+
+    limits: Limits
+    lossless: bool  # nothing is lost between a process and Redis but in an outage, which meets all
+    in_flight: int = 0
+    most: int = 0
+    processes: list[Process] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)  # by the ticket in whose name they were made
+    sent: list[tuple[float, str]] = field(default_factory=list)  # the same in order, and when
+    fetched: set[str] = field(default_factory=set)  # what calls brought
+    ends: dict[str, list[str]] = field(default_factory=dict)  # by ticket, of processes that lived
+    wrong: list[str] = field(default_factory=list)
+    unheard: bool = False  # a process left, and could not tell
+
+    def begin(self, process: Process, ticket: Ticket, grant: Grant) -> None:
+        """A call to the teacher. While all are in the fleet the cap is never passed, nor when all have been alone until
+        the calls of before have ended. Who is alone has its share, or what it had. In between a process may be alone
+        while the others are not: that adds up."""
+        self.in_flight += 1
+        process.calls += 1
+        self.most = max(self.most, self.in_flight)
+        cap, alive = self.limits.max_in_flight, [one for one in self.processes if one.alive]
+        since = [one.link.alone_since for one in alive if one.link.alone_since is not None]
+        bound = cap + sum(max(one.share, one.held) for one in alive if one.link.alone_since is not None)
+        settled_s = max(self.limits.lease_s, LONGEST_CALL_S)
+        if self.lossless and len(since) == len(alive) and max(since) + settled_s <= _now():
+            bound = cap
+        self.check(self.in_flight <= bound, f"{self.in_flight} calls in flight of {bound}")
+        own = process.may_have(ticket, grant)
+        self.check(process.calls <= own, f"{process.calls} calls of {process.owner}, which may have {own}")
+
+    def end(self, process: Process) -> None:
+        self.in_flight -= 1
+        process.calls -= 1
+
+    def check(self, true: object, what: str) -> None:
+        if not true:
+            self.wrong.append(f"{_now():.6f}: {what}")
+
+
+class Process:
+    """One gateway: its queue, its flights, its callers."""
+
+    def __init__(self, server: Server, limits: Limits, owner: str, story: Story) -> None:
+        self.owner = owner
+        self.server = server
+        self.story = story
+        story.processes.append(self)
+        self.link = _Link(server, owner)
+        self.queue = TeacherQueue(
+            self.link,  # type: ignore[arg-type]
+            RedisKeys("virtual"),
+            owner=owner,
+            teacher="big",
+            limits=lambda: limits,
+            on_failure="degrade",
+            metrics=METRICS,
+        )
+        self.queue._board = self.link  # type: ignore[assignment]
+        self.limits = limits
+        self.calls = 0
+        self.held = 0  # when it went alone
+        self._go_alone = self.queue._go_alone
+        self.queue._go_alone = self._note_alone  # type: ignore[method-assign]
+        self.tasks = Tasks()
+        self.flights = Flights(self.tasks)
+        self.serving = self.alive = True
+        self.open = 0
+        self.tasks.keep("batches", self.queue.run())
+        self.tasks.keep("redis", self.link.watch())
+        self.tasks.keep("wake-ups", self._listen())
+        self.tasks.keep("own permits", self._count_own())
+
+    def _note_alone(self, why: str) -> None:
+        self.link.alone_since = _now()
+        self.held = sum(turn.holds_permit for turn in self.queue._turns.values())
+        self.server.unused.pop(self.owner, None)
+        self._go_alone(why)
+
+    @property
+    def share(self) -> int:
+        return self.limits.max_in_flight // self.queue._membership.fleet
+
+    def may_have(self, ticket: Ticket, grant: Grant) -> int:
+        """How many calls of its own, now that it begins one."""
+        since = self.link.alone_since
+        if since is None:
+            return self.limits.max_in_flight
+        if not grant.batch_id.startswith("local-"):
+            return self.held
+        others_may_have_more = self.queue._membership.fleet > 1 and _now() < since + min(
+            ticket.deadline_s - 1e-6, self.limits.lease_s
+        )
+        return min(self.share, self.held) if others_may_have_more else self.share
+
+    async def _count_own(self) -> None:
+        """Whatever is on the board of a process that is alone, it knows of."""
+        while True:
+            await asyncio.sleep(0.1)
+            queue = self.queue
+            if queue._alone is not None and not (queue._news.is_set() or queue._gone or queue._finished):
+                held = {one for one, turn in queue._turns.items() if turn.holds_permit}
+                lost = queue._alone._permits - held
+                self.story.check(not lost, f"{self.owner} is alone and nobody uses the permits of {lost}")
+
+    async def _listen(self) -> None:
+        while True:
+            if self.server.answers and self.server.subscribers.get(self.owner) is not self.queue:
+                self.server.subscribers[self.owner] = self.queue
+                self.queue.recheck()
+            await asyncio.sleep(LOOK_S)
+
+    def ask(self, wish: Wish) -> None:
+        self.open += 1
+        self.tasks.spawn("request", self._request(wish))
+
+    async def _request(self, wish: Wish) -> None:
+        ticket = wish.ticket
+        request = asyncio.current_task()
+        assert request is not None
+        loop = asyncio.get_running_loop()
+        if wish.hangs_up_after_s is not None:
+            loop.call_later(wish.hangs_up_after_s, request.cancel)
+        deadline = loop.time() + ticket.deadline_s
+        end = "nothing"
+
+        async def call(grant: Grant) -> OpeningReply:
+            story = self.story
+            story.begin(self, ticket, grant)
+            try:
+                await asyncio.sleep(wish.takes_s)
+            finally:
+                story.end(self)
+            if wish.fails:
+                raise EngineFailed("It failed.", engine="big")
+            text = f"{ticket.work} by {ticket.id}"
+            story.fetched.add(text)
+            return OpeningReply(text, "length", None)
+
+        def granted(_: Grant) -> None:
+            self.story.calls[ticket.id] += 1
+            self.story.sent.append((loop.time(), ticket.id))
+            self.story.check(loop.time() <= deadline + 1e-9, f"{ticket.id} was sent after its deadline")
+
+        try:
+            async with asyncio.timeout_at(deadline):
+                if ticket.work:
+                    landing = await self.flights.join(self.queue, ticket, call, granted, deadline)
+                    end = landing.shared or "own"
+                    text = landing.reply.text
+                    self.story.check(text in self.story.fetched, f"nobody fetched {text}")
+                    self.story.check(text.startswith(f"{ticket.work} by "), f"{ticket.id} got {text}")
+                else:
+                    async with self.queue.turn(ticket, deadline) as turn:
+                        granted(turn.outcome)  # type: ignore[arg-type]
+                        reply = await call(turn.outcome)  # type: ignore[arg-type]
+                        turn.finish(reply.text)
+                    end = "own"
+        except TimeoutError:
+            end = "expired"
+        except QueueFull:
+            end = "refused"
+        except EngineFailed:
+            end = "failed"
+        except asyncio.CancelledError:
+            end = "withdrawn"
+        finally:
+            self.open -= 1
+            if self.alive:
+                self.story.ends.setdefault(ticket.id, []).append(end)
+                late = loop.time() - deadline
+                self.story.check(late < 1e-6, f"{ticket.id} was answered {late:g} s after its deadline")
+
+    def crash(self) -> None:
+        """Without a word: nothing it has not sent yet is ever said."""
+        self.serving = self.alive = False
+        if self.server.subscribers.get(self.owner) is self.queue:
+            del self.server.subscribers[self.owner]
+        for task in (*self.tasks._finite, *self.tasks._loops):
+            task.cancel()
+
+    async def leave(self) -> None:
+        """As on SIGTERM: refuse what is new, finish what is here, and say so."""
+        self.serving = False
+        while self.open:
+            await asyncio.sleep(0.05)
+        if self.alive:
+            await self.queue.leave_fleet()
+            said = self.owner in self.server.said_goodbye
+            self.story.check(said or self.link.unheard, f"{self.owner} left without a word")
+            self.story.unheard = self.story.unheard or self.link.unheard
+            self.crash()
