@@ -24,7 +24,7 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
 local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
-local longest_hold, retry_blind, keep_keys_s = 1000000, 10000000, 86400
+local longest_hold, retry_blind, keep_keys_s = 2000000, 10000000, 86400
 local cache_overhead, most_ended, most_dropped = 100, 20, 1000
 local most_forgotten, most_reclaimed, soon = 1000, 2000, 10000
 
@@ -516,7 +516,7 @@ local function open_batch()
   end
   local full = overflows or #head >= limit or tokens >= max_tokens
   local enough = full and math.min(fits, math.max(1, math.floor(max_in_flight / 3))) or fits
-  local fill = full and time_for('g', 2 * enough) or not full and time_for('a', limit)
+  local fill = full and time_for('g', 3 * enough) or not full and time_for('a', limit)
   local due, patience_of_due = nil, 0
   for _, t in ipairs(head) do
     local patience = t.wait

@@ -6,8 +6,8 @@ give: `max_wait`, and no longer than a batch takes to fill at the rate at which 
 
 A full batch finds a teacher that is full as well. Permits come back one by one, and handing them on one by one would
 make batches of one, each of which interrupts the teacher. So they gather too, as far as the teacher stays busy: until
-there is one for each ticket or a third of them all is free, and no longer than twice the time that takes at the present
-rate. It costs the waiting tickets nothing: the teacher writes as much as before (load_tests/fleet.py).
+there is one for each ticket or a third of them all is free, and no longer than three times what that takes at the
+present rate. It costs the waiting tickets nothing: the teacher writes as much as before (load_tests/fleet.py).
 
 `board.lua` states the same rules for the fleet; a test holds the two against each other.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000
 # Permits gather no longer than this, whatever the rate says.
-_LONGEST_HOLD = SECOND
+_LONGEST_HOLD = 2 * SECOND
 # Rates are measured over a second, half remembered.
 _PERIOD = SECOND
 
@@ -83,7 +83,7 @@ def open_batch(
         fits += 1
     full = overflows or len(head) >= size or tokens >= limits.max_prompt_tokens
     enough = min(fits, max(1, limits.max_in_flight // 3)) if full else fits
-    fill = grants.time_for(2 * enough, now) if full else arrivals.time_for(size, now)
+    fill = grants.time_for(3 * enough, now) if full else arrivals.time_for(size, now)
     due, window = None, 0
     for ticket in head:
         patience = ticket.max_wait

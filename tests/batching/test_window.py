@@ -106,18 +106,18 @@ def test_a_third_of_the_permits_is_enough() -> None:
     assert open_batch(tickets, Teacher(4, 6, NOW), limits, NEVER, NEVER, NOW).size == 2
 
 
-def test_permits_gather_for_twice_the_time_that_they_take_to_come_back() -> None:
-    """Four come back in 100 ms at the present rate: after 200 ms those that are there make the batch."""
+def test_permits_gather_for_three_times_what_they_take_to_come_back() -> None:
+    """Four come back in 100 ms at the present rate: after 300 ms those that are there make the batch."""
     tickets, drain = waiting(4, ago=SECOND), rate(40)
-    opening = open_batch(tickets, Teacher(10, 12, NOW - 150 * MS), WIDE, NEVER, drain, NOW)
-    assert (opening.size, opening.due, opening.window) == (0, NOW + 50 * MS, 200 * MS)
-    assert open_batch(tickets, Teacher(10, 12, NOW - 200 * MS), WIDE, NEVER, drain, NOW).size == 2
+    opening = open_batch(tickets, Teacher(10, 12, NOW - 250 * MS), WIDE, NEVER, drain, NOW)
+    assert (opening.size, opening.due, opening.window) == (0, NOW + 50 * MS, 300 * MS)
+    assert open_batch(tickets, Teacher(10, 12, NOW - 300 * MS), WIDE, NEVER, drain, NOW).size == 2
 
 
-def test_permits_gather_for_a_second_at_most_and_without_a_rate_for_the_window() -> None:
+def test_permits_gather_for_two_seconds_at_most_and_without_a_rate_for_the_window() -> None:
     """A teacher that hardly moves holds nobody up for ever."""
     tickets = waiting(4, ago=9 * SECOND)
-    assert open_batch(tickets, Teacher(11, 12, NOW), WIDE, NEVER, rate(1), NOW).window == SECOND
+    assert open_batch(tickets, Teacher(11, 12, NOW), WIDE, NEVER, rate(1), NOW).window == 2 * SECOND
     opening = open_batch(tickets, Teacher(10, 12, NOW - 4 * MS), WIDE, NEVER, NEVER, NOW)
     assert (opening.size, opening.due) == (0, NOW + 6 * MS)
 
