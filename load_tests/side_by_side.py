@@ -62,6 +62,7 @@ async def _measure(questions: int, tokens: int, max_tokens: int, teacher: str, s
             running_gateway(
                 Path(folder),
                 redis_url=redis.url,
+                redis={"lease": "2m"},
                 models=[
                     model("big", "tgi", stack.teacher_url, timeouts={"first_token": "2m"}),
                     model("small", "openai", stack.student_url + "/v1", timeouts={"first_token": "2m"}),
