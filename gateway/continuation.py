@@ -38,17 +38,25 @@ class Continuation:
     strips_leading_space: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """An answer that was begun, and how the engine is to go on with it."""
+
+    text: str
+    how: Continuation
+
+
 Known = Continuation | Literal["not_probed"] | None
 """How an engine continues, as far as is known: None when it was probed and cannot."""
 
 
-def place_prefix(mode: Mode, body: Json, guidance: str) -> Json:
-    """A copy of an OpenAI chat body that asks the engine to continue `guidance` as the assistant's message.
+def place_prefix(mode: Mode, body: Json, opening: str) -> Json:
+    """A copy of an OpenAI chat body that asks the engine to continue `opening` as the assistant's message.
 
     What the caller says of continuing was said of its own last message, and is left out.
     """
-    opening: Json = {"role": "assistant", "content": guidance}
-    placed = {**body, "messages": [*body["messages"], opening]}
+    message: Json = {"role": "assistant", "content": opening}
+    placed = {**body, "messages": [*body["messages"], message]}
     placed.pop("continue_final_message", None)
     placed.pop("add_generation_prompt", None)
     match mode:
@@ -57,34 +65,33 @@ def place_prefix(mode: Mode, body: Json, guidance: str) -> Json:
         case "sglang":
             placed.update(continue_final_message=True)
         case "prefix":
-            opening["prefix"] = True
+            message["prefix"] = True
         case "partial":
-            opening["partial"] = True
+            message["partial"] = True
         case "trailing":
             pass
     return placed
 
 
 # The alphabet: any language model continues it, however small, and none that starts anew starts in its middle.
-_PROBE_OPENING = "a b c d e f g h i j k l m n"
+PROBE_OPENING = "a b c d e f g h i j k l m n"
 _PROBE_NEXT = re.compile(r"\s*o(?:pq|(?![a-z]))")  # "o p", or "opq" run together; not "of course"
 PROBE_MAX_TOKENS = 12
 
 
-def probe_body(mode: Mode) -> Json:
-    """A chat whose answer shows whether, and how, the engine continues."""
+def probe_body() -> Json:
+    """A chat whose answer, begun with `PROBE_OPENING`, shows whether, and how, the engine continues."""
     question = {
         "role": "user",
         "content": "Write the alphabet in lower case, with a space between the letters.",
     }
-    body: Json = {"messages": [question], "max_tokens": PROBE_MAX_TOKENS, "temperature": 0}
-    return place_prefix(mode, body, _PROBE_OPENING)
+    return {"messages": [question], "max_tokens": PROBE_MAX_TOKENS, "temperature": 0}
 
 
 def judge_probe(mode: Mode, reply: str) -> Continuation | None:
     """Read the reply to `probe_body`: how the engine continues, or None when it started anew."""
-    echo = reply.lstrip().startswith(_PROBE_OPENING)
-    rest = reply.lstrip()[len(_PROBE_OPENING) :] if echo else reply
+    echo = reply.lstrip().startswith(PROBE_OPENING)
+    rest = reply.lstrip()[len(PROBE_OPENING) :] if echo else reply
     if not _PROBE_NEXT.match(rest):
         return None
     return Continuation(mode, echo=echo, strips_leading_space=not rest[:1].isspace())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
-from gateway.continuation import place_prefix
+from gateway.continuation import Prefill
 from gateway.engines.chat import message_text, read_usage
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected, InvalidRequest
@@ -61,13 +61,13 @@ class Finisher:
         return reply
 
     async def _complete(self, plan: Plan, chat: ChatRequest, opening: Opening, draft: Draft) -> Json:
-        body = self._body(plan, chat, opening)
-        call = _begin(plan, draft, body)
+        body, prefill = self._asked(plan, chat, opening)
+        call = _begin(plan, draft, body, prefill)
         # Until it has answered, nobody knows how much of this it wrote.
         limit = body.get(chat.limit_field)
         call.lost_tokens, call.unbounded = (limit or 0) * (body.get("n") or 1), limit is None
         with self._failures(plan, opening, draft):
-            reply = await self._engines[plan.finisher].complete(body)
+            reply = await self._engines[plan.finisher].complete(body, prefill)
         call.lost_tokens, call.unbounded = 0, False
         call.usage = read_usage(reply.get("usage"))
         call.text.write(message_text(reply) or "")
@@ -82,12 +82,12 @@ class Finisher:
 
         The opening has left by now: where the finisher refuses it, there is no going back to an answer without.
         """
-        body = self._body(plan, chat, opening)
+        body, prefill = self._asked(plan, chat, opening)
         # The receipt wants usage, whether the caller does or not.
         body["stream_options"] = {**(chat.body.get("stream_options") or {}), "include_usage": True}
-        call = _begin(plan, draft, body)
+        call = _begin(plan, draft, body, prefill)
         with self._failures(plan, opening, draft):
-            async with aclosing(self._engines[plan.finisher].stream(body)) as groups:
+            async with aclosing(self._engines[plan.finisher].stream(body, prefill)) as groups:
                 async for chunks in groups:
                     relayed = []
                     for chunk in chunks:
@@ -118,22 +118,21 @@ class Finisher:
             stop=chat.stop,
         )
 
-    def _body(self, plan: Plan, chat: ChatRequest, opening: Opening) -> Json:
-        """The caller's body, changed only where the plan says so: messages and token limit."""
+    def _asked(self, plan: Plan, chat: ChatRequest, opening: Opening) -> tuple[Json, Prefill | None]:
+        """The caller's body, changed only where the plan says so; and the answer that it goes on with."""
         body = {**chat.body}
         guidance = plan.guidance
-        shown_tokens = 0
+        prefill: Prefill | None = None
         if opening.text and guidance is not None:
             if guidance.placement == "context":
                 projection = PROJECTIONS[guidance.projection]
                 body["messages"] = place_in_context(projection, chat.messages, opening.text)
             else:
                 assert plan.continuation is not None, "resolve() sends no prefix to an engine that cannot continue it"
-                body = place_prefix(plan.continuation.mode, body, opening.text)
-                shown_tokens = opening.tokens
+                prefill = Prefill(opening.text, plan.continuation)
         if plan.max_tokens is not None:
-            body[chat.limit_field] = plan.max_tokens - shown_tokens
-        return body
+            body[chat.limit_field] = plan.max_tokens - (opening.tokens if prefill is not None else 0)
+        return body, prefill
 
     @contextmanager
     def _failures(self, plan: Plan, opening: Opening, draft: Draft) -> Iterator[None]:
@@ -158,8 +157,11 @@ def _is_placed(plan: Plan, opening: Opening) -> bool:
     return bool(opening.text) and opening.whole is None and guidance is not None and guidance.placement == "prefix"
 
 
-def _begin(plan: Plan, draft: Draft, body: Json) -> Call:
-    call = Call(plan.finisher, body["messages"])
+def _begin(plan: Plan, draft: Draft, body: Json, prefill: Prefill | None) -> Call:
+    read = body["messages"]
+    if prefill is not None:
+        read = [*read, {"role": "assistant", "content": prefill.text}]
+    call = Call(plan.finisher, read)
     if plan.mode == "teacher":
         draft.teacher = call
     else:

@@ -49,16 +49,10 @@ def test_what_the_caller_said_of_continuing_is_left_out(mode: Mode, said: object
     assert place_prefix(mode, body | of_the_caller, "Because") == place_prefix(mode, body, "Because")
 
 
-@pytest.mark.parametrize("mode", get_args(Mode))
-def test_the_probe_is_short_greedy_and_placed_as_guidance_is(mode: Mode) -> None:
-    """What is probed is what is used later."""
-    body = probe_body(mode)
-    asked = {**body, "messages": body["messages"][:1]}
-    for added in ("continue_final_message", "add_generation_prompt"):
-        asked.pop(added, None)
-    assert asked["max_tokens"] == PROBE_MAX_TOKENS
-    assert asked["temperature"] == 0
-    assert body == place_prefix(mode, asked, OPENING)
+def test_the_probe_is_short_and_greedy() -> None:
+    """It costs next to nothing, and says the same each time."""
+    asked = probe_body()
+    assert (asked["max_tokens"], asked["temperature"], len(asked["messages"])) == (PROBE_MAX_TOKENS, 0, 1)
 
 
 def test_a_probe_is_too_short_for_a_new_start_to_look_like_an_echo() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from gateway.continuation import Known
+    from gateway.continuation import Known, Prefill
     from gateway.protocol import Json
 
 Finish = Literal["stop", "length"]
@@ -80,11 +80,14 @@ class Engine(Protocol):
         """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call."""
         ...
 
-    async def complete(self, body: Json) -> Json:
-        """Answer an OpenAI chat body; the reply has OpenAI's shape and at least one choice."""
+    async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
+        """Answer an OpenAI chat body; the reply has OpenAI's shape and at least one choice.
+
+        With a `prefill` the answer goes on with that; whether the reply repeats it is the prefill's to say.
+        """
         ...
 
-    def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
+    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         """Answer with OpenAI's chunks, as many at a time as came together.
 
         Ends normally only after a finish_reason or [DONE] was seen.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from gateway.continuation import Continuation, candidates, judge_probe, probe_body
+from gateway.continuation import PROBE_OPENING, Continuation, Prefill, candidates, judge_probe, place_prefix, probe_body
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, message_text, opening_body, opening_finish, read_usage
 from gateway.engines.lists import Lists
@@ -71,11 +71,16 @@ class OpenAIEngine:
             await self._lists.close()
         await self._http.close()
 
-    async def complete(self, body: Json) -> Json:
-        return await self._chat.complete({**body, "model": self._model})
+    async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
+        return await self._chat.complete(self._sent(body, prefill))
 
-    def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
-        return self._chat.stream({**body, "model": self._model})
+    def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+        return self._chat.stream(self._sent(body, prefill))
+
+    def _sent(self, body: Json, prefill: Prefill | None) -> Json:
+        if prefill is not None:
+            body = place_prefix(prefill.how.mode, body, prefill.text)
+        return {**body, "model": self._model}
 
     async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
         if self._lists is None or batch is None:
@@ -138,7 +143,7 @@ class OpenAIEngine:
         failures: list[EngineFailed] = []
         for mode in modes:
             try:
-                reply = await self.complete(probe_body(mode))
+                reply = await self.complete(probe_body(), Prefill(PROBE_OPENING, Continuation(mode)))
             except EngineRejected as refused:
                 if refused.status_sent in {400, 422}:
                     continue

@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from gateway.continuation import Continuation
+from gateway.continuation import Continuation, place_prefix
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, message_text, opening_finish, read_usage
 from gateway.engines.stops import StopFilter, before_stop
@@ -36,6 +36,7 @@ from gateway.errors import EngineError, EngineGarbled
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 
+    from gateway.continuation import Prefill
     from gateway.engines.base import Usage
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
@@ -155,15 +156,15 @@ class TGIEngine:
         text, met = before_stop(text, request.stop)
         return OpeningReply(text, "stop" if met else opening_finish(finish), usage)
 
-    async def complete(self, body: Json) -> Json:
-        adapted = self._adapted(body)
+    async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
+        adapted = self._adapted(body, prefill)
         reply = await self._translated(self._chat.complete(adapted))
         for choice in reply["choices"]:
             _end_at_stop(choice, choice["message"], StopFilter(adapted.get("stop", ())), ended=True)
         return reply
 
-    async def stream(self, body: Json) -> AsyncGenerator[list[Json], None]:
-        adapted = self._adapted(body)
+    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+        adapted = self._adapted(body, prefill)
         filters: dict[int, StopFilter] = {}
         async with aclosing(self._chat.stream(adapted)) as groups:
             try:
@@ -202,8 +203,10 @@ class TGIEngine:
                 f"{most}, prompt included: it refuses every such call"
             )
 
-    def _adapted(self, body: Json) -> Json:
+    def _adapted(self, body: Json, prefill: Prefill | None) -> Json:
         """An OpenAI chat body as TGI's chat route reads it."""
+        if prefill is not None:
+            body = place_prefix(prefill.how.mode, body, prefill.text)
         adapted = {key: value for key, value in body.items() if key not in _NEVER_SENT}
         adapted["model"] = self._model
         adapted.pop("stop", None)
