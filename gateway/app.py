@@ -20,6 +20,8 @@ from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
 from gateway.completion import Completions
+from gateway.engines.breaker import Breaker, BreakerRule
+from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
@@ -104,7 +106,12 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = {model.name: _engine(model, _longest_opening(model.name, book)) for model in settings.models}
+        engines = {
+            model.name: GuardedEngine(
+                _engine(model, _longest_opening(model.name, book)), Breaker(_breaker_rule(model)), metrics
+            )
+            for model in settings.models
+        }
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -175,6 +182,10 @@ def _longest_opening(model: str, book: PolicyBook) -> int:
     """The most tokens that a route asks this model for as its teacher."""
     routes = (route for policy in book.policies for route in policy.routes)
     return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
+
+
+def _breaker_rule(model: ModelSettings) -> BreakerRule:
+    return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
 
 
 def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:

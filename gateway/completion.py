@@ -92,15 +92,14 @@ class Completions:
         with self._recorded(visit, chat, plan) as draft, self._admission.place():
             await self._admission.reserve(draft, chat)
             opening = await self._guide.open(plan, chat, draft)
-            seam = self._finisher.seam(plan, chat, opening)
-            relay = StreamRelay(head, seam, wants_usage=chat.wants_usage)
-            shown = opening.text if opening.whole is not None else (seam.opening() if seam is not None else "")
-            announced = bool(shown)
-            if shown:
+            relay = StreamRelay(head, wants_usage=chat.wants_usage)
+            announced = False
+            if opening.whole is not None:
                 draft.saw_first_token()
                 yield draft
-                yield [relay.open(shown)]
-            if opening.whole is None:
+                yield relay.show(opening.text)
+                announced = True
+            else:
                 async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as groups:
                     async for chunks in groups:
                         if not announced:
@@ -123,7 +122,7 @@ class Completions:
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._book.models(policy))
             raise ModelNotFound(f"There is no model '{chat.model}' for this key. It may use: {names}.", param="model")
-        return resolve(policy, route, chat, self._finisher.continuation_of)
+        return resolve(policy, route, chat, self._finisher.look)
 
     @contextmanager
     def _recorded(self, visit: Visit, chat: ChatRequest, plan: Plan) -> Iterator[Draft]:
@@ -162,8 +161,7 @@ def _caller_usage(plan: Plan, draft: Draft, receipt: Receipt) -> Json:
 
     The finisher counts the guidance as part of its prompt; the caller did not send it.
     """
-    guidance = plan.guidance
-    shown = draft.kept_tokens if guidance is not None and guidance.placement == "prefix" else 0
+    shown = draft.kept_tokens if draft.placement == "prefix" else 0
     finisher = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if finisher is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0

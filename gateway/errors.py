@@ -20,6 +20,7 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── EngineTimeout            connected, but silent for too long: 504
 │   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
 │   ├── EngineRejected           it answered another 4xx: `status_sent`; 400 and 422 blame the request
+│   ├── EngineResting            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
 │   ├── EngineFailed             it answered 5xx, or said that generation failed
 │   └── EngineGarbled            it answered something that is not its protocol
 └── StartupError                 the process cannot start: one line that says what to do
@@ -144,11 +145,13 @@ class EngineError(GatewayError):
     """An engine did not do its part. `engine` is the configured model name, never its address.
 
     `heard` is False where it certainly did not get the call: then the call cost nothing.
+    `again` says whether the same call may go better a moment later.
     """
 
     label = "engine_error"
     status = 502
     code = "engine_error"
+    again: ClassVar[bool] = False
 
     def __init__(
         self, message: str, *, engine: str, param: str | None = None, retry_after_s: float | None = None
@@ -169,6 +172,7 @@ class EngineError(GatewayError):
 class EngineUnreachable(EngineError):
     label = "engine_unreachable"
     code = "engine_unreachable"
+    again = True
 
 
 class EngineTimeout(EngineError):
@@ -181,12 +185,24 @@ class EngineOverloaded(EngineError):
     label = "engine_overloaded"
     status = 503
     code = "engine_overloaded"
+    again = True
 
     def __init__(self, message: str, *, engine: str, retry_after_s: float | None = None) -> None:
         # TGI never says when.
         super().__init__(
             message, engine=engine, retry_after_s=_RETRY_AFTER_S if retry_after_s is None else retry_after_s
         )
+        self.asked_s = retry_after_s  # None: the engine did not say
+
+
+class EngineResting(EngineError):
+    label = "engine_resting"
+    status = 503
+    code = "engine_resting"
+
+    def __init__(self, message: str, *, engine: str, retry_after_s: float) -> None:
+        super().__init__(message, engine=engine, retry_after_s=retry_after_s)
+        self.heard = False
 
 
 class EngineRejected(EngineError):
@@ -206,6 +222,7 @@ class EngineRejected(EngineError):
 class EngineFailed(EngineError):
     label = "engine_failed"
     code = "engine_failed"
+    again = True
 
 
 class EngineGarbled(EngineError):

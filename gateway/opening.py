@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from dataclasses import dataclass
 from io import StringIO
@@ -19,6 +20,7 @@ from gateway.engines.base import OpeningReply, OpeningRequest
 from gateway.engines.failures import note_failure
 from gateway.errors import (
     EngineError,
+    EngineOverloaded,
     EngineRejected,
     GuidanceUnavailable,
     InvalidRequest,
@@ -27,7 +29,7 @@ from gateway.errors import (
 )
 from gateway.guidance.projection import PROJECTIONS, teacher_messages
 from gateway.guidance.seam import trim
-from gateway.ledger.draft import Call
+from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.receipt import BatchFacts
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
 _BYTES_PER_TOKEN = 4
+# A caller waits, and there is a student: a teacher that failed is not asked more often than this.
+_RETRIES = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class Guide:
         deadline = asyncio.get_running_loop().time() + guidance.deadline_s
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await self._ask(guidance, chat, draft, deadline)
+                reply = await self._ask(plan, guidance, chat, draft, deadline)
         except TimeoutError:
             draft.guided = time.perf_counter()
             return self._without(guidance, draft, "teacher_late", None)
@@ -110,7 +114,9 @@ class Guide:
             return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error)
         return self._opening(plan, guidance, chat, draft, reply)
 
-    async def _ask(self, guidance: GuidancePlan, chat: ChatRequest, draft: Draft, deadline: float) -> OpeningReply:
+    async def _ask(
+        self, plan: Plan, guidance: GuidancePlan, chat: ChatRequest, draft: Draft, deadline: float
+    ) -> OpeningReply:
         engine = self._engines[guidance.teacher]
         projection = PROJECTIONS[guidance.projection]
         request = OpeningRequest(
@@ -140,12 +146,20 @@ class Guide:
             draft.teacher = Call(guidance.teacher, request.messages or (), lost_tokens=guidance.tokens)
 
         async def ask(grant: Grant) -> OpeningReply:
-            try:
-                return await engine.opening(request, batch=grant.batch_id)
-            except EngineError as error:
-                # Here, since there may be many who hear of it, or nobody any more.
-                note_failure(error, draft.id, self._metrics)
-                raise
+            retries = min(_RETRIES, plan.retries.num_retries)
+            while True:
+                try:
+                    return await engine.opening(request, batch=grant.batch_id)
+                except EngineError as error:
+                    # Here, since there may be many who hear of it, or nobody any more.
+                    note_failure(error, draft.id, self._metrics)
+                    # Who is overloaded is not helped by a second call, and there is an answer without.
+                    if not retries or not error.again or isinstance(error, EngineOverloaded):
+                        raise
+                    draft.failed.append(FailedCall(error.engine, error.label, draft.teacher if error.heard else None))
+                    self._metrics.retries.labels(error.engine, error.label).inc()
+                retries -= 1
+                await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 
         draft.asked = time.perf_counter()
         landing = await self._flights.join(self._batcher.queue(guidance.teacher), ticket, ask, granted, deadline)

@@ -31,7 +31,12 @@ REST = " here and ends there."
 ASKED = [{"role": "user", "content": "What is it?"}]
 _numbers = itertools.count()
 DEADLINE_S = 0.5
-TIMEOUTS = {"connect": "500ms", "first_token": "500ms", "idle": "300ms", "total": "5s"}
+# Here each failure is looked at by itself: no engine is left alone, and none is asked twice.
+ENGINE = {
+    "timeouts": {"connect": "500ms", "first_token": "500ms", "idle": "300ms", "total": "5s"},
+    "breaker": {"failures": 1000},
+}
+ONCE = {"retries": {"num_retries": 0}}
 
 
 def a_question() -> list[dict[str, str]]:
@@ -89,24 +94,27 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 redis_url=redis_url,
                 redis={"prefix": "failures"},
                 models=[
-                    model("big", "tgi", teacher.url, timeouts=TIMEOUTS),
-                    model(
-                        "small", "openai", f"{student.url}/v1", continuation="trailing", echo=False, timeouts=TIMEOUTS
-                    ),
+                    model("big", "tgi", teacher.url, **ENGINE),
+                    model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False, **ENGINE),
+                    model("busy", "openai", f"{student.url}/v1", **ENGINE),
                     # Nothing listens on port 9.
-                    model("gone", "openai", "http://127.0.0.1:9/v1", continuation="trailing", timeouts=TIMEOUTS),
-                    model("gone-teacher", "tgi", "http://127.0.0.1:9", timeouts=TIMEOUTS),
+                    model("gone", "openai", "http://127.0.0.1:9/v1", continuation="trailing", **ENGINE),
+                    model("gone-teacher", "tgi", "http://127.0.0.1:9", **ENGINE),
                 ],
                 routes=[
-                    guided(tokens=6, deadline="500ms"),
-                    guided("chat-must", tokens=6, deadline="500ms", on_failure="reject"),
-                    guided("chat-no-teacher", teacher="gone-teacher", deadline="500ms"),
-                    guided("chat-no-student", student="gone", deadline="500ms"),
-                    {"model": "student-gone", "mode": "student", "student": "gone"},
-                    guided("chat-hint", projection="hint", deadline="500ms"),
-                    guided("chat-context", placement="context", deadline="500ms"),
-                    guided("chat-hidden", deadline="500ms") | {"show_cost": False},
-                    STUDENT_ONLY,
+                    ONCE | route
+                    for route in (
+                        guided(tokens=6, deadline="500ms"),
+                        guided("chat-must", tokens=6, deadline="500ms", on_failure="reject"),
+                        guided("chat-no-teacher", teacher="gone-teacher", deadline="500ms"),
+                        guided("chat-no-student", student="gone", deadline="500ms"),
+                        {"model": "student-busy", "mode": "student", "student": "busy"},
+                        {"model": "student-gone", "mode": "student", "student": "gone"},
+                        guided("chat-hint", projection="hint", deadline="500ms"),
+                        guided("chat-context", placement="context", deadline="500ms"),
+                        guided("chat-hidden", deadline="500ms") | {"show_cost": False},
+                        STUDENT_ONLY,
+                    )
                 ],
             )
         )
@@ -325,7 +333,8 @@ def test_a_students_refusal_is_the_callers_fault_only_when_it_says_so(
 ) -> None:
     """400 and 422 blame the request; everything else is ours."""
     world.student.behave = status(code, {"error": {"message": "top_k must not be 7"}}, **{"Retry-After": "7"})
-    answer = world.ask("chat-student", top_k=7)
+    # One that says for how long it is busy is left alone for so long, and is a student of its own.
+    answer = world.ask("student-busy" if code == 429 else "chat-student", top_k=7)
     assert answer.status_code == expected
     assert world.receipt(answer)["status"] == field
     message = answer.json()["error"]["message"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import orjson
 import pytest
 
 from gateway.continuation import Continuation, Known
-from gateway.policy.resolve import GuidancePlan, resolve
+from gateway.policy.resolve import GuidancePlan, Look, resolve
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat
 
@@ -18,7 +19,7 @@ CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "
 def guidance(weight: float = 1.0, **rule: Any) -> GuidancePlan:
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small", "guidance": rule}
     policy = TenantPolicy.model_validate({"tenant": "acme", "weight": weight, "routes": [route]})
-    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Continuation("trailing")).guidance
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Look(Continuation("trailing"))).guidance
     assert plan is not None
     return plan
 
@@ -27,7 +28,7 @@ def guidance(weight: float = 1.0, **rule: Any) -> GuidancePlan:
     ("known", "reason"),
     [
         (Continuation("trailing"), None),
-        (None, "student_cannot_continue"),
+        (None, None),
         ("not_probed", "student_not_probed"),
     ],
 )
@@ -36,7 +37,7 @@ def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason
     """In the student's prompt guidance needs no such student."""
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route | {"guidance": {"placement": placement}}]})
-    plan = resolve(policy, policy.routes[0], CHAT, lambda _: known)
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Look(known))
     assert plan.unguided == (reason if placement == "prefix" else None)
     assert (plan.guidance is None) == (plan.unguided is not None)
 
@@ -62,3 +63,47 @@ def test_a_full_queue_and_a_teacher_that_fails_are_two_decisions() -> None:
     assert (plan.reject_when_full, plan.required) == (True, False)
     plan = guidance(on_failure="reject")
     assert (plan.reject_when_full, plan.required) == (False, True)
+
+
+def order(students: list[Any], resting: str = "", draws: list[float] | None = None) -> list[str]:
+    """In which order the students are asked."""
+    policy = TenantPolicy.model_validate(
+        {"tenant": "acme", "routes": [{"model": "chat", "mode": "student", "students": students}]}
+    )
+    drawn = iter(draws or [])
+    plan = resolve(
+        policy,
+        policy.routes[0],
+        CHAT,
+        lambda engine: Look(Continuation("trailing"), rests=engine == resting),
+        lambda: next(drawn),
+    )
+    return [finisher.engine for finisher in plan.finishers]
+
+
+def test_students_are_asked_in_the_order_of_the_file() -> None:
+    assert order(["a", "b", "c"]) == ["a", "b", "c"]
+
+
+def test_a_student_that_rests_is_asked_last() -> None:
+    """It would refuse at once; the others keep their order."""
+    assert order(["a", "b", "c"], resting="a") == ["b", "c", "a"]
+
+
+def test_students_share_requests_by_weight() -> None:
+    """Each is first as often as its weight says, to within what chance allows."""
+    chance = random.Random(7)
+    students = [{"model": "a", "weight": 3}, {"model": "b", "weight": 1}]
+    firsts = [order(students, draws=[chance.random(), chance.random()])[0] for _ in range(2000)]
+    assert 0.72 < firsts.count("a") / len(firsts) < 0.78
+    assert set(order(students, draws=[0.5, 0.5])) == {"a", "b"}
+
+
+def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
+    """The policy's placement is for those who can."""
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    for known, placement in ((Continuation("trailing"), "prefix"), (None, "context")):
+        plan = resolve(policy, policy.routes[0], CHAT, lambda _, known=known: Look(known))
+        assert plan.guidance is not None
+        assert plan.guidance.placement == placement
