@@ -144,7 +144,7 @@ async def gateway(
         admission = Admission(settings.server.max_in_flight, ledger, metrics)
         completions = Completions(
             book=book,
-            guide=Guide(engines, batcher, Flights(tasks), metrics),
+            guide=Guide(engines, batcher, Flights(tasks), metrics, tasks),
             finisher=Finisher(engines, metrics),
             admission=admission,
             ledger=ledger,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError, ModelNotFound
 from gateway.ledger.draft import Draft
+from gateway.opening import UNGUIDED
 from gateway.policy.resolve import Plan, resolve
 from gateway.protocol import ReplyHead, passed_on, usage_body
 from gateway.relay import StreamRelay
@@ -91,30 +92,41 @@ class Completions:
         head = ReplyHead(f"chatcmpl-{visit.id}", visit.created, chat.model)
         with self._recorded(visit, chat, plan) as draft, self._admission.place():
             await self._admission.reserve(draft, chat)
-            opening = await self._guide.open(plan, chat, draft)
             relay = StreamRelay(head, wants_usage=chat.wants_usage)
             announced = False
-            if opening.whole is not None:
-                draft.saw_first_token()
-                yield draft
-                yield relay.show(opening.text)
-                announced = True
-            else:
-                async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as groups:
-                    async for chunks in groups:
-                        if not announced:
-                            yield draft
-                            announced = True
-                        yield chunks
-            if not announced:
-                yield draft  # the finisher had nothing to say
-            if chunks := relay.end(opening.whole):
-                yield chunks
+            async with aclosing(self._chunks(plan, chat, relay, draft)) as groups:
+                async for chunks in groups:
+                    if not announced:
+                        yield draft
+                        announced = True
+                    yield chunks
             draft.finish_reason = relay.finish_reason
             if chat.wants_usage:
                 receipt = await self._ledger.close(draft)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
+
+    async def _chunks(
+        self, plan: Plan, chat: ChatRequest, relay: StreamRelay, draft: Draft
+    ) -> AsyncGenerator[list[Json], None]:
+        """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
+        opening = UNGUIDED
+        async with aclosing(self._guide.stream(plan, chat, draft)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    draft.saw_first_token()
+                    yield relay.show(piece)
+                else:
+                    opening = piece
+        if opening.whole is None:
+            async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as groups:
+                async for chunks in groups:
+                    yield chunks
+        elif rest := relay.show_rest(opening.text):
+            draft.saw_first_token()
+            yield rest
+        if chunks := relay.end(opening.whole):
+            yield chunks
 
     def _resolve(self, visit: Visit, chat: ChatRequest) -> Plan:
         policy = visit.caller.policy

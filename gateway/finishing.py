@@ -102,6 +102,7 @@ class Finisher:
             if opened := relay.join(seam):
                 draft.saw_first_token()
                 yield opened
+            if relay.opened:
                 attempts.only(_continues)
             begun = False
             try:

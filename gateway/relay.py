@@ -39,21 +39,29 @@ class StreamRelay:
         """The caller's stop text was met across the seam: the student need not go on."""
         return self._seam is not None and self._seam.stopped
 
-    def join(self, seam: SeamJoin | None) -> list[Json]:
-        """Let `seam` join the next student's text to the opening; returns what of that can be shown now, and was not.
+    @property
+    def opened(self) -> bool:
+        """Some of the opening has left: what follows must continue it."""
+        return self._said > 0
 
-        None when there is nothing to join.
+    def join(self, seam: SeamJoin | None) -> list[Json]:
+        """Let `seam` join the next student's text to the opening, or nothing with None.
+
+        Returns chunks with what of the opening can be shown now, and was not.
         """
         self._seam = seam
-        return self.show(seam.opening()) if seam is not None else []
+        return self.show_rest(seam.opening()) if seam is not None else []
 
-    def show(self, opening: str) -> list[Json]:
-        """Show an opening, from where it was shown before: as far as the student's words are not needed for it."""
-        more = opening[self._said :]
-        if not more:
+    def show_rest(self, opening: str) -> list[Json]:
+        """Show an opening from where it was shown before, as far as the student's words are not needed for it."""
+        return self.show(opening[self._said :])
+
+    def show(self, piece: str) -> list[Json]:
+        """Show the next piece of an opening."""
+        if not piece:
             return []
-        self._said = len(opening)
-        delta = {"content": more} if 0 in self._roles_sent else {"role": "assistant", "content": more}
+        self._said += len(piece)
+        delta = {"content": piece} if 0 in self._roles_sent else {"role": "assistant", "content": piece}
         self._roles_sent.add(0)
         return [self._chunk([_choice(delta)])]
 

@@ -317,7 +317,8 @@ def test_a_student_that_is_down_ends_a_begun_stream_with_an_error(world: World) 
     """The guidance has left: what follows can only be an error event, and no [DONE]."""
     answer = world.ask("chat-no-student", stream=True)
     events = _events(answer)
-    assert events[0]["choices"][0]["delta"]["content"] == "The answer to your question"
+    words = [part["choices"][0]["delta"]["content"] for part in events[:-1]]
+    assert "".join(words) == "The answer to your question"
     assert events[-1]["error"]["code"] == "engine_unreachable"
     assert "[DONE]" not in answer.text
     assert world.receipt(answer)["status"] == "engine_unreachable"
@@ -477,9 +478,11 @@ def test_a_caller_that_hangs_up_on_a_stream_pays_for_what_was_written(world: Wor
         json={"model": "chat", "messages": a_question(), "stream": True},
         timeout=5,
     ) as answer:
-        lines = answer.iter_lines()
-        for _ in range(12):
-            next(lines)
+        seen = 0
+        for line in answer.iter_lines():
+            seen += '" word"' in line
+            if seen == 6:
+                break
     receipt = world.last_receipt(before)
     assert receipt["status"] == "client_gone"
     assert receipt["student"]["estimated"] is True

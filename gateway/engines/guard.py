@@ -64,9 +64,11 @@ class GuardedEngine:
         """Whether a call would be refused now."""
         return self._breaker.refuses_for_s(self._clock()) > 0
 
-    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
+    ) -> OpeningReply:
         with self._guarded() as verdict:
-            reply = await self._engine.opening(request, batch=batch)
+            reply = await self._engine.opening(request, batch=batch, tell=tell)
             verdict.well()
         return reply
 

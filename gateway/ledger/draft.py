@@ -66,6 +66,7 @@ class Draft:
     failed: list[FailedCall] = field(default_factory=list)
     batch: BatchFacts | None = None
     kept_tokens: int = 0
+    cut_short: str | None = None  # why the teacher ended early, after its words had been shown
     placed: str | None = None  # where the guidance stands, as soon as a finisher got it
     complete: bool = False
     unguided: str | None = None
@@ -187,6 +188,7 @@ class Draft:
             guidance.tokens,
             self.kept_tokens,
             complete=self.complete,
+            cut_short=self.cut_short,
         )
 
     def _baseline(

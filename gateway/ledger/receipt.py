@@ -50,6 +50,7 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
         tokens: m, as asked of the teacher.
         kept_tokens: of what it wrote, the part before the seam, in its own tokens.
         complete: the teacher ended its answer by itself.
+        cut_short: why the teacher did not come to its end, in the words of `unguided`; its words were shown by then.
     """
 
     projection: str
@@ -57,6 +58,7 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
     tokens: int
     kept_tokens: int
     complete: bool
+    cut_short: str | None = None
 
 
 class BatchFacts(msgspec.Struct, frozen=True):

@@ -60,6 +60,7 @@ class GuidancePlan:
         share: "" where identical requests of every tenant may share one guidance; else those of this one alone.
         cache_ttl_s: how long the guidance may be kept for identical requests; 0: not at all.
         required: whether the policy forbids an unguided answer when the teacher fails.
+        stream: whether a caller who streams hears the teacher as it writes.
         may_answer: whether the teacher's text can be the whole answer: not where tools, a format or more than one
             choice were asked for.
     """
@@ -74,6 +75,7 @@ class GuidancePlan:
     max_wait_s: float
     deadline_s: float
     required: bool
+    stream: bool
     may_answer: bool
     reject_when_full: bool
     tenant: str
@@ -191,6 +193,7 @@ def _guidance(
         max_wait_s=rule.max_wait_s,
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
+        stream=rule.stream and chat.stream and prefix and rule.placement == "prefix" and rule.projection != "hint",
         may_answer=chat.unguidable is None,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,

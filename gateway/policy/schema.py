@@ -52,6 +52,8 @@ class GuidanceRule(Shape):
     placement: Placement = Field(
         default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
     )
+    stream: Flag = True
+    """Whether a caller who streams hears the teacher as it writes; for placement prefix."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None

@@ -40,6 +40,7 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
         max_wait_s=0.01,
         deadline_s=2,
         required=False,
+        stream=False,
         may_answer=True,
         reject_when_full=False,
         tenant="acme",
