@@ -20,6 +20,7 @@ from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
 from gateway.completion import Completions
+from gateway.embedding import Embeddings
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
@@ -39,7 +40,9 @@ from gateway.tasks import Tasks
 from gateway.web import keys
 from gateway.web.chat import chat_completions
 from gateway.web.connection import Runner
+from gateway.web.embeddings import embeddings
 from gateway.web.error_body import errors_as_openai
+from gateway.web.headers import name_reply
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.probes import healthz, readyz
 
@@ -55,6 +58,7 @@ log = structlog.get_logger()
 
 ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
+    web.post("/v1/embeddings", embeddings),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model:.+}", show_model),
     web.get("/v1/receipts/{id}", show_receipt),
@@ -104,7 +108,7 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = {model.name: _engine(model, _longest_opening(model.name, book)) for model in settings.models}
+        engines = {model.name: _engine(model, book) for model in settings.models}
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -144,10 +148,14 @@ async def gateway(
         )
 
         public = web.Application(client_max_size=settings.server.max_body_bytes, middlewares=MIDDLEWARES)
+        public.on_response_prepare.append(name_reply)
         public.add_routes(ROUTES)
         admin = web.Application()
         admin.add_routes(ADMIN_ROUTES)
         public[keys.COMPLETIONS] = completions
+        public[keys.EMBEDDINGS] = Embeddings(
+            book=book, engines=engines, admission=admission, ledger=ledger, metrics=metrics
+        )
         public[keys.RECEIPTS] = store
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
@@ -177,7 +185,7 @@ def _longest_opening(model: str, book: PolicyBook) -> int:
     return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
 
 
-def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
+def _engine(model: ModelSettings, book: PolicyBook) -> Engine:
     timeouts = model.timeouts
     http = EngineHttp(
         model.name,
@@ -192,11 +200,13 @@ def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
             model=model.model,
             continues=model.continuation != "none",
             max_concurrency=model.max_concurrency,
-            longest_opening=longest_opening,
+            longest_opening=_longest_opening(model.name, book),
         )
     echo = None if model.echo == "auto" else model.echo
     lists = model.batch.calls == "list"
-    return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo, lists=lists)
+    # A server of embeddings answers no chat, so the probe would take it for one that is down.
+    continuation = "none" if book.only_embeds(model.name) else model.continuation
+    return OpenAIEngine(model.name, model.model, http, continuation=continuation, echo=echo, lists=lists)
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

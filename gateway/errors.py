@@ -44,13 +44,15 @@ class GatewayError(Exception):
     """Root of the tree.
 
     `label` is stable and short; `status` is the HTTP status a caller sees; `kind` and `code` are OpenAI's
-    `error.type` and `error.code`.
+    `error.type` and `error.code`. `retry` tells the caller whether the same request may succeed later: False where it
+    cannot, True where it will in all likelihood, None where nobody knows more than the status says.
     """
 
     label: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    retry: ClassVar[bool | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -64,6 +66,7 @@ class RequestError(GatewayError):
     label = "invalid_request"
     status = 400
     kind = "invalid_request_error"
+    retry: ClassVar[bool | None] = False
 
 
 class InvalidRequest(RequestError):
@@ -104,10 +107,12 @@ class BodyTooSlow(RequestError):
     label = "body_too_slow"
     status = 408
     code = "request_timeout"
+    retry = None  # the way here may be faster next time
 
 
 class ServiceError(GatewayError):
     status = 503
+    retry = True
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = _RETRY_AFTER_S) -> None:
         super().__init__(message, param=param, retry_after_s=retry_after_s)
@@ -181,6 +186,7 @@ class EngineOverloaded(EngineError):
     label = "engine_overloaded"
     status = 503
     code = "engine_overloaded"
+    retry = True
 
     def __init__(self, message: str, *, engine: str, retry_after_s: float | None = None) -> None:
         # TGI never says when.
@@ -192,6 +198,7 @@ class EngineOverloaded(EngineError):
 class EngineRejected(EngineError):
     label = "engine_rejected"
     code = "engine_rejected"
+    retry = False
 
     def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
         super().__init__(message, engine=engine, param=param)

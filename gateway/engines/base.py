@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
+    import msgspec
+
     from gateway.continuation import Known, Prefill
     from gateway.protocol import Json
 
@@ -54,6 +56,14 @@ class OpeningReply:
     usage: Usage | None
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingsReply:
+    """Vectors: the fields of OpenAI's reply, each in the bytes in which the engine wrote it."""
+
+    fields: dict[str, msgspec.Raw]
+    usage: Usage | None
+
+
 @dataclass(slots=True)
 class EngineState:
     """What is known of an engine right now; written by its watch, read by readiness and the request path."""
@@ -92,6 +102,10 @@ class Engine(Protocol):
 
         Ends normally only after a finish_reason or [DONE] was seen.
         """
+        ...
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        """Answer an OpenAI embeddings body."""
         ...
 
     async def probe(self) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gateway.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.continuation import Continuation, Known
-    from gateway.policy.schema import Route, TenantPolicy
+    from gateway.policy.schema import Mode, Route, TenantPolicy
     from gateway.protocol import ChatRequest
-
-Mode = Literal["guided", "student", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,13 @@ def resolve(
     chat: ChatRequest,
     continuation_of: Callable[[str], Known],
 ) -> Plan:
-    """Decide what this request gets. `continuation_of` says how an engine continues an assistant message now."""
-    mode: Mode = route.mode
+    """Decide what this request gets. `continuation_of` says how an engine continues an assistant message now.
+
+    Raises InvalidRequest where the route answers no chats.
+    """
+    mode = route.mode
+    if mode == "embeddings":
+        raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     finisher = route.teacher if mode == "teacher" else route.student
     assert finisher is not None, "the schema refuses a route without the engines of its mode"
     continuation = continuation_of(finisher)
@@ -96,6 +101,23 @@ def resolve(
         max_tokens=max_tokens,
         show_cost=route.show_cost,
         continuation=None if continuation == "not_probed" else continuation,
+    )
+
+
+def resolve_embeddings(route: Route) -> Plan:
+    """What a request for embeddings gets: one engine, and not a word in answer. Raises InvalidRequest likewise."""
+    if route.mode != "embeddings":
+        raise InvalidRequest(f"'{route.model}' makes no embeddings: it answers chats.", param="model")
+    assert route.student is not None, "the schema refuses a route without the engines of its mode"
+    return Plan(
+        mode=route.mode,
+        finisher=route.student,
+        guidance=None,
+        unguided=None,
+        baseline=route.baseline,
+        max_tokens=0,
+        show_cost=route.show_cost,
+        continuation=None,
     )
 
 

@@ -10,9 +10,11 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from gateway.units import Duration, Flag, Name, Number, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
-Mode = Literal["guided", "student", "teacher"]
+Mode = Literal["guided", "student", "teacher", "embeddings"]
 Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context"]
+
+_NEEDED_IN = {"teacher": {"guided", "teacher"}, "student": {"guided", "student", "embeddings"}}
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -95,7 +97,7 @@ class Route(Shape):
     @classmethod
     def _enough_for_the_mode(cls, name: str | None, info: ValidationInfo) -> str | None:
         mode = info.data.get("mode")
-        if name is None and mode in {"guided", info.field_name}:
+        if name is None and mode in _NEEDED_IN[str(info.field_name)]:
             raise Wrong(f"missing: mode {mode} needs a {info.field_name}")
         return name
 

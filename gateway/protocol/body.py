@@ -32,10 +32,10 @@ class StreamOptions(Struct, frozen=True):
 
 
 class CallerRequest(Protocol):
-    """What every checked request has: the caller's own body, which nothing may change, and how large it came."""
+    """What is known of every checked request: how many answers it asks for, and how large its body came."""
 
     @property
-    def body(self) -> Json: ...
+    def choices(self) -> int: ...
 
     @property
     def size_bytes(self) -> int: ...

@@ -82,6 +82,11 @@ class ChatRequest:
         return messages
 
     @property
+    def choices(self) -> int:
+        """How many answers there will be."""
+        return self.body.get("n") or 1
+
+    @property
     def limit_field(self) -> str:
         """The field in which the caller speaks of its token limit."""
         return "max_completion_tokens" if self.body.get("max_completion_tokens") is not None else "max_tokens"

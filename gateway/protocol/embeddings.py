@@ -38,6 +38,11 @@ class EmbeddingsRequest:
     inputs: list[Text]  # one vector each
     size_bytes: int
 
+    @property
+    def choices(self) -> int:
+        """None is answered in words."""
+        return 0
+
 
 def parse_embeddings(raw: bytes) -> EmbeddingsRequest:
     """Decode and check the body of an embeddings request.

@@ -8,7 +8,8 @@ import orjson
 import pytest
 
 from gateway.continuation import Continuation, Known
-from gateway.policy.resolve import GuidancePlan, resolve
+from gateway.errors import InvalidRequest
+from gateway.policy.resolve import GuidancePlan, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat
 
@@ -62,3 +63,18 @@ def test_a_full_queue_and_a_teacher_that_fails_are_two_decisions() -> None:
     assert (plan.reject_when_full, plan.required) == (True, False)
     plan = guidance(on_failure="reject")
     assert (plan.reject_when_full, plan.required) == (False, True)
+
+
+def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
+    """Under the other path its name is the caller's mistake, and the message holds the way out."""
+    vectors = {"model": "vectors", "mode": "embeddings", "student": "small"}
+    chat = {"model": "chat", "mode": "student", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [vectors, chat]})
+    plan = resolve_embeddings(policy.routes[0])
+    assert (plan.mode, plan.finisher, plan.baseline, plan.guidance) == ("embeddings", "small", "small", None)
+    with pytest.raises(InvalidRequest, match="'vectors' makes embeddings: send this to /v1/embeddings") as caught:
+        resolve(policy, policy.routes[0], CHAT, lambda _: None)
+    assert caught.value.param == "model"
+    with pytest.raises(InvalidRequest, match="'chat' makes no embeddings") as caught:
+        resolve_embeddings(policy.routes[1])
+    assert caught.value.param == "model"
