@@ -20,6 +20,7 @@ from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
 from gateway.completion import Completions
+from gateway.embedding import Embeddings
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
@@ -41,7 +42,9 @@ from gateway.tasks import Tasks
 from gateway.web import keys
 from gateway.web.chat import chat_completions
 from gateway.web.connection import Runner
+from gateway.web.embeddings import embeddings
 from gateway.web.error_body import errors_as_openai
+from gateway.web.headers import name_reply
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.probes import healthz, readyz
 
@@ -57,6 +60,7 @@ log = structlog.get_logger()
 
 ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
+    web.post("/v1/embeddings", embeddings),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model:.+}", show_model),
     web.get("/v1/receipts/{id}", show_receipt),
@@ -107,9 +111,7 @@ async def gateway(
         stack.push_async_callback(redis.close)
         await redis.require()
         engines = {
-            model.name: GuardedEngine(
-                _engine(model, _longest_opening(model.name, book)), Breaker(_breaker_rule(model)), metrics
-            )
+            model.name: GuardedEngine(_engine(model, book), Breaker(_breaker_rule(model)), metrics)
             for model in settings.models
         }
         for engine in engines.values():
@@ -151,10 +153,14 @@ async def gateway(
         )
 
         public = web.Application(client_max_size=settings.server.max_body_bytes, middlewares=MIDDLEWARES)
+        public.on_response_prepare.append(name_reply)
         public.add_routes(ROUTES)
         admin = web.Application()
         admin.add_routes(ADMIN_ROUTES)
         public[keys.COMPLETIONS] = completions
+        public[keys.EMBEDDINGS] = Embeddings(
+            book=book, engines=engines, admission=admission, ledger=ledger, metrics=metrics
+        )
         public[keys.RECEIPTS] = store
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
@@ -188,7 +194,7 @@ def _breaker_rule(model: ModelSettings) -> BreakerRule:
     return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
 
 
-def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
+def _engine(model: ModelSettings, book: PolicyBook) -> Engine:
     timeouts = model.timeouts
     http = EngineHttp(
         model.name,
@@ -203,11 +209,13 @@ def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
             model=model.model,
             continues=model.continuation != "none",
             max_concurrency=model.max_concurrency,
-            longest_opening=longest_opening,
+            longest_opening=_longest_opening(model.name, book),
         )
     echo = None if model.echo == "auto" else model.echo
     lists = model.batch.calls == "list"
-    return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo, lists=lists)
+    # A server of embeddings answers no chat, so the probe would take it for one that is down.
+    continuation = "none" if book.only_embeds(model.name) else model.continuation
+    return OpenAIEngine(model.name, model.model, http, continuation=continuation, echo=echo, lists=lists)
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

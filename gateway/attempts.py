@@ -1,4 +1,4 @@
-"""Which engine is asked next, and when, after a call that failed. Pure.
+"""Which engine is asked next, and when, after a call that failed.
 
 Retries across engines that keep what was already shown are this gateway's own subject: a retry library knows one
 function and one outcome.
@@ -6,16 +6,19 @@ function and one outcome.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from gateway.errors import EngineOverloaded, EngineRejected
+from gateway.errors import EngineOverloaded, EngineRejected, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.errors import EngineError
-    from gateway.policy.resolve import FinisherPlan, RetryPlan
+    from gateway.ledger.draft import Draft
+    from gateway.metrics import Metrics
+    from gateway.policy.resolve import FinisherPlan, Plan, RetryPlan
 
 # An engine that wants to be left alone for longer is not waited for while the caller does.
 LONGEST_PAUSE_S = 10.0
@@ -23,8 +26,28 @@ LONGEST_PAUSE_S = 10.0
 _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
 
 
+async def go_on(
+    attempts: Attempts, error: EngineError, plan: Plan, draft: Draft, metrics: Metrics, *, placed: bool = False
+) -> None:
+    """Wait until the next attempt is due. Raises the error, in the caller's terms, when there is none.
+
+    Args:
+        placed: whether the engine was to go on with an opening.
+    """
+    pause_s = attempts.after(error, placed=placed)
+    if pause_s is None:
+        # Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
+        if isinstance(error, EngineRejected) and error.blames_request and not placed:
+            raise InvalidRequest(error.message) from error
+        raise error
+    draft.set_aside(plan, error)
+    metrics.retries.labels(attempts.finisher.engine, error.label).inc()
+    if pause_s:
+        await asyncio.sleep(pause_s)
+
+
 class Attempts:
-    """The calls that one answer may take.
+    """The calls that one answer may take. Pure.
 
     Args:
         finishers: the engines, in the order in which they are to be asked; at least one.

@@ -45,13 +45,15 @@ class GatewayError(Exception):
     """Root of the tree.
 
     `label` is stable and short; `status` is the HTTP status a caller sees; `kind` and `code` are OpenAI's
-    `error.type` and `error.code`.
+    `error.type` and `error.code`. `retry` tells the caller whether the same request may succeed later: False where it
+    cannot, True where it will in all likelihood, None where nobody knows more than the status says.
     """
 
     label: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    retry: ClassVar[bool | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -65,6 +67,7 @@ class RequestError(GatewayError):
     label = "invalid_request"
     status = 400
     kind = "invalid_request_error"
+    retry: ClassVar[bool | None] = False
 
 
 class InvalidRequest(RequestError):
@@ -105,10 +108,12 @@ class BodyTooSlow(RequestError):
     label = "body_too_slow"
     status = 408
     code = "request_timeout"
+    retry = None  # the way here may be faster next time
 
 
 class ServiceError(GatewayError):
     status = 503
+    retry = True
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = _RETRY_AFTER_S) -> None:
         super().__init__(message, param=param, retry_after_s=retry_after_s)
@@ -145,7 +150,7 @@ class EngineError(GatewayError):
     """An engine did not do its part. `engine` is the configured model name, never its address.
 
     `heard` is False where it certainly did not get the call: then the call cost nothing.
-    `again` says whether the same call may go better a moment later.
+    `again` says whether the gateway may make the same call again: it may go better a moment later.
     """
 
     label = "engine_error"
@@ -186,6 +191,7 @@ class EngineOverloaded(EngineError):
     status = 503
     code = "engine_overloaded"
     again = True
+    retry = True
 
     def __init__(self, message: str, *, engine: str, retry_after_s: float | None = None) -> None:
         # TGI never says when.
@@ -199,6 +205,7 @@ class EngineResting(EngineError):
     label = "engine_resting"
     status = 503
     code = "engine_resting"
+    retry = True
 
     def __init__(self, message: str, *, engine: str, retry_after_s: float) -> None:
         super().__init__(message, engine=engine, retry_after_s=retry_after_s)
@@ -208,6 +215,7 @@ class EngineResting(EngineError):
 class EngineRejected(EngineError):
     label = "engine_rejected"
     code = "engine_rejected"
+    retry = False
 
     def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
         super().__init__(message, engine=engine, param=param)

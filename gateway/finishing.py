@@ -7,15 +7,14 @@ made again, by the same engine or the next, and the guidance that was written is
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
-from gateway.attempts import Attempts
+from gateway.attempts import Attempts, go_on
 from gateway.continuation import Prefill
 from gateway.engines.chat import message_text, read_usage
 from gateway.engines.failures import note_failure
-from gateway.errors import EngineError, EngineRejected, InvalidRequest
+from gateway.errors import EngineError, EngineRejected
 from gateway.guidance.projection import PROJECTIONS, place_in_context
 from gateway.guidance.seam import SeamJoin
 from gateway.ledger.draft import Call
@@ -65,7 +64,7 @@ class Finisher:
                     draft.drop_guidance("student_refused_prefix")
                     opening = UNGUIDED
                 else:
-                    await self._pause(plan, attempts, error, draft, placed=placed)
+                    await go_on(attempts, error, plan, draft, self._metrics, placed=placed)
         seam = self._seam(plan, finisher, chat, opening)
         if seam is not None:
             join_reply(reply, seam)
@@ -114,7 +113,7 @@ class Finisher:
             except EngineError as error:
                 if begun:
                     raise
-                await self._pause(plan, attempts, error, draft, placed=seam is not None)
+                await go_on(attempts, error, plan, draft, self._metrics, placed=seam is not None)
 
     async def _stream(
         self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening, relay: StreamRelay, draft: Draft
@@ -140,19 +139,6 @@ class Finisher:
                         yield relayed
                     if relay.done:
                         break
-
-    async def _pause(self, plan: Plan, attempts: Attempts, error: EngineError, draft: Draft, *, placed: bool) -> None:
-        """Wait until the next attempt is due. Raises the error, in the caller's terms, when there is none."""
-        pause_s = attempts.after(error, placed=placed)
-        if pause_s is None:
-            # Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
-            if isinstance(error, EngineRejected) and error.blames_request and not placed:
-                raise InvalidRequest(error.message) from error
-            raise error
-        draft.set_aside(plan, error)
-        self._metrics.retries.labels(attempts.finisher.engine, error.label).inc()
-        if pause_s:
-            await asyncio.sleep(pause_s)
 
     def _seam(self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening) -> SeamJoin | None:
         """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""

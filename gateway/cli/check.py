@@ -87,8 +87,8 @@ def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
 
 
 def _doubt(route: Route, settings: Settings) -> str | None:
-    if route.mode != "guided" and (route.teacher if route.mode == "student" else route.all_students):
-        unused = "teacher" if route.mode == "student" else "student"
+    if route.mode != "guided" and (route.all_students if route.mode == "teacher" else route.teacher):
+        unused = "student" if route.mode == "teacher" else "teacher"
         return f"mode {route.mode} leaves its {unused} and its guidance unused"
     if route.mode != "guided":
         return None

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
+    import msgspec
+
     from gateway.continuation import Known, Prefill
     from gateway.protocol import Json
 
@@ -51,6 +53,14 @@ class OpeningReply:
 
     text: str
     finish: Finish
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsReply:
+    """Vectors: the fields of OpenAI's reply, each in the bytes in which the engine wrote it."""
+
+    fields: dict[str, msgspec.Raw]
     usage: Usage | None
 
 
@@ -97,6 +107,10 @@ class Engine(Protocol):
 
         Ends normally only after a finish_reason or [DONE] was seen.
         """
+        ...
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        """Answer an OpenAI embeddings body."""
         ...
 
     async def probe(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gateway.continuation import Prefill
-    from gateway.engines.base import Engine, EngineState, OpeningReply, OpeningRequest
+    from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest
     from gateway.engines.breaker import Breaker
     from gateway.metrics import Metrics
     from gateway.protocol import Json
@@ -85,6 +85,12 @@ class GuardedEngine:
                     if not verdict.given:
                         verdict.well()
                     yield chunks
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        with self._guarded() as verdict:
+            reply = await self._engine.embed(body)
+            verdict.well()
+        return reply
 
     async def probe(self) -> None:
         await self._engine.probe()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from gateway.continuation import PROBE_OPENING, Continuation, Prefill, candidates, judge_probe, place_prefix, probe_body
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
+from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, listen, message_text, opening_body, opening_finish, read_usage
+from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import Lists
 from gateway.errors import EngineFailed, EngineGarbled, EngineRejected
 
@@ -107,6 +108,11 @@ class OpenAIEngine:
         return OpeningReply(
             text, opening_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
         )
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        asked = {**body, "model": self._model}
+        raw = await self._http.post_raw("/embeddings", asked, max_reply_bytes=MAX_REPLY_BYTES)
+        return read_embeddings(raw, self._name)
 
     async def probe(self) -> None:
         """Ask /models whether the server is there, and, once while it stays up, try what it can do."""

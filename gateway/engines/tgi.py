@@ -32,13 +32,13 @@ from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, listen, message_text, opening_finish, read_usage
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.tgi_stream import generate_stream
-from gateway.errors import EngineError, EngineGarbled
+from gateway.errors import EngineError, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from gateway.continuation import Prefill
-    from gateway.engines.base import Usage
+    from gateway.engines.base import EmbeddingsReply, Usage
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
 
@@ -189,6 +189,10 @@ class TGIEngine:
             except EngineError as error:
                 _name_cause(error)
                 raise
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        """It has no such route; a policy that wants one is refused when it is read."""
+        raise EngineRejected(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
 
     async def probe(self) -> None:
         """Read /info: the limits, and where the configuration asks for more than the server allows."""

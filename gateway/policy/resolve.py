@@ -6,14 +6,14 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gateway.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.continuation import Continuation, Known
-    from gateway.policy.schema import Route, TenantPolicy
+    from gateway.policy.schema import Mode, Route, TenantPolicy
     from gateway.protocol import ChatRequest
-
-Mode = Literal["guided", "student", "teacher"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,12 @@ def resolve(
     Args:
         look: what is known now of an engine.
         draw: a number from 0 to 1, for students that share the requests by weight.
+
+    Raises InvalidRequest where the route answers no chats.
     """
-    mode: Mode = route.mode
+    mode = route.mode
+    if mode == "embeddings":
+        raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
     if len(looks) > 1:
         looks.sort(key=lambda one: one[1].rests)
@@ -145,6 +149,23 @@ def resolve(
         unguided=unguided,
         baseline=route.baseline,
         max_tokens=max_tokens,
+        show_cost=route.show_cost,
+        retries=RetryPlan(route.retries.num_retries, route.retries.backoff_s),
+    )
+
+
+def resolve_embeddings(route: Route, rests: Callable[[str], bool], draw: Callable[[], float] = random.random) -> Plan:
+    """What a request for embeddings gets: an engine, and not a word in answer. Raises InvalidRequest likewise."""
+    if route.mode != "embeddings":
+        raise InvalidRequest(f"'{route.model}' makes no embeddings: it answers chats.", param="model")
+    engines = sorted(_in_order(route, draw), key=rests)
+    return Plan(
+        mode=route.mode,
+        finishers=tuple(FinisherPlan(engine, None) for engine in engines),
+        guidance=None,
+        unguided=None,
+        baseline=route.baseline,
+        max_tokens=0,
         show_cost=route.show_cost,
         retries=RetryPlan(route.retries.num_retries, route.retries.backoff_s),
     )

@@ -10,9 +10,11 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from gateway.units import Duration, Flag, Name, Number, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
-Mode = Literal["guided", "student", "teacher"]
+Mode = Literal["guided", "student", "teacher", "embeddings"]
 Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context"]
+
+_NEEDED_IN = {"teacher": {"guided", "teacher"}, "student": {"guided", "student", "embeddings"}}
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -131,12 +133,12 @@ class Route(Shape):
     @field_validator("teacher", "student")
     @classmethod
     def _enough_for_the_mode(cls, name: str | None, info: ValidationInfo) -> str | None:
-        mode, role = info.data.get("mode"), info.field_name
+        mode, role = info.data.get("mode"), str(info.field_name)
         several = role == "student" and info.data.get("students") is not None
         if several and name is not None:
             raise Wrong("is one student, and students are several: keep one of the two")
         unread = role == "student" and "students" not in info.data  # it has a mistake of its own
-        if name is None and not several and not unread and mode in {"guided", role}:
+        if name is None and not several and not unread and mode in _NEEDED_IN[role]:
             raise Wrong(f"missing: mode {mode} needs a {role}")
         return name
 

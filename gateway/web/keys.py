@@ -7,6 +7,7 @@ from aiohttp import web
 from gateway.admission import Admission
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
+from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
 from gateway.ledger.store import ReceiptStore
 from gateway.metrics import Metrics
@@ -15,6 +16,7 @@ from gateway.redis_client import RedisClient
 
 BOOK = web.AppKey("book", PolicyBook)
 COMPLETIONS = web.AppKey("completions", Completions)
+EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)
@@ -26,3 +28,5 @@ READY_BY = web.AppKey("ready_by", float)  # until then, on the loop's clock, rea
 BATCHER = web.AppKey("batcher", Batcher)
 
 REQUEST_ID = web.RequestKey("request_id", str)
+CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it
+STARTED = web.RequestKey("started", float)  # time.perf_counter() seconds

@@ -128,6 +128,17 @@ def test_a_route_to_an_unknown_model_names_the_nearest(folder: Path, route: str,
     assert told(folder) == [f"policies/a.yaml:3: routes[0].{message}"]
 
 
+def test_a_route_for_embeddings_needs_a_model_that_makes_them(folder: Path) -> None:
+    tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: embeddings, student: big}\n")
+    line = "policies/a.yaml:3: routes[0].student: big has protocol tgi, which makes no embeddings: name a model of "
+    assert told(folder) == [line + "protocol openai; text-embeddings-inference speaks that, at its /v1"]
+    tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: embeddings, student: small}\n")
+    book = book_of(folder)
+    assert (book.only_embeds("small"), book.only_embeds("big")) == (True, False)
+    tenant(folder, "b", keys=("k2",))
+    assert not book_of(folder).only_embeds("small")
+
+
 def test_tenants_keys_and_key_names_differ(folder: Path) -> None:
     tenant(folder, "a", keys=("k1", "k1"))
     tenant(folder, "b", keys=("k1",))

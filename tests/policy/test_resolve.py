@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from gateway.continuation import Continuation, Known
-from gateway.policy.resolve import GuidancePlan, Look, resolve
+from gateway.errors import InvalidRequest
+from gateway.policy.resolve import GuidancePlan, Look, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat
 
@@ -107,3 +108,18 @@ def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
         plan = resolve(policy, policy.routes[0], CHAT, lambda _, known=known: Look(known))
         assert plan.guidance is not None
         assert plan.guidance.placement == placement
+
+
+def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
+    """Under the other path its name is the caller's mistake, and the message holds the way out."""
+    vectors = {"model": "vectors", "mode": "embeddings", "student": "small"}
+    chat = {"model": "chat", "mode": "student", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [vectors, chat]})
+    plan = resolve_embeddings(policy.routes[0], lambda _: False)
+    assert (plan.mode, plan.finisher, plan.baseline, plan.guidance) == ("embeddings", "small", "small", None)
+    with pytest.raises(InvalidRequest, match="'vectors' makes embeddings: send this to /v1/embeddings") as caught:
+        resolve(policy, policy.routes[0], CHAT, lambda _: Look(None))
+    assert caught.value.param == "model"
+    with pytest.raises(InvalidRequest, match="'chat' makes no embeddings") as caught:
+        resolve_embeddings(policy.routes[1], lambda _: False)
+    assert caught.value.param == "model"

@@ -63,13 +63,17 @@ def test_a_route_knows_every_engine_it_names() -> None:
         ("model: x, mode: student, teacher: b", ["4: routes[0].student: missing: mode student needs a student"]),
         ("model: x, mode: teacher, student: b", ["4: routes[0].teacher: missing: mode teacher needs a teacher"]),
         (
+            "model: x, mode: embeddings, teacher: b",
+            ["4: routes[0].student: missing: mode embeddings needs a student"],
+        ),
+        (
             "model: x, mode: guided",
             [
                 "4: routes[0].teacher: missing: mode guided needs a teacher",
                 "4: routes[0].student: missing: mode guided needs a student",
             ],
         ),
-        ("model: x, mode: shadow, student: b", ["4: routes[0].mode: must be guided, student or teacher"]),
+        ("model: x, mode: shadow, student: b", ["4: routes[0].mode: must be guided, student, teacher or embeddings"]),
         (
             "model: x, mode: student, studen: b",
             ["4: routes[0].studen: unknown key. Did you mean 'student'?"],

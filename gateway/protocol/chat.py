@@ -1,63 +1,56 @@
-"""OpenAI's wire: what callers send and what they get.
-
-Requests are decoded once. The fields the gateway acts on are checked and typed; the whole body is kept as it came, so
-that parameters nobody here knows reach the student untouched. OpenAI's names (`prompt_tokens`, ...) live in this file
-only; inside, it is `input_tokens` and `output_tokens`.
-"""
+"""What callers send to /v1/chat/completions."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
-import orjson
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
-
-Json = dict[str, Any]
+from gateway.protocol.body import (
+    MAX_TOKENS,
+    Choices,
+    Json,
+    Penalty,
+    Stop,
+    StreamOptions,
+    Temperature,
+    TopP,
+    read_body,
+    stops,
+    wants_usage,
+)
 
 _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
 _ROLES_WITH_WORDS = frozenset({"system", "developer", "user"})
 # What an assistant's message may have in the place of content.
 _SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
-_MAX_STOPS = 4
-_MAX_DEPTH = 254  # what orjson can write: deeper bodies could be read and never sent on
 
 
 class Message(Struct, frozen=True):
-    role: Annotated[str, Meta(min_length=1)]
+    role: Annotated[str, Meta(min_length=1, extra_json_schema={"enum": list(_ROLES)})]
     content: str | list[Json] | None = None
-
-
-class StreamOptions(Struct, frozen=True):
-    include_usage: bool | None = None
-
-
-# More than any answer has, and few enough that sums of them stay numbers that JSON can carry.
-_MAX_TOKENS = 2**31 - 1
 
 
 class ResponseFormat(Struct, frozen=True):
     type: str
 
 
-class _KnownFields(Struct, frozen=True):
+class ChatBody(Struct, frozen=True):
     """The fields of /v1/chat/completions that the gateway reads, with OpenAI's ranges."""
 
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1, le=_MAX_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1, le=_MAX_TOKENS)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     seed: int | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=_MAX_STOPS)] | None = None
+    n: Choices | None = None
+    stop: Stop | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
     stream: bool | None = None
@@ -89,6 +82,11 @@ class ChatRequest:
         return messages
 
     @property
+    def choices(self) -> int:
+        """How many answers there will be."""
+        return self.body.get("n") or 1
+
+    @property
     def limit_field(self) -> str:
         """The field in which the caller speaks of its token limit."""
         return "max_completion_tokens" if self.body.get("max_completion_tokens") is not None else "max_tokens"
@@ -100,51 +98,25 @@ def parse_chat(raw: bytes) -> ChatRequest:
     Raises:
         InvalidRequest: with `param` naming the field.
     """
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(
-            f"The body is not valid JSON ({error}). Send a JSON object with 'model' and 'messages'."
-        ) from None
-    if not isinstance(body, dict):
-        raise InvalidRequest("The body must be a JSON object with 'model' and 'messages'.")
-    if _too_deep(raw, body):
-        raise InvalidRequest(f"The body is nested more than {_MAX_DEPTH} levels deep.")
-    try:
-        known = msgspec.convert(body, _KnownFields)
-    except msgspec.ValidationError as error:
-        raise _explain(error) from None
+    body, known = read_body(raw, ChatBody, "'model' and 'messages'")
     _check_messages(known.messages, body["messages"])
     if known.max_tokens is not None and known.max_completion_tokens is not None:
         raise InvalidRequest(
             "'max_tokens' and 'max_completion_tokens' say the same: send one of them.", param="max_completion_tokens"
         )
-    if known.stream_options is not None and not known.stream:
-        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
-    stop = (known.stop,) if isinstance(known.stop, str) else tuple(known.stop or ())
     return ChatRequest(
         body=body,
         model=known.model,
         max_tokens=known.max_completion_tokens or known.max_tokens,
-        stop=tuple(text for text in stop if text),
+        stop=stops(known.stop),
         stream=bool(known.stream),
-        wants_usage=bool(known.stream_options and known.stream_options.include_usage),
+        wants_usage=wants_usage(known.stream_options, stream=known.stream),
         unguidable=_unguidable(known),
         size_bytes=len(raw),
     )
 
 
-def _too_deep(raw: bytes, body: Json) -> bool:
-    if raw.count(b"{") + raw.count(b"[") <= _MAX_DEPTH:
-        return False
-    try:
-        orjson.dumps(body)
-    except orjson.JSONEncodeError:
-        return True
-    return False
-
-
-def _unguidable(known: _KnownFields) -> str | None:
+def _unguidable(known: ChatBody) -> str | None:
     if known.tools or known.functions:
         return "tools"
     if known.response_format is not None and known.response_format.type != "text":
@@ -205,75 +177,3 @@ def _empty(role: str, where: str) -> InvalidRequest:
     needs = {"assistant": "An assistant message needs text, content parts, tool_calls or a refusal."}
     said = needs.get(role, f"A {role} message needs text or content parts.")
     return InvalidRequest(f"'{where}' is empty. {said}", param=where)
-
-
-_EXPLAINED = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.+)`")
-_TYPES = re.compile(r"`([a-z]+(?: \| [a-z]+)*)`")
-_PLAIN = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false",
-          "array": "a list", "object": "an object", "null": "null"}  # fmt: skip
-
-
-def _explain(error: msgspec.ValidationError) -> InvalidRequest:
-    """Say in plain words what msgspec found, and name the field the way OpenAI does."""
-    match = _EXPLAINED.match(str(error))
-    what, where = (match["what"], match["where"] or "") if match else (str(error), "")
-    if missing := _MISSING.fullmatch(what):
-        param = f"{where}.{missing[1]}" if where else missing[1]
-        return InvalidRequest(f"'{param}' is required.", param=param)
-    what = _TYPES.sub(lambda found: " or ".join(_PLAIN.get(name, name) for name in found[1].split(" | ")), what)
-    param = where.replace("[...]", "") or None  # msgspec names no key of an object
-    text = what[:1].lower() + what[1:]
-    return InvalidRequest(f"'{param}': {text}." if param else f"{what}.", param=param)
-
-
-def usage_body(input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Json:
-    """OpenAI's `usage` object."""
-    body: Json = {
-        "prompt_tokens": input_tokens,
-        "completion_tokens": output_tokens,
-        "total_tokens": input_tokens + output_tokens,
-    }
-    if cached_input_tokens:
-        body["prompt_tokens_details"] = {"cached_tokens": cached_input_tokens}
-    return body
-
-
-# Of what an engine says beside choices and usage: the rest may speak of its hosts.
-_PASSED_ON = ("system_fingerprint", "service_tier")
-
-
-def passed_on(reply: Json) -> Json:
-    """The engine's own top-level fields that a caller gets."""
-    return {name: reply[name] for name in _PASSED_ON if reply.get(name) is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyHead:
-    """What every reply and every chunk of one answer shares."""
-
-    id: str
-    created: int
-    model: str
-
-    def completion(self, choices: list[Json], usage: Json) -> Json:
-        return {
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-            "usage": usage,
-        }
-
-    def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
-        chunk: Json = {
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
-        if with_usage:
-            chunk["usage"] = usage
-        return chunk
