@@ -30,12 +30,12 @@ def named_by_caller(request: web.Request) -> Iterator[None]:
     Raises InvalidRequest where the name is not one that OpenAI takes.
     """
     name = request.headers.get("X-Client-Request-Id")
-    if not name:
+    if not name or not request.path.startswith(API):
         yield
         return
-    if not name.isascii() or len(name) > MAX_CLIENT_ID_CHARS:
+    if not (name.isascii() and name.isprintable()) or len(name) > MAX_CLIENT_ID_CHARS:
         raise InvalidRequest(
-            f"'X-Client-Request-Id': expected at most {MAX_CLIENT_ID_CHARS} characters of ASCII.",
+            f"'X-Client-Request-Id': expected at most {MAX_CLIENT_ID_CHARS} printable characters of ASCII.",
             param="X-Client-Request-Id",
         )
     request[CLIENT_REQUEST_ID] = name
