@@ -46,6 +46,8 @@ from gateway.web.embeddings import embeddings
 from gateway.web.error_body import errors_as_openai
 from gateway.web.headers import name_reply
 from gateway.web.lookups import list_models, show_model, show_receipt
+from gateway.web.openapi.document import document
+from gateway.web.openapi.route import openapi_json
 from gateway.web.probes import healthz, readyz
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ ROUTES = [
     web.get("/v1/receipts/{id}", show_receipt),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
+    web.get("/openapi.json", openapi_json),
 ]
 MIDDLEWARES = [errors_as_openai]
 
@@ -157,6 +160,7 @@ async def gateway(
         public.add_routes(ROUTES)
         admin = web.Application()
         admin.add_routes(ADMIN_ROUTES)
+        public[keys.DOCUMENT] = document(ROUTES)
         public[keys.COMPLETIONS] = completions
         public[keys.EMBEDDINGS] = Embeddings(
             book=book, engines=engines, admission=admission, ledger=ledger, metrics=metrics

@@ -23,6 +23,8 @@ MAX_TOKENS = 2**31 - 1
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+# What the decoder reads as an integer: of more than 64 bits it makes a number.
+Seed = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
 Choices = Annotated[int, Meta(ge=1, le=128)]
 Stop = str | Annotated[list[str], Meta(max_length=_MAX_STOPS)]
 

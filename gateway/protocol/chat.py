@@ -13,6 +13,7 @@ from gateway.protocol.body import (
     Choices,
     Json,
     Penalty,
+    Seed,
     Stop,
     StreamOptions,
     Temperature,
@@ -23,9 +24,9 @@ from gateway.protocol.body import (
 )
 
 _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
-_ROLES_WITH_WORDS = frozenset({"system", "developer", "user"})
+ROLES_WITH_WORDS = frozenset({"system", "developer", "user"})
 # What an assistant's message may have in the place of content.
-_SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
+SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
 
 
 class Message(Struct, frozen=True):
@@ -48,7 +49,7 @@ class ChatBody(Struct, frozen=True):
     top_p: TopP | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     n: Choices | None = None
     stop: Stop | None = None
     logit_bias: dict[str, float] | None = None
@@ -139,7 +140,7 @@ def _check_messages(messages: list[Message], as_sent: list[Json]) -> None:
             raise InvalidRequest(f"'{at}': there is no such role. Use one of {', '.join(_ROLES)}.", param=at)
         if isinstance(content, list):
             _check_parts(index, role, content)
-        elif role in _ROLES_WITH_WORDS:
+        elif role in ROLES_WITH_WORDS:
             if not content or content.isspace():
                 raise _empty(role, f"messages[{index}].content")
         elif content is None and not _may_be_silent(role, as_sent[index]):
@@ -148,7 +149,7 @@ def _check_messages(messages: list[Message], as_sent: list[Json]) -> None:
 
 def _may_be_silent(role: str, message: Json) -> bool:
     if role == "assistant":
-        return any(message.get(field) for field in _SAID_OTHERWISE)
+        return any(message.get(field) for field in SAID_OTHERWISE)
     return role == "function"  # null is what a function without a result returns
 
 
@@ -169,7 +170,7 @@ def _check_parts(message: int, role: str, parts: list[Json]) -> None:
     if not parts:
         raise _empty(role, f"messages[{message}].content")
     # Beside others a blank part is a separator, or an image without a caption.
-    if blanks == len(parts) and role in _ROLES_WITH_WORDS:
+    if blanks == len(parts) and role in ROLES_WITH_WORDS:
         raise _empty(role, f"messages[{message}].content[0].text")
 
 

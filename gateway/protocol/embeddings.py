@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
     from gateway.protocol.texts import Text
 
-_MAX_INPUTS = 2048
+MAX_INPUTS = 2048
 _ENCODINGS = ("float", "base64")
 
 
@@ -52,8 +52,8 @@ def parse_embeddings(raw: bytes) -> EmbeddingsRequest:
     """
     body, known = read_body(raw, EmbeddingsBody, "'model' and 'input'")
     inputs = each_text(known.input, "input")
-    if len(inputs) > _MAX_INPUTS:
-        raise InvalidRequest(f"'input' holds {len(inputs)} texts: send at most {_MAX_INPUTS} at once.", param="input")
+    if len(inputs) > MAX_INPUTS:
+        raise InvalidRequest(f"'input' holds {len(inputs)} texts: send at most {MAX_INPUTS} at once.", param="input")
     if known.encoding_format is not None and known.encoding_format not in _ENCODINGS:
         raise InvalidRequest("'encoding_format': use 'float' or 'base64'.", param="encoding_format")
     return EmbeddingsRequest(body, known.model, inputs, len(raw))

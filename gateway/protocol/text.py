@@ -12,6 +12,7 @@ from gateway.protocol.body import (
     MAX_TOKENS,
     Choices,
     Penalty,
+    Seed,
     Stop,
     StreamOptions,
     Temperature,
@@ -37,7 +38,7 @@ class TextBody(Struct, frozen=True):
     top_p: TopP | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     n: Choices | None = None
     best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: Stop | None = None

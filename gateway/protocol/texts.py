@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 Text = str | list[int]
 
-_IDS = {"type": "integer", "minimum": 0}
+_MAX_ID = 2**31 - 1
+_IDS = {"type": "integer", "minimum": 0, "maximum": _MAX_ID}
 # What `each_text` asks for beyond the types: one kind only, and nothing empty.
 _ONE_KIND = {
     "anyOf": [
@@ -53,7 +54,7 @@ def _not_empty(text: str, at: str) -> str:
 def _token_ids(ids: list[int], at: str) -> list[int]:
     if not ids:
         raise InvalidRequest(f"'{at}' is empty.", param=at)
-    if min(ids) < 0:
-        at = f"{at}[{next(index for index, one in enumerate(ids) if one < 0)}]"
-        raise InvalidRequest(f"'{at}': expected an integer >= 0.", param=at)
+    if min(ids) < 0 or max(ids) > _MAX_ID:
+        at = f"{at}[{next(index for index, one in enumerate(ids) if not 0 <= one <= _MAX_ID)}]"
+        raise InvalidRequest(f"'{at}': expected an integer from 0 to {_MAX_ID}.", param=at)
     return ids

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import orjson
 import structlog
 from aiohttp import web
+from structlog.contextvars import bound_contextvars
 
 from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
-from gateway.web.headers import named_by_caller
+from gateway.web.headers import callers_own_id
 from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED
 
 if TYPE_CHECKING:
@@ -69,7 +70,9 @@ async def _answer(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]], request_id: str
 ) -> web.StreamResponse:
     try:
-        with named_by_caller(request):
+        if (name := callers_own_id(request)) is None:
+            return await handler(request)
+        with bound_contextvars(client_request_id=name):  # in every log line about the request
             return await handler(request)
     except GatewayError as error:
         if not error.recorded:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-from structlog.contextvars import bound_contextvars
 
 from gateway.errors import InvalidRequest
 from gateway.web.keys import CLIENT_REQUEST_ID, REQUEST_ID, STARTED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from aiohttp import web
 
     from gateway.protocol import Json
@@ -23,24 +18,18 @@ OPENAI_VERSION = "2020-10-01"
 MAX_CLIENT_ID_CHARS = 512
 
 
-@contextmanager
-def named_by_caller(request: web.Request) -> Iterator[None]:
-    """Let the caller's own name for the request, if it has one, stand in every log line inside the block.
-
-    Raises InvalidRequest where the name is not one that OpenAI takes.
-    """
+def callers_own_id(request: web.Request) -> str | None:
+    """The caller's own name for the request, if it has one. Raises InvalidRequest where OpenAI would not take it."""
     name = request.headers.get("X-Client-Request-Id")
-    if not name:
-        yield
-        return
-    if not name.isascii() or len(name) > MAX_CLIENT_ID_CHARS:
+    if not name or not request.path.startswith(API):
+        return None
+    if not (name.isascii() and name.isprintable()) or len(name) > MAX_CLIENT_ID_CHARS:
         raise InvalidRequest(
-            f"'X-Client-Request-Id': expected at most {MAX_CLIENT_ID_CHARS} characters of ASCII.",
+            f"'X-Client-Request-Id': expected at most {MAX_CLIENT_ID_CHARS} printable characters of ASCII.",
             param="X-Client-Request-Id",
         )
     request[CLIENT_REQUEST_ID] = name
-    with bound_contextvars(client_request_id=name):
-        yield
+    return name
 
 
 async def name_reply(request: web.Request, response: web.StreamResponse) -> None:

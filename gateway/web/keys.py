@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from aiohttp import web
 
 from gateway.admission import Admission
@@ -14,8 +16,18 @@ from gateway.metrics import Metrics
 from gateway.policy.book import PolicyBook
 from gateway.redis_client import RedisClient
 
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Bytes that are the same for everybody, and what names them."""
+
+    body: bytes
+    etag: str
+
+
 BOOK = web.AppKey("book", PolicyBook)
 COMPLETIONS = web.AppKey("completions", Completions)
+DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)

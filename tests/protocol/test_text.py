@@ -50,6 +50,7 @@ def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
         ({"prompt": [1, 1.5]}, "prompt[1]"),
         ({"prompt": [1, True]}, "prompt[1]"),
         ({"prompt": [1, -1]}, "prompt[1]"),
+        ({"prompt": [1, 2**31]}, "prompt[1]"),
         ({"prompt": [1, 10**30]}, "prompt[1]"),
         ({"prompt": [[]]}, "prompt[0]"),
         ({"prompt": [[1], []]}, "prompt[1]"),

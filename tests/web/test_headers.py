@@ -95,7 +95,7 @@ def test_the_callers_own_id_comes_back_and_stands_in_the_log(caller: httpx.Clien
     """Beside ours, in every line about the request; the next one on the same connection does not have it."""
     name = "mine-" + "x" * 507
     answers = replies(caller, {"X-Client-Request-Id": name})
-    assert [answer.headers.get_list("x-client-request-id") for answer in answers] == [[name]] * 6
+    assert [answer.headers.get_list("x-client-request-id") for answer in answers] == [[name]] * 5 + [[]]
     after = caller.post(CHAT, json=ASKED)
     assert "x-client-request-id" not in after.headers
     line = gate.wait_for_log("request", id=answers[0].headers["x-request-id"])
@@ -104,7 +104,7 @@ def test_the_callers_own_id_comes_back_and_stands_in_the_log(caller: httpx.Clien
     assert name not in httpx.get(gate.admin_url + "/metrics").text
 
 
-@pytest.mark.parametrize("name", [b"x" * 513, "Zürich".encode(), b"\xff"])
+@pytest.mark.parametrize("name", [b"x" * 513, "Zürich".encode(), b"\xff", b"a\tb"])
 def test_an_id_that_openai_would_not_take_is_400(caller: httpx.Client, name: bytes) -> None:
     """It is named, and does not come back."""
     answer = caller.post(CHAT, json=ASKED, headers={b"X-Client-Request-Id": name})
