@@ -6,14 +6,22 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
+from gateway.protocol import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.continuation import Continuation, Known
+    from gateway.continuation import Known
     from gateway.policy.schema import Mode, Route, TenantPolicy
-    from gateway.protocol import ChatRequest
+    from gateway.protocol import CompletionRequest
+
+
+# How any engine continues a raw prompt: what it goes on with is the prompt's own end.
+RAW = Continuation("completions", echo=False)
+# Why guidance cannot stand in a raw prompt either: there is not one in words, or it comes back.
+_NOT_IN_A_PROMPT = frozenset({"prompts", "token_ids", "echo", "suffix"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ class Plan:
 def resolve(
     policy: TenantPolicy,
     route: Route,
-    chat: ChatRequest,
+    asked: CompletionRequest,
     look: Callable[[str], Look],
     draw: Callable[[], float] = random.random,
 ) -> Plan:
@@ -133,11 +141,13 @@ def resolve(
     if mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
+    if isinstance(asked, TextRequest):
+        looks = [(engine, Look(RAW, seen.rests)) for engine, seen in looks]
     if len(looks) > 1:
         looks.sort(key=lambda one: one[1].rests)
     first = looks[0][1].continuation
-    unguided = _unguided(route, chat, first) if mode == "guided" else None
-    max_tokens = chat.max_tokens if chat.max_tokens is not None else route.default_max_tokens
+    unguided = _unguided(route, asked, first) if mode == "guided" else None
+    max_tokens = asked.max_tokens if asked.max_tokens is not None else route.default_max_tokens
     guided = mode == "guided" and unguided is None
     return Plan(
         mode=mode,
@@ -145,7 +155,7 @@ def resolve(
             FinisherPlan(engine, None if seen.continuation == "not_probed" else seen.continuation)
             for engine, seen in looks
         ),
-        guidance=_guidance(policy, route, chat, max_tokens, prefix=first is not None) if guided else None,
+        guidance=_guidance(policy, route, asked, max_tokens, prefix=first is not None) if guided else None,
         unguided=unguided,
         baseline=route.baseline,
         max_tokens=max_tokens,
@@ -184,13 +194,16 @@ def _in_order(route: Route, draw: Callable[[], float]) -> list[str]:
     return [one.model for one in sorted(students, key=lambda one: -(draw() ** (1 / (one.weight or 1.0))))]
 
 
-def _unguided(route: Route, chat: ChatRequest, continuation: Known) -> str | None:
+def _unguided(route: Route, asked: CompletionRequest, continuation: Known) -> str | None:
     """Why this request cannot be guided, or None when it can. Who cannot continue gets the guidance as context."""
+    if isinstance(asked, TextRequest):
+        carried = route.guidance.placement == "context" and asked.unguidable not in _NOT_IN_A_PROMPT
+        return None if carried else asked.unguidable
     if route.guidance.placement == "context":
         return None
-    if chat.unguidable is not None:
-        return chat.unguidable
-    if chat.messages[-1]["role"] == "assistant":
+    if asked.unguidable is not None:
+        return asked.unguidable
+    if asked.messages[-1]["role"] == "assistant":
         return "caller_prefill"
     if continuation == "not_probed":
         return "student_not_probed"
@@ -198,7 +211,7 @@ def _unguided(route: Route, chat: ChatRequest, continuation: Known) -> str | Non
 
 
 def _guidance(
-    policy: TenantPolicy, route: Route, chat: ChatRequest, max_tokens: int | None, *, prefix: bool
+    policy: TenantPolicy, route: Route, asked: CompletionRequest, max_tokens: int | None, *, prefix: bool
 ) -> GuidancePlan:
     rule = route.guidance
     assert route.teacher is not None
@@ -214,8 +227,8 @@ def _guidance(
         max_wait_s=rule.max_wait_s,
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
-        stream=rule.stream and chat.stream and prefix and rule.placement == "prefix" and rule.projection != "hint",
-        may_answer=chat.unguidable is None,
+        stream=rule.stream and asked.stream and prefix and rule.placement == "prefix" and rule.projection != "hint",
+        may_answer=asked.unguidable is None,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,
         weight=policy.weight,
