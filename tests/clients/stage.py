@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -169,26 +170,27 @@ class Stage:
 
         for _ in range(6):
             ask()
-        let_go = asyncio.Event()
-        loops: list[asyncio.AbstractEventLoop] = []
+        held, let_go = threading.Event(), threading.Event()
 
-        async def held(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-            loops.append(asyncio.get_running_loop())
-            await let_go.wait()
+        async def hold(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            held.set()
+            await asyncio.to_thread(let_go.wait, 60)
             return await says(OPENING, "length")(request, body)
 
-        quick, self._crowded.behave = self._crowded.behave, held
+        quick, self._crowded.behave = self._crowded.behave, hold
         with ThreadPoolExecutor() as pool:
-            askers = [pool.submit(ask), pool.submit(ask)]
-            give_up = time.monotonic() + 10
-            while 'gkt_queue_depth{teacher="full"} 1' not in httpx.get(f"{self.gateway.admin_url}/metrics").text:
-                assert time.monotonic() < give_up
-                time.sleep(0.02)
             try:
+                askers = [pool.submit(ask)]
+                assert held.wait(10)
+                askers.append(pool.submit(ask))
+                give_up = time.monotonic() + 10
+                while 'gkt_queue_depth{teacher="full"} 1' not in httpx.get(f"{self.gateway.admin_url}/metrics").text:
+                    assert time.monotonic() < give_up
+                    time.sleep(0.02)
                 yield
             finally:
                 self._crowded.behave = quick
-                loops[0].call_soon_threadsafe(let_go.set)
+                let_go.set()
             for asker in askers:
                 asker.result()
 

@@ -1,0 +1,71 @@
+"""Clients in processes of their own: a program is told what to ask, and says what it saw."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from tests.clients.environments import clean_environment
+from tests.clients.refusals import REFUSALS, Attempt
+from tests.clients.stage import a_question
+from tests.gateway_process import KEY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.clients.stage import Stage
+    from tests.clients.tap import Call
+
+LIMIT_S = 50.0
+
+
+def run(command: list[str | Path], *, stdin: bytes = b"", cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a client to its end, with nothing of the user's own settings."""
+    return subprocess.run(
+        command, input=stdin, capture_output=True, cwd=cwd, timeout=LIMIT_S, check=False,
+        env=clean_environment() | environment,
+    )  # fmt: skip
+
+
+class Performance:
+    """What a program saw: all its scenes, and all refusals, played at once, and each call with its receipt.
+
+    A program reads one JSON object on stdin: `base_url`, `key`, `questions` (one for each scene, and the names of the
+    scenes by that), and `refusals`, each with its question. It writes one on stdout: under `scenes` what each
+    returned, and under `refusals`, by name, what each raised: `raised` (the class), `status`, `code`, `param`.
+    """
+
+    def __init__(self, stage: Stage, command: list[str | Path], scenes: list[str], *, cwd: Path) -> None:
+        self._stage = stage
+        self.questions = {scene: a_question(scene) for scene in scenes}
+        with stage.crowd(), stage.audited():
+            self.attempts = {refusal.name: Attempt(stage, refusal) for refusal in REFUSALS}
+            plan = {
+                "base_url": stage.url,
+                "key": KEY,
+                "questions": self.questions,
+                "refusals": [attempt.as_dict() for attempt in self.attempts.values()],
+            }
+            done = run(command, stdin=orjson.dumps(plan), cwd=cwd)
+        assert done.returncode == 0, done.stderr.decode()
+        seen = orjson.loads(done.stdout)
+        self._scenes: dict[str, Any] = seen["scenes"]
+        self.refusals: dict[str, dict[str, Any]] = seen["refusals"]
+
+    def saw(self, scene: str) -> Any:
+        """What a scene returned; fails where it raised."""
+        seen = self._scenes[scene]
+        assert "raised" not in seen, seen
+        return seen["value"]
+
+    def raised(self, scene: str) -> dict[str, Any]:
+        """What a scene raised; fails where it returned."""
+        seen: dict[str, Any] = self._scenes[scene]
+        assert "raised" in seen, seen
+        return seen
+
+    def calls(self, scene: str) -> list[Call]:
+        """The calls in which the scene's question was asked."""
+        return self._stage.calls(question=self.questions[scene])
