@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 LIMIT_S = 50.0
 
 
-def run(command: list[str | Path], *, stdin: bytes = b"", cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+def run(command: list[str | Path], *, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a client to its end, with nothing of the user's own settings."""
     return subprocess.run(
-        command, input=stdin, capture_output=True, cwd=cwd, timeout=LIMIT_S, check=False,
+        command, capture_output=True, text=True, cwd=cwd, timeout=LIMIT_S, check=False, stdin=subprocess.DEVNULL,
         env=clean_environment() | environment,
     )  # fmt: skip
 
@@ -32,25 +32,34 @@ def run(command: list[str | Path], *, stdin: bytes = b"", cwd: Path, **environme
 class Performance:
     """What a program saw: all its scenes, and all refusals, played at once, and each call with its receipt.
 
-    A program reads one JSON object on stdin: `base_url`, `key`, `questions` (one for each scene, and the names of the
-    scenes by that), and `refusals`, each with its question. It writes one on stdout: under `scenes` what each
-    returned, and under `refusals`, by name, what each raised: `raised` (the class), `status`, `code`, `param`.
+    A program says `ready` on stdout when it has loaded what it needs, and reads one JSON object on stdin: `base_url`,
+    `key`, `questions` (one for each scene, by its name), and `refusals`, each with its question. It writes another on
+    stdout: under `scenes` what each returned, and under `refusals`, by name, what each raised: `raised` (the class),
+    `status`, `code`, `param`.
     """
 
     def __init__(self, stage: Stage, command: list[str | Path], scenes: list[str], *, cwd: Path) -> None:
         self._stage = stage
         self.questions = {scene: a_question(scene) for scene in scenes}
-        with stage.crowd(), stage.audited():
-            self.attempts = {refusal.name: Attempt(stage, refusal) for refusal in REFUSALS}
-            plan = {
-                "base_url": stage.url,
-                "key": KEY,
-                "questions": self.questions,
-                "refusals": [attempt.as_dict() for attempt in self.attempts.values()],
-            }
-            done = run(command, stdin=orjson.dumps(plan), cwd=cwd)
-        assert done.returncode == 0, done.stderr.decode()
-        seen = orjson.loads(done.stdout)
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd, env=clean_environment()
+        ) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "ready\n", "its stderr stands above"
+                with stage.crowd(), stage.audited():
+                    self.attempts = {refusal.name: Attempt(stage, refusal) for refusal in REFUSALS}
+                    plan = {
+                        "base_url": stage.url,
+                        "key": KEY,
+                        "questions": self.questions,
+                        "refusals": [attempt.as_dict() for attempt in self.attempts.values()],
+                    }
+                    written, _ = process.communicate(orjson.dumps(plan).decode(), timeout=LIMIT_S)
+            finally:
+                process.kill()
+        assert process.returncode == 0, "its stderr stands above"
+        seen = orjson.loads(written)
         self._scenes: dict[str, Any] = seen["scenes"]
         self.refusals: dict[str, dict[str, Any]] = seen["refusals"]
 

@@ -40,12 +40,13 @@ class Refusal:
 
 
 REFUSALS = (
+    # First: the queue's pace, and with it Retry-After, is forgotten after a second.
+    Refusal("a full queue", "crowded", 429, "queue_full", retried=True, retry_after_s=1, max_retries=1),
     Refusal("a key that nobody knows", "chat", 401, "invalid_api_key", key="gk-stranger"),
     Refusal("a model that the key has not", "gpt-4", 404, "model_not_found", "model"),
     Refusal("a field out of its range", "chat", 400, None, "temperature", temperature=3),
     Refusal("an engine that blames the request", "refuses", 400, None),
     Refusal("a body that is too large", "chat", 413, "request_too_large", filler=MAX_BODY),
-    Refusal("a full queue", "crowded", 429, "queue_full", retried=True, retry_after_s=1, max_retries=1),
     Refusal("an engine that fails", "broken", 502, "engine_failed", retried=True),
     Refusal("an engine that is gone", "gone", 502, "engine_unreachable", retried=True),
     Refusal("an engine that is full", "busy", 503, "engine_overloaded", retried=True, retry_after_s=1),

@@ -14,7 +14,8 @@ Act = Callable[[], Any]
 
 
 def plan() -> Json:
-    """What programs.py wants played."""
+    """What programs.py wants played; waits for it. Call it when all is loaded."""
+    print("ready", flush=True)
     read: Json = json.load(sys.stdin)
     return read
 
@@ -23,9 +24,9 @@ def play(plan: Json, scenes: dict[str, Callable[[str], Any]], refuse: Callable[[
     """Play all scenes and refusals at once and print what came of them. A scene may be a plain function: a thread."""
 
     async def play_all() -> Json:
-        played, refused = await asyncio.gather(
-            _each({name: _acting(scenes[name], question) for name, question in plan["questions"].items()}),
+        refused, played = await asyncio.gather(
             _each({refusal["name"]: refuse(refusal) for refusal in plan["refusals"]}),
+            _each({name: _acting(scenes[name], question) for name, question in plan["questions"].items()}),
         )
         return {"scenes": played, "refusals": refused}
 

@@ -239,17 +239,11 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(stage: Stage) -> None
 
 
 def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: OpenAI, stage: Stage) -> None:
-    """`timeout` is the client's own: the gateway hears it hang up."""
+    """`timeout` counts for each try; the gateway hears it hang up (`audited` looks)."""
     asked = ask()
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.3, max_retries=1).chat.completions.create(model="slow", messages=asked)
     assert len(stage.calls("slow", asked[0]["content"])) == 2
-    for _ in range(200):
-        gone = [line for line in stage.gateway.log if line.get("status") == "client_gone" and line["route"] == "slow"]
-        if len(gone) == 2:
-            break
-        time.sleep(0.02)
-    assert len(gone) == 2
 
 
 def _collect(stream: Any, parts: list[Any]) -> None:

@@ -5,6 +5,7 @@ import OpenAI from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
+console.log("ready");
 const plan = JSON.parse(await text(process.stdin));
 const client = new OpenAI({ baseURL: plan.base_url, apiKey: plan.key });
 const chat = client.chat.completions;
