@@ -41,7 +41,7 @@ def python_environment(name: str) -> Path:
 
     def install(folder: Path) -> None:
         uv = Path(sys.executable).with_name("uv")
-        _run(uv, "venv", "--quiet", "--python", sys.executable, folder / "env")
+        _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder / "env")
         python = folder / "env" / "bin" / "python"
         _run(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", "--no-build", lock)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.clients.stage import Stage
     from tests.clients.tap import Call
 
-LIMIT_S = 50.0
+LIMIT_S = 120.0
 
 
 def run(command: list[str | Path], *, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

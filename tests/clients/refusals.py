@@ -53,6 +53,24 @@ REFUSALS = (
     Refusal("an engine that is silent", "silent", 504, "engine_timeout", retried=True),
 )
 
+_OPENAI = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    413: "APIStatusError",
+    429: "RateLimitError",
+    502: "InternalServerError",
+    503: "InternalServerError",
+    504: "InternalServerError",
+}
+RAISES = {
+    "openai-python": _OPENAI,
+    "openai-node": _OPENAI | {413: "APIError"},
+    "ChatOpenAI": _OPENAI,
+    "LiteLLM": _OPENAI | {413: "APIError", 502: "BadGatewayError", 503: "ServiceUnavailableError", 504: "Timeout"},
+}
+"""The class that each client makes of a status."""
+
 
 class Attempt:
     """A refusal that a client is to meet: how to ask for it, and the calls that it came to."""

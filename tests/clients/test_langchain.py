@@ -6,23 +6,13 @@ import pytest
 
 from tests.clients.environments import HERE, python_environment
 from tests.clients.programs import Performance
-from tests.clients.refusals import REFUSALS, Refusal
+from tests.clients.refusals import RAISES, REFUSALS, Refusal
 from tests.clients.stage import OPENING, PERSON, REST, WHOLE, Stage
 
-pytestmark = pytest.mark.timeout(300)  # it is installed on first use
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]  # it is installed on first use
 
 SCENES = ["answer", "async_answer", "stream", "async_stream", "tools", "tools_streamed", "structured", "batch",
           "busy_twice", "no_retries", "impatient", "breaks", "ends_early", "wire_cut"]  # fmt: skip
-RAISES = {
-    400: "BadRequestError",
-    401: "AuthenticationError",
-    404: "NotFoundError",
-    413: "APIStatusError",
-    429: "RateLimitError",
-    502: "InternalServerError",
-    503: "InternalServerError",
-    504: "InternalServerError",
-}
 SHOWN = OPENING.rsplit(" ", 1)[0]
 
 
@@ -39,6 +29,7 @@ def test_an_answer_and_its_account(chain: Performance) -> None:
     assert (seen["text"], seen["mode"]) == (WHOLE, "guided")
     assert seen["usage"]["output_tokens"] > 0
     assert seen["metadata"]["finish_reason"] == "stop"
+    assert seen["metadata"]["id"] == "chatcmpl-" + chain.calls("answer")[0].reply_headers["x-request-id"]
     assert chain.saw("async_answer") == WHOLE
 
 
@@ -84,7 +75,7 @@ def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
 ) -> None:
     """OpenAI's own classes, or one of LangChain's that is a kind of them."""
     seen = chain.refusals[refusal.name]
-    assert f"openai.{RAISES[refusal.status]}" in seen["also"]
+    assert f"openai.{RAISES['ChatOpenAI'][refusal.status]}" in seen["also"]
     assert (seen["status"], seen["code"], seen["param"]) == (refusal.status, refusal.code, refusal.param)
     chain.attempts[refusal.name].check_calls()
 
