@@ -31,7 +31,7 @@ def weather(city: str) -> str:
 
 
 def answer(question: str) -> Any:
-    message = model("chat", include_response_headers=True).invoke(question)
+    message = model("chat", include_response_headers=True, max_tokens=50).invoke(question)
     headers = message.response_metadata["headers"]
     return {"text": message.content, "usage": message.usage_metadata, "id": message.id,
             "mode": headers["x-gkt-mode"], "metadata": message.response_metadata}  # fmt: skip

@@ -118,6 +118,7 @@ class Stage:
     breaks          a stream that ends in an error event
     ends-early      a stream that ends without a finish_reason
     wire-cut        a stream whose connection to the client is closed in the middle
+    trickle         the last byte of the request does not arrive: 408 after 30 s
     """
 
     ROUTES = ("tools", "person", "refuses", "broken", "gone", "busy", "busy-twice", "silent", "slow", "breaks",
@@ -151,7 +152,7 @@ class Stage:
         give_up = time.monotonic() + 5
         while len(self._receipts()) - receipts_before < len(calls) and time.monotonic() < give_up:
             time.sleep(0.02)
-        time.sleep(0.1)  # for one too many
+        time.sleep(0.05)  # for one too many
         receipts = {line["id"]: line for line in self._receipts()[receipts_before:]}
         assert len(receipts) == len(self._receipts()) - receipts_before == len(calls)
         for call in calls:
@@ -169,7 +170,9 @@ class Stage:
 
         def ask() -> None:
             body = {"model": "crowded", "messages": [{"role": "user", "content": a_question()}]}
-            httpx.post(f"{self.gateway.url}{CHAT}", headers=headers, json=body, timeout=30).raise_for_status()
+            answer = httpx.post(f"{self.gateway.url}{CHAT}", headers=headers, json=body, timeout=30).raise_for_status()
+            # Or it would stand among the receipts of those who are audited next.
+            self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
 
         for _ in range(6):
             ask()
@@ -258,7 +261,8 @@ def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
             )
         )
         host, _, port = gateway.url.removeprefix("http://").partition(":")
-        tap = stack.enter_context(Tap((host, int(port)), cuts=frozenset({"wire-cut"})).running())
+        tap = Tap((host, int(port)), cuts=frozenset({"wire-cut"}), withholds=frozenset({"trickle"}))
+        stack.enter_context(tap.running())
         stages.append(Stage(gateway, tap, crowded))
         give_up = time.monotonic() + 10
         while not all(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @dataclass
@@ -47,12 +47,19 @@ class Tap:
     """Listens on a port of its own and passes everything on to `upstream` (host, port), from a thread.
 
     The replies to calls of a model in `cuts` are ended after their first event, as by a proxy that is stopped: the
-    connection closes, with no last chunk.
+    connection closes, with no last chunk. The last byte of a call of a model in `withholds` is not passed on.
     """
 
-    def __init__(self, upstream: tuple[str, int], *, cuts: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        upstream: tuple[str, int],
+        *,
+        cuts: frozenset[str] = frozenset(),
+        withholds: frozenset[str] = frozenset(),
+    ) -> None:
         self._upstream = upstream
         self._cuts = cuts
+        self._withholds = withholds
         self.calls: list[Call] = []
         self.url = ""
 
@@ -84,9 +91,18 @@ class Tap:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection(*self._upstream)
         seen = _Seen(self.calls)
+
+        def asked(data: bytes) -> tuple[bytes, bool]:
+            seen.asked(data)
+            return data[:-1] if seen.model in self._withholds else data, True
+
+        def answered(data: bytes) -> tuple[bytes, bool]:
+            seen.answered(data)
+            return data, not (seen.model in self._cuts and b"data: " in data)
+
         ways = [
-            asyncio.create_task(_pump(reader, up_writer, seen.asked)),  # noqa: TID251
-            asyncio.create_task(_pump(up_reader, writer, self._answered(seen))),  # noqa: TID251
+            asyncio.create_task(_pump(reader, up_writer, asked)),  # noqa: TID251
+            asyncio.create_task(_pump(up_reader, writer, answered)),  # noqa: TID251
         ]
         try:
             # A client that has closed, or a gateway that has: either ends both ways.
@@ -101,23 +117,17 @@ class Tap:
             if isinstance(result, AssertionError):
                 raise result
 
-    def _answered(self, seen: _Seen) -> Any:
-        def look(data: bytes) -> bool:
-            seen.answered(data)
-            model = seen.calls[-1].json.get("model") if seen.calls else None
-            return not (model in self._cuts and b"data: " in data)
 
-        return look
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, look: Any) -> None:
-    """Pass bytes on until the end, or until `look` says False."""
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, look: Callable[[bytes], tuple[bytes, bool]]
+) -> None:
+    """Pass bytes on as `look` hands them back, until the end, or until it says False."""
     try:
         while data := await reader.read(65536):
-            go_on = look(data)
+            data, go_on = look(data)
             writer.write(data)
             await writer.drain()
-            if go_on is False:
+            if not go_on:
                 return
     except ConnectionError:
         return
@@ -131,6 +141,11 @@ class _Seen:
         self.calls: list[Call] = []
         self._asked = self._answer = b""
         self._body_left = 0
+
+    @property
+    def model(self) -> str | None:
+        """Of the last call, once all of it was seen."""
+        return self.calls[-1].json.get("model") if self.calls and not self._body_left else None
 
     def asked(self, data: bytes) -> None:
         self._asked += data

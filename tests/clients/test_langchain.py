@@ -29,6 +29,7 @@ def test_an_answer_and_its_account(chain: Performance) -> None:
     assert (seen["text"], seen["mode"]) == (WHOLE, "guided")
     assert seen["usage"]["output_tokens"] > 0
     assert seen["metadata"]["finish_reason"] == "stop"
+    assert chain.calls("answer")[0].json["max_completion_tokens"] == 50, "that is what it makes of max_tokens"
     assert seen["metadata"]["id"] == "chatcmpl-" + chain.calls("answer")[0].reply_headers["x-request-id"]
     assert chain.saw("async_answer") == WHOLE
 

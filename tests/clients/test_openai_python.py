@@ -228,6 +228,16 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(stage: Stage) -> None
             assert len(stage.calls("busy", asked[0]["content"])) == 1
 
 
+@pytest.mark.long
+def test_a_status_that_is_asked_again_by_itself_is_not_where_the_gateway_says_so(client: OpenAI, stage: Stage) -> None:
+    """408 is one that the SDK retries (its `_should_retry`); with `x-should-retry: false` it does not."""
+    asked = ask()
+    with pytest.raises(openai.APIStatusError) as raised:
+        client.chat.completions.create(model="trickle", messages=asked)
+    assert (raised.value.status_code, raised.value.code) == (408, "request_timeout")
+    assert [call.status for call in stage.calls("trickle", asked[0]["content"])] == [408]
+
+
 def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: OpenAI, stage: Stage) -> None:
     """`timeout` counts for each try; the gateway hears it hang up (`audited` looks)."""
     asked = ask()

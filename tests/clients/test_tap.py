@@ -34,7 +34,7 @@ def tap() -> Iterator[Tap]:
     app.router.add_post("/events", _events)
     with served(app) as url:
         host, _, port = url.removeprefix("http://").partition(":")
-        with Tap((host, int(port)), cuts=frozenset({"cut"})).running() as tap:
+        with Tap((host, int(port)), cuts=frozenset({"cut"}), withholds=frozenset({"slow"})).running() as tap:
             yield tap
 
 
@@ -58,3 +58,10 @@ def test_a_wire_that_is_to_be_cut_is_cut_in_the_middle(tap: Tap) -> None:
         with pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"):
             client.post("/events", json={"model": "cut"})
     assert [call.status for call in tap.calls] == [200, 200]
+
+
+def test_a_byte_that_is_withheld_does_not_arrive(tap: Tap) -> None:
+    """The server waits for it."""
+    with httpx.Client(base_url=tap.url, timeout=0.3) as client, pytest.raises(httpx.ReadTimeout):
+        client.post("/echo", json={"model": "slow"})
+    assert [(call.json["model"], call.status) for call in tap.calls] == [("slow", None)]
