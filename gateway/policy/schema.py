@@ -13,6 +13,7 @@ from gateway.yaml_source import Shape
 Mode = Literal["guided", "student", "teacher"]
 Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context"]
+Boundary = Literal["word", "sentence", "token"]
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
