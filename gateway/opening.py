@@ -119,7 +119,9 @@ class Guide:
         if guidance is None or not guidance.stream:
             yield await self.open(plan, asked, draft)
             return
-        heard = _Heard(GrowingTrim(stop=asked.stop), keeps_lead=isinstance(asked, TextRequest))
+        heard = _Heard(
+            GrowingTrim(boundary=guidance.boundary, stop=asked.stop), keeps_lead=isinstance(asked, TextRequest)
+        )
         # A task of its own: its deadline may not end the caller's work on what was shown.
         opening = self._tasks.spawn("opening", self._open_or_error(plan, asked, draft, heard))
         opening.add_done_callback(lambda _: heard.pieces.put_nowait(""))
@@ -255,7 +257,8 @@ class Guide:
         if heard is not None and heard.tokens:
             trimmed = heard.trim.finish(cut=cut)
         else:
-            trimmed = trim(reply.text, cut=cut, stop=asked.stop if may_finish or shown else ())
+            stop = asked.stop if may_finish or shown else ()
+            trimmed = trim(reply.text, cut=cut, stop=stop, boundary=guidance.boundary)
         if not trimmed.text:
             return self._without(guidance, draft, "guidance_empty", None)
         tokens = _kept_tokens(reply, trimmed.text)

@@ -1,40 +1,219 @@
-"""Guidance that arrives piece by piece: what of it can be shown before the rest is known."""
+"""`trim` for guidance that comes piece by piece: what of it can be shown before the teacher is done.
+
+growing = GrowingTrim(boundary="word", stop=stop)
+for piece in teacher: emit(growing.feed(piece))
+trimmed = growing.finish(cut=True)
+emit(trimmed.text[growing.shown_chars :])                    # what was held back and stays
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
 from typing import TYPE_CHECKING
 
-from gateway.engines.stops import StopFilter
-from gateway.guidance.trim import Trimmed, trim
+import regex
+
+from gateway.guidance.json_opening import JsonOpening
+from gateway.guidance.trim import (
+    CLOSE_TAG,
+    LONGEST_WORD_CHARS,
+    OPEN_TAG,
+    Before,
+    Trimmed,
+    divide,
+    ended_at,
+    fences,
+    first_stop,
+    holds_json,
+    last_complete,
+    open_reasoning,
+    rstrip,
+    size_bytes,
+    trim,
+    without_leading_reasoning,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.policy.schema import Boundary
+
+# What anything but the rule of words looks at. Without it a piece is plain.
+_SPECIAL = r"<`~\\\n\ufffd\ud800-\udfff"
+# A line that is, or may become, a fence's. Of any other, its last character tells all that later text needs.
+_FENCE_BEGUN = re.compile(r"[ \t>]*(?:(?:`{1,2}|~{1,2})?\Z|`{3}|~{3})")
+_NO_FENCE = "x"
+# Whole as it stands; but the next piece may join another to it, give it a colour, or make a flag of it.
+_EMOJI_AT_END = regex.compile(r"[\p{Extended_Pictographic}\p{Emoji_Modifier}\p{Regional_Indicator}\ufe0f\u200d]+\Z")
+
 
 class GrowingTrim:
-    """Feed it the teacher's text as it comes; it returns what may be shown. What was shown is never taken back."""
+    """Tells, piece by piece, what of a teacher's text can be shown; in the end, what stays of it.
 
-    def __init__(self, *, stop: Sequence[str] = ()) -> None:
-        self._stop = stop
-        self._text = ""
-        self._shown = ""
+    boundary, stop: as for `trim`.
+
+    Held back: the last word (with boundary `sentence`, what may fall behind the last end of a sentence or line) and
+    whatever else `trim` would cut from a text that ended here; an emoji, to which another may be joined; what may be the
+    beginning of a stop text, also one that a student completes; leading reasoning; from a `<think>` on, until it is
+    closed. Whether a `</think>` will come that nothing opened cannot be known: text is taken for the answer, and such a
+    tag, coming later, for text.
+
+    What was shown cannot be taken back. In the few cases where `trim` would cut into it (after "foo." came "bar",
+    after a number a list's dot, such a tag), it stays, and the guidance ends there at the earliest.
+
+    The work for a piece depends on what is held back, not on all that came.
+    """
+
+    def __init__(self, *, boundary: Boundary = "word", stop: Sequence[str] = ()) -> None:
+        self._boundary = boundary
+        self._stop = tuple(filter(None, stop))
+        first = "".join(re.escape(one[0]) for one in self._stop)
+        self._special = re.compile(f"[{_SPECIAL}{first}]")
+        self._pieces: list[str] = []
+        self._shown: list[str] = []
+        self._shown_chars = 0
+        self._stopped = False
+        self._held = ""  # what came and is not shown
+        self._line = ""  # what is shown of the last line, or what stands for it
+        self._before = Before()
+        self._thinks = False
+
+    @property
+    def shown_chars(self) -> int:
+        """How many characters `feed` has returned so far."""
+        return self._shown_chars
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string was met: what comes is not the answer's, and the teacher need not go on."""
+        return self._stopped
 
     def feed(self, piece: str) -> str:
-        """Take a piece; return what may be shown now: not a last word that may be half, nor a stop text begun."""
-        self._text += piece
-        held = StopFilter(self._stop)
-        safe = held.feed(trim(self._text, cut=True, stop=self._stop).text)
-        if not safe.startswith(self._shown) or len(safe) == len(self._shown):
+        """Take the teacher's next text, of any length; return what can be shown now."""
+        self._pieces.append(piece)
+        if self._stopped or not piece:
             return ""
-        more, self._shown = safe[len(self._shown) :], safe
-        return more
+        self._held += piece
+        if self._thinks:
+            if CLOSE_TAG not in self._held[-len(piece) - len(CLOSE_TAG) - 1 :]:
+                return ""
+            self._thinks = False
+        if self._shown_chars:
+            return self._show(self._certain(self._held, 0))
+        return self._open()
 
     def finish(self, *, cut: bool) -> Trimmed:
-        """The teacher has ended, or was cut: its text as `trim` leaves it, and never less than was shown."""
-        done = trim(self._text, cut=cut, stop=self._stop)
-        return (
-            done
-            if done.text.startswith(self._shown)
-            else replace(done, text=self._shown, owed="", dropped=self._text[len(self._shown) :])
-        )
+        """The teacher has ended; `cut`: by length. `text` begins with all that was shown.
+
+        It is what `trim` makes of the whole, unless that would take back what was shown.
+        """
+        text, shown = "".join(self._pieces), "".join(self._shown)
+        whole = trim(text, cut=cut, stop=self._stop, boundary=self._boundary)
+        if whole.text.startswith(shown):
+            return whole
+        answer = shown + self._held
+        whole = divide(answer, cut=cut, stop=self._stop, boundary=self._boundary)
+        if whole.text.startswith(shown):
+            return whole
+        rest = answer[len(shown) :]
+        owed = rest[: len(rest) - len(rest.lstrip())]
+        return Trimmed(shown, owed, rest[len(owed) :], whole.stopped)
+
+    def _open(self) -> str:
+        """Nothing is shown yet: pass over reasoning and white space, and show the beginning."""
+        if CLOSE_TAG in self._held:
+            if self._held.endswith(CLOSE_TAG):
+                return ""  # a quotation mark may follow, and then it is none
+            self._held = without_leading_reasoning(self._held)
+        body = self._held.lstrip()
+        if body.startswith(OPEN_TAG):
+            self._thinks = True
+            return ""
+        if not body or OPEN_TAG.startswith(body) or CLOSE_TAG.startswith(body):
+            return ""
+        self._before.json = JsonOpening() if body[0] in "{[" else None
+        lead = len(self._held) - len(body)
+        certain = self._certain(body, lead)
+        if certain:
+            self._held = body
+        return self._show(certain)
+
+    def _certain(self, held: str, lead: int) -> int:
+        """How many characters of the held text can be shown. Before it stood `lead` characters of white space."""
+        special = self._special.search(self._held) is not None
+        if not special and self._is_plain():
+            if held[-1].isspace():
+                return len(held.rstrip())
+            word = held.rsplit(None, 1)[-1]
+            if word.isascii() and word.isalnum() and len(word) < LONGEST_WORD_CHARS:
+                return len(held[: -len(word)].rstrip())
+        text = self._line + held
+        begin = len(self._line)
+        limit = spoken = open_reasoning(text)
+        if special and self._stop:
+            searched = self._held[:lead] + held[: limit - begin]
+            found = first_stop(searched, self._stop, ends_after=lead)
+            if found is not None:
+                self._stopped = True
+                return len(rstrip(held[: max(0, found[0] - lead)]))
+            limit = min(limit, begin + self._before_a_stop(searched, lead))
+        if spoken == len(text):
+            self._before.begin = begin
+            limit = min(limit, last_complete(text, self._boundary, self._before))
+        else:
+            # A quotation mark may yet follow the tag, and then it is none.
+            self._thinks = CLOSE_TAG not in text[spoken:] and len(text) > spoken + len(OPEN_TAG)
+        if limit == len(text) and (emoji := _EMOJI_AT_END.search(text)) is not None:
+            limit = emoji.start()
+        chars = max(0, len(rstrip(text[:limit])) - begin)
+        # Were this the seam, a student could complete a stop text that begins before it.
+        return min(chars, self._before_a_stop(held[:chars], 0)) if special and self._stop else chars
+
+    def _before_a_stop(self, text: str, lead: int) -> int:
+        """Where the end of the text may be the beginning of a stop string; else its length, `lead` apart."""
+        longest = max(map(len, self._stop))
+        for start in range(max(0, len(text) - longest + 1), len(text)):
+            tail = text[start:]
+            if any(one.startswith(tail) for one in self._stop):
+                return max(0, start - lead)
+        return len(text) - lead
+
+    def _is_plain(self) -> bool:
+        """Only the rule of words matters, unless what is held back is special."""
+        return self._boundary == "word" and self._before.json is None and self._line.startswith(_NO_FENCE)
+
+    def _show(self, chars: int) -> str:
+        if chars <= 0:
+            return ""
+        part, rest = self._held[:chars], self._held[chars:]
+        if self._boundary == "sentence":
+            self._note_end(chars)
+        self._held = rest
+        self._shown.append(part)
+        self._shown_chars += chars
+        before = self._before
+        text = self._line + part
+        end = text.rfind("\n") + 1
+        fence = fences(text[:end], before.fence)[0] if end else before.fence
+        if fence is not before.fence:
+            before.fence = fence
+            before.json = JsonOpening() if fence is not None and holds_json(fence) else None
+            if before.json is not None and fence is not None:
+                before.json.take(text[fence.end :])
+        elif before.json is not None:
+            before.json.take(part)
+        if before.json is not None and not before.json.valid and before.fence is None:
+            before.json = None
+        line = text[end:]
+        self._line = line if _FENCE_BEGUN.match(line) else _NO_FENCE + line[-1:]
+        return part
+
+    def _note_end(self, chars: int) -> None:
+        before = self._before
+        in_json = before.json is not None and before.json.valid
+        text, begin = self._line + self._held, len(self._line)
+        ended = ended_at(text, begin, begin + chars, in_prose=before.fence is None and not in_json)
+        if ended is not None:
+            before.since_bytes = size_bytes(text[ended : begin + chars])
+        elif before.since_bytes is not None:
+            before.since_bytes += size_bytes(self._held[:chars])

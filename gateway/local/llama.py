@@ -21,7 +21,9 @@ class LlamaOptions:
     `threads` decode and read prompts. `parallel` requests run at once, each with `slot_tokens` of context (prompt
     and answer together); more wait in llama.cpp's queue. `poll_percent` says how long an idle worker thread spins
     before it sleeps (0 = sleep at once, 50 = llama.cpp's default).
-    With `continue_assistant` a trailing assistant message is left open for continuation.
+    With `continue_assistant` a trailing assistant message is left open for continuation. `read_at_once` tokens of a
+    prompt are read in one step (None: llama.cpp's default): with 1, a text that is read goes through the very sums
+    that it would go through if it were written, which costs time.
     """
 
     threads: int = 1
@@ -29,6 +31,7 @@ class LlamaOptions:
     slot_tokens: int = 4096
     poll_percent: int = 0
     continue_assistant: bool = True
+    read_at_once: int | None = None
 
 
 def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int = 0) -> Any:
@@ -60,6 +63,8 @@ def serve(model: Path, name: str, options: LlamaOptions, *, host: str, port: int
     # llama.cpp would use up to 8 GiB for prompts of earlier chats: too much for a laptop.
     params.cache_ram_mib = PROMPT_CACHE_MIB
     params.prefill_assistant = options.continue_assistant
+    if options.read_at_once is not None:
+        params.n_ubatch = options.read_at_once
     params.verbosity = _WARNINGS
     params.ui = False
     try:

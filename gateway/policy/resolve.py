@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.continuation import Known
-    from gateway.policy.schema import Mode, Route, TenantPolicy
+    from gateway.policy.schema import Boundary, Mode, Route, TenantPolicy
     from gateway.protocol import CompletionRequest
 
 
@@ -61,6 +61,7 @@ class GuidancePlan:
 
     Attributes:
         tokens: m, the teacher's tokens; never more than the caller's own limit.
+        boundary: where the opening ends when it was cut for length.
         max_wait_s: how long the ticket may wait for its batch to fill.
         deadline_s: after this long the answer goes on without guidance, or fails if `required`.
         reject_when_full: whether the policy wants a 429 and no unguided answer when the tenant's queue is full.
@@ -77,6 +78,7 @@ class GuidancePlan:
     tokens: int
     projection: str
     placement: Literal["prefix", "context"]
+    boundary: Boundary
     temperature: float
     top_p: float | None
     seed: int | None
@@ -221,6 +223,7 @@ def _guidance(
         tokens=rule.tokens if max_tokens is None else min(rule.tokens, max_tokens),
         projection=rule.projection,
         placement=rule.placement if prefix else "context",
+        boundary=rule.boundary,
         temperature=rule.temperature,
         top_p=rule.top_p,
         seed=rule.seed,

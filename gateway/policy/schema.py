@@ -13,6 +13,7 @@ from gateway.yaml_source import Shape
 Mode = Literal["guided", "student", "teacher", "embeddings"]
 Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context"]
+Boundary = Literal["word", "sentence", "token"]
 
 _NEEDED_IN = {"teacher": {"guided", "teacher"}, "student": {"guided", "student", "embeddings"}}
 
@@ -54,6 +55,8 @@ class GuidanceRule(Shape):
     placement: Placement = Field(
         default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
     )
+    boundary: Boundary = "word"
+    """Where a guidance that was cut for length may end."""
     stream: Flag = True
     """Whether a caller who streams hears the teacher as it writes; for placement prefix."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0

@@ -34,6 +34,7 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
         tokens=40,
         projection=projection,
         placement=placement,
+        boundary="word",
         temperature=0.0,
         top_p=None,
         seed=None,
