@@ -21,6 +21,8 @@ from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
 from gateway.completion import Completions
 from gateway.embedding import Embeddings
+from gateway.engines.breaker import Breaker, BreakerRule
+from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
@@ -111,7 +113,10 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = {model.name: _engine(model, book) for model in settings.models}
+        engines = {
+            model.name: GuardedEngine(_engine(model, book), Breaker(_breaker_rule(model)), metrics)
+            for model in settings.models
+        }
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -144,7 +149,7 @@ async def gateway(
         admission = Admission(settings.server.max_in_flight, ledger, metrics)
         completions = Completions(
             book=book,
-            guide=Guide(engines, batcher, Flights(tasks), metrics),
+            guide=Guide(engines, batcher, Flights(tasks), metrics, tasks),
             finisher=Finisher(engines, metrics),
             admission=admission,
             ledger=ledger,
@@ -187,6 +192,10 @@ def _longest_opening(model: str, book: PolicyBook) -> int:
     """The most tokens that a route asks this model for as its teacher."""
     routes = (route for policy in book.policies for route in policy.routes)
     return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
+
+
+def _breaker_rule(model: ModelSettings) -> BreakerRule:
+    return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
 
 
 def _engine(model: ModelSettings, book: PolicyBook) -> Engine:

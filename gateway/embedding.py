@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.attempts import Attempts, go_on
 from gateway.engines.base import Usage
 from gateway.engines.failures import note_failure
-from gateway.errors import EngineError, EngineRejected, InvalidRequest
+from gateway.errors import EngineError
 from gateway.ledger.draft import Call, Draft
 from gateway.policy.resolve import resolve_embeddings
 
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 
     from gateway.admission import Admission
     from gateway.completion import Visit
-    from gateway.engines.base import EmbeddingsReply, Engine
+    from gateway.engines.base import EmbeddingsReply
+    from gateway.engines.guard import GuardedEngine
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.receipt import Receipt
     from gateway.metrics import Metrics
     from gateway.policy.book import PolicyBook
+    from gateway.policy.resolve import Plan
     from gateway.protocol import EmbeddingsRequest
     from gateway.protocol.texts import Text
 
@@ -43,7 +46,7 @@ class Embeddings:
         self,
         *,
         book: PolicyBook,
-        engines: Mapping[str, Engine],
+        engines: Mapping[str, GuardedEngine],
         admission: Admission,
         ledger: Ledger,
         metrics: Metrics,
@@ -56,7 +59,8 @@ class Embeddings:
 
     async def answer(self, visit: Visit, asked: EmbeddingsRequest) -> Vectors:
         """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
-        plan = resolve_embeddings(self._book.require(visit.caller.policy, asked.model))
+        route = self._book.require(visit.caller.policy, asked.model)
+        plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests)
         draft = Draft(
             id=visit.id,
             created=visit.created,
@@ -69,22 +73,24 @@ class Embeddings:
         )
         with self._admission.settled(draft), self._admission.place():
             await self._admission.reserve(draft, asked)
-            reply = await self._embed(plan.finisher, asked, draft)
+            reply = await self._embed(plan, asked, draft)
             receipt = await self._ledger.close(draft)
             named = {**reply.fields, "model": asked.model}
             return Vectors(msgspec.json.encode(named), receipt, plan.show_cost)
 
-    async def _embed(self, engine: str, asked: EmbeddingsRequest, draft: Draft) -> EmbeddingsReply:
-        draft.student = call = _call(engine, asked.inputs)
-        try:
-            reply = await self._engines[engine].embed(asked.body)
-        except EngineError as error:
-            note_failure(error, draft.id, self._metrics)
-            if not error.heard:
-                draft.student = None  # it cost nothing
-            if isinstance(error, EngineRejected) and error.blames_request:
-                raise InvalidRequest(error.message) from error
-            raise
+    async def _embed(self, plan: Plan, asked: EmbeddingsRequest, draft: Draft) -> EmbeddingsReply:
+        attempts = Attempts(plan.finishers, plan.retries)
+        while True:
+            engine = attempts.finisher.engine
+            draft.student = call = _call(engine, asked.inputs)
+            try:
+                reply = await self._engines[engine].embed(asked.body)
+                break
+            except EngineError as error:
+                note_failure(error, draft.id, self._metrics)
+                if not error.heard:
+                    draft.student = None  # it cost nothing
+                await go_on(attempts, error, plan, draft, self._metrics)
         call.usage = reply.usage or call.usage
         return reply
 

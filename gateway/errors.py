@@ -20,6 +20,7 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── EngineTimeout            connected, but silent for too long: 504
 │   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
 │   ├── EngineRejected           it answered another 4xx: `status_sent`; 400 and 422 blame the request
+│   ├── EngineResting            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
 │   ├── EngineFailed             it answered 5xx, or said that generation failed
 │   └── EngineGarbled            it answered something that is not its protocol
 └── StartupError                 the process cannot start: one line that says what to do
@@ -149,11 +150,13 @@ class EngineError(GatewayError):
     """An engine did not do its part. `engine` is the configured model name, never its address.
 
     `heard` is False where it certainly did not get the call: then the call cost nothing.
+    `again` says whether the gateway may make the same call again: it may go better a moment later.
     """
 
     label = "engine_error"
     status = 502
     code = "engine_error"
+    again: ClassVar[bool] = False
 
     def __init__(
         self, message: str, *, engine: str, param: str | None = None, retry_after_s: float | None = None
@@ -174,6 +177,7 @@ class EngineError(GatewayError):
 class EngineUnreachable(EngineError):
     label = "engine_unreachable"
     code = "engine_unreachable"
+    again = True
 
 
 class EngineTimeout(EngineError):
@@ -186,6 +190,7 @@ class EngineOverloaded(EngineError):
     label = "engine_overloaded"
     status = 503
     code = "engine_overloaded"
+    again = True
     retry = True
 
     def __init__(self, message: str, *, engine: str, retry_after_s: float | None = None) -> None:
@@ -193,6 +198,18 @@ class EngineOverloaded(EngineError):
         super().__init__(
             message, engine=engine, retry_after_s=_RETRY_AFTER_S if retry_after_s is None else retry_after_s
         )
+        self.asked_s = retry_after_s  # None: the engine did not say
+
+
+class EngineResting(EngineError):
+    label = "engine_resting"
+    status = 503
+    code = "engine_resting"
+    retry = True
+
+    def __init__(self, message: str, *, engine: str, retry_after_s: float) -> None:
+        super().__init__(message, engine=engine, retry_after_s=retry_after_s)
+        self.heard = False
 
 
 class EngineRejected(EngineError):
@@ -213,6 +230,7 @@ class EngineRejected(EngineError):
 class EngineFailed(EngineError):
     label = "engine_failed"
     code = "engine_failed"
+    again = True
 
 
 class EngineGarbled(EngineError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     import msgspec
 
@@ -86,8 +86,13 @@ class Engine(Protocol):
     @property
     def state(self) -> EngineState: ...
 
-    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
-        """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call."""
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
+    ) -> OpeningReply:
+        """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call.
+
+        `tell` hears each piece of the text as it is written, where the engine can tell so; it may hear of none.
+        """
         ...
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config import check_settings, lease_s_of
 from gateway.errors import ConfigError, ModelNotFound
@@ -182,14 +182,26 @@ def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]
             yield source.mistake(
                 ("routes", index, "model"), f"never reached: routes[{first[name]}] takes every request for {name}"
             )
-        for role in ("teacher", "student", "baseline"):
-            engine = route.get(role)
-            if known_models is not None and isinstance(engine, str) and engine not in known_models:
+        for where, engine in _engines(route):
+            if known_models is not None and engine not in known_models:
                 hint = nearest(engine, known_models)
                 known = "" if hint else f"; known: {', '.join(known_models)}"
                 yield source.mistake(
-                    ("routes", index, role), f"no model in config.yaml is called '{engine}'{known}", hint
+                    ("routes", index, *where), f"no model in config.yaml is called '{engine}'{known}", hint
                 )
+
+
+def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The models that a route names, mistakes or not, each with where it does so."""
+    for role in ("teacher", "student", "baseline"):
+        if isinstance(engine := route.get(role), str):
+            yield (role,), engine
+    students = route.get("students")
+    for index, one in enumerate(students if isinstance(students, list) else ()):
+        if isinstance(one, str):
+            yield ("students", index), one
+        elif isinstance(one, dict) and isinstance(engine := one.get("model"), str):
+            yield ("students", index, "model"), engine
 
 
 def _past_the_lease(source: Source, lease_s: float | None) -> Iterator[Mistake]:

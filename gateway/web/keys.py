@@ -10,7 +10,7 @@ from gateway.admission import Admission
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
 from gateway.embedding import Embeddings
-from gateway.engines.base import Engine
+from gateway.engines.guard import GuardedEngine
 from gateway.ledger.store import ReceiptStore
 from gateway.metrics import Metrics
 from gateway.policy.book import PolicyBook
@@ -33,7 +33,7 @@ RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)
-ENGINES = web.AppKey("engines", dict[str, Engine])
+ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
 OWNER = web.AppKey("owner", str)  # this process's name in Redis
 READY_BY = web.AppKey("ready_by", float)  # until then, on the loop's clock, readiness waits for the first probes

@@ -112,6 +112,14 @@ def test_a_second_route_with_the_same_name_is_never_reached(folder: Path) -> Non
         ("teacher: bgi", "teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?"),
         ("teacher: zzz", "teacher: no model in config.yaml is called 'zzz'; known: big, small"),
         ("teacher: big, baseline: smal", "baseline: no model in config.yaml is called 'smal'. Did you mean 'small'?"),
+        (
+            "teacher: big, students: [small, smll]",
+            "students[1]: no model in config.yaml is called 'smll'. Did you mean 'small'?",
+        ),
+        (
+            "teacher: big, students: [{model: smll, weight: 1}]",
+            "students[0].model: no model in config.yaml is called 'smll'. Did you mean 'small'?",
+        ),
         ("teacher: big, student: smll", "student: no model in config.yaml is called 'smll'. Did you mean 'small'?"),
     ],
 )
@@ -207,7 +215,7 @@ def test_a_lease_that_cannot_be_told_makes_no_deadline_wrong(folder: Path, confi
     assert [one.file for one in mistakes] == ["config.yaml"]
 
 
-@pytest.mark.parametrize("route", ["mode: guided, teacher: big, students: small", "mode: student, studnet: small"])
+@pytest.mark.parametrize("route", ["mode: guided, teacher: big, studnet: small", "mode: student, studnet: small"])
 def test_a_misspelt_role_is_one_mistake(folder: Path, route: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, {route}}}\n")
     (line,) = told(folder)

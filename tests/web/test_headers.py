@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ASKED = {"model": "chat-student", "messages": [{"role": "user", "content": "Hello"}]}
 CHAT = "/v1/chat/completions"
+# Each fails once: one that asks for a pause is left alone afterwards.
+FAILING = tuple(f"failing-{count}" for count in range(7))
+_failing = iter(FAILING)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +35,14 @@ def gate(engine: FakeEngine, redis_url: str, tmp_path_factory: pytest.TempPathFa
     with running_gateway(
         tmp_path_factory.mktemp("headers"),
         redis_url=redis_url,
-        models=[model("big", "tgi", engine.url), model("small", "openai", f"{engine.url}/v1", continuation="none")],
-        routes=[STUDENT_ONLY],
+        models=[
+            model("big", "tgi", engine.url),
+            *(model(name, "openai", f"{engine.url}/v1", continuation="none") for name in ("small", *FAILING)),
+        ],
+        routes=[
+            STUDENT_ONLY,
+            *({"model": name, "mode": "student", "student": name, "retries": {"num_retries": 0}} for name in FAILING),
+        ],
     ) as process:
         yield process
 
@@ -125,7 +134,7 @@ def test_an_error_says_whether_and_when_to_try_again(
 
     usual, engine.behave = engine.behave, fails
     try:
-        answer = caller.post(CHAT, json=ASKED)
+        answer = caller.post(CHAT, json={**ASKED, "model": next(_failing)})
     finally:
         engine.behave = usual
     told = tuple(answer.headers.get(name) for name in ("x-should-retry", "Retry-After", "retry-after-ms"))
@@ -148,7 +157,7 @@ def test_openais_sdk_retries_as_it_is_told(gate: GatewayProcess, engine: FakeEng
             OpenAI(base_url=f"{gate.url}/v1", api_key=KEY, max_retries=5) as client,
             pytest.raises(openai.InternalServerError) as caught,
         ):
-            client.chat.completions.create(model="chat-student", messages=[{"role": "user", "content": "Hi"}])
+            client.chat.completions.create(model=next(_failing), messages=[{"role": "user", "content": "Hi"}])
     finally:
         engine.behave = usual
     assert calls == 2
