@@ -36,6 +36,7 @@ def gate(engine: FakeEngine, redis_url: str, tmp_path_factory: pytest.TempPathFa
     with running_gateway(
         tmp_path_factory.mktemp("embedding"),
         redis_url=redis_url,
+        redis={"timeout": "5s"},  # receipts are asked for, however busy the machine is
         models=[
             model("big", "tgi", engine.url),
             model("small", "openai", f"{engine.url}/v1", model="org/vectors-1"),
@@ -207,6 +208,7 @@ def test_a_real_model_makes_the_vectors_that_it_makes_without_a_gateway(redis_ur
         running_gateway(
             tmp_path,
             redis_url=redis_url,
+            redis={"timeout": "5s"},
             models=[model("small", "openai", f"{address}/v1", model=MODEL)],
             routes=[VECTORS],
         ) as process,
