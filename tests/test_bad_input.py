@@ -124,7 +124,13 @@ def test_an_unknown_model_is_404_and_lists_those_of_the_key(caller: httpx.Client
     ],
 )
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/receipts/req_1")]
+    ("method", "path"),
+    [
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/receipts/req_1"),
+    ],
 )
 def test_no_key_or_a_wrong_one_is_401_everywhere(
     gate: GatewayProcess, headers: dict[str, str], method: str, path: str

@@ -15,9 +15,11 @@ from openai import OpenAI
 
 from tests.fakes import FakeEngine, embedded, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.llama_embedder import MODEL, running_embedder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 VECTORS = {"model": "vectors", "mode": "embeddings", "student": "small"}
 HIDING = {**VECTORS, "model": "vectors-quiet", "show_cost": False}
@@ -34,6 +36,7 @@ def gate(engine: FakeEngine, redis_url: str, tmp_path_factory: pytest.TempPathFa
     with running_gateway(
         tmp_path_factory.mktemp("embedding"),
         redis_url=redis_url,
+        redis={"timeout": "5s"},  # receipts are asked for, however busy the machine is
         models=[
             model("big", "tgi", engine.url),
             model("small", "openai", f"{engine.url}/v1", model="org/vectors-1"),
@@ -194,3 +197,30 @@ def test_a_caller_who_leaves_has_a_receipt_and_the_engine_is_told(
         engine.embed = usual
     line = gate.wait_for_log("request", status="client_gone", mode="embeddings")
     assert line["student"]["input_tokens"] == 4
+
+
+@pytest.mark.models
+def test_a_real_model_makes_the_vectors_that_it_makes_without_a_gateway(redis_url: str, tmp_path: Path) -> None:
+    """llama.cpp, by way of OpenAI's SDK: one text, several, token ids; as numbers and in base64."""
+    texts = ["The baker sells rolls.", "A roll costs three dollars."]
+    with (
+        running_embedder() as address,
+        running_gateway(
+            tmp_path,
+            redis_url=redis_url,
+            redis={"timeout": "5s"},
+            models=[model("small", "openai", f"{address}/v1", model=MODEL)],
+            routes=[VECTORS],
+        ) as process,
+        OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as bare,
+        OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=0) as client,
+    ):
+        for given in (texts, texts[0], [504, 12394, 1234]):
+            for encoding in ("float", "base64"):
+                meant = bare.embeddings.create(model=MODEL, input=given, encoding_format=encoding)
+                raw = client.embeddings.with_raw_response.create(model="vectors", input=given, encoding_format=encoding)
+                reply = raw.parse()
+                assert [one.embedding for one in reply.data] == [one.embedding for one in meant.data]
+                assert reply.usage == meant.usage
+                assert raw.headers["x-gkt-student-tokens"] == f"{meant.usage.prompt_tokens}+0"
+                assert "estimated" not in receipt_of(client, raw.headers["x-request-id"])["student"]

@@ -25,7 +25,12 @@ KINDS: dict[str, tuple[Callable[[bytes], Any], dict[str, Any]]] = {
     "text": (parse_text_completion, {"model": "chat", "prompt": "Q: Why?\nA:"}),
     "embeddings": (parse_embeddings, {"model": "vectors", "input": "Why?"}),
 }
-PATHS = {"chat": "/v1/chat/completions", "embeddings": "/v1/embeddings"}
+STREAM = {**KINDS["chat"][1], "stream": True}
+SENT = {
+    "chat": ("/v1/chat/completions", KINDS["chat"][1]),
+    "stream": ("/v1/chat/completions", STREAM),
+    "embeddings": ("/v1/embeddings", KINDS["embeddings"][1]),
+}
 
 NAMES = st.sampled_from(
     [
@@ -144,17 +149,19 @@ def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
         yield process
 
 
-@pytest.mark.parametrize("kind", PATHS)
-def test_a_running_gateway_answers_whatever_it_is_sent(gate: GatewayProcess, kind: str) -> None:
+@pytest.mark.parametrize(("path", "least"), SENT.values(), ids=SENT)
+def test_a_running_gateway_answers_whatever_it_is_sent(gate: GatewayProcess, path: str, least: dict[str, Any]) -> None:
     """200 or 400 or 404, each within its time and in OpenAI's shape; never a mistake of its own."""
     with httpx.Client(base_url=gate.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=10) as caller:
 
         @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-        @given(raw=bodies(KINDS[kind][1]) | st.binary())
+        @given(raw=bodies(least) | st.binary())
         def asks(raw: bytes) -> None:
-            answer = caller.post(PATHS[kind], content=raw)
+            answer = caller.post(path, content=raw)
             assert answer.status_code in {200, 400, 404}
-            if answer.status_code != 200:
+            if answer.headers["Content-Type"].startswith("text/event-stream"):
+                assert answer.text.endswith("data: [DONE]\n\n")
+            elif answer.status_code != 200:
                 assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
         asks()

@@ -218,12 +218,14 @@ def _past_the_lease(source: Source, lease_s: float | None) -> Iterator[Mistake]:
 
 def _without_embeddings(source: Source, tgi_models: frozenset[str]) -> Iterator[Mistake]:
     for index, route in enumerate(source.items("routes")):
-        if isinstance(route, dict) and route.get("mode") == "embeddings" and route.get("student") in tgi_models:
-            yield source.mistake(
-                ("routes", index, "student"),
-                f"{route['student']} has protocol tgi, which makes no embeddings: name a model of protocol openai; "
-                "text-embeddings-inference speaks that, at its /v1",
-            )
+        embeds = isinstance(route, dict) and route.get("mode") == "embeddings"
+        for where, engine in _engines(route) if embeds else ():
+            if where[0] in {"student", "students"} and engine in tgi_models:
+                yield source.mistake(
+                    ("routes", index, *where),
+                    f"{engine} has protocol tgi, which makes no embeddings: name a model of protocol openai; "
+                    "text-embeddings-inference speaks that, at its /v1",
+                )
 
 
 def _deadline_s(source: Source, route: Mapping[str, object]) -> float | None:

@@ -128,10 +128,16 @@ def test_a_route_to_an_unknown_model_names_the_nearest(folder: Path, route: str,
     assert told(folder) == [f"policies/a.yaml:3: routes[0].{message}"]
 
 
-def test_a_route_for_embeddings_needs_a_model_that_makes_them(folder: Path) -> None:
-    tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: embeddings, student: big}\n")
-    line = "policies/a.yaml:3: routes[0].student: big has protocol tgi, which makes no embeddings: name a model of "
+@pytest.mark.parametrize(
+    ("students", "where"), [("student: big", "student"), ("students: [small, big]", "students[1]")]
+)
+def test_a_route_for_embeddings_needs_models_that_make_them(folder: Path, students: str, where: str) -> None:
+    tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, mode: embeddings, {students}}}\n")
+    line = f"policies/a.yaml:3: routes[0].{where}: big has protocol tgi, which makes no embeddings: name a model of "
     assert told(folder) == [line + "protocol openai; text-embeddings-inference speaks that, at its /v1"]
+
+
+def test_a_model_that_only_embeds_is_known(folder: Path) -> None:
     tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: embeddings, student: small}\n")
     book = book_of(folder)
     assert (book.only_embeds("small"), book.only_embeds("big")) == (True, False)
