@@ -21,6 +21,8 @@ from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
 from gateway.completion import Completions
 from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.litellm import LiteLLMEngine
+from gateway.engines.litellm_library import load
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.watch import watch
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
     from gateway.engines.base import Engine
+    from gateway.engines.litellm_library import Library
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
 
@@ -104,7 +107,9 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = {model.name: _engine(model, _longest_opening(model.name, book)) for model in settings.models}
+        through_litellm = [model.model for model in settings.models if model.protocol == "litellm"]
+        library = await load(through_litellm) if through_litellm else None
+        engines = {model.name: _engine(model, _longest_opening(model.name, book), library) for model in settings.models}
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -177,14 +182,26 @@ def _longest_opening(model: str, book: PolicyBook) -> int:
     return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
 
 
-def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
+def _engine(model: ModelSettings, longest_opening: int = 0, library: Library | None = None) -> Engine:
     timeouts = model.timeouts
-    http = EngineHttp(
-        model.name,
-        model.api_base,
-        api_key=model.api_key.get_secret_value() if model.api_key is not None else None,
-        deadlines=Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s),
-    )
+    deadlines = Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
+    api_key = model.api_key.get_secret_value() if model.api_key is not None else None
+    echo = None if model.echo == "auto" else model.echo
+    if model.protocol == "litellm":
+        assert library is not None, "gateway() loads it for such a model"
+        return LiteLLMEngine(
+            model.name,
+            model.model,
+            library,
+            deadlines=deadlines,
+            api_base=model.api_base,
+            api_key=api_key,
+            options=model.options,
+            continuation=model.continuation,
+            echo=echo,
+        )
+    assert model.api_base is not None, "only protocol litellm goes without"
+    http = EngineHttp(model.name, model.api_base, api_key=api_key, deadlines=deadlines)
     if model.protocol == "tgi":
         return TGIEngine(
             model.name,
@@ -194,7 +211,6 @@ def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
             max_concurrency=model.max_concurrency,
             longest_opening=longest_opening,
         )
-    echo = None if model.echo == "auto" else model.echo
     lists = model.batch.calls == "list"
     return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo, lists=lists)
 
