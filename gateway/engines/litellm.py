@@ -310,7 +310,9 @@ class LiteLLMEngine:
         if isinstance(call.broke, TooLarge):
             return self._garbled(f"too much: {call.broke}")
         if isinstance(call.broke, Elsewhere):
-            return self._garbled("nothing: the call would have left its address")
+            strayed = EngineFailed(f"A call to engine '{self._name}' would have left its address.", engine=self._name)
+            strayed.heard = call.sent
+            return strayed
         if call.broke is not None:
             broke = EngineUnreachable(f"Engine '{self._name}' could not be reached or broke off.", engine=self._name)
             broke.heard = call.sent
@@ -330,11 +332,12 @@ class LiteLLMEngine:
     def _said_midway(self, error: Exception) -> SaidError:
         """What the engine said, where LiteLLM passes it on as it came."""
         original = getattr(error, "original_exception", None) or error
-        text = str(getattr(original, "message", "")).rpartition(" - ")[2]
+        _, dash, text = str(getattr(original, "message", "")).rpartition(" - ")
         with suppress(orjson.JSONDecodeError):
             return said_error(orjson.loads(text), self._hidden)
-        short = text if "\n" not in text and "Traceback" not in text else ""
-        return said_error({"message": _URL.sub("(hidden)", short)}, self._hidden)
+        if not dash or "\n" in text:  # words of LiteLLM's own
+            return SaidError()
+        return said_error({"message": _URL.sub("(hidden)", text)}, self._hidden)
 
     def _unsent(self, error: Exception) -> EngineError:
         """LiteLLM refused by itself, or a provider's own client, which goes past the wire, met something."""

@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import logging
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -45,6 +46,7 @@ _SWITCHES: dict[str, object] = {
     "disable_hf_tokenizer_download": True,
     "disable_end_user_cost_tracking": True,
     "disable_add_prefix_to_prompt": True,  # or Anthropic's replies begin with the opening that was sent
+    "REPEATED_STREAMING_CHUNK_LIMIT": sys.maxsize,  # or the hundredth dash of a line is an error
     "drop_params": False,
     "modify_params": False,
     "num_retries": 0,
@@ -74,7 +76,6 @@ class Library:
 
     chat: Callable[..., Awaitable[Any]]
     text: Callable[..., Awaitable[Any]]
-    prefills: Callable[[str], bool]
     parameters: Callable[[str], frozenset[str] | None]
     takes_text: frozenset[str]
 
@@ -123,9 +124,6 @@ def _load() -> Library:
         logging.getLogger(name).disabled = True
     _put_wires(litellm, handlers)
 
-    def prefills(model: str) -> bool:
-        return bool(litellm.supports_assistant_prefill(model=model))
-
     @cache
     def parameters(model: str) -> frozenset[str] | None:
         name, provider, *_ = litellm.get_llm_provider(model=model)
@@ -135,7 +133,6 @@ def _load() -> Library:
     return Library(
         chat=litellm.acompletion,
         text=litellm.atext_completion,
-        prefills=prefills,
         parameters=parameters,
         takes_text=frozenset({"openai", "azure", *litellm.openai_text_completion_compatible_providers}),
     )

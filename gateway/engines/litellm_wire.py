@@ -100,13 +100,14 @@ class EnginePool:
         finally:
             _call.reset(token)
 
-    def check(self, request: httpx.Request) -> None:
+    def check(self, request: httpx.Request, call: Call) -> None:
         """Raise Elsewhere for a call that would leave the engine's address."""
         if self._own is not None and _origin(str(request.url)) != self._own:
-            raise Elsewhere("the call would have left the engine's address", request=request)
+            call.broke = Elsewhere("the call would have left the engine's address", request=request)
+            raise call.broke
 
     async def send(self, request: httpx.Request, call: Call) -> httpx.Response:
-        self.check(request)
+        self.check(request, call)
         request.headers["Accept-Encoding"] = "identity"  # a few bytes that stand for gigabytes are no answer
         request.extensions["timeout"] = self._timeouts
         call.status, call.retry_after, call.said, call.broke, call.unread_bytes = None, None, b"", None, 0
@@ -198,7 +199,7 @@ class SyncWire(httpx.BaseTransport):
             call = None
         if call is None:
             raise Elsewhere("no call may hold the event loop", request=request)
-        call.pool.check(request)
+        call.pool.check(request, call)
         request.extensions["timeout"] = dict.fromkeys(("connect", "pool", "read", "write"), _BLOCKING_S)
         response = self._transport.handle_request(request)
         response.headers.pop("Location", None)

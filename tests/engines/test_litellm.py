@@ -137,6 +137,12 @@ async def test_a_stream_that_just_ends_is_a_failure(provider: str) -> None:
     assert told(seen)[:2] == (" sky", [])
 
 
+async def test_an_answer_may_repeat_itself() -> None:
+    """LiteLLM takes a hundred equal parts in a row for a fault (raise_on_model_repetition)."""
+    async with behind(CLAUDE, MESSAGES_PATH, message_events(*["----"] * 150)) as (engine, _):
+        assert told(await chunks_of(engine))[:2] == ("----" * 150, ["stop"])
+
+
 async def test_a_reset_in_the_middle_of_a_stream_is_an_error() -> None:
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
@@ -323,6 +329,37 @@ async def test_a_status_means_what_it_means_everywhere(
         assert error.retry_after_s == float(headers.get("Retry-After", 1))
     if isinstance(error, EngineRejected):
         assert error.status_sent == status
+
+
+@pytest.mark.parametrize("status", [429, 500])
+@pytest.mark.parametrize("model", ["openai/m", "azure/m", "gemini/gemini-2.0-flash", "ollama_chat/m"])
+async def test_the_gateway_alone_tries_again(model: str, status: int) -> None:
+    """OpenAI's SDK, which LiteLLM uses for some, would do so twice."""
+    options = {"options": {"api_version": "2024-06-01"}} if model == "azure/m" else {}
+    asked: list[str] = []
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(model)
+        writer.write(b"HTTP/1.1 %d no\r\nContent-Length: 2\r\nRetry-After: 0\r\n\r\n{}" % status)
+        await writer.drain()
+
+    async with talking(talk) as url, engine_at(url, model, **options) as engine:
+        error = await failure(engine.complete({"messages": MESSAGES}), url)
+    assert isinstance(error, EngineOverloaded if status == 429 else EngineFailed)
+    assert asked == [model]
+
+
+@pytest.mark.parametrize("code", ["content_filter", "context_length_exceeded"])
+async def test_a_prompt_that_is_refused_is_the_callers_to_mend(code: str) -> None:
+    """Azure's and OpenAI's words for it (learn.microsoft.com, content filtering; platform.openai.com, error codes)."""
+    body = {"error": {"code": code, "type": "invalid_request_error", "message": "too much of it"}}
+    path = "/openai/deployments/m/chat/completions"
+    options = {"options": {"api_version": "2024-06-01"}}
+    async with behind("azure/m", path, replying(body, status=400), **options) as (engine, fake):
+        error = await failure(engine.complete({"messages": MESSAGES}), fake.url)
+    assert isinstance(error, EngineRejected)
+    assert error.blames_request
+    assert error.reason == code
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -604,5 +641,9 @@ async def test_guided_answers_with_litellm_on_either_side(engines: LocalStack, r
                     assert "x-gkt-unguided" not in reply.headers
                     assert reply.json()["choices"][0]["message"]["content"]
                     assert reply.json()["usage"]["completion_tokens"] > 0
+                    streamed = await http.post("/v1/chat/completions", json={**body, "model": route, "stream": True})
+                    assert "x-gkt-unguided" not in streamed.headers
+                    assert streamed.text.endswith("data: [DONE]\n\n")
+                    assert '"error"' not in streamed.text
             assert process.terminate() == 0
         assert "LiteLLM" not in process.raw_log

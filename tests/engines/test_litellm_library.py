@@ -7,8 +7,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from ruamel.yaml import YAML
 
+from gateway.engines import litellm_library
+from gateway.errors import StartupError
 from tests.engines.fake_server import replying, serving
 from tests.engines.litellm_servers import message
 from tests.gateway_process import sha256
@@ -121,6 +124,20 @@ async def test_litellm_calls_nobody_but_the_engine(tmp_path: Path) -> None:
     assert said["tiktoken"] == str(tmp_path)
     assert said["handlers"] == []
     assert said["held_s"] < 1.5  # the import takes longer; other threads get their turn
+
+
+async def test_a_litellm_that_cannot_be_imported_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> None:
+        raise ImportError(f"No module named '{name}'")
+
+    litellm_library._load.cache_clear()
+    monkeypatch.setattr(litellm_library.importlib, "import_module", fails)
+    try:
+        with pytest.raises(StartupError, match="LiteLLM cannot be used") as caught:
+            await litellm_library.load()
+        assert "\n" not in caught.value.message
+    finally:
+        litellm_library._load.cache_clear()
 
 
 def test_a_gateway_without_such_engines_never_imports_it(redis_url: str, tmp_path: Path) -> None:
