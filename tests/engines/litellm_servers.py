@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -118,3 +120,35 @@ def ollama_lines(*texts: str, done: bool = True) -> Handler:
         last = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
         told.append({**head, **last, "prompt_eval_count": 14, "eval_count": 5})
     return lines(*told)
+
+
+def converse_frames(*texts: str, stop_reason: str | None = "end_turn") -> Handler:
+    """Bedrock's ConverseStream (docs.aws.amazon.com, API reference) in Amazon's event stream encoding (smithy.io)."""
+    told: list[tuple[str, Any]] = [("messageStart", {"role": "assistant"})]
+    told += [("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}) for text in texts]
+    if stop_reason is not None:
+        usage = {"inputTokens": 10, "cacheReadInputTokens": 4, "outputTokens": 5, "totalTokens": 19}
+        told += [
+            ("contentBlockStop", {"contentBlockIndex": 0}),
+            ("messageStop", {"stopReason": stop_reason}),
+            ("metadata", {"usage": usage, "metrics": {"latencyMs": 1}}),
+        ]
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/vnd.amazon.eventstream"})
+        await response.prepare(request)
+        for kind, data in told:
+            await response.write(_frame(kind, orjson.dumps(data)))
+        await response.write_eof()
+        return response
+
+    return handler
+
+
+def _frame(kind: str, payload: bytes) -> bytes:
+    headers = b""
+    for name, value in ((":event-type", kind), (":content-type", "application/json"), (":message-type", "event")):
+        headers += bytes([len(name)]) + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+    prelude = struct.pack(">II", 16 + len(headers) + len(payload), len(headers))
+    whole = prelude + struct.pack(">I", zlib.crc32(prelude)) + headers + payload
+    return whole + struct.pack(">I", zlib.crc32(whole))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from gateway.errors import (
     EngineUnreachable,
 )
 from tests.engines.fake_server import KEY, NAME, FakeServer, failure, replying, reset, serving, talking
-from tests.engines.litellm_servers import chat_chunks, generated, message, message_events, ollama_lines
+from tests.engines.litellm_servers import chat_chunks, converse_frames, generated, message, message_events, ollama_lines
 from tests.gateway_process import guided, running_gateway
 from tests.gateway_process import model as model_entry
 from tests.readiness import wait_until_probed
@@ -36,17 +37,29 @@ if TYPE_CHECKING:
     from tests.engines.fake_server import Handler
 
 CLAUDE = "anthropic/claude-sonnet-4-5"
+CLAUDE_ON_BEDROCK = "anthropic.claude-3-5-sonnet-20240620-v1:0"
 MESSAGES_PATH = "/v1/messages"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 BEGUN = Prefill("Because the", Continuation("trailing", echo=False))
+
+
+@pytest.fixture(autouse=True)
+def _an_environment_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiteLLM reads keys and addresses out of it."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "AZURE_", "ANTHROPIC_", "GEMINI_", "GOOGLE_", "MISTRAL_", "OLLAMA_", "OPENAI_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 @asynccontextmanager
 async def engine_at(url: str, model: str = CLAUDE, **options: Any) -> AsyncIterator[LiteLLMEngine]:
     limits = {name: options.pop(name) for name in ("first_token_s", "idle_s", "total_s") if name in options}
     deadlines = Deadlines(**{"connect_s": 5, "first_token_s": 10, "idle_s": 10, "total_s": 20, **limits})
-    options.setdefault("continuation", "trailing")
-    engine = LiteLLMEngine(NAME, model, await load(), deadlines=deadlines, api_base=url, api_key=KEY, **options)
+    options = {"continuation": "trailing", "api_key": KEY, **options}
+    engine = LiteLLMEngine(NAME, model, await load(), deadlines=deadlines, api_base=url, **options)
     try:
         yield engine
     finally:
@@ -95,6 +108,11 @@ PROVIDERS: dict[str, tuple[str, str, str, dict[str, Any], Handler, Handler]] = {
     "gemini": (
         "gemini/gemini-2.0-flash", "/models/gemini-2.0-flash:streamGenerateContent", "", {},
         generated(" sky", " is"), generated(" sky", finish_reason=None),
+    ),
+    "bedrock": (
+        f"bedrock/{CLAUDE_ON_BEDROCK}", f"/model/{CLAUDE_ON_BEDROCK}/converse-stream", "",
+        {"options": {"aws_region_name": "eu-central-1"}, "api_key": None},
+        converse_frames(" sky", " is"), converse_frames(" sky", stop_reason=None),
     ),
     "ollama_chat": (
         "ollama_chat/m", "/api/chat", "", {},
