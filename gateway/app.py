@@ -21,8 +21,6 @@ from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
 from gateway.completion import Completions
 from gateway.engines.http import Deadlines, EngineHttp
-from gateway.engines.litellm import LiteLLMEngine
-from gateway.engines.litellm_library import load
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.watch import watch
@@ -108,7 +106,7 @@ async def gateway(
         stack.push_async_callback(redis.close)
         await redis.require()
         through_litellm = [model.model for model in settings.models if model.protocol == "litellm"]
-        library = await load(through_litellm) if through_litellm else None
+        library = await _litellm(through_litellm) if through_litellm else None
         engines = {model.name: _engine(model, _longest_opening(model.name, book), library) for model in settings.models}
         for engine in engines.values():
             stack.push_async_callback(engine.close)
@@ -182,12 +180,21 @@ def _longest_opening(model: str, book: PolicyBook) -> int:
     return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
 
 
+async def _litellm(models: list[str]) -> Library:
+    """LiteLLM, for these models. Nothing of it is imported for a gateway that does without."""
+    from gateway.engines.litellm_library import load
+
+    return await load(models)
+
+
 def _engine(model: ModelSettings, longest_opening: int = 0, library: Library | None = None) -> Engine:
     timeouts = model.timeouts
     deadlines = Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
     api_key = model.api_key.get_secret_value() if model.api_key is not None else None
     echo = None if model.echo == "auto" else model.echo
     if model.protocol == "litellm":
+        from gateway.engines.litellm import LiteLLMEngine
+
         assert library is not None, "gateway() loads it for such a model"
         return LiteLLMEngine(
             model.name,
