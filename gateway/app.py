@@ -21,11 +21,7 @@ from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
 from gateway.completion import Completions
 from gateway.embedding import Embeddings
-from gateway.engines.breaker import Breaker, BreakerRule
-from gateway.engines.guard import GuardedEngine
-from gateway.engines.http import Deadlines, EngineHttp
-from gateway.engines.openai import OpenAIEngine
-from gateway.engines.tgi import TGIEngine
+from gateway.engines.build import build
 from gateway.engines.watch import watch
 from gateway.errors import StartupError
 from gateway.finishing import Finisher
@@ -114,10 +110,7 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = {
-            model.name: GuardedEngine(_engine(model, book), Breaker(_breaker_rule(model)), metrics)
-            for model in settings.models
-        }
+        engines = await build(settings.models, book, metrics)
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -187,40 +180,6 @@ async def gateway(
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics))
         yield Gateway(public, admin, admission, batcher, store, tasks)
-
-
-def _longest_opening(model: str, book: PolicyBook) -> int:
-    """The most tokens that a route asks this model for as its teacher."""
-    routes = (route for policy in book.policies for route in policy.routes)
-    return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
-
-
-def _breaker_rule(model: ModelSettings) -> BreakerRule:
-    return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
-
-
-def _engine(model: ModelSettings, book: PolicyBook) -> Engine:
-    timeouts = model.timeouts
-    http = EngineHttp(
-        model.name,
-        model.api_base,
-        api_key=model.api_key.get_secret_value() if model.api_key is not None else None,
-        deadlines=Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s),
-    )
-    if model.protocol == "tgi":
-        return TGIEngine(
-            model.name,
-            http,
-            model=model.model,
-            continues=model.continuation != "none",
-            max_concurrency=model.max_concurrency,
-            longest_opening=_longest_opening(model.name, book),
-        )
-    echo = None if model.echo == "auto" else model.echo
-    lists = model.batch.calls == "list"
-    # A server of embeddings answers no chat, so the probe would take it for one that is down.
-    continuation = "none" if book.only_embeds(model.name) else model.continuation
-    return OpenAIEngine(model.name, model.model, http, continuation=continuation, echo=echo, lists=lists)
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

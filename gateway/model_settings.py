@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.pricing import Price, litellm_table
+from gateway.providers import providers
 from gateway.units import Duration, HttpBase, Name, Rate, Secret, Size, Usd, Whole, Wrong, lasting, sized
 from gateway.yaml_source import Shape
-from gateway.yaml_words import nearest
+from gateway.yaml_words import MISSING, nearest
 
 
 class Batch(Shape):
@@ -114,17 +115,35 @@ class PriceRule(Shape):
         return Price.of_gpu_hour(self.gpu_usd_per_hour, self.input_tokens_per_s, self.output_tokens_per_s)
 
 
+Option: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "api_version": ("azure", "azure_ai", "azure_text"),
+    "aws_region_name": ("bedrock", "sagemaker", "sagemaker_chat"),
+    "vertex_project": ("vertex_ai",),
+    "vertex_location": ("vertex_ai",),
+}
+"""What some of LiteLLM's providers need beside an address and a key, and which."""
+
+
 class ModelSettings(Shape):
     """One engine and the model it serves. Teacher and student are roles that a policy gives."""
 
     name: Name
-    protocol: Literal["tgi", "openai"]
-    api_base: HttpBase
+    protocol: Literal["tgi", "openai", "litellm"]
+    api_base: HttpBase | None = Field(None, validate_default=True)
+    """Where it is. With protocol litellm it may be left out: then it is where its provider is."""
     model: Annotated[str, Field(min_length=1, max_length=256)] = Field(
-        default_factory=lambda data: "tgi" if data.get("protocol") == "tgi" else str(data.get("name", ""))
+        default_factory=lambda data: "tgi" if data.get("protocol") == "tgi" else str(data.get("name", "")),
+        validate_default=True,
     )
-    """What the engine itself calls the model."""
+    """What the engine itself calls the model; with protocol litellm `provider/name`."""
     api_key: Secret | None = None
+    """With protocol litellm it may be left out: then the provider's own environment variables hold."""
+    api_version: Option | None = None
+    aws_region_name: Option | None = None
+    vertex_project: Option | None = None
+    vertex_location: Option | None = None
     tokenizer: str = "o200k_base"
     """A tiktoken encoding; for estimates only, the engine's own counts win."""
     max_concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 96
@@ -143,7 +162,9 @@ class ModelSettings(Shape):
     breaker: BreakerSettings = BreakerSettings()
     foreign: ClassVar[Mapping[str, str]] = {
         "model_name": "here it is called name",
-        "litellm_params": "write what it holds (model, api_base, api_key) beside name",
+        "litellm_params": "write what it holds (model, api_base, api_key) beside name, and protocol: litellm",
+        "custom_llm_provider": "write it before the model, as provider/name, with protocol: litellm",
+        "base_url": "here it is called api_base",
         "timeout": "say which one under timeouts: connect, first_token, idle or total",
         "stream_timeout": "say which one under timeouts: first_token or idle",
     }
@@ -155,9 +176,18 @@ class ModelSettings(Shape):
         assert price is not None  # held by _known_price
         return price
 
+    @property
+    def options(self) -> dict[str, str]:
+        """What LiteLLM's call needs beside the address and the key."""
+        return {name: value for name in OPTIONS if (value := getattr(self, name)) is not None}
+
     @field_validator("api_base")
     @classmethod
-    def _without_the_route(cls, base: str, info: ValidationInfo) -> str:
+    def _without_the_route(cls, base: str | None, info: ValidationInfo) -> str | None:
+        if base is None:
+            if info.data.get("protocol") in {"tgi", "openai"}:
+                raise Wrong(MISSING)
+            return None
         tgi = info.data.get("protocol") == "tgi"
         for route in ("/chat/completions", "/completions", "/generate", "/generate_stream"):
             if base.endswith(route):
@@ -169,6 +199,29 @@ class ModelSettings(Shape):
             raise Wrong("must end before /v1 with protocol tgi: the gateway adds it", base.removesuffix("/v1"))
         return base
 
+    @field_validator("model")
+    @classmethod
+    def _of_a_known_provider(cls, model: str, info: ValidationInfo) -> str:
+        if info.data.get("protocol") != "litellm":
+            return model
+        provider, _, name = model.partition("/")
+        if not name:
+            raise Wrong("must be provider/name with protocol litellm, like anthropic/claude-sonnet-4-5")
+        if providers() and provider not in providers():
+            raise Wrong(f"LiteLLM knows no provider '{provider}'", nearest(provider, providers()))
+        return model
+
+    @field_validator(*OPTIONS)
+    @classmethod
+    def _of_its_provider(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None or "model" not in info.data or "protocol" not in info.data:
+            return value
+        provider = str(info.data["model"]).partition("/")[0]
+        meant = OPTIONS[info.field_name or ""]
+        if info.data["protocol"] != "litellm" or provider not in meant:
+            raise Wrong(f"is for protocol litellm with a model of {' or '.join(meant)}: remove it")
+        return value
+
     @field_validator("tokenizer")
     @classmethod
     def _known_tokenizer(cls, tokenizer: str) -> str:
@@ -178,7 +231,9 @@ class ModelSettings(Shape):
 
     @field_validator("batch")
     @classmethod
-    def _tgi_batches_by_itself(cls, batch: Batch, info: ValidationInfo) -> Batch:
+    def _takes_lists(cls, batch: Batch, info: ValidationInfo) -> Batch:
+        if info.data.get("protocol") == "litellm" and batch.calls == "list":
+            raise Wrong("calls: list is not for protocol litellm: its providers take one chat a call. Write single")
         if info.data.get("protocol") == "tgi" and batch.calls == "list":
             raise Wrong(
                 "calls: list is not for TGI: its list of prompts fails as one and turns its prefix cache off, and it "
@@ -191,6 +246,16 @@ class ModelSettings(Shape):
     def _as_tgi_does(cls, continuation: str, info: ValidationInfo) -> str:
         if info.data.get("protocol") == "tgi" and continuation not in {"auto", "trailing", "none"}:
             raise Wrong("TGI continues in one way only: write trailing, or none to leave it alone", "trailing")
+        return continuation
+
+    @field_validator("continuation")
+    @classmethod
+    def _as_litellm_can(cls, continuation: str, info: ValidationInfo) -> str:
+        if info.data.get("protocol") == "litellm":
+            provider = str(info.data.get("model")).partition("/")[0]
+            flags = continuation == "vllm" and provider not in {"hosted_vllm", "openai"}
+            if flags or continuation in {"sglang", "partial", "completions"}:
+                raise Wrong(f"{continuation} does not go through LiteLLM to {provider}: use protocol openai for it")
         return continuation
 
     @field_validator("echo")

@@ -92,15 +92,18 @@ def savings_usd(baseline: Decimal, cost: Decimal) -> Decimal:
 def litellm_table(model: str) -> Price | None:
     """The list price of a known model out of LiteLLM's bundled table, which is read without importing it.
 
-    `provider/name` finds `name` if the table says that this provider sells it. A row without both prices, and a
+    `provider/name` finds `name` if the table says that this provider sells it, or a part of it such as
+    `bedrock_converse` of `bedrock`. A row without both prices, and a
     row whose prices are all 0, is no price: a free model's 0 must be written in config.yaml.
     """
     table = _rows()
     if model in table:
         return table[model][1]
     provider, slash, name = model.partition("/")
-    if slash and name in table and table[name][0] == provider:
-        return table[name][1]
+    if slash and name in table:
+        seller, price = table[name]
+        if seller == provider or seller.startswith((provider + "_", provider + "-")):
+            return price
     return None
 
 

@@ -167,7 +167,8 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ("models: []\n", "1: models: must have at least 1 entry"),
         ("model_list: []\n" + BIG, "1: model_list: unknown key: here it is called models"),
         (model(model_name="x"), "1: models[0].model_name: unknown key: here it is called name"),
-        (model(protocol="litellm"), "1: models[0].protocol: must be tgi or openai"),
+        (model(protocol="vllm"), "1: models[0].protocol: must be tgi, openai or litellm"),
+        (model(protocol="litellm"), "1: models[0].model: must be provider/name with protocol litellm"),
         (
             model(api_base="http://h:1/v1/chat/completions"),
             "1: models[0].api_base: must end before /chat/completions: the gateway adds the route",

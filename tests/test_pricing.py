@@ -98,6 +98,13 @@ def test_embeddings_have_a_list_price_too() -> None:
     assert (price.input_usd > 0, price.output_usd) == (True, 0)
 
 
+def test_a_part_of_a_provider_sells_what_the_provider_sells() -> None:
+    """The table's word for Bedrock's Converse route is `bedrock_converse`; LiteLLM's users write bedrock/..."""
+    name = "anthropic.claude-sonnet-4-5-20250929-v1:0"
+    assert litellm_table(f"bedrock/{name}") == litellm_table(name) is not None
+    assert litellm_table(f"bed/{name}") is None
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -56,7 +56,7 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
             "remove it before production"
         )
     for model in settings.models:
-        parts = urlsplit(model.api_base)
+        parts = urlsplit(model.api_base or "")
         if parts.scheme == "http" and model.api_key is not None and not is_private(parts.hostname or ""):
             yield f"model {model.name}: its api_key travels unencrypted to {parts.hostname}: use https"
         for why in _doubts(model, teaches=model.name in book.teachers()):

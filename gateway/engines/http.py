@@ -12,12 +12,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
-from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, refusal, said_error
+from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, hidden_in, refusal, said_error
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
 from gateway.watchdog import Watchdog
@@ -95,12 +94,7 @@ class EngineHttp:
         self._base_url = base_url.rstrip("/")
         self._deadlines = deadlines
         self._max_reply_bytes = max_reply_bytes
-        # What an engine's own words may hold and a caller may not see.
-        address = urlsplit(base_url)
-        host = address.hostname or ""
-        # A host of one word, such as "small", is a word that messages may need.
-        telling = host if "." in host or ":" in host else None
-        self._hidden = [text for text in (api_key, self._base_url, address.netloc, telling) if text]
+        self._hidden = hidden_in(self._base_url, api_key)
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"

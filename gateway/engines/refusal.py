@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -30,6 +31,15 @@ class SaidError:
 
     text: str = ""
     reason: str | None = None
+
+
+def hidden_in(base_url: str | None, api_key: str | None) -> list[str]:
+    """What an engine's own words may hold and a caller may not see."""
+    address = urlsplit(base_url or "")
+    host = address.hostname or ""
+    # A host of one word, such as "small", is a word that messages may need.
+    telling = host if "." in host or ":" in host else None
+    return [text for text in (api_key, (base_url or "").rstrip("/"), address.netloc, telling) if text]
 
 
 def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> SaidError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from hashlib import sha256
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config import check_settings, lease_s_of
@@ -100,7 +101,7 @@ def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, li
         return settings, None, mistakes
     known = list(settings.by_name) if settings else _names(source)
     lease_s = settings.redis.lease_s if settings else lease_s_of(source) if source else None
-    book, more = check_book(folder, known, lease_s, frozenset(_tgi(source)))
+    book, more = check_book(folder, known, lease_s, dict(_protocols(source)))
     return settings, book, [*mistakes, *more]
 
 
@@ -108,14 +109,14 @@ def check_book(
     folder: Path,
     known_models: list[str] | None,
     lease_s: float | None = None,
-    tgi_models: frozenset[str] = frozenset(),
+    protocols: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[PolicyBook | None, list[Mistake]]:
     """Every *.yaml in `folder`, one tenant each.
 
     Args:
         known_models: the names of config.yaml. None: it does not tell, so do not ask.
         lease_s: redis.lease of config.yaml, which no guidance deadline may pass. None likewise.
-        tgi_models: those of config.yaml with protocol tgi, which has no route for embeddings.
+        protocols: of the models of config.yaml, by name: only `openai` has a route for embeddings.
     """
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
@@ -134,7 +135,7 @@ def check_book(
         if source is not None:
             policy, wrong = source.check(TenantPolicy)
             found += [*wrong, *book_so_far.check(source), *_routes(source, known_models)]
-            found += [*_past_the_lease(source, lease_s), *_without_embeddings(source, tgi_models)]
+            found += [*_past_the_lease(source, lease_s), *_without_embeddings(source, protocols)]
             if policy is not None:
                 policies.append(policy)
         mistakes += in_file_order(found)
@@ -216,15 +217,17 @@ def _past_the_lease(source: Source, lease_s: float | None) -> Iterator[Mistake]:
             )
 
 
-def _without_embeddings(source: Source, tgi_models: frozenset[str]) -> Iterator[Mistake]:
+def _without_embeddings(source: Source, protocols: Mapping[str, str]) -> Iterator[Mistake]:
     for index, route in enumerate(source.items("routes")):
         embeds = isinstance(route, dict) and route.get("mode") == "embeddings"
         for where, engine in _engines(route) if embeds else ():
-            if where[0] in {"student", "students"} and engine in tgi_models:
+            protocol = protocols.get(engine, "openai")
+            if where[0] in {"student", "students"} and protocol != "openai":
+                way_out = "; text-embeddings-inference speaks that, at its /v1" if protocol == "tgi" else ""
                 yield source.mistake(
                     ("routes", index, *where),
-                    f"{engine} has protocol tgi, which makes no embeddings: name a model of protocol openai; "
-                    "text-embeddings-inference speaks that, at its /v1",
+                    f"{engine} has protocol {protocol}, which makes no embeddings: name a model of protocol "
+                    f"openai{way_out}",
                 )
 
 
@@ -246,11 +249,12 @@ def _names(source: Source | None) -> list[str] | None:
     return list(dict.fromkeys(name for name in names if isinstance(name, str))) or None
 
 
-def _tgi(source: Source | None) -> Iterator[str]:
-    """The models of protocol tgi, also of a config.yaml that has mistakes."""
-    for model in source.items("models") if source else []:
-        if isinstance(model, dict) and model.get("protocol") == "tgi" and isinstance(model.get("name"), str):
-            yield model["name"]
+def _protocols(source: Source | None) -> Iterator[tuple[str, str]]:
+    """Of each model its name and its protocol, also of a config.yaml that has mistakes."""
+    for model in source.items("models") if source else ():
+        name, protocol = (model.get("name"), model.get("protocol")) if isinstance(model, dict) else (None, None)
+        if isinstance(name, str) and isinstance(protocol, str):
+            yield name, protocol
 
 
 def _folder(settings: Settings | None, source: Source | None, config_path: Path) -> Path | None:

@@ -147,8 +147,6 @@ FACTS = {
     "student_tokens": "What the student read and wrote, as in 120+40.",
     "placement": "Where the guidance stands: context, in the student's prompt. Absent: in front of the answer.",
     "guidance_tokens": "The teacher's tokens that open the answer.",
-    "placement": "Where the guidance stands, if not at the beginning of the answer: context.",
-    "failed_attempts": "Calls that failed, and in whose place others were made.",
     "shared": "Whose call made the guidance: flight or cache, an identical request's. Absent: this one's own.",
     "failed_attempts": "The calls that failed, and in whose place others were made. Absent: none.",
     "batch": "The batch that the teacher's call belonged to.",

@@ -1,0 +1,84 @@
+"""From what config.yaml says of a model to its engine, behind its breaker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.engines.breaker import Breaker, BreakerRule
+from gateway.engines.guard import GuardedEngine
+from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.openai import OpenAIEngine
+from gateway.engines.tgi import TGIEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.engines.base import Engine
+    from gateway.engines.litellm_library import Library
+    from gateway.metrics import Metrics
+    from gateway.model_settings import ModelSettings
+    from gateway.policy.book import PolicyBook
+
+
+async def build(models: Sequence[ModelSettings], book: PolicyBook, metrics: Metrics) -> dict[str, GuardedEngine]:
+    """The engines, by their configured names. Nothing is asked of them yet; each must be closed."""
+    through_litellm = [model.model for model in models if model.protocol == "litellm"]
+    library = await _litellm(through_litellm) if through_litellm else None
+    return {
+        model.name: GuardedEngine(_engine(model, book, library), Breaker(_breaker_rule(model)), metrics)
+        for model in models
+    }
+
+
+async def _litellm(models: list[str]) -> Library:
+    """LiteLLM, for these models. Nothing of it is imported for a gateway that does without."""
+    from gateway.engines.litellm_library import load
+
+    return await load(models)
+
+
+def _breaker_rule(model: ModelSettings) -> BreakerRule:
+    return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
+
+
+def _longest_opening(model: str, book: PolicyBook) -> int:
+    """The most tokens that a route asks this model for as its teacher."""
+    routes = (route for policy in book.policies for route in policy.routes)
+    return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
+
+
+def _engine(model: ModelSettings, book: PolicyBook, library: Library | None) -> Engine:
+    timeouts = model.timeouts
+    deadlines = Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
+    api_key = model.api_key.get_secret_value() if model.api_key is not None else None
+    echo = None if model.echo == "auto" else model.echo
+    if model.protocol == "litellm":
+        from gateway.engines.litellm import LiteLLMEngine
+
+        assert library is not None, "build() loads it for such a model"
+        return LiteLLMEngine(
+            model.name,
+            model.model,
+            library,
+            deadlines=deadlines,
+            api_base=model.api_base,
+            api_key=api_key,
+            options=model.options,
+            continuation=model.continuation,
+            echo=echo,
+        )
+    assert model.api_base is not None, "only protocol litellm goes without"
+    http = EngineHttp(model.name, model.api_base, api_key=api_key, deadlines=deadlines)
+    if model.protocol == "tgi":
+        return TGIEngine(
+            model.name,
+            http,
+            model=model.model,
+            continues=model.continuation != "none",
+            max_concurrency=model.max_concurrency,
+            longest_opening=_longest_opening(model.name, book),
+        )
+    lists = model.batch.calls == "list"
+    # A server of embeddings answers no chat, so the probe would take it for one that is down.
+    continuation = "none" if book.only_embeds(model.name) else model.continuation
+    return OpenAIEngine(model.name, model.model, http, continuation=continuation, echo=echo, lists=lists)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from gateway.engines.http import Deadlines
+from gateway.engines.litellm_wire import Elsewhere, EnginePool, SyncWire, TooLarge, Wire
+from tests.engines.fake_server import replying, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@asynccontextmanager
+async def pool_of(api_base: str | None, **options: Any) -> AsyncIterator[tuple[EnginePool, httpx.AsyncClient]]:
+    """A pool, and a client as LiteLLM makes them: it follows redirects, keeps cookies and lives long."""
+    pool = EnginePool(api_base, Deadlines(), **options)
+    async with httpx.AsyncClient(transport=Wire(), follow_redirects=True) as client:
+        yield pool, client
+    await pool.close()
+
+
+async def test_a_call_stays_at_the_engines_address() -> None:
+    """Whatever LiteLLM was talked into: another port is another host."""
+    async with serving({}) as there, serving({}) as elsewhere, pool_of(there.url) as (pool, client):
+        with pool.call() as call:
+            await client.post(there.url + "/v1/x")
+            with pytest.raises(Elsewhere):
+                await client.post(elsewhere.url + "/v1/x")
+        assert isinstance(call.broke, Elsewhere)
+        assert (len(there.requests), len(elsewhere.requests)) == (1, 0)
+
+
+async def test_without_an_address_the_provider_says_where() -> None:
+    async with serving({}) as there, pool_of(None) as (pool, client):
+        with pool.call() as call:
+            await client.post(there.url)
+        assert (call.sent, call.status) == (True, 404)
+
+
+async def test_nothing_is_sent_that_no_engine_asked_for() -> None:
+    async with serving({}) as there, pool_of(there.url) as (_, client):
+        with pytest.raises(Elsewhere):
+            await client.get(there.url)
+        assert there.requests == []
+
+
+async def test_no_blocking_call_is_made_on_the_event_loop() -> None:
+    """In a thread it may be: some providers fetch a token there. It stays at the engine's address as well."""
+    async with serving({"/token": replying({})}) as there, pool_of(there.url) as (pool, _):
+        wire = SyncWire()
+        with httpx.Client(transport=wire) as client, pool.call():
+            with pytest.raises(Elsewhere):
+                client.get(there.url + "/token")  # noqa: ASYNC212
+            assert there.requests == []
+            assert (await asyncio.to_thread(client.get, there.url + "/token")).status_code == 200
+            with pytest.raises(Elsewhere):
+                await asyncio.to_thread(client.get, "http://127.0.0.1:1/token")
+        wire._transport.close()
+
+
+async def test_redirects_are_not_followed_and_cookies_not_kept() -> None:
+    headers = {"Location": "/other", "Set-Cookie": "a=b"}
+    async with (
+        serving({"/": replying({}, status=302, headers=headers)}) as there,
+        pool_of(there.url) as (pool, client),
+    ):
+        with pool.call() as call:
+            response = await client.get(there.url + "/")
+        assert (call.status, response.status_code, there.paths) == (302, 302, ["/"])
+        assert not client.cookies
+
+
+async def test_a_reply_has_a_bound() -> None:
+    async with (
+        serving({"/": replying("x" * 5000)}) as there,
+        pool_of(there.url, max_reply_bytes=1000) as (pool, client),
+    ):
+        with pool.call() as call, pytest.raises(TooLarge):
+            await client.get(there.url + "/")
+        assert isinstance(call.broke, TooLarge)
+
+
+@pytest.mark.parametrize(("status", "kept"), [(400, b'"words"'), (401, b""), (403, b""), (307, b"")])
+async def test_an_errors_words_are_kept_unless_they_could_quote_the_key(status: int, kept: bytes) -> None:
+    async with serving({"/": replying(b'"words"', status=status)}) as there, pool_of(there.url) as (pool, client):
+        with pool.call() as call:
+            await client.get(there.url + "/")
+        assert call.said == kept
+
+
+@pytest.mark.parametrize(
+    ("body", "ended"),
+    [
+        (b'{"finishReason": "STOP"}', True),
+        (b'{"stop_reason":"end_turn"}', True),
+        (b'{"stop_reason":null}', False),
+        (b'{"text":"\\"finishReason\\":\\"STOP\\""}', False),
+    ],
+)
+async def test_a_reason_for_ending_is_seen_and_not_one_in_a_text(body: bytes, ended: bool) -> None:
+    async with serving({"/": replying(body)}) as there, pool_of(there.url) as (pool, client):
+        with pool.call() as call:
+            await client.get(there.url + "/")
+        assert call.ended is ended
