@@ -170,7 +170,7 @@ class Stage:
 
         def ask() -> None:
             body = {"model": "crowded", "messages": [{"role": "user", "content": a_question()}]}
-            answer = httpx.post(f"{self.gateway.url}{CHAT}", headers=headers, json=body, timeout=30).raise_for_status()
+            answer = httpx.post(f"{self.gateway.url}{CHAT}", headers=headers, json=body, timeout=120).raise_for_status()
             # Or it would stand among the receipts of those who are audited next.
             self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
 
@@ -180,7 +180,7 @@ class Stage:
 
         async def hold(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
             held.set()
-            await asyncio.to_thread(let_go.wait, 60)
+            await asyncio.to_thread(let_go.wait, 120)
             return await says(OPENING, "length")(request, body)
 
         quick, self._crowded.behave = self._crowded.behave, hold
@@ -264,7 +264,7 @@ def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
         tap = Tap((host, int(port)), cuts=frozenset({"wire-cut"}), withholds=frozenset({"trickle"}))
         stack.enter_context(tap.running())
         stages.append(Stage(gateway, tap, crowded))
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 30
         while not all(
             engine["up"] for name, engine in httpx.get(f"{gateway.admin_url}/readyz").json()["engines"].items()
             if name != "gone"

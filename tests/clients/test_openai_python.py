@@ -229,6 +229,7 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(stage: Stage) -> None
 
 
 @pytest.mark.long
+@pytest.mark.timeout(120)
 def test_a_status_that_is_asked_again_by_itself_is_not_where_the_gateway_says_so(client: OpenAI, stage: Stage) -> None:
     """408 is one that the SDK retries (its `_should_retry`); with `x-should-retry: false` it does not."""
     asked = ask()
@@ -242,7 +243,7 @@ def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: O
     """`timeout` counts for each try; the gateway hears it hang up (`audited` looks)."""
     asked = ask()
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.3, max_retries=1).chat.completions.create(model="slow", messages=asked)
+        client.with_options(timeout=0.5, max_retries=1).chat.completions.create(model="slow", messages=asked)
     assert len(stage.calls("slow", asked[0]["content"])) == 2
 
 
