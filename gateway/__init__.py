@@ -2,7 +2,7 @@
 
 The path of one request, in the order of the rooms it walks through:
 
-    1 receive       web/chat.py                bytes -> ChatRequest
+    1 receive       web/completions.py         bytes -> ChatRequest or TextRequest
     2 authenticate  web/auth.py                bearer key -> Caller
     3 resolve       policy/resolve.py          (caller, request) -> Plan; all that follows reads the Plan only
     4 admit         admission.py               a place in this process and an intent in Redis, or 503
@@ -11,7 +11,8 @@ The path of one request, in the order of the rooms it walks through:
     7 reply         web/                       JSON at once, or SSE with the guidance first
     8 record        ledger/                    Receipt: tokens, cost, baseline, savings, timings; settled exactly once
 
-`completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first.
+`completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first. Embeddings take the short
+way, without 5: `embedding.py`.
 """
 
 from gateway.version import __version__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from gateway.protocol import Json
 
-Mode = Literal["vllm", "sglang", "trailing", "prefix", "partial"]
+Mode = Literal["vllm", "sglang", "trailing", "prefix", "partial", "completions"]
 """
 vllm      `continue_final_message` with `add_generation_prompt` off (vLLM refuses one without the other)
 sglang    `continue_final_message`; without it SGLang turns the message into a user's
