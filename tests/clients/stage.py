@@ -29,6 +29,8 @@ PERSON = {"name": "Ada", "born": 1815}
 CALLED = {"name": "weather", "arguments": '{"city": "Oslo"}'}
 CHAT = "/v1/chat/completions"
 MAX_BODY = 100_000
+# Each client is to meet the failure itself, however many came before it.
+NEVER_RESTS = {"failures": 1000}
 
 _numbers = itertools.count()
 
@@ -236,7 +238,7 @@ def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
         def played(name: str, **more: Any) -> dict[str, Any]:
             """An engine of its own for each route: what one does must not be held against another."""
             url = "http://127.0.0.1:9" if name == "gone" else student.url  # nothing listens on port 9
-            return model(name, "openai", f"{url}/v1", model=name, continuation="none") | more
+            return model(name, "openai", f"{url}/v1", model=name, continuation="none", breaker=NEVER_RESTS) | more
 
         impatient = {"connect": "500ms", "first_token": "400ms", "idle": "400ms", "total": "500ms"}
         gateway = stack.enter_context(
