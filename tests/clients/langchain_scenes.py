@@ -86,7 +86,7 @@ def no_retries(question: str) -> Any:
 
 
 def impatient(question: str) -> Any:
-    return model("slow", timeout=0.3, max_retries=1).invoke(question).content
+    return model("slow", timeout=1, max_retries=1).invoke(question).content
 
 
 def breaks(question: str) -> Any:

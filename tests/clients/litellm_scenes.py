@@ -79,7 +79,7 @@ def no_retries(question: str) -> Any:
 
 
 def impatient(question: str) -> Any:
-    return litellm.completion(**asked("slow", question, timeout=0.3, max_retries=1))
+    return litellm.completion(**asked("slow", question, timeout=1, max_retries=1))
 
 
 def breaks(question: str) -> Any:

@@ -98,5 +98,6 @@ class Attempt:
         assert [call.status for call in calls] == [self.refusal.status] * self.refusal.tries
         if self.refusal.retry_after_s is not None:
             for before, after in itertools.pairwise(calls):
-                assert after.at_s - before.at_s >= float(before.reply_headers["retry-after"])
+                # The SDKs take this one of the two (openai-python 3.57, `_parse_retry_after_header`).
+                assert after.at_s - before.at_s >= float(before.reply_headers["retry-after-ms"]) / 1000
                 assert float(before.reply_headers["retry-after"]) >= self.refusal.retry_after_s

@@ -72,7 +72,9 @@ def test_a_stream_and_its_account(client: OpenAI) -> None:
     )
     chunks = list(stream)
     assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == WHOLE
-    assert chunks[0].choices[0].delta.content == SHOWN
+    first = chunks[0].choices[0].delta.content
+    assert first
+    assert SHOWN.startswith(first)
     assert chunks[-1].usage is not None
     assert chunks[-1].model_extra is not None
     assert chunks[-1].model_extra["gkt"]["mode"] == "guided"
@@ -212,7 +214,7 @@ def test_a_client_that_asks_again_gets_its_answer(client: OpenAI, stage: Stage) 
     asked, started = ask(), time.monotonic()
     reply = client.chat.completions.create(model="busy-twice", messages=asked)
     assert reply.choices[0].message.content == REST
-    assert time.monotonic() - started >= 2
+    assert time.monotonic() - started >= 1.5
     calls = stage.calls("busy-twice", asked[0]["content"])
     assert [call.status for call in calls] == [503, 503, 200]
     assert [stage.receipt(call)["status"] for call in calls] == ["engine_overloaded", "engine_overloaded", "ok"]
@@ -229,6 +231,7 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(stage: Stage) -> None
 
 
 @pytest.mark.long
+@pytest.mark.timeout(120)
 def test_a_status_that_is_asked_again_by_itself_is_not_where_the_gateway_says_so(client: OpenAI, stage: Stage) -> None:
     """408 is one that the SDK retries (its `_should_retry`); with `x-should-retry: false` it does not."""
     asked = ask()
@@ -242,7 +245,7 @@ def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: O
     """`timeout` counts for each try; the gateway hears it hang up (`audited` looks)."""
     asked = ask()
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.3, max_retries=1).chat.completions.create(model="slow", messages=asked)
+        client.with_options(timeout=0.5, max_retries=1).chat.completions.create(model="slow", messages=asked)
     assert len(stage.calls("slow", asked[0]["content"])) == 2
 
 

@@ -85,7 +85,7 @@ const scenes = {
     return chat.create(ask("busy", question), { maxRetries: 0 });
   },
   async impatient(question) {
-    return chat.create(ask("slow", question), { timeout: 300, maxRetries: 1 });
+    return chat.create(ask("slow", question), { timeout: 1000, maxRetries: 1 });
   },
   async breaks(question) {
     return collect(await chat.create(ask("breaks", question, { stream: true })));
