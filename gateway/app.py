@@ -190,7 +190,7 @@ def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
             model.name,
             http,
             model=model.model,
-            continues=model.continuation != "none",
+            continuation=model.continuation,
             max_concurrency=model.max_concurrency,
             longest_opening=longest_opening,
         )

@@ -97,7 +97,7 @@ class EngineHttp:
         self._max_reply_bytes = max_reply_bytes
         # What an engine's own words may hold and a caller may not see.
         address = urlsplit(base_url)
-        host = address.hostname or ""
+        host = self._host = address.hostname or ""
         # A host of one word, such as "small", is a word that messages may need.
         telling = host if "." in host or ":" in host else None
         self._hidden = [text for text in (api_key, self._base_url, address.netloc, telling) if text]
@@ -116,6 +116,10 @@ class EngineHttp:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def host(self) -> str:
+        return self._host
 
     async def close(self) -> None:
         await self._session.close()

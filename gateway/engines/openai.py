@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from gateway.continuation import PROBE_OPENING, Continuation, Prefill, candidates, judge_probe, place_prefix, probe_body
+from gateway.continuation import Continuation, lost_as_text, place_prefix
+from gateway.engine_kinds import kind_of
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, message_text, opening_body, opening_finish, read_usage
 from gateway.engines.lists import Lists
-from gateway.errors import EngineFailed, EngineGarbled, EngineRejected
+from gateway.engines.probing import find_continuation
+from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
+from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, text_body
+from gateway.errors import EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.continuation import Mode
+    from gateway.continuation import Mode, Prefill
     from gateway.engines.http import EngineHttp
+    from gateway.engines.renderers import Renderer
     from gateway.protocol import Json
+
+_RENDERERS: dict[str, type[LlamaCppRenderer | SGLangRenderer | VllmRenderer]] = {
+    "llamacpp": LlamaCppRenderer,
+    "sglang": SGLangRenderer,
+    "vllm": VllmRenderer,
+}
 
 
 class OpenAIEngine:
@@ -46,6 +58,9 @@ class OpenAIEngine:
         self._model = model
         self._http = http
         self._chat = ChatWire(http, "/chat/completions")
+        self._texts = TextWire(http, "/completions")
+        self._kind = kind_of(None, http.host)
+        self._renderer: Renderer | None = None
         self._asked = continuation
         self._echo = echo
         self._lists = Lists(http, model, self._opening) if lists else None
@@ -54,7 +69,7 @@ class OpenAIEngine:
         self._state = EngineState()
         if continuation == "none":
             self._state.continuation = None
-        elif continuation != "auto":
+        elif continuation != "auto" and continuation != "completions":  # who renders chats is not known yet
             # What the configuration says holds from the first request on; the probe only adds what it sees.
             self._state.continuation = Continuation(continuation, echo=echo)
 
@@ -72,15 +87,39 @@ class OpenAIEngine:
         await self._http.close()
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
+        if prefill is not None and prefill.how.mode == "completions":
+            return chat_reply(await self._texts.complete(await self._raw(body, prefill.text)))
         return await self._chat.complete(self._sent(body, prefill))
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+        if prefill is not None and prefill.how.mode == "completions":
+            return self._stream_raw(body, prefill.text)
         return self._chat.stream(self._sent(body, prefill))
+
+    async def _stream_raw(self, body: Json, opening: str) -> AsyncGenerator[list[Json], None]:
+        async with aclosing(self._texts.stream(await self._raw(body, opening))) as groups:
+            async for chunks in groups:
+                yield [chat_chunk(chunk) for chunk in chunks]
 
     def _sent(self, body: Json, prefill: Prefill | None) -> Json:
         if prefill is not None:
             body = place_prefix(prefill.how.mode, body, prefill.text)
-        return {**body, "model": self._model}
+        sent = {**body, "model": self._model}
+        self._kind.adapt(sent)
+        return sent
+
+    async def _raw(self, body: Json, opening: str) -> Json:
+        """A chat body as one of a text completion that goes on with the opening. Raises EngineErrors."""
+        if (lost := lost_as_text(body)) is not None or self._renderer is None:
+            why = f"cannot carry it ({lost})" if lost else "is not known to render chats"
+            raise EngineRejected(
+                f"Engine '{self._name}' was to get a chat as a raw prompt, and {why}.",
+                engine=self._name,
+                status_sent=422,
+            )
+        prompt = await self._renderer.begun(body, opening)
+        limit = asked_limit(body) or self._renderer.limit(prompt)
+        return {**text_body(body, prompt, limit), "model": self._model}
 
     async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
         if self._lists is None or batch is None:
@@ -118,7 +157,7 @@ class OpenAIEngine:
         self._looked = self._looked and bool(self._state.up)
         if not self._looked:
             if self._asked != "none":
-                await self._look(candidates(mine.get("owned_by")) if self._asked == "auto" else [self._asked])
+                await self._look(mine)
             if self._lists is not None:
                 await self._lists.look(mine.get("owned_by"))
             self._looked = True
@@ -129,35 +168,31 @@ class OpenAIEngine:
         doubts = self._lists.doubts if self._lists is not None else ()
         self._state.warnings = [warning for warning in (missing, self._doubt, *doubts) if warning is not None]
 
-    async def _look(self, modes: list[Mode]) -> None:
-        found = await self._find_continuation(modes)
+    async def _look(self, listed: Json) -> None:
+        """Find out what kind of server this is, and how it continues. `listed` is its entry in /models."""
+        self._kind = kind_of(listed.get("owned_by"), self._http.host)
+        self._renderer = self._renderer_of(listed)
+        asked = self._asked
+        assert asked != "none", "nothing is looked for"
+        modes = self._kind.candidates if asked == "auto" else (asked,)
+        found = await find_continuation(self.complete, modes, self._echo)
         self._doubt = None
-        if found is None and self._asked == "auto":
+        if found is None and asked == "auto":
             self._doubt = "the engine continues no assistant message: placement prefix goes unguided"
+        elif found is None and asked == "completions" and self._renderer is None:
+            self._doubt = "continuation 'completions' needs a server that renders chats, and none is known here"
         elif found is None:
-            self._doubt = f"the engine did not continue the probe with continuation '{self._asked}'"
-        if found is not None or self._asked == "auto":
+            self._doubt = f"the engine did not continue the probe with continuation '{asked}'"
+        if found is not None or asked == "auto" or (asked == "completions" and self._renderer is None):
             self._state.continuation = found
 
-    async def _find_continuation(self, modes: list[Mode]) -> Continuation | None:
-        failures: list[EngineFailed] = []
-        for mode in modes:
-            try:
-                reply = await self.complete(probe_body(), Prefill(PROBE_OPENING, Continuation(mode)))
-            except EngineRejected as refused:
-                if refused.status_sent in {400, 422}:
-                    continue
-                raise
-            except EngineFailed as failed:
-                failures.append(failed)  # some servers fail on what they should refuse
-                continue
-            text = message_text(reply)
-            found = None if text is None else judge_probe(mode, text)
-            if found is not None:
-                return found if self._echo is None else Continuation(mode, self._echo, found.strips_leading_space)
-        if len(failures) == len(modes):
-            raise failures[0]
-        return None
+    def _renderer_of(self, listed: Json) -> Renderer | None:
+        kind = _RENDERERS.get(self._kind.renderer or "")
+        renderer = kind(self._http, self._model) if kind is not None else None
+        context_tokens = listed.get("max_model_len")
+        if isinstance(renderer, SGLangRenderer) and isinstance(context_tokens, int):
+            renderer.context_tokens = context_tokens
+        return renderer
 
 
 def _revision(model: str, listed: Json) -> str:

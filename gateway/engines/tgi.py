@@ -11,7 +11,7 @@ stream's response until the client is closed. Chat calls per second on one core 
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from huggingface_hub import (
     TextGenerationInput,
@@ -27,16 +27,20 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from gateway.continuation import Continuation, place_prefix
+from gateway.continuation import Continuation, lost_as_text, place_prefix
+from gateway.engine_kinds import TGI
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, message_text, opening_finish, read_usage
+from gateway.engines.probing import find_continuation
+from gateway.engines.renderers import TgiRenderer
 from gateway.engines.stops import StopFilter, before_stop
-from gateway.errors import EngineError, EngineGarbled
+from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, without_none
+from gateway.errors import EngineError, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Sequence
 
-    from gateway.continuation import Prefill
+    from gateway.continuation import Mode, Prefill
     from gateway.engines.base import Usage
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
@@ -55,9 +59,6 @@ _ERRORS: dict[str, type[TextGenerationError]] = {
 
 _PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
 
-# What TGI's chat route would misread: presence_penalty 0 becomes a repetition penalty of 2 (protocol: it adds 2).
-_NEVER_SENT = frozenset({"presence_penalty"})
-
 
 class TGIEngine:
     """A text-generation-inference server.
@@ -66,7 +67,8 @@ class TGIEngine:
         name: the configured model name.
         model: sent as `model`; anything but "tgi" names a LoRA adapter to the server.
         http: its pool; `base_url` is the server's root.
-        continues: whether it may be asked to continue an assistant message.
+        continuation: how it continues an assistant message. `trailing` is what its chat route does, and is not
+            probed; `auto` probes for all its ways, `none` never tries.
         max_concurrency: what the configuration allows in flight, compared with what /info says.
         longest_opening: the most tokens that a policy asks it for as a teacher, compared likewise.
     """
@@ -77,7 +79,7 @@ class TGIEngine:
         http: EngineHttp,
         *,
         model: str = "tgi",
-        continues: bool = True,
+        continuation: Mode | Literal["auto", "none"] = "trailing",
         max_concurrency: int | None = None,
         longest_opening: int = 0,
     ) -> None:
@@ -88,8 +90,17 @@ class TGIEngine:
         self._configured_concurrency = max_concurrency
         self._longest_opening = longest_opening
         self._max_stops = _DEFAULT_MAX_STOPS
-        # TGI's chat route continues a trailing assistant message and never repeats it.
-        self._state = EngineState(continuation=Continuation("trailing", echo=False) if continues else None)
+        self._text = TextRoute(http)
+        self._renderer = TgiRenderer(http, model)
+        self._asked = continuation
+        self._looked = continuation in {"trailing", "none"}
+        self._doubt: str | None = None
+        self._state = EngineState()
+        if continuation == "none":
+            self._state.continuation = None
+        elif continuation != "auto":
+            # TGI never repeats what it continues; who is told to write it again does.
+            self._state.continuation = Continuation(continuation, echo=continuation == "instruct")
 
     @property
     def name(self) -> str:
@@ -137,13 +148,13 @@ class TGIEngine:
                 stop=self._sent_stops(request) or None,
             ),
         )
-        reply = await self._translated(self._http.post("/generate", _without_none(asked)))
+        reply = await self._translated(self._http.post("/generate", without_none(asked)))
         try:
             output = TextGenerationOutput.parse_obj_as_instance(_without_tokens(reply.body))
             finish = output.details.finish_reason if output.details is not None else None
         except (ValueError, TypeError, AttributeError):
             raise self._garbled("a reply that is not text generation") from None
-        return self._opening(output.generated_text, finish, _header_usage(reply.headers), request)
+        return self._opening(output.generated_text, finish, read_usage(header_counts(reply.headers)), request)
 
     def _sent_stops(self, request: OpeningRequest) -> list[str]:
         """As many as the server takes; what it is not told of is found when its reply is read."""
@@ -158,7 +169,11 @@ class TGIEngine:
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
-        reply = await self._translated(self._chat.complete(adapted))
+        if prefill is not None and prefill.how.mode == "completions":
+            raw = await self._raw(body, adapted, prefill.text)
+            reply = await self._translated(self._text.complete(raw))
+        else:
+            reply = await self._translated(self._chat.complete(adapted))
         for choice in reply["choices"]:
             _end_at_stop(choice, choice["message"], StopFilter(adapted.get("stop", ())), ended=True)
         return reply
@@ -166,7 +181,11 @@ class TGIEngine:
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         adapted = self._adapted(body, prefill)
         filters: dict[int, StopFilter] = {}
-        async with aclosing(self._chat.stream(adapted)) as groups:
+        if prefill is not None and prefill.how.mode == "completions":
+            stream = self._text.stream(await self._raw(body, adapted, prefill.text))
+        else:
+            stream = self._chat.stream(adapted)
+        async with aclosing(stream) as groups:
             try:
                 async for chunks in groups:
                     for choice in (choice for chunk in chunks for choice in chunk["choices"]):
@@ -179,7 +198,10 @@ class TGIEngine:
                 raise
 
     async def probe(self) -> None:
-        """Read /info: the limits, and where the configuration asks for more than the server allows."""
+        """Read /info: the limits, and where the configuration asks for more than the server allows.
+
+        Once while it stays up, and where the configuration wants that, try how it continues.
+        """
         info = (await self._http.get("/info")).body
         if not isinstance(info, dict) or "model_id" not in info:
             raise self._garbled("an /info without model_id")
@@ -187,7 +209,11 @@ class TGIEngine:
                 "max_stop_sequences")  # fmt: skip
         self._state.revision = f"{info['model_id']}@{info.get('model_sha')}/{self._model}"
         self._state.facts = {key: info[key] for key in kept if info.get(key) is not None}
-        self._state.warnings = []
+        self._looked = self._looked and (bool(self._state.up) or self._asked in {"trailing", "none"})
+        if not self._looked:
+            await self._look()
+            self._looked = True
+        self._state.warnings = [] if self._doubt is None else [self._doubt]
         if isinstance(stops := info.get("max_stop_sequences"), int):
             self._max_stops = stops
         if isinstance(limit := info.get("max_concurrent_requests"), int) and limit > 0:
@@ -203,11 +229,23 @@ class TGIEngine:
                 f"{most}, prompt included: it refuses every such call"
             )
 
+    async def _look(self) -> None:
+        asked = self._asked
+        assert asked != "none", "nothing is looked for"
+        found = await find_continuation(self.complete, TGI.modes if asked == "auto" else (asked,), None)
+        self._doubt = None
+        if found is None and asked == "auto":
+            self._doubt = "the engine continues no assistant message: placement prefix goes unguided"
+        elif found is None:
+            self._doubt = f"the engine did not continue the probe with continuation '{asked}'"
+        if found is not None or asked == "auto":
+            self._state.continuation = found
+
     def _adapted(self, body: Json, prefill: Prefill | None) -> Json:
         """An OpenAI chat body as TGI's chat route reads it."""
-        if prefill is not None:
+        if prefill is not None and prefill.how.mode != "completions":
             body = place_prefix(prefill.how.mode, body, prefill.text)
-        adapted = {key: value for key, value in body.items() if key not in _NEVER_SENT}
+        adapted = {key: value for key, value in body.items() if key not in TGI.never_sent}
         adapted["model"] = self._model
         adapted.pop("stop", None)
         if stops := _as_list(body.get("stop")):
@@ -221,6 +259,17 @@ class TGIEngine:
         if limit is not None:
             adapted["max_tokens"] = limit
         return adapted
+
+    async def _raw(self, body: Json, adapted: Json, opening: str) -> Json:
+        """A chat body as one of /generate that goes on with the opening. Raises EngineErrors."""
+        lost = lost_as_text(body) or ("n" if (body.get("n") or 1) > 1 else None)
+        if lost is not None:
+            raise EngineRejected(
+                f"Engine '{self._name}' was to get a chat as a raw prompt, and cannot carry it ({lost}).",
+                engine=self._name,
+                status_sent=422,
+            )
+        return generate_body(adapted, await self._translated(self._renderer.begun(body, opening)))
 
     async def _translated(self, call: Awaitable[_T]) -> _T:
         try:
@@ -257,13 +306,6 @@ def _without_tokens(generated: Any) -> Any:
     return {**generated, "details": {key: value for key, value in details.items() if key not in _PER_TOKEN}}
 
 
-def _without_none(value: Any) -> Any:
-    """A hub dataclass as the JSON it stands for, without the fields nobody set."""
-    if isinstance(value, dict):
-        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
-    return value
-
-
 def _end_at_stop(choice: Json, said: Json, stops: StopFilter, *, ended: bool) -> None:
     """Make a choice end as OpenAI's do, in place: without its stop string, and with one name for having stopped.
 
@@ -280,11 +322,3 @@ def _end_at_stop(choice: Json, said: Json, stops: StopFilter, *, ended: bool) ->
         said["content"] = (said.get("content") or "") + held
     if choice.get("finish_reason") and (stops.met or choice["finish_reason"] in {"eos_token", "stop_sequence"}):
         choice["finish_reason"] = "stop"
-
-
-def _header_usage(headers: Mapping[str, str]) -> Usage | None:
-    try:
-        counts = int(headers["x-prompt-tokens"]), int(headers["x-generated-tokens"])
-    except (KeyError, ValueError):
-        return None
-    return read_usage({"prompt_tokens": counts[0], "completion_tokens": counts[1]})

@@ -111,7 +111,7 @@ def _unguided(route: Route, chat: ChatRequest, continuation: Known) -> str | Non
         return "student_cannot_continue"
     if continuation == "not_probed":
         return "student_not_probed"
-    return None
+    return continuation.lost(chat.body)
 
 
 def _guidance(policy: TenantPolicy, route: Route, chat: ChatRequest, max_tokens: int | None) -> GuidancePlan:

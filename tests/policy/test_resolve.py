@@ -41,6 +41,19 @@ def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason
     assert (plan.guidance is None) == (plan.unguided is not None)
 
 
+def test_what_a_raw_prompt_cannot_carry_goes_unguided() -> None:
+    """An image is lost when a chat becomes a prompt; a student that continues chats sees it."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    chat = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": [image]}]}))
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    reasons = [
+        resolve(policy, policy.routes[0], chat, lambda _, how=how: how).unguided
+        for how in (Continuation("completions"), Continuation("trailing"))
+    ]
+    assert reasons == ["not_text", None]
+
+
 def test_a_ticket_takes_its_tenants_share() -> None:
     assert (guidance(2.5).tenant, guidance(2.5).weight) == ("acme", 2.5)
 
