@@ -156,8 +156,10 @@ class OpenAIEngine:
         # After it was away it may be another server.
         self._looked = self._looked and bool(self._state.up)
         if not self._looked:
+            self._kind = kind_of(mine.get("owned_by"), self._http.host)
+            self._renderer = self._renderer_of(mine)
             if self._asked != "none":
-                await self._look(mine)
+                await self._look()
             if self._lists is not None:
                 await self._lists.look(mine.get("owned_by"))
             self._looked = True
@@ -168,10 +170,8 @@ class OpenAIEngine:
         doubts = self._lists.doubts if self._lists is not None else ()
         self._state.warnings = [warning for warning in (missing, self._doubt, *doubts) if warning is not None]
 
-    async def _look(self, listed: Json) -> None:
-        """Find out what kind of server this is, and how it continues. `listed` is its entry in /models."""
-        self._kind = kind_of(listed.get("owned_by"), self._http.host)
-        self._renderer = self._renderer_of(listed)
+    async def _look(self) -> None:
+        """Find out how it continues."""
         asked = self._asked
         assert asked != "none", "nothing is looked for"
         modes = self._kind.candidates if asked == "auto" else (asked,)
@@ -183,10 +183,14 @@ class OpenAIEngine:
             self._doubt = "continuation 'completions' needs a server that renders chats, and none is known here"
         elif found is None:
             self._doubt = f"the engine did not continue the probe with continuation '{asked}'"
-        if found is not None or asked == "auto" or (asked == "completions" and self._renderer is None):
+        if found is not None or asked == "auto":
             self._state.continuation = found
+        elif asked == "completions":
+            known = self._renderer is not None
+            self._state.continuation = Continuation(asked, echo=self._echo) if known else None
 
     def _renderer_of(self, listed: Json) -> Renderer | None:
+        """What renders this kind's chats; `listed` is its entry in /models."""
         kind = _RENDERERS.get(self._kind.renderer or "")
         renderer = kind(self._http, self._model) if kind is not None else None
         context_tokens = listed.get("max_model_len")

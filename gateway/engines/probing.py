@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _REFUSES_MODE = frozenset({400, 422})
 # A raw prompt takes routes of its own, which a server may not have.
-_LACKS_ROUTE = _REFUSES_MODE | {404, 405, 501}
+_LACKS_ROUTE = _REFUSES_MODE | {404, 405}
 
 
 async def find_continuation(complete: Complete, modes: Sequence[Mode], echo: bool | None) -> Continuation | None:

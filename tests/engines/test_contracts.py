@@ -9,8 +9,10 @@ import pytest
 
 from gateway.continuation import Continuation, Prefill
 from gateway.engine_kinds import KINDS
+from gateway.engines.openai import OpenAIEngine
 from gateway.errors import EngineRejected
 from gateway.guidance.seam import SeamJoin
+from tests.engines.fake_server import NAME, engine_http, replying, serving
 from tests.engines.toy_servers import (
     ANSWER,
     OPENING,
@@ -175,6 +177,33 @@ async def test_a_fallback_may_be_configured(server: ToyServer, mode: Any) -> Non
         assert engine.state.continuation.mode == mode
         assert engine.state.warnings == []
         assert await guided(engine, CHAT) == ANSWER
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_a_limit_holds_whether_or_not_the_engine_continues(field: str) -> None:
+    """As a teacher, or with `none`, an engine gets it under the name that it reads."""
+    async with spoken_to(Ollama(), continuation="none") as (engine, fake):
+        await engine.probe()
+        assert fake.paths == ["/v1/models"]
+        reply = await engine.complete({**CHAT, field: 3})
+    assert reply["choices"][0]["message"]["content"] == "The sky is"
+
+
+@pytest.mark.parametrize("mode", ["auto", "completions"])
+@pytest.mark.parametrize(
+    "template", [replying({}, status=404), replying({}, status=405), replying({"prompt": None}), replying([])]
+)
+async def test_a_server_that_cannot_render_after_all_is_told_instead(template: Any, mode: Any) -> None:
+    """An older build, or one behind a proxy that lets the chat route through only; a configured way is reported."""
+    server = LlamaCpp(prefills=False)
+    async with serving({**server.routes(), "/apply-template": template}) as fake, engine_http(fake.url + "/v1") as http:
+        engine = OpenAIEngine(NAME, "org/model", http, continuation=mode)
+        await engine.probe()
+        if mode == "auto":
+            assert engine.state.continuation == Continuation("instruct", echo=True)
+        else:
+            assert engine.state.warnings == ["the engine did not continue the probe with continuation 'completions'"]
+            assert engine.state.continuation == Continuation("completions")
 
 
 async def test_raw_prompts_need_a_server_that_renders_chats() -> None:
