@@ -11,7 +11,8 @@ The path of one request, in the order of the rooms it walks through:
     7 reply         web/                       JSON at once, or SSE with the guidance first
     8 record        ledger/                    Receipt: tokens, cost, baseline, savings, timings; settled exactly once
 
-`completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first.
+`completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first. Embeddings take the short
+way, without 5: `embedding.py`.
 """
 
 from gateway.version import __version__

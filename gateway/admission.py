@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from gateway.errors import Overloaded
+from gateway.errors import GatewayError, Overloaded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
     from gateway.ledger.draft import Draft
     from gateway.ledger.ledger import Ledger
     from gateway.metrics import Metrics
-    from gateway.protocol import ChatRequest
+    from gateway.protocol import CallerRequest
 
 
 class Admission:
@@ -66,10 +67,26 @@ class Admission:
         if not self._in_flight:
             self._empty.set()
 
-    async def reserve(self, draft: Draft, chat: ChatRequest) -> None:
+    async def reserve(self, draft: Draft, asked: CallerRequest) -> None:
         """Reserve what the request may spend; the draft must be settled in the end. Raises StoreUnavailable."""
-        await self._ledger.admit(draft, chat)
+        await self._ledger.admit(draft, asked)
         draft.admitted = time.perf_counter()
+
+    @contextmanager
+    def settled(self, draft: Draft) -> Iterator[None]:
+        """Settle one receipt for what happens inside the block, whatever that is."""
+        status = "internal"
+        try:
+            yield
+            status = "ok"
+        except GatewayError as error:
+            status, error.recorded = error.label, True
+            raise
+        except (asyncio.CancelledError, GeneratorExit, ConnectionError):
+            status = "shutdown" if self.cutting else "client_gone"
+            raise
+        finally:
+            self._ledger.settle(draft, status)
 
     def until_cut(self) -> AbstractAsyncContextManager[None]:
         """Let a drain end what is inside the block, while its caller can still be told. Raises Overloaded then."""

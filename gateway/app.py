@@ -20,6 +20,9 @@ from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
 from gateway.completion import Completions
+from gateway.embedding import Embeddings
+from gateway.engines.breaker import Breaker, BreakerRule
+from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
@@ -39,8 +42,12 @@ from gateway.tasks import Tasks
 from gateway.web import keys
 from gateway.web.chat import chat_completions
 from gateway.web.connection import Runner
+from gateway.web.embeddings import embeddings
 from gateway.web.error_body import errors_as_openai
+from gateway.web.headers import name_reply
 from gateway.web.lookups import list_models, show_model, show_receipt
+from gateway.web.openapi.document import document
+from gateway.web.openapi.route import openapi_json
 from gateway.web.probes import healthz, readyz
 
 if TYPE_CHECKING:
@@ -55,11 +62,13 @@ log = structlog.get_logger()
 
 ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
+    web.post("/v1/embeddings", embeddings),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model:.+}", show_model),
     web.get("/v1/receipts/{id}", show_receipt),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
+    web.get("/openapi.json", openapi_json),
 ]
 MIDDLEWARES = [errors_as_openai]
 
@@ -104,7 +113,10 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = {model.name: _engine(model, _longest_opening(model.name, book)) for model in settings.models}
+        engines = {
+            model.name: GuardedEngine(_engine(model, book), Breaker(_breaker_rule(model)), metrics)
+            for model in settings.models
+        }
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -137,17 +149,22 @@ async def gateway(
         admission = Admission(settings.server.max_in_flight, ledger, metrics)
         completions = Completions(
             book=book,
-            guide=Guide(engines, batcher, Flights(tasks), metrics),
+            guide=Guide(engines, batcher, Flights(tasks), metrics, tasks),
             finisher=Finisher(engines, metrics),
             admission=admission,
             ledger=ledger,
         )
 
         public = web.Application(client_max_size=settings.server.max_body_bytes, middlewares=MIDDLEWARES)
+        public.on_response_prepare.append(name_reply)
         public.add_routes(ROUTES)
         admin = web.Application()
         admin.add_routes(ADMIN_ROUTES)
+        public[keys.DOCUMENT] = document(ROUTES)
         public[keys.COMPLETIONS] = completions
+        public[keys.EMBEDDINGS] = Embeddings(
+            book=book, engines=engines, admission=admission, ledger=ledger, metrics=metrics
+        )
         public[keys.RECEIPTS] = store
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
@@ -177,7 +194,11 @@ def _longest_opening(model: str, book: PolicyBook) -> int:
     return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
 
 
-def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
+def _breaker_rule(model: ModelSettings) -> BreakerRule:
+    return BreakerRule(model.breaker.failures, model.breaker.rest_s, model.breaker.longest_s)
+
+
+def _engine(model: ModelSettings, book: PolicyBook) -> Engine:
     timeouts = model.timeouts
     http = EngineHttp(
         model.name,
@@ -192,11 +213,13 @@ def _engine(model: ModelSettings, longest_opening: int = 0) -> Engine:
             model=model.model,
             continuation=model.continuation,
             max_concurrency=model.max_concurrency,
-            longest_opening=longest_opening,
+            longest_opening=_longest_opening(model.name, book),
         )
     echo = None if model.echo == "auto" else model.echo
     lists = model.batch.calls == "list"
-    return OpenAIEngine(model.name, model.model, http, continuation=model.continuation, echo=echo, lists=lists)
+    # A server of embeddings answers no chat, so the probe would take it for one that is down.
+    continuation = "none" if book.only_embeds(model.name) else model.continuation
+    return OpenAIEngine(model.name, model.model, http, continuation=continuation, echo=echo, lists=lists)
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

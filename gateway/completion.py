@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError, ModelNotFound
 from gateway.ledger.draft import Draft
+from gateway.opening import UNGUIDED
 from gateway.policy.resolve import Plan, resolve
 from gateway.protocol import ReplyHead, passed_on, usage_body
 from gateway.relay import StreamRelay
@@ -91,31 +92,41 @@ class Completions:
         head = ReplyHead(f"chatcmpl-{visit.id}", visit.created, chat.model)
         with self._recorded(visit, chat, plan) as draft, self._admission.place():
             await self._admission.reserve(draft, chat)
-            opening = await self._guide.open(plan, chat, draft)
-            seam = self._finisher.seam(plan, chat, opening)
-            relay = StreamRelay(head, seam, wants_usage=chat.wants_usage)
-            shown = opening.text if opening.whole is not None else (seam.opening() if seam is not None else "")
-            announced = bool(shown)
-            if shown:
-                draft.saw_first_token()
-                yield draft
-                yield [relay.open(shown)]
-            if opening.whole is None:
-                async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as groups:
-                    async for chunks in groups:
-                        if not announced:
-                            yield draft
-                            announced = True
-                        yield chunks
-            if not announced:
-                yield draft  # the finisher had nothing to say
-            if chunks := relay.end(opening.whole):
-                yield chunks
+            relay = StreamRelay(head, wants_usage=chat.wants_usage)
+            announced = False
+            async with aclosing(self._chunks(plan, chat, relay, draft)) as groups:
+                async for chunks in groups:
+                    if not announced:
+                        yield draft
+                        announced = True
+                    yield chunks
             draft.finish_reason = relay.finish_reason
             if chat.wants_usage:
                 receipt = await self._ledger.close(draft)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
+
+    async def _chunks(
+        self, plan: Plan, chat: ChatRequest, relay: StreamRelay, draft: Draft
+    ) -> AsyncGenerator[list[Json], None]:
+        """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
+        opening = UNGUIDED
+        async with aclosing(self._guide.stream(plan, chat, draft)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    draft.saw_first_token()
+                    yield relay.show(piece)
+                else:
+                    opening = piece
+        if opening.whole is None:
+            async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as groups:
+                async for chunks in groups:
+                    yield chunks
+        elif rest := relay.show_rest(opening.text):
+            draft.saw_first_token()
+            yield rest
+        if chunks := relay.end(opening.whole):
+            yield chunks
 
     def _resolve(self, visit: Visit, chat: ChatRequest) -> Plan:
         policy = visit.caller.policy
@@ -123,7 +134,7 @@ class Completions:
         if route is None:
             names = ", ".join(f"'{name}'" for name in self._book.models(policy))
             raise ModelNotFound(f"There is no model '{chat.model}' for this key. It may use: {names}.", param="model")
-        return resolve(policy, route, chat, self._finisher.continuation_of)
+        return resolve(policy, route, chat, self._finisher.look)
 
     @contextmanager
     def _recorded(self, visit: Visit, chat: ChatRequest, plan: Plan) -> Iterator[Draft]:
@@ -162,8 +173,7 @@ def _caller_usage(plan: Plan, draft: Draft, receipt: Receipt) -> Json:
 
     The finisher counts the guidance as part of its prompt; the caller did not send it.
     """
-    guidance = plan.guidance
-    shown = draft.kept_tokens if guidance is not None and guidance.placement == "prefix" else 0
+    shown = draft.kept_tokens if draft.placement == "prefix" else 0
     finisher = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if finisher is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0

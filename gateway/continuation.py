@@ -52,7 +52,7 @@ class Continuation:
         return self.mode == "instruct"
 
     def lost(self, body: Json) -> str | None:
-        """What of an OpenAI chat body this mode cannot carry, in the words of `x-gkt-unguided`; None: nothing."""
+        """What of an OpenAI chat body this mode cannot carry, in one word; None: nothing."""
         return lost_as_text(body) if self.mode == "completions" else None
 
 

@@ -20,6 +20,7 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── EngineTimeout            connected, but silent for too long: 504
 │   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
 │   ├── EngineRejected           it answered another 4xx: `status_sent`; 400 and 422 blame the request
+│   ├── EngineResting            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
 │   ├── EngineFailed             it answered 5xx, or said that generation failed
 │   └── EngineGarbled            it answered something that is not its protocol
 └── StartupError                 the process cannot start: one line that says what to do
@@ -44,13 +45,15 @@ class GatewayError(Exception):
     """Root of the tree.
 
     `label` is stable and short; `status` is the HTTP status a caller sees; `kind` and `code` are OpenAI's
-    `error.type` and `error.code`.
+    `error.type` and `error.code`. `retry` tells the caller whether the same request may succeed later: False where it
+    cannot, True where it will in all likelihood, None where nobody knows more than the status says.
     """
 
     label: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "server_error"
     code: ClassVar[str | None] = None
+    retry: ClassVar[bool | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -64,6 +67,7 @@ class RequestError(GatewayError):
     label = "invalid_request"
     status = 400
     kind = "invalid_request_error"
+    retry: ClassVar[bool | None] = False
 
 
 class InvalidRequest(RequestError):
@@ -104,10 +108,12 @@ class BodyTooSlow(RequestError):
     label = "body_too_slow"
     status = 408
     code = "request_timeout"
+    retry = None  # the way here may be faster next time
 
 
 class ServiceError(GatewayError):
     status = 503
+    retry = True
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = _RETRY_AFTER_S) -> None:
         super().__init__(message, param=param, retry_after_s=retry_after_s)
@@ -144,11 +150,13 @@ class EngineError(GatewayError):
     """An engine did not do its part. `engine` is the configured model name, never its address.
 
     `heard` is False where it certainly did not get the call: then the call cost nothing.
+    `again` says whether the gateway may make the same call again: it may go better a moment later.
     """
 
     label = "engine_error"
     status = 502
     code = "engine_error"
+    again: ClassVar[bool] = False
 
     def __init__(
         self, message: str, *, engine: str, param: str | None = None, retry_after_s: float | None = None
@@ -169,6 +177,7 @@ class EngineError(GatewayError):
 class EngineUnreachable(EngineError):
     label = "engine_unreachable"
     code = "engine_unreachable"
+    again = True
 
 
 class EngineTimeout(EngineError):
@@ -181,17 +190,32 @@ class EngineOverloaded(EngineError):
     label = "engine_overloaded"
     status = 503
     code = "engine_overloaded"
+    again = True
+    retry = True
 
     def __init__(self, message: str, *, engine: str, retry_after_s: float | None = None) -> None:
         # TGI never says when.
         super().__init__(
             message, engine=engine, retry_after_s=_RETRY_AFTER_S if retry_after_s is None else retry_after_s
         )
+        self.asked_s = retry_after_s  # None: the engine did not say
+
+
+class EngineResting(EngineError):
+    label = "engine_resting"
+    status = 503
+    code = "engine_resting"
+    retry = True
+
+    def __init__(self, message: str, *, engine: str, retry_after_s: float) -> None:
+        super().__init__(message, engine=engine, retry_after_s=retry_after_s)
+        self.heard = False
 
 
 class EngineRejected(EngineError):
     label = "engine_rejected"
     code = "engine_rejected"
+    retry = False
 
     def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
         super().__init__(message, engine=engine, param=param)
@@ -206,6 +230,7 @@ class EngineRejected(EngineError):
 class EngineFailed(EngineError):
     label = "engine_failed"
     code = "engine_failed"
+    again = True
 
 
 class EngineGarbled(EngineError):

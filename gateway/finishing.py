@@ -1,7 +1,8 @@
-"""Step 6: let the finisher (the student; in mode teacher, the teacher) complete the answer.
+"""Step 6: let a finisher (a student; in mode teacher, the teacher) complete the answer.
 
 The caller's body goes out as it came, but for what the plan changes. Paper, section 2: the student continues the
-prompt and the guidance, with the user's own sampling settings.
+prompt and the guidance, with the user's own sampling settings. A call that fails before its first word was sent on is
+made again, by the same engine or the next, and the guidance that was written is kept.
 """
 
 from __future__ import annotations
@@ -9,65 +10,76 @@ from __future__ import annotations
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
+from gateway.attempts import Attempts, go_on
 from gateway.continuation import Prefill
 from gateway.engines.chat import message_text, read_usage
 from gateway.engines.failures import note_failure
-from gateway.errors import EngineError, EngineRejected, InvalidRequest
+from gateway.errors import EngineError, EngineRejected
 from gateway.guidance.projection import PROJECTIONS, place_in_context
 from gateway.guidance.seam import SeamJoin
 from gateway.ledger.draft import Call
 from gateway.opening import UNGUIDED
+from gateway.policy.resolve import Look
 from gateway.relay import join_reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping
 
-    from gateway.continuation import Known
-    from gateway.engines.base import Engine
+    from gateway.engines.guard import GuardedEngine
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
     from gateway.opening import Opening
-    from gateway.policy.resolve import Plan
+    from gateway.policy.resolve import FinisherPlan, Plan
     from gateway.protocol import ChatRequest, Json
     from gateway.relay import StreamRelay
 
 
 class Finisher:
-    """Calls the engine that completes an answer."""
+    """Calls the engines that complete answers."""
 
-    def __init__(self, engines: Mapping[str, Engine], metrics: Metrics) -> None:
+    def __init__(self, engines: Mapping[str, GuardedEngine], metrics: Metrics) -> None:
         self._engines = engines
         self._metrics = metrics
 
-    def continuation_of(self, engine: str) -> Known:
-        """How an engine continues an assistant message, as it is known now."""
-        return self._engines[engine].state.continuation
+    def look(self, engine: str) -> Look:
+        """What is known of an engine now."""
+        guarded = self._engines[engine]
+        return Look(guarded.state.continuation, guarded.rests)
 
     async def complete(self, plan: Plan, chat: ChatRequest, opening: Opening, draft: Draft) -> Json:
-        """The finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
+        """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
 
-        Where the finisher refuses the request with the opening, which the caller did not send, it gets it without.
+        Where one refuses the request with the opening, which the caller did not send, it gets it without.
         """
-        try:
-            reply = await self._complete(plan, chat, opening, draft)
-        except EngineRejected as refused:
-            if not (refused.blames_request and _is_placed(plan, opening)):
-                raise
-            draft.drop_guidance("student_refused_prefix")
-            return await self._complete(plan, chat, UNGUIDED, draft)
-        seam = self.seam(plan, chat, opening)
+        attempts = Attempts(plan.finishers, plan.retries)
+        while True:
+            finisher = attempts.finisher
+            try:
+                reply = await self._complete(plan, finisher, chat, opening, draft)
+                break
+            except EngineError as error:
+                placed = _is_placed(plan, finisher, opening)
+                if placed and isinstance(error, EngineRejected) and error.blames_request:
+                    draft.set_aside(plan, error)
+                    draft.drop_guidance("student_refused_prefix")
+                    opening = UNGUIDED
+                else:
+                    await go_on(attempts, error, plan, draft, self._metrics, placed=placed)
+        seam = self._seam(plan, finisher, chat, opening)
         if seam is not None:
             join_reply(reply, seam)
         return reply
 
-    async def _complete(self, plan: Plan, chat: ChatRequest, opening: Opening, draft: Draft) -> Json:
-        body, prefill = self._asked(plan, chat, opening)
-        call = _begin(plan, draft, body, prefill)
+    async def _complete(
+        self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening, draft: Draft
+    ) -> Json:
+        body, prefill = self._asked(plan, finisher, chat, opening)
+        call = _begin(plan, finisher, draft, body, prefill)
         # Until it has answered, nobody knows how much of this it wrote.
         limit = body.get(chat.limit_field)
         call.lost_tokens, call.unbounded = (limit or 0) * (body.get("n") or 1), limit is None
-        with self._failures(plan, opening, draft):
-            reply = await self._engines[plan.finisher].complete(body, prefill)
+        with self._failures(plan, draft):
+            reply = await self._engines[finisher.engine].complete(body, prefill)
         call.lost_tokens, call.unbounded = 0, False
         call.usage = read_usage(reply.get("usage"))
         call.text.write(message_text(reply) or "")
@@ -76,18 +88,42 @@ class Finisher:
     async def stream(
         self, plan: Plan, chat: ChatRequest, opening: Opening, relay: StreamRelay, draft: Draft
     ) -> AsyncGenerator[list[Json], None]:
-        """The finisher's chunks, as `relay` turns them into the caller's, as many at a time as came together.
+        """The opening, and a finisher's chunks as `relay` turns them into the caller's, those together that came so.
 
         Raises EngineErrors and InvalidRequest.
 
-        The opening has left by now: where the finisher refuses it, there is no going back to an answer without.
+        Once the opening has left there is no going back to an answer without it: only who can go on with it is asked.
         """
-        body, prefill = self._asked(plan, chat, opening)
+        attempts = Attempts(plan.finishers, plan.retries)
+        while True:
+            finisher = attempts.finisher
+            seam = self._seam(plan, finisher, chat, opening)
+            if opened := relay.join(seam):
+                draft.saw_first_token()
+                yield opened
+            if relay.opened:
+                attempts.only(_continues)
+            begun = False
+            try:
+                async with aclosing(self._stream(plan, finisher, chat, opening, relay, draft)) as groups:
+                    async for chunks in groups:
+                        begun = True
+                        yield chunks
+                return
+            except EngineError as error:
+                if begun:
+                    raise
+                await go_on(attempts, error, plan, draft, self._metrics, placed=seam is not None)
+
+    async def _stream(
+        self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening, relay: StreamRelay, draft: Draft
+    ) -> AsyncGenerator[list[Json], None]:
+        body, prefill = self._asked(plan, finisher, chat, opening)
         # The receipt wants usage, whether the caller does or not.
         body["stream_options"] = {**(chat.body.get("stream_options") or {}), "include_usage": True}
-        call = _begin(plan, draft, body, prefill)
-        with self._failures(plan, opening, draft):
-            async with aclosing(self._engines[plan.finisher].stream(body, prefill)) as groups:
+        call = _begin(plan, finisher, draft, body, prefill)
+        with self._failures(plan, draft):
+            async with aclosing(self._engines[finisher.engine].stream(body, prefill)) as groups:
                 async for chunks in groups:
                     relayed = []
                     for chunk in chunks:
@@ -104,77 +140,81 @@ class Finisher:
                     if relay.done:
                         break
 
-    def seam(self, plan: Plan, chat: ChatRequest, opening: Opening) -> SeamJoin | None:
+    def _seam(self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening) -> SeamJoin | None:
         """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
-        if not _is_placed(plan, opening):
+        if not _is_placed(plan, finisher, opening):
             return None
-        assert plan.continuation is not None, "resolve() sends no prefix to an engine that cannot continue it"
+        assert finisher.continuation is not None, "no opening is placed before an engine that cannot go on with it"
         return SeamJoin(
             opening.text,
             owed=opening.owed,
             # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
-            echo=chat.body.get("echo") is True or plan.continuation.echo,
-            strips_leading_space=plan.continuation.strips_leading_space,
+            echo=chat.body.get("echo") is True or finisher.continuation.echo,
+            strips_leading_space=finisher.continuation.strips_leading_space,
             stop=chat.stop,
         )
 
-    def _asked(self, plan: Plan, chat: ChatRequest, opening: Opening) -> tuple[Json, Prefill | None]:
+    def _asked(
+        self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening
+    ) -> tuple[Json, Prefill | None]:
         """The caller's body, changed only where the plan says so; and the answer that it goes on with."""
         body = {**chat.body}
-        guidance = plan.guidance
         prefill: Prefill | None = None
-        if opening.text and guidance is not None:
-            if guidance.placement == "context":
-                projection = PROJECTIONS[guidance.projection]
-                body["messages"] = place_in_context(projection, chat.messages, opening.text)
+        if opening.text and plan.guidance is not None:
+            if _is_placed(plan, finisher, opening):
+                assert finisher.continuation is not None, "as _is_placed says"
+                prefill = Prefill(opening.text, finisher.continuation)
             else:
-                assert plan.continuation is not None, "resolve() sends no prefix to an engine that cannot continue it"
-                prefill = Prefill(opening.text, plan.continuation)
+                projection = PROJECTIONS[plan.guidance.projection]
+                body["messages"] = place_in_context(projection, chat.messages, opening.text)
         if plan.max_tokens is not None:
             body[chat.limit_field] = plan.max_tokens - (opening.tokens if prefill is not None else 0)
         return body, prefill
 
     @contextmanager
-    def _failures(self, plan: Plan, opening: Opening, draft: Draft) -> Iterator[None]:
-        """Count the finisher's failures, and let a request that it blames be the caller's to mend.
-
-        Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
-        """
+    def _failures(self, plan: Plan, draft: Draft) -> Iterator[None]:
+        """Count the finisher's failures, and forget a call that it did not take: that one cost nothing."""
         try:
             yield
         except EngineError as error:
             note_failure(error, draft.id, self._metrics)
             if not error.heard:
-                _forget(plan, draft)
-            if isinstance(error, EngineRejected) and error.blames_request and not _is_placed(plan, opening):
-                raise InvalidRequest(error.message) from error
+                _set_call(plan, draft, None)
             raise
 
 
-def _is_placed(plan: Plan, opening: Opening) -> bool:
+def _is_placed(plan: Plan, finisher: FinisherPlan, opening: Opening) -> bool:
     """Whether the finisher is to continue the opening as its own message."""
     guidance = plan.guidance
-    return bool(opening.text) and opening.whole is None and guidance is not None and guidance.placement == "prefix"
+    return (
+        bool(opening.text)
+        and opening.whole is None
+        and guidance is not None
+        and guidance.placement == "prefix"
+        and finisher.continuation is not None
+    )
 
 
-def _begin(plan: Plan, draft: Draft, body: Json, prefill: Prefill | None) -> Call:
+def _continues(finisher: FinisherPlan) -> bool:
+    return finisher.continuation is not None
+
+
+def _begin(plan: Plan, finisher: FinisherPlan, draft: Draft, body: Json, prefill: Prefill | None) -> Call:
     read = body["messages"]
     if prefill is not None:
         read = [*read, {"role": "assistant", "content": prefill.text}]
-    call = Call(plan.finisher, read)
+    call = Call(finisher.engine, read)
+    _set_call(plan, draft, call)
+    if draft.kept_tokens:
+        draft.placed = "prefix" if prefill is not None else "context"
+    return call
+
+
+def _set_call(plan: Plan, draft: Draft, call: Call | None) -> None:
     if plan.mode == "teacher":
         draft.teacher = call
     else:
         draft.student = call
-    return call
-
-
-def _forget(plan: Plan, draft: Draft) -> None:
-    """A call that the engine did not take cost nothing."""
-    if plan.mode == "teacher":
-        draft.teacher = None
-    else:
-        draft.student = None
 
 
 def _text_of(chunk: Json) -> str:

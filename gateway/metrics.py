@@ -150,6 +150,19 @@ class Metrics:
         self.engine_errors = Counter(
             "gkt_engine_errors", "Failed calls by engine and error label.", ("engine", "label"), registry=registry
         )
+        self.engine_breaker = Gauge(
+            "gkt_engine_breaker",
+            "Whether an engine is called: 0 yes, 1 one call is on trial, 2 no. The worst of all workers.",
+            ("engine",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.retries = Counter(
+            "gkt_retries",
+            "Calls made anew after one that failed, by engine asked and by the label of what failed before.",
+            ("engine", "label"),
+            registry=registry,
+        )
         self.redis_up = Gauge(
             "gkt_redis_up", "1 while Redis answers every worker.", registry=registry, multiprocess_mode="livemin"
         )

@@ -55,6 +55,23 @@ class Timeouts(Shape):
         return total_s
 
 
+class BreakerSettings(Shape):
+    """When an engine that keeps failing is left alone, and for how long."""
+
+    failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
+    """Failed calls in a row."""
+    rest_s: Annotated[Duration, lasting("10ms", "10m")] = Field(1.0, alias="rest")
+    longest_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="longest_rest", validate_default=True)
+
+    @field_validator("longest_s")
+    @classmethod
+    def _at_least_one_rest(cls, longest_s: float, info: ValidationInfo) -> float:
+        rest_s = info.data.get("rest_s", 0.0)
+        if longest_s < rest_s:
+            raise Wrong(f"must be at least breaker.rest, which is {rest_s:g}s")
+        return longest_s
+
+
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit")
 """The tiktoken encodings whose vocabularies are installed with LiteLLM: an estimate never waits for a download."""
 
@@ -125,6 +142,7 @@ class ModelSettings(Shape):
     """Whether the engine repeats the text that it continues."""
     price_rule: PriceRule | None = Field(None, alias="price", validate_default=True)
     timeouts: Timeouts = Timeouts()
+    breaker: BreakerSettings = BreakerSettings()
     foreign: ClassVar[Mapping[str, str]] = {
         "model_name": "here it is called name",
         "litellm_params": "write what it holds (model, api_base, api_key) beside name",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from dataclasses import dataclass
 from io import StringIO
@@ -19,19 +20,22 @@ from gateway.engines.base import OpeningReply, OpeningRequest
 from gateway.engines.failures import note_failure
 from gateway.errors import (
     EngineError,
+    EngineOverloaded,
     EngineRejected,
+    GatewayError,
     GuidanceUnavailable,
     InvalidRequest,
     QueueFull,
     TicketUnreadable,
 )
+from gateway.guidance.growing import GrowingTrim
 from gateway.guidance.projection import PROJECTIONS, teacher_messages
-from gateway.guidance.seam import trim
-from gateway.ledger.draft import Call
+from gateway.guidance.trim import trim
+from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.receipt import BatchFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
 
     from gateway.batching.batcher import Batcher
     from gateway.batching.flights import Flights
@@ -41,9 +45,12 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.protocol import ChatRequest
+    from gateway.tasks import Tasks
 
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
 _BYTES_PER_TOKEN = 4
+# A caller waits, and there is a student: a teacher that failed is not asked more often than this.
+_RETRIES = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +73,70 @@ class Opening:
 UNGUIDED = Opening()
 
 
+class _Heard:
+    """What a teacher was heard to write while its caller listens, and of that what may be shown already."""
+
+    def __init__(self, trim: GrowingTrim) -> None:
+        self.trim = trim
+        self.told = StringIO()
+        self.tokens = 0  # an engine tells of one token at a time, or of a few
+        self.shown = ""
+        self.pieces: asyncio.Queue[str] = asyncio.Queue()
+        """What may be shown, piece by piece; at the end an empty one."""
+
+    def tell(self, piece: str) -> None:
+        self.told.write(piece)
+        self.tokens += 1
+        if more := self.trim.feed(piece):
+            self.shown += more
+            self.pieces.put_nowait(more)
+
+
 class Guide:
     """Asks teachers for openings: each call with a permit of the teacher's batch, identical ones once."""
 
-    def __init__(self, engines: Mapping[str, Engine], batcher: Batcher, flights: Flights, metrics: Metrics) -> None:
+    def __init__(
+        self, engines: Mapping[str, Engine], batcher: Batcher, flights: Flights, metrics: Metrics, tasks: Tasks
+    ) -> None:
         self._engines = engines
         self._batcher = batcher
         self._flights = flights
         self._metrics = metrics
+        self._tasks = tasks
 
-    async def open(self, plan: Plan, chat: ChatRequest, draft: Draft) -> Opening:
+    async def stream(self, plan: Plan, chat: ChatRequest, draft: Draft) -> AsyncGenerator[str | Opening, None]:
+        """The opening as it is written: pieces that the caller may be shown at once, and at the end all of it.
+
+        Its text begins with what was shown. A teacher that fails after a piece was shown has written a short opening.
+        Raises what `open` raises, but never after a piece.
+        """
+        guidance = plan.guidance
+        if guidance is None or not guidance.stream:
+            yield await self.open(plan, chat, draft)
+            return
+        heard = _Heard(GrowingTrim(stop=chat.stop))
+        # A task of its own: its deadline may not end the caller's work on what was shown.
+        opening = self._tasks.spawn("opening", self._open_or_error(plan, chat, draft, heard))
+        opening.add_done_callback(lambda _: heard.pieces.put_nowait(""))
+        try:
+            while piece := await heard.pieces.get():
+                yield piece
+            opened = opening.result()
+        finally:
+            opening.cancel()
+        if isinstance(opened, GatewayError):
+            raise opened
+        yield opened
+
+    async def _open_or_error(
+        self, plan: Plan, chat: ChatRequest, draft: Draft, heard: _Heard
+    ) -> Opening | GatewayError:
+        try:
+            return await self.open(plan, chat, draft, heard)
+        except GatewayError as error:
+            return error
+
+    async def open(self, plan: Plan, chat: ChatRequest, draft: Draft, heard: _Heard | None = None) -> Opening:
         """The opening of the answer. An empty one, with the reason in the draft, when the teacher did not deliver.
 
         Raises:
@@ -92,10 +153,10 @@ class Guide:
         deadline = asyncio.get_running_loop().time() + guidance.deadline_s
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await self._ask(guidance, chat, draft, deadline)
+                reply = await self._ask(plan, guidance, chat, draft, deadline, heard)
         except TimeoutError:
             draft.guided = time.perf_counter()
-            return self._without(guidance, draft, "teacher_late", None)
+            return self._without(guidance, draft, "teacher_late", None, heard)
         except QueueFull as full:
             draft.unguided = full.label
             if guidance.reject_when_full:
@@ -107,10 +168,18 @@ class Guide:
             draft.guided = time.perf_counter()
             if not error.heard:
                 draft.teacher = None
-            return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error)
-        return self._opening(plan, guidance, chat, draft, reply)
+            return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
+        return self._opening(plan, guidance, chat, draft, reply, heard)
 
-    async def _ask(self, guidance: GuidancePlan, chat: ChatRequest, draft: Draft, deadline: float) -> OpeningReply:
+    async def _ask(
+        self,
+        plan: Plan,
+        guidance: GuidancePlan,
+        chat: ChatRequest,
+        draft: Draft,
+        deadline: float,
+        heard: _Heard | None,
+    ) -> OpeningReply:
         engine = self._engines[guidance.teacher]
         projection = PROJECTIONS[guidance.projection]
         request = OpeningRequest(
@@ -140,12 +209,22 @@ class Guide:
             draft.teacher = Call(guidance.teacher, request.messages or (), lost_tokens=guidance.tokens)
 
         async def ask(grant: Grant) -> OpeningReply:
-            try:
-                return await engine.opening(request, batch=grant.batch_id)
-            except EngineError as error:
-                # Here, since there may be many who hear of it, or nobody any more.
-                note_failure(error, draft.id, self._metrics)
-                raise
+            retries = min(_RETRIES, plan.retries.num_retries)
+            while True:
+                try:
+                    tell = heard.tell if heard is not None else None
+                    return await engine.opening(request, batch=grant.batch_id, tell=tell)
+                except EngineError as error:
+                    # Here, since there may be many who hear of it, or nobody any more.
+                    note_failure(error, draft.id, self._metrics)
+                    # Who is overloaded is not helped by a second call, and there is an answer without.
+                    begun = heard is not None and heard.tokens > 0
+                    if begun or not retries or not error.again or isinstance(error, EngineOverloaded):
+                        raise
+                    draft.failed.append(FailedCall(error.engine, error.label, draft.teacher if error.heard else None))
+                    self._metrics.retries.labels(error.engine, error.label).inc()
+                retries -= 1
+                await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 
         draft.asked = time.perf_counter()
         landing = await self._flights.join(self._batcher.queue(guidance.teacher), ticket, ask, granted, deadline)
@@ -157,12 +236,21 @@ class Guide:
         return reply
 
     def _opening(
-        self, plan: Plan, guidance: GuidancePlan, chat: ChatRequest, draft: Draft, reply: OpeningReply
+        self,
+        plan: Plan,
+        guidance: GuidancePlan,
+        chat: ChatRequest,
+        draft: Draft,
+        reply: OpeningReply,
+        heard: _Heard | None,
     ) -> Opening:
         may_finish = PROJECTIONS[guidance.projection].teacher_may_finish and guidance.may_answer
         shown = guidance.placement == "prefix"
         cut = reply.finish == "length"
-        trimmed = trim(reply.text, cut=cut, stop=chat.stop if may_finish or shown else ())
+        if heard is not None and heard.tokens:
+            trimmed = heard.trim.finish(cut=cut)
+        else:
+            trimmed = trim(reply.text, cut=cut, stop=chat.stop if may_finish or shown else ())
         if not trimmed.text:
             return self._without(guidance, draft, "guidance_empty", None)
         tokens = _kept_tokens(reply, trimmed.text)
@@ -178,7 +266,16 @@ class Guide:
         text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
         return Opening(text, trimmed.owed, tokens, whole)
 
-    def _without(self, guidance: GuidancePlan, draft: Draft, reason: str, cause: EngineError | None) -> Opening:
+    def _without(
+        self,
+        guidance: GuidancePlan,
+        draft: Draft,
+        reason: str,
+        cause: EngineError | None,
+        heard: _Heard | None = None,
+    ) -> Opening:
+        if heard is not None and heard.shown:
+            return self._cut_short(guidance, draft, reason, heard)
         draft.unguided = reason
         if guidance.required and isinstance(cause, EngineRejected) and cause.blames_request:
             raise InvalidRequest(cause.message) from cause
@@ -188,6 +285,18 @@ class Guide:
                 retry_after_s=(cause.retry_after_s if cause is not None else None) or 1.0,
             ) from cause
         return UNGUIDED
+
+    @staticmethod
+    def _cut_short(guidance: GuidancePlan, draft: Draft, reason: str, heard: _Heard) -> Opening:
+        """What was shown cannot be taken back: the student goes on from there."""
+        told = heard.told.getvalue()
+        tokens = max(1, round(heard.tokens * len(heard.shown) / len(told)))
+        if draft.teacher is not None:
+            draft.teacher.text.write(told)
+            draft.teacher.lost_tokens = max(0, guidance.tokens - heard.tokens)
+        draft.kept_tokens = tokens
+        draft.cut_short = reason
+        return Opening(heard.shown, "", tokens)
 
 
 def _kept_tokens(reply: OpeningReply, kept: str) -> int:

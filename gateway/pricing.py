@@ -16,7 +16,7 @@ _RATE = Context(prec=24)  # what an hourly price comes to per token has no last 
 _PER_1M = Decimal(1_000_000)
 _SECONDS_PER_HOUR = Decimal(3600)
 _TABLE = "model_prices_and_context_window_backup.json"
-_TEXT_MODES = frozenset({"chat", "completion", "responses"})
+_TEXT_MODES = frozenset({"chat", "completion", "responses", "embedding"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def litellm_table(model: str) -> Price | None:
 
 @cache
 def _rows() -> dict[str, tuple[str, Price]]:
-    """model -> (provider, price), for the models that read and write text."""
+    """model -> (provider, price), for the models that read text, and write it or make vectors of it."""
     spec = find_spec("litellm")
     if spec is None or spec.origin is None:
         return {}

@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 class StreamRelay:
     """Turns the student's chunks into the caller's.
 
+    The role goes with the first words: until then nothing has left that a second student could not say as well.
+
     Args:
         head: what every chunk shares.
-        seam: joins the student's text to guidance that the caller was shown; None when there is none to join.
         wants_usage: whether the caller asked for a usage chunk.
     """
 
-    def __init__(self, head: ReplyHead, seam: SeamJoin | None, *, wants_usage: bool) -> None:
+    def __init__(self, head: ReplyHead, *, wants_usage: bool) -> None:
         self._head = head
-        self._seam = seam
+        self._seam: SeamJoin | None = None
+        self._said = 0  # how many characters of the opening have left
         self._wants_usage = wants_usage
+        self._roles: dict[int, str] = {}
         self._roles_sent: set[int] = set()
         self._finished: set[int] = set()
         self.usage: Usage | None = None
@@ -36,10 +39,31 @@ class StreamRelay:
         """The caller's stop text was met across the seam: the student need not go on."""
         return self._seam is not None and self._seam.stopped
 
-    def open(self, text: str) -> Json:
-        """The first chunk: the role, and what can be shown before the student has said a word."""
+    @property
+    def opened(self) -> bool:
+        """Some of the opening has left: what follows must continue it."""
+        return self._said > 0
+
+    def join(self, seam: SeamJoin | None) -> list[Json]:
+        """Let `seam` join the next student's text to the opening, or nothing with None.
+
+        Returns chunks with what of the opening can be shown now, and was not.
+        """
+        self._seam = seam
+        return self.show_rest(seam.opening()) if seam is not None else []
+
+    def show_rest(self, opening: str) -> list[Json]:
+        """Show an opening from where it was shown before, as far as the student's words are not needed for it."""
+        return self.show(opening[self._said :])
+
+    def show(self, piece: str) -> list[Json]:
+        """Show the next piece of an opening."""
+        if not piece:
+            return []
+        self._said += len(piece)
+        delta = {"content": piece} if 0 in self._roles_sent else {"role": "assistant", "content": piece}
         self._roles_sent.add(0)
-        return self._chunk([_choice({"role": "assistant", "content": text})])
+        return [self._chunk([_choice(delta)])]
 
     def feed(self, chunk: Json) -> Json | None:
         """One chunk of the student's: what the caller gets for it, if anything."""
@@ -76,13 +100,13 @@ class StreamRelay:
             self._finished.add(index)
             self.finish_reason = finish_reason
         says = any(value not in (None, "") for value in delta.values()) or bool(choice.get("logprobs"))
-        if finish_reason is None and not says and role is None:
+        if role is not None:
+            self._roles[index] = role
+        if finish_reason is None and not says:
             return None
         if index not in self._roles_sent:
             self._roles_sent.add(index)
-            delta = {"role": role or "assistant", **delta}
-        elif finish_reason is None and not says:
-            return None
+            delta = {"role": self._roles.get(index, "assistant"), **delta}
         return {**choice, "index": index, "delta": delta, "finish_reason": finish_reason}
 
     @staticmethod

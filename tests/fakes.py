@@ -54,19 +54,26 @@ class FakeEngine:
     It speaks both protocols' side routes, so that a gateway takes it for an engine that is up.
     """
 
-    def __init__(self, behave: Handler) -> None:
+    def __init__(self, behave: Handler, embed: Handler | None = None) -> None:
         self.behave = behave
+        self.embed = embed or _embeds
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.cancelled = threading.Event()
         self.url = ""
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(self.behave, request)
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(self.embed, request)
+
+    async def _answer(self, behave: Handler, request: web.Request) -> web.StreamResponse:
         body: dict[str, Any] = orjson.loads(await request.read())
         self.asked.append(body)
         self.headers.append(dict(request.headers))
         try:
-            return await self.behave(request, body)
+            return await behave(request, body)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
@@ -75,10 +82,28 @@ class FakeEngine:
     def running(self) -> Iterator[FakeEngine]:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/v1/models", _models)
         app.router.add_get("/info", _info)
         with served(app) as self.url:
             yield self
+
+
+async def _embeds(_: web.Request, body: dict[str, Any]) -> web.Response:
+    """A vector for each input, in the encoding that was asked for."""
+    several = isinstance(body["input"], list) and not isinstance(body["input"][0], int)
+    raw = embedded(len(body["input"]) if several else 1, body.get("encoding_format"))
+    return web.Response(body=raw, content_type="application/json")
+
+
+def embedded(vectors: int, encoding: str | None = None) -> bytes:
+    """OpenAI's embeddings reply, in the bytes of an engine: its numbers are such as others would write otherwise."""
+    numbers = b'"AACAPwAAAAA="' if encoding == "base64" else b"[1e-05, 0.50]"
+    data = b", ".join(
+        b'{"object": "embedding", "index": %d, "embedding": %s}' % (index, numbers) for index in range(vectors)
+    )
+    usage = b'{"prompt_tokens": %d, "total_tokens": %d}' % (5 * vectors, 5 * vectors)
+    return b'{"object": "list", "data": [' + data + b'], "model": "fake", "usage": ' + usage + b"}"
 
 
 async def _models(_: web.Request) -> web.Response:

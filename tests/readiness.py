@@ -33,3 +33,12 @@ def _wait(admin_url: str, *wanted: str) -> dict[str, Any]:
             return seen
         assert time.monotonic() < give_up, f"not probed in {LIMIT_S:g} s: {seen}"
         time.sleep(0.1)
+
+
+def wait_until_looked_at(admin_url: str) -> dict[str, Any]:
+    """Until every engine was looked at, up or not; returns readiness in detail."""
+    give_up = time.monotonic() + LIMIT_S
+    while (seen := detail(admin_url))["status"] == "starting":
+        assert time.monotonic() < give_up, f"not looked at in {LIMIT_S:g} s: {seen}"
+        time.sleep(0.1)
+    return seen

@@ -92,6 +92,12 @@ def test_a_list_price_is_found_by_name_and_by_provider_and_name() -> None:
     assert litellm_table("anthropic/claude-sonnet-4-5") == litellm_table("claude-sonnet-4-5") is not None
 
 
+def test_embeddings_have_a_list_price_too() -> None:
+    price = litellm_table("text-embedding-3-small")
+    assert price is not None
+    assert (price.input_usd > 0, price.output_usd) == (True, 0)
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -100,7 +106,6 @@ def test_a_list_price_is_found_by_name_and_by_provider_and_name() -> None:
         "sample_spec",
         "openai/claude-sonnet-4-5",  # sold by somebody else
         "gemini/gemini-exp-1114",  # its row says 0
-        "text-embedding-3-small",  # writes nothing
         "dall-e-3",  # has no price per token
     ],
 )

@@ -87,15 +87,16 @@ def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
 
 
 def _doubt(route: Route, settings: Settings) -> str | None:
-    if route.mode != "guided" and (route.teacher if route.mode == "student" else route.student):
-        unused = "teacher" if route.mode == "student" else "student"
+    if route.mode != "guided" and (route.all_students if route.mode == "teacher" else route.teacher):
+        unused = "student" if route.mode == "teacher" else "teacher"
         return f"mode {route.mode} leaves its {unused} and its guidance unused"
-    if route.mode != "guided" or route.student is None:
+    if route.mode != "guided":
         return None
-    if route.teacher == route.student:
-        return f"{route.student} is its own teacher"
-    if route.guidance.placement == "prefix" and settings.by_name[route.student].continuation == "none":
-        return f"never guided: {route.student} has continuation none, and placement prefix needs one"
+    for student in (one.model for one in route.all_students):
+        if route.teacher == student:
+            return f"{student} is its own teacher"
+        if route.guidance.placement == "prefix" and settings.by_name[student].continuation == "none":
+            return f"{student} has continuation none: it gets its guidance as context, whatever placement says"
     return None
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    import msgspec
 
     from gateway.continuation import Known, Prefill
     from gateway.protocol import Json
@@ -54,6 +56,14 @@ class OpeningReply:
     usage: Usage | None
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingsReply:
+    """Vectors: the fields of OpenAI's reply, each in the bytes in which the engine wrote it."""
+
+    fields: dict[str, msgspec.Raw]
+    usage: Usage | None
+
+
 @dataclass(slots=True)
 class EngineState:
     """What is known of an engine right now; written by its watch, read by readiness and the request path."""
@@ -76,8 +86,13 @@ class Engine(Protocol):
     @property
     def state(self) -> EngineState: ...
 
-    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
-        """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call."""
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
+    ) -> OpeningReply:
+        """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call.
+
+        `tell` hears each piece of the text as it is written, where the engine can tell so; it may hear of none.
+        """
         ...
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
@@ -92,6 +107,10 @@ class Engine(Protocol):
 
         Ends normally only after a finish_reason or [DONE] was seen.
         """
+        ...
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        """Answer an OpenAI embeddings body."""
         ...
 
     async def probe(self) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from io import StringIO
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import orjson
 
-from gateway.engines.base import Usage
+from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.http import LAST_EVENT
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from gateway.engines.base import Finish, OpeningRequest
     from gateway.engines.http import EngineHttp
@@ -102,6 +103,24 @@ class ChatWire:
 
     def _garbled(self, what: str) -> EngineGarbled:
         return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
+
+
+async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str], None]) -> OpeningReply:
+    """An opening out of the stream of its chunks: `tell` hears each piece. Raises what the stream raises."""
+    text = StringIO()
+    finish: Any = None
+    usage: Usage | None = None
+    async with aclosing(chunks) as groups:
+        async for group in groups:
+            for chunk in group:
+                usage = read_usage(chunk.get("usage")) or usage
+                choice = first_choice(chunk)
+                piece = (choice.get("delta") or {}).get("content")
+                if isinstance(piece, str) and piece:
+                    text.write(piece)
+                    tell(piece)
+                finish = choice.get("finish_reason") or finish
+    return OpeningReply(text.getvalue(), opening_finish(finish), usage)
 
 
 def are_choices(choices: Any, holder: str, kind: Any) -> bool:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from gateway.errors import EngineResting
+
 if TYPE_CHECKING:
     from gateway.errors import EngineError
     from gateway.metrics import Metrics
@@ -16,6 +18,8 @@ log = structlog.get_logger()
 def note_failure(error: EngineError, request_id: str, metrics: Metrics) -> None:
     """Count and log a failed call. Callers are told less: the cause may hold the engine's address."""
     metrics.engine_errors.labels(error.engine, error.label).inc()
+    if isinstance(error, EngineResting):
+        return  # said once, when the breaker opened
     log.warning(
         "engine_error",
         id=request_id,

@@ -140,6 +140,11 @@ class EngineHttp:
         async with self._call("POST", path, payload, native=native) as response:
             return await self._read_json(response)
 
+    async def post_raw(self, path: str, payload: Json, *, max_reply_bytes: int) -> bytes:
+        """POST JSON, return what comes as it is, up to a bound. Raises EngineErrors."""
+        async with self._call("POST", path, payload) as response:
+            return await self._read(response, max_reply_bytes)
+
     async def events(self, path: str, payload: Json) -> AsyncGenerator[list[bytes], None]:
         """POST JSON, yield the data of server-sent events, as many at a time as came together. Raises EngineErrors.
 
@@ -256,21 +261,19 @@ class EngineHttp:
                     raise
 
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
-        raw = await self._read(response)
+        raw = await self._read(response, self._max_reply_bytes)
         try:
             return JsonReply(orjson.loads(raw), response.headers)
         except orjson.JSONDecodeError:
             raise EngineGarbled(f"Engine '{self._name}' answered 200 without JSON.", engine=self._name) from None
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, max_reply_bytes: int) -> bytes:
         parts: list[bytes] = []
         size = 0
         async for part in response.content.iter_any():
             size += len(part)
-            if size > self._max_reply_bytes:
-                raise EngineGarbled(
-                    f"Engine '{self._name}' sent more than {self._max_reply_bytes} bytes.", engine=self._name
-                )
+            if size > max_reply_bytes:
+                raise EngineGarbled(f"Engine '{self._name}' sent more than {max_reply_bytes} bytes.", engine=self._name)
             parts.append(part)
         return b"".join(parts)
 

@@ -9,8 +9,9 @@ import orjson
 
 from gateway.continuation import Continuation, lost_as_text, place_prefix
 from gateway.engine_kinds import kind_of
-from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, first_choice, message_text, opening_body, opening_finish, read_usage
+from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
+from gateway.engines.chat import ChatWire, first_choice, listen, message_text, opening_body, opening_finish, read_usage
+from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import Lists
 from gateway.engines.probing import find_continuation
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
@@ -18,7 +19,7 @@ from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply,
 from gateway.errors import EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from gateway.continuation import Mode, Prefill
     from gateway.engines.http import EngineHttp
@@ -121,10 +122,15 @@ class OpenAIEngine:
         limit = asked_limit(body) or self._renderer.limit(prompt)
         return {**text_body(body, prompt, limit), "model": self._model}
 
-    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
-        if self._lists is None or batch is None:
-            return await self._opening(request)
-        return await self._lists.opening(request, batch)
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
+    ) -> OpeningReply:
+        if self._lists is not None and batch is not None:
+            return await self._lists.opening(request, batch)
+        if tell is not None and request.messages is not None:
+            body = {**opening_body(request), "messages": list(request.messages), "stream": True}
+            return await listen(self.stream({**body, "stream_options": {"include_usage": True}}), tell)
+        return await self._opening(request)
 
     async def _opening(self, request: OpeningRequest) -> OpeningReply:
         body = opening_body(request)
@@ -141,6 +147,11 @@ class OpenAIEngine:
         return OpeningReply(
             text, opening_finish(first_choice(reply).get("finish_reason")), read_usage(reply.get("usage"))
         )
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        asked = {**body, "model": self._model}
+        raw = await self._http.post_raw("/embeddings", asked, max_reply_bytes=MAX_REPLY_BYTES)
+        return read_embeddings(raw, self._name)
 
     async def probe(self) -> None:
         """Ask /models whether the server is there, and, once while it stays up, try what it can do."""

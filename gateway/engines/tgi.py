@@ -30,18 +30,19 @@ from huggingface_hub.errors import (
 from gateway.continuation import Continuation, lost_as_text, place_prefix
 from gateway.engine_kinds import TGI
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, first_choice, message_text, opening_finish, read_usage
+from gateway.engines.chat import ChatWire, first_choice, listen, message_text, opening_finish, read_usage
 from gateway.engines.probing import find_continuation
 from gateway.engines.renderers import TgiRenderer
 from gateway.engines.stops import StopFilter, before_stop
+from gateway.engines.tgi_stream import generate_stream
 from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, without_none
 from gateway.errors import EngineError, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from gateway.continuation import Mode, Prefill
-    from gateway.engines.base import Usage
+    from gateway.engines.base import EmbeddingsReply, Usage
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
 
@@ -113,15 +114,18 @@ class TGIEngine:
     async def close(self) -> None:
         await self._http.close()
 
-    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
+    ) -> OpeningReply:
         """The first tokens of an answer: a chat through TGI's own template, a raw prompt through /generate.
 
         Always a call of its own: TGI puts calls in flight into one batch by itself, and its list of prompts fails as
         one, takes four at most, and turns its prefix cache off.
         """
-        return await (self._chat_opening(request) if request.messages is not None else self._raw_opening(request))
+        ask = self._chat_opening if request.messages is not None else self._raw_opening
+        return await ask(request, tell)
 
-    async def _chat_opening(self, request: OpeningRequest) -> OpeningReply:
+    async def _chat_opening(self, request: OpeningRequest, tell: Callable[[str], None] | None) -> OpeningReply:
         body: Json = {
             "messages": list(request.messages or ()),
             "max_tokens": request.max_tokens,
@@ -130,12 +134,17 @@ class TGIEngine:
             "stop": self._sent_stops(request) or None,
             "top_p": request.top_p,
         }
-        reply = await self.complete({key: value for key, value in body.items() if value is not None})
+        body = {key: value for key, value in body.items() if value is not None}
+        if tell is not None:
+            body.update(stream=True, stream_options={"include_usage": True})
+            heard = await listen(self.stream(body), tell)
+            return self._opening(heard.text, heard.finish, heard.usage, request)
+        reply = await self.complete(body)
         # Its shape was looked at already; typing all of it with the hub's classes took a tenth of a guided request.
         finish = first_choice(reply).get("finish_reason")
         return self._opening(message_text(reply), finish, read_usage(reply.get("usage")), request)
 
-    async def _raw_opening(self, request: OpeningRequest) -> OpeningReply:
+    async def _raw_opening(self, request: OpeningRequest, tell: Callable[[str], None] | None) -> OpeningReply:
         asked = TextGenerationInput(
             inputs=request.prompt or "",
             parameters=TextGenerationInputGenerateParameters(
@@ -148,6 +157,9 @@ class TGIEngine:
                 stop=self._sent_stops(request) or None,
             ),
         )
+        if tell is not None:
+            heard = await self._translated(generate_stream(self._http, without_none(asked), tell))
+            return self._opening(heard.text, heard.finish, heard.usage, request)
         reply = await self._translated(self._http.post("/generate", without_none(asked)))
         try:
             output = TextGenerationOutput.parse_obj_as_instance(_without_tokens(reply.body))
@@ -196,6 +208,10 @@ class TGIEngine:
             except EngineError as error:
                 _name_cause(error)
                 raise
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        """It has no such route; a policy that wants one is refused when it is read."""
+        raise EngineRejected(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
 
     async def probe(self) -> None:
         """Read /info: the limits, and where the configuration asks for more than the server allows.

@@ -9,20 +9,16 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from huggingface_hub import TextGenerationInput, TextGenerationInputGenerateParameters
 
-from gateway.engines.refusal import refusal
-from gateway.errors import EngineError, EngineFailed, EngineGarbled
+from gateway.engines.tgi_stream import token_events, token_text
+from gateway.errors import EngineGarbled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
-
-# Its status for each kind of error, which an event under 200 does not have.
-_STATUS = {"validation": 422, "template_error": 422, "overloaded": 429, "generation": 424}
 
 
 class TextRoute:
@@ -44,38 +40,10 @@ class TextRoute:
         return {"choices": [choice]} | ({} if usage is None else {"usage": usage})
 
     async def stream(self, asked: Json) -> AsyncGenerator[list[Json], None]:
-        """The same in chunks, as many at a time as came together. It has no [DONE]: the last token has details."""
-        async with aclosing(self._http.events("/generate_stream", asked)) as groups:
+        """The same in chunks, as many at a time as came together."""
+        async with aclosing(token_events(self._http, asked)) as groups:
             async for events in groups:
-                chunks: list[Json] = []
-                for data in events:
-                    try:
-                        event = self._event(data)
-                    except EngineError:
-                        if chunks:
-                            yield chunks
-                        raise
-                    chunks += _chunks(event)
-                    if _finish(event) is not None:
-                        yield chunks
-                        return
-                yield chunks
-        raise EngineFailed(f"Engine '{self._name}' broke off in the middle of its answer.", engine=self._name)
-
-    def _event(self, data: bytes) -> Json:
-        try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            raise self._garbled("an event that is not JSON") from None
-        if isinstance(event, dict) and event.get("error"):
-            raise self._failed(event)
-        token = event.get("token") if isinstance(event, dict) else None
-        if not (isinstance(token, dict) and isinstance(token.get("text"), str)):
-            raise self._garbled("an event without a token")
-        return event  # type: ignore[no-any-return]
-
-    def _failed(self, event: Json) -> EngineError:
-        return refusal(self._name, _STATUS.get(str(event.get("error_type")), 500), self._http.said(event), None)
+                yield [chunk for event in events for chunk in _chunks(event)]
 
     def _garbled(self, what: str) -> EngineGarbled:
         return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
@@ -102,9 +70,8 @@ def generate_body(chat: Json, prompt: str) -> Json:
 
 
 def _chunks(event: Json) -> list[Json]:
-    token, finish = event["token"], _finish(event)
-    text = "" if token.get("special") else token["text"]
-    choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": finish}
+    said = {"content": token_text(event)}
+    choice = {"index": 0, "delta": said, "logprobs": None, "finish_reason": _finish(event)}
     chunks: list[Json] = [{"choices": [choice]}]
     details = event.get("details")
     if isinstance(details, dict):

@@ -9,13 +9,14 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from gateway.ledger.estimate import count_messages, count_text
-from gateway.ledger.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
+from gateway.ledger.receipt import Attempt, BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
 from gateway.pricing import baseline_usd, cost_usd, quantized, savings_usd, total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.engines.base import Usage
+    from gateway.errors import EngineError
     from gateway.policy.resolve import Plan
     from gateway.pricing import Price
     from gateway.protocol import Json
@@ -32,6 +33,15 @@ class Call:
     lost_tokens: int = 0  # an upper bound on tokens written that never reached us
     shared: str = ""  # "flight" or "cache": what another request's call fetched, and paid for
     unbounded: bool = False  # tokens may have been written that never reached us, and nothing bounds them
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCall:
+    """A call in whose place another one was made. `call` is None where the engine never got it."""
+
+    engine: str
+    label: str
+    call: Call | None
 
 
 @dataclass(slots=True)
@@ -53,8 +63,11 @@ class Draft:
     first_token: float | None = None
     teacher: Call | None = None
     student: Call | None = None
+    failed: list[FailedCall] = field(default_factory=list)
     batch: BatchFacts | None = None
     kept_tokens: int = 0
+    cut_short: str | None = None  # why the teacher ended early, after its words had been shown
+    placed: str | None = None  # where the guidance stands, as soon as a finisher got it
     complete: bool = False
     unguided: str | None = None
     finish_reason: str | None = None
@@ -68,9 +81,24 @@ class Draft:
         """The answer does without the guidance that there was; the teacher's call stays, and is paid for."""
         self.unguided, self.kept_tokens = reason, 0
 
+    def set_aside(self, plan: Plan, error: EngineError) -> None:
+        """Another call will be made in the place of the finisher's, which failed; it stays, and is paid for."""
+        call = self.teacher if plan.mode == "teacher" else self.student
+        self.failed.append(FailedCall(error.engine, error.label, call))
+        if plan.mode == "teacher":
+            self.teacher = None
+        else:
+            self.student = None
+
+    @property
+    def placement(self) -> str | None:
+        """Where the guidance stands: where the finisher got it, or the plan wants it."""
+        return self.placed or (self.plan.guidance.placement if self.plan.guidance is not None else None)
+
     @property
     def needs_estimate(self) -> bool:
-        return any(call is not None and call.usage is None for call in (self.teacher, self.student))
+        calls = (self.teacher, self.student, *(failed.call for failed in self.failed))
+        return any(call is not None and call.usage is None for call in calls)
 
     @property
     def mode(self) -> str:
@@ -95,7 +123,11 @@ class Draft:
         """
         teacher = _share(self.teacher, prices, encodings)
         student = _share(self.student, prices, encodings)
-        cost = total_usd(*(share.cost_usd for share in (teacher, student) if share is not None))
+        attempts = tuple(
+            Attempt(failed.engine, failed.label, _share(failed.call, prices, encodings)) for failed in self.failed
+        )
+        shares = (teacher, student, *(attempt.share for attempt in attempts))
+        cost = total_usd(*(share.cost_usd for share in shares if share is not None))
         baseline, estimated = self._baseline(teacher, student, prices)
         return Receipt(
             id=self.id,
@@ -118,6 +150,7 @@ class Draft:
             baseline_estimated=estimated,
             savings_usd=savings_usd(baseline, cost),
             timings=self._timings(),
+            attempts=attempts,
         )
 
     def facts(self) -> Json:
@@ -127,11 +160,15 @@ class Draft:
             facts["unguided"] = self.unguided
         if self.teacher is not None and self.teacher.shared:
             facts["shared"] = self.teacher.shared
+        if self.failed:
+            facts["failed_attempts"] = len(self.failed)
         if self.batch is not None:
             facts["batch"] = self.batch.id
             facts["batch_size"] = self.batch.size
         if self.guided is not None and self.unguided is None:
             facts["guidance_tokens"] = self.kept_tokens
+            if self.placement not in (None, "prefix"):
+                facts["placement"] = self.placement
         for name, spent in (
             ("admission_ms", _ms(self.started, self.admitted)),
             ("batch_wait_ms", _ms(self.asked, self.granted)),
@@ -146,7 +183,12 @@ class Draft:
         if guidance is None or self.guided is None or self.unguided is not None:
             return None
         return GuidanceFacts(
-            guidance.projection, guidance.placement, guidance.tokens, self.kept_tokens, complete=self.complete
+            guidance.projection,
+            self.placement or "prefix",
+            guidance.tokens,
+            self.kept_tokens,
+            complete=self.complete,
+            cut_short=self.cut_short,
         )
 
     def _baseline(
@@ -171,7 +213,7 @@ class Draft:
             written = shares[-1].output_tokens
         else:
             # Guidance is a part of the answer where the caller sees it: in front, or as all there is.
-            opened = self.kept_tokens if guidance.placement == "prefix" or student is None else 0
+            opened = self.kept_tokens if self.placement == "prefix" or student is None else 0
             written = opened + (student.output_tokens if student is not None else 0)
         whole = guidance is not None and guidance.projection == "cutoff" and self.kept_tokens == read.output_tokens
         as_sent = guidance is None or teacher is None or whole

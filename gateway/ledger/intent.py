@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from gateway.ledger.draft import Draft
     from gateway.pricing import Price
-    from gateway.protocol import ChatRequest
+    from gateway.protocol import CallerRequest
 
 ABANDONED = "abandoned"
 
@@ -59,11 +59,11 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.decode(raw, type=cls)
 
 
-def intend(draft: Draft, chat: ChatRequest, prices: Mapping[str, Price], owner: str) -> Intent:
+def intend(draft: Draft, asked: CallerRequest, prices: Mapping[str, Price], owner: str) -> Intent:
     """The intent of a request: the prompt by its bytes, and every token that it may be answered with."""
     plan, guidance = draft.plan, draft.plan.guidance
-    read = max(1, chat.size_bytes // _BYTES_PER_TOKEN)
-    written = (_ASSUMED_TOKENS if plan.max_tokens is None else plan.max_tokens) * (chat.body.get("n") or 1)
+    read = max(1, asked.size_bytes // _BYTES_PER_TOKEN)
+    written = (_ASSUMED_TOKENS if plan.max_tokens is None else plan.max_tokens) * asked.choices
     teacher = None if guidance is None else _at_most(guidance.teacher, read, guidance.tokens, prices)
     # The finisher reads the guidance as a part of its prompt.
     opened = 0 if guidance is None else guidance.tokens

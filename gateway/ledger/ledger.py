@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.ledger.store import ReceiptStore
     from gateway.metrics import Metrics
     from gateway.pricing import Price
-    from gateway.protocol import ChatRequest
+    from gateway.protocol import CallerRequest
     from gateway.tasks import Tasks
 
 log = structlog.get_logger()
@@ -54,13 +54,13 @@ class Ledger:
         # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
         self._child = cache(_child)
 
-    async def admit(self, draft: Draft, chat: ChatRequest) -> None:
+    async def admit(self, draft: Draft, asked: CallerRequest) -> None:
         """Write down what the request may spend, before it does. It must be settled, whatever happens.
 
         Raises:
             StoreUnavailable: Redis is away and the configuration says `reject`.
         """
-        await self._store.admit(intend(draft, chat, self._prices, self._owner))
+        await self._store.admit(intend(draft, asked, self._prices, self._owner))
 
     async def close(self, draft: Draft, status: str = "ok") -> Receipt:
         """Fix the receipt, for a reply that shows it. The event loop is not held by estimates."""

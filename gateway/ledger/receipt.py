@@ -30,6 +30,19 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     shared: str = ""
 
 
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call that failed, and in whose place another one was made.
+
+    Attributes:
+        error: the label of what went wrong.
+        share: what it may have cost; None where the engine never got it.
+    """
+
+    engine: str
+    error: str
+    share: EngineShare | None = None
+
+
 class GuidanceFacts(msgspec.Struct, frozen=True):
     """How the answer was opened.
 
@@ -37,6 +50,7 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
         tokens: m, as asked of the teacher.
         kept_tokens: of what it wrote, the part before the seam, in its own tokens.
         complete: the teacher ended its answer by itself.
+        cut_short: why the teacher did not come to its end, in the words of `unguided`; its words were shown by then.
     """
 
     projection: str
@@ -44,6 +58,7 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
     tokens: int
     kept_tokens: int
     complete: bool
+    cut_short: str | None = None
 
 
 class BatchFacts(msgspec.Struct, frozen=True):
@@ -73,6 +88,7 @@ class Receipt(msgspec.Struct, frozen=True):
         baseline_usd: the baseline model alone, on the same prompt and the same answer.
         baseline_estimated: whether a token count in it is another tokenizer's, or an estimate.
         savings_usd: baseline minus cost; may be negative.
+        attempts: the calls that failed before the answer came; what they may have cost is in the cost.
     """
 
     id: str
@@ -95,11 +111,13 @@ class Receipt(msgspec.Struct, frozen=True):
     baseline_estimated: bool
     savings_usd: Decimal
     timings: Timings
+    attempts: tuple[Attempt, ...] = ()
 
     def as_dict(self, *, show_cost: bool = True) -> Json:
         """Plain values; money as text without an exponent, which every reader takes, or left out."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
-        for holder in (plain, plain["teacher"] or {}, plain["student"] or {}):
+        failed = (attempt["share"] for attempt in plain["attempts"] if "share" in attempt)
+        for holder in (plain, plain["teacher"] or {}, plain["student"] or {}, *failed):
             for name in [name for name, value in holder.items() if isinstance(value, Decimal)]:
                 money = holder.pop(name)
                 if show_cost:
@@ -126,8 +144,12 @@ class Receipt(msgspec.Struct, frozen=True):
                 facts[f"{role}_tokens"] = f"{share.input_tokens}+{share.output_tokens}"
         if self.guidance is not None:
             facts["guidance_tokens"] = self.guidance.kept_tokens
+            if self.guidance.placement != "prefix":
+                facts["placement"] = self.guidance.placement
         if self.teacher is not None and self.teacher.shared:
             facts["shared"] = self.teacher.shared
+        if self.attempts:
+            facts["failed_attempts"] = len(self.attempts)
         if self.batch is not None:
             facts["batch"] = self.batch.id
             facts["batch_size"] = self.batch.size

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config import check_settings, lease_s_of
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, ModelNotFound
 from gateway.policy.schema import GuidanceRule, Route, TenantPolicy
 from gateway.yaml_source import Mistake, Source, in_file_order, read, shown
 from gateway.yaml_words import nearest
@@ -61,10 +61,23 @@ class PolicyBook:
         """The tenant's route for the model name that a caller sent."""
         return self._routes.get(policy.tenant, {}).get(model)
 
+    def require(self, policy: TenantPolicy, model: str) -> Route:
+        """The same; raises ModelNotFound, which lists those that there are."""
+        route = self.route(policy, model)
+        if route is None:
+            names = ", ".join(f"'{name}'" for name in self.models(policy))
+            raise ModelNotFound(f"There is no model '{model}' for this key. It may use: {names}.", param="model")
+        return route
+
     def teachers(self) -> set[str]:
         """The configured models that some route asks for guidance."""
         routes = [route for policy in self.policies for route in policy.routes]
         return {route.teacher for route in routes if route.mode == "guided" and route.teacher is not None}
+
+    def only_embeds(self, name: str) -> bool:
+        """Whether a configured model is asked for embeddings and for nothing else."""
+        modes = {route.mode for policy in self.policies for route in policy.routes if name in route.engines}
+        return modes == {"embeddings"}
 
     def models(self, policy: TenantPolicy) -> list[str]:
         """The model names that this tenant may send, in the order of its file."""
@@ -87,18 +100,22 @@ def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, li
         return settings, None, mistakes
     known = list(settings.by_name) if settings else _names(source)
     lease_s = settings.redis.lease_s if settings else lease_s_of(source) if source else None
-    book, more = check_book(folder, known, lease_s)
+    book, more = check_book(folder, known, lease_s, frozenset(_tgi(source)))
     return settings, book, [*mistakes, *more]
 
 
 def check_book(
-    folder: Path, known_models: list[str] | None, lease_s: float | None = None
+    folder: Path,
+    known_models: list[str] | None,
+    lease_s: float | None = None,
+    tgi_models: frozenset[str] = frozenset(),
 ) -> tuple[PolicyBook | None, list[Mistake]]:
     """Every *.yaml in `folder`, one tenant each.
 
     Args:
         known_models: the names of config.yaml. None: it does not tell, so do not ask.
         lease_s: redis.lease of config.yaml, which no guidance deadline may pass. None likewise.
+        tgi_models: those of config.yaml with protocol tgi, which has no route for embeddings.
     """
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
@@ -117,7 +134,7 @@ def check_book(
         if source is not None:
             policy, wrong = source.check(TenantPolicy)
             found += [*wrong, *book_so_far.check(source), *_routes(source, known_models)]
-            found += _past_the_lease(source, lease_s)
+            found += [*_past_the_lease(source, lease_s), *_without_embeddings(source, tgi_models)]
             if policy is not None:
                 policies.append(policy)
         mistakes += in_file_order(found)
@@ -165,14 +182,26 @@ def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]
             yield source.mistake(
                 ("routes", index, "model"), f"never reached: routes[{first[name]}] takes every request for {name}"
             )
-        for role in ("teacher", "student", "baseline"):
-            engine = route.get(role)
-            if known_models is not None and isinstance(engine, str) and engine not in known_models:
+        for where, engine in _engines(route):
+            if known_models is not None and engine not in known_models:
                 hint = nearest(engine, known_models)
                 known = "" if hint else f"; known: {', '.join(known_models)}"
                 yield source.mistake(
-                    ("routes", index, role), f"no model in config.yaml is called '{engine}'{known}", hint
+                    ("routes", index, *where), f"no model in config.yaml is called '{engine}'{known}", hint
                 )
+
+
+def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The models that a route names, mistakes or not, each with where it does so."""
+    for role in ("teacher", "student", "baseline"):
+        if isinstance(engine := route.get(role), str):
+            yield (role,), engine
+    students = route.get("students")
+    for index, one in enumerate(students if isinstance(students, list) else ()):
+        if isinstance(one, str):
+            yield ("students", index), one
+        elif isinstance(one, dict) and isinstance(engine := one.get("model"), str):
+            yield ("students", index, "model"), engine
 
 
 def _past_the_lease(source: Source, lease_s: float | None) -> Iterator[Mistake]:
@@ -184,6 +213,16 @@ def _past_the_lease(source: Source, lease_s: float | None) -> Iterator[Mistake]:
                 ("routes", index, "guidance", "deadline"),
                 f"is longer than redis.lease in config.yaml, {lease_s:g}s: the call could outlive its permit; "
                 "shorten it, or raise redis.lease",
+            )
+
+
+def _without_embeddings(source: Source, tgi_models: frozenset[str]) -> Iterator[Mistake]:
+    for index, route in enumerate(source.items("routes")):
+        if isinstance(route, dict) and route.get("mode") == "embeddings" and route.get("student") in tgi_models:
+            yield source.mistake(
+                ("routes", index, "student"),
+                f"{route['student']} has protocol tgi, which makes no embeddings: name a model of protocol openai; "
+                "text-embeddings-inference speaks that, at its /v1",
             )
 
 
@@ -203,6 +242,13 @@ def _names(source: Source | None) -> list[str] | None:
     models = source.items("models") if source else []
     names = [model.get("name") for model in models if isinstance(model, dict)]
     return list(dict.fromkeys(name for name in names if isinstance(name, str))) or None
+
+
+def _tgi(source: Source | None) -> Iterator[str]:
+    """The models of protocol tgi, also of a config.yaml that has mistakes."""
+    for model in source.items("models") if source else []:
+        if isinstance(model, dict) and model.get("protocol") == "tgi" and isinstance(model.get("name"), str):
+            yield model["name"]
 
 
 def _folder(settings: Settings | None, source: Source | None, config_path: Path) -> Path | None:

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from gateway.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.continuation import Continuation, Known
-    from gateway.policy.schema import Route, TenantPolicy
+    from gateway.policy.schema import Mode, Route, TenantPolicy
     from gateway.protocol import ChatRequest
 
-Mode = Literal["guided", "student", "teacher"]
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is known of an engine now: how it continues an assistant message, and whether it rests after failures."""
+
+    continuation: Known
+    rests: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FinisherPlan:
+    """One engine that may complete the answer.
+
+    Attributes:
+        continuation: how it continues an assistant message, as it was known when the plan was made; None: not at all.
+    """
+
+    engine: str
+    continuation: Continuation | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPlan:
+    """How often one engine is asked again, and the first pause before that."""
+
+    num_retries: int
+    backoff_s: float
+
+
+NO_RETRIES = RetryPlan(0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +60,7 @@ class GuidancePlan:
         share: "" where identical requests of every tenant may share one guidance; else those of this one alone.
         cache_ttl_s: how long the guidance may be kept for identical requests; 0: not at all.
         required: whether the policy forbids an unguided answer when the teacher fails.
+        stream: whether a caller who streams hears the teacher as it writes.
         may_answer: whether the teacher's text can be the whole answer: not where tools, a format or more than one
             choice were asked for.
     """
@@ -42,6 +75,7 @@ class GuidancePlan:
     max_wait_s: float
     deadline_s: float
     required: bool
+    stream: bool
     may_answer: bool
     reject_when_full: bool
     tenant: str
@@ -56,65 +90,126 @@ class Plan:
 
     Attributes:
         mode: what the route asks for.
-        finisher: the engine that completes the answer: the student, or the teacher in mode teacher.
+        finishers: the engines that may complete the answer, in the order in which they are asked: the students, or
+            the teacher in mode teacher. Those that rest come last.
         guidance: how the answer is opened; None when it goes unguided.
         unguided: why it goes unguided although the route asks for guidance.
         baseline: the model whose cost alone the answer is measured against.
-        continuation: how the finisher continues an assistant message, as it was known when the plan was made.
+        retries: how often one of them is asked again.
         max_tokens: the limit on what the caller sees: the caller's, else the route's default, else None.
     """
 
     mode: Mode
-    finisher: str
+    finishers: tuple[FinisherPlan, ...]
     guidance: GuidancePlan | None
     unguided: str | None
     baseline: str
     max_tokens: int | None
     show_cost: bool
-    continuation: Continuation | None
+    retries: RetryPlan = NO_RETRIES
+
+    @property
+    def finisher(self) -> str:
+        """The first one asked."""
+        return self.finishers[0].engine
 
 
 def resolve(
     policy: TenantPolicy,
     route: Route,
     chat: ChatRequest,
-    continuation_of: Callable[[str], Known],
+    look: Callable[[str], Look],
+    draw: Callable[[], float] = random.random,
 ) -> Plan:
-    """Decide what this request gets. `continuation_of` says how an engine continues an assistant message now."""
-    mode: Mode = route.mode
-    finisher = route.teacher if mode == "teacher" else route.student
-    assert finisher is not None, "the schema refuses a route without the engines of its mode"
-    continuation = continuation_of(finisher)
-    unguided = _unguided(route, chat, continuation) if mode == "guided" else None
+    """Decide what this request gets.
+
+    Args:
+        look: what is known now of an engine.
+        draw: a number from 0 to 1, for students that share the requests by weight.
+
+    Raises InvalidRequest where the route answers no chats.
+    """
+    mode = route.mode
+    if mode == "embeddings":
+        raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
+    looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
+    if len(looks) > 1:
+        looks.sort(key=lambda one: one[1].rests)
+    ways = [_carrying(chat, seen.continuation) for _, seen in looks]
+    first = ways[0]
+    unguided = _unguided(route, chat, first) if mode == "guided" else None
     max_tokens = chat.max_tokens if chat.max_tokens is not None else route.default_max_tokens
+    guided = mode == "guided" and unguided is None
+    # Who writes the opening again may begin otherwise: then nothing of it may have left.
+    ahead = first is not None and (first == "not_probed" or not first.writes_again)
     return Plan(
         mode=mode,
-        finisher=finisher,
-        guidance=_guidance(policy, route, chat, max_tokens) if mode == "guided" and unguided is None else None,
+        finishers=tuple(
+            FinisherPlan(engine, None if way == "not_probed" else way)
+            for (engine, _), way in zip(looks, ways, strict=True)
+        ),
+        guidance=_guidance(policy, route, chat, max_tokens, prefix=first is not None, ahead=ahead) if guided else None,
         unguided=unguided,
-        baseline=route.baseline or route.teacher or finisher,
+        baseline=route.baseline,
         max_tokens=max_tokens,
         show_cost=route.show_cost,
-        continuation=None if continuation == "not_probed" else continuation,
+        retries=RetryPlan(route.retries.num_retries, route.retries.backoff_s),
     )
 
 
+def resolve_embeddings(route: Route, rests: Callable[[str], bool], draw: Callable[[], float] = random.random) -> Plan:
+    """What a request for embeddings gets: an engine, and not a word in answer. Raises InvalidRequest likewise."""
+    if route.mode != "embeddings":
+        raise InvalidRequest(f"'{route.model}' makes no embeddings: it answers chats.", param="model")
+    engines = sorted(_in_order(route, draw), key=rests)
+    return Plan(
+        mode=route.mode,
+        finishers=tuple(FinisherPlan(engine, None) for engine in engines),
+        guidance=None,
+        unguided=None,
+        baseline=route.baseline,
+        max_tokens=0,
+        show_cost=route.show_cost,
+        retries=RetryPlan(route.retries.num_retries, route.retries.backoff_s),
+    )
+
+
+def _in_order(route: Route, draw: Callable[[], float]) -> list[str]:
+    """The engines that may complete an answer, the first to be asked first."""
+    if route.mode == "teacher":
+        assert route.teacher is not None, "the schema refuses a route without the engines of its mode"
+        return [route.teacher]
+    students = route.all_students
+    assert students, "the schema refuses a route without the engines of its mode"
+    if len(students) == 1 or students[0].weight is None:
+        return [one.model for one in students]
+    # Each comes before the others as often as its weight says (Efraimidis and Spirakis, 2006).
+    return [one.model for one in sorted(students, key=lambda one: -(draw() ** (1 / (one.weight or 1.0))))]
+
+
 def _unguided(route: Route, chat: ChatRequest, continuation: Known) -> str | None:
-    """Why this request cannot be guided, or None when it can."""
+    """Why this request cannot be guided, or None when it can. Who cannot continue gets the guidance as context."""
     if route.guidance.placement == "context":
         return None
     if chat.unguidable is not None:
         return chat.unguidable
     if chat.messages[-1]["role"] == "assistant":
         return "caller_prefill"
-    if continuation is None:
-        return "student_cannot_continue"
     if continuation == "not_probed":
         return "student_not_probed"
-    return continuation.lost(chat.body)
+    return None
 
 
-def _guidance(policy: TenantPolicy, route: Route, chat: ChatRequest, max_tokens: int | None) -> GuidancePlan:
+def _carrying(chat: ChatRequest, known: Known) -> Known:
+    """How an engine continues this chat: not at all in a way that would lose a part of it."""
+    if known is None or known == "not_probed" or known.lost(chat.body) is None:
+        return known
+    return None
+
+
+def _guidance(
+    policy: TenantPolicy, route: Route, chat: ChatRequest, max_tokens: int | None, *, prefix: bool, ahead: bool
+) -> GuidancePlan:
     rule = route.guidance
     assert route.teacher is not None
     assert rule.placement is not None
@@ -122,13 +217,14 @@ def _guidance(policy: TenantPolicy, route: Route, chat: ChatRequest, max_tokens:
         teacher=route.teacher,
         tokens=rule.tokens if max_tokens is None else min(rule.tokens, max_tokens),
         projection=rule.projection,
-        placement=rule.placement,
+        placement=rule.placement if prefix else "context",
         temperature=rule.temperature,
         top_p=rule.top_p,
         seed=rule.seed,
         max_wait_s=rule.max_wait_s,
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
+        stream=rule.stream and chat.stream and ahead and rule.placement == "prefix" and rule.projection != "hint",
         may_answer=chat.unguidable is None,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,

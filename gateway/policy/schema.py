@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from gateway.units import Duration, Flag, Name, Number, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
-Mode = Literal["guided", "student", "teacher"]
+Mode = Literal["guided", "student", "teacher", "embeddings"]
 Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context"]
+
+_NEEDED_IN = {"teacher": {"guided", "teacher"}, "student": {"guided", "student", "embeddings"}}
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -52,6 +54,8 @@ class GuidanceRule(Shape):
     placement: Placement = Field(
         default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
     )
+    stream: Flag = True
+    """Whether a caller who streams hears the teacher as it writes; for placement prefix."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
@@ -74,6 +78,21 @@ class GuidanceRule(Shape):
         return deadline_s
 
 
+class RetryRule(Shape):
+    """How often an engine that failed is asked again, before the first word of it was sent on."""
+
+    num_retries: Annotated[Whole, Field(ge=0, le=10)] = 2
+    backoff_s: Annotated[Duration, lasting("1ms", "10s")] = Field(0.1, alias="backoff")
+    """The first pause; each later one is twice as long, and a part of each is left to chance."""
+
+
+class StudentRule(Shape):
+    """One of several students: a name alone, or with its share of the requests."""
+
+    model: str
+    weight: Annotated[Number, Field(ge=0.01, le=100)] | None = None
+
+
 class Route(Shape):
     """What happens to the requests that name `model`.
 
@@ -83,26 +102,61 @@ class Route(Shape):
     model: Name
     mode: Mode
     teacher: str | None = Field(None, validate_default=True)
+    students: Annotated[tuple[StudentRule, ...], Field(min_length=1, max_length=8)] | None = None
+    """Several students: each is asked when those before it failed. With weights, the first is drawn by them."""
     student: str | None = Field(None, validate_default=True)
-    baseline: str = Field(default_factory=lambda data: data.get("teacher") or data.get("student") or "")
+    """The only student."""
+    retries: RetryRule = RetryRule()
+    baseline: str = Field(default_factory=lambda data: data.get("teacher") or _first_student(data) or "")
     """The model that savings are measured against. Default: the teacher; without one, the student."""
     show_cost: Flag = True
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
     """What a caller gets who sends no max_tokens; None leaves it to the engine."""
     guidance: GuidanceRule = GuidanceRule()
 
+    @field_validator("students", mode="before")
+    @classmethod
+    def _names_alone(cls, students: object) -> object:
+        if not isinstance(students, list | tuple):
+            return students
+        return [{"model": one} if isinstance(one, str) else one for one in students]
+
+    @field_validator("students")
+    @classmethod
+    def _one_kind(cls, students: tuple[StudentRule, ...] | None) -> tuple[StudentRule, ...] | None:
+        if students is not None and len({one.weight is None for one in students}) > 1:
+            raise Wrong("give each a weight, or none: without weights the order says who is asked first")
+        if students is not None and len({one.model for one in students}) < len(students):
+            raise Wrong("names a student twice: how often one is asked again is said under retries")
+        return students
+
     @field_validator("teacher", "student")
     @classmethod
     def _enough_for_the_mode(cls, name: str | None, info: ValidationInfo) -> str | None:
-        mode = info.data.get("mode")
-        if name is None and mode in {"guided", info.field_name}:
-            raise Wrong(f"missing: mode {mode} needs a {info.field_name}")
+        mode, role = info.data.get("mode"), str(info.field_name)
+        several = role == "student" and info.data.get("students") is not None
+        if several and name is not None:
+            raise Wrong("is one student, and students are several: keep one of the two")
+        unread = role == "student" and "students" not in info.data  # it has a mistake of its own
+        if name is None and not several and not unread and mode in _NEEDED_IN[role]:
+            raise Wrong(f"missing: mode {mode} needs a {role}")
         return name
+
+    @property
+    def all_students(self) -> tuple[StudentRule, ...]:
+        """Its students, however the file says it."""
+        return self.students or ((StudentRule(model=self.student),) if self.student else ())
 
     @property
     def engines(self) -> frozenset[str]:
         """Every model of config.yaml that this route names."""
-        return frozenset(name for name in (self.teacher, self.student, self.baseline) if name)
+        students = (one.model for one in self.all_students)
+        return frozenset(name for name in (self.teacher, *students, self.baseline) if name)
+
+
+def _first_student(data: dict[str, Any]) -> str | None:
+    students = data.get("students")
+    return students[0].model if students else data.get("student")
 
 
 class TenantPolicy(Shape):

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 import orjson
 import structlog
-from aiohttp import ClientPayloadError, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 
 from gateway.completion import Visit
-from gateway.errors import BodyTooSlow, GatewayError, InvalidRequest
+from gateway.errors import GatewayError
 from gateway.ledger.draft import Draft
 from gateway.protocol import parse_chat
 from gateway.watchdog import Watchdog
 from gateway.web.auth import authenticate
+from gateway.web.body import read_body
 from gateway.web.connection import SERVER
 from gateway.web.error_body import error_body, internal_error
-from gateway.web.keys import ADMISSION, COMPLETIONS, REQUEST_ID
+from gateway.web.headers import fact_headers
+from gateway.web.keys import ADMISSION, COMPLETIONS, REQUEST_ID, STARTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -29,16 +30,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_BODY_WITHIN_S = 30.0
 _READS_WITHIN_S = 30.0
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    started = time.perf_counter()
     caller = authenticate(request)
-    chat = parse_chat(await _read(request))
-    visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=started)
+    chat = parse_chat(await read_body(request))
+    visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=request[STARTED])
     path = request.app[COMPLETIONS]
     if chat.stream:
         with _reads(request) as reading:
@@ -48,7 +47,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     return web.Response(
         body=orjson.dumps(answer.body),
         content_type="application/json",
-        headers=_headers(visit.id, answer.receipt.facts(show_cost=answer.show_cost)),
+        headers=fact_headers(answer.receipt.facts(show_cost=answer.show_cost)),
     )
 
 
@@ -82,19 +81,6 @@ async def _as_events(
     return response
 
 
-async def _read(request: web.Request) -> bytes:
-    """The body. Raises BodyTooSlow and InvalidRequest; a body over the bound is aiohttp's to refuse."""
-    try:
-        if request.content.is_eof():
-            return await request.read()  # all of it came with the head, as short bodies do
-        async with asyncio.timeout(_BODY_WITHIN_S):
-            return await request.read()
-    except TimeoutError:
-        raise BodyTooSlow(f"The body did not arrive within {_BODY_WITHIN_S:g} s.") from None
-    except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
-        raise InvalidRequest("The body cannot be read: its encoding or its length is wrong.") from None
-
-
 async def _send(response: web.StreamResponse, data: bytes, reading: Watchdog) -> None:
     reading.watch(asyncio.get_running_loop().time() + _READS_WITHIN_S)
     await response.write(data)
@@ -118,18 +104,11 @@ async def _begin(request: web.Request, draft: Draft) -> web.StreamResponse:
             "Cache-Control": "no-cache",
             "X-Accel-Buffering": "no",
             "Server": SERVER,
-            **_headers(draft.id, draft.facts()),
+            **fact_headers(draft.facts()),
         }
     )
     await response.prepare(request)
     return response
-
-
-def _headers(request_id: str, facts: Json) -> dict[str, str]:
-    headers = {"x-request-id": request_id}
-    for name, value in facts.items():
-        headers["x-gkt-" + name.replace("_", "-")] = str(value)
-    return headers
 
 
 def _event(part: Json) -> bytes:

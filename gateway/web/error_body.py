@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 import orjson
 import structlog
 from aiohttp import web
+from structlog.contextvars import bound_contextvars
 
-from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound, RequestError
-from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID
+from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from gateway.web.headers import callers_own_id
+from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,9 +40,11 @@ def error_response(error: GatewayError, request_id: str, *, status: int | None =
     headers = {"x-request-id": request_id}
     if error.retry_after_s is not None:
         # Whatever an engine asked for, a caller who waits longer than this has gone.
-        headers["Retry-After"] = str(min(_LONGEST_RETRY_S, max(1, math.ceil(error.retry_after_s))))
-    if isinstance(error, RequestError):
-        headers["x-should-retry"] = "false"
+        retry_after_s = min(_LONGEST_RETRY_S, error.retry_after_s)
+        headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+        headers["retry-after-ms"] = str(max(1, math.ceil(retry_after_s * 1000)))
+    if error.retry is not None:
+        headers["x-should-retry"] = "true" if error.retry else "false"
     return web.Response(
         body=orjson.dumps(error_body(error)),
         status=status or error.status,
@@ -54,11 +59,10 @@ async def errors_as_openai(
 ) -> web.StreamResponse:
     """Give the request its id, and render whatever is raised before a reply has begun."""
     request[REQUEST_ID] = request_id = new_request_id()
+    request[STARTED] = time.perf_counter()
     response = await _answer(request, handler, request_id)
-    if not response.prepared:
-        response.headers.setdefault("x-request-id", request_id)
-        if request.app[ADMISSION].draining:
-            response.force_close()  # on a connection that is kept alive the caller's next try would come here again
+    if request.app[ADMISSION].draining and not response.prepared:
+        response.force_close()  # on a connection that is kept alive the caller's next try would come here again
     return response
 
 
@@ -66,7 +70,10 @@ async def _answer(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]], request_id: str
 ) -> web.StreamResponse:
     try:
-        return await handler(request)
+        if (name := callers_own_id(request)) is None:
+            return await handler(request)
+        with bound_contextvars(client_request_id=name):  # in every log line about the request
+            return await handler(request)
     except GatewayError as error:
         if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from aiohttp import web
 
 from gateway.admission import Admission
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
-from gateway.engines.base import Engine
+from gateway.embedding import Embeddings
+from gateway.engines.guard import GuardedEngine
 from gateway.ledger.store import ReceiptStore
 from gateway.metrics import Metrics
 from gateway.policy.book import PolicyBook
 from gateway.redis_client import RedisClient
 
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Bytes that are the same for everybody, and what names them."""
+
+    body: bytes
+    etag: str
+
+
 BOOK = web.AppKey("book", PolicyBook)
 COMPLETIONS = web.AppKey("completions", Completions)
+DOCUMENT = web.AppKey("document", Document)
+EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)
 REDIS = web.AppKey("redis", RedisClient)
-ENGINES = web.AppKey("engines", dict[str, Engine])
+ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
 OWNER = web.AppKey("owner", str)  # this process's name in Redis
 READY_BY = web.AppKey("ready_by", float)  # until then, on the loop's clock, readiness waits for the first probes
 BATCHER = web.AppKey("batcher", Batcher)
 
 REQUEST_ID = web.RequestKey("request_id", str)
+CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it
+STARTED = web.RequestKey("started", float)  # time.perf_counter() seconds

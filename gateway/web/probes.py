@@ -36,6 +36,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         name: {
             "up": engine.state.up,
             "detail": engine.state.detail,
+            "breaker": engine.breaker,
             "warnings": engine.state.warnings,
             "continuation": _continuation(engine.state.continuation),
             "facts": engine.state.facts,

@@ -306,7 +306,7 @@ class ScriptedEngine:
         self.pause_s = 0.0
         self.asked: list[OpeningRequest] = []
 
-    async def opening(self, request: OpeningRequest, *, batch: str | None = None) -> OpeningReply:
+    async def opening(self, request: OpeningRequest, **_: Any) -> OpeningReply:
         self.asked.append(request)
         await asyncio.sleep(self.pause_s)
         if isinstance(self.says, Exception):
@@ -319,7 +319,8 @@ class Room:
 
     def __init__(self, flights: Flights, queue: TeacherQueue) -> None:
         self.engine, self.metrics, self._queue = ScriptedEngine(), Metrics(), queue
-        self._guide = Guide({"big": self.engine}, self, flights, self.metrics)  # type: ignore[dict-item, arg-type]
+        engines = {"big": self.engine}
+        self._guide = Guide(engines, self, flights, self.metrics, Tasks())  # type: ignore[arg-type]
 
     def queue(self, _: str) -> TeacherQueue:
         return self._queue

@@ -161,7 +161,10 @@ def test_another_file_may_be_checked(folder: Path) -> None:
             "config.yaml",
             "continuation: auto",
             "continuation: none",
-            "tenant default: route chat: never guided: small has continuation none, and placement prefix needs one",
+            (
+                "tenant default: route chat: small has continuation none: it gets its guidance as context, whatever "
+                "placement says"
+            ),
         ),
         (
             "policies/default.yaml",

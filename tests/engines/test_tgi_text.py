@@ -212,7 +212,7 @@ TOKEN = {"index": 1, "token": {"id": 1, "text": " small", "special": False}, "ge
         ([{"error": "busy", "error_type": "overloaded"}], EngineOverloaded),
         ([{"error": "?"}], EngineFailed),
         ([TOKEN, b"{"], EngineGarbled),
-        ([{"token": {"text": None}}], EngineGarbled),
+        ([{"token": None}], EngineGarbled),
         ([5], EngineGarbled),
     ],
 )

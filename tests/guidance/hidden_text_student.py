@@ -97,8 +97,8 @@ def play(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:
 
 def relayed(seam: SeamJoin, deltas: Sequence[dict[str, Any]]) -> str:
     """What a caller sees of these deltas as a stream: one answer, with one role and one finish."""
-    relay = StreamRelay(HEAD, seam, wants_usage=False)
-    sent = [relay.open(seam.opening())] if seam.opening() else []
+    relay = StreamRelay(HEAD, wants_usage=False)
+    sent = relay.join(seam)
     finishes = [None] * (len(deltas) - 1) + ["stop"]
     for delta, finish in zip(deltas, finishes, strict=True):
         chunk = relay.feed({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})

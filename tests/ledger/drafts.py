@@ -13,7 +13,7 @@ from gateway.engines.base import Usage
 from gateway.ledger.draft import Call, Draft
 from gateway.ledger.intent import Intent, intend
 from gateway.ledger.receipt import BatchFacts, Receipt
-from gateway.policy.resolve import GuidancePlan, Plan
+from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
 from gateway.pricing import Price
 from gateway.protocol import ChatRequest
 
@@ -40,6 +40,7 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
         max_wait_s=0.01,
         deadline_s=2,
         required=False,
+        stream=False,
         may_answer=True,
         reject_when_full=False,
         tenant="acme",
@@ -49,13 +50,12 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
     )
     return Plan(
         mode=mode,
-        finisher="big" if mode == "teacher" else "small",
+        finishers=(FinisherPlan("big" if mode == "teacher" else "small", None),),
         guidance=guidance if mode == "guided" else None,
         unguided=None,
         baseline=baseline,
         max_tokens=100,
         show_cost=True,
-        continuation=None,
     )
 
 

@@ -112,12 +112,31 @@ def test_a_second_route_with_the_same_name_is_never_reached(folder: Path) -> Non
         ("teacher: bgi", "teacher: no model in config.yaml is called 'bgi'. Did you mean 'big'?"),
         ("teacher: zzz", "teacher: no model in config.yaml is called 'zzz'; known: big, small"),
         ("teacher: big, baseline: smal", "baseline: no model in config.yaml is called 'smal'. Did you mean 'small'?"),
+        (
+            "teacher: big, students: [small, smll]",
+            "students[1]: no model in config.yaml is called 'smll'. Did you mean 'small'?",
+        ),
+        (
+            "teacher: big, students: [{model: smll, weight: 1}]",
+            "students[0].model: no model in config.yaml is called 'smll'. Did you mean 'small'?",
+        ),
         ("teacher: big, student: smll", "student: no model in config.yaml is called 'smll'. Did you mean 'small'?"),
     ],
 )
 def test_a_route_to_an_unknown_model_names_the_nearest(folder: Path, route: str, message: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, mode: teacher, {route}}}\n")
     assert told(folder) == [f"policies/a.yaml:3: routes[0].{message}"]
+
+
+def test_a_route_for_embeddings_needs_a_model_that_makes_them(folder: Path) -> None:
+    tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: embeddings, student: big}\n")
+    line = "policies/a.yaml:3: routes[0].student: big has protocol tgi, which makes no embeddings: name a model of "
+    assert told(folder) == [line + "protocol openai; text-embeddings-inference speaks that, at its /v1"]
+    tenant(folder, "a", keys=("k1",), routes="  - {model: x, mode: embeddings, student: small}\n")
+    book = book_of(folder)
+    assert (book.only_embeds("small"), book.only_embeds("big")) == (True, False)
+    tenant(folder, "b", keys=("k2",))
+    assert not book_of(folder).only_embeds("small")
 
 
 def test_tenants_keys_and_key_names_differ(folder: Path) -> None:
@@ -196,7 +215,7 @@ def test_a_lease_that_cannot_be_told_makes_no_deadline_wrong(folder: Path, confi
     assert [one.file for one in mistakes] == ["config.yaml"]
 
 
-@pytest.mark.parametrize("route", ["mode: guided, teacher: big, students: small", "mode: student, studnet: small"])
+@pytest.mark.parametrize("route", ["mode: guided, teacher: big, studnet: small", "mode: student, studnet: small"])
 def test_a_misspelt_role_is_one_mistake(folder: Path, route: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, {route}}}\n")
     (line,) = told(folder)

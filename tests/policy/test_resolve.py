@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import orjson
 import pytest
 
 from gateway.continuation import Continuation, Known
-from gateway.policy.resolve import GuidancePlan, resolve
+from gateway.errors import InvalidRequest
+from gateway.policy.resolve import GuidancePlan, Look, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat
 
@@ -18,7 +20,7 @@ CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "
 def guidance(weight: float = 1.0, **rule: Any) -> GuidancePlan:
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small", "guidance": rule}
     policy = TenantPolicy.model_validate({"tenant": "acme", "weight": weight, "routes": [route]})
-    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Continuation("trailing")).guidance
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Look(Continuation("trailing"))).guidance
     assert plan is not None
     return plan
 
@@ -27,7 +29,7 @@ def guidance(weight: float = 1.0, **rule: Any) -> GuidancePlan:
     ("known", "reason"),
     [
         (Continuation("trailing"), None),
-        (None, "student_cannot_continue"),
+        (None, None),
         ("not_probed", "student_not_probed"),
     ],
 )
@@ -36,22 +38,37 @@ def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason
     """In the student's prompt guidance needs no such student."""
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route | {"guidance": {"placement": placement}}]})
-    plan = resolve(policy, policy.routes[0], CHAT, lambda _: known)
+    plan = resolve(policy, policy.routes[0], CHAT, lambda _: Look(known))
     assert plan.unguided == (reason if placement == "prefix" else None)
     assert (plan.guidance is None) == (plan.unguided is not None)
 
 
-def test_what_a_raw_prompt_cannot_carry_goes_unguided() -> None:
-    """An image is lost when a chat becomes a prompt; a student that continues chats sees it."""
+def test_a_student_whose_way_would_lose_a_part_of_the_chat_gets_the_guidance_as_context() -> None:
+    """An image is lost when a chat becomes a prompt; a student that continues chats sees it, and still continues."""
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
     chat = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": [image]}]}))
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "students": ["small", "small-b"]}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    ways = {"small": Continuation("completions"), "small-b": Continuation("trailing")}
+    plan = resolve(policy, policy.routes[0], chat, lambda engine: Look(ways[engine]))
+    assert [one.continuation for one in plan.finishers] == [None, ways["small-b"]]
+    assert plan.guidance is not None
+    assert plan.guidance.placement == "context"
+    plan = resolve(policy, policy.routes[0], CHAT, lambda engine: Look(ways[engine]))
+    assert [one.continuation for one in plan.finishers] == list(ways.values())
+    assert plan.guidance is not None
+    assert plan.guidance.placement == "prefix"
+
+
+@pytest.mark.parametrize(("mode", "ahead"), [("trailing", True), ("completions", True), ("instruct", False)])
+def test_a_student_that_writes_the_opening_itself_is_not_run_ahead_of(mode: Any, *, ahead: bool) -> None:
+    """It may begin otherwise, and no answer begins twice: the teacher's words are not shown as they are written."""
+    chat = parse_chat(orjson.dumps({**CHAT.body, "stream": True}))
     route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
     policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
-    reasons = [
-        resolve(policy, policy.routes[0], chat, lambda _, how=how: how).unguided
-        for how in (Continuation("completions"), Continuation("trailing"))
-    ]
-    assert reasons == ["not_text", None]
+    plan = resolve(policy, policy.routes[0], chat, lambda _: Look(Continuation(mode)))
+    assert plan.guidance is not None
+    assert (plan.guidance.placement, plan.guidance.stream) == ("prefix", ahead)
 
 
 def test_a_ticket_takes_its_tenants_share() -> None:
@@ -75,3 +92,62 @@ def test_a_full_queue_and_a_teacher_that_fails_are_two_decisions() -> None:
     assert (plan.reject_when_full, plan.required) == (True, False)
     plan = guidance(on_failure="reject")
     assert (plan.reject_when_full, plan.required) == (False, True)
+
+
+def order(students: list[Any], resting: str = "", draws: list[float] | None = None) -> list[str]:
+    """In which order the students are asked."""
+    policy = TenantPolicy.model_validate(
+        {"tenant": "acme", "routes": [{"model": "chat", "mode": "student", "students": students}]}
+    )
+    drawn = iter(draws or [])
+    plan = resolve(
+        policy,
+        policy.routes[0],
+        CHAT,
+        lambda engine: Look(Continuation("trailing"), rests=engine == resting),
+        lambda: next(drawn),
+    )
+    return [finisher.engine for finisher in plan.finishers]
+
+
+def test_students_are_asked_in_the_order_of_the_file() -> None:
+    assert order(["a", "b", "c"]) == ["a", "b", "c"]
+
+
+def test_a_student_that_rests_is_asked_last() -> None:
+    """It would refuse at once; the others keep their order."""
+    assert order(["a", "b", "c"], resting="a") == ["b", "c", "a"]
+
+
+def test_students_share_requests_by_weight() -> None:
+    """Each is first as often as its weight says, to within what chance allows."""
+    chance = random.Random(7)
+    students = [{"model": "a", "weight": 3}, {"model": "b", "weight": 1}]
+    firsts = [order(students, draws=[chance.random(), chance.random()])[0] for _ in range(2000)]
+    assert 0.72 < firsts.count("a") / len(firsts) < 0.78
+    assert set(order(students, draws=[0.5, 0.5])) == {"a", "b"}
+
+
+def test_who_cannot_continue_gets_the_guidance_as_context() -> None:
+    """The policy's placement is for those who can."""
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    for known, placement in ((Continuation("trailing"), "prefix"), (None, "context")):
+        plan = resolve(policy, policy.routes[0], CHAT, lambda _, known=known: Look(known))
+        assert plan.guidance is not None
+        assert plan.guidance.placement == placement
+
+
+def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
+    """Under the other path its name is the caller's mistake, and the message holds the way out."""
+    vectors = {"model": "vectors", "mode": "embeddings", "student": "small"}
+    chat = {"model": "chat", "mode": "student", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [vectors, chat]})
+    plan = resolve_embeddings(policy.routes[0], lambda _: False)
+    assert (plan.mode, plan.finisher, plan.baseline, plan.guidance) == ("embeddings", "small", "small", None)
+    with pytest.raises(InvalidRequest, match="'vectors' makes embeddings: send this to /v1/embeddings") as caught:
+        resolve(policy, policy.routes[0], CHAT, lambda _: Look(None))
+    assert caught.value.param == "model"
+    with pytest.raises(InvalidRequest, match="'chat' makes no embeddings") as caught:
+        resolve_embeddings(policy.routes[1], lambda _: False)
+    assert caught.value.param == "model"

@@ -63,16 +63,37 @@ def test_a_route_knows_every_engine_it_names() -> None:
         ("model: x, mode: student, teacher: b", ["4: routes[0].student: missing: mode student needs a student"]),
         ("model: x, mode: teacher, student: b", ["4: routes[0].teacher: missing: mode teacher needs a teacher"]),
         (
+            "model: x, mode: embeddings, teacher: b",
+            ["4: routes[0].student: missing: mode embeddings needs a student"],
+        ),
+        (
             "model: x, mode: guided",
             [
                 "4: routes[0].teacher: missing: mode guided needs a teacher",
                 "4: routes[0].student: missing: mode guided needs a student",
             ],
         ),
-        ("model: x, mode: shadow, student: b", ["4: routes[0].mode: must be guided, student or teacher"]),
+        ("model: x, mode: shadow, student: b", ["4: routes[0].mode: must be guided, student, teacher or embeddings"]),
         (
-            "model: x, mode: student, students: [b]",
-            ["4: routes[0].students: unknown key. Did you mean 'student'?"],
+            "model: x, mode: student, studen: b",
+            ["4: routes[0].studen: unknown key. Did you mean 'student'?"],
+        ),
+        (
+            "model: x, mode: student, students: [b], student: c",
+            ["4: routes[0].student: is one student, and students are several: keep one of the two"],
+        ),
+        ("model: x, mode: student, students: []", ["4: routes[0].students: must have at least 1 entry"]),
+        (
+            "model: x, mode: student, students: [b, {model: c, weight: 1}]",
+            ["4: routes[0].students: give each a weight, or none: without weights the order says who is asked first"],
+        ),
+        (
+            "model: x, mode: student, students: [b, b]",
+            ["4: routes[0].students: names a student twice: how often one is asked again is said under retries"],
+        ),
+        (
+            "model: x, mode: student, student: b, retries: {num_retries: 11}",
+            ["4: routes[0].retries.num_retries: must be at most 10"],
         ),
         ("mode: student, student: b", ["4: routes[0].model: missing: add it"]),
         (
@@ -91,7 +112,8 @@ def test_a_route_knows_every_engine_it_names() -> None:
             "model: x, mode: student, student: b, when: {}",
             [
                 (
-                    "4: routes[0].when: unknown key; known here: model, mode, teacher, student, baseline, show_cost, "
+                    "4: routes[0].when: unknown key; known here: model, mode, teacher, students, student, retries, "
+                    "baseline, show_cost, "
                     "default_max_tokens, guidance"
                 ),
             ],

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway.admission import Admission
 from gateway.metrics import Metrics
-from gateway.web import chat, keys
+from gateway.web import body, chat, keys
 from gateway.web.error_body import errors_as_openai
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ async def test_a_caller_who_does_not_read_is_hung_up_on(monkeypatch: pytest.Monk
 
 async def test_a_body_that_does_not_arrive_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     """In OpenAI's shape, so that the SDK knows what to do."""
-    monkeypatch.setattr(chat, "_BODY_WITHIN_S", 0.2)
+    monkeypatch.setattr(body, "_BODY_WITHIN_S", 0.2)
 
     async def read(request: web.Request) -> web.StreamResponse:
-        return web.Response(body=await chat._read(request))
+        return web.Response(body=await body.read_body(request))
 
     async with serving(read) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest
-from gateway.protocol import ChatRequest, ReplyHead, parse_chat, usage_body
+from gateway.protocol.chat import ChatRequest, parse_chat
 
 USER = {"role": "user", "content": "Why?"}
 WHY = {"type": "text", "text": "Why?"}
@@ -284,78 +281,3 @@ def test_a_body_too_deep_to_be_sent_on_is_refused(opening: bytes, closing: bytes
 def test_a_wide_body_is_not_deep() -> None:
     """A thousand brackets beside each other are fine."""
     assert parsed(many=[[] for _ in range(1_000)], text="[{" * 1_000).model == "m"
-
-
-def test_of_a_repeated_field_the_last_counts() -> None:
-    """For the checks as for the engine: what was checked is what is sent."""
-    assert parse_chat(b'{"model":"a","messages":[{"role":"user","content":"x"}],"model":"b"}').body["model"] == "b"
-    assert refused(orjson.dumps(LEAST)[:-1] + b',"max_tokens":5,"max_tokens":0}').param == "max_tokens"
-
-
-NAMES = st.sampled_from(
-    [
-        *("model", "messages", "role", "content", "max_tokens", "max_completion_tokens", "temperature", "top_p", "n"),
-        *("stop", "seed", "stream", "stream_options", "include_usage", "tools", "response_format", "type", "logprobs"),
-        *("text", "logit_bias", "user", "tool_calls"),
-    ]
-)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["user", "\ud800"])
-ANY_JSON = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=3), inner, max_size=6),
-    max_leaves=25,
-)
-
-
-def check(raw: bytes) -> None:
-    try:
-        chat = parse_chat(raw)
-    except InvalidRequest as error:
-        said, param = error.message, error.param
-    else:
-        said, param = orjson.dumps(chat.body).decode(), None
-    said.encode()
-    assert param is None or param in said
-
-
-@settings(deadline=None, max_examples=300)
-@given(ANY_JSON, st.booleans())
-@example({"model": "m", "messages": [USER], "seed": 10**400}, True)
-def test_any_json_is_read_or_refused(value: Any, escaped: bool) -> None:
-    """Huge integers, NaN and lone surrogates included; what is read can be sent on."""
-    check(json.dumps(value, ensure_ascii=escaped).encode("utf-8", "surrogatepass"))
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.dictionaries(NAMES, ANY_JSON, max_size=4))
-def test_any_fields_beside_the_required_are_read_or_refused(fields: dict[str, Any]) -> None:
-    """Nothing that is not an InvalidRequest comes of them."""
-    check(json.dumps({**LEAST, **fields}).encode())
-
-
-@settings(deadline=None)
-@given(st.binary() | st.builds(lambda cut: orjson.dumps(LEAST)[:cut], st.integers(0, 60)))
-def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
-    """Bodies that are no text, and bodies cut off."""
-    check(raw)
-
-
-def test_usage_is_in_openais_words() -> None:
-    """Cached tokens are told when there are some."""
-    assert usage_body(9, 4) == {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
-    assert usage_body(9, 4, 5) == {**usage_body(9, 4), "prompt_tokens_details": {"cached_tokens": 5}}
-
-
-def test_every_reply_shares_its_head() -> None:
-    """One id, one time, one model, whether in one piece or in many."""
-    head = ReplyHead("chatcmpl-1", 1_700_000_000, "m")
-    shared = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": "m"}
-    assert head.completion([{}], {"a": 1}) == {
-        **shared,
-        "object": "chat.completion",
-        "choices": [{}],
-        "usage": {"a": 1},
-    }
-    assert head.chunk([]) == {**shared, "object": "chat.completion.chunk", "choices": []}
-    assert head.chunk([], with_usage=True) == {**head.chunk([]), "usage": None}
-    assert head.chunk([], with_usage=True, usage={"a": 1}) == {**head.chunk([]), "usage": {"a": 1}}

@@ -1,0 +1,103 @@
+"""The short path: embeddings, from a checked request to vectors and a receipt. No teacher, no guidance, no stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from gateway.attempts import Attempts, go_on
+from gateway.engines.base import Usage
+from gateway.engines.failures import note_failure
+from gateway.errors import EngineError
+from gateway.ledger.draft import Call, Draft
+from gateway.policy.resolve import resolve_embeddings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.admission import Admission
+    from gateway.completion import Visit
+    from gateway.engines.base import EmbeddingsReply
+    from gateway.engines.guard import GuardedEngine
+    from gateway.ledger.ledger import Ledger
+    from gateway.ledger.receipt import Receipt
+    from gateway.metrics import Metrics
+    from gateway.policy.book import PolicyBook
+    from gateway.policy.resolve import Plan
+    from gateway.protocol import EmbeddingsRequest
+    from gateway.protocol.texts import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The reply's bytes, with its receipt."""
+
+    body: bytes
+    receipt: Receipt
+    show_cost: bool
+
+
+class Embeddings:
+    """The path, with everything it needs handed in."""
+
+    def __init__(
+        self,
+        *,
+        book: PolicyBook,
+        engines: Mapping[str, GuardedEngine],
+        admission: Admission,
+        ledger: Ledger,
+        metrics: Metrics,
+    ) -> None:
+        self._book = book
+        self._engines = engines
+        self._admission = admission
+        self._ledger = ledger
+        self._metrics = metrics
+
+    async def answer(self, visit: Visit, asked: EmbeddingsRequest) -> Vectors:
+        """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
+        route = self._book.require(visit.caller.policy, asked.model)
+        plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests)
+        draft = Draft(
+            id=visit.id,
+            created=visit.created,
+            tenant=visit.caller.policy.tenant,
+            key=visit.caller.key_id,
+            route=asked.model,
+            stream=False,
+            started=visit.started,
+            plan=plan,
+        )
+        with self._admission.settled(draft), self._admission.place():
+            await self._admission.reserve(draft, asked)
+            reply = await self._embed(plan, asked, draft)
+            receipt = await self._ledger.close(draft)
+            named = {**reply.fields, "model": asked.model}
+            return Vectors(msgspec.json.encode(named), receipt, plan.show_cost)
+
+    async def _embed(self, plan: Plan, asked: EmbeddingsRequest, draft: Draft) -> EmbeddingsReply:
+        attempts = Attempts(plan.finishers, plan.retries)
+        while True:
+            engine = attempts.finisher.engine
+            draft.student = call = _call(engine, asked.inputs)
+            try:
+                reply = await self._engines[engine].embed(asked.body)
+                break
+            except EngineError as error:
+                note_failure(error, draft.id, self._metrics)
+                if not error.heard:
+                    draft.student = None  # it cost nothing
+                await go_on(attempts, error, plan, draft, self._metrics)
+        call.usage = reply.usage or call.usage
+        return reply
+
+
+def _call(engine: str, inputs: list[Text]) -> Call:
+    """What is sent. Token ids are counted at once; words only if the engine does not count them."""
+    ids = [text for text in inputs if not isinstance(text, str)]
+    if ids:
+        return Call(engine, (), Usage(sum(map(len, ids)), 0, estimated=True))
+    return Call(engine, [{"content": [{"text": text} for text in inputs]}])

@@ -1,0 +1,162 @@
+"""An engine behind its breaker: calls that could only fail are refused at once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Self
+
+import structlog
+
+from gateway.errors import EngineError, EngineOverloaded, EngineRejected, EngineResting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from types import TracebackType
+
+    from gateway.continuation import Prefill
+    from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest
+    from gateway.engines.breaker import Breaker
+    from gateway.metrics import Metrics
+    from gateway.protocol import Json
+
+log = structlog.get_logger()
+
+AS_NUMBER = {"closed": 0, "half_open": 1, "open": 2}
+"""The breaker's states, as the metric tells them."""
+
+
+class GuardedEngine:
+    """Passes calls on to `engine` as long as its breaker lets them, and tells the breaker how they ended.
+
+    A stream has succeeded with its first chunks: what breaks later is counted as a failure of its own.
+    Raises EngineResting, beside what the engine raises.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, engine: Engine, breaker: Breaker, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._breaker = breaker
+        self._metrics = metrics
+        self._clock = clock
+        metrics.engine_breaker.labels(engine.name).set(0)
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    @property
+    def state(self) -> EngineState:
+        return self._engine.state
+
+    @property
+    def breaker(self) -> str:
+        """What the breaker is now: closed, open or half_open."""
+        return self._breaker.state(self._clock())
+
+    @property
+    def rests(self) -> bool:
+        """Whether a call would be refused now."""
+        return self._breaker.refuses_for_s(self._clock()) > 0
+
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
+    ) -> OpeningReply:
+        with self._guarded() as verdict:
+            reply = await self._engine.opening(request, batch=batch, tell=tell)
+            verdict.well()
+        return reply
+
+    async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
+        with self._guarded() as verdict:
+            reply = await self._engine.complete(body, prefill)
+            verdict.well()
+        return reply
+
+    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+        with self._guarded() as verdict:
+            async with aclosing(self._engine.stream(body, prefill)) as groups:
+                async for chunks in groups:
+                    if not verdict.given:
+                        verdict.well()
+                    yield chunks
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        with self._guarded() as verdict:
+            reply = await self._engine.embed(body)
+            verdict.well()
+        return reply
+
+    async def probe(self) -> None:
+        await self._engine.probe()
+        self._breaker.answers(self._clock())
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    def _guarded(self) -> _Verdict:
+        return _Verdict(self.name, self._breaker, self._clock, self._metrics)
+
+
+class _Verdict:
+    """One call: entering may raise EngineResting, leaving tells the breaker how the call ended."""
+
+    __slots__ = ("_breaker", "_clock", "_engine", "_metrics", "_trial", "given")
+
+    def __init__(self, engine: str, breaker: Breaker, clock: Callable[[], float], metrics: Metrics) -> None:
+        self._engine = engine
+        self._breaker = breaker
+        self._clock = clock
+        self._metrics = metrics
+        self._trial = False
+        self.given = False
+
+    def __enter__(self) -> Self:
+        now = self._clock()
+        wait_s = self._breaker.refuses_for_s(now)
+        if wait_s > 0:
+            raise EngineResting(
+                f"Engine '{self._engine}' failed again and again, or asked to be left alone: for now it is not called.",
+                engine=self._engine,
+                retry_after_s=wait_s,
+            )
+        self._trial = self._breaker.begin(now)
+        return self
+
+    def well(self) -> None:
+        """The engine does its part."""
+        self.given = True
+        if self._breaker.succeeded():
+            self._tell(logging.INFO)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        breaker = self._breaker
+        match error:
+            case None:
+                pass
+            case EngineOverloaded(asked_s=float(seconds)):
+                # It lives: how much it is given is the batcher's to mend, and the caller's.
+                breaker.abandoned(trial=self._trial and not self.given)
+                breaker.asked_to_wait(self._clock(), seconds)
+                self._tell(logging.WARNING)
+            case EngineOverloaded():
+                breaker.abandoned(trial=self._trial and not self.given)
+            case EngineRejected() if error.blames_request:
+                self.well()
+            case EngineError():
+                if breaker.failed(self._clock(), trial=self._trial and not self.given):
+                    self._tell(logging.WARNING)
+            case _:
+                breaker.abandoned(trial=self._trial and not self.given)
+
+    def _tell(self, level: int) -> None:
+        state = self._breaker.state(self._clock())
+        self._metrics.engine_breaker.labels(self._engine).set(AS_NUMBER[state])
+        log.log(level, "breaker", engine=self._engine, state=state)

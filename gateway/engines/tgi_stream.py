@@ -1,0 +1,116 @@
+"""/generate_stream: TGI's own event stream, for an opening that is heard as it is written, and for raw prompts.
+
+It differs from OpenAI's: one event for each token, the last with the whole text and its counts, no [DONE]; and every
+failure after the request was read is an event under status 200 (TGI 3.3.7, router/src/server.rs).
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from gateway.engines.chat import read_usage
+from gateway.engines.refusal import refusal
+from gateway.errors import EngineError, EngineFailed, EngineGarbled
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from gateway.engines.base import Usage
+    from gateway.engines.http import EngineHttp
+    from gateway.protocol import Json
+
+# The status that /generate would have answered with.
+_STATUS = {
+    "overloaded": 429,
+    "validation": 422,
+    "template_error": 422,
+    "missing_template_variable": 422,
+    "tool_error": 422,
+    "generation": 424,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What the last event says: the whole text, why it ended in TGI's word, and the counts if it tells them."""
+
+    text: str
+    finish: str | None
+    usage: Usage | None
+
+
+async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[Json], None]:
+    """POST, and yield the events, each with a token, as many at a time as came together; the last has the whole text.
+
+    Raises EngineErrors: a stream that just ends is one.
+    """
+    async with aclosing(http.events("/generate_stream", payload)) as groups:
+        async for group in groups:
+            events: list[Json] = []
+            failed: EngineError | None = None
+            for data in group:
+                try:
+                    events.append(_read(http, data))
+                except EngineError as error:
+                    failed = error
+                    break
+                if isinstance(events[-1].get("generated_text"), str):
+                    yield events
+                    return
+            if events:
+                yield events
+            if failed is not None:
+                raise failed
+    raise EngineFailed(f"Engine '{http.name}' broke off in the middle of its answer.", engine=http.name)
+
+
+def token_text(event: Json) -> str:
+    """What a token adds to the text: nothing where it is a special one."""
+    token = event["token"]
+    text = token.get("text")
+    return text if isinstance(text, str) and not token.get("special") else ""
+
+
+async def generate_stream(http: EngineHttp, payload: Json, tell: Callable[[str], None]) -> Generated:
+    """POST, and let `tell` hear each token's text. Raises EngineErrors."""
+    last: Json = {}
+    async with aclosing(token_events(http, payload)) as groups:
+        async for group in groups:
+            for event in group:
+                if text := token_text(event):
+                    tell(text)
+            last = group[-1]
+    return _generated(last["generated_text"], last.get("details"))
+
+
+def _read(http: EngineHttp, data: bytes) -> Json:
+    try:
+        event: Any = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        raise _garbled(http, "an event that is not JSON") from None
+    if isinstance(event, dict) and event.get("error"):
+        raise _failure(http, event)
+    if not isinstance(event, dict) or not isinstance(event.get("token"), dict):
+        raise _garbled(http, "an event without a token")
+    return event
+
+
+def _failure(http: EngineHttp, event: Json) -> EngineError:
+    kind = event.get("error_type")
+    status = _STATUS.get(kind, 500) if isinstance(kind, str) else 500
+    return refusal(http.name, status, http.said(event), None)
+
+
+def _generated(text: str, details: Any) -> Generated:
+    told: Json = details if isinstance(details, dict) else {}
+    finish = told.get("finish_reason")
+    usage = read_usage({"prompt_tokens": told.get("input_length"), "completion_tokens": told.get("generated_tokens")})
+    return Generated(text, finish if isinstance(finish, str) else None, usage)
+
+
+def _garbled(http: EngineHttp, what: str) -> EngineGarbled:
+    return EngineGarbled(f"Engine '{http.name}' sent {what}.", engine=http.name)

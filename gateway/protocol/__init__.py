@@ -1,0 +1,32 @@
+"""OpenAI's wire: what callers send and what they get.
+
+Requests are decoded once. The fields the gateway acts on are checked and typed; the whole body is kept as it came, so
+that parameters nobody here knows reach the student untouched. OpenAI's names (`prompt_tokens`, ...) live in this
+package only; inside, it is `input_tokens` and `output_tokens`.
+
+    body.py         a body's bytes -> an object that fits one of the structs below, or an InvalidRequest
+    chat.py         /v1/chat/completions
+    text.py         /v1/completions
+    embeddings.py   /v1/embeddings
+    reply.py        what every reply and chunk shares
+"""
+
+from gateway.protocol.body import CallerRequest, Json
+from gateway.protocol.chat import ChatRequest, parse_chat
+from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
+from gateway.protocol.reply import ReplyHead, passed_on, usage_body
+from gateway.protocol.text import TextRequest, parse_text_completion
+
+__all__ = [
+    "CallerRequest",
+    "ChatRequest",
+    "EmbeddingsRequest",
+    "Json",
+    "ReplyHead",
+    "TextRequest",
+    "parse_chat",
+    "parse_embeddings",
+    "parse_text_completion",
+    "passed_on",
+    "usage_body",
+]

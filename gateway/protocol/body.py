@@ -1,0 +1,108 @@
+"""A body's bytes -> a JSON object whose known fields fit, or an InvalidRequest that names the field."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Protocol, TypeVar
+
+import msgspec
+import orjson
+from msgspec import Meta, Struct
+
+from gateway.errors import InvalidRequest
+
+Json = dict[str, Any]
+_Known = TypeVar("_Known", bound=Struct)
+
+_MAX_DEPTH = 254  # what orjson can write: deeper bodies could be read and never sent on
+_MAX_STOPS = 4
+
+# More than any answer has, and few enough that sums of them stay numbers that JSON can carry.
+MAX_TOKENS = 2**31 - 1
+
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+# What the decoder reads as an integer: of more than 64 bits it makes a number.
+Seed = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
+Choices = Annotated[int, Meta(ge=1, le=128)]
+Stop = str | Annotated[list[str], Meta(max_length=_MAX_STOPS)]
+
+
+class StreamOptions(Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class CallerRequest(Protocol):
+    """What is known of every checked request: how many answers it asks for, and how large its body came."""
+
+    @property
+    def choices(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+
+def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known]:
+    """Decode a body: as it came, and its known fields, checked.
+
+    Args:
+        needs: the fields that it must have, in words.
+
+    Raises:
+        InvalidRequest: with `param` naming the field.
+    """
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The body is not valid JSON ({error}). Send a JSON object with {needs}.") from None
+    if not isinstance(body, dict):
+        raise InvalidRequest(f"The body must be a JSON object with {needs}.")
+    if _too_deep(raw, body):
+        raise InvalidRequest(f"The body is nested more than {_MAX_DEPTH} levels deep.")
+    try:
+        return body, msgspec.convert(body, known)
+    except msgspec.ValidationError as error:
+        raise _explain(error) from None
+
+
+def stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    """The caller's stop texts, one by one; empty ones stop nothing."""
+    return tuple(text for text in ((stop,) if isinstance(stop, str) else stop or ()) if text)
+
+
+def wants_usage(options: StreamOptions | None, *, stream: bool | None) -> bool:
+    """Whether a stream ends with a usage chunk. Raises InvalidRequest where there is no stream."""
+    if options is not None and not stream:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    return bool(options and options.include_usage)
+
+
+def _too_deep(raw: bytes, body: Json) -> bool:
+    if raw.count(b"{") + raw.count(b"[") <= _MAX_DEPTH:
+        return False
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        return True
+    return False
+
+
+_EXPLAINED = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(.+)`")
+_TYPES = re.compile(r"`([a-z]+(?: \| [a-z]+)*)`")
+_PLAIN = {"int": "an integer", "float": "a number", "str": "a string", "bool": "true or false",
+          "array": "a list", "object": "an object", "null": "null"}  # fmt: skip
+
+
+def _explain(error: msgspec.ValidationError) -> InvalidRequest:
+    """Say in plain words what msgspec found, and name the field the way OpenAI does."""
+    match = _EXPLAINED.match(str(error))
+    what, where = (match["what"], match["where"] or "") if match else (str(error), "")
+    if missing := _MISSING.fullmatch(what):
+        param = f"{where}.{missing[1]}" if where else missing[1]
+        return InvalidRequest(f"'{param}' is required.", param=param)
+    what = _TYPES.sub(lambda found: " or ".join(_PLAIN.get(name, name) for name in found[1].split(" | ")), what)
+    param = where.replace("[...]", "") or None  # msgspec names no key of an object
+    text = what[:1].lower() + what[1:]
+    return InvalidRequest(f"'{param}': {text}." if param else f"{what}.", param=param)

@@ -1,0 +1,59 @@
+"""What callers send to /v1/embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta, Struct
+
+from gateway.errors import InvalidRequest
+from gateway.protocol.body import read_body
+from gateway.protocol.texts import Texts, each_text
+
+if TYPE_CHECKING:
+    from gateway.protocol.body import Json
+    from gateway.protocol.texts import Text
+
+MAX_INPUTS = 2048
+_ENCODINGS = ("float", "base64")
+
+
+class EmbeddingsBody(Struct, frozen=True):
+    """The fields of /v1/embeddings that the gateway reads, with OpenAI's ranges."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    input: Texts
+    dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
+    encoding_format: Annotated[str, Meta(extra_json_schema={"enum": list(_ENCODINGS)})] | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsRequest:
+    """A checked request. `body` is what the caller sent, field by field; nothing may change it."""
+
+    body: Json
+    model: str
+    inputs: list[Text]  # one vector each
+    size_bytes: int
+
+    @property
+    def choices(self) -> int:
+        """None is answered in words."""
+        return 0
+
+
+def parse_embeddings(raw: bytes) -> EmbeddingsRequest:
+    """Decode and check the body of an embeddings request.
+
+    Raises:
+        InvalidRequest: with `param` naming the field.
+    """
+    body, known = read_body(raw, EmbeddingsBody, "'model' and 'input'")
+    inputs = each_text(known.input, "input")
+    if len(inputs) > MAX_INPUTS:
+        raise InvalidRequest(f"'input' holds {len(inputs)} texts: send at most {MAX_INPUTS} at once.", param="input")
+    if known.encoding_format is not None and known.encoding_format not in _ENCODINGS:
+        raise InvalidRequest("'encoding_format': use 'float' or 'base64'.", param="encoding_format")
+    return EmbeddingsRequest(body, known.model, inputs, len(raw))

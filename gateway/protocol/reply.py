@@ -1,0 +1,61 @@
+"""What every reply and every chunk of one answer shares, and how tokens are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.protocol.body import Json
+
+
+def usage_body(input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Json:
+    """OpenAI's `usage` object."""
+    body: Json = {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+    }
+    if cached_input_tokens:
+        body["prompt_tokens_details"] = {"cached_tokens": cached_input_tokens}
+    return body
+
+
+# Of what an engine says beside choices and usage: the rest may speak of its hosts.
+_PASSED_ON = ("system_fingerprint", "service_tier")
+
+
+def passed_on(reply: Json) -> Json:
+    """The engine's own top-level fields that a caller gets."""
+    return {name: reply[name] for name in _PASSED_ON if reply.get(name) is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyHead:
+    """What every reply and every chunk of one answer shares."""
+
+    id: str
+    created: int
+    model: str
+
+    def completion(self, choices: list[Json], usage: Json) -> Json:
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": usage,
+        }
+
+    def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
+        chunk: Json = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+        if with_usage:
+            chunk["usage"] = usage
+        return chunk

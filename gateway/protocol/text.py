@@ -1,0 +1,116 @@
+"""What callers send to /v1/completions: a prompt that is read as it stands, and continued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta, Struct
+
+from gateway.errors import InvalidRequest
+from gateway.protocol.body import (
+    MAX_TOKENS,
+    Choices,
+    Penalty,
+    Seed,
+    Stop,
+    StreamOptions,
+    Temperature,
+    TopP,
+    read_body,
+    stops,
+    wants_usage,
+)
+from gateway.protocol.texts import Texts, each_text
+
+if TYPE_CHECKING:
+    from gateway.protocol.body import Json
+    from gateway.protocol.texts import Text
+
+
+class TextBody(Struct, frozen=True):
+    """The fields of /v1/completions that the gateway reads, with OpenAI's ranges."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    prompt: Texts
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    n: Choices | None = None
+    best_of: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: Stop | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """A checked request. `body` is what the caller sent, field by field; nothing may change it."""
+
+    body: Json
+    model: str
+    prompt: str | None  # the one prompt; None where there are several, or it came as token ids
+    choices: int  # how many answers there will be: n for each prompt
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    stream: bool
+    wants_usage: bool
+    unguidable: str | None  # why guidance cannot open this answer, or None
+    size_bytes: int
+
+    @property
+    def limit_field(self) -> str:
+        """The field in which the caller speaks of its token limit."""
+        return "max_tokens"
+
+
+def parse_text_completion(raw: bytes) -> TextRequest:
+    """Decode and check the body of a completion request.
+
+    Raises:
+        InvalidRequest: with `param` naming the field.
+    """
+    body, known = read_body(raw, TextBody, "'model' and 'prompt'")
+    prompts = each_text(known.prompt, "prompt")
+    wanted, best_of = known.n or 1, known.best_of
+    if best_of is not None and best_of < wanted:
+        raise InvalidRequest("'best_of' must be at least 'n': the best n of so many are returned.", param="best_of")
+    if known.stream and best_of is not None and best_of > wanted:
+        raise InvalidRequest("'best_of' cannot be streamed: which one is best is known at the end.", param="best_of")
+    if known.max_tokens == 0 and not known.echo:
+        raise InvalidRequest("'max_tokens' may be 0 only with 'echo': there would be nothing to return.",
+                             param="max_tokens")  # fmt: skip
+    only = prompts[0] if len(prompts) == 1 else None
+    return TextRequest(
+        body=body,
+        model=known.model,
+        prompt=only if isinstance(only, str) else None,
+        choices=len(prompts) * wanted,
+        max_tokens=known.max_tokens,
+        stop=stops(known.stop),
+        stream=bool(known.stream),
+        wants_usage=wants_usage(known.stream_options, stream=known.stream),
+        unguidable=_unguidable(known, prompts),
+        size_bytes=len(raw),
+    )
+
+
+def _unguidable(known: TextBody, prompts: list[Text]) -> str | None:
+    reasons = {
+        "prompts": len(prompts) > 1,
+        "token_ids": not isinstance(prompts[0], str),
+        "echo": bool(known.echo),
+        "suffix": bool(known.suffix),
+        "n": (known.n or 1) > 1,
+        "best_of": (known.best_of or 1) > 1,
+        "logprobs": known.logprobs is not None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)

@@ -1,0 +1,28 @@
+"""POST /v1/embeddings: its bytes in, its reply out."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+
+from gateway.completion import Visit
+from gateway.protocol import parse_embeddings
+from gateway.web.auth import authenticate
+from gateway.web.body import read_body
+from gateway.web.headers import fact_headers
+from gateway.web.keys import ADMISSION, EMBEDDINGS, REQUEST_ID, STARTED
+
+
+async def embeddings(request: web.Request) -> web.Response:
+    """POST /v1/embeddings"""
+    caller = authenticate(request)
+    asked = parse_embeddings(await read_body(request))
+    visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=request[STARTED])
+    async with request.app[ADMISSION].until_cut():
+        vectors = await request.app[EMBEDDINGS].answer(visit, asked)
+    return web.Response(
+        body=vectors.body,
+        content_type="application/json",
+        headers=fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost)),
+    )

@@ -1,0 +1,51 @@
+"""The headers of replies: OpenAI's own, and what the receipt tells."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gateway.errors import InvalidRequest
+from gateway.web.keys import CLIENT_REQUEST_ID, REQUEST_ID, STARTED
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from gateway.protocol import Json
+
+API = "/v1/"
+OPENAI_VERSION = "2020-10-01"
+MAX_CLIENT_ID_CHARS = 512
+
+
+def callers_own_id(request: web.Request) -> str | None:
+    """The caller's own name for the request, if it has one. Raises InvalidRequest where OpenAI would not take it."""
+    name = request.headers.get("X-Client-Request-Id")
+    if not name or not request.path.startswith(API):
+        return None
+    if not (name.isascii() and name.isprintable()) or len(name) > MAX_CLIENT_ID_CHARS:
+        raise InvalidRequest(
+            f"'X-Client-Request-Id': expected at most {MAX_CLIENT_ID_CHARS} printable characters of ASCII.",
+            param="X-Client-Request-Id",
+        )
+    request[CLIENT_REQUEST_ID] = name
+    return name
+
+
+async def name_reply(request: web.Request, response: web.StreamResponse) -> None:
+    """What every reply says of itself, just before its head leaves; a stream's time is that until then."""
+    request_id = request.get(REQUEST_ID)
+    if request_id is None:
+        return  # aiohttp's own answer, before the request was looked at
+    headers = response.headers
+    headers["x-request-id"] = request_id
+    if (name := request.get(CLIENT_REQUEST_ID)) is not None:
+        headers["x-client-request-id"] = name
+    if request.path.startswith(API):
+        headers["openai-version"] = OPENAI_VERSION
+        headers["openai-processing-ms"] = str(round((time.perf_counter() - request[STARTED]) * 1000))
+
+
+def fact_headers(facts: Json) -> dict[str, str]:
+    """The facts of a receipt, or of one under way, as headers."""
+    return {"x-gkt-" + name.replace("_", "-"): str(value) for name, value in facts.items()}

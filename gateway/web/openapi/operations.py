@@ -1,0 +1,144 @@
+"""Of each handler: what it takes, what it gives, and how it can fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    EngineError,
+    GatewayError,
+    GuidanceUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    NotAuthenticated,
+    NotFound,
+    Overloaded,
+    QueueFull,
+    StoreUnavailable,
+)
+from gateway.ledger.receipt import Receipt
+from gateway.protocol.chat import ChatBody
+from gateway.protocol.embeddings import EmbeddingsBody
+from gateway.web.chat import chat_completions
+from gateway.web.embeddings import embeddings
+from gateway.web.lookups import list_models, show_model, show_receipt
+from gateway.web.openapi.route import openapi_json
+from gateway.web.openapi.shapes import ChatCompletion, ChatCompletionChunk, EmbeddingsReply, Model, Models
+from gateway.web.probes import healthz, readyz
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from msgspec import Struct
+
+ErrorType = type[GatewayError]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One handler.
+
+    Attributes:
+        gives: the body of a 200: a struct, in JSON, or the words of a plain text.
+        takes: the body of the request.
+        streams: what the events of a stream hold, where the request may ask for one.
+        accounted: whether the receipt's facts come as headers.
+        open: whether it needs no key.
+        errors: beyond those that every handler has.
+        otherwise: by status, what else it answers that is no error: a description, and the words of a plain text.
+    """
+
+    summary: str
+    tag: str
+    gives: type[Struct] | tuple[str, ...] | None = None
+    takes: type[Struct] | None = None
+    streams: type[Struct] | None = None
+    accounted: bool = False
+    open: bool = False
+    errors: tuple[ErrorType, ...] = ()
+    otherwise: Mapping[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+
+    @property
+    def all_errors(self) -> tuple[ErrorType, ...]:
+        """Every error that a caller may meet."""
+        own = self.errors
+        if self.takes is not None:
+            own = (*own, BodyTooLarge, BodyTooSlow)
+        if not self.open:
+            own = (InvalidRequest, NotAuthenticated, *own)
+        return (*own, GatewayError)
+
+
+def family(root: ErrorType) -> tuple[ErrorType, ...]:
+    """An error's descendants."""
+    found: list[ErrorType] = []
+    for child in root.__subclasses__():
+        found += [child, *family(child)]
+    return tuple(found)
+
+
+_ANSWERING: tuple[ErrorType, ...] = (ModelNotFound, Overloaded, StoreUnavailable, *family(EngineError))
+
+OPERATIONS: dict[Callable[..., Any], Operation] = {
+    chat_completions: Operation(
+        "Answer a chat: the teacher opens the answer, the student finishes it.",
+        "Answers",
+        takes=ChatBody,
+        gives=ChatCompletion,
+        streams=ChatCompletionChunk,
+        accounted=True,
+        errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
+    ),
+    embeddings: Operation(
+        "Make a vector of each text.",
+        "Answers",
+        takes=EmbeddingsBody,
+        gives=EmbeddingsReply,
+        accounted=True,
+        errors=_ANSWERING,
+    ),
+    list_models: Operation("The models that the key may use.", "Models", gives=Models),
+    show_model: Operation("One of them.", "Models", gives=Model, errors=(ModelNotFound,)),
+    show_receipt: Operation(
+        "What one request cost, and what it would have cost without the gateway; by the x-request-id of its reply.",
+        "Receipts",
+        gives=Receipt,
+        errors=(NotFound, StoreUnavailable),
+    ),
+    healthz: Operation("The process lives.", "Probes", gives=("ok\n",), open=True),
+    readyz: Operation(
+        "Whether to send requests here.",
+        "Probes",
+        gives=("ready\n", "degraded\n"),
+        open=True,
+        otherwise={503: ("Not now.", ("starting\n", "draining\n"))},
+    ),
+    openapi_json: Operation(
+        "This document.", "Probes", open=True, otherwise={304: ("It is the one that If-None-Match names.", ())}
+    ),
+}
+
+FACTS = {
+    "mode": "What happened: guided, teacher_complete, student, teacher or embeddings.",
+    "unguided": "Why a guided route was answered without guidance.",
+    "teacher": "The teacher's name.",
+    "student": "The student's name.",
+    "teacher_tokens": "What the teacher read and wrote, as in 120+40.",
+    "student_tokens": "What the student read and wrote, as in 120+40.",
+    "guidance_tokens": "The teacher's tokens that open the answer.",
+    "shared": "Whose call made the guidance: flight or cache, an identical request's. Absent: this one's own.",
+    "batch": "The batch that the teacher's call belonged to.",
+    "batch_size": "The calls in that batch, over all replicas.",
+    "admission_ms": "Milliseconds until the request had its place.",
+    "batch_wait_ms": "Milliseconds of waiting for the batch.",
+    "teacher_ms": "Milliseconds until the opening was there.",
+    "first_token_ms": "Milliseconds until the first words could leave.",
+    "total_ms": "Milliseconds in all.",
+    "cost_usd": "What the answer cost, where the route shows it.",
+    "baseline_usd": "What the baseline model alone would have cost, where the route shows it.",
+    "savings_usd": "The difference; negative where guidance cost more than it spared.",
+}
+"""What a receipt tells in headers, by the names of `Receipt.facts`."""

@@ -1,0 +1,131 @@
+"""What replies look like. Only described here: handlers write them from what they have at hand.
+
+A field without a default is always there. Objects that an engine wrote, such as tool calls, may hold more.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class CachedTokens(Struct):
+    cached_tokens: Count
+
+
+class Usage(Struct):
+    """The caller's view: their prompt, and the whole answer, whoever wrote it."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: CachedTokens | None = None
+
+
+class AnswerMessage(Struct):
+    role: str
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class Choice(Struct):
+    message: AnswerMessage
+    index: Count = 0
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletion(Struct):
+    """A whole answer: the teacher's opening, where there is one, and the student's words after it."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: Annotated[list[Choice], Meta(min_length=1)]
+    usage: Usage
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+
+
+class Delta(Struct):
+    role: str | None = None
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChunkChoice(Struct):
+    delta: Delta
+    index: Count = 0
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class ChatCompletionChunk(Struct):
+    """One event of a streamed answer; the last event is `[DONE]`, or an ErrorReply where the answer broke off.
+
+    With `stream_options.include_usage` the last chunk has no choices, but `usage`, and in `gkt` what the headers of a
+    whole answer tell.
+    """
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    gkt: dict[str, Any] | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+
+
+class Embedding(Struct):
+    index: Count
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingsUsage(Struct):
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class EmbeddingsReply(Struct):
+    """Vectors as the engine wrote them: numbers, or base64 of 32-bit floats, little-endian."""
+
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingsUsage | None = None
+    object: Literal["list"] = "list"
+
+
+class Model(Struct):
+    """A name that the key may send as `model`."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(Struct):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Error(Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(Struct):
+    """OpenAI's error object."""
+
+    error: Error

@@ -1,0 +1,80 @@
+"""Embeddings of any OpenAI-compatible server: vectors as they came, counts where they can be used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.engines import embeddings
+from gateway.engines.base import Usage
+from gateway.engines.embeddings import read_embeddings
+from gateway.engines.openai import OpenAIEngine
+from gateway.engines.tgi import TGIEngine
+from gateway.errors import EngineGarbled, EngineRejected
+from tests.engines.fake_server import NAME, engine_http, failure, replying, serving
+from tests.fakes import embedded
+
+PATH = "/v1/embeddings"
+
+
+async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_came() -> None:
+    """And each field of the reply comes back in the engine's own bytes."""
+    body = {"model": "vectors", "input": [[1, 2], [3]], "dimensions": 64, "unknown": {"a": None}}
+    async with serving({PATH: replying(embedded(2))}) as fake, engine_http(fake.url + "/v1") as http:
+        reply = await OpenAIEngine(NAME, "org/model", http).embed(body)
+    assert fake.bodies == [{**body, "model": "org/model"}]
+    assert reply.usage == Usage(10, 0)
+    assert b'"embedding": [1e-05, 0.50]' in msgspec.json.encode(reply.fields["data"])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"data": null}',
+        b'{"data": {}}',
+        b'{"data": "[]"}',
+        b'{"data": [1,}',
+        b'{"data": [], "usage": {',
+        b'{"data": ["\xff"]}',
+    ],
+)
+def test_what_holds_no_list_of_vectors_is_garbled(raw: bytes) -> None:
+    """Also where the mistake lies in what is passed on unread."""
+    with pytest.raises(EngineGarbled):
+        read_embeddings(raw, NAME)
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, 5, [], {}, {"prompt_tokens": 0}, {"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": "9"}],
+)
+def test_a_count_that_cannot_be_used_is_none(usage: Any) -> None:
+    """The gateway then counts by itself."""
+    assert read_embeddings(msgspec.json.encode({"data": [], "usage": usage}), NAME).usage is None
+
+
+async def test_a_reply_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bound is above that of a chat, since vectors are large."""
+    from gateway.engines import openai
+
+    assert embeddings.MAX_REPLY_BYTES > 34_000_000
+    monkeypatch.setattr(openai, "MAX_REPLY_BYTES", 1_000)
+    async with serving({PATH: replying(embedded(100))}) as fake, engine_http(fake.url + "/v1") as http:
+        error = await failure(OpenAIEngine(NAME, "m", http).embed({"input": "a"}), fake.url)
+    assert isinstance(error, EngineGarbled)
+    assert "1000 bytes" in error.message
+
+
+async def test_tgi_makes_none() -> None:
+    """It has no such route, and is not asked."""
+    async with serving({}) as fake, engine_http(fake.url) as http:
+        error = await failure(TGIEngine(NAME, http).embed({"input": "a"}), fake.url)
+    assert isinstance(error, EngineRejected)
+    assert not fake.bodies

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.errors import InvalidRequest
+from gateway.protocol.text import TextRequest, parse_text_completion
+
+LEAST: dict[str, Any] = {"model": "m", "prompt": "Q: Why?\nA:"}
+
+
+def refused(raw: bytes) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_text_completion(raw)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def parsed(**fields: Any) -> TextRequest:
+    return parse_text_completion(orjson.dumps({**LEAST, **fields}))
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"text"', b"\xff", b'{"model": "m", "prompt": "\\ud800"}'])
+def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
+    """There is none to name; the message says which are needed."""
+    error = refused(raw)
+    assert error.param is None
+    assert "JSON object with 'model' and 'prompt'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": ""}, "model"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": True}, "prompt"),
+        ({"prompt": {}}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [""]}, "prompt[0]"),
+        ({"prompt": ["a", ""]}, "prompt[1]"),
+        ({"prompt": ["a", 1]}, "prompt[1]"),
+        ({"prompt": [1, "a"]}, "prompt[1]"),
+        ({"prompt": [1, [1]]}, "prompt[1]"),
+        ({"prompt": ["a", None]}, "prompt[1]"),
+        ({"prompt": [1, 1.5]}, "prompt[1]"),
+        ({"prompt": [1, True]}, "prompt[1]"),
+        ({"prompt": [1, -1]}, "prompt[1]"),
+        ({"prompt": [1, 2**31]}, "prompt[1]"),
+        ({"prompt": [1, 10**30]}, "prompt[1]"),
+        ({"prompt": [[]]}, "prompt[0]"),
+        ({"prompt": [[1], []]}, "prompt[1]"),
+        ({"prompt": [[1], [1, -5]]}, "prompt[1][1]"),
+        ({"prompt": [[1], ["a"]]}, "prompt[1][0]"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
+        ({"max_tokens": 2**31}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"best_of": 0}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"echo": "yes"}, "echo"),
+        ({"suffix": 5}, "suffix"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": "0"}, "frequency_penalty"),
+        ({"seed": "7"}, "seed"),
+        ({"stop": ["1", "2", "3", "4", "5"]}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"logit_bias": []}, "logit_bias"),
+        ({"user": 5}, "user"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {}}, "stream_options"),
+        ({"stream_options": {"include_usage": 1}, "stream": True}, "stream_options.include_usage"),
+    ],
+)
+def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
+    """In the error's param and in its message, as for a chat."""
+    error = refused(_dumped({**LEAST, **fields}))
+    assert error.param == param
+    assert error.message.startswith(f"'{param}'")
+    assert "`" not in error.message
+
+
+def _dumped(body: dict[str, Any]) -> bytes:
+    import json
+
+    return json.dumps(body).encode()  # orjson writes no integer of more than 64 bits
+
+
+@pytest.mark.parametrize("missing", ["model", "prompt"])
+def test_a_missing_field_is_named(missing: str) -> None:
+    """Both are required."""
+    error = refused(orjson.dumps({key: value for key, value in LEAST.items() if key != missing}))
+    assert (error.param, error.message) == (missing, f"'{missing}' is required.")
+
+
+def test_the_least_body_asks_for_nothing_special() -> None:
+    """Every default is an absence."""
+    assert parsed() == TextRequest(
+        body=LEAST, model="m", prompt="Q: Why?\nA:", choices=1, max_tokens=None, stop=(), stream=False,
+        wants_usage=False, unguidable=None, size_bytes=len(orjson.dumps(LEAST)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": " "},
+        {"prompt": ["a", "b"]},
+        {"prompt": [0, 50256]},
+        {"prompt": [[0], [1, 2]]},
+        {"max_tokens": None, "n": None, "best_of": None, "echo": None, "suffix": None, "logprobs": None, "stop": None},
+        {"max_tokens": 0, "echo": True, "logprobs": 0},
+        {"n": 2, "best_of": 2, "stream": True},
+        {"n": 2, "best_of": 5},
+        {"temperature": 0, "top_p": 1, "unknown": {"a": [1, None]}, "top_k": 40, "user": "日本 😀"},
+        {"stream": True, "stream_options": {"include_usage": True}},
+    ],
+)
+def test_a_good_body_is_kept_verbatim(fields: dict[str, Any]) -> None:
+    """Unknown fields among it, to the last digit."""
+    raw = orjson.dumps({**LEAST, **fields})
+    text = parse_text_completion(raw)
+    assert orjson.dumps(text.body) == raw
+    assert text.size_bytes == len(raw)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt", "choices", "why"),
+    [
+        ({}, "Q: Why?\nA:", 1, None),
+        ({"prompt": ["one"]}, "one", 1, None),
+        ({"prompt": ["one", "two"]}, None, 2, "prompts"),
+        ({"prompt": ["one", "two"], "n": 3}, None, 6, "prompts"),
+        ({"prompt": [1, 2, 3]}, None, 1, "token_ids"),
+        ({"prompt": [[1, 2]]}, None, 1, "token_ids"),
+        ({"prompt": [[1], [2]]}, None, 2, "prompts"),
+        ({"echo": True}, "Q: Why?\nA:", 1, "echo"),
+        ({"echo": False, "suffix": "", "n": 1, "best_of": 1}, "Q: Why?\nA:", 1, None),
+        ({"suffix": "end"}, "Q: Why?\nA:", 1, "suffix"),
+        ({"n": 2}, "Q: Why?\nA:", 2, "n"),
+        ({"best_of": 2}, "Q: Why?\nA:", 1, "best_of"),
+        ({"logprobs": 0}, "Q: Why?\nA:", 1, "logprobs"),
+    ],
+)
+def test_what_guidance_cannot_open_says_why(
+    fields: dict[str, Any], prompt: str | None, choices: int, why: str | None
+) -> None:
+    """One prompt in words, answered once, can be opened; nothing else can."""
+    text = parsed(**fields)
+    assert (text.prompt, text.choices, text.unguidable) == (prompt, choices, why)
+
+
+def test_stop_and_limit_are_read_as_for_a_chat() -> None:
+    """Under the names of this route."""
+    text = parsed(stop=["x", "", "y"], max_tokens=7, stream=True, stream_options={"include_usage": True})
+    assert (text.stop, text.max_tokens, text.limit_field, text.wants_usage) == (("x", "y"), 7, "max_tokens", True)

@@ -1,0 +1,90 @@
+"""A running gateway held to its own OpenAPI document: whatever is sent, each reply is one that the document knows."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+
+from gateway.app import ROUTES
+from gateway.web.openapi.document import document
+from tests.fakes import FakeEngine, says
+from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WRITTEN = document(ROUTES)
+# The key is ours to send; that replies without one are refused is checked all the same.
+KEYED = schemathesis.Config.from_dict({"generation": {"with-security-parameters": False}})
+API = schemathesis.openapi.from_dict(json.loads(WRITTEN.body), config=KEYED)
+OPENAPI = "/openapi.json"
+
+
+@pytest.fixture(scope="module")
+def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with (
+        FakeEngine(says("Hi there")).running() as engine,
+        running_gateway(
+            tmp_path_factory.mktemp("document"),
+            redis_url=redis_url,
+            redis={"timeout": "5s"},
+            models=[
+                model("big", "tgi", engine.url),
+                model("small", "openai", f"{engine.url}/v1", continuation="trailing", echo=False),
+            ],
+            routes=[guided(), STUDENT_ONLY, {"model": "vectors", "mode": "embeddings", "student": "small"}],
+        ) as process,
+    ):
+        yield process
+
+
+def _whole(value: Any) -> Any:
+    """5 for 5.0: a schema does not tell them apart, and the gateway takes no 5.0 for an integer."""
+    if isinstance(value, dict):
+        return {name: _whole(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def conforms(case: schemathesis.Case, gate: GatewayProcess) -> None:
+    """The reply's status, headers, type and body stand in the document, and no key means 401 where it says so."""
+    case.body = _whole(case.body)
+    if isinstance(case.body, dict) and isinstance(case.body.get("model"), str) and case.body["model"]:
+        # Nearly every name would be unknown here, and nothing behind it reached.
+        case.body["model"] = "vectors" if case.path == "/v1/embeddings" else "chat"
+    response = case.call_and_validate(base_url=gate.url, headers={"Authorization": f"Bearer {KEY}"})
+    assert response.status_code < 500, response.text
+
+
+def test_it_is_served_to_everybody_and_once(gate: GatewayProcess) -> None:
+    """Without a key, the same for every configuration; who has it already gets no second copy."""
+    answer = httpx.get(gate.url + OPENAPI)
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+    assert answer.content == WRITTEN.body
+    etag = answer.headers["ETag"]
+    for known, status in ((etag, 304), (f'"other", {etag}', 304), ("*", 304), ('"other"', 200)):
+        again = httpx.get(gate.url + OPENAPI, headers={"If-None-Match": known})
+        assert (again.status_code, again.headers["ETag"]) == (status, etag)
+        assert bool(again.content) == (status == 200)
+
+
+@API.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_reply_is_one_that_the_document_knows(case: schemathesis.Case, gate: GatewayProcess) -> None:
+    conforms(case, gate)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@API.parametrize()
+@settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+def test_every_reply_is_one_that_the_document_knows_however_often_one_asks(
+    case: schemathesis.Case, gate: GatewayProcess
+) -> None:
+    conforms(case, gate)

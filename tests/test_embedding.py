@@ -1,0 +1,196 @@
+"""Embeddings through a running gateway, as OpenAI's SDK asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import pytest
+from aiohttp import web
+from openai import OpenAI
+
+from tests.fakes import FakeEngine, embedded, says
+from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VECTORS = {"model": "vectors", "mode": "embeddings", "student": "small"}
+HIDING = {**VECTORS, "model": "vectors-quiet", "show_cost": False}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[FakeEngine]:
+    with FakeEngine(says("Hi")).running() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def gate(engine: FakeEngine, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with running_gateway(
+        tmp_path_factory.mktemp("embedding"),
+        redis_url=redis_url,
+        models=[
+            model("big", "tgi", engine.url),
+            model("small", "openai", f"{engine.url}/v1", model="org/vectors-1"),
+            model("chatty", "openai", f"{engine.url}/v1", continuation="none"),
+        ],
+        routes=[guided(student="chatty"), VECTORS, HIDING],
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def client(gate: GatewayProcess) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{gate.url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
+
+
+def receipt_of(client: OpenAI, request_id: str) -> dict[str, Any]:
+    """The receipt, which is written just after the answer left."""
+    for _ in range(200):
+        try:
+            receipt: Any = client.get(f"/receipts/{request_id}", cast_to=object)
+        except openai.NotFoundError:
+            time.sleep(0.02)
+            continue
+        assert isinstance(receipt, dict)
+        return receipt
+    raise AssertionError(f"no receipt {request_id}")
+
+
+def test_vectors_come_through_and_the_call_has_its_receipt(client: OpenAI, engine: FakeEngine) -> None:
+    """The SDK asks for base64 by itself, and decodes it; the engine is asked for its own model."""
+    raw = client.embeddings.with_raw_response.create(model="vectors", input=["one", "two"], dimensions=2, user="me")
+    reply = raw.parse()
+    assert [one.embedding for one in reply.data] == [[1.0, 0.0]] * 2
+    assert (reply.model, reply.usage.prompt_tokens, reply.object) == ("vectors", 10, "list")
+    sent = {"model": "org/vectors-1", "input": ["one", "two"], "dimensions": 2, "user": "me"}
+    assert engine.asked[-1] == {**sent, "encoding_format": "base64"}
+
+    receipt = receipt_of(client, raw.headers["x-request-id"])
+    assert (receipt["mode"], receipt["status"], receipt["route"]) == ("embeddings", "ok", "vectors")
+    assert (receipt["teacher"], receipt["guidance"], receipt["finish_reason"]) == (None, None, None)
+    assert receipt["student"]["input_tokens"] == 10
+    assert receipt["student"]["output_tokens"] == 0
+    assert Decimal(receipt["cost_usd"]) == Decimal("0.000001") == Decimal(raw.headers["x-gkt-cost-usd"])
+    assert Decimal(receipt["savings_usd"]) == 0
+    assert (raw.headers["x-gkt-mode"], raw.headers["x-gkt-student-tokens"]) == ("embeddings", "10+0")
+
+
+def test_nothing_of_the_reply_is_written_anew_but_the_models_name(gate: GatewayProcess) -> None:
+    """Numbers keep the digits in which the engine wrote them."""
+    answer = httpx.post(
+        f"{gate.url}/v1/embeddings", json={"model": "vectors", "input": "a"}, headers={"Authorization": f"Bearer {KEY}"}
+    )
+    assert b'"embedding": [1e-05, 0.50]' in answer.content
+    assert answer.json() == {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [1e-05, 0.5]}],
+        "model": "vectors",
+        "usage": {"prompt_tokens": 5, "total_tokens": 5},
+    }
+
+
+def test_what_it_cost_is_hidden_where_the_route_says_so(client: OpenAI) -> None:
+    """In the headers as in the receipt."""
+    raw = client.embeddings.with_raw_response.create(model="vectors-quiet", input="a")
+    assert "x-gkt-cost-usd" not in raw.headers
+    assert "cost_usd" not in receipt_of(client, raw.headers["x-request-id"])
+
+
+def test_routes_for_embeddings_are_listed_and_answer_no_chats(client: OpenAI) -> None:
+    """And those for chats make no vectors."""
+    assert [entry.id for entry in client.models.list()] == ["chat", "vectors", "vectors-quiet"]
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model="vectors", messages=[{"role": "user", "content": "Hi"}])
+    assert (wrong.value.param, "/v1/embeddings" in wrong.value.message) == ("model", True)
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.embeddings.create(model="chat", input="a")
+    assert wrong.value.param == "model"
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.embeddings.create(model="text-embedding-3-small", input="a")
+    assert "'chat', 'vectors'" in unknown.value.message
+
+
+def test_a_server_of_embeddings_alone_is_not_asked_to_chat(gate: GatewayProcess, engine: FakeEngine) -> None:
+    """The probe of how a student continues would find it broken."""
+    give_up = time.monotonic() + 10
+    while (ready := httpx.get(gate.admin_url + "/readyz").json())["status"] != "ready" and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert ready["engines"]["small"]["up"] is True
+    assert "org/vectors-1" not in {body["model"] for body in engine.asked if "messages" in body}
+
+
+@pytest.mark.parametrize(
+    ("status", "raised", "label"),
+    [
+        (400, openai.BadRequestError, "invalid_request"),
+        (401, openai.InternalServerError, "engine_rejected"),
+        (429, openai.InternalServerError, "engine_overloaded"),
+        (500, openai.InternalServerError, "engine_failed"),
+    ],
+)
+def test_an_engine_that_fails_is_an_error_with_a_receipt(
+    client: OpenAI, engine: FakeEngine, status: int, raised: type[openai.APIStatusError], label: str
+) -> None:
+    """What it blames on the request is the caller's to mend."""
+
+    async def fails(request: web.Request, body: dict[str, Any]) -> web.Response:
+        return web.json_response({"error": {"message": "too many dimensions"}}, status=status)
+
+    usual, engine.embed = engine.embed, fails
+    try:
+        with pytest.raises(raised) as caught:
+            client.embeddings.create(model="vectors", input="a")
+    finally:
+        engine.embed = usual
+    receipt = receipt_of(client, caught.value.response.headers["x-request-id"])
+    assert receipt["status"] == label
+    assert (receipt["student"] is None) == (status in {400, 401, 429}), "a call that was refused cost nothing"
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("Why is the sky blue?", range(6, 12)), ([1, 2, 3], [3]), ([[1, 2], [3, 4, 5]], [5])]
+)
+def test_what_the_engine_does_not_count_is_counted_here(
+    client: OpenAI, engine: FakeEngine, given: Any, read: Any
+) -> None:
+    """Words are estimated, token ids counted; both are marked."""
+
+    async def uncounted(request: web.Request, body: dict[str, Any]) -> web.Response:
+        return web.Response(body=embedded(1).partition(b', "usage"')[0] + b"}", content_type="application/json")
+
+    usual, engine.embed = engine.embed, uncounted
+    try:
+        raw = client.embeddings.with_raw_response.create(model="vectors", input=given, encoding_format="float")
+    finally:
+        engine.embed = usual
+    receipt = receipt_of(client, raw.headers["x-request-id"])
+    assert receipt["student"]["input_tokens"] in read
+    assert receipt["student"]["estimated"] is True
+
+
+def test_a_caller_who_leaves_has_a_receipt_and_the_engine_is_told(
+    client: OpenAI, engine: FakeEngine, gate: GatewayProcess
+) -> None:
+    """The engine may have read it all: that is charged."""
+
+    async def slowly(request: web.Request, body: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(30)
+        raise AssertionError("not waited for")
+
+    usual, engine.embed = engine.embed, slowly
+    engine.cancelled.clear()
+    try:
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.5).embeddings.create(model="vectors", input=[1, 2, 3, 4])
+        assert engine.cancelled.wait(10)
+    finally:
+        engine.embed = usual
+    line = gate.wait_for_log("request", status="client_gone", mode="embeddings")
+    assert line["student"]["input_tokens"] == 4

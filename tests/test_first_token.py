@@ -1,0 +1,256 @@
+"""Guidance that streams: the caller hears the teacher as it writes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+from aiohttp import web
+
+from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
+from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_looked_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.fakes import Handler
+
+WORDS = ["The", " answer", " to", " your", " question", " begins"]
+KEPT = "The answer to your question"
+PAUSE_S = 0.15
+_numbers = itertools.count()
+
+
+def teacher(*, finish: str | None = "length", fails_after: int | None = None, stalls: bool = False) -> Handler:
+    """Writes a word at a time, slowly; a JSON caller waits for all of it."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not body.get("stream"):
+            await asyncio.sleep(PAUSE_S * len(WORDS))
+            return web.json_response(reply("".join(WORDS), finish or "length"))
+        response = await begin_events(request)
+        for count, word in enumerate(WORDS):
+            if count == fails_after:
+                if stalls:
+                    await asyncio.sleep(30)
+                await response.write(event({"error": {"message": "out of memory", "http_status_code": 424}}))
+                return response
+            await response.write(event(chunk({"role": "assistant", "content": word})))
+            await asyncio.sleep(PAUSE_S)
+        await response.write(event(chunk({}, finish)))
+        usage = {"prompt_tokens": 9, "completion_tokens": len(WORDS)}
+        await response.write(event({**chunk({}), "choices": [], "usage": usage}) + b"data: [DONE]\n\n")
+        return response
+
+    return behave
+
+
+@dataclass
+class Heard:
+    """A streamed answer: when each piece of text came, in seconds since the request, and all parts."""
+
+    at_s: list[float]
+    pieces: list[str]
+    parts: list[dict[str, Any]]
+    headers: httpx.Headers
+    done: bool
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+@dataclass
+class World:
+    teacher: FakeEngine
+    student: FakeEngine
+    gateway: GatewayProcess
+
+    def hear(self, route: str = "chat", **more: Any) -> Heard:
+        content = more.pop("question", None) or f"What is {next(_numbers)}?"
+        body = {"model": route, "messages": [{"role": "user", "content": content}], "stream": True} | more
+        headers = {"Authorization": f"Bearer {KEY}"}
+        heard = Heard([], [], [], httpx.Headers(), done=False)
+        begun = time.monotonic()
+        with httpx.stream(
+            "POST", f"{self.gateway.url}/v1/chat/completions", headers=headers, json=body, timeout=20
+        ) as answer:
+            heard.headers = answer.headers
+            for line in answer.iter_lines():
+                if line == "data: [DONE]":
+                    heard.done = True
+                elif line.startswith("data: "):
+                    heard.parts.append(part := orjson.loads(line[6:]))
+                    for choice in part.get("choices", ()):
+                        if text := choice["delta"].get("content"):
+                            heard.at_s.append(time.monotonic() - begun)
+                            heard.pieces.append(text)
+        return heard
+
+    def receipt(self, heard: Heard) -> dict[str, Any]:
+        return self.gateway.wait_for_log("request", id=heard.headers["x-request-id"])
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with ExitStack() as stack:
+        big = stack.enter_context(FakeEngine(teacher()).running())
+        small = stack.enter_context(FakeEngine(says(" with this.")).running())
+        calm = {"breaker": {"failures": 1000}}
+        gateway = stack.enter_context(
+            running_gateway(
+                tmp_path_factory.mktemp("first_token"),
+                redis_url=redis_url,
+                redis={"prefix": "first-token"},
+                models=[
+                    model("big", "tgi", big.url, **calm),
+                    model("big-openai", "openai", f"{big.url}/v1", continuation="none", **calm),
+                    model("small", "openai", f"{small.url}/v1", continuation="trailing", echo=False, **calm),
+                ],
+                routes=[
+                    guided(tokens=6, cache_ttl="0s"),
+                    guided("whole", tokens=6, stream=False, cache_ttl="0s"),
+                    guided("openai", teacher="big-openai", tokens=6, cache_ttl="0s"),
+                    guided("hurried", tokens=6, deadline="600ms", cache_ttl="0s"),
+                    guided("must", tokens=6, on_failure="reject", cache_ttl="0s"),
+                    guided("hint", tokens=6, projection="hint", cache_ttl="0s"),
+                    guided("kept", tokens=6),
+                ],
+            )
+        )
+        wait_until_looked_at(gateway.admin_url)
+        yield World(big, small, gateway)
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    running.teacher.behave, running.student.behave = teacher(), says(" with this.")
+    running.teacher.asked.clear()
+    running.student.asked.clear()
+    return running
+
+
+@pytest.mark.parametrize("route", ["chat", "openai"])
+def test_the_teachers_words_leave_as_they_are_written(world: World, route: str) -> None:
+    """The first long before the last; the last word, which may be half, not before the seam is decided."""
+    heard = world.hear(route)
+    assert heard.text == KEPT + " with this."
+    assert heard.pieces[: heard.pieces.index(" with")] == ["The", " answer", " to", " your", " question"]
+    assert heard.at_s[0] < 3 * PAUSE_S
+    assert heard.at_s[3] - heard.at_s[0] > 2 * PAUSE_S
+    assert heard.done
+
+
+def test_what_was_shown_is_what_the_student_continues(world: World) -> None:
+    """Exactly, and one answer comes out: one role, one id, one finish."""
+    heard = world.hear(stream_options={"include_usage": True})
+    assert world.student.asked[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
+    choices = [choice for part in heard.parts for choice in part["choices"]]
+    assert [choice["delta"]["role"] for choice in choices if "role" in choice["delta"]] == ["assistant"]
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
+    assert len({(part["id"], part["created"], part["model"]) for part in heard.parts}) == 1
+    usage = heard.parts[-1]["usage"]
+    receipt = world.receipt(heard)
+    assert usage["completion_tokens"] == receipt["guidance"]["kept_tokens"] + receipt["student"]["output_tokens"]
+    assert receipt["teacher"]["output_tokens"] == len(WORDS)
+
+
+@pytest.mark.parametrize("route", ["whole", "hint"])
+def test_guidance_that_does_not_stream_comes_at_once_or_not_at_all(world: World, route: str) -> None:
+    """`stream: false`, and a hint, which the caller never sees."""
+    heard = world.hear(route)
+    assert heard.at_s[0] > len(WORDS) * PAUSE_S
+    assert not world.teacher.asked[0].get("stream")
+
+
+def test_a_json_caller_waits_for_all_of_it_and_the_teacher_is_not_asked_to_stream(world: World) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}
+    answer = httpx.post(
+        f"{world.gateway.url}/v1/chat/completions", headers={"Authorization": f"Bearer {KEY}"}, json=body, timeout=20
+    )
+    assert answer.json()["choices"][0]["message"]["content"] == KEPT + " with this."
+    assert not world.teacher.asked[0].get("stream")
+
+
+def test_a_teacher_that_ends_by_itself_has_answered(world: World) -> None:
+    """Its last word too, and no student is asked."""
+    world.teacher.behave = teacher(finish="stop")
+    heard = world.hear()
+    assert heard.text == "".join(WORDS)
+    assert (world.student.asked, world.receipt(heard)["mode"]) == ([], "teacher_complete")
+
+
+def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(world: World) -> None:
+    """What was shown stays, the student goes on from there, and the receipt says why it is short."""
+    world.teacher.behave = teacher(fails_after=3)
+    heard = world.hear()
+    assert heard.text == "The answer with this."
+    assert heard.done
+    receipt = world.receipt(heard)
+    assert (receipt["mode"], receipt["guidance"]["cut_short"]) == ("guided", "teacher_failed")
+    assert receipt["guidance"]["kept_tokens"] == 2
+    assert len(world.teacher.asked) == 1, "it is not asked again once its words were shown"
+
+
+def test_a_teacher_that_is_too_late_is_cut_where_it_was(world: World) -> None:
+    """The deadline holds for a teacher that was heard as well."""
+    world.teacher.behave = teacher(fails_after=3, stalls=True)
+    heard = world.hear("hurried")
+    assert heard.text == "The answer with this."
+    assert world.receipt(heard)["guidance"]["cut_short"] == "teacher_late"
+
+
+def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_streamed(world: World) -> None:
+    """The student alone, or a 503 with a status: nothing has left yet."""
+    world.teacher.behave = teacher(fails_after=0)
+    heard = world.hear()
+    assert heard.text == " with this."
+    assert heard.headers["x-gkt-unguided"] == "teacher_failed"
+    assert len(world.teacher.asked) == 2, "asked once more"
+    refused = world.hear("must")
+    assert refused.parts == []
+    assert refused.headers["content-type"] == "application/json"
+
+
+def test_a_stop_text_that_the_teacher_writes_ends_the_answer(world: World) -> None:
+    """Nothing of it is shown, also where it comes in two pieces."""
+    world.teacher.behave = teacher(finish="stop")
+    heard = world.hear(stop=["your ques"])
+    assert heard.text == "The answer to "
+    assert world.student.asked == []
+
+
+def test_identical_requests_share_one_stream(world: World) -> None:
+    """The first hears it as it is written, the second at once when it is whole; later ones out of the cache."""
+    for _ in range(2):
+        heard = world.hear("kept", question="The same?")
+        assert heard.text == KEPT + " with this."
+    assert len(world.teacher.asked) == 1
+    assert world.receipt(heard)["teacher"]["shared"] == "cache"
+
+
+def test_a_caller_who_hangs_up_in_the_middle_frees_the_teacher(world: World) -> None:
+    """The call is given up, and the receipt says who left."""
+    world.teacher.cancelled.clear()
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Left?"}], "stream": True}
+    with httpx.stream(
+        "POST",
+        f"{world.gateway.url}/v1/chat/completions",
+        headers={"Authorization": f"Bearer {KEY}"},
+        json=body,
+        timeout=20,
+    ) as answer:
+        request_id = answer.headers["x-request-id"]
+        next(line for line in answer.iter_lines() if "answer" in line)
+    assert world.teacher.cancelled.wait(5)
+    receipt = world.gateway.wait_for_log("request", id=request_id)
+    assert receipt["status"] == "client_gone"
+    assert receipt["teacher"]["output_tokens"] > 0

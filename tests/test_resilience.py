@@ -1,0 +1,330 @@
+"""An engine that fails is asked again, another one is, or none: and the receipt tells of every call."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+from aiohttp import web
+
+from tests.fakes import FakeEngine, begin_events, chunk, event, says
+from tests.gateway_process import KEY, GatewayProcess, model, running_gateway
+from tests.readiness import wait_until_looked_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.fakes import Handler
+
+OPENING = "The answer to your question begins"
+KEPT = "The answer to your question"
+TIMEOUTS = {"connect": "500ms", "first_token": "400ms", "idle": "300ms", "total": "5s"}
+_numbers = itertools.count()
+
+
+@dataclass
+class Script:
+    """An engine that behaves each time as the next entry says, and as the last one from then on."""
+
+    steps: list[Handler]
+    taken: int = field(default=0)
+
+    async def __call__(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        step = self.steps[min(self.taken, len(self.steps) - 1)]
+        self.taken += 1
+        return await step(request, body)
+
+
+def answers(code: int, **headers: str) -> Handler:
+    async def behave(_: web.Request, __: dict[str, Any]) -> web.Response:
+        body = orjson.dumps({"error": {"message": "no"}})
+        return web.Response(status=code, body=body, content_type="application/json", headers=headers)
+
+    return behave
+
+
+async def hangs_up(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """After the head: before it, a call over a connection that was used is sent again, and nobody hears of it."""
+    kind = "text/event-stream" if body.get("stream") else "application/json"
+    response = web.StreamResponse(headers={"Content-Type": kind})
+    await response.prepare(request)
+    await response.write(b"{" if kind == "application/json" else b": hello\n\n")
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+async def only_a_role(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    """As vLLM begins: a role, no words yet. Then it is gone."""
+    response = await begin_events(request)
+    await response.write(event(chunk({"role": "assistant", "content": ""})))
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def two_words(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    response = await begin_events(request)
+    await response.write(event(chunk({"content": " two words"})))
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+@dataclass
+class World:
+    teacher: FakeEngine
+    first: FakeEngine
+    second: FakeEngine
+    gateway: GatewayProcess
+
+    def ask(self, route: str, **more: Any) -> httpx.Response:
+        body = {"model": route, "messages": [{"role": "user", "content": f"What is {next(_numbers)}?"}]} | more
+        headers = {"Authorization": f"Bearer {KEY}"}
+        return httpx.post(f"{self.gateway.url}/v1/chat/completions", headers=headers, json=body, timeout=20)
+
+    def receipt(self, answer: httpx.Response) -> dict[str, Any]:
+        return self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+
+    def detail(self, engine: str) -> dict[str, Any]:
+        detail: dict[str, Any] = httpx.get(f"{self.gateway.admin_url}/readyz").json()["engines"][engine]
+        return detail
+
+
+def engine(name: str, url: str, **more: Any) -> dict[str, Any]:
+    """A student that continues. Its breaker opens late unless said otherwise."""
+    return model(
+        name,
+        "openai",
+        f"{url}/v1",
+        **{"continuation": "trailing", "echo": False, "timeouts": TIMEOUTS, "breaker": {"failures": 1000}} | more,
+    )
+
+
+def route(name: str, students: list[str], mode: str = "student", **more: Any) -> dict[str, Any]:
+    return {
+        "model": name,
+        "mode": mode,
+        "teacher": "big",
+        "students": students,
+        "retries": {"num_retries": 2, "backoff": "10ms"},
+        "guidance": {"tokens": 6, "deadline": "2s"},
+    } | more
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with ExitStack() as stack:
+        teacher, first, second = (stack.enter_context(FakeEngine(says("x")).running()) for _ in range(3))
+        fast = {"failures": 3, "rest": "300ms", "longest_rest": "600ms"}
+        gateway = stack.enter_context(
+            running_gateway(
+                tmp_path_factory.mktemp("resilience"),
+                redis_url=redis_url,
+                redis={"prefix": "resilience"},
+                models=[
+                    model("big", "tgi", teacher.url, timeouts=TIMEOUTS, breaker={"failures": 1000}),
+                    engine("first", first.url),
+                    engine("second", second.url),
+                    engine("mute", second.url, continuation="none"),
+                    engine("fragile", first.url, breaker=fast),
+                    engine("busy", first.url),
+                    engine("gone", "http://127.0.0.1:9"),
+                ],
+                routes=[
+                    route("alone", ["first"]),
+                    route("both", ["first", "second"]),
+                    route("guided", ["first", "second"], "guided"),
+                    route("guided-mute", ["first", "mute"], "guided"),
+                    route("guided-gone", ["gone", "second"], "guided"),
+                    route("fragile", ["fragile"], retries={"num_retries": 0}),
+                    route("busy", ["busy", "second"]),
+                ],
+            )
+        )
+        wait_until_looked_at(gateway.admin_url)
+        yield World(teacher, first, second, gateway)
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    running.teacher.behave = says(OPENING, "length")
+    running.first.behave, running.second.behave = says(" here."), says(" there.")
+    for one in (running.teacher, running.first, running.second):
+        one.asked.clear()
+    return running
+
+
+def text_of(answer: httpx.Response) -> str:
+    """The words of a reply, streamed or not."""
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        text: str = answer.json()["choices"][0]["message"]["content"]
+        return text
+    choices = [choice for part in events_of(answer) for choice in part.get("choices", ())]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    return [orjson.loads(line) for line in lines if line != "[DONE]"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("failure", [answers(500), answers(503), answers(429), hangs_up])
+def test_a_student_that_failed_is_asked_again(world: World, failure: Handler, stream: bool) -> None:
+    """The caller sees nothing of it but a header; the receipt tells of each call."""
+    world.first.behave = Script([failure, failure, says("Well.")])
+    answer = world.ask("alone", stream=stream)
+    assert (answer.status_code, text_of(answer)) == (200, "Well.")
+    assert len(world.first.asked) == 3
+    receipt = world.receipt(answer)
+    assert receipt["status"] == "ok"
+    assert [attempt["engine"] for attempt in receipt["attempts"]] == ["first", "first"]
+    assert answer.headers["x-gkt-failed-attempts"] == "2"
+
+
+def test_a_student_that_goes_on_failing_is_asked_as_often_as_the_policy_says(world: World) -> None:
+    """Three calls, one error, one receipt."""
+    world.first.behave = answers(500)
+    answer = world.ask("alone")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_failed")
+    assert len(world.first.asked) == 3
+    assert [attempt["error"] for attempt in world.receipt(answer)["attempts"]] == ["engine_failed"] * 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("code", "asked"), [(500, 3), (401, 1), (404, 1)])
+def test_the_next_student_is_asked_when_the_first_gives_up(world: World, code: int, asked: int, stream: bool) -> None:
+    """At once where asking again would not help."""
+    world.first.behave = answers(code)
+    answer = world.ask("both", stream=stream)
+    assert text_of(answer) == " there."
+    assert (len(world.first.asked), len(world.second.asked)) == (asked, 1)
+    assert world.receipt(answer)["student"]["model"] == "second"
+
+
+@pytest.mark.parametrize("code", [400, 422])
+def test_a_request_that_is_wrong_is_refused_once(world: World, code: int) -> None:
+    world.first.behave = answers(code)
+    answer = world.ask("both")
+    assert answer.status_code == 400
+    assert (len(world.first.asked), len(world.second.asked)) == (1, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_guidance_is_kept_for_the_next_student(world: World, stream: bool) -> None:
+    """The teacher is not asked twice, and the caller sees one answer."""
+    world.first.behave = answers(500)
+    answer = world.ask("guided", stream=stream)
+    assert text_of(answer) == KEPT + " there."
+    assert len(world.teacher.asked) == 1
+    assert world.second.asked[0]["messages"][-1] == {"role": "assistant", "content": KEPT}
+    assert world.receipt(answer)["mode"] == "guided"
+
+
+def test_a_student_that_cannot_continue_gets_the_guidance_as_context(world: World) -> None:
+    """In a JSON reply nothing has left yet; the receipt says where the guidance stood."""
+    world.first.behave = answers(500)
+    answer = world.ask("guided-mute")
+    assert text_of(answer) == " there."
+    assert KEPT in world.second.asked[0]["messages"][-1]["content"]
+    assert world.receipt(answer)["guidance"]["placement"] == "context"
+    assert answer.headers["x-gkt-placement"] == "context"
+
+
+def test_once_the_opening_is_shown_only_who_can_continue_it_is_asked(world: World) -> None:
+    """Another answer cannot be put behind it."""
+    world.first.behave = answers(500)
+    answer = world.ask("guided-mute", stream=True)
+    assert text_of(answer) == KEPT
+    assert events_of(answer)[-1]["error"]["code"] == "engine_failed"
+    assert world.second.asked == []
+
+
+def test_a_student_that_is_not_there_costs_nothing(world: World) -> None:
+    """It never got the call."""
+    answer = world.ask("guided-gone")
+    receipt = world.receipt(answer)
+    assert text_of(answer) == KEPT + " there."
+    assert {attempt["error"] for attempt in receipt["attempts"]} == {"engine_unreachable"}
+    assert not any("share" in attempt for attempt in receipt["attempts"])
+
+
+def test_a_role_alone_is_no_word_yet(world: World) -> None:
+    """What has not reached the caller can be said by another."""
+    world.first.behave = only_a_role
+    assert text_of(world.ask("both", stream=True)) == " there."
+
+
+def test_after_the_first_word_nothing_is_asked_again(world: World) -> None:
+    """Half an answer and an error, never half of one and half of another."""
+    world.first.behave = two_words
+    answer = world.ask("both", stream=True)
+    assert text_of(answer) == " two words"
+    assert "error" in events_of(answer)[-1]
+    assert "[DONE]" not in answer.text
+    assert (len(world.first.asked), len(world.second.asked)) == (1, 0)
+
+
+def test_what_failed_calls_may_have_cost_is_in_the_cost(world: World) -> None:
+    """An engine that broke off may have written up to the limit."""
+    world.first.behave = Script([hangs_up, says("Well.")])
+    receipt = world.receipt(world.ask("alone", max_tokens=50))
+    (attempt,) = receipt["attempts"]
+    assert attempt["share"]["output_tokens"] == 50
+    assert float(receipt["cost_usd"]) == pytest.approx(
+        float(receipt["student"]["cost_usd"]) + float(attempt["share"]["cost_usd"])
+    )
+
+
+@pytest.mark.parametrize("failure", [answers(500), answers(424), hangs_up])
+def test_a_teacher_that_failed_is_asked_once_more(world: World, failure: Handler) -> None:
+    world.teacher.behave = Script([failure, says(OPENING, "length")])
+    answer = world.ask("guided")
+    assert text_of(answer) == KEPT + " here."
+    assert [attempt["engine"] for attempt in world.receipt(answer)["attempts"]] == ["big"]
+
+
+def test_a_teacher_is_not_pressed(world: World) -> None:
+    """One that is full is not asked again, one that failed twice neither: there is an answer without it."""
+    for failure, asked, reason in ((answers(429), 1, "teacher_overloaded"), (answers(500), 2, "teacher_failed")):
+        world.teacher.asked.clear()
+        world.teacher.behave = failure
+        answer = world.ask("guided")
+        assert (answer.headers["x-gkt-unguided"], len(world.teacher.asked)) == (reason, asked)
+
+
+def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: World) -> None:
+    """Closed, open, half open, closed: seen in the replies, the readiness detail, the metric and the log."""
+    world.first.behave = answers(500)
+    assert [world.ask("fragile").json()["error"]["code"] for _ in range(3)] == ["engine_failed"] * 3
+    refused = world.ask("fragile")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_resting")
+    assert refused.headers["Retry-After"] == "1"
+    assert len(world.first.asked) == 3, "it was not called"
+    assert world.detail("fragile")["breaker"] == "open"
+    assert 'gkt_engine_breaker{engine="fragile"} 2.0' in httpx.get(f"{world.gateway.admin_url}/metrics").text
+    assert world.gateway.wait_for_log("breaker", engine="fragile", state="open")
+    world.first.behave = says("Well.")
+    time.sleep(0.45)
+    assert world.detail("fragile")["breaker"] == "half_open"
+    assert text_of(world.ask("fragile")) == "Well."
+    assert world.detail("fragile")["breaker"] == "closed"
+    assert world.gateway.wait_for_log("breaker", engine="fragile", state="closed")
+
+
+def test_an_engine_that_says_when_is_left_alone_until_then(world: World) -> None:
+    """The other student answers meanwhile, without a call to the first."""
+    world.first.behave = Script([answers(429, **{"Retry-After": "2"}), says(" here.")])
+    begun = time.monotonic()
+    assert text_of(world.ask("busy")) == " there."
+    assert text_of(world.ask("busy")) == " there."
+    assert len(world.first.asked) == 1
+    time.sleep(max(0.0, begun + 2.2 - time.monotonic()))
+    assert text_of(world.ask("busy")) == " here."
