@@ -2,7 +2,7 @@
 
 The path of one request, in the order of the rooms it walks through:
 
-    1 receive       web/chat.py                bytes -> ChatRequest
+    1 receive       web/completions.py         bytes -> ChatRequest or TextRequest
     2 authenticate  web/auth.py                bearer key -> Caller
     3 resolve       policy/resolve.py          (caller, request) -> Plan; all that follows reads the Plan only
     4 admit         admission.py               a place in this process and an intent in Redis, or 503

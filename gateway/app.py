@@ -40,7 +40,7 @@ from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
 from gateway.web import keys
-from gateway.web.chat import chat_completions
+from gateway.web.completions import chat_completions, text_completions
 from gateway.web.connection import Runner
 from gateway.web.embeddings import embeddings
 from gateway.web.error_body import errors_as_openai
@@ -62,6 +62,7 @@ log = structlog.get_logger()
 
 ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
+    web.post("/v1/completions", text_completions),
     web.post("/v1/embeddings", embeddings),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model:.+}", show_model),

@@ -1,25 +1,23 @@
-"""THE PATH: one chat completion from a checked request to its answer and its receipt.
+"""THE PATH: one completion, of a chat or a raw prompt, from a checked request to its answer and its receipt.
 
 `answer` and `stream` walk the same steps; they differ in how the student is called and in what leaves when. Whatever
-happens inside, each request settles exactly one receipt (`_recorded`).
+happens inside, each request settles exactly one receipt (`Admission.settled`).
 """
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.errors import GatewayError, ModelNotFound
 from gateway.ledger.draft import Draft
 from gateway.opening import UNGUIDED
-from gateway.policy.resolve import Plan, resolve
-from gateway.protocol import ReplyHead, passed_on, usage_body
+from gateway.policy.resolve import resolve
+from gateway.protocol import ReplyHead, TextReplyHead, TextRequest, passed_on, usage_body
 from gateway.relay import StreamRelay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator
 
     from gateway.admission import Admission
     from gateway.finishing import Finisher
@@ -27,7 +25,8 @@ if TYPE_CHECKING:
     from gateway.ledger.receipt import Receipt
     from gateway.opening import Guide, Opening
     from gateway.policy.book import Caller, PolicyBook
-    from gateway.protocol import ChatRequest, Json
+    from gateway.policy.resolve import Plan
+    from gateway.protocol import CompletionRequest, Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +37,19 @@ class Visit:
     caller: Caller
     created: int
     started: float
+
+    def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
+        """The receipt of what comes of this, to be filled in."""
+        return Draft(
+            id=self.id,
+            created=self.created,
+            tenant=self.caller.policy.tenant,
+            key=self.caller.key_id,
+            route=route,
+            stream=stream,
+            started=self.started,
+            plan=plan,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,51 +79,53 @@ class Completions:
         self._admission = admission
         self._ledger = ledger
 
-    async def answer(self, visit: Visit, chat: ChatRequest) -> Answer:
+    async def answer(self, visit: Visit, asked: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
-        plan = self._resolve(visit, chat)
-        head = ReplyHead(f"chatcmpl-{visit.id}", visit.created, chat.model)
-        with self._recorded(visit, chat, plan) as draft, self._admission.place():
-            await self._admission.reserve(draft, chat)
-            opening = await self._guide.open(plan, chat, draft)
+        plan = self._resolve(visit, asked)
+        head = _head(visit, asked)
+        draft = visit.draft(plan, asked.model, stream=asked.stream)
+        with self._admission.settled(draft), self._admission.place():
+            await self._admission.reserve(draft, asked)
+            opening = await self._guide.open(plan, asked, draft)
             if opening.whole is not None:
                 reply = _whole_reply(opening)
             else:
-                reply = await self._finisher.complete(plan, chat, opening, draft)
+                reply = await self._finisher.complete(plan, asked, opening, draft)
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft)
             usage = _caller_usage(plan, draft, receipt)
             return Answer(head.completion(reply["choices"], usage) | passed_on(reply), receipt, plan.show_cost)
 
-    async def stream(self, visit: Visit, chat: ChatRequest) -> AsyncGenerator[Draft | list[Json], None]:
+    async def stream(self, visit: Visit, asked: CompletionRequest) -> AsyncGenerator[Draft | list[Json], None]:
         """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
 
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
         """
-        plan = self._resolve(visit, chat)
-        head = ReplyHead(f"chatcmpl-{visit.id}", visit.created, chat.model)
-        with self._recorded(visit, chat, plan) as draft, self._admission.place():
-            await self._admission.reserve(draft, chat)
-            relay = StreamRelay(head, wants_usage=chat.wants_usage)
+        plan = self._resolve(visit, asked)
+        head = _head(visit, asked)
+        draft = visit.draft(plan, asked.model, stream=asked.stream)
+        with self._admission.settled(draft), self._admission.place():
+            await self._admission.reserve(draft, asked)
+            relay = StreamRelay(head, wants_usage=asked.wants_usage)
             announced = False
-            async with aclosing(self._chunks(plan, chat, relay, draft)) as groups:
+            async with aclosing(self._chunks(plan, asked, relay, draft)) as groups:
                 async for chunks in groups:
                     if not announced:
                         yield draft
                         announced = True
                     yield chunks
             draft.finish_reason = relay.finish_reason
-            if chat.wants_usage:
+            if asked.wants_usage:
                 receipt = await self._ledger.close(draft)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
 
     async def _chunks(
-        self, plan: Plan, chat: ChatRequest, relay: StreamRelay, draft: Draft
+        self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: Draft
     ) -> AsyncGenerator[list[Json], None]:
         """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
         opening = UNGUIDED
-        async with aclosing(self._guide.stream(plan, chat, draft)) as pieces:
+        async with aclosing(self._guide.stream(plan, asked, draft)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     draft.saw_first_token()
@@ -119,7 +133,7 @@ class Completions:
                 else:
                     opening = piece
         if opening.whole is None:
-            async with aclosing(self._finisher.stream(plan, chat, opening, relay, draft)) as groups:
+            async with aclosing(self._finisher.stream(plan, asked, opening, relay, draft)) as groups:
                 async for chunks in groups:
                     yield chunks
         elif rest := relay.show_rest(opening.text):
@@ -128,39 +142,15 @@ class Completions:
         if chunks := relay.end(opening.whole):
             yield chunks
 
-    def _resolve(self, visit: Visit, chat: ChatRequest) -> Plan:
+    def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
         policy = visit.caller.policy
-        route = self._book.route(policy, chat.model)
-        if route is None:
-            names = ", ".join(f"'{name}'" for name in self._book.models(policy))
-            raise ModelNotFound(f"There is no model '{chat.model}' for this key. It may use: {names}.", param="model")
-        return resolve(policy, route, chat, self._finisher.look)
+        return resolve(policy, self._book.require(policy, asked.model), asked, self._finisher.look)
 
-    @contextmanager
-    def _recorded(self, visit: Visit, chat: ChatRequest, plan: Plan) -> Iterator[Draft]:
-        """Settle one receipt for what happens inside the block, whatever that is."""
-        draft = Draft(
-            id=visit.id,
-            created=visit.created,
-            tenant=visit.caller.policy.tenant,
-            key=visit.caller.key_id,
-            route=chat.model,
-            stream=chat.stream,
-            started=visit.started,
-            plan=plan,
-        )
-        status = "internal"
-        try:
-            yield draft
-            status = "ok"
-        except GatewayError as error:
-            status, error.recorded = error.label, True
-            raise
-        except (asyncio.CancelledError, GeneratorExit, ConnectionError):
-            status = "shutdown" if self._admission.cutting else "client_gone"
-            raise
-        finally:
-            self._ledger.settle(draft, status)
+
+def _head(visit: Visit, asked: CompletionRequest) -> ReplyHead:
+    if isinstance(asked, TextRequest):
+        return TextReplyHead(f"cmpl-{visit.id}", visit.created, asked.model)
+    return ReplyHead(f"chatcmpl-{visit.id}", visit.created, asked.model)
 
 
 def _whole_reply(opening: Opening) -> Json:

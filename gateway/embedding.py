@@ -11,7 +11,7 @@ from gateway.attempts import Attempts, go_on
 from gateway.engines.base import Usage
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError
-from gateway.ledger.draft import Call, Draft
+from gateway.ledger.draft import Call
 from gateway.policy.resolve import resolve_embeddings
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.completion import Visit
     from gateway.engines.base import EmbeddingsReply
     from gateway.engines.guard import GuardedEngine
+    from gateway.ledger.draft import Draft
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.receipt import Receipt
     from gateway.metrics import Metrics
@@ -61,16 +62,7 @@ class Embeddings:
         """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
         route = self._book.require(visit.caller.policy, asked.model)
         plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests)
-        draft = Draft(
-            id=visit.id,
-            created=visit.created,
-            tenant=visit.caller.policy.tenant,
-            key=visit.caller.key_id,
-            route=asked.model,
-            stream=False,
-            started=visit.started,
-            plan=plan,
-        )
+        draft = visit.draft(plan, asked.model, stream=False)
         with self._admission.settled(draft), self._admission.place():
             await self._admission.reserve(draft, asked)
             reply = await self._embed(plan, asked, draft)

@@ -11,14 +11,12 @@ from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
 from gateway.attempts import Attempts, go_on
-from gateway.continuation import Prefill
 from gateway.engines.chat import message_text, read_usage
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected
-from gateway.guidance.projection import PROJECTIONS, place_in_context
-from gateway.guidance.seam import SeamJoin
 from gateway.ledger.draft import Call
 from gateway.opening import UNGUIDED
+from gateway.placing import is_prefix, seam, send
 from gateway.policy.resolve import Look
 from gateway.relay import join_reply
 
@@ -29,8 +27,9 @@ if TYPE_CHECKING:
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
     from gateway.opening import Opening
+    from gateway.placing import Sent
     from gateway.policy.resolve import FinisherPlan, Plan
-    from gateway.protocol import ChatRequest, Json
+    from gateway.protocol import CompletionRequest, Json
     from gateway.relay import StreamRelay
 
 
@@ -46,7 +45,7 @@ class Finisher:
         guarded = self._engines[engine]
         return Look(guarded.state.continuation, guarded.rests)
 
-    async def complete(self, plan: Plan, chat: ChatRequest, opening: Opening, draft: Draft) -> Json:
+    async def complete(self, plan: Plan, asked: CompletionRequest, opening: Opening, draft: Draft) -> Json:
         """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
 
         Where one refuses the request with the opening, which the caller did not send, it gets it without.
@@ -55,38 +54,38 @@ class Finisher:
         while True:
             finisher = attempts.finisher
             try:
-                reply = await self._complete(plan, finisher, chat, opening, draft)
+                reply = await self._complete(plan, finisher, asked, opening, draft)
                 break
             except EngineError as error:
-                placed = _is_placed(plan, finisher, opening)
+                placed = is_prefix(plan, finisher, opening)
                 if placed and isinstance(error, EngineRejected) and error.blames_request:
                     draft.set_aside(plan, error)
                     draft.drop_guidance("student_refused_prefix")
                     opening = UNGUIDED
                 else:
                     await go_on(attempts, error, plan, draft, self._metrics, placed=placed)
-        seam = self._seam(plan, finisher, chat, opening)
-        if seam is not None:
-            join_reply(reply, seam)
+        joint = seam(plan, finisher, asked, opening)
+        if joint is not None:
+            join_reply(reply, joint)
         return reply
 
     async def _complete(
-        self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening, draft: Draft
+        self, plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening, draft: Draft
     ) -> Json:
-        body, prefill = self._asked(plan, finisher, chat, opening)
-        call = _begin(plan, finisher, draft, body, prefill)
+        sent = send(plan, finisher, asked, opening)
+        call = _begin(plan, finisher, draft, opening, sent)
         # Until it has answered, nobody knows how much of this it wrote.
-        limit = body.get(chat.limit_field)
-        call.lost_tokens, call.unbounded = (limit or 0) * (body.get("n") or 1), limit is None
+        limit = sent.body.get(asked.limit_field)
+        call.lost_tokens, call.unbounded = (limit or 0) * asked.choices, limit is None
         with self._failures(plan, draft):
-            reply = await self._engines[finisher.engine].complete(body, prefill)
+            reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
         call.lost_tokens, call.unbounded = 0, False
         call.usage = read_usage(reply.get("usage"))
         call.text.write(message_text(reply) or "")
         return reply
 
     async def stream(
-        self, plan: Plan, chat: ChatRequest, opening: Opening, relay: StreamRelay, draft: Draft
+        self, plan: Plan, asked: CompletionRequest, opening: Opening, relay: StreamRelay, draft: Draft
     ) -> AsyncGenerator[list[Json], None]:
         """The opening, and a finisher's chunks as `relay` turns them into the caller's, those together that came so.
 
@@ -97,15 +96,15 @@ class Finisher:
         attempts = Attempts(plan.finishers, plan.retries)
         while True:
             finisher = attempts.finisher
-            seam = self._seam(plan, finisher, chat, opening)
-            if opened := relay.join(seam):
+            joint = seam(plan, finisher, asked, opening)
+            if opened := relay.join(joint):
                 draft.saw_first_token()
                 yield opened
             if relay.opened:
                 attempts.only(_continues)
             begun = False
             try:
-                async with aclosing(self._stream(plan, finisher, chat, opening, relay, draft)) as groups:
+                async with aclosing(self._stream(plan, finisher, asked, opening, relay, draft)) as groups:
                     async for chunks in groups:
                         begun = True
                         yield chunks
@@ -113,17 +112,23 @@ class Finisher:
             except EngineError as error:
                 if begun:
                     raise
-                await go_on(attempts, error, plan, draft, self._metrics, placed=seam is not None)
+                await go_on(attempts, error, plan, draft, self._metrics, placed=joint is not None)
 
     async def _stream(
-        self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening, relay: StreamRelay, draft: Draft
+        self,
+        plan: Plan,
+        finisher: FinisherPlan,
+        asked: CompletionRequest,
+        opening: Opening,
+        relay: StreamRelay,
+        draft: Draft,
     ) -> AsyncGenerator[list[Json], None]:
-        body, prefill = self._asked(plan, finisher, chat, opening)
+        sent = send(plan, finisher, asked, opening)
         # The receipt wants usage, whether the caller does or not.
-        body["stream_options"] = {**(chat.body.get("stream_options") or {}), "include_usage": True}
-        call = _begin(plan, finisher, draft, body, prefill)
+        sent.body["stream_options"] = {**(asked.body.get("stream_options") or {}), "include_usage": True}
+        call = _begin(plan, finisher, draft, opening, sent)
         with self._failures(plan, draft):
-            async with aclosing(self._engines[finisher.engine].stream(body, prefill)) as groups:
+            async with aclosing(self._engines[finisher.engine].stream(sent.body, sent.prefill)) as groups:
                 async for chunks in groups:
                     relayed = []
                     for chunk in chunks:
@@ -140,37 +145,6 @@ class Finisher:
                     if relay.done:
                         break
 
-    def _seam(self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening) -> SeamJoin | None:
-        """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
-        if not _is_placed(plan, finisher, opening):
-            return None
-        assert finisher.continuation is not None, "no opening is placed before an engine that cannot go on with it"
-        return SeamJoin(
-            opening.text,
-            owed=opening.owed,
-            # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
-            echo=chat.body.get("echo") is True or finisher.continuation.echo,
-            strips_leading_space=finisher.continuation.strips_leading_space,
-            stop=chat.stop,
-        )
-
-    def _asked(
-        self, plan: Plan, finisher: FinisherPlan, chat: ChatRequest, opening: Opening
-    ) -> tuple[Json, Prefill | None]:
-        """The caller's body, changed only where the plan says so; and the answer that it goes on with."""
-        body = {**chat.body}
-        prefill: Prefill | None = None
-        if opening.text and plan.guidance is not None:
-            if _is_placed(plan, finisher, opening):
-                assert finisher.continuation is not None, "as _is_placed says"
-                prefill = Prefill(opening.text, finisher.continuation)
-            else:
-                projection = PROJECTIONS[plan.guidance.projection]
-                body["messages"] = place_in_context(projection, chat.messages, opening.text)
-        if plan.max_tokens is not None:
-            body[chat.limit_field] = plan.max_tokens - (opening.tokens if prefill is not None else 0)
-        return body, prefill
-
     @contextmanager
     def _failures(self, plan: Plan, draft: Draft) -> Iterator[None]:
         """Count the finisher's failures, and forget a call that it did not take: that one cost nothing."""
@@ -183,30 +157,15 @@ class Finisher:
             raise
 
 
-def _is_placed(plan: Plan, finisher: FinisherPlan, opening: Opening) -> bool:
-    """Whether the finisher is to continue the opening as its own message."""
-    guidance = plan.guidance
-    return (
-        bool(opening.text)
-        and opening.whole is None
-        and guidance is not None
-        and guidance.placement == "prefix"
-        and finisher.continuation is not None
-    )
-
-
 def _continues(finisher: FinisherPlan) -> bool:
     return finisher.continuation is not None
 
 
-def _begin(plan: Plan, finisher: FinisherPlan, draft: Draft, body: Json, prefill: Prefill | None) -> Call:
-    read = body["messages"]
-    if prefill is not None:
-        read = [*read, {"role": "assistant", "content": prefill.text}]
-    call = Call(finisher.engine, read)
+def _begin(plan: Plan, finisher: FinisherPlan, draft: Draft, opening: Opening, sent: Sent) -> Call:
+    call = Call(finisher.engine, sent.reads)
     _set_call(plan, draft, call)
     if draft.kept_tokens:
-        draft.placed = "prefix" if prefill is not None else "context"
+        draft.placed = "prefix" if is_prefix(plan, finisher, opening) else "context"
     return call
 
 

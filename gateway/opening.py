@@ -11,7 +11,7 @@ import random
 import time
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -29,22 +29,24 @@ from gateway.errors import (
     TicketUnreadable,
 )
 from gateway.guidance.growing import GrowingTrim
-from gateway.guidance.projection import PROJECTIONS, teacher_messages
+from gateway.guidance.projection import PROJECTIONS, teacher_messages, teacher_prompt
 from gateway.guidance.trim import trim
 from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.receipt import BatchFacts
+from gateway.protocol import TextRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from gateway.batching.batcher import Batcher
     from gateway.batching.flights import Flights
     from gateway.batching.ticket import Grant
     from gateway.engines.base import Engine
+    from gateway.guidance.projection import Projection
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
     from gateway.policy.resolve import GuidancePlan, Plan
-    from gateway.protocol import ChatRequest
+    from gateway.protocol import CompletionRequest, Json
     from gateway.tasks import Tasks
 
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
@@ -76,8 +78,9 @@ UNGUIDED = Opening()
 class _Heard:
     """What a teacher was heard to write while its caller listens, and of that what may be shown already."""
 
-    def __init__(self, trim: GrowingTrim) -> None:
+    def __init__(self, trim: GrowingTrim, *, keeps_lead: bool) -> None:
         self.trim = trim
+        self._keeps_lead = keeps_lead
         self.told = StringIO()
         self.tokens = 0  # an engine tells of one token at a time, or of a few
         self.shown = ""
@@ -88,6 +91,8 @@ class _Heard:
         self.told.write(piece)
         self.tokens += 1
         if more := self.trim.feed(piece):
+            if self._keeps_lead and not self.shown:
+                more = _lead(self.told.getvalue()) + more
             self.shown += more
             self.pieces.put_nowait(more)
 
@@ -104,7 +109,7 @@ class Guide:
         self._metrics = metrics
         self._tasks = tasks
 
-    async def stream(self, plan: Plan, chat: ChatRequest, draft: Draft) -> AsyncGenerator[str | Opening, None]:
+    async def stream(self, plan: Plan, asked: CompletionRequest, draft: Draft) -> AsyncGenerator[str | Opening, None]:
         """The opening as it is written: pieces that the caller may be shown at once, and at the end all of it.
 
         Its text begins with what was shown. A teacher that fails after a piece was shown has written a short opening.
@@ -112,11 +117,11 @@ class Guide:
         """
         guidance = plan.guidance
         if guidance is None or not guidance.stream:
-            yield await self.open(plan, chat, draft)
+            yield await self.open(plan, asked, draft)
             return
-        heard = _Heard(GrowingTrim(stop=chat.stop))
+        heard = _Heard(GrowingTrim(stop=asked.stop), keeps_lead=isinstance(asked, TextRequest))
         # A task of its own: its deadline may not end the caller's work on what was shown.
-        opening = self._tasks.spawn("opening", self._open_or_error(plan, chat, draft, heard))
+        opening = self._tasks.spawn("opening", self._open_or_error(plan, asked, draft, heard))
         opening.add_done_callback(lambda _: heard.pieces.put_nowait(""))
         try:
             while piece := await heard.pieces.get():
@@ -129,14 +134,14 @@ class Guide:
         yield opened
 
     async def _open_or_error(
-        self, plan: Plan, chat: ChatRequest, draft: Draft, heard: _Heard
+        self, plan: Plan, asked: CompletionRequest, draft: Draft, heard: _Heard
     ) -> Opening | GatewayError:
         try:
-            return await self.open(plan, chat, draft, heard)
+            return await self.open(plan, asked, draft, heard)
         except GatewayError as error:
             return error
 
-    async def open(self, plan: Plan, chat: ChatRequest, draft: Draft, heard: _Heard | None = None) -> Opening:
+    async def open(self, plan: Plan, asked: CompletionRequest, draft: Draft, heard: _Heard | None = None) -> Opening:
         """The opening of the answer. An empty one, with the reason in the draft, when the teacher did not deliver.
 
         Raises:
@@ -153,7 +158,7 @@ class Guide:
         deadline = asyncio.get_running_loop().time() + guidance.deadline_s
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await self._ask(plan, guidance, chat, draft, deadline, heard)
+                reply = await self._ask(plan, guidance, asked, draft, deadline, heard)
         except TimeoutError:
             draft.guided = time.perf_counter()
             return self._without(guidance, draft, "teacher_late", None, heard)
@@ -169,13 +174,13 @@ class Guide:
             if not error.heard:
                 draft.teacher = None
             return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
-        return self._opening(plan, guidance, chat, draft, reply, heard)
+        return self._opening(plan, guidance, asked, draft, reply, heard)
 
     async def _ask(
         self,
         plan: Plan,
         guidance: GuidancePlan,
-        chat: ChatRequest,
+        asked: CompletionRequest,
         draft: Draft,
         deadline: float,
         heard: _Heard | None,
@@ -184,17 +189,17 @@ class Guide:
         projection = PROJECTIONS[guidance.projection]
         request = OpeningRequest(
             max_tokens=guidance.tokens,
-            messages=teacher_messages(projection, chat.messages),
+            **_read_by_teacher(projection, asked),
             temperature=guidance.temperature,
             top_p=guidance.top_p,
             seed=guidance.seed,
             # A hint is not the answer: what stops the answer need not stop it.
-            stop=chat.stop if projection.teacher_may_finish else (),
+            stop=asked.stop if projection.teacher_may_finish else (),
         )
         ticket = Ticket(
             draft.id,
             tenant=guidance.tenant,
-            prompt_tokens=max(1, chat.size_bytes // _BYTES_PER_TOKEN),
+            prompt_tokens=max(1, asked.size_bytes // _BYTES_PER_TOKEN),
             max_wait_s=guidance.max_wait_s,
             deadline_s=guidance.deadline_s,
             weight=guidance.weight,
@@ -206,7 +211,7 @@ class Guide:
             draft.granted = time.perf_counter()
             draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until it has answered, nobody knows how much of this it wrote.
-            draft.teacher = Call(guidance.teacher, request.messages or (), lost_tokens=guidance.tokens)
+            draft.teacher = Call(guidance.teacher, _messages(request), lost_tokens=guidance.tokens)
 
         async def ask(grant: Grant) -> OpeningReply:
             retries = min(_RETRIES, plan.retries.num_retries)
@@ -231,7 +236,7 @@ class Guide:
         draft.guided = time.perf_counter()
         reply = landing.reply
         draft.teacher = Call(
-            guidance.teacher, request.messages or (), reply.usage, StringIO(reply.text), shared=landing.shared
+            guidance.teacher, _messages(request), reply.usage, StringIO(reply.text), shared=landing.shared
         )
         return reply
 
@@ -239,7 +244,7 @@ class Guide:
         self,
         plan: Plan,
         guidance: GuidancePlan,
-        chat: ChatRequest,
+        asked: CompletionRequest,
         draft: Draft,
         reply: OpeningReply,
         heard: _Heard | None,
@@ -250,7 +255,7 @@ class Guide:
         if heard is not None and heard.tokens:
             trimmed = heard.trim.finish(cut=cut)
         else:
-            trimmed = trim(reply.text, cut=cut, stop=chat.stop if may_finish or shown else ())
+            trimmed = trim(reply.text, cut=cut, stop=asked.stop if may_finish or shown else ())
         if not trimmed.text:
             return self._without(guidance, draft, "guidance_empty", None)
         tokens = _kept_tokens(reply, trimmed.text)
@@ -264,6 +269,8 @@ class Guide:
         draft.complete = whole == "stop"
         # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
         text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
+        if isinstance(asked, TextRequest) and shown:
+            text = _lead(reply.text) + text
         return Opening(text, trimmed.owed, tokens, whole)
 
     def _without(
@@ -299,6 +306,24 @@ class Guide:
         return Opening(heard.shown, "", tokens)
 
 
+def _read_by_teacher(projection: Projection, asked: CompletionRequest) -> dict[str, Any]:
+    """What the teacher reads, as an OpeningRequest has it."""
+    if isinstance(asked, TextRequest):
+        assert asked.prompt is not None, "resolve() leaves several prompts, and token ids, unguided"
+        return {"prompt": teacher_prompt(projection, asked.prompt)}
+    return {"messages": teacher_messages(projection, asked.messages)}
+
+
+def _lead(text: str) -> str:
+    """The blanks with which a text begins. In a chat the template puts them; after a raw prompt they matter."""
+    return text[: len(text) - len(text.lstrip())]
+
+
+def _messages(request: OpeningRequest) -> Sequence[Json]:
+    """What the teacher reads, for a count of our own."""
+    return request.messages if request.messages is not None else [{"role": "user", "content": request.prompt}]
+
+
 def _kept_tokens(reply: OpeningReply, kept: str) -> int:
     """The teacher's tokens before the seam: its own count, in proportion to the text that was kept."""
     if reply.usage is None:
@@ -316,6 +341,7 @@ def _work(share: str, engine: Engine, request: OpeningRequest, request_id: str) 
         engine.name,
         engine.state.revision or request_id,  # unknown: then nobody else's is the same
         request.messages,
+        request.prompt,
         request.max_tokens,
         request.temperature,
         request.top_p,

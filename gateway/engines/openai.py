@@ -15,7 +15,7 @@ from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import Lists
 from gateway.engines.probing import find_continuation
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
-from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, text_body
+from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, is_text, text_body
 from gateway.errors import EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
@@ -88,17 +88,17 @@ class OpenAIEngine:
         await self._http.close()
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
-        if prefill is not None and prefill.how.mode == "completions":
-            return chat_reply(await self._texts.complete(await self._raw(body, prefill.text)))
+        if _is_raw(body, prefill):
+            return chat_reply(await self._texts.complete(await self._raw(body, prefill)))
         return await self._chat.complete(self._sent(body, prefill))
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
-        if prefill is not None and prefill.how.mode == "completions":
-            return self._stream_raw(body, prefill.text)
+        if _is_raw(body, prefill):
+            return self._stream_raw(body, prefill)
         return self._chat.stream(self._sent(body, prefill))
 
-    async def _stream_raw(self, body: Json, opening: str) -> AsyncGenerator[list[Json], None]:
-        async with aclosing(self._texts.stream(await self._raw(body, opening))) as groups:
+    async def _stream_raw(self, body: Json, prefill: Prefill | None) -> AsyncGenerator[list[Json], None]:
+        async with aclosing(self._texts.stream(await self._raw(body, prefill))) as groups:
             async for chunks in groups:
                 yield [chat_chunk(chunk) for chunk in chunks]
 
@@ -109,8 +109,10 @@ class OpenAIEngine:
         self._kind.adapt(sent)
         return sent
 
-    async def _raw(self, body: Json, opening: str) -> Json:
-        """A chat body as one of a text completion that goes on with the opening. Raises EngineErrors."""
+    async def _raw(self, body: Json, prefill: Prefill | None) -> Json:
+        """A body as one of a text completion: a chat's with the opening behind it. Raises EngineErrors."""
+        if prefill is None:
+            return {**body, "model": self._model}
         if (lost := lost_as_text(body)) is not None or self._renderer is None:
             why = f"cannot carry it ({lost})" if lost else "is not known to render chats"
             raise EngineRejected(
@@ -118,7 +120,7 @@ class OpenAIEngine:
                 engine=self._name,
                 status_sent=422,
             )
-        prompt = await self._renderer.begun(body, opening)
+        prompt = await self._renderer.begun(body, prefill.text)
         limit = asked_limit(body) or self._renderer.limit(prompt)
         return {**text_body(body, prompt, limit), "model": self._model}
 
@@ -208,6 +210,11 @@ class OpenAIEngine:
         if isinstance(renderer, SGLangRenderer) and isinstance(context_tokens, int):
             renderer.context_tokens = context_tokens
         return renderer
+
+
+def _is_raw(body: Json, prefill: Prefill | None) -> bool:
+    """Whether it goes to the engine as a text completion."""
+    return is_text(body) or (prefill is not None and prefill.how.mode == "completions")
 
 
 def _revision(model: str, listed: Json) -> str:

@@ -1,4 +1,7 @@
-"""OpenAI's text completions as engines speak them: raw prompts in, text out; and the same as chats have it."""
+"""OpenAI's text completions as engines speak them: raw prompts in, text out; and the same in the shape of chats.
+
+For chats that go on as raw prompts, and for callers who write the prompt themselves.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,11 @@ def text_body(chat: Json, prompt: Prompt, limit: int | None) -> Json:
     return {**body, "prompt": prompt, "max_tokens": limit}
 
 
+def is_text(body: Json) -> bool:
+    """Whether a body is one of a text completion already: its caller wrote the prompt."""
+    return "messages" not in body
+
+
 def asked_limit(chat: Json) -> int | None:
     """The limit on tokens of a chat body, in whichever field it stands."""
     return chat.get("max_completion_tokens") or chat.get("max_tokens")
@@ -67,6 +75,6 @@ def chat_chunk(chunk: Json) -> Json:
 
 
 def _plain(choice: Json) -> Json:
-    """A choice without its text; its log-probabilities have another shape in chats, and nobody asked for them."""
+    """A choice without its text. Its log-probabilities stay as text completions have them, for those who speak such."""
     rest = {name: value for name, value in choice.items() if name != "text"}
-    return {**rest, "logprobs": None, "finish_reason": choice.get("finish_reason") or None}
+    return {**rest, "finish_reason": choice.get("finish_reason") or None}

@@ -34,6 +34,7 @@ from gateway.engines.chat import ChatWire, first_choice, listen, message_text, o
 from gateway.engines.probing import find_continuation
 from gateway.engines.renderers import TgiRenderer
 from gateway.engines.stops import StopFilter, before_stop
+from gateway.engines.texts import is_text
 from gateway.engines.tgi_stream import generate_stream
 from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, without_none
 from gateway.errors import EngineError, EngineGarbled, EngineRejected
@@ -57,6 +58,9 @@ _ERRORS: dict[str, type[TextGenerationError]] = {
     "overloaded": OverloadedError,
     "validation": ValidationError,
 }
+
+# What a text completion may ask for, and /generate has not, or has otherwise.
+_NOT_OF_GENERATE = ("suffix", "echo", "logprobs", "best_of", "logit_bias")
 
 _PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
 
@@ -181,8 +185,8 @@ class TGIEngine:
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
-        if prefill is not None and prefill.how.mode == "completions":
-            raw = await self._raw(body, adapted, prefill.text)
+        if is_text(body) or (prefill is not None and prefill.how.mode == "completions"):
+            raw = await self._raw(body, adapted, prefill)
             reply = await self._translated(self._text.complete(raw))
         else:
             reply = await self._translated(self._chat.complete(adapted))
@@ -193,8 +197,8 @@ class TGIEngine:
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         adapted = self._adapted(body, prefill)
         filters: dict[int, StopFilter] = {}
-        if prefill is not None and prefill.how.mode == "completions":
-            stream = self._text.stream(await self._raw(body, adapted, prefill.text))
+        if is_text(body) or (prefill is not None and prefill.how.mode == "completions"):
+            stream = self._text.stream(await self._raw(body, adapted, prefill))
         else:
             stream = self._chat.stream(adapted)
         async with aclosing(stream) as groups:
@@ -276,16 +280,24 @@ class TGIEngine:
             adapted["max_tokens"] = limit
         return adapted
 
-    async def _raw(self, body: Json, adapted: Json, opening: str) -> Json:
-        """A chat body as one of /generate that goes on with the opening. Raises EngineErrors."""
-        lost = lost_as_text(body) or ("n" if (body.get("n") or 1) > 1 else None)
+    async def _raw(self, body: Json, adapted: Json, prefill: Prefill | None) -> Json:
+        """A body as one of /generate: a chat's with the opening behind it. Raises EngineErrors."""
+        lost = "n" if (body.get("n") or 1) > 1 else None
+        if prefill is not None:
+            lost = lost_as_text(body) or lost
+        elif not isinstance(body["prompt"], str):
+            lost = "prompt"
+        else:
+            lost = next((name for name in _NOT_OF_GENERATE if body.get(name)), lost)
         if lost is not None:
             raise EngineRejected(
-                f"Engine '{self._name}' was to get a chat as a raw prompt, and cannot carry it ({lost}).",
+                f"Engine '{self._name}' takes one prompt in words for one answer, and cannot carry '{lost}'.",
                 engine=self._name,
                 status_sent=422,
             )
-        return generate_body(adapted, await self._translated(self._renderer.begun(body, opening)))
+        if prefill is None:
+            return generate_body(adapted, body["prompt"])
+        return generate_body(adapted, await self._translated(self._renderer.begun(body, prefill.text)))
 
     async def _translated(self, call: Awaitable[_T]) -> _T:
         try:

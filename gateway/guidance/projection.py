@@ -95,3 +95,21 @@ def place_in_context(
         return [dict(message) for message in messages]
     # Not str.format: a template may hold other braces.
     return with_text(messages, after=projection.introduction.replace(_SLOT, guidance))
+
+
+def teacher_prompt(projection: Projection, prompt: str) -> str:
+    """The raw prompt to put to the teacher: the caller's, behind the projection's instruction.
+
+    Where in it the question stands is the caller's secret: the instruction goes before all of it, a blank between.
+    """
+    return f"{projection.instruction} {prompt}" if projection.instruction is not None else prompt
+
+
+def place_in_prompt(projection: Projection, prompt: str, guidance: str) -> str:
+    """The raw prompt to put to the student in placement "context": before it the guidance, introduced as in a chat.
+
+    Not behind it, for there the answer begins. Empty guidance leaves the prompt as it is.
+    """
+    if not guidance:
+        return prompt
+    return f"{projection.introduction.replace(_SLOT, guidance)}\n\n{prompt}"

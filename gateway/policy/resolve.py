@@ -6,14 +6,22 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
+from gateway.protocol import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.continuation import Continuation, Known
+    from gateway.continuation import Known
     from gateway.policy.schema import Mode, Route, TenantPolicy
-    from gateway.protocol import ChatRequest
+    from gateway.protocol import ChatRequest, CompletionRequest
+
+
+# How any engine continues a raw prompt: what it goes on with is the prompt's own end.
+RAW = Continuation("completions", echo=False)
+# Why guidance cannot stand in a raw prompt either: there is not one in words, or it comes back.
+_NOT_IN_A_PROMPT = frozenset({"prompts", "token_ids", "echo", "suffix"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,7 @@ class Plan:
 def resolve(
     policy: TenantPolicy,
     route: Route,
-    chat: ChatRequest,
+    asked: CompletionRequest,
     look: Callable[[str], Look],
     draw: Callable[[], float] = random.random,
 ) -> Plan:
@@ -133,12 +141,17 @@ def resolve(
     if mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
+    if isinstance(asked, TextRequest):
+        looks = [(engine, Look(RAW, seen.rests)) for engine, seen in looks]
     if len(looks) > 1:
         looks.sort(key=lambda one: one[1].rests)
-    ways = [_carrying(chat, seen.continuation) for _, seen in looks]
+    ways = [
+        seen.continuation if isinstance(asked, TextRequest) else _carrying(asked, seen.continuation)
+        for _, seen in looks
+    ]
     first = ways[0]
-    unguided = _unguided(route, chat, first) if mode == "guided" else None
-    max_tokens = chat.max_tokens if chat.max_tokens is not None else route.default_max_tokens
+    unguided = _unguided(route, asked, first) if mode == "guided" else None
+    max_tokens = asked.max_tokens if asked.max_tokens is not None else route.default_max_tokens
     guided = mode == "guided" and unguided is None
     # Who writes the opening again may begin otherwise: then nothing of it may have left.
     ahead = first is not None and (first == "not_probed" or not first.writes_again)
@@ -148,7 +161,7 @@ def resolve(
             FinisherPlan(engine, None if way == "not_probed" else way)
             for (engine, _), way in zip(looks, ways, strict=True)
         ),
-        guidance=_guidance(policy, route, chat, max_tokens, prefix=first is not None, ahead=ahead) if guided else None,
+        guidance=_guidance(policy, route, asked, max_tokens, prefix=first is not None, ahead=ahead) if guided else None,
         unguided=unguided,
         baseline=route.baseline,
         max_tokens=max_tokens,
@@ -187,13 +200,16 @@ def _in_order(route: Route, draw: Callable[[], float]) -> list[str]:
     return [one.model for one in sorted(students, key=lambda one: -(draw() ** (1 / (one.weight or 1.0))))]
 
 
-def _unguided(route: Route, chat: ChatRequest, continuation: Known) -> str | None:
+def _unguided(route: Route, asked: CompletionRequest, continuation: Known) -> str | None:
     """Why this request cannot be guided, or None when it can. Who cannot continue gets the guidance as context."""
+    if isinstance(asked, TextRequest):
+        carried = route.guidance.placement == "context" and asked.unguidable not in _NOT_IN_A_PROMPT
+        return None if carried else asked.unguidable
     if route.guidance.placement == "context":
         return None
-    if chat.unguidable is not None:
-        return chat.unguidable
-    if chat.messages[-1]["role"] == "assistant":
+    if asked.unguidable is not None:
+        return asked.unguidable
+    if asked.messages[-1]["role"] == "assistant":
         return "caller_prefill"
     if continuation == "not_probed":
         return "student_not_probed"
@@ -208,7 +224,7 @@ def _carrying(chat: ChatRequest, known: Known) -> Known:
 
 
 def _guidance(
-    policy: TenantPolicy, route: Route, chat: ChatRequest, max_tokens: int | None, *, prefix: bool, ahead: bool
+    policy: TenantPolicy, route: Route, asked: CompletionRequest, max_tokens: int | None, *, prefix: bool, ahead: bool
 ) -> GuidancePlan:
     rule = route.guidance
     assert route.teacher is not None
@@ -224,8 +240,8 @@ def _guidance(
         max_wait_s=rule.max_wait_s,
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
-        stream=rule.stream and chat.stream and ahead and rule.placement == "prefix" and rule.projection != "hint",
-        may_answer=chat.unguidable is None,
+        stream=rule.stream and asked.stream and ahead and rule.placement == "prefix" and rule.projection != "hint",
+        may_answer=asked.unguidable is None,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,
         weight=policy.weight,

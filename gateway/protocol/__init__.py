@@ -14,15 +14,20 @@ package only; inside, it is `input_tokens` and `output_tokens`.
 from gateway.protocol.body import CallerRequest, Json
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
-from gateway.protocol.reply import ReplyHead, passed_on, usage_body
+from gateway.protocol.reply import ReplyHead, TextReplyHead, passed_on, usage_body
 from gateway.protocol.text import TextRequest, parse_text_completion
+
+CompletionRequest = ChatRequest | TextRequest
+"""What the path answers."""
 
 __all__ = [
     "CallerRequest",
     "ChatRequest",
+    "CompletionRequest",
     "EmbeddingsRequest",
     "Json",
     "ReplyHead",
+    "TextReplyHead",
     "TextRequest",
     "parse_chat",
     "parse_embeddings",

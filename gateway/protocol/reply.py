@@ -32,7 +32,10 @@ def passed_on(reply: Json) -> Json:
 
 @dataclass(frozen=True, slots=True)
 class ReplyHead:
-    """What every reply and every chunk of one answer shares."""
+    """What every reply and every chunk of one answer shares; here, of a chat.
+
+    Inside, every answer has a chat's choices: each with a `message`, or a `delta`.
+    """
 
     id: str
     created: int
@@ -59,3 +62,20 @@ class ReplyHead:
         if with_usage:
             chunk["usage"] = usage
         return chunk
+
+
+class TextReplyHead(ReplyHead):
+    """The same of a text completion, whose choices have a `text`."""
+
+    def completion(self, choices: list[Json], usage: Json) -> Json:
+        texts = [_as_text(choice, choice["message"]) for choice in choices]
+        return {**super().completion(texts, usage), "object": "text_completion"}
+
+    def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
+        texts = [_as_text(choice, choice.get("delta") or {}) for choice in choices]
+        return {**super().chunk(texts, with_usage=with_usage, usage=usage), "object": "text_completion"}
+
+
+def _as_text(choice: Json, said: Json) -> Json:
+    rest = {name: value for name, value in choice.items() if name not in ("message", "delta")}
+    return {**rest, "text": said.get("content") or "", "logprobs": choice.get("logprobs")}

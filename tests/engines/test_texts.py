@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from gateway.engines.openai import OpenAIEngine
 from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, text_body
 from gateway.errors import EngineFailed, EngineGarbled
-from tests.engines.fake_server import engine_http, failure, replying, serving, streaming
+from tests.engines.fake_server import NAME, engine_http, failure, replying, serving, streaming
 
 RAW = "/v1/completions"
 CHOICE = {"index": 0, "text": " because", "logprobs": {"tokens": [" because"]}, "finish_reason": "length", "x": 1}
@@ -15,7 +16,7 @@ USAGE = {"prompt_tokens": 9, "completion_tokens": 4}
 
 
 def test_a_text_completion_reads_as_a_chat_completion() -> None:
-    """Its text is what the assistant says; log-probabilities have another shape in chats; the rest stays."""
+    """Its text is what the assistant says; the rest stays."""
     reply = {"id": "cmpl-1", "object": "text_completion", "choices": [CHOICE], "usage": USAGE, "timings": {}}
     assert chat_reply(reply) == {
         "id": "cmpl-1",
@@ -24,7 +25,7 @@ def test_a_text_completion_reads_as_a_chat_completion() -> None:
             {
                 "index": 0,
                 "message": {"role": "assistant", "content": " because"},
-                "logprobs": None,
+                "logprobs": {"tokens": [" because"]},
                 "finish_reason": "length",
                 "x": 1,
             }
@@ -48,9 +49,7 @@ def test_a_chunk_of_text_reads_as_one_of_a_chat(choice: dict[str, Any], delta: s
     """A chunk without choices, which brings usage, among them."""
     chunk = chat_chunk({"object": "text_completion", "choices": [choice]})
     assert chunk["object"] == "chat.completion.chunk"
-    assert chunk["choices"] == [
-        {"index": choice["index"], "delta": {"content": delta}, "logprobs": None, "finish_reason": finish}
-    ]
+    assert chunk["choices"] == [{"index": choice["index"], "delta": {"content": delta}, "finish_reason": finish}]
     assert chat_chunk({"choices": [], "usage": USAGE}) == {
         "object": "chat.completion.chunk",
         "choices": [],
@@ -122,3 +121,30 @@ async def test_a_stream_of_text_that_breaks_off_is_an_error() -> None:
 
         assert isinstance(await failure(read(), fake.url), EngineFailed)
         assert seen == [part]
+
+
+PART = {"index": 0, "text": " be", "finish_reason": None}
+
+
+@pytest.mark.parametrize("prompt", ["Q: why?\nA:", ["one", "two"], [1, 2, 3]])
+async def test_a_callers_own_prompt_goes_out_as_it_came(prompt: Any) -> None:
+    """To /completions, but for the model's name: it is no chat, and the names of its fields are that route's own."""
+    body = {"model": "student", "prompt": prompt, "max_tokens": 5, "echo": True, "logprobs": 2, "suffix": None}
+    whole = {"choices": [CHOICE], "usage": USAGE}
+    async with serving({RAW: replying(whole)}) as fake, engine_http(fake.url + "/v1") as http:
+        http._host = "api.openai.com"
+        reply = await OpenAIEngine(NAME, "org/model", http, continuation="none").complete(body)
+        assert fake.bodies == [{**body, "model": "org/model"}]
+    assert reply == chat_reply(whole)
+    assert reply["choices"][0]["logprobs"] == CHOICE["logprobs"]
+
+
+async def test_a_callers_own_prompt_streams() -> None:
+    """In the chunks of a chat, for those who relay them."""
+    ended = {"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]}
+    routes = {RAW: streaming({"choices": [PART]}, ended, b"[DONE]")}
+    async with serving(routes) as fake, engine_http(fake.url + "/v1") as http:
+        engine = OpenAIEngine(NAME, "org/model", http, continuation="none")
+        async with aclosing(engine.stream({"prompt": "Q", "stream": True})) as groups:
+            chunks = [chunk async for group in groups for chunk in group]
+    assert chunks == [chat_chunk({"choices": [PART]}), chat_chunk(ended)]

@@ -199,6 +199,32 @@ async def test_what_a_raw_prompt_cannot_carry_is_refused(lost: dict[str, Any]) -
         assert fake.paths == []
 
 
+async def test_a_callers_own_prompt_goes_to_generate() -> None:
+    """Whole and streamed, in the shape of a chat's reply; with nothing before or behind it."""
+    body = {"prompt": f"{rendered(CHAT['messages'])}{OPENING}", "max_tokens": 2, "temperature": 0, "top_p": 1}
+    async with tgi(Tgi()) as (engine, fake):
+        reply = await engine.complete(body)
+        async with aclosing(engine.stream({**body, "stream": True})) as groups:
+            chunks = [chunk async for group in groups for chunk in group]
+        asked = {"details": True, "do_sample": False, "max_new_tokens": 2}
+        assert fake.bodies == [{"inputs": body["prompt"], "parameters": asked}] * 2
+    assert reply["choices"][0]["message"]["content"] == " small molecules"
+    assert reply["choices"][0]["finish_reason"] == "length"
+    assert "".join(one["delta"]["content"] for chunk in chunks for one in chunk["choices"]) == " small molecules"
+
+
+@pytest.mark.parametrize(
+    "lost", [{"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"n": 2}, {"suffix": "x"}, {"echo": True}, {"logprobs": 1}]
+)
+async def test_a_callers_own_prompt_that_generate_cannot_take_is_refused(lost: dict[str, Any]) -> None:
+    """As the caller's to mend: nothing of it is left out in silence."""
+    async with tgi(Tgi()) as (engine, fake):
+        error = await failure(engine.complete({"prompt": "a", **lost}), fake.url)
+        assert isinstance(error, EngineRejected)
+        assert error.blames_request
+        assert fake.paths == []
+
+
 TOKEN = {"index": 1, "token": {"id": 1, "text": " small", "special": False}, "generated_text": None, "details": None}
 
 

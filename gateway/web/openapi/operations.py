@@ -22,11 +22,19 @@ from gateway.errors import (
 from gateway.ledger.receipt import Receipt
 from gateway.protocol.chat import ChatBody
 from gateway.protocol.embeddings import EmbeddingsBody
-from gateway.web.chat import chat_completions
+from gateway.protocol.text import TextBody
+from gateway.web.completions import chat_completions, text_completions
 from gateway.web.embeddings import embeddings
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.openapi.route import openapi_json
-from gateway.web.openapi.shapes import ChatCompletion, ChatCompletionChunk, EmbeddingsReply, Model, Models
+from gateway.web.openapi.shapes import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    EmbeddingsReply,
+    Model,
+    Models,
+    TextCompletion,
+)
 from gateway.web.probes import healthz, readyz
 
 if TYPE_CHECKING:
@@ -92,6 +100,15 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         accounted=True,
         errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
     ),
+    text_completions: Operation(
+        "Continue a raw prompt: the teacher opens the answer, the student finishes it.",
+        "Answers",
+        takes=TextBody,
+        gives=TextCompletion,
+        streams=TextCompletion,
+        accounted=True,
+        errors=(*_ANSWERING, GuidanceUnavailable, QueueFull),
+    ),
     embeddings: Operation(
         "Make a vector of each text.",
         "Answers",
@@ -129,6 +146,8 @@ FACTS = {
     "teacher_tokens": "What the teacher read and wrote, as in 120+40.",
     "student_tokens": "What the student read and wrote, as in 120+40.",
     "guidance_tokens": "The teacher's tokens that open the answer.",
+    "placement": "Where the guidance stands, if not at the beginning of the answer: context.",
+    "failed_attempts": "Calls that failed, and in whose place others were made.",
     "shared": "Whose call made the guidance: flight or cache, an identical request's. Absent: this one's own.",
     "batch": "The batch that the teacher's call belonged to.",
     "batch_size": "The calls in that batch, over all replicas.",

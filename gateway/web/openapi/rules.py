@@ -65,6 +65,17 @@ RULES: dict[str, Json] = {
             _if_given("max_tokens", {"properties": {"max_completion_tokens": {"type": "null"}}}),
         ]
     },
+    "TextBody": {
+        "allOf": [
+            _OPTIONS_OF_STREAMS,
+            {
+                "anyOf": [
+                    {"properties": {"max_tokens": {"anyOf": [{"type": "null"}, {"minimum": 1}]}}},
+                    {"properties": {"echo": {"const": True}}, "required": ["echo"]},
+                ]
+            },
+        ]
+    },
     "EmbeddingsBody": {
         "properties": {"input": {"anyOf": [{"maxItems": MAX_INPUTS}, {"items": {"type": "integer"}}]}},
     },

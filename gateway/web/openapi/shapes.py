@@ -84,6 +84,27 @@ class ChatCompletionChunk(Struct):
     service_tier: str | None = None
 
 
+class TextChoice(Struct):
+    text: str
+    index: Count = 0
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class TextCompletion(Struct):
+    """What follows a raw prompt: whole, or in a stream one event of it. `usage` and `gkt` are as in a chat's."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage | None = None
+    gkt: dict[str, Any] | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+
+
 class Embedding(Struct):
     index: Count
     embedding: list[float] | str

@@ -14,7 +14,7 @@ from aiohttp import web
 from gateway.completion import Visit
 from gateway.errors import GatewayError
 from gateway.ledger.draft import Draft
-from gateway.protocol import parse_chat
+from gateway.protocol import parse_chat, parse_text_completion
 from gateway.watchdog import Watchdog
 from gateway.web.auth import authenticate
 from gateway.web.body import read_body
@@ -26,7 +26,8 @@ from gateway.web.keys import ADMISSION, COMPLETIONS, REQUEST_ID, STARTED
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from gateway.protocol import Json
+    from gateway.policy.book import Caller
+    from gateway.protocol import CompletionRequest, Json
 
 log = structlog.get_logger()
 
@@ -36,14 +37,23 @@ _READS_WITHIN_S = 30.0
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
     caller = authenticate(request)
-    chat = parse_chat(await read_body(request))
+    return await _answered(request, caller, parse_chat(await read_body(request)))
+
+
+async def text_completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/completions"""
+    caller = authenticate(request)
+    return await _answered(request, caller, parse_text_completion(await read_body(request)))
+
+
+async def _answered(request: web.Request, caller: Caller, asked: CompletionRequest) -> web.StreamResponse:
     visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=request[STARTED])
     path = request.app[COMPLETIONS]
-    if chat.stream:
+    if asked.stream:
         with _reads(request) as reading:
-            return await _as_events(request, path.stream(visit, chat), reading)
+            return await _as_events(request, path.stream(visit, asked), reading)
     async with request.app[ADMISSION].until_cut():
-        answer = await path.answer(visit, chat)
+        answer = await path.answer(visit, asked)
     return web.Response(
         body=orjson.dumps(answer.body),
         content_type="application/json",

@@ -1,0 +1,96 @@
+"""What a finisher is sent, and how its words join what the caller was shown. Pure.
+
+Paper, section 2: the student gets the prompt and the guidance. Where the guidance stands is the policy's to say: as the
+beginning of the answer (placement prefix), or in the prompt (context).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.continuation import Prefill
+from gateway.guidance.projection import PROJECTIONS, place_in_context, place_in_prompt
+from gateway.guidance.seam import SeamJoin
+from gateway.protocol import TextRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.opening import Opening
+    from gateway.policy.resolve import FinisherPlan, Plan
+    from gateway.protocol import CompletionRequest, Json
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What one finisher is asked.
+
+    Attributes:
+        body: the caller's, changed only where the plan says so.
+        prefill: the answer that it goes on with, where it is asked to as its own message.
+        reads: what it reads, as messages, for a count of our own.
+    """
+
+    body: Json
+    prefill: Prefill | None
+    reads: Sequence[Json]
+
+
+def is_prefix(plan: Plan, finisher: FinisherPlan, opening: Opening) -> bool:
+    """Whether the finisher is to go on with the opening. Else it gets it as context, if there is one."""
+    return (
+        bool(opening.text)
+        and opening.whole is None
+        and plan.guidance is not None
+        and plan.guidance.placement == "prefix"
+        and finisher.continuation is not None
+    )
+
+
+def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening) -> Sent:
+    """The caller's request as this finisher gets it."""
+    body = {**asked.body}
+    prefix = is_prefix(plan, finisher, opening)
+    if plan.max_tokens is not None:
+        body[asked.limit_field] = plan.max_tokens - (opening.tokens if prefix else 0)
+    if isinstance(asked, TextRequest):
+        if asked.prompt is not None and opening.text:
+            body["prompt"] = _prompt(plan, asked.prompt, opening.text, prefix=prefix)
+        return Sent(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
+    if prefix:
+        assert finisher.continuation is not None, "as is_prefix says"
+        prefill = Prefill(opening.text, finisher.continuation)
+        return Sent(body, prefill, [*asked.messages, {"role": "assistant", "content": opening.text}])
+    if opening.text and plan.guidance is not None:
+        projection = PROJECTIONS[plan.guidance.projection]
+        body["messages"] = place_in_context(projection, asked.messages, opening.text)
+    return Sent(body, None, body["messages"])
+
+
+def seam(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening) -> SeamJoin | None:
+    """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
+    if not is_prefix(plan, finisher, opening):
+        return None
+    assert finisher.continuation is not None, "as is_prefix says"
+    return SeamJoin(
+        opening.text,
+        owed=opening.owed,
+        # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
+        echo=asked.body.get("echo") is True or finisher.continuation.echo,
+        strips_leading_space=finisher.continuation.strips_leading_space,
+        stop=asked.stop,
+    )
+
+
+def _prompt(plan: Plan, prompt: str, opening: str, *, prefix: bool) -> str:
+    if prefix or plan.guidance is None:
+        return prompt + opening
+    return place_in_prompt(PROJECTIONS[plan.guidance.projection], prompt, opening)
+
+
+def _texts(prompt: str | list[object]) -> str | list[Json]:
+    """Prompts as a message's content. Token ids are not counted: an engine that was sent them counts."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{"type": "text", "text": text} for text in prompt if isinstance(text, str)]

@@ -1,0 +1,94 @@
+"""Where the clients live that are not in .venv: each in an environment of its own, built on first use and kept.
+
+They lie beside the weights, in `$XDG_CACHE_HOME` or `~/.cache`, then `gkt-gateway/clients`. A folder is named for the
+lock it was built from: another lock makes another folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.local.weights import cache_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+HERE = Path(__file__).parent
+OLDEST_NODE = 20
+# What a user's shell may hold and a test must not see.
+_OTHERS = ("OPENAI_", "LITELLM_", "LANGCHAIN_", "LANGSMITH_", "LLM_", "AZURE_")
+
+
+def clean_environment() -> dict[str, str]:
+    """The process's own, without what clients would read from it; LiteLLM does not fetch its price list."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
+    return kept | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
+
+def python_environment(name: str) -> Path:
+    """The `bin` of an environment that holds what `NAME.lock` says, and nothing else."""
+    lock = HERE / f"{name}.lock"
+
+    def install(folder: Path) -> None:
+        uv = Path(sys.executable).with_name("uv")
+        _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder / "env")
+        python = folder / "env" / "bin" / "python"
+        _run(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", "--no-build", lock)
+
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return _built(name, (lock.read_bytes(), version.encode()), install) / "env" / "bin"
+
+
+def node_modules() -> Path:
+    """What node/package-lock.json says, installed. Skips the test where there is no Node.js that can use it."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("did not run: it needs node and npm, which are not on the PATH")
+    version = _run("node", "--version").strip()
+    if int(version.removeprefix("v").partition(".")[0]) < OLDEST_NODE:
+        pytest.skip(f"did not run: it needs Node.js {OLDEST_NODE} or later, and this is {version}")
+    names = ("package.json", "package-lock.json")
+
+    def install(folder: Path) -> None:
+        for name in names:
+            shutil.copy(HERE / "node" / name, folder)
+        _run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder)
+
+    contents = tuple((HERE / "node" / name).read_bytes() for name in names)
+    return _built("node", contents, install) / "node_modules"
+
+
+def _built(name: str, inputs: tuple[bytes, ...], install: Callable[[Path], None]) -> Path:
+    digest = hashlib.sha256(b"\0".join(inputs)).hexdigest()[:16]
+    folder = cache_folder().parent / "clients" / f"{name}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / ".lock"):
+        done = folder / ".installed"
+        if not done.exists():
+            install(folder)
+            done.touch()
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process installs; the others wait, as long as their test may."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(map(str, command))} failed: {done.stderr.strip()[-600:]}", pytrace=False)
+    return done.stdout

@@ -1,0 +1,102 @@
+"""What goes wrong, and what every client is to make of it: one table for all clients, and for docs/clients.md."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tests.clients.stage import MAX_BODY, Stage, a_question
+from tests.gateway_process import KEY
+
+if TYPE_CHECKING:
+    from tests.clients.tap import Call
+
+TRIES = 3
+"""How often each client asks where asking again may help: once, and OpenAI's default of two retries."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A call that fails: `model` is asked for, and the error is to have this status, code and param."""
+
+    name: str
+    model: str
+    status: int
+    code: str | None
+    param: str | None = None
+    retried: bool = False
+    retry_after_s: float | None = None
+    max_retries: int | None = None  # where the client's default would wait for long
+    key: str = KEY
+    temperature: float | None = None
+    filler: int = 0  # characters, before the question
+
+    @property
+    def tries(self) -> int:
+        if not self.retried:
+            return 1
+        return TRIES if self.max_retries is None else 1 + self.max_retries
+
+
+REFUSALS = (
+    # First: the queue's pace, and with it Retry-After, is forgotten after a second.
+    Refusal("a full queue", "crowded", 429, "queue_full", retried=True, retry_after_s=1, max_retries=1),
+    Refusal("a key that nobody knows", "chat", 401, "invalid_api_key", key="gk-stranger"),
+    Refusal("a model that the key has not", "gpt-4", 404, "model_not_found", "model"),
+    Refusal("a field out of its range", "chat", 400, None, "temperature", temperature=3),
+    Refusal("an engine that blames the request", "refuses", 400, None),
+    Refusal("a body that is too large", "chat", 413, "request_too_large", filler=MAX_BODY),
+    Refusal("an engine that fails", "broken", 502, "engine_failed", retried=True),
+    Refusal("an engine that is gone", "gone", 502, "engine_unreachable", retried=True),
+    Refusal("an engine that is full", "busy", 503, "engine_overloaded", retried=True, retry_after_s=1),
+    Refusal("an engine that is silent", "silent", 504, "engine_timeout", retried=True),
+)
+
+_OPENAI = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    404: "NotFoundError",
+    413: "APIStatusError",
+    429: "RateLimitError",
+    502: "InternalServerError",
+    503: "InternalServerError",
+    504: "InternalServerError",
+}
+RAISES = {
+    "openai-python": _OPENAI,
+    "openai-node": _OPENAI | {413: "APIError"},
+    "ChatOpenAI": _OPENAI,
+    "LiteLLM": _OPENAI | {413: "APIError", 502: "BadGatewayError", 503: "ServiceUnavailableError", 504: "Timeout"},
+}
+"""The class that each client makes of a status."""
+
+
+class Attempt:
+    """A refusal that a client is to meet: how to ask for it, and the calls that it came to."""
+
+    def __init__(self, stage: Stage, refusal: Refusal) -> None:
+        self.refusal = refusal
+        self.question = "x" * refusal.filler + a_question(refusal.name)
+        self._stage = stage
+        self._before = len(stage.calls())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a client in another process."""
+        return {**asdict(self.refusal), "question": self.question}
+
+    def calls(self) -> list[Call]:
+        """Those that went over the wire; of a body that is too large the client may not have sent all."""
+        calls = self._stage.calls()[self._before :]
+        if self.refusal.filler:
+            return [call for call in calls if int(call.headers["content-length"]) > MAX_BODY]
+        return [call for call in calls if call.asks(self.question)]
+
+    def check_calls(self) -> None:
+        """As often as it should, each refused with the same status, and not before the time that the last one named."""
+        calls = self.calls()
+        assert [call.status for call in calls] == [self.refusal.status] * self.refusal.tries
+        if self.refusal.retry_after_s is not None:
+            for before, after in itertools.pairwise(calls):
+                assert after.at_s - before.at_s >= float(before.reply_headers["retry-after"])
+                assert float(before.reply_headers["retry-after"]) >= self.refusal.retry_after_s

@@ -1,0 +1,56 @@
+"""What the programs in Python share; it runs in the client's own environment, with the standard library alone."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+Json = dict[str, Any]
+Act = Callable[[], Any]
+
+
+def plan() -> Json:
+    """What programs.py wants played; waits for it. Call it when all is loaded."""
+    print("ready", flush=True)
+    read: Json = json.load(sys.stdin)
+    return read
+
+
+def play(plan: Json, scenes: dict[str, Callable[[str], Any]], refuse: Callable[[Json], Awaitable[Any]]) -> None:
+    """Play all scenes and refusals at once and print what came of them. A scene may be a plain function: a thread."""
+
+    async def play_all() -> Json:
+        refused, played = await asyncio.gather(
+            _each({refusal["name"]: refuse(refusal) for refusal in plan["refusals"]}),
+            _each({name: _acting(scenes[name], question) for name, question in plan["questions"].items()}),
+        )
+        return {"scenes": played, "refusals": refused}
+
+    print(json.dumps(asyncio.run(play_all())))
+
+
+def _acting(scene: Callable[[str], Any], question: str) -> Awaitable[Any]:
+    return scene(question) if inspect.iscoroutinefunction(scene) else asyncio.to_thread(scene, question)
+
+
+async def _each(acts: dict[str, Awaitable[Any]]) -> Json:
+    return dict(zip(acts, await asyncio.gather(*map(_outcome, acts.values())), strict=True))
+
+
+async def _outcome(act: Awaitable[Any]) -> Json:
+    try:
+        return {"value": await act}
+    except Exception as error:  # noqa: BLE001
+        return describe(error)
+
+
+def describe(error: BaseException) -> Json:
+    """An exception, as programs.py expects it; `also` has the names of its bases."""
+    told = {name: getattr(error, name, None) for name in ("code", "param")}
+    bases = [f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(error).__mro__]
+    return {"raised": type(error).__name__, "also": bases, "status": getattr(error, "status_code", None),
+            "message": str(error), **told}  # fmt: skip

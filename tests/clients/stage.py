@@ -1,0 +1,274 @@
+"""The stage on which clients are tried: a gateway whose routes each behave, or misbehave, in one way."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+from aiohttp import web
+
+from tests.clients.tap import Call, Tap
+from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
+from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OPENING = "The answer to your question begins"
+REST = " here and ends there."
+WHOLE = "The answer to your question here and ends there."
+PERSON = {"name": "Ada", "born": 1815}
+CALLED = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+CHAT = "/v1/chat/completions"
+MAX_BODY = 100_000
+
+_numbers = itertools.count()
+
+
+def a_question(of: str = "something") -> str:
+    """One that nobody asked before: guidance for those is kept."""
+    return f"What is {of} number {next(_numbers)}?"
+
+
+async def _tools(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """Calls a tool; once it has the tool's result, says it."""
+    last = body["messages"][-1]
+    if last["role"] == "tool":
+        return await says(f"It is {last['content']}.")(request, body)
+    call = {"id": "call_1", "type": "function", "function": CALLED}
+    if not body.get("stream"):
+        whole = reply("", "tool_calls")
+        whole["choices"][0]["message"] = {"role": "assistant", "content": None, "tool_calls": [call]}
+        return web.json_response(whole)
+    response = await begin_events(request)
+    named = {**call, "function": {"name": CALLED["name"], "arguments": ""}}
+    await response.write(event(chunk({"role": "assistant", "tool_calls": [{"index": 0, **named}]})))
+    for piece in ('{"ci', 'ty": ', '"Oslo"}'):
+        await response.write(event(chunk({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]})))
+    await response.write(event(chunk({}, "tool_calls")))
+    await response.write(event({**chunk({}), "choices": [], "usage": reply("a b c")["usage"]}))
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+def _status(code: int, **headers: str) -> Any:
+    async def behave(_: web.Request, __: dict[str, Any]) -> web.Response:
+        body = orjson.dumps({"error": {"message": "top_k must not be 7"}})
+        return web.Response(status=code, body=body, content_type="application/json", headers=headers)
+
+    return behave
+
+
+async def _slow(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    await asyncio.sleep(20)
+    return await says(REST)(request, body)
+
+
+async def _dribbles(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    response = await begin_events(request)
+    for word in REST.split(" "):
+        await response.write(event(chunk({"content": " " + word})))
+        await asyncio.sleep(0.1)
+    await response.write(event(chunk({}, "stop")) + b"data: [DONE]\n\n")
+    return response
+
+
+async def _reports_an_error(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    if not body.get("stream"):
+        return await _status(500)(request, body)
+    response = await begin_events(request)
+    await response.write(event(chunk({"content": " two"})) + event(chunk({"content": " words"})))
+    await response.write(event({"error": {"message": "CUDA out of memory"}}))
+    return response
+
+
+async def _ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+    response = await begin_events(request)
+    await response.write(event(chunk({"content": " two"})) + event(chunk({"content": " words"})))
+    return response
+
+
+def _reached_a_route(call: Call) -> bool:
+    """Whether it was not the gateway that refused it: it says so with a header, as it does for `refuses`."""
+    return call.reply_headers.get("x-should-retry") != "false" or call.json.get("model") == "refuses"
+
+
+class Stage:
+    """A gateway between clients, who come by way of `tap`, and engines that do what the route's name says.
+
+    chat            guided, well
+    tools           a student that calls the tool `weather`
+    person          a student that writes JSON
+    refuses         the student blames the request: 400
+    crowded         within `crowd()`: 429
+    broken          the student answers 500: 502
+    gone            nobody listens: 502
+    busy            the student answers 429 and asks for a second: 503
+    busy-twice      the same, to the first two calls with a question
+    silent          the student says nothing for longer than it may: 504
+    slow            the student takes 20 s
+    breaks          a stream that ends in an error event
+    ends-early      a stream that ends without a finish_reason
+    wire-cut        a stream whose connection to the client is closed in the middle
+    trickle         the last byte of the request does not arrive: 408 after 30 s
+    """
+
+    ROUTES = ("tools", "person", "refuses", "broken", "gone", "busy", "busy-twice", "silent", "slow", "breaks",
+              "ends-early", "wire-cut")  # fmt: skip
+
+    def __init__(self, gateway: GatewayProcess, tap: Tap, crowded: FakeEngine) -> None:
+        self.gateway = gateway
+        self.tap = tap
+        self.url = f"{tap.url}/v1"
+        self._crowded = crowded
+
+    def calls(self, name: str | None = None, question: str | None = None) -> list[Call]:
+        """What clients asked of the chat completions, in order: all, of one route, or with one question."""
+        found = [call for call in list(self.tap.calls) if call.path == CHAT]
+        if name is not None:
+            found = [call for call in found if call.json.get("model") == name]
+        if question is not None:
+            found = [call for call in found if call.asks(question)]
+        return found
+
+    def receipt(self, call: Call) -> dict[str, Any]:
+        """The receipt of a call that got a reply."""
+        return self.gateway.wait_for_log("request", id=call.reply_headers["x-request-id"])
+
+    @contextmanager
+    def audited(self) -> Iterator[None]:
+        """Whatever clients call inside settles exactly one receipt each, if it reached a route."""
+        calls_before, receipts_before = len(self.calls()), len(self._receipts())
+        yield
+        calls = [call for call in self.calls()[calls_before:] if _reached_a_route(call)]
+        give_up = time.monotonic() + 5
+        while len(self._receipts()) - receipts_before < len(calls) and time.monotonic() < give_up:
+            time.sleep(0.02)
+        time.sleep(0.05)  # for one too many
+        receipts = {line["id"]: line for line in self._receipts()[receipts_before:]}
+        assert len(receipts) == len(self._receipts()) - receipts_before == len(calls)
+        for call in calls:
+            if call.status is not None:
+                receipts.pop(call.reply_headers["x-request-id"])
+        assert {line["status"] for line in receipts.values()} <= {"client_gone"}, "the others hung up"
+
+    def _receipts(self) -> list[dict[str, Any]]:
+        return [line for line in list(self.gateway.log) if line["event"] == "request"]
+
+    @contextmanager
+    def crowd(self) -> Iterator[None]:
+        """While inside, the teacher of `crowded` is full, and so is its queue; it was quick until then."""
+        headers = {"Authorization": f"Bearer {KEY}"}
+
+        def ask() -> None:
+            body = {"model": "crowded", "messages": [{"role": "user", "content": a_question()}]}
+            answer = httpx.post(f"{self.gateway.url}{CHAT}", headers=headers, json=body, timeout=30).raise_for_status()
+            # Or it would stand among the receipts of those who are audited next.
+            self.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+
+        for _ in range(6):
+            ask()
+        held, let_go = threading.Event(), threading.Event()
+
+        async def hold(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+            held.set()
+            await asyncio.to_thread(let_go.wait, 60)
+            return await says(OPENING, "length")(request, body)
+
+        quick, self._crowded.behave = self._crowded.behave, hold
+        with ThreadPoolExecutor() as pool:
+            try:
+                askers = [pool.submit(ask)]
+                assert held.wait(10)
+                askers.append(pool.submit(ask))
+                give_up = time.monotonic() + 10
+                while 'gkt_queue_depth{teacher="full"} 1' not in httpx.get(f"{self.gateway.admin_url}/metrics").text:
+                    assert time.monotonic() < give_up
+                    time.sleep(0.02)
+                yield
+            finally:
+                self._crowded.behave = quick
+                let_go.set()
+            for asker in askers:
+                asker.result()
+
+
+@contextmanager
+def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
+    """Build it all, hand it over, take it down."""
+    stages: list[Stage] = []
+
+    async def busy_twice(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        told = len(stages[0].calls("busy-twice", body["messages"][-1]["content"]))
+        return await (_status(429, **{"Retry-After": "1"}) if told <= 2 else says(REST))(request, body)
+
+    plays = {
+        "small": says(REST),
+        "tools": _tools,
+        "person": says(orjson.dumps(PERSON).decode()),
+        "refuses": _status(400),
+        "broken": _status(500),
+        "busy": _status(429, **{"Retry-After": "1"}),
+        "busy-twice": busy_twice,
+        "silent": _slow,
+        "slow": _slow,
+        "breaks": _reports_an_error,
+        "ends-early": _ends_early,
+        "wire-cut": _dribbles,
+    }
+
+    async def play(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return await plays[body["model"]](request, body)
+
+    with ExitStack() as stack:
+        teacher = stack.enter_context(FakeEngine(says(OPENING, "length")).running())
+        crowded = stack.enter_context(FakeEngine(says(OPENING, "length")).running())
+        student = stack.enter_context(FakeEngine(play).running())
+
+        def played(name: str, **more: Any) -> dict[str, Any]:
+            """An engine of its own for each route: what one does must not be held against another."""
+            url = "http://127.0.0.1:9" if name == "gone" else student.url  # nothing listens on port 9
+            return model(name, "openai", f"{url}/v1", model=name, continuation="none") | more
+
+        impatient = {"connect": "500ms", "first_token": "400ms", "idle": "400ms", "total": "500ms"}
+        gateway = stack.enter_context(
+            running_gateway(
+                folder,
+                redis_url=redis_url,
+                redis={"prefix": "clients"},
+                server={"max_body": f"{MAX_BODY // 1000}kB"},
+                models=[
+                    model("big", "tgi", teacher.url),
+                    model("full", "tgi", crowded.url, max_concurrency=1, batch={"max_size": 1, "max_queue": 1}),
+                    model("small", "openai", f"{student.url}/v1", model="small", continuation="trailing", echo=False),
+                    *(played(name) for name in Stage.ROUTES if name != "silent"),
+                    played("silent", timeouts=impatient),
+                ],
+                routes=[
+                    guided(tokens=6),
+                    guided("crowded", tokens=6, teacher="full", on_queue_full="reject"),
+                    STUDENT_ONLY,
+                    *({"model": name, "mode": "student", "student": name, "baseline": "big"} for name in Stage.ROUTES),
+                ],
+            )
+        )
+        host, _, port = gateway.url.removeprefix("http://").partition(":")
+        tap = Tap((host, int(port)), cuts=frozenset({"wire-cut"}), withholds=frozenset({"trickle"}))
+        stack.enter_context(tap.running())
+        stages.append(Stage(gateway, tap, crowded))
+        give_up = time.monotonic() + 10
+        while not all(
+            engine["up"] for name, engine in httpx.get(f"{gateway.admin_url}/readyz").json()["engines"].items()
+            if name != "gone"
+        ):  # fmt: skip
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        yield stages[0]

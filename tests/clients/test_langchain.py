@@ -1,0 +1,117 @@
+"""LangChain's unmodified `ChatOpenAI` on a stage: answers, exceptions, retries, broken streams."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.clients.environments import HERE, python_environment
+from tests.clients.programs import Performance
+from tests.clients.refusals import RAISES, REFUSALS, Refusal
+from tests.clients.stage import OPENING, PERSON, REST, WHOLE, Stage
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]  # it is installed on first use
+
+SCENES = ["answer", "async_answer", "stream", "async_stream", "tools", "tools_streamed", "structured", "batch",
+          "busy_twice", "no_retries", "impatient", "breaks", "ends_early", "wire_cut"]  # fmt: skip
+SHOWN = OPENING.rsplit(" ", 1)[0]
+
+
+@pytest.fixture(scope="module")
+def chain(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Performance:
+    python = python_environment("langchain") / "python"
+    program = [python, HERE / "langchain_scenes.py"]
+    return Performance(stage, program, SCENES, cwd=tmp_path_factory.mktemp("langchain"))
+
+
+def test_an_answer_and_its_account(chain: Performance) -> None:
+    """`include_response_headers` shows the headers; usage_metadata is the caller's usage."""
+    seen = chain.saw("answer")
+    assert (seen["text"], seen["mode"]) == (WHOLE, "guided")
+    assert seen["usage"]["output_tokens"] > 0
+    assert seen["metadata"]["finish_reason"] == "stop"
+    assert chain.calls("answer")[0].json["max_completion_tokens"] == 50, "that is what it makes of max_tokens"
+    assert seen["metadata"]["id"] == "chatcmpl-" + chain.calls("answer")[0].reply_headers["x-request-id"]
+    assert chain.saw("async_answer") == WHOLE
+
+
+def test_a_stream_shows_the_guidance_first_and_counts_nothing_unless_asked(chain: Performance) -> None:
+    """With a base URL of one's own ChatOpenAI leaves `stream_usage` off: no usage comes."""
+    seen = chain.saw("stream")
+    assert next(text for text in seen["texts"] if text) == SHOWN
+    assert "".join(seen["texts"]) == WHOLE
+    assert seen["finishes"] == ["stop"]
+    assert not any(seen["usage"])
+
+
+def test_a_stream_counts_where_it_is_asked_and_drops_the_account(chain: Performance) -> None:
+    """`stream_usage=True` brings usage; LangChain does not keep what else the last chunk says, under `gkt`."""
+    seen = chain.saw("async_stream")
+    assert "".join(seen["texts"]) == WHOLE
+    assert seen["usage"][-1]["output_tokens"] > 0
+    assert seen["gkt"] is False
+
+
+def test_a_tool_is_called_and_its_result_answered(chain: Performance) -> None:
+    """Whole or put together from a stream: the same call."""
+    called = [{"name": "weather", "args": {"city": "Oslo"}, "id": "call_1", "type": "tool_call"}]
+    assert chain.saw("tools") == {"calls": called, "answer": "It is sunny."}
+    assert chain.saw("tools_streamed") == called
+
+
+def test_an_answer_is_parsed_into_the_callers_model(chain: Performance) -> None:
+    """with_structured_output sends a json_schema."""
+    assert chain.saw("structured") == PERSON
+    assert chain.calls("structured")[0].json["response_format"]["type"] == "json_schema"
+
+
+def test_a_batch_is_one_call_for_each(chain: Performance) -> None:
+    """Three questions, three answers, three calls."""
+    assert chain.saw("batch") == [WHOLE, WHOLE, WHOLE]
+    assert len(chain.calls("batch")) == 3
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name.replace(" ", "-"))
+def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
+    chain: Performance, refusal: Refusal
+) -> None:
+    """OpenAI's own classes, or one of LangChain's that is a kind of them."""
+    seen = chain.refusals[refusal.name]
+    assert f"openai.{RAISES['ChatOpenAI'][refusal.status]}" in seen["also"]
+    assert (seen["status"], seen["code"], seen["param"]) == (refusal.status, refusal.code, refusal.param)
+    chain.attempts[refusal.name].check_calls()
+
+
+def test_a_client_that_asks_again_gets_its_answer(chain: Performance) -> None:
+    """The engine was full twice; the third call is the answer."""
+    assert chain.saw("busy_twice") == REST
+    assert [call.status for call in chain.calls("busy_twice")] == [503, 503, 200]
+
+
+def test_a_client_that_is_told_never_to_ask_again_does_not(chain: Performance) -> None:
+    """max_retries=0"""
+    assert chain.raised("no_retries")["status"] == 503
+    assert len(chain.calls("no_retries")) == 1
+
+
+def test_a_client_that_does_not_wait_raises(chain: Performance) -> None:
+    """`timeout` is in seconds, and counts for each try."""
+    assert "openai.APITimeoutError" in chain.raised("impatient")["also"]
+    assert [call.status for call in chain.calls("impatient")] == [None, None]
+
+
+@pytest.mark.parametrize("scene", ["breaks", "ends_early"])
+def test_a_stream_that_breaks_raises_and_never_looks_whole(chain: Performance, scene: str) -> None:
+    """The words that came, no finish_reason, then APIError. No retry."""
+    seen = chain.saw(scene)
+    assert (seen["text"], seen["finishes"]) == (" two words", [])
+    assert "openai.APIError" in seen["broke"]["also"]
+    assert seen["broke"]["code"] == "engine_failed"
+    assert len(chain.calls(scene)) == 1
+
+
+def test_a_connection_that_is_cut_raises_and_never_looks_whole(chain: Performance) -> None:
+    """The end of a connection is not the end of an answer."""
+    seen = chain.saw("wire_cut")
+    assert seen["finishes"] == []
+    assert "openai.APIConnectionError" in seen["broke"]["also"]
+    assert len(chain.calls("wire_cut")) == 1

@@ -1,0 +1,98 @@
+"""The unmodified LiteLLM SDK, in the version that the gateway itself depends on, on a stage."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.clients.environments import HERE
+from tests.clients.programs import Performance
+from tests.clients.refusals import RAISES, REFUSALS, Refusal
+from tests.clients.stage import CALLED, OPENING, PERSON, REST, WHOLE, Stage
+
+pytestmark = pytest.mark.timeout(300)  # importing it takes five seconds of a quiet core
+
+SCENES = ["answer", "async_answer", "stream", "async_stream", "tools", "tools_streamed", "structured", "busy_twice",
+          "no_retries", "impatient", "breaks", "ends_early", "wire_cut"]  # fmt: skip
+SHOWN = OPENING.rsplit(" ", 1)[0]
+
+
+@pytest.fixture(scope="module")
+def lite(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Performance:
+    program = [sys.executable, HERE / "litellm_scenes.py"]
+    return Performance(stage, program, SCENES, cwd=tmp_path_factory.mktemp("litellm"))
+
+
+def test_an_answer_and_its_account(lite: Performance) -> None:
+    """The gateway's headers stand among the hidden params, with `llm_provider-` before their names."""
+    seen = lite.saw("answer")
+    assert (seen["text"], seen["mode"], seen["model"]) == (WHOLE, "guided", "chat")
+    assert seen["usage"]["completion_tokens"] > 0
+    assert seen["request_id"] == lite.calls("answer")[0].reply_headers["x-request-id"]
+    assert seen["id"] == "chatcmpl-" + seen["request_id"]
+    assert seen["cost"] is None, "it knows no price of this model"
+    assert lite.saw("async_answer") == WHOLE
+
+
+def test_a_stream_has_usage_and_loses_the_account(lite: Performance) -> None:
+    """The guidance comes first; LiteLLM builds its chunks anew and leaves out what else the last one says, `gkt`."""
+    seen = lite.saw("stream")
+    assert (seen["texts"][0], "".join(seen["texts"]), seen["finishes"]) == (SHOWN, WHOLE, ["stop"])
+    assert seen["last"]["usage"]["completion_tokens"] > 0
+    assert "gkt" not in seen["last"]
+    assert seen["mode"] == "guided"
+    later = lite.saw("async_stream")
+    assert ("".join(later["texts"]), later["finishes"]) == (WHOLE, ["stop"])
+
+
+@pytest.mark.parametrize("scene", ["tools", "tools_streamed"])
+def test_a_tool_is_called(lite: Performance, scene: str) -> None:
+    """Whole or put together by stream_chunk_builder: the same call."""
+    assert lite.saw(scene) == {"finish": "tool_calls", "calls": [{"id": "call_1", **CALLED}]}
+
+
+def test_an_answer_is_in_the_callers_schema(lite: Performance) -> None:
+    """A pydantic model as response_format is sent as a json_schema."""
+    assert lite.saw("structured") == PERSON
+    assert lite.calls("structured")[0].json["response_format"]["json_schema"]["name"] == "Person"
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name.replace(" ", "-"))
+def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
+    lite: Performance, refusal: Refusal
+) -> None:
+    """LiteLLM's class for the status, which it keeps; of OpenAI's code and param it keeps next to nothing."""
+    seen = lite.refusals[refusal.name]
+    assert (seen["raised"], seen["status"]) == (RAISES["LiteLLM"][refusal.status], refusal.status)
+    assert "litellm." + RAISES["LiteLLM"][refusal.status] in seen["also"]
+    lite.attempts[refusal.name].check_calls()
+
+
+def test_a_client_that_asks_again_gets_its_answer(lite: Performance) -> None:
+    """The engine was full twice; the third call is the answer."""
+    assert lite.saw("busy_twice") == REST
+    assert [call.status for call in lite.calls("busy_twice")] == [503, 503, 200]
+
+
+def test_a_client_that_is_told_never_to_ask_again_does_not(lite: Performance) -> None:
+    """max_retries=0"""
+    assert lite.raised("no_retries")["raised"] == "ServiceUnavailableError"
+    assert len(lite.calls("no_retries")) == 1
+
+
+def test_a_client_that_does_not_wait_raises(lite: Performance) -> None:
+    """`timeout` is in seconds, and counts for each try."""
+    assert lite.raised("impatient")["raised"] == "Timeout"
+    assert [call.status for call in lite.calls("impatient")] == [None, None]
+
+
+@pytest.mark.parametrize("scene", ["breaks", "ends_early", "wire_cut"])
+def test_a_stream_that_breaks_raises_and_never_looks_whole(lite: Performance, scene: str) -> None:
+    """LiteLLM raises a class of its own, MidStreamFallbackError. No retry."""
+    seen = lite.saw(scene)
+    assert seen["finishes"] == []
+    assert "openai.APIError" in seen["broke"]["also"]
+    assert seen["broke"]["raised"] == "MidStreamFallbackError"
+    assert scene == "wire_cut" or seen["text"] == " two words"
+    assert len(lite.calls(scene)) == 1

@@ -1,0 +1,138 @@
+"""The unmodified `openai` package for Node.js on a stage: answers, errors, retries, broken streams."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.clients.environments import HERE, node_modules
+from tests.clients.programs import Performance
+from tests.clients.refusals import RAISES, REFUSALS, Refusal
+from tests.clients.stage import CALLED, PERSON, REST, WHOLE, Stage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(300)  # it is installed on first use
+
+SCENES = ["answer", "stream", "stream_helper", "tools", "tools_streamed", "tools_run", "parse", "models", "busy_twice",
+          "no_retries", "impatient", "breaks", "ends_early", "wire_cut", "helper_breaks"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `import OpenAI from "openai"` works, as in a user's project."""
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "node_modules").symlink_to(node_modules())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def node(stage: Stage, node_folder: Path) -> Performance:
+    shutil.copy(HERE / "node" / "scenes.mjs", node_folder)
+    return Performance(stage, ["node", "scenes.mjs"], SCENES, cwd=node_folder)
+
+
+def test_an_answer_and_its_account(node: Performance) -> None:
+    """`withResponse` shows the headers and the request's id."""
+    seen = node.saw("answer")
+    assert seen["reply"]["choices"][0]["message"]["content"] == WHOLE
+    assert seen["reply"]["usage"]["completion_tokens"] > 0
+    assert seen["mode"] == "guided"
+    assert seen["request_id"] == node.calls("answer")[0].reply_headers["x-request-id"]
+
+
+def test_a_stream_and_its_account(node: Performance) -> None:
+    """The last chunk has usage, and the facts under `gkt`, which the package leaves in place."""
+    seen = node.saw("stream")
+    assert (seen["text"], seen["finishes"], seen["broke"]) == (WHOLE, ["stop"], None)
+    assert seen["last"]["usage"]["completion_tokens"] > 0
+    assert seen["last"]["gkt"]["mode"] == "guided"
+
+
+def test_the_stream_helper_sees_each_piece_and_the_whole(node: Performance) -> None:
+    """What came piece by piece is the answer that a JSON caller gets."""
+    seen = node.saw("stream_helper")
+    assert "".join(seen["deltas"]) == seen["final"]["choices"][0]["message"]["content"] == WHOLE
+    assert len(seen["deltas"]) > 1
+    assert seen["final"]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("scene", ["tools", "tools_streamed"])
+def test_a_tool_is_called(node: Performance, scene: str) -> None:
+    """Whole or put together from a stream: the same call."""
+    choice = node.saw(scene)
+    assert choice["finish_reason"] == "tool_calls"
+    call = choice["message"]["tool_calls"][0]
+    assert (call["id"], {name: call["function"][name] for name in CALLED}) == ("call_1", CALLED)
+
+
+def test_run_tools_calls_the_function_and_gets_the_answer(node: Performance) -> None:
+    """Two calls of the gateway: one with the question, one with the tool's result."""
+    assert node.saw("tools_run") == {"content": "It is sunny.", "told": [{"city": "Oslo"}]}
+
+
+def test_an_answer_is_parsed_into_the_callers_schema(node: Performance) -> None:
+    """zodResponseFormat sends a json_schema, which reaches the student as it is."""
+    assert node.saw("parse") == PERSON
+    assert node.calls("parse")[0].json["response_format"]["json_schema"]["name"] == "person"
+
+
+def test_models_are_listed(node: Performance) -> None:
+    """As the key may use them."""
+    assert node.saw("models") == ["chat", "crowded", "chat-student", *Stage.ROUTES]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name.replace(" ", "-"))
+def test_each_refusal_is_the_right_error_after_the_right_number_of_calls(node: Performance, refusal: Refusal) -> None:
+    """The class by the status, with code and param; asked again only where that may help, and when it was told to."""
+    seen = node.refusals[refusal.name]
+    assert seen["raised"] == RAISES["openai-node"][refusal.status]
+    assert (seen["status"], seen["code"], seen["param"]) == (refusal.status, refusal.code, refusal.param)
+    node.attempts[refusal.name].check_calls()
+    calls = node.attempts[refusal.name].calls()
+    assert seen["request_id"] == calls[-1].reply_headers["x-request-id"]
+    assert [call.headers["x-stainless-retry-count"] for call in calls] == [str(n) for n in range(refusal.tries)]
+
+
+def test_a_client_that_asks_again_gets_its_answer(node: Performance) -> None:
+    """The engine was full twice; the third call is the answer."""
+    assert node.saw("busy_twice") == REST
+    assert [call.status for call in node.calls("busy_twice")] == [503, 503, 200]
+
+
+def test_a_client_that_is_told_never_to_ask_again_does_not(node: Performance) -> None:
+    """maxRetries: 0"""
+    assert node.raised("no_retries")["raised"] == "InternalServerError"
+    assert len(node.calls("no_retries")) == 1
+
+
+def test_a_client_that_does_not_wait_raises(node: Performance) -> None:
+    """`timeout` is in milliseconds, and counts for each try."""
+    assert node.raised("impatient")["raised"] == "APIConnectionTimeoutError"
+    assert [call.status for call in node.calls("impatient")] == [None, None]
+
+
+@pytest.mark.parametrize("scene", ["breaks", "ends_early"])
+def test_a_stream_that_breaks_raises_and_never_looks_whole(node: Performance, scene: str) -> None:
+    """The words that came, no finish_reason, then APIError. No retry."""
+    seen = node.saw(scene)
+    assert (seen["text"], seen["finishes"]) == (" two words", [])
+    assert seen["broke"]["is_api_error"]
+    assert seen["broke"]["code"] == "engine_failed"
+    assert len(node.calls(scene)) == 1
+
+
+def test_the_stream_helper_of_a_stream_that_breaks_raises(node: Performance) -> None:
+    """There is no final completion of a half answer."""
+    assert node.raised("helper_breaks")["is_api_error"]
+
+
+def test_a_connection_that_is_cut_raises_and_never_looks_whole(node: Performance) -> None:
+    """The end of a connection is not the end of an answer."""
+    seen = node.saw("wire_cut")
+    assert seen["finishes"] == []
+    assert (seen["broke"]["raised"], seen["broke"]["is_api_error"]) == ("TypeError", False)
+    assert len(node.calls("wire_cut")) == 1

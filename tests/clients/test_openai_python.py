@@ -1,0 +1,292 @@
+"""The unmodified `openai` package for Python on a stage: answers, exceptions, retries, broken streams.
+
+Over real models it is in tests/test_openai_sdk.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pydantic
+import pytest
+import pytest_asyncio
+from openai import AsyncOpenAI, OpenAI
+
+from tests.clients.refusals import RAISES, REFUSALS, TRIES, Attempt, Refusal
+from tests.clients.stage import OPENING, PERSON, REST, WHOLE, Stage, a_question
+from tests.gateway_process import KEY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+SHOWN = OPENING.rsplit(" ", 1)[0]
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    born: int
+
+
+def ask(of: str = "something") -> list[Any]:
+    return [{"role": "user", "content": a_question(of)}]
+
+
+@pytest.fixture
+def client(stage: Stage) -> Iterator[OpenAI]:
+    with stage.audited(), OpenAI(base_url=stage.url, api_key=KEY) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def later(stage: Stage) -> AsyncIterator[AsyncOpenAI]:
+    with stage.audited():
+        async with AsyncOpenAI(base_url=stage.url, api_key=KEY) as client:
+            yield client
+
+
+def test_an_answer_and_its_account(client: OpenAI) -> None:
+    """`with_raw_response` shows the headers; the answer is the teacher's words, then the student's."""
+    raw = client.chat.completions.with_raw_response.create(model="chat", messages=ask(), max_tokens=20)
+    reply = raw.parse()
+    assert reply.choices[0].message.content == WHOLE
+    assert reply.choices[0].finish_reason == "stop"
+    assert raw.headers["x-gkt-mode"] == "guided"
+    assert float(raw.headers["x-gkt-cost-usd"]) > 0
+    assert reply._request_id == raw.headers["x-request-id"] == reply.id.removeprefix("chatcmpl-")
+    receipt: Any = client.get(f"/receipts/{reply._request_id}", cast_to=object)
+    assert receipt["status"] == "ok"
+
+
+def test_a_stream_and_its_account(client: OpenAI) -> None:
+    """The guidance comes first; the last chunk has usage and, in `model_extra`, the facts under `gkt`."""
+    stream = client.chat.completions.create(
+        model="chat", messages=ask(), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices) == WHOLE
+    assert chunks[0].choices[0].delta.content == SHOWN
+    assert chunks[-1].usage is not None
+    assert chunks[-1].model_extra is not None
+    assert chunks[-1].model_extra["gkt"]["mode"] == "guided"
+    assert stream.response.headers["x-gkt-mode"] == "guided"
+
+
+def test_the_stream_helper_sees_each_piece_and_the_whole(client: OpenAI) -> None:
+    """`chat.completions.stream` accumulates what came into the answer that a JSON caller gets."""
+    with client.chat.completions.stream(model="chat", messages=ask(), stream_options={"include_usage": True}) as stream:
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+        final = stream.get_final_completion()
+    assert "".join(deltas) == final.choices[0].message.content == WHOLE
+    assert final.choices[0].finish_reason == "stop"
+    assert final.usage is not None
+    assert final.usage.completion_tokens > 0
+
+
+def test_a_streaming_response_can_be_read_as_lines(client: OpenAI) -> None:
+    """`with_streaming_response` gives the wire itself; it ends in [DONE]."""
+    with client.chat.completions.with_streaming_response.create(model="chat", messages=ask(), stream=True) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert lines[-1] == "data: [DONE]"
+
+
+async def test_the_async_client_does_the_same(later: AsyncOpenAI) -> None:
+    """Answer, stream, stream helper and models, under way together."""
+
+    async def streamed() -> str:
+        stream = await later.chat.completions.create(model="chat", messages=ask(), stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    async def helped() -> str | None:
+        async with later.chat.completions.stream(model="chat", messages=ask()) as stream:
+            return (await stream.get_final_completion()).choices[0].message.content
+
+    async def asked() -> str | None:
+        return (await later.chat.completions.create(model="chat", messages=ask())).choices[0].message.content
+
+    answers = await asyncio.gather(asked(), streamed(), helped(), asked())
+    assert set(answers) == {WHOLE}
+    names = [entry.id async for entry in later.models.list()]
+    assert names == ["chat", "crowded", "chat-student", *Stage.ROUTES]
+
+
+def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
+    """As the key may use them."""
+    assert [entry.id for entry in client.models.list()] == ["chat", "crowded", "chat-student", *Stage.ROUTES]
+    assert client.models.retrieve("chat").id == "chat"
+
+
+def test_a_tool_is_called_and_its_result_answered(client: OpenAI) -> None:
+    """Whole, streamed and through the helper: the same call, and the reply to its result."""
+    asked = ask()
+    whole = client.chat.completions.create(model="tools", messages=asked, tools=[WEATHER])
+    called = whole.choices[0].message.tool_calls
+    assert called
+    assert whole.choices[0].finish_reason == "tool_calls"
+    assert (called[0].function.name, called[0].function.arguments) == ("weather", '{"city": "Oslo"}')  # type: ignore[union-attr]
+
+    arguments: defaultdict[int, str] = defaultdict(str)
+    names, ids, finishes = [], [], []
+    for chunk in client.chat.completions.create(model="tools", messages=ask(), tools=[WEATHER], stream=True):
+        for choice in chunk.choices:
+            finishes.append(choice.finish_reason)
+            for part in choice.delta.tool_calls or []:
+                assert part.function is not None
+                arguments[part.index] += part.function.arguments or ""
+                names += [part.function.name] if part.function.name else []
+                ids += [part.id] if part.id else []
+    assert (dict(arguments), names, ids) == ({0: '{"city": "Oslo"}'}, ["weather"], ["call_1"])
+    assert [finish for finish in finishes if finish] == ["tool_calls"]
+
+    with client.chat.completions.stream(model="tools", messages=ask(), tools=[WEATHER]) as stream:
+        final = stream.get_final_completion().choices[0].message
+    assert final.tool_calls
+    assert final.tool_calls[0].function.arguments == '{"city": "Oslo"}'
+
+    told = [*asked, whole.choices[0].message, {"role": "tool", "tool_call_id": called[0].id, "content": "sunny"}]
+    answered = client.chat.completions.create(model="tools", messages=told, tools=[WEATHER])
+    assert answered.choices[0].message.content == "It is sunny."
+
+
+def test_an_answer_is_parsed_into_the_callers_model(client: OpenAI, stage: Stage) -> None:
+    """`parse` and the stream helper send a json_schema, which reaches the student as it is."""
+    asked = ask()
+    parsed = client.chat.completions.parse(model="person", messages=asked, response_format=Person)
+    assert parsed.choices[0].message.parsed == Person.model_validate(PERSON)
+    sent = stage.calls("person", asked[0]["content"])[0].json["response_format"]
+    assert sent["json_schema"]["name"] == "Person"
+    with client.chat.completions.stream(model="person", messages=ask(), response_format=Person) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == Person.model_validate(PERSON)
+
+
+@pytest.fixture(scope="module")
+def refused(stage: Stage) -> dict[str, tuple[Attempt, openai.APIStatusError]]:
+    """What each refusal raised, all met at once with the client's defaults."""
+
+    async def meet(attempt: Attempt) -> openai.APIStatusError:
+        refusal = attempt.refusal
+        async with AsyncOpenAI(base_url=stage.url, api_key=refusal.key) as client:
+            if refusal.max_retries is not None:
+                client.max_retries = refusal.max_retries
+            with pytest.raises(openai.APIStatusError) as raised:
+                await client.chat.completions.create(
+                    model=refusal.model,
+                    messages=[{"role": "user", "content": attempt.question}],
+                    temperature=openai.omit if refusal.temperature is None else refusal.temperature,
+                )
+        return raised.value
+
+    async def meet_all(attempts: list[Attempt]) -> list[openai.APIStatusError]:
+        return await asyncio.gather(*map(meet, attempts))
+
+    with stage.crowd(), stage.audited():
+        attempts = [Attempt(stage, refusal) for refusal in REFUSALS]
+        met = asyncio.run(meet_all(attempts))
+        return {attempt.refusal.name: (attempt, error) for attempt, error in zip(attempts, met, strict=True)}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name.replace(" ", "-"))
+def test_each_refusal_is_the_right_exception_after_the_right_number_of_calls(
+    refused: dict[str, tuple[Attempt, openai.APIStatusError]], refusal: Refusal
+) -> None:
+    """The class by the status, with code and param; asked again only where that may help, and when it was told to."""
+    attempt, error = refused[refusal.name]
+    assert type(error).__name__ == RAISES["openai-python"][refusal.status]
+    assert (error.status_code, error.code, error.param) == (refusal.status, refusal.code, refusal.param)
+    attempt.check_calls()
+    calls = attempt.calls()
+    assert error.request_id == calls[-1].reply_headers["x-request-id"]
+    assert [call.headers["x-stainless-retry-count"] for call in calls] == [str(n) for n in range(refusal.tries)]
+
+
+def test_a_client_that_asks_again_gets_its_answer(client: OpenAI, stage: Stage) -> None:
+    """The engine was full twice; each call has its receipt, and the third is the answer."""
+    asked, started = ask(), time.monotonic()
+    reply = client.chat.completions.create(model="busy-twice", messages=asked)
+    assert reply.choices[0].message.content == REST
+    assert time.monotonic() - started >= 2
+    calls = stage.calls("busy-twice", asked[0]["content"])
+    assert [call.status for call in calls] == [503, 503, 200]
+    assert [stage.receipt(call)["status"] for call in calls] == ["engine_overloaded", "engine_overloaded", "ok"]
+
+
+def test_a_client_that_is_told_never_to_ask_again_does_not(stage: Stage) -> None:
+    """max_retries=0: one call, one exception; the same for a stream that has not begun."""
+    with stage.audited(), OpenAI(base_url=stage.url, api_key=KEY, max_retries=0) as client:
+        for stream in (False, True):
+            asked = ask()
+            with pytest.raises(openai.InternalServerError):
+                client.chat.completions.create(model="busy", messages=asked, stream=stream)
+            assert len(stage.calls("busy", asked[0]["content"])) == 1
+
+
+@pytest.mark.long
+def test_a_status_that_is_asked_again_by_itself_is_not_where_the_gateway_says_so(client: OpenAI, stage: Stage) -> None:
+    """408 is one that the SDK retries (its `_should_retry`); with `x-should-retry: false` it does not."""
+    asked = ask()
+    with pytest.raises(openai.APIStatusError) as raised:
+        client.chat.completions.create(model="trickle", messages=asked)
+    assert (raised.value.status_code, raised.value.code) == (408, "request_timeout")
+    assert [call.status for call in stage.calls("trickle", asked[0]["content"])] == [408]
+
+
+def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: OpenAI, stage: Stage) -> None:
+    """`timeout` counts for each try; the gateway hears it hang up (`audited` looks)."""
+    asked = ask()
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.3, max_retries=1).chat.completions.create(model="slow", messages=asked)
+    assert len(stage.calls("slow", asked[0]["content"])) == 2
+
+
+def _collect(stream: Any, parts: list[Any]) -> None:
+    """Keep what came, also when the stream raises."""
+    for part in stream:
+        parts.append(part)  # noqa: PERF402
+
+
+@pytest.mark.parametrize(("model", "code"), [("breaks", "engine_failed"), ("ends-early", "engine_failed")])
+def test_a_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI, stage: Stage, model: str, code: str) -> None:
+    """The words that came, no finish_reason, then APIError: from create and from the helper alike. No retry."""
+    asked = ask()
+    parts: list[Any] = []
+    with pytest.raises(openai.APIError) as raised:
+        _collect(client.chat.completions.create(model=model, messages=asked, stream=True), parts)
+    assert raised.value.code == code
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == " two words"
+    assert all(part.choices[0].finish_reason is None for part in parts)
+    assert len(stage.calls(model, asked[0]["content"])) == 1
+    with client.chat.completions.stream(model=model, messages=ask()) as stream, pytest.raises(openai.APIError):
+        stream.get_final_completion()
+
+
+def test_a_connection_that_is_cut_raises_and_never_looks_whole(client: OpenAI, stage: Stage) -> None:
+    """The end of a connection is not the end of an answer: APIConnectionError, and no second call."""
+    asked = ask()
+    parts: list[Any] = []
+    with pytest.raises(openai.APIConnectionError):
+        _collect(client.chat.completions.create(model="wire-cut", messages=asked, stream=True), parts)
+    assert parts
+    assert all(part.choices[0].finish_reason is None for part in parts)
+    calls = stage.calls("wire-cut", asked[0]["content"])
+    assert len(calls) == 1
+    assert stage.receipt(calls[0])["status"] == "client_gone"
+
+
+def test_what_the_client_sends_beside_the_model_reaches_the_student(client: OpenAI, stage: Stage) -> None:
+    """`extra_body` is for what OpenAI does not know; the gateway passes it on."""
+    asked = ask()
+    client.chat.completions.create(model="chat-student", messages=asked, extra_body={"top_k": 7})
+    assert stage.calls("chat-student", asked[0]["content"])[0].json["top_k"] == 7
+
+
+def test_the_tries_are_the_packages_default() -> None:
+    """What the table calls a retry is what the installed version does by itself."""
+    assert TRIES == 1 + openai.DEFAULT_MAX_RETRIES
