@@ -191,7 +191,7 @@ class OpenAIEngine:
         found = await find_continuation(self.complete, modes, self._echo)
         self._doubt = None
         if found is None and asked == "auto":
-            self._doubt = "the engine continues no assistant message: placement prefix goes unguided"
+            self._doubt = "the engine goes on with no opening: with placement prefix it gets guidance as context"
         elif found is None and asked == "completions" and self._renderer is None:
             self._doubt = "continuation 'completions' needs a server that renders chats, and none is known here"
         elif found is None:

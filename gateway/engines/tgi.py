@@ -255,7 +255,7 @@ class TGIEngine:
         found = await find_continuation(self.complete, TGI.modes if asked == "auto" else (asked,), None)
         self._doubt = None
         if found is None and asked == "auto":
-            self._doubt = "the engine continues no assistant message: placement prefix goes unguided"
+            self._doubt = "the engine goes on with no opening: with placement prefix it gets guidance as context"
         elif found is None:
             self._doubt = f"the engine did not continue the probe with continuation '{asked}'"
         if found is not None or asked == "auto":

@@ -125,11 +125,13 @@ async def test_a_mode_is_found_with_few_calls(server: ToyServer, found: Continua
     ids=repr,
 )
 async def test_an_engine_that_does_not_do_as_it_is_told_continues_nothing(server: ToyServer) -> None:
-    """Then placement prefix goes unguided, and the state says so."""
+    """Then it gets guidance in its prompt, and the state says so."""
     async with spoken_to(server) as (engine, _):
         await engine.probe()
         assert engine.state.continuation is None
-        assert engine.state.warnings == ["the engine continues no assistant message: placement prefix goes unguided"]
+        assert engine.state.warnings == [
+            "the engine goes on with no opening: with placement prefix it gets guidance as context"
+        ]
 
 
 @pytest.mark.parametrize("server", [OpenAI(), Mistral(), Groq()], ids=repr)
