@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gateway.finishing import RESTARTED
 from gateway.ledger.draft import Draft
 from gateway.opening import UNGUIDED
 from gateway.policy.resolve import resolve
@@ -141,6 +142,8 @@ class Completions:
             yield rest
         if chunks := relay.end(opening.whole):
             yield chunks
+        if relay.restarted:
+            draft.drop_guidance(RESTARTED)
 
     def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
         policy = visit.caller.policy
@@ -163,10 +166,9 @@ def _caller_usage(plan: Plan, draft: Draft, receipt: Receipt) -> Json:
 
     The finisher counts the guidance as part of its prompt; the caller did not send it.
     """
-    shown = draft.kept_tokens if draft.placement == "prefix" else 0
     finisher = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if finisher is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
         return usage_body(read, draft.kept_tokens)
     read = max(0, finisher.input_tokens - draft.kept_tokens)
-    return usage_body(read, shown + finisher.output_tokens, min(read, finisher.cached_input_tokens))
+    return usage_body(read, draft.shown_tokens + finisher.output_tokens, min(read, finisher.cached_input_tokens))

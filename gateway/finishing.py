@@ -16,7 +16,7 @@ from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected
 from gateway.ledger.draft import Call
 from gateway.opening import UNGUIDED
-from gateway.placing import is_prefix, seam, send
+from gateway.placing import is_prefix, seam, send, writes_again
 from gateway.policy.resolve import Look
 from gateway.relay import join_reply
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from gateway.policy.resolve import FinisherPlan, Plan
     from gateway.protocol import CompletionRequest, Json
     from gateway.relay import StreamRelay
+
+
+RESTARTED = "student_started_anew"
+"""Why an answer is unguided whose student was told to begin with the opening, and began otherwise."""
 
 
 class Finisher:
@@ -67,6 +71,8 @@ class Finisher:
         joint = seam(plan, finisher, asked, opening)
         if joint is not None:
             join_reply(reply, joint)
+            if joint.restarted:
+                draft.drop_guidance(RESTARTED)
         return reply
 
     async def _complete(
@@ -158,7 +164,7 @@ class Finisher:
 
 
 def _continues(finisher: FinisherPlan) -> bool:
-    return finisher.continuation is not None
+    return finisher.continuation is not None and not finisher.continuation.writes_again
 
 
 def _begin(plan: Plan, finisher: FinisherPlan, draft: Draft, opening: Opening, sent: Sent) -> Call:
@@ -166,6 +172,7 @@ def _begin(plan: Plan, finisher: FinisherPlan, draft: Draft, opening: Opening, s
     _set_call(plan, draft, call)
     if draft.kept_tokens:
         draft.placed = "prefix" if is_prefix(plan, finisher, opening) else "context"
+        draft.rewritten = draft.placed == "prefix" and writes_again(finisher)
     return call
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from gateway.continuation import Mode
+from gateway.engine_kinds import TGI
 from gateway.pricing import Price, litellm_table
 from gateway.providers import providers
 from gateway.units import Duration, HttpBase, Name, Rate, Secret, Size, Usd, Whole, Wrong, lasting, sized
@@ -151,7 +153,7 @@ class ModelSettings(Shape):
     batch: Batch = Batch()
     guidance_cache_bytes: Annotated[Size, sized("0B", "100GB")] = Field(64_000_000, alias="guidance_cache")
     """As a teacher: how much of its greedy guidance Redis keeps for identical requests."""
-    continuation: Literal["auto", "vllm", "sglang", "trailing", "prefix", "partial", "none"] = Field(
+    continuation: Literal["auto", Mode, "none"] = Field(
         default_factory=lambda data: "trailing" if data.get("protocol") == "tgi" else "auto"
     )
     """How the engine is told to continue an answer that another model began."""
@@ -244,8 +246,8 @@ class ModelSettings(Shape):
     @field_validator("continuation")
     @classmethod
     def _as_tgi_does(cls, continuation: str, info: ValidationInfo) -> str:
-        if info.data.get("protocol") == "tgi" and continuation not in {"auto", "trailing", "none"}:
-            raise Wrong("TGI continues in one way only: write trailing, or none to leave it alone", "trailing")
+        if info.data.get("protocol") == "tgi" and continuation not in {"auto", *TGI.modes, "none"}:
+            raise Wrong(f"TGI does not know this way: write auto, {', '.join(TGI.modes)}, or none to leave it alone")
         return continuation
 
     @field_validator("continuation")

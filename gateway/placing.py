@@ -48,12 +48,19 @@ def is_prefix(plan: Plan, finisher: FinisherPlan, opening: Opening) -> bool:
     )
 
 
+def writes_again(finisher: FinisherPlan) -> bool:
+    """Whether the finisher writes the opening itself: it counts its tokens then, and it may begin otherwise."""
+    return finisher.continuation is not None and finisher.continuation.writes_again
+
+
 def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening) -> Sent:
     """The caller's request as this finisher gets it."""
     body = {**asked.body}
     prefix = is_prefix(plan, finisher, opening)
     if plan.max_tokens is not None:
-        body[asked.limit_field] = plan.max_tokens - (opening.tokens if prefix else 0)
+        # Who writes the opening again does so within the limit.
+        written = opening.tokens if prefix and not writes_again(finisher) else 0
+        body[asked.limit_field] = plan.max_tokens - written
     if isinstance(asked, TextRequest):
         if asked.prompt is not None and opening.text:
             body["prompt"] = _prompt(plan, asked.prompt, opening.text, prefix=prefix)
@@ -79,6 +86,7 @@ def seam(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
         # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
         echo=asked.body.get("echo") is True or finisher.continuation.echo,
         strips_leading_space=finisher.continuation.strips_leading_space,
+        written_again=finisher.continuation.writes_again,
         stop=asked.stop,
     )
 

@@ -44,6 +44,11 @@ class StreamRelay:
         """Some of the opening has left: what follows must continue it."""
         return self._said > 0
 
+    @property
+    def restarted(self) -> bool:
+        """The student was told to begin with the opening, and began otherwise. Final when it has ended."""
+        return self._seam is not None and self._seam.restarted
+
     def join(self, seam: SeamJoin | None) -> list[Json]:
         """Let `seam` join the next student's text to the opening, or nothing with None.
 

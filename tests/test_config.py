@@ -189,7 +189,7 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ),
         (
             model(protocol="tgi", continuation="vllm"),
-            "1: models[0].continuation: TGI continues in one way only: write trailing, or none to leave it alone",
+            "1: models[0].continuation: TGI does not know this way: write auto, trailing, completions, instruct",
         ),
         (model(protocol="tgi", echo="true"), "1: models[0].echo: TGI never repeats the text that it continues"),
         (model(name="'a b'"), "1: models[0].name: must be 1 to 128 letters, digits or any of . _ : / -"),
@@ -204,7 +204,10 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ),
         (
             model(continuation="vlm"),
-            "1: models[0].continuation: must be auto, vllm, sglang, trailing, prefix, partial or none. Did",
+            (
+                "1: models[0].continuation: must be auto, vllm, sglang, trailing, prefix, partial, completions, "
+                "instruct or none. Did"
+            ),
         ),
         (model(echo="yes"), "1: models[0].echo: must be auto, true or false. Did you mean 'true'?"),
         (model(max_concurrency=0), "1: models[0].max_concurrency: must be at least 1"),

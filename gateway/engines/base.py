@@ -98,6 +98,7 @@ class Engine(Protocol):
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         """Answer an OpenAI chat body; the reply has OpenAI's shape and at least one choice.
 
+        A body with a `prompt` and no messages is a text completion's; its reply has the shape of a chat's too.
         With a `prefill` the answer goes on with that; whether the reply repeats it is the prefill's to say.
         """
         ...

@@ -74,7 +74,7 @@ def _engine(model: ModelSettings, book: PolicyBook, library: Library | None) -> 
             model.name,
             http,
             model=model.model,
-            continues=model.continuation != "none",
+            continuation=model.continuation,
             max_concurrency=model.max_concurrency,
             longest_opening=_longest_opening(model.name, book),
         )

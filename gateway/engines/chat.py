@@ -35,7 +35,7 @@ class ChatWire:
         """POST, and return a reply that has at least one choice; each has a message."""
         reply = (await self._http.post(self._path, body)).body
         choices = reply.get("choices") if isinstance(reply, dict) else None
-        if not choices or not _are_choices(choices, "message"):
+        if not choices or not self._are_whole(choices):
             raise self._garbled("a reply without a message")
         return reply  # type: ignore[no-any-return]
 
@@ -88,9 +88,18 @@ class ChatWire:
             failed = EngineFailed(f"Engine '{self._name}' failed in the middle of its answer{tail}", engine=self._name)
             failed.reason = said.reason
             raise failed
-        if not _are_choices(chunk.get("choices") if isinstance(chunk, dict) else None, "delta"):
+        if not self._are_parts(chunk.get("choices") if isinstance(chunk, dict) else None):
             raise self._garbled("an event without choices")
         return chunk  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _are_whole(choices: Any) -> bool:
+        return are_choices(choices, "message", dict)
+
+    @staticmethod
+    def _are_parts(choices: Any) -> bool:
+        """A delta may be missing, and stands for an empty one then."""
+        return are_choices(choices, "delta", dict | None)
 
     def _garbled(self, what: str) -> EngineGarbled:
         return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
@@ -114,16 +123,16 @@ async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str],
     return OpeningReply(text.getvalue(), opening_finish(finish), usage)
 
 
-def _are_choices(choices: Any, holder: str) -> bool:
+def are_choices(choices: Any, holder: str, kind: Any) -> bool:
     """Whether it is a list of choices in OpenAI's shape, as far as the gateway relies on it.
 
-    A message must be there; a delta may be missing, and stands for an empty one then.
+    holder: where a choice has what it says; kind: what that must be.
     """
     return isinstance(choices, list) and all(
         isinstance(choice, dict)
         and isinstance(choice.get("index", 0), int)
         and isinstance(choice.get("finish_reason"), str | None)
-        and (isinstance(choice.get(holder), dict) or (holder == "delta" and choice.get(holder) is None))
+        and isinstance(choice.get(holder), kind)
         for choice in choices
     )
 

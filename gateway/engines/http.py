@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -94,6 +95,7 @@ class EngineHttp:
         self._base_url = base_url.rstrip("/")
         self._deadlines = deadlines
         self._max_reply_bytes = max_reply_bytes
+        self._host = urlsplit(base_url).hostname or ""
         self._hidden = hidden_in(self._base_url, api_key)
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key is not None:
@@ -110,6 +112,10 @@ class EngineHttp:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def host(self) -> str:
+        return self._host
 
     async def close(self) -> None:
         await self._session.close()

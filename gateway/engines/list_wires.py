@@ -6,18 +6,19 @@ text is garbled alone. docs/engines.md says which server does what.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import orjson
 
 from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.chat import opening_body, opening_finish, read_usage
+from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, all_of
 from gateway.engines.shares import shares
 from gateway.errors import EngineError, EngineFailed, EngineGarbled
+from gateway.messages import only_text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    from collections.abc import Sequence
 
     from gateway.engines.base import OpeningRequest
     from gateway.engines.http import EngineHttp
@@ -94,14 +95,15 @@ class VllmLists(PromptLists):
 class LlamaCppLists:
     """llama.cpp: its own /completion, for it counts every member; its /v1/completions counts the first one only."""
 
-    def __init__(self, http: EngineHttp, _: str) -> None:
+    def __init__(self, http: EngineHttp, model: str) -> None:
         self._http = http
+        self._renderer = LlamaCppRenderer(http, model)
 
     def takes(self, request: OpeningRequest) -> bool:
-        return _is_text(request)
+        return only_text(request.messages or ())
 
     async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
-        return await _all(self._rendered(request) for request in requests)
+        return await _rendered(self._renderer, requests)
 
     async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
         sampling = opening_body(requests[0])
@@ -114,13 +116,6 @@ class LlamaCppLists:
         }
         reply = (await self._http.post("/completion", body, native=True)).body
         return [self._read(entry) for entry in _in_order(reply, len(requests), self._http.name)]
-
-    async def _rendered(self, request: OpeningRequest) -> Any:
-        if request.messages is None:
-            return request.prompt
-        asked = {"messages": list(request.messages)}
-        reply = (await self._http.post("/apply-template", asked, native=True)).body
-        return _field(reply, "prompt", str, self._http.name)
 
     def _read(self, entry: Json) -> Outcome:
         timings = entry.get("timings")
@@ -138,13 +133,13 @@ class SGLangLists:
 
     def __init__(self, http: EngineHttp, model: str) -> None:
         self._http = http
-        self._model = model
+        self._renderer = SGLangRenderer(http, model)
 
     def takes(self, request: OpeningRequest) -> bool:
-        return _is_text(request)
+        return only_text(request.messages or ())
 
     async def render(self, requests: Sequence[OpeningRequest]) -> list[Any]:
-        return await _all(self._rendered(request) for request in requests)
+        return await _rendered(self._renderer, requests)
 
     async def send(self, requests: Sequence[OpeningRequest], rendered: Sequence[Any]) -> list[Outcome]:
         sampling = opening_body(requests[0])
@@ -155,13 +150,6 @@ class SGLangLists:
         body = {"sampling_params": sampling, kind: list(rendered)}
         reply = (await self._http.post("/generate", body, native=True)).body
         return [self._read(entry) for entry in _in_order(reply, len(requests), self._http.name)]
-
-    async def _rendered(self, request: OpeningRequest) -> Any:
-        if request.messages is None:
-            return request.prompt
-        asked = {"model": self._model, "messages": list(request.messages)}
-        reply = (await self._http.post("/tokenize", asked, native=True)).body
-        return _field(reply, "tokens", list, self._http.name)
 
     def _read(self, entry: Json) -> Outcome:
         said = entry.get("meta_info")
@@ -213,28 +201,17 @@ def _usage(read: Any, written: Any, cached: Any) -> Usage | None:
     )
 
 
-def _field(reply: Any, name: str, kind: type, engine: str) -> Any:
-    value = reply.get(name) if isinstance(reply, dict) else None
-    if not isinstance(value, kind):
-        raise EngineGarbled(f"Engine '{engine}' did not render a chat.", engine=engine)
-    return value
-
-
-def _is_text(request: OpeningRequest) -> bool:
-    """Whether nothing is lost when a template renders it to text: an image would be."""
-    contents = [message.get("content") for message in request.messages or ()]
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
+async def _rendered(renderer: LlamaCppRenderer | SGLangRenderer, requests: Sequence[OpeningRequest]) -> list[Any]:
+    """Each as a prompt: what is one already stays what it is."""
+    chats = iter(
+        await all_of(
+            renderer.render({"messages": list(request.messages)})
+            for request in requests
+            if request.messages is not None
+        )
+    )
+    return [request.prompt if request.messages is None else next(chats) for request in requests]
 
 
 def _size(request: OpeningRequest) -> int:
     return len(orjson.dumps(request.prompt if request.messages is None else list(request.messages)))
-
-
-async def _all(work: Iterable[Awaitable[Any]]) -> list[Any]:
-    """Every result. When one failed, its error, but only when none is under way any more."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 import orjson
 
-from gateway.continuation import PROBE_OPENING, Continuation, Prefill, judge_probe, place_prefix, probe_body
+from gateway.continuation import Continuation, place_prefix
 from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import first_choice, listen, message_text, opening_body, opening_finish, read_usage
 from gateway.engines.litellm_chat import Refused, arguments, plain_chunk, plain_reply
 from gateway.engines.litellm_wire import Elsewhere, EnginePool, TooLarge
+from gateway.engines.probing import find_continuation
 from gateway.engines.refusal import SaidError, hidden_in, refusal, said_error
 from gateway.errors import (
     EngineError,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from typing import TypeVar
 
-    from gateway.continuation import Mode
+    from gateway.continuation import Mode, Prefill
     from gateway.engines.http import Deadlines
     from gateway.engines.litellm_library import Library
     from gateway.engines.litellm_wire import Call
@@ -227,7 +228,7 @@ class LiteLLMEngine:
         From then on the engine is up unless its last call says that the next will fail as well.
         """
         if not self._looked:
-            found = await self._find_continuation()
+            found = await find_continuation(self._probed, self._modes(), self._echo)
             self._state.continuation = found
             self._looked = True
             if found is None:
@@ -235,35 +236,16 @@ class LiteLLMEngine:
         if self._down is not None:
             raise self._down.twin()
 
-    async def _find_continuation(self) -> Continuation | None:
-        failures: list[EngineFailed] = []
-        modes = self._modes()
-        for mode in modes:
-            try:
-                prefill = Prefill(PROBE_OPENING, Continuation(mode))
-                reply = await self._complete(self._arguments(probe_body(), prefill, lenient=True))
-            except EngineRejected as refused:
-                if refused.blames_request:
-                    continue
-                raise
-            except EngineFailed as failed:
-                failures.append(failed)
-                continue
-            text = message_text(reply)
-            found = None if text is None else judge_probe(mode, text)
-            if found is not None:
-                return found if self._echo is None else Continuation(mode, self._echo, found.strips_leading_space)
-        if len(failures) == len(modes):
-            raise failures[0]
-        return None
+    async def _probed(self, body: Json, prefill: Prefill) -> Json:
+        return await self._complete(self._arguments(body, prefill, lenient=True))
 
     def _modes(self) -> list[Mode]:
         """What to try, by what LiteLLM's table of models and its provider's documentation say."""
         if self._provider in _MARKED:
-            return ["prefix"]
+            return ["prefix", "instruct"]
         if self._provider == "hosted_vllm":
-            return ["vllm", "trailing"]
-        return ["trailing"]
+            return ["vllm", "trailing", "instruct"]
+        return ["trailing", "instruct"]
 
     def _arguments(self, body: Json, prefill: Prefill | None, *, lenient: bool = False) -> Json:
         """All that LiteLLM is called with. `lenient`: without what the provider does not take."""

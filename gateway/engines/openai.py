@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from gateway.continuation import PROBE_OPENING, Continuation, Prefill, candidates, judge_probe, place_prefix, probe_body
+from gateway.continuation import Continuation, lost_as_text, place_prefix
+from gateway.engine_kinds import kind_of
 from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, listen, message_text, opening_body, opening_finish, read_usage
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import Lists
-from gateway.errors import EngineFailed, EngineGarbled, EngineRejected
+from gateway.engines.probing import find_continuation
+from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
+from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, is_text, text_body
+from gateway.errors import EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from gateway.continuation import Mode
+    from gateway.continuation import Mode, Prefill
     from gateway.engines.http import EngineHttp
+    from gateway.engines.renderers import Renderer
     from gateway.protocol import Json
+
+_RENDERERS: dict[str, type[LlamaCppRenderer | SGLangRenderer | VllmRenderer]] = {
+    "llamacpp": LlamaCppRenderer,
+    "sglang": SGLangRenderer,
+    "vllm": VllmRenderer,
+}
 
 
 class OpenAIEngine:
@@ -47,6 +59,9 @@ class OpenAIEngine:
         self._model = model
         self._http = http
         self._chat = ChatWire(http, "/chat/completions")
+        self._texts = TextWire(http, "/completions")
+        self._kind = kind_of(None, http.host)
+        self._renderer: Renderer | None = None
         self._asked = continuation
         self._echo = echo
         self._lists = Lists(http, model, self._opening) if lists else None
@@ -55,7 +70,7 @@ class OpenAIEngine:
         self._state = EngineState()
         if continuation == "none":
             self._state.continuation = None
-        elif continuation != "auto":
+        elif continuation != "auto" and continuation != "completions":  # who renders chats is not known yet
             # What the configuration says holds from the first request on; the probe only adds what it sees.
             self._state.continuation = Continuation(continuation, echo=echo)
 
@@ -73,15 +88,41 @@ class OpenAIEngine:
         await self._http.close()
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
+        if _is_raw(body, prefill):
+            return chat_reply(await self._texts.complete(await self._raw(body, prefill)))
         return await self._chat.complete(self._sent(body, prefill))
 
     def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+        if _is_raw(body, prefill):
+            return self._stream_raw(body, prefill)
         return self._chat.stream(self._sent(body, prefill))
+
+    async def _stream_raw(self, body: Json, prefill: Prefill | None) -> AsyncGenerator[list[Json], None]:
+        async with aclosing(self._texts.stream(await self._raw(body, prefill))) as groups:
+            async for chunks in groups:
+                yield [chat_chunk(chunk) for chunk in chunks]
 
     def _sent(self, body: Json, prefill: Prefill | None) -> Json:
         if prefill is not None:
             body = place_prefix(prefill.how.mode, body, prefill.text)
-        return {**body, "model": self._model}
+        sent = {**body, "model": self._model}
+        self._kind.adapt(sent)
+        return sent
+
+    async def _raw(self, body: Json, prefill: Prefill | None) -> Json:
+        """A body as one of a text completion: a chat's with the opening behind it. Raises EngineErrors."""
+        if prefill is None:
+            return {**body, "model": self._model}
+        if (lost := lost_as_text(body)) is not None or self._renderer is None:
+            why = f"cannot carry it ({lost})" if lost else "is not known to render chats"
+            raise EngineRejected(
+                f"Engine '{self._name}' was to get a chat as a raw prompt, and {why}.",
+                engine=self._name,
+                status_sent=422,
+            )
+        prompt = await self._renderer.begun(body, prefill.text)
+        limit = asked_limit(body) or self._renderer.limit(prompt)
+        return {**text_body(body, prompt, limit), "model": self._model}
 
     async def opening(
         self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
@@ -128,8 +169,10 @@ class OpenAIEngine:
         # After it was away it may be another server.
         self._looked = self._looked and bool(self._state.up)
         if not self._looked:
+            self._kind = kind_of(mine.get("owned_by"), self._http.host)
+            self._renderer = self._renderer_of(mine)
             if self._asked != "none":
-                await self._look(candidates(mine.get("owned_by")) if self._asked == "auto" else [self._asked])
+                await self._look()
             if self._lists is not None:
                 await self._lists.look(mine.get("owned_by"))
             self._looked = True
@@ -140,35 +183,38 @@ class OpenAIEngine:
         doubts = self._lists.doubts if self._lists is not None else ()
         self._state.warnings = [warning for warning in (missing, self._doubt, *doubts) if warning is not None]
 
-    async def _look(self, modes: list[Mode]) -> None:
-        found = await self._find_continuation(modes)
+    async def _look(self) -> None:
+        """Find out how it continues."""
+        asked = self._asked
+        assert asked != "none", "nothing is looked for"
+        modes = self._kind.candidates if asked == "auto" else (asked,)
+        found = await find_continuation(self.complete, modes, self._echo)
         self._doubt = None
-        if found is None and self._asked == "auto":
-            self._doubt = "the engine continues no assistant message: placement prefix goes unguided"
+        if found is None and asked == "auto":
+            self._doubt = "the engine goes on with no opening: with placement prefix it gets guidance as context"
+        elif found is None and asked == "completions" and self._renderer is None:
+            self._doubt = "continuation 'completions' needs a server that renders chats, and none is known here"
         elif found is None:
-            self._doubt = f"the engine did not continue the probe with continuation '{self._asked}'"
-        if found is not None or self._asked == "auto":
+            self._doubt = f"the engine did not continue the probe with continuation '{asked}'"
+        if found is not None or asked == "auto":
             self._state.continuation = found
+        elif asked == "completions":
+            known = self._renderer is not None
+            self._state.continuation = Continuation(asked, echo=self._echo) if known else None
 
-    async def _find_continuation(self, modes: list[Mode]) -> Continuation | None:
-        failures: list[EngineFailed] = []
-        for mode in modes:
-            try:
-                reply = await self.complete(probe_body(), Prefill(PROBE_OPENING, Continuation(mode)))
-            except EngineRejected as refused:
-                if refused.status_sent in {400, 422}:
-                    continue
-                raise
-            except EngineFailed as failed:
-                failures.append(failed)  # some servers fail on what they should refuse
-                continue
-            text = message_text(reply)
-            found = None if text is None else judge_probe(mode, text)
-            if found is not None:
-                return found if self._echo is None else Continuation(mode, self._echo, found.strips_leading_space)
-        if len(failures) == len(modes):
-            raise failures[0]
-        return None
+    def _renderer_of(self, listed: Json) -> Renderer | None:
+        """What renders this kind's chats; `listed` is its entry in /models."""
+        kind = _RENDERERS.get(self._kind.renderer or "")
+        renderer = kind(self._http, self._model) if kind is not None else None
+        context_tokens = listed.get("max_model_len")
+        if isinstance(renderer, SGLangRenderer) and isinstance(context_tokens, int):
+            renderer.context_tokens = context_tokens
+        return renderer
+
+
+def _is_raw(body: Json, prefill: Prefill | None) -> bool:
+    """Whether it goes to the engine as a text completion."""
+    return is_text(body) or (prefill is not None and prefill.how.mode == "completions")
 
 
 def _revision(model: str, listed: Json) -> str:

@@ -11,7 +11,7 @@ stream's response until the client is closed. Chat calls per second on one core 
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from huggingface_hub import (
     TextGenerationInput,
@@ -27,17 +27,22 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from gateway.continuation import Continuation, place_prefix
+from gateway.continuation import Continuation, lost_as_text, place_prefix
+from gateway.engine_kinds import TGI
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, first_choice, listen, message_text, opening_finish, read_usage
+from gateway.engines.probing import find_continuation
+from gateway.engines.renderers import TgiRenderer
 from gateway.engines.stops import StopFilter, before_stop
+from gateway.engines.texts import is_text
 from gateway.engines.tgi_stream import generate_stream
+from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, without_none
 from gateway.errors import EngineError, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from gateway.continuation import Prefill
+    from gateway.continuation import Mode, Prefill
     from gateway.engines.base import EmbeddingsReply, Usage
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
@@ -54,10 +59,10 @@ _ERRORS: dict[str, type[TextGenerationError]] = {
     "validation": ValidationError,
 }
 
-_PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
+# What a text completion may ask for, and /generate has not, or has otherwise.
+_NOT_OF_GENERATE = ("suffix", "echo", "logprobs", "best_of", "logit_bias")
 
-# What TGI's chat route would misread: presence_penalty 0 becomes a repetition penalty of 2 (protocol: it adds 2).
-_NEVER_SENT = frozenset({"presence_penalty"})
+_PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
 
 
 class TGIEngine:
@@ -67,7 +72,8 @@ class TGIEngine:
         name: the configured model name.
         model: sent as `model`; anything but "tgi" names a LoRA adapter to the server.
         http: its pool; `base_url` is the server's root.
-        continues: whether it may be asked to continue an assistant message.
+        continuation: how it continues an assistant message. `trailing` is what its chat route does, and is not
+            probed; `auto` probes for all its ways, `none` never tries.
         max_concurrency: what the configuration allows in flight, compared with what /info says.
         longest_opening: the most tokens that a policy asks it for as a teacher, compared likewise.
     """
@@ -78,7 +84,7 @@ class TGIEngine:
         http: EngineHttp,
         *,
         model: str = "tgi",
-        continues: bool = True,
+        continuation: Mode | Literal["auto", "none"] = "trailing",
         max_concurrency: int | None = None,
         longest_opening: int = 0,
     ) -> None:
@@ -89,8 +95,17 @@ class TGIEngine:
         self._configured_concurrency = max_concurrency
         self._longest_opening = longest_opening
         self._max_stops = _DEFAULT_MAX_STOPS
-        # TGI's chat route continues a trailing assistant message and never repeats it.
-        self._state = EngineState(continuation=Continuation("trailing", echo=False) if continues else None)
+        self._text = TextRoute(http)
+        self._renderer = TgiRenderer(http, model)
+        self._asked = continuation
+        self._looked = continuation in {"trailing", "none"}
+        self._doubt: str | None = None
+        self._state = EngineState()
+        if continuation == "none":
+            self._state.continuation = None
+        elif continuation != "auto":
+            # TGI never repeats what it continues; who is told to write it again does.
+            self._state.continuation = Continuation(continuation, echo=continuation == "instruct")
 
     @property
     def name(self) -> str:
@@ -147,15 +162,15 @@ class TGIEngine:
             ),
         )
         if tell is not None:
-            heard = await self._translated(generate_stream(self._http, _without_none(asked), tell))
+            heard = await self._translated(generate_stream(self._http, without_none(asked), tell))
             return self._opening(heard.text, heard.finish, heard.usage, request)
-        reply = await self._translated(self._http.post("/generate", _without_none(asked)))
+        reply = await self._translated(self._http.post("/generate", without_none(asked)))
         try:
             output = TextGenerationOutput.parse_obj_as_instance(_without_tokens(reply.body))
             finish = output.details.finish_reason if output.details is not None else None
         except (ValueError, TypeError, AttributeError):
             raise self._garbled("a reply that is not text generation") from None
-        return self._opening(output.generated_text, finish, _header_usage(reply.headers), request)
+        return self._opening(output.generated_text, finish, read_usage(header_counts(reply.headers)), request)
 
     def _sent_stops(self, request: OpeningRequest) -> list[str]:
         """As many as the server takes; what it is not told of is found when its reply is read."""
@@ -170,7 +185,11 @@ class TGIEngine:
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
         adapted = self._adapted(body, prefill)
-        reply = await self._translated(self._chat.complete(adapted))
+        if is_text(body) or (prefill is not None and prefill.how.mode == "completions"):
+            raw = await self._raw(body, adapted, prefill)
+            reply = await self._translated(self._text.complete(raw))
+        else:
+            reply = await self._translated(self._chat.complete(adapted))
         for choice in reply["choices"]:
             _end_at_stop(choice, choice["message"], StopFilter(adapted.get("stop", ())), ended=True)
         return reply
@@ -178,7 +197,11 @@ class TGIEngine:
     async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
         adapted = self._adapted(body, prefill)
         filters: dict[int, StopFilter] = {}
-        async with aclosing(self._chat.stream(adapted)) as groups:
+        if is_text(body) or (prefill is not None and prefill.how.mode == "completions"):
+            stream = self._text.stream(await self._raw(body, adapted, prefill))
+        else:
+            stream = self._chat.stream(adapted)
+        async with aclosing(stream) as groups:
             try:
                 async for chunks in groups:
                     for choice in (choice for chunk in chunks for choice in chunk["choices"]):
@@ -195,7 +218,10 @@ class TGIEngine:
         raise EngineRejected(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
 
     async def probe(self) -> None:
-        """Read /info: the limits, and where the configuration asks for more than the server allows."""
+        """Read /info: the limits, and where the configuration asks for more than the server allows.
+
+        Once while it stays up, and where the configuration wants that, try how it continues.
+        """
         info = (await self._http.get("/info")).body
         if not isinstance(info, dict) or "model_id" not in info:
             raise self._garbled("an /info without model_id")
@@ -203,7 +229,11 @@ class TGIEngine:
                 "max_stop_sequences")  # fmt: skip
         self._state.revision = f"{info['model_id']}@{info.get('model_sha')}/{self._model}"
         self._state.facts = {key: info[key] for key in kept if info.get(key) is not None}
-        self._state.warnings = []
+        self._looked = self._looked and (bool(self._state.up) or self._asked in {"trailing", "none"})
+        if not self._looked:
+            await self._look()
+            self._looked = True
+        self._state.warnings = [] if self._doubt is None else [self._doubt]
         if isinstance(stops := info.get("max_stop_sequences"), int):
             self._max_stops = stops
         if isinstance(limit := info.get("max_concurrent_requests"), int) and limit > 0:
@@ -219,11 +249,23 @@ class TGIEngine:
                 f"{most}, prompt included: it refuses every such call"
             )
 
+    async def _look(self) -> None:
+        asked = self._asked
+        assert asked != "none", "nothing is looked for"
+        found = await find_continuation(self.complete, TGI.modes if asked == "auto" else (asked,), None)
+        self._doubt = None
+        if found is None and asked == "auto":
+            self._doubt = "the engine goes on with no opening: with placement prefix it gets guidance as context"
+        elif found is None:
+            self._doubt = f"the engine did not continue the probe with continuation '{asked}'"
+        if found is not None or asked == "auto":
+            self._state.continuation = found
+
     def _adapted(self, body: Json, prefill: Prefill | None) -> Json:
         """An OpenAI chat body as TGI's chat route reads it."""
-        if prefill is not None:
+        if prefill is not None and prefill.how.mode != "completions":
             body = place_prefix(prefill.how.mode, body, prefill.text)
-        adapted = {key: value for key, value in body.items() if key not in _NEVER_SENT}
+        adapted = {key: value for key, value in body.items() if key not in TGI.never_sent}
         adapted["model"] = self._model
         adapted.pop("stop", None)
         if stops := _as_list(body.get("stop")):
@@ -237,6 +279,25 @@ class TGIEngine:
         if limit is not None:
             adapted["max_tokens"] = limit
         return adapted
+
+    async def _raw(self, body: Json, adapted: Json, prefill: Prefill | None) -> Json:
+        """A body as one of /generate: a chat's with the opening behind it. Raises EngineErrors."""
+        lost = "n" if (body.get("n") or 1) > 1 else None
+        if prefill is not None:
+            lost = lost_as_text(body) or lost
+        elif not isinstance(body["prompt"], str):
+            lost = "prompt"
+        else:
+            lost = next((name for name in _NOT_OF_GENERATE if body.get(name)), lost)
+        if lost is not None:
+            raise EngineRejected(
+                f"Engine '{self._name}' takes one prompt in words for one answer, and cannot carry '{lost}'.",
+                engine=self._name,
+                status_sent=422,
+            )
+        if prefill is None:
+            return generate_body(adapted, body["prompt"])
+        return generate_body(adapted, await self._translated(self._renderer.begun(body, prefill.text)))
 
     async def _translated(self, call: Awaitable[_T]) -> _T:
         try:
@@ -273,13 +334,6 @@ def _without_tokens(generated: Any) -> Any:
     return {**generated, "details": {key: value for key, value in details.items() if key not in _PER_TOKEN}}
 
 
-def _without_none(value: Any) -> Any:
-    """A hub dataclass as the JSON it stands for, without the fields nobody set."""
-    if isinstance(value, dict):
-        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
-    return value
-
-
 def _end_at_stop(choice: Json, said: Json, stops: StopFilter, *, ended: bool) -> None:
     """Make a choice end as OpenAI's do, in place: without its stop string, and with one name for having stopped.
 
@@ -296,11 +350,3 @@ def _end_at_stop(choice: Json, said: Json, stops: StopFilter, *, ended: bool) ->
         said["content"] = (said.get("content") or "") + held
     if choice.get("finish_reason") and (stops.met or choice["finish_reason"] in {"eos_token", "stop_sequence"}):
         choice["finish_reason"] = "stop"
-
-
-def _header_usage(headers: Mapping[str, str]) -> Usage | None:
-    try:
-        counts = int(headers["x-prompt-tokens"]), int(headers["x-generated-tokens"])
-    except (KeyError, ValueError):
-        return None
-    return read_usage({"prompt_tokens": counts[0], "completion_tokens": counts[1]})

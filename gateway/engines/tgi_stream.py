@@ -1,4 +1,4 @@
-"""/generate_stream: TGI's own event stream, for an opening that is heard as it is written.
+"""/generate_stream: TGI's own event stream, for an opening that is heard as it is written, and for raw prompts.
 
 It differs from OpenAI's: one event for each token, the last with the whole text and its counts, no [DONE]; and every
 failure after the request was read is an event under status 200 (TGI 3.3.7, router/src/server.rs).
@@ -14,14 +14,13 @@ import orjson
 
 from gateway.engines.chat import read_usage
 from gateway.engines.refusal import refusal
-from gateway.errors import EngineFailed, EngineGarbled
+from gateway.errors import EngineError, EngineFailed, EngineGarbled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from gateway.engines.base import Usage
     from gateway.engines.http import EngineHttp
-    from gateway.errors import EngineError
     from gateway.protocol import Json
 
 # The status that /generate would have answered with.
@@ -44,19 +43,48 @@ class Generated:
     usage: Usage | None
 
 
-async def generate_stream(http: EngineHttp, payload: Json, tell: Callable[[str], None]) -> Generated:
-    """POST, and let `tell` hear each token's text. Raises EngineErrors: a stream that just ends is one."""
+async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[Json], None]:
+    """POST, and yield the events, each with a token, as many at a time as came together; the last has the whole text.
+
+    Raises EngineErrors: a stream that just ends is one.
+    """
     async with aclosing(http.events("/generate_stream", payload)) as groups:
-        async for events in groups:
-            for data in events:
-                event = _read(http, data)
-                token = event["token"]
-                text = token.get("text")
-                if isinstance(text, str) and text and not token.get("special"):
-                    tell(text)
-                if isinstance(whole := event.get("generated_text"), str):
-                    return _generated(whole, event.get("details"))
+        async for group in groups:
+            events: list[Json] = []
+            failed: EngineError | None = None
+            for data in group:
+                try:
+                    events.append(_read(http, data))
+                except EngineError as error:
+                    failed = error
+                    break
+                if isinstance(events[-1].get("generated_text"), str):
+                    yield events
+                    return
+            if events:
+                yield events
+            if failed is not None:
+                raise failed
     raise EngineFailed(f"Engine '{http.name}' broke off in the middle of its answer.", engine=http.name)
+
+
+def token_text(event: Json) -> str:
+    """What a token adds to the text: nothing where it is a special one."""
+    token = event["token"]
+    text = token.get("text")
+    return text if isinstance(text, str) and not token.get("special") else ""
+
+
+async def generate_stream(http: EngineHttp, payload: Json, tell: Callable[[str], None]) -> Generated:
+    """POST, and let `tell` hear each token's text. Raises EngineErrors."""
+    last: Json = {}
+    async with aclosing(token_events(http, payload)) as groups:
+        async for group in groups:
+            for event in group:
+                if text := token_text(event):
+                    tell(text)
+            last = group[-1]
+    return _generated(last["generated_text"], last.get("details"))
 
 
 def _read(http: EngineHttp, data: bytes) -> Json:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from gateway.messages import with_text
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -77,7 +79,7 @@ def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any
     """
     if projection.instruction is None:
         return [dict(message) for message in messages]
-    return _with_text(messages, before=projection.instruction)
+    return with_text(messages, before=projection.instruction)
 
 
 def place_in_context(
@@ -92,7 +94,7 @@ def place_in_context(
     if not guidance:
         return [dict(message) for message in messages]
     # Not str.format: a template may hold other braces.
-    return _with_text(messages, after=projection.introduction.replace(_SLOT, guidance))
+    return with_text(messages, after=projection.introduction.replace(_SLOT, guidance))
 
 
 def teacher_prompt(projection: Projection, prompt: str) -> str:
@@ -111,32 +113,3 @@ def place_in_prompt(projection: Projection, prompt: str, guidance: str) -> str:
     if not guidance:
         return prompt
     return f"{projection.introduction.replace(_SLOT, guidance)}\n\n{prompt}"
-
-
-def _with_text(messages: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "") -> list[dict[str, Any]]:
-    copies = [dict(message) for message in messages]
-    for message in reversed(copies):
-        if message.get("role") == "user":
-            message["content"] = _content_with(message.get("content"), before, after)
-            return copies
-    copies.append({"role": "user", "content": before or after})
-    return copies
-
-
-def _content_with(content: Any, before: str, after: str) -> str | list[Any]:
-    if not isinstance(content, list | tuple):
-        return _text_with(content or "", before, after)
-    parts = list(content)
-    order = range(len(parts)) if before else reversed(range(len(parts)))
-    for index in order:
-        if parts[index].get("type") == "text":
-            parts[index] = {**parts[index], "text": _text_with(parts[index].get("text") or "", before, after)}
-            return parts
-    added = {"type": "text", "text": before or after}
-    return [added, *parts] if before else [*parts, added]
-
-
-def _text_with(text: str, before: str, after: str) -> str:
-    if before:
-        return f"{before} {text}" if text else before
-    return f"{text}\n\n{after}" if text else after

@@ -7,7 +7,8 @@
     emit(seam.finish())
 
 Engines differ in how they continue a partial answer: some repeat it first, some strip the blank their
-continuation begins with. `SeamJoin` hides that, in any chunking, without I/O. `trim` is in `trim.py`.
+continuation begins with, some can only be asked to write it again. `SeamJoin` hides that, in any chunking, without
+I/O. `trim` is in `trim.py`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ class SeamJoin:
         matter here, for those wholly inside it are the engine's work. Of several the one completed first counts;
         of those completed together, the longest. An engine withholds the stop string it met itself: if that
         overlaps one across the seam, the latter is not seen, and its beginning stays in the answer.
+    written_again: the student was asked to write the guidance itself before it goes on (`Continuation.writes_again`).
+        Then nothing is emitted before it has, and from there on all of it; whitespace before it is dropped. If it
+        says anything else, or ends before it has said it all, its own text is the answer, as it is: no answer begins
+        twice. All that is emitted is the student's own, so `owed` and `stop` have no part in it: the engine keeps to
+        the latter. `echo` and `strips_leading_space` mean nothing then.
     """
 
     def __init__(
@@ -56,17 +62,20 @@ class SeamJoin:
         echo: bool | None = None,
         strips_leading_space: bool = False,
         stop: Sequence[str] = (),
+        written_again: bool = False,
     ) -> None:
-        expect_echo = echo_detectable(guidance) if echo is None else echo
+        expect_echo = written_again or (echo_detectable(guidance) if echo is None else echo)
         self._echo = guidance.lstrip() if expect_echo else ""
         self._reply = ""  # student text that may yet turn out to be the echo
-        self._owed = owed if strips_leading_space else ""
-        self._stop = tuple(filter(None, stop))
+        self._written_again = written_again
+        self._owed = owed if strips_leading_space and not written_again else ""
+        self._stop = () if written_again else tuple(filter(None, stop))
         self._held = ""  # text that may yet turn out to be the beginning of a stop string
         self._reach = 0  # how many of the held characters stand before the student's own
         self._stopped = False
         self._echoed = False
-        self._opening = self._pass_on(guidance, foreign_chars=len(guidance))
+        self._restarted = False
+        self._opening = "" if written_again else self._pass_on(guidance, foreign_chars=len(guidance))
 
     @property
     def stopped(self) -> bool:
@@ -75,11 +84,22 @@ class SeamJoin:
 
     @property
     def echoed(self) -> bool:
-        """The student repeated the guidance, and the repetition was dropped."""
+        """The student repeated the guidance; the repetition was dropped, but with `written_again`."""
         return self._echoed
 
+    @property
+    def restarted(self) -> bool:
+        """With `written_again`: the student did not write the guidance, and its own text alone is the answer.
+
+        False while that is open; true for good once it is, at the latest after `finish`.
+        """
+        return self._restarted
+
     def opening(self) -> str:
-        """The part of the guidance that may be emitted at once; the rest may be the beginning of a stop string."""
+        """The part of the guidance that may be emitted at once; the rest may be the beginning of a stop string.
+
+        Empty with `written_again`.
+        """
         return self._opening
 
     def feed(self, delta: str) -> str:
@@ -88,6 +108,7 @@ class SeamJoin:
 
     def finish(self) -> str:
         """The student has ended: return what was still held back."""
+        self._restarted = self._restarted or (self._written_again and bool(self._echo))
         reply, self._reply, self._echo = self._reply, "", ""
         emitted = self._continue(reply)
         held, self._held, self._reach = self._held, "", 0
@@ -99,11 +120,11 @@ class SeamJoin:
         self._reply += delta
         said = self._reply.lstrip()
         if said.startswith(self._echo):
-            rest, self._echoed = said[len(self._echo) :], True
+            rest, self._echoed = said if self._written_again else said[len(self._echo) :], True
         elif self._echo.startswith(said):
             return ""
         else:
-            rest = self._reply
+            rest, self._restarted = self._reply, self._written_again
         self._reply = self._echo = ""
         return rest
 
@@ -149,9 +170,17 @@ def join(
     echo: bool | None = None,
     strips_leading_space: bool = False,
     stop: Sequence[str] = (),
+    written_again: bool = False,
 ) -> tuple[str, bool]:
     """Join a whole reply, as `SeamJoin` does its deltas; returns the answer and whether a stop string ended it."""
-    seam = SeamJoin(guidance, owed=owed, echo=echo, strips_leading_space=strips_leading_space, stop=stop)
+    seam = SeamJoin(
+        guidance,
+        owed=owed,
+        echo=echo,
+        strips_leading_space=strips_leading_space,
+        stop=stop,
+        written_again=written_again,
+    )
     answer = seam.opening() + seam.feed(student_text) + seam.finish()
     return answer, seam.stopped
 

@@ -67,6 +67,7 @@ class Draft:
     batch: BatchFacts | None = None
     kept_tokens: int = 0
     cut_short: str | None = None  # why the teacher ended early, after its words had been shown
+    rewritten: bool = False  # the finisher wrote the guidance again: it is in its count
     placed: str | None = None  # where the guidance stands, as soon as a finisher got it
     complete: bool = False
     unguided: str | None = None
@@ -79,7 +80,7 @@ class Draft:
 
     def drop_guidance(self, reason: str) -> None:
         """The answer does without the guidance that there was; the teacher's call stays, and is paid for."""
-        self.unguided, self.kept_tokens = reason, 0
+        self.unguided, self.kept_tokens, self.rewritten = reason, 0, False
 
     def set_aside(self, plan: Plan, error: EngineError) -> None:
         """Another call will be made in the place of the finisher's, which failed; it stays, and is paid for."""
@@ -94,6 +95,11 @@ class Draft:
     def placement(self) -> str | None:
         """Where the guidance stands: where the finisher got it, or the plan wants it."""
         return self.placed or (self.plan.guidance.placement if self.plan.guidance is not None else None)
+
+    @property
+    def shown_tokens(self) -> int:
+        """The teacher's tokens that open what the caller sees, and that no finisher counts as its own."""
+        return self.kept_tokens if self.placement == "prefix" and not self.rewritten else 0
 
     @property
     def needs_estimate(self) -> bool:
@@ -213,7 +219,7 @@ class Draft:
             written = shares[-1].output_tokens
         else:
             # Guidance is a part of the answer where the caller sees it: in front, or as all there is.
-            opened = self.kept_tokens if self.placement == "prefix" or student is None else 0
+            opened = self.shown_tokens if student is not None else self.kept_tokens
             written = opened + (student.output_tokens if student is not None else 0)
         whole = guidance is not None and guidance.projection == "cutoff" and self.kept_tokens == read.output_tokens
         as_sent = guidance is None or teacher is None or whole

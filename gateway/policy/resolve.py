@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from gateway.continuation import Known
     from gateway.policy.schema import Boundary, Mode, Route, TenantPolicy
-    from gateway.protocol import CompletionRequest
+    from gateway.protocol import ChatRequest, CompletionRequest
 
 
 # How any engine continues a raw prompt: what it goes on with is the prompt's own end.
@@ -147,17 +147,23 @@ def resolve(
         looks = [(engine, Look(RAW, seen.rests)) for engine, seen in looks]
     if len(looks) > 1:
         looks.sort(key=lambda one: one[1].rests)
-    first = looks[0][1].continuation
+    ways = [
+        seen.continuation if isinstance(asked, TextRequest) else _carrying(asked, seen.continuation)
+        for _, seen in looks
+    ]
+    first = ways[0]
     unguided = _unguided(route, asked, first) if mode == "guided" else None
     max_tokens = asked.max_tokens if asked.max_tokens is not None else route.default_max_tokens
     guided = mode == "guided" and unguided is None
+    # Who writes the opening again may begin otherwise: then nothing of it may have left.
+    ahead = first is not None and (first == "not_probed" or not first.writes_again)
     return Plan(
         mode=mode,
         finishers=tuple(
-            FinisherPlan(engine, None if seen.continuation == "not_probed" else seen.continuation)
-            for engine, seen in looks
+            FinisherPlan(engine, None if way == "not_probed" else way)
+            for (engine, _), way in zip(looks, ways, strict=True)
         ),
-        guidance=_guidance(policy, route, asked, max_tokens, prefix=first is not None) if guided else None,
+        guidance=_guidance(policy, route, asked, max_tokens, prefix=first is not None, ahead=ahead) if guided else None,
         unguided=unguided,
         baseline=route.baseline,
         max_tokens=max_tokens,
@@ -212,8 +218,15 @@ def _unguided(route: Route, asked: CompletionRequest, continuation: Known) -> st
     return None
 
 
+def _carrying(chat: ChatRequest, known: Known) -> Known:
+    """How an engine continues this chat: not at all in a way that would lose a part of it."""
+    if known is None or known == "not_probed" or known.lost(chat.body) is None:
+        return known
+    return None
+
+
 def _guidance(
-    policy: TenantPolicy, route: Route, asked: CompletionRequest, max_tokens: int | None, *, prefix: bool
+    policy: TenantPolicy, route: Route, asked: CompletionRequest, max_tokens: int | None, *, prefix: bool, ahead: bool
 ) -> GuidancePlan:
     rule = route.guidance
     assert route.teacher is not None
@@ -230,7 +243,7 @@ def _guidance(
         max_wait_s=rule.max_wait_s,
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
-        stream=rule.stream and asked.stream and prefix and rule.placement == "prefix" and rule.projection != "hint",
+        stream=rule.stream and asked.stream and ahead and rule.placement == "prefix" and rule.projection != "hint",
         may_answer=asked.unguidable is None,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,

@@ -440,7 +440,7 @@ async def test_the_probe_finds_how_a_server_continues(answer: Any, owner: Any, f
         await engine.probe()
         assert engine.state.continuation == found
         assert engine.state.warnings == (
-            [] if found else ["the engine continues no assistant message: placement prefix goes unguided"]
+            [] if found else ["the engine goes on with no opening: with placement prefix it gets guidance as context"]
         )
         assert engine.state.facts == {"owned_by": owner, "models": ["org/model"]}
         assert {body["model"] for body in fake.bodies if body} == {"org/model"}

@@ -17,6 +17,7 @@ from tests.guidance.hidden_text_student import (
     chunks,
     first_stop_span,
     play,
+    relayed,
     teachers,
     upto_first_stop,
 )
@@ -173,6 +174,71 @@ def test_guidance_repeats_itself_when_it_ends_as_it_begins_with_nothing_but_blan
 @given(st.text("ab", min_size=17, max_size=40), st.sampled_from(["", " ", "\n\n"]), st.integers(2, 4))
 def test_any_repetition_is_found_whatever_its_inner_repetitions(round_: str, blank: str, rounds: int) -> None:
     assert not echo_detectable(blank.join([round_] * rounds))
+
+
+# written again
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 10_000])
+@pytest.mark.parametrize("lead", ["", " ", "\n\n"])
+def test_a_student_that_writes_the_guidance_again_gives_the_whole_answer(lead: str, size: int) -> None:
+    """Nothing leaves before it has; the whitespace before it is dropped, and what follows is the student's own."""
+    seam = SeamJoin("Hello", written_again=True, owed="\n", strips_leading_space=True, stop=["lo w"])
+    said = chunks(lead + "Hello world", [size])
+    sent = [seam.opening(), *(seam.feed(delta) for delta in said), seam.finish()]
+    assert "".join(sent) == "Hello world"
+    assert next(text for text in sent if text).startswith("Hello")
+    assert (seam.echoed, seam.restarted, seam.stopped) == (True, False, False)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 10_000])
+@pytest.mark.parametrize(
+    "reply", ["Hi there", " Help", "\nSure! Hello world", '"Hello" world', "Hello", "Hel", " ", ""]
+)
+def test_a_student_that_begins_otherwise_answers_alone(reply: str, size: int) -> None:
+    """Or that ends before it has written all of it: its own text is the answer, as it is, and the seam says so."""
+    seam = SeamJoin("Hello world", written_again=True, owed=" ", strips_leading_space=True, stop=["Hello wor"])
+    assert play(seam, [{"content": delta} for delta in chunks(reply, [size])]) == reply
+    assert (seam.echoed, seam.restarted, seam.stopped) == (False, True, False)
+
+
+def test_it_is_known_that_a_student_begins_otherwise_as_soon_as_it_does() -> None:
+    seam = SeamJoin("Hello", written_again=True)
+    assert [(seam.feed(delta), seam.restarted) for delta in ("\n", "He", "y", "!")] == [
+        ("", False),
+        ("", False),
+        ("\nHey", True),
+        ("!", True),
+    ]
+    assert SeamJoin("Hello").restarted is False
+
+
+def test_short_guidance_written_again_is_no_coincidence() -> None:
+    assert not echo_detectable("Hi")
+    assert join("Hi", "Hi, Hi", written_again=True) == ("Hi, Hi", False)
+
+
+@given(students(), st.data(), chunkings)
+@settings(max_examples=300, deadline=None)
+def test_any_text_written_again_is_the_hidden_text_and_any_other_is_itself(
+    student: HiddenTextStudent, data: st.DataObject, sizes: list[int]
+) -> None:
+    """In any chunking, a stop string of the caller's anywhere; as a reply and as a stream."""
+    trimmed = trim(student.hidden[: data.draw(st.integers(0, len(student.hidden)))], cut=True)
+    assume(trimmed.text)
+    stop = data.draw(st.lists(st.text("ab\n ,.", min_size=1, max_size=4), max_size=3))
+    said = data.draw(st.sampled_from(["", " ", "\n\n"])) + student.hidden
+    other = data.draw(hidden_texts)
+    begins = other.lstrip().startswith(trimmed.text)
+    for reply, expected, restarted in (
+        (said, student.hidden, False),
+        (other, other.lstrip() if begins else other, not begins),
+    ):
+        deltas = [{"role": "assistant"}, *({"content": delta} for delta in chunks(reply, sizes)), {}]
+        seam = SeamJoin(trimmed.text, owed=trimmed.owed, stop=stop, written_again=True)
+        assert play(seam, deltas) == expected
+        assert (seam.restarted, seam.echoed) == (restarted, not restarted)
+        assert relayed(SeamJoin(trimmed.text, owed=trimmed.owed, stop=stop, written_again=True), deltas) == expected
 
 
 # owed whitespace

@@ -43,6 +43,34 @@ def test_a_prefix_wants_a_student_that_is_known_to_continue(known: Known, reason
     assert (plan.guidance is None) == (plan.unguided is not None)
 
 
+def test_a_student_whose_way_would_lose_a_part_of_the_chat_gets_the_guidance_as_context() -> None:
+    """An image is lost when a chat becomes a prompt; a student that continues chats sees it, and still continues."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    chat = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": [image]}]}))
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "students": ["small", "small-b"]}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    ways = {"small": Continuation("completions"), "small-b": Continuation("trailing")}
+    plan = resolve(policy, policy.routes[0], chat, lambda engine: Look(ways[engine]))
+    assert [one.continuation for one in plan.finishers] == [None, ways["small-b"]]
+    assert plan.guidance is not None
+    assert plan.guidance.placement == "context"
+    plan = resolve(policy, policy.routes[0], CHAT, lambda engine: Look(ways[engine]))
+    assert [one.continuation for one in plan.finishers] == list(ways.values())
+    assert plan.guidance is not None
+    assert plan.guidance.placement == "prefix"
+
+
+@pytest.mark.parametrize(("mode", "ahead"), [("trailing", True), ("completions", True), ("instruct", False)])
+def test_a_student_that_writes_the_opening_itself_is_not_run_ahead_of(mode: Any, *, ahead: bool) -> None:
+    """It may begin otherwise, and no answer begins twice: the teacher's words are not shown as they are written."""
+    chat = parse_chat(orjson.dumps({**CHAT.body, "stream": True}))
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    plan = resolve(policy, policy.routes[0], chat, lambda _: Look(Continuation(mode)))
+    assert plan.guidance is not None
+    assert (plan.guidance.placement, plan.guidance.stream) == ("prefix", ahead)
+
+
 def test_a_ticket_takes_its_tenants_share() -> None:
     assert (guidance(2.5).tenant, guidance(2.5).weight) == ("acme", 2.5)
 

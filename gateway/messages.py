@@ -1,0 +1,49 @@
+"""OpenAI's chat messages, and text put into them. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+def with_text(messages: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "") -> list[dict[str, Any]]:
+    """The chat with text put before, or after an empty line behind, what its last user message says.
+
+    Content is text or a list of parts: of parts the first, or the last, that is text takes it, or a new one. A chat
+    without a user message gets one. The input is not changed; untouched values are shared with the result.
+    """
+    copies = [dict(message) for message in messages]
+    for message in reversed(copies):
+        if message.get("role") == "user":
+            message["content"] = _content_with(message.get("content"), before, after)
+            return copies
+    copies.append({"role": "user", "content": before or after})
+    return copies
+
+
+def only_text(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether nothing is lost when a template renders the chat to text: an image would be."""
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
+
+
+def _content_with(content: Any, before: str, after: str) -> str | list[Any]:
+    if not isinstance(content, list | tuple):
+        return _text_with(content or "", before, after)
+    parts = list(content)
+    order = range(len(parts)) if before else reversed(range(len(parts)))
+    for index in order:
+        if parts[index].get("type") == "text":
+            parts[index] = {**parts[index], "text": _text_with(parts[index].get("text") or "", before, after)}
+            return parts
+    added = {"type": "text", "text": before or after}
+    return [added, *parts] if before else [*parts, added]
+
+
+def _text_with(text: str, before: str, after: str) -> str:
+    if before:
+        return f"{before} {text}" if text else before
+    return f"{text}\n\n{after}" if text else after

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import re
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from gateway.continuation import Continuation, Prefill
+from gateway.engines.tgi import TGIEngine
+from gateway.engines.tgi_text import generate_body, header_counts
+from gateway.errors import EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
+from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, replying, serving, streaming
+from tests.engines.test_contracts import CHAT, guided
+from tests.engines.toy_servers import ANSWER, BOS, END, OPENING, ToyServer, rendered, streamed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.engines.fake_server import Handler
+
+INFO = {"model_id": "org/model", "max_concurrent_requests": 128, "max_stop_sequences": 4}
+RAW = Prefill(OPENING, Continuation("completions", echo=False))
+
+
+@dataclass
+class Tgi(ToyServer):
+    """TGI 3.3.7: router/src/infer/chat_template.rs leaves a trailing assistant open when it finds its text in what the
+    template made; router/src/server.rs: /chat_tokenize renders, /generate puts special tokens before every prompt.
+
+    finds: whether the template keeps the assistant's text as it is. renders_bos: whether the template begins with the
+    token that /generate adds. tokenises_bos: whether /chat_tokenize counts that too (it depends on the version).
+    """
+
+    finds: bool = True
+    renders_bos: bool = True
+    tokenises_bos: bool = False
+    thinks: bool = False
+
+    def routes(self) -> dict[str, Handler]:
+        return {
+            **super().routes(),
+            "/info": replying(INFO),
+            "/tokenize": self._tokenize,
+            "/chat_tokenize": self._chat_tokenize,
+            "/generate": self._generate,
+            "/generate_stream": self._generate_stream,
+        }
+
+    def prompt(self, body: dict[str, Any]) -> str:
+        return rendered(body["messages"], open_end=body["messages"][-1]["role"] == "assistant" and self.finds)
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        text = (await request.json())["inputs"]
+        return web.json_response([{"id": 4, "text": "", "start": 0, "stop": 0}, *tokens_of(text)])
+
+    async def _chat_tokenize(self, request: web.Request) -> web.Response:
+        text = BOS * self.renders_bos + rendered((await request.json())["messages"]) + "<think>" * self.thinks
+        added = [{"id": 4, "text": "", "start": 0, "stop": 0}] * self.tokenises_bos
+        return web.json_response({"tokenize_response": [*added, *tokens_of(text)], "templated_text": text})
+
+    def _written(self, body: dict[str, Any]) -> tuple[str, str]:
+        assert BOS not in body["inputs"], "the server adds it by itself"
+        text, finish = self.write(body["inputs"], body["parameters"].get("max_new_tokens"))
+        for stop in body["parameters"].get("stop", ()):
+            if stop in text:  # it stands at the end of what TGI says
+                return text[: text.index(stop) + len(stop)], "stop_sequence"
+        return text, {"stop": "eos_token"}.get(finish, finish)
+
+    async def _generate(self, request: web.Request) -> web.Response:
+        text, finish = self._written(await request.json())
+        details = {"finish_reason": finish, "generated_tokens": len(text.split())}
+        headers = {"x-prompt-tokens": "9", "x-generated-tokens": str(len(text.split()))}
+        return web.json_response({"generated_text": text, "details": details}, headers=headers)
+
+    async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
+        text, finish = self._written(await request.json())
+        words = [*re.findall(r"\s*\S+", text)] + ([END] if finish == "eos_token" else [])
+        events = [
+            {
+                "index": index,
+                "token": {"id": 1, "text": word, "logprob": 0.0, "special": word == END},
+                "generated_text": None,
+                "details": None,
+            }
+            for index, word in enumerate(words, start=1)
+        ]
+        details = {"finish_reason": finish, "generated_tokens": len(words), "seed": None, "input_length": 9}
+        events[-1] |= {"generated_text": text, "details": details}
+        return await streamed(request, events)
+
+
+def tokens_of(text: str) -> list[dict[str, Any]]:
+    return [{"id": ord(one), "text": one, "start": at, "stop": at + 1} for at, one in enumerate(text)]
+
+
+@asynccontextmanager
+async def tgi(server: Tgi, **options: Any) -> AsyncIterator[tuple[TGIEngine, FakeServer]]:
+    async with serving(server.routes()) as fake, engine_http(fake.url) as http:
+        yield TGIEngine(NAME, http, **options), fake
+
+
+@pytest.mark.parametrize(
+    ("server", "mode"),
+    [
+        (Tgi(), "trailing"),
+        (Tgi(finds=False), "completions"),
+        (Tgi(finds=False, tokenises_bos=True), "completions"),
+        (Tgi(finds=False, renders_bos=False), "completions"),
+        (Tgi(finds=False, renders_bos=False, tokenises_bos=True), "completions"),
+        (Tgi(finds=False, thinks=True), "instruct"),
+        (Tgi(finds=False, thinks=True, obeys=False), None),
+    ],
+    ids=repr,
+)
+async def test_auto_finds_how_a_tgi_continues(server: Tgi, mode: str | None) -> None:
+    """Its chat route where the template leaves the text whole; else raw; and its special token stands there once."""
+    async with tgi(server, continuation="auto") as (engine, fake):
+        assert engine.state.continuation == "not_probed"
+        await engine.probe()
+        found = engine.state.continuation
+        assert (found.mode if isinstance(found, Continuation) else found) == mode
+        assert bool(engine.state.warnings) == (mode is None)
+        if mode is not None:
+            assert await guided(engine, CHAT) == ANSWER
+            assert ANSWER.startswith(await guided(engine, {**CHAT, "max_tokens": 8}))
+        engine.state.up = True
+        before = len(fake.paths)
+        await engine.probe()
+        assert fake.paths[before:] == ["/info"]
+
+
+async def test_its_own_way_is_not_probed() -> None:
+    """`trailing` is what TGI does."""
+    async with tgi(Tgi(finds=False)) as (engine, fake):
+        await engine.probe()
+        assert fake.paths == ["/info"]
+        assert engine.state.continuation == Continuation("trailing", echo=False)
+        assert engine.state.warnings == []
+
+
+async def test_a_configured_mode_that_it_does_not_pass_is_reported() -> None:
+    """And holds."""
+    async with tgi(Tgi(thinks=True), continuation="completions") as (engine, _):
+        await engine.probe()
+        assert engine.state.warnings == ["the engine did not continue the probe with continuation 'completions'"]
+        assert engine.state.continuation == Continuation("completions", echo=False)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stop_string_ends_a_raw_answer_and_is_not_shown(*, stream: bool) -> None:
+    """TGI leaves it in."""
+    body = {**CHAT, "stop": "scatter"}
+    async with tgi(Tgi()) as (engine, _):
+        if stream:
+            async with aclosing(engine.stream(body, RAW)) as groups:
+                chunks = [chunk async for group in groups for chunk in group]
+            text = "".join(part["delta"].get("content") or "" for chunk in chunks for part in chunk["choices"])
+            finish = [part["finish_reason"] for chunk in chunks for part in chunk["choices"]][-1]
+        else:
+            choice = (await engine.complete(body, RAW))["choices"][0]
+            text, finish = choice["message"]["content"], choice["finish_reason"]
+    assert (text.rstrip(), finish) == (" small molecules", "stop")
+
+
+@pytest.mark.parametrize(
+    ("chat", "parameters"),
+    [
+        ({}, {"do_sample": True}),
+        ({"temperature": 0}, {"do_sample": False}),
+        ({"temperature": 0.5, "top_p": 0.9}, {"do_sample": True, "temperature": 0.5, "top_p": 0.9}),
+        (
+            {"max_tokens": 5, "seed": 0, "stop": ["x"], "frequency_penalty": 0.1, "model": "lora"},
+            {
+                "do_sample": True,
+                "max_new_tokens": 5,
+                "seed": 0,
+                "stop": ["x"],
+                "frequency_penalty": 0.1,
+                "adapter_id": "lora",
+            },
+        ),
+        ({"model": "tgi"}, {"do_sample": True}),
+    ],
+)
+def test_a_raw_call_samples_as_a_chat_would(chat: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """In /generate's names; 0 is no temperature there, and without `do_sample` it would be greedy."""
+    assert generate_body(chat, "p") == {"inputs": "p", "parameters": {"details": True, **parameters}}
+
+
+@pytest.mark.parametrize("lost", [{"tools": [{}]}, {"n": 2}, {"logprobs": True}])
+async def test_what_a_raw_prompt_cannot_carry_is_refused(lost: dict[str, Any]) -> None:
+    """More than one choice too: /generate writes one."""
+    async with tgi(Tgi()) as (engine, fake):
+        error = await failure(engine.complete({**CHAT, **lost}, RAW), fake.url)
+        assert isinstance(error, EngineRejected)
+        assert fake.paths == []
+
+
+async def test_a_callers_own_prompt_goes_to_generate() -> None:
+    """Whole and streamed, in the shape of a chat's reply; with nothing before or behind it."""
+    body = {"prompt": f"{rendered(CHAT['messages'])}{OPENING}", "max_tokens": 2, "temperature": 0, "top_p": 1}
+    async with tgi(Tgi()) as (engine, fake):
+        reply = await engine.complete(body)
+        async with aclosing(engine.stream({**body, "stream": True})) as groups:
+            chunks = [chunk async for group in groups for chunk in group]
+        asked = {"details": True, "do_sample": False, "max_new_tokens": 2}
+        assert fake.bodies == [{"inputs": body["prompt"], "parameters": asked}] * 2
+    assert reply["choices"][0]["message"]["content"] == " small molecules"
+    assert reply["choices"][0]["finish_reason"] == "length"
+    assert "".join(one["delta"]["content"] for chunk in chunks for one in chunk["choices"]) == " small molecules"
+
+
+@pytest.mark.parametrize(
+    "lost", [{"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"n": 2}, {"suffix": "x"}, {"echo": True}, {"logprobs": 1}]
+)
+async def test_a_callers_own_prompt_that_generate_cannot_take_is_refused(lost: dict[str, Any]) -> None:
+    """As the caller's to mend: nothing of it is left out in silence."""
+    async with tgi(Tgi()) as (engine, fake):
+        error = await failure(engine.complete({"prompt": "a", **lost}), fake.url)
+        assert isinstance(error, EngineRejected)
+        assert error.blames_request
+        assert fake.paths == []
+
+
+TOKEN = {"index": 1, "token": {"id": 1, "text": " small", "special": False}, "generated_text": None, "details": None}
+
+
+@pytest.mark.parametrize(
+    ("events", "kind"),
+    [
+        ([TOKEN], EngineFailed),
+        ([], EngineFailed),
+        ([TOKEN, {"error": "out of memory", "error_type": "generation"}], EngineFailed),
+        ([{"error": "too long", "error_type": "validation"}], EngineRejected),
+        ([{"error": "busy", "error_type": "overloaded"}], EngineOverloaded),
+        ([{"error": "?"}], EngineFailed),
+        ([TOKEN, b"{"], EngineGarbled),
+        ([{"token": None}], EngineGarbled),
+        ([5], EngineGarbled),
+    ],
+)
+async def test_a_raw_stream_that_fails_is_an_error(events: list[Any], kind: type) -> None:
+    """Though it came under 200: half an answer is never a whole one, and what came before is passed on."""
+    routes = {**Tgi().routes(), "/generate_stream": streaming(*events)}
+    async with serving(routes) as fake, engine_http(fake.url) as http:
+        engine = TGIEngine(NAME, http)
+        seen: list[Any] = []
+
+        async def read() -> None:
+            async with aclosing(engine.stream(CHAT, RAW)) as groups:
+                async for group in groups:
+                    seen.extend(group)
+
+        assert type(await failure(read(), fake.url)) is kind
+        assert len(seen) == (TOKEN in events)
+
+
+@pytest.mark.parametrize("body", [None, [], {}, {"generated_text": None}])
+async def test_a_raw_reply_without_text_is_garbled(body: Any) -> None:
+    """Whatever a 200 holds."""
+    routes = {**Tgi().routes(), "/generate": replying(body)}
+    async with serving(routes) as fake, engine_http(fake.url) as http:
+        error = await failure(TGIEngine(NAME, http).complete(CHAT, RAW), fake.url)
+        assert isinstance(error, EngineGarbled)
+
+
+def test_counts_come_from_the_headers_where_they_are_numbers() -> None:
+    """Or not at all."""
+    assert header_counts({"x-prompt-tokens": "7", "x-generated-tokens": "3"}) == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+    }
+    assert header_counts({"x-prompt-tokens": "7"}) is None
+    assert header_counts({"x-prompt-tokens": "7", "x-generated-tokens": "many"}) is None
