@@ -24,7 +24,8 @@ _ROLES_WITH_WORDS = frozenset({"system", "developer", "user"})
 # What an assistant's message may have in the place of content.
 _SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
 _MAX_STOPS = 4
-_MAX_DEPTH = 254  # what orjson can write: deeper bodies could be read and never sent on
+MAX_DEPTH = 254
+"""What orjson can write: deeper JSON could be read and never sent on."""
 
 
 class Message(Struct, frozen=True):
@@ -36,8 +37,8 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
 
 
-# More than any answer has, and few enough that sums of them stay numbers that JSON can carry.
-_MAX_TOKENS = 2**31 - 1
+MAX_TOKENS = 2**31 - 1
+"""More than any answer has, and few enough that sums of them stay numbers that JSON can carry."""
 
 
 class ResponseFormat(Struct, frozen=True):
@@ -49,8 +50,8 @@ class _KnownFields(Struct, frozen=True):
 
     model: Annotated[str, Meta(min_length=1)]
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1, le=_MAX_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1, le=_MAX_TOKENS)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
@@ -108,8 +109,8 @@ def parse_chat(raw: bytes) -> ChatRequest:
         ) from None
     if not isinstance(body, dict):
         raise InvalidRequest("The body must be a JSON object with 'model' and 'messages'.")
-    if _too_deep(raw, body):
-        raise InvalidRequest(f"The body is nested more than {_MAX_DEPTH} levels deep.")
+    if too_deep(raw, body):
+        raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep.")
     try:
         known = msgspec.convert(body, _KnownFields)
     except msgspec.ValidationError as error:
@@ -134,8 +135,9 @@ def parse_chat(raw: bytes) -> ChatRequest:
     )
 
 
-def _too_deep(raw: bytes, body: Json) -> bool:
-    if raw.count(b"{") + raw.count(b"[") <= _MAX_DEPTH:
+def too_deep(raw: bytes, body: Any) -> bool:
+    """Whether JSON is nested too deep to be written again; `body` is what was read from `raw`."""
+    if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
         return False
     try:
         orjson.dumps(body)

@@ -9,7 +9,9 @@ import orjson
 
 from gateway.engines.base import Usage
 from gateway.engines.http import LAST_EVENT
+from gateway.engines.refusal import reported
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.protocol import MAX_DEPTH, MAX_TOKENS, too_deep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 # OpenAI's word for "it ended by itself", and TGI's two.
 _ENDED = ("stop", "eos_token", "stop_sequence")
+
+
+_MOST_CHOICES = 128  # what a caller may ask for; each is kept in mind until the stream ends
 
 
 class ChatWire:
@@ -82,11 +87,9 @@ class ChatWire:
         except orjson.JSONDecodeError:
             raise self._garbled("an event that is not JSON") from None
         if isinstance(chunk, dict) and chunk.get("error"):
-            said = self._http.said(chunk)
-            tail = f": {said.text}" if said.text else "."
-            failed = EngineFailed(f"Engine '{self._name}' failed in the middle of its answer{tail}", engine=self._name)
-            failed.reason = said.reason
-            raise failed
+            raise reported(self._name, self._http.said(chunk), "failed in the middle of its answer")
+        if too_deep(data, chunk):
+            raise self._garbled(f"an event deeper than {MAX_DEPTH} levels")
         if not _are_choices(chunk.get("choices") if isinstance(chunk, dict) else None, "delta"):
             raise self._garbled("an event without choices")
         return chunk  # type: ignore[no-any-return]
@@ -98,15 +101,21 @@ class ChatWire:
 def _are_choices(choices: Any, holder: str) -> bool:
     """Whether it is a list of choices in OpenAI's shape, as far as the gateway relies on it.
 
-    A message must be there; a delta may be missing, and stands for an empty one then.
+    A message must be there; a delta may be missing, and stands for an empty one then. Content is text or, with some
+    engines, a list of parts.
     """
     return isinstance(choices, list) and all(
         isinstance(choice, dict)
-        and isinstance(choice.get("index", 0), int)
+        and isinstance(index := choice.get("index", 0), int)
+        and 0 <= index < _MOST_CHOICES
         and isinstance(choice.get("finish_reason"), str | None)
-        and (isinstance(choice.get(holder), dict) or (holder == "delta" and choice.get(holder) is None))
+        and (_is_said(choice.get(holder)) or (holder == "delta" and choice.get(holder) is None))
         for choice in choices
     )
+
+
+def _is_said(said: Any) -> bool:
+    return isinstance(said, dict) and isinstance(said.get("content"), str | list | None)
 
 
 def opening_body(request: OpeningRequest) -> Json:
@@ -152,4 +161,4 @@ def read_usage(usage: Any) -> Usage | None:
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS

@@ -10,16 +10,19 @@ import asyncio
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from aiohttp.client_proto import ResponseHandler
 
-from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, refusal, said_error
+from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, refusal, reported, said_error
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.protocol import MAX_DEPTH, too_deep
 from gateway.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -60,7 +63,21 @@ class _Due:
 _made_anew: ContextVar[bool] = ContextVar("made_anew")
 
 
+class _Protocol(ResponseHandler):
+    """aiohttp (3.14) does not tell whoever reads a body that its framing broke: they would wait until a deadline."""
+
+    def set_exception(self, *error: Any) -> None:
+        payload = self._payload
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(aiohttp.ClientPayloadError("The framing of the body is broken."))
+        super().set_exception(*error)
+
+
 class _Connector(aiohttp.TCPConnector):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_Protocol, loop=self._loop)  # type: ignore[assignment]
+
     async def _create_connection(self, *args: Any) -> Any:
         _made_anew.set(True)
         return await super()._create_connection(*args)
@@ -134,7 +151,10 @@ class EngineHttp:
         A `native` path is one of the server's own, which lies beside its /v1 and not under it.
         """
         async with self._call("POST", path, payload, native=native) as response:
-            return await self._read_json(response)
+            reply = await self._read_json(response)
+        if isinstance(reply.body, dict) and reply.body.get("error"):
+            raise reported(self._name, self.said(reply.body), "answered 200 with an error")
+        return reply
 
     async def events(self, path: str, payload: Json) -> AsyncGenerator[list[bytes], None]:
         """POST JSON, yield the data of server-sent events, as many at a time as came together. Raises EngineErrors.
@@ -146,7 +166,7 @@ class EngineHttp:
         due = self._in(self._deadlines.first_token_s)
         async with self._call("POST", path, payload, due=due) as response:
             content_type = response.headers.get("Content-Type", "")
-            if not content_type.startswith("text/event-stream"):
+            if not content_type.lower().startswith("text/event-stream"):
                 raise EngineGarbled(
                     f"Engine '{self._name}' answered {content_type or 'no content type'} where a stream was asked for.",
                     engine=self._name,
@@ -254,9 +274,12 @@ class EngineHttp:
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
         raw = await self._read(response)
         try:
-            return JsonReply(orjson.loads(raw), response.headers)
+            body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             raise EngineGarbled(f"Engine '{self._name}' answered 200 without JSON.", engine=self._name) from None
+        if too_deep(raw, body):
+            raise EngineGarbled(f"Engine '{self._name}' sent JSON deeper than {MAX_DEPTH} levels.", engine=self._name)
+        return JsonReply(body, response.headers)
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         parts: list[bytes] = []
