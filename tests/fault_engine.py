@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PIECES = ("The sky", " is blue", " — 青い光", " scatters", " most 🌈", " — and", " so it goes.")
 TEXT = "".join(PIECES)
 COUNTED = {"prompt_tokens": 10, "completion_tokens": 7, "total_tokens": 17}
+OPENING_TOKENS = 7
 MISSING: Any = object()
 SECRET = "sk-of-the-engine"
 """The key that the engine is called with; it quotes it, and its address, wherever it says what went wrong."""
@@ -58,6 +59,11 @@ class Wire:
         host, port = self.writer.get_extra_info("sockname")[:2]
         return f"http://{host}:{port}"
 
+    @property
+    def finish(self) -> str:
+        """An opening is cut for length, as a teacher's is."""
+        return "length" if self.body.get("max_tokens") == OPENING_TOKENS else "stop"
+
     # What an engine without fault says.
 
     def whole(self) -> bytes:
@@ -69,7 +75,7 @@ class Wire:
         if self.path.endswith("/completions") and not self.path.endswith("/chat/completions"):
             said = {"text": TEXT}
         reply: Json = {"id": "theirs-1", "object": "chat.completion", "created": 1, "model": "org/model"}
-        reply["choices"] = [{"index": 0, **said, "logprobs": None, "finish_reason": "stop"}]
+        reply["choices"] = [{"index": 0, **said, "logprobs": None, "finish_reason": self.finish}]
         if self.usage is not MISSING:
             reply["usage"] = self.usage
         return orjson.dumps(reply)

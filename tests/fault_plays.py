@@ -6,6 +6,7 @@ import gzip
 import zlib
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,10 @@ def _half(wire: Wire) -> bytes:
         return b"".join(map(event, events[: len(events) // 2]))
     whole = wire.whole()
     return whole[: len(whole) // 2]
+
+
+async def nothing(wire: Wire) -> None:
+    await wire.answer()
 
 
 # Connections.
@@ -324,9 +329,14 @@ async def endless_lines(wire: Wire) -> None:
         await wire.send(chunked(b"data:\n" * (1_000_000 // 6)))
 
 
-async def bomb(wire: Wire) -> None:
+@cache
+def _packed(megabytes: int) -> bytes:
     packer = zlib.compressobj(wbits=31)
-    packed = b"".join(packer.compress(b" " * 1_000_000) for _ in range(50)) + packer.flush()
+    return b"".join(packer.compress(b" " * 1_000_000) for _ in range(megabytes)) + packer.flush()
+
+
+async def bomb(wire: Wire) -> None:
+    packed = _packed(50)
     kind = "text/event-stream" if wire.streamed else "application/json"
     await wire.reply(packed, content_type=kind, content_encoding="gzip")
 

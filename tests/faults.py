@@ -45,7 +45,29 @@ class Fault:
     huge: bool = False
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What became of one call.
+
+    Attributes:
+        reply: what the caller got.
+        receipt: its status, and whether the faulty engine's tokens are on it: `counted`, `estimated` or `free`.
+        calls: how many times the faulty engine was called.
+        breaker: what the engine's breaker is afterwards; empty while there is none.
+    """
+
+    reply: str
+    receipt: str
+    calls: int = 1
+    breaker: str = ""
+
+
+Row = tuple[Cell | None, ...]
+"""A cell for each column; None where such a call cannot meet the fault."""
+
+
 FAULTS = (
+    Fault("none", "has no fault", plays.nothing),
     Fault("refused", "refuses the connection", None, UNREACHABLE, UNREACHABLE),
     Fault(
         "reset-before-head",

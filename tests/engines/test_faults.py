@@ -16,7 +16,7 @@ from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError, EngineOverloaded, EngineRejected
-from tests.fault_engine import COUNTED, SECRET, TEXT, FaultEngine, refusing
+from tests.fault_engine import COUNTED, OPENING_TOKENS, SECRET, TEXT, FaultEngine, refusing
 from tests.faults import FAULTS, OK, PLAYS, Fault
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ async def _call(engine: Engine, way: str, heard: Heard) -> None:
         heard.text, heard.usage = message_text(reply) or "", read_usage(reply.get("usage"))
     else:
         asked: Any = {"prompt": "Why?"} if way == "raw opening" else {"messages": MESSAGES}
-        opening = await engine.opening(OpeningRequest(max_tokens=7, **asked))
+        opening = await engine.opening(OpeningRequest(max_tokens=OPENING_TOKENS, **asked))
         heard.text, heard.usage = opening.text, opening.usage
 
 
