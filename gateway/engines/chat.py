@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import orjson
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 # OpenAI's word for "it ended by itself", and TGI's two.
 _ENDED = ("stop", "eos_token", "stop_sequence")
 
+
+# Written out at each look they would be put together anew.
+_CONTENT = (str, list, NoneType)
+_REASON = (str, NoneType)
 
 _MOST_CHOICES = 128  # what a caller may ask for; each is kept in mind until the stream ends
 
@@ -88,7 +93,7 @@ class ChatWire:
             raise self._garbled("an event that is not JSON") from None
         if isinstance(chunk, dict) and chunk.get("error"):
             raise reported(self._name, self._http.said(chunk), "failed in the middle of its answer")
-        if too_deep(data, chunk):
+        if len(data) > 2 * MAX_DEPTH and too_deep(data, chunk):
             raise self._garbled(f"an event deeper than {MAX_DEPTH} levels")
         if not _are_choices(chunk.get("choices") if isinstance(chunk, dict) else None, "delta"):
             raise self._garbled("an event without choices")
@@ -108,14 +113,14 @@ def _are_choices(choices: Any, holder: str) -> bool:
         isinstance(choice, dict)
         and isinstance(index := choice.get("index", 0), int)
         and 0 <= index < _MOST_CHOICES
-        and isinstance(choice.get("finish_reason"), str | None)
+        and isinstance(choice.get("finish_reason"), _REASON)
         and (_is_said(choice.get(holder)) or (holder == "delta" and choice.get(holder) is None))
         for choice in choices
     )
 
 
 def _is_said(said: Any) -> bool:
-    return isinstance(said, dict) and isinstance(said.get("content"), str | list | None)
+    return isinstance(said, dict) and isinstance(said.get("content"), _CONTENT)
 
 
 def opening_body(request: OpeningRequest) -> Json:

@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 from gateway.engines.base import OpeningRequest, Usage
@@ -177,3 +178,18 @@ async def test_memory_is_bounded_whatever_comes(fault: Fault, protocol: str, way
             tracemalloc.stop()
     assert heard.label == meant(fault, way)
     assert peak_bytes < MOST_BYTES["streamed" if way == "stream" else "whole"]
+
+
+WELL_FRAMED = ("none", "split-character", "split-field", "all-at-once", "split-crlf", "comments", "gzip", "early-hints")
+
+
+@pytest.mark.parametrize("name", WELL_FRAMED)
+async def test_tgis_own_stream_is_read_however_it_is_cut(name: str, faulty: FaultEngine) -> None:
+    """/generate_stream has events of its own shape, and no [DONE]."""
+    http = EngineHttp(NAME, faulty.base(f"tgi/{name}/own-stream"), api_key=SECRET, deadlines=Deadlines(**PATIENT))
+    try:
+        async with asyncio.timeout(LIMIT_S), aclosing(http.events("/generate_stream", {"inputs": "Why?"})) as groups:
+            tokens = [orjson.loads(event) async for events in groups for event in events]
+    finally:
+        await http.close()
+    assert "".join(token["token"]["text"] for token in tokens) == tokens[-1]["generated_text"] == TEXT
