@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gateway.policy.resolve import FinisherPlan, Plan, RetryPlan
 
 # An engine that wants to be left alone for longer is not waited for while the caller does.
-LONGEST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 5.0
 # Nor for longer than this where another could be asked.
 _LONGEST_PAUSE_BESIDE_OTHERS_S = 1.0
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from io import StringIO
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import orjson
 
 from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.http import LAST_EVENT
+from gateway.engines.refusal import reported
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.protocol import MAX_DEPTH, MAX_TOKENS, too_deep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -21,6 +24,13 @@ if TYPE_CHECKING:
 
 # OpenAI's word for "it ended by itself", and TGI's two.
 _ENDED = ("stop", "eos_token", "stop_sequence")
+
+
+# Written out at each look they would be put together anew.
+_CONTENT = (str, list, NoneType)
+_REASON = (str, NoneType)
+
+_MOST_CHOICES = 4096  # each is kept in mind until the stream ends
 
 
 class ChatWire:
@@ -44,9 +54,9 @@ class ChatWire:
 
         Ends normally only when all choices have finished or [DONE] was seen: a cut is an error.
         """
-        unfinished = set(range(body.get("n") or 1))
+        unfinished = set(range(self._choices(body)))
         try:
-            async with aclosing(self._http.events(self._path, body)) as groups:
+            async with aclosing(self._http.events(self._path, body, is_said=lambda: not unfinished)) as groups:
                 async for events in groups:
                     chunks, failure = self._chunks(events)
                     for chunk in chunks:
@@ -64,6 +74,11 @@ class ChatWire:
                 raise
         if unfinished:
             raise EngineFailed(f"Engine '{self._name}' broke off in the middle of its answer.", engine=self._name)
+
+    @staticmethod
+    def _choices(body: Json) -> int:
+        """How many answers a body asks for."""
+        return body.get("n") or 1
 
     def _chunks(self, events: list[bytes]) -> tuple[list[Json], EngineError | None]:
         """The chunks up to the last event or the first that is wrong, and what is wrong with that."""
@@ -83,23 +98,21 @@ class ChatWire:
         except orjson.JSONDecodeError:
             raise self._garbled("an event that is not JSON") from None
         if isinstance(chunk, dict) and chunk.get("error"):
-            said = self._http.said(chunk)
-            tail = f": {said.text}" if said.text else "."
-            failed = EngineFailed(f"Engine '{self._name}' failed in the middle of its answer{tail}", engine=self._name)
-            failed.reason = said.reason
-            raise failed
+            raise reported(self._name, self._http.said(chunk), "failed in the middle of its answer")
+        if len(data) > 2 * MAX_DEPTH and too_deep(data, chunk):
+            raise self._garbled(f"an event deeper than {MAX_DEPTH} levels")
         if not self._are_parts(chunk.get("choices") if isinstance(chunk, dict) else None):
             raise self._garbled("an event without choices")
         return chunk  # type: ignore[no-any-return]
 
     @staticmethod
     def _are_whole(choices: Any) -> bool:
-        return are_choices(choices, "message", dict)
+        return are_choices(choices, lambda choice: _is_said(choice.get("message")))
 
     @staticmethod
     def _are_parts(choices: Any) -> bool:
         """A delta may be missing, and stands for an empty one then."""
-        return are_choices(choices, "delta", dict | None)
+        return are_choices(choices, lambda choice: choice.get("delta") is None or _is_said(choice["delta"]))
 
     def _garbled(self, what: str) -> EngineGarbled:
         return EngineGarbled(f"Engine '{self._name}' sent {what}.", engine=self._name)
@@ -123,18 +136,23 @@ async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str],
     return OpeningReply(text.getvalue(), opening_finish(finish), usage)
 
 
-def are_choices(choices: Any, holder: str, kind: Any) -> bool:
+def are_choices(choices: Any, says: Callable[[Json], bool]) -> bool:
     """Whether it is a list of choices in OpenAI's shape, as far as the gateway relies on it.
 
-    holder: where a choice has what it says; kind: what that must be.
+    says: whether what one of them says has the shape that is wanted there.
     """
     return isinstance(choices, list) and all(
         isinstance(choice, dict)
-        and isinstance(choice.get("index", 0), int)
-        and isinstance(choice.get("finish_reason"), str | None)
-        and isinstance(choice.get(holder), kind)
+        and isinstance(index := choice.get("index", 0), int)
+        and 0 <= index < _MOST_CHOICES
+        and isinstance(choice.get("finish_reason"), _REASON)
+        and says(choice)
         for choice in choices
     )
+
+
+def _is_said(said: Any) -> bool:
+    return isinstance(said, dict) and isinstance(said.get("content"), _CONTENT)
 
 
 def opening_body(request: OpeningRequest) -> Json:
@@ -180,4 +198,4 @@ def read_usage(usage: Any) -> Usage | None:
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS

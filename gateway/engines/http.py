@@ -10,20 +10,23 @@ import asyncio
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from aiohttp.client_proto import ResponseHandler
 
-from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, hidden_in, refusal, said_error
+from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, hidden_in, refusal, reported, said_error
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.protocol import MAX_DEPTH, too_deep
 from gateway.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 
     from gateway.protocol import Json
 
@@ -34,6 +37,7 @@ _MAX_ERROR_BYTES = 64_000
 
 LAST_EVENT = b"[DONE]"
 _REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
+_COUNT_WITHIN_S = 2.0  # after the last word some engines still count
 # Below the 5 s after which uvicorn hangs up on an idle connection: a call sent while it does so is lost.
 _KEEP_ALIVE_S = 4.0
 
@@ -60,7 +64,21 @@ class _Due:
 _made_anew: ContextVar[bool] = ContextVar("made_anew")
 
 
+class _Protocol(ResponseHandler):
+    """aiohttp (3.14) does not tell whoever reads a body that its framing broke: they would wait until a deadline."""
+
+    def set_exception(self, *error: Any) -> None:
+        payload = self._payload
+        if payload is not None and not payload.is_eof() and payload.exception() is None:
+            payload.set_exception(aiohttp.ClientPayloadError("The framing of the body is broken."))
+        super().set_exception(*error)
+
+
 class _Connector(aiohttp.TCPConnector):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_Protocol, loop=self._loop)  # type: ignore[assignment]
+
     async def _create_connection(self, *args: Any) -> Any:
         _made_anew.set(True)
         return await super()._create_connection(*args)
@@ -134,24 +152,32 @@ class EngineHttp:
         A `native` path is one of the server's own, which lies beside its /v1 and not under it.
         """
         async with self._call("POST", path, payload, native=native) as response:
-            return await self._read_json(response)
+            reply = await self._read_json(response)
+        if isinstance(reply.body, dict) and reply.body.get("error"):
+            raise reported(self._name, self.said(reply.body), "answered 200 with an error")
+        return reply
 
     async def post_raw(self, path: str, payload: Json, *, max_reply_bytes: int) -> bytes:
         """POST JSON, return what comes as it is, up to a bound. Raises EngineErrors."""
         async with self._call("POST", path, payload) as response:
             return await self._read(response, max_reply_bytes)
 
-    async def events(self, path: str, payload: Json) -> AsyncGenerator[list[bytes], None]:
+    async def events(
+        self, path: str, payload: Json, *, is_said: Callable[[], bool] = lambda: False
+    ) -> AsyncGenerator[list[bytes], None]:
         """POST JSON, yield the data of server-sent events, as many at a time as came together. Raises EngineErrors.
 
         The first event is due `first_token_s` after the call, each later one `idle_s` after those before were taken.
         Comments are not events: an engine that only keeps the connection alive is silent.
+
+        Args:
+            is_said: whether the answer is whole: then what still follows, a count or the end, is not waited for long.
         """
         decoder = SseDecoder()
         due = self._in(self._deadlines.first_token_s)
         async with self._call("POST", path, payload, due=due) as response:
             content_type = response.headers.get("Content-Type", "")
-            if not content_type.startswith("text/event-stream"):
+            if not content_type.lower().startswith("text/event-stream"):
                 raise EngineGarbled(
                     f"Engine '{self._name}' answered {content_type or 'no content type'} where a stream was asked for.",
                     engine=self._name,
@@ -172,7 +198,8 @@ class EngineHttp:
                             await self._read_rest(response)
                             events = [LAST_EVENT]
                         yield events
-                        due = self._in(self._deadlines.idle_s)
+                        idle_s = self._deadlines.idle_s
+                        due = self._in(min(idle_s, _COUNT_WITHIN_S) if is_said() else idle_s)
                     if events := decoder.end():
                         yield events
                 except EventTooLarge as error:
@@ -259,9 +286,12 @@ class EngineHttp:
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
         raw = await self._read(response, self._max_reply_bytes)
         try:
-            return JsonReply(orjson.loads(raw), response.headers)
+            body = orjson.loads(raw)
         except orjson.JSONDecodeError:
             raise EngineGarbled(f"Engine '{self._name}' answered 200 without JSON.", engine=self._name) from None
+        if too_deep(raw, body):
+            raise EngineGarbled(f"Engine '{self._name}' sent JSON deeper than {MAX_DEPTH} levels.", engine=self._name)
+        return JsonReply(body, response.headers)
 
     async def _read(self, response: aiohttp.ClientResponse, max_reply_bytes: int) -> bytes:
         parts: list[bytes] = []

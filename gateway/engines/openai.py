@@ -163,8 +163,8 @@ class OpenAIEngine:
         mine = next((entry for entry in known if entry.get("id") == self._model), known[0] if known else {})
         self._state.revision = _revision(self._model, mine)
         self._state.facts = {
-            "owned_by": mine.get("owned_by"),
-            "models": [entry.get("id") for entry in known][:20],
+            "owned_by": owner if isinstance(owner := mine.get("owned_by"), str) else None,
+            "models": [name for entry in known if isinstance(name := entry.get("id"), str)][:20],
         }
         # After it was away it may be another server.
         self._looked = self._looked and bool(self._state.up)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 _MAX_ERROR_CHARS = 500
 
+# TGI's error_type for what it answers with 429 and 422 where it can.
+_TGI_OVERLOADED = "overloaded"
+_TGI_VALIDATION = frozenset({"validation", "template_error", "missing_template_variable", "tool_error"})
+
 BLAMES_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 """Statuses whose words are not passed on: they could quote the key that was sent."""
 
@@ -71,6 +75,21 @@ def refusal(engine: str, status: int, said: SaidError, retry_after: str | None) 
     error = _by_status(engine, status, said, retry_after)
     error.reason = said.reason
     error.heard = not isinstance(error, EngineOverloaded | EngineRejected)
+    return error
+
+
+def reported(engine: str, said: SaidError, how: str) -> EngineError:
+    """The error that an engine tells of under HTTP 200, as TGI's streams do with all of theirs."""
+    message = f"Engine '{engine}' {how}" + (f": {said.text}" if said.text else ".")
+    error: EngineError
+    if said.reason == _TGI_OVERLOADED:
+        error = EngineOverloaded(message, engine=engine)
+    elif said.reason in _TGI_VALIDATION:
+        error = EngineRejected(message, engine=engine, status_sent=HTTPStatus.UNPROCESSABLE_ENTITY)
+    else:
+        error = EngineFailed(message, engine=engine)
+    error.reason = said.reason
+    error.heard = isinstance(error, EngineFailed)
     return error
 
 

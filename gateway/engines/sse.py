@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# The standard lets a stream begin with one; no field's name does.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 
 class EventTooLarge(ValueError):
     """One event is larger than the bound."""
@@ -50,8 +53,10 @@ class SseDecoder:
             value = line[5:]
             value = value[1:] if value.startswith(b" ") else value
             self._data.append(value)
-            self._data_bytes += len(value)
-            self._bound(self._data_bytes)
+            self._data_bytes += len(value) + 1  # lines without data take room too
+            self._bound(self._data_bytes - 1)
+        elif line.startswith(_BYTE_ORDER_MARK):
+            self._take(line[len(_BYTE_ORDER_MARK) :])
 
     def _bound(self, size_bytes: int) -> None:
         if size_bytes > self._max_event_bytes:

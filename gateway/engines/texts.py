@@ -5,6 +5,7 @@ For chats that go on as raw prompts, and for callers who write the prompt themse
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from gateway.engines.chat import ChatWire, are_choices
@@ -28,16 +29,25 @@ _OF_CHATS = frozenset(
 )
 
 
+_TEXT = (str, NoneType)
+
+
 class TextWire(ChatWire):
     """Text completions at one path of one engine. All methods raise EngineErrors; replies and chunks hold text."""
 
     @staticmethod
+    def _choices(body: Json) -> int:
+        prompt = body["prompt"]
+        several = isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt)
+        return (len(prompt) if several else 1) * (body.get("n") or 1)
+
+    @staticmethod
     def _are_whole(choices: Any) -> bool:
-        return are_choices(choices, "text", str)
+        return are_choices(choices, lambda choice: isinstance(choice.get("text"), str))
 
     @staticmethod
     def _are_parts(choices: Any) -> bool:
-        return are_choices(choices, "text", str | None)
+        return are_choices(choices, lambda choice: isinstance(choice.get("text"), _TEXT))
 
 
 def text_body(chat: Json, prompt: Prompt, limit: int | None) -> Json:

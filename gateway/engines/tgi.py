@@ -228,7 +228,7 @@ class TGIEngine:
         kept = ("model_id", "version", "max_concurrent_requests", "max_input_tokens", "max_total_tokens",
                 "max_stop_sequences")  # fmt: skip
         self._state.revision = f"{info['model_id']}@{info.get('model_sha')}/{self._model}"
-        self._state.facts = {key: info[key] for key in kept if info.get(key) is not None}
+        self._state.facts = {key: info[key] for key in kept if isinstance(info.get(key), str | int)}
         self._looked = self._looked and (bool(self._state.up) or self._asked in {"trailing", "none"})
         if not self._looked:
             await self._look()
@@ -347,6 +347,6 @@ def _end_at_stop(choice: Json, said: Json, stops: StopFilter, *, ended: bool) ->
     if isinstance(text, str):
         said["content"] = stops.feed(text)
     if ended and (held := stops.finish()):
-        said["content"] = (said.get("content") or "") + held
+        said["content"] = (said["content"] if isinstance(text, str) else "") + held
     if choice.get("finish_reason") and (stops.met or choice["finish_reason"] in {"eos_token", "stop_sequence"}):
         choice["finish_reason"] = "stop"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.engines.chat import read_usage
-from gateway.engines.refusal import refusal
+from gateway.engines.refusal import reported
 from gateway.errors import EngineError, EngineFailed, EngineGarbled
 
 if TYPE_CHECKING:
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
     from gateway.engines.base import Usage
     from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
-
-# The status that /generate would have answered with.
-_STATUS = {
-    "overloaded": 429,
-    "validation": 422,
-    "template_error": 422,
-    "missing_template_variable": 422,
-    "tool_error": 422,
-    "generation": 424,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +83,10 @@ def _read(http: EngineHttp, data: bytes) -> Json:
     except orjson.JSONDecodeError:
         raise _garbled(http, "an event that is not JSON") from None
     if isinstance(event, dict) and event.get("error"):
-        raise _failure(http, event)
+        raise reported(http.name, http.said(event), "failed in the middle of its answer")
     if not isinstance(event, dict) or not isinstance(event.get("token"), dict):
         raise _garbled(http, "an event without a token")
     return event
-
-
-def _failure(http: EngineHttp, event: Json) -> EngineError:
-    kind = event.get("error_type")
-    status = _STATUS.get(kind, 500) if isinstance(kind, str) else 500
-    return refusal(http.name, status, http.said(event), None)
 
 
 def _generated(text: str, details: Any) -> Generated:

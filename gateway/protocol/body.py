@@ -14,11 +14,12 @@ from gateway.errors import InvalidRequest
 Json = dict[str, Any]
 _Known = TypeVar("_Known", bound=Struct)
 
-_MAX_DEPTH = 254  # what orjson can write: deeper bodies could be read and never sent on
+MAX_DEPTH = 254
+"""What orjson can write: deeper JSON could be read and never sent on."""
 _MAX_STOPS = 4
 
-# More than any answer has, and few enough that sums of them stay numbers that JSON can carry.
 MAX_TOKENS = 2**31 - 1
+"""More than any answer has, and few enough that sums of them stay numbers that JSON can carry."""
 
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(ge=0, le=1)]
@@ -58,8 +59,8 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
         raise InvalidRequest(f"The body is not valid JSON ({error}). Send a JSON object with {needs}.") from None
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
-    if _too_deep(raw, body):
-        raise InvalidRequest(f"The body is nested more than {_MAX_DEPTH} levels deep.")
+    if too_deep(raw, body):
+        raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep.")
     try:
         return body, msgspec.convert(body, known)
     except msgspec.ValidationError as error:
@@ -78,8 +79,9 @@ def wants_usage(options: StreamOptions | None, *, stream: bool | None) -> bool:
     return bool(options and options.include_usage)
 
 
-def _too_deep(raw: bytes, body: Json) -> bool:
-    if raw.count(b"{") + raw.count(b"[") <= _MAX_DEPTH:
+def too_deep(raw: bytes, body: Any) -> bool:
+    """Whether JSON is nested too deep to be written again; `body` is what was read from `raw`."""
+    if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
         return False
     try:
         orjson.dumps(body)

@@ -335,6 +335,66 @@ async def test_a_200_without_json_is_garbled(body: bytes | str) -> None:
     assert error.message == "Engine 'the-engine' answered 200 without JSON."
 
 
+async def test_json_too_deep_to_be_written_again_is_garbled() -> None:
+    """orjson reads 1024 levels and writes 254."""
+    deepest, deeper = (b"[" * levels + b"]" * levels for levels in (254, 255))
+    async with serving({"/x": replying(deepest), "/y": replying(deeper)}) as fake, engine_http(fake.url) as http:
+        await http.post("/x", {})
+        error = await failure(http.post("/y", {}), fake.url)
+    assert isinstance(error, EngineGarbled)
+    assert "deeper than 254 levels" in error.message
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "reason"),
+    [
+        ({"error": {"message": "boom", "code": 502}}, EngineFailed, None),
+        ({"error": "boom", "error_type": "generation"}, EngineFailed, "generation"),
+        ({"error": "boom", "error_type": "overloaded"}, EngineOverloaded, "overloaded"),
+        ({"error": "boom", "error_type": "validation"}, EngineRejected, "validation"),
+    ],
+)
+async def test_an_error_under_status_200_is_an_error(body: Any, kind: type[EngineError], reason: str | None) -> None:
+    """OpenRouter and the servers behind some proxies do so; TGI's words for its errors are known."""
+    error = await failed_call(replying(body))
+    assert type(error) is kind
+    assert (error.message, error.reason) == ("Engine 'the-engine' answered 200 with an error: boom", reason)
+    assert error.heard is (kind is EngineFailed)
+
+
+async def test_an_error_of_null_is_none() -> None:
+    """Some servers always send the field."""
+    async with serving({"/x": replying({"error": None})}) as fake, engine_http(fake.url) as http:
+        assert (await http.post("/x", {})).body == {"error": None}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_body_whose_framing_breaks_is_not_waited_for(*, streamed: bool) -> None:
+    """aiohttp 3.14.5 tells nobody who reads the body: data_received in its client_proto.py."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kind = b"text/event-stream" if streamed else b"application/json"
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: " + kind + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(b"no size\r\n")
+        await reader.read()
+
+    async with asyncio.timeout(2), talking(talk) as url, engine_http(url) as http:
+        error = await failure(events_of(http) if streamed else http.post("/x", {}), url)
+    assert isinstance(error, EngineUnreachable)
+
+
+async def test_a_content_type_may_be_written_in_capitals() -> None:
+    """Media types are."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"data: 1\n\n", headers={"Content-Type": "Text/Event-Stream"})
+
+    async with serving({"/x": handler}) as fake, engine_http(fake.url) as http:
+        assert await events_of(http) == [b"1"]
+
+
 async def test_a_reply_over_the_bound_is_garbled() -> None:
     """Memory is bounded, whatever the engine sends."""
     async with (

@@ -286,6 +286,9 @@ async def test_an_error_event_is_shown_without_the_engines_address() -> None:
         {"choices": [{"delta": "text"}]},
         {"choices": [{"delta": 5}]},
         {"choices": [{"delta": {}, "index": []}]},
+        {"choices": [{"delta": {}, "index": -1}]},
+        {"choices": [{"delta": {}, "index": 4096}]},
+        {"choices": [{"delta": {"content": 5}}]},
         {"choices": [{"delta": {}, "finish_reason": {}}]},
     ],
 )
@@ -331,6 +334,8 @@ async def test_a_chunk_need_not_say_anything(choice: dict[str, Any]) -> None:
         ({"prompt_tokens": True, "completion_tokens": True}, None),
         ({"prompt_tokens": 0, "completion_tokens": 0}, None),
         ({"prompt_tokens": 0, "completion_tokens": 4}, None),
+        ({"prompt_tokens": 2**31 - 1, "completion_tokens": 4}, Usage(2**31 - 1, 4)),
+        ({"prompt_tokens": 2**64 - 1, "completion_tokens": 4}, None),
     ],
 )
 async def test_usage_is_what_the_engine_counted_or_none(sent: Any, usage: Usage | None) -> None:

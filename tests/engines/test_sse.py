@@ -100,10 +100,15 @@ def test_a_line_that_never_ends_is_bounded() -> None:
 
 def test_an_event_of_many_lines_is_bounded() -> None:
     """Short lines add up."""
-    decoder = SseDecoder(max_event_bytes=10)
-    assert decoder.feed(b"data:x\n" * 10) == []
+    decoder = SseDecoder(max_event_bytes=9)
+    assert decoder.feed(b"data:x\n" * 5) == []
     with pytest.raises(EventTooLarge):
-        decoder.feed(b"data:x\n")
+        decoder.feed(b"data:\n")
+
+
+def test_a_byte_order_mark_is_passed_over() -> None:
+    """The standard allows one, and what stands behind it is an event."""
+    assert decode(b"\xef\xbb\xbfdata: one\n\n") == [b"one"]
 
 
 def test_many_events_together_may_exceed_the_bound() -> None:

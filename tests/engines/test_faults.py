@@ -1,0 +1,195 @@
+"""Each fault against each engine: the right answer or the right error, in time, and nothing of it in the next call."""
+
+from __future__ import annotations
+
+import asyncio
+import tracemalloc
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from gateway.engines.base import OpeningRequest, Usage
+from gateway.engines.chat import message_text, read_usage
+from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.openai import OpenAIEngine
+from gateway.engines.tgi import TGIEngine
+from gateway.errors import EngineError, EngineOverloaded, EngineRejected
+from tests.fault_engine import COUNTED, OPENING_TOKENS, SECRET, TEXT, FaultEngine, refusing
+from tests.faults import FAULTS, OK, PLAYS, Fault
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from gateway.engines.base import Engine
+
+NAME = "the-engine"
+WAYS = ("complete", "stream", "opening", "raw opening")
+MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
+PATIENT = {"connect_s": 5.0, "first_token_s": 10.0, "idle_s": 10.0, "total_s": 20.0}
+HASTY = {"connect_s": 5.0, "first_token_s": 0.3, "idle_s": 0.3}
+LIMIT_S = 30
+MOST_BYTES = {"whole": 70_000_000, "streamed": 16_000_000}
+"""A whole reply may have 32 MB, and is held twice while it is put together; an event 1 MB, in lines of one byte."""
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[FaultEngine]:
+    with FaultEngine(PLAYS).running() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[str]:
+    with refusing() as url:
+        yield url
+
+
+@asynccontextmanager
+async def calling(protocol: str, base: str, *, stalls: bool = False, way: str = "complete") -> AsyncIterator[Engine]:
+    """An engine whose deadlines end a stall at once and are never in the way elsewhere."""
+    deadlines = {**HASTY, "total_s": 0.6 if way != "stream" else 20.0} if stalls else PATIENT
+    http = EngineHttp(NAME, base, api_key=SECRET, deadlines=Deadlines(**deadlines))
+    engine = TGIEngine(NAME, http) if protocol == "tgi" else OpenAIEngine(NAME, "org/model", http)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+@dataclass
+class Heard:
+    """What came of one call."""
+
+    text: str = ""
+    usage: Usage | None = None
+    error: EngineError | None = None
+    finishes: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        return OK if self.error is None else self.error.label
+
+
+async def call(engine: Engine, way: str) -> Heard:
+    """Call in one of the ways, and never for longer than the limit."""
+    heard = Heard()
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            await _call(engine, way, heard)
+    except EngineError as error:
+        heard.error = error
+    return heard
+
+
+async def _call(engine: Engine, way: str, heard: Heard) -> None:
+    if way == "stream":
+        body: dict[str, Any] = {"messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}}
+        async with aclosing(engine.stream(body)) as groups:
+            async for chunks in groups:
+                for chunk in chunks:
+                    heard.usage = read_usage(chunk.get("usage")) or heard.usage
+                    for choice in chunk["choices"]:
+                        heard.text += choice["delta"].get("content") or ""
+                        heard.finishes += [choice["finish_reason"]] if choice["finish_reason"] else []
+    elif way == "complete":
+        reply = await engine.complete({"messages": MESSAGES})
+        heard.text, heard.usage = message_text(reply) or "", read_usage(reply.get("usage"))
+    else:
+        asked: Any = {"prompt": "Why?"} if way == "raw opening" else {"messages": MESSAGES}
+        opening = await engine.opening(OpeningRequest(max_tokens=OPENING_TOKENS, **asked))
+        heard.text, heard.usage = opening.text, opening.usage
+
+
+def meant(fault: Fault, way: str) -> str | None:
+    return fault.sse if way == "stream" else fault.json
+
+
+CASES = [
+    pytest.param(fault, protocol, way, id=f"{fault.name}-{protocol}-{way.replace(' ', '-')}")
+    for fault in FAULTS
+    for protocol in fault.protocols
+    for way in WAYS
+    # An opening is read as a whole reply is, and takes as long to stall.
+    if meant(fault, way) is not None and not (fault.stalls and "opening" in way)
+]
+
+
+@pytest.mark.parametrize(("fault", "protocol", "way"), CASES)
+async def test_a_fault_ends_in_the_answer_or_in_its_error_and_leaves_no_trace(
+    fault: Fault, protocol: str, way: str, faulty: FaultEngine, nobody: str
+) -> None:
+    """All of the answer where the engine gave it, else the error of its kind; and the engine can be called again.
+
+    An error says nothing of the engine's address and key, though the engine may.
+    """
+    place = f"{protocol}/{fault.name}/{way.replace(' ', '-')}"
+    base = nobody if fault.play is None else faulty.base(place)
+    async with calling(protocol, base, stalls=fault.stalls, way=way) as engine:
+        heard = await call(engine, way)
+        assert heard.label == meant(fault, way), heard.error
+        if heard.error is None:
+            assert heard.text == TEXT
+            counted = Usage(COUNTED["prompt_tokens"], COUNTED["completion_tokens"])
+            assert heard.usage == (counted if fault.counts else None)
+        else:
+            _tells_no_secret(heard.error, base)
+            _is_complete(heard.error, fault)
+            assert TEXT.startswith(heard.text)
+            assert heard.finishes == []
+        if fault.play is not None:
+            assert len(faulty.asked[place]) == 1
+            faulty.mended.add(place)
+            again = await call(engine, way)
+            assert (again.label, again.text) == (OK, TEXT)
+    assert faulty.astray == []
+
+
+def _tells_no_secret(error: EngineError, base: str) -> None:
+    assert NAME in error.message
+    assert error.engine == NAME
+    for hidden in (base, base.split("/")[2], "127.0.0.1", "10.0.0.7", SECRET):
+        assert hidden not in error.message
+
+
+def _is_complete(error: EngineError, fault: Fault) -> None:
+    if isinstance(error, EngineOverloaded):
+        assert error.retry_after_s == pytest.approx(fault.retry_after_s, abs=5 if fault.retry_after_s == 30 else 0)
+    if isinstance(error, EngineRejected):
+        assert error.status_sent == int(fault.name.rpartition("-")[2])
+    assert error.heard is (fault.play is not None and not isinstance(error, EngineOverloaded | EngineRejected))
+
+
+@pytest.mark.parametrize(
+    ("fault", "protocol", "way"),
+    [case for case in CASES if case.values[0].huge and case.values[2] in {"complete", "stream"}],  # type: ignore[union-attr]
+)
+async def test_memory_is_bounded_whatever_comes(fault: Fault, protocol: str, way: str, faulty: FaultEngine) -> None:
+    """The engine's megabytes are let go as soon as they are too many, and its line is not waited for."""
+    place = f"{protocol}/{fault.name}/memory-{way}"
+    async with calling(protocol, faulty.base(place)) as engine:
+        tracemalloc.start()
+        try:
+            heard = await call(engine, way)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert heard.label == meant(fault, way)
+    assert peak_bytes < MOST_BYTES["streamed" if way == "stream" else "whole"]
+
+
+WELL_FRAMED = ("none", "split-character", "split-field", "all-at-once", "split-crlf", "comments", "gzip", "early-hints")
+
+
+@pytest.mark.parametrize("name", WELL_FRAMED)
+async def test_tgis_own_stream_is_read_however_it_is_cut(name: str, faulty: FaultEngine) -> None:
+    """/generate_stream has events of its own shape, and no [DONE]."""
+    http = EngineHttp(NAME, faulty.base(f"tgi/{name}/own-stream"), api_key=SECRET, deadlines=Deadlines(**PATIENT))
+    try:
+        async with asyncio.timeout(LIMIT_S), aclosing(http.events("/generate_stream", {"inputs": "Why?"})) as groups:
+            tokens = [orjson.loads(event) async for events in groups for event in events]
+    finally:
+        await http.close()
+    assert "".join(token["token"]["text"] for token in tokens) == tokens[-1]["generated_text"] == TEXT

@@ -1,0 +1,342 @@
+"""Whatever an engine sends, a call ends in a reply that callers can be sent, or in an EngineError."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gateway.engines.base import OpeningReply, OpeningRequest
+from gateway.engines.chat import message_text, read_usage
+from gateway.engines.http import Deadlines, EngineHttp
+from gateway.engines.openai import OpenAIEngine
+from gateway.engines.tgi import TGIEngine
+from gateway.errors import EngineError
+from gateway.guidance.seam import SeamJoin, trim
+from gateway.protocol import ReplyHead, passed_on, usage_body
+from gateway.relay import StreamRelay, join_reply
+from tests.engines.harm import (
+    BODIES,
+    CHAT,
+    CUTS,
+    FRAME,
+    GENERATED,
+    HARM,
+    PROTOCOL,
+    RAW,
+    STREAM,
+    STREAMS,
+    WRONG,
+    broken,
+    framed,
+    harmed,
+    paths,
+    replaced,
+    split,
+)
+from tests.fault_engine import FaultEngine, Wire, chunked, head
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+
+    from gateway.engines.base import Engine, Usage
+
+    Json = dict[str, Any]
+
+NAME = "the-engine"
+HEAD = ReplyHead("chatcmpl-ours", 1_700_000_000, "route")
+LIMIT_S = 5  # a call that hangs fails here, and not in an error of its own
+DEADLINES = Deadlines(connect_s=60, first_token_s=60, idle_s=60, total_s=60)
+
+
+SOME = settings(deadline=None, max_examples=100)
+MUCH = settings(deadline=None, max_examples=300)
+
+
+class Content:
+    """A body that comes in the given packets."""
+
+    def __init__(self, packets: list[bytes]) -> None:
+        self._packets = [packet for packet in packets if packet]
+
+    async def readany(self) -> bytes:
+        return self._packets.pop(0) if self._packets else b""
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        while packet := await self.readany():
+            yield packet
+
+
+@dataclass
+class Response:
+    content: Content
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def close(self) -> None: ...
+
+
+class Replayed(EngineHttp):
+    """The HTTP side of an engine without a socket: every call is answered with the packets that were put here."""
+
+    response: Response
+
+    @asynccontextmanager
+    async def _call(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
+        yield self.response
+
+
+@dataclass
+class Stage:
+    """Both engines over packets, on a loop of their own."""
+
+    runner: asyncio.Runner
+    http: Replayed
+    engines: dict[str, Engine]
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        async def within() -> Any:
+            async with asyncio.timeout(LIMIT_S):
+                return await coroutine
+
+        return self.runner.run(within())
+
+    def stream(self, protocol: str, packets: list[bytes], body: Json | None = None) -> Outcome:
+        self.http.response = Response(Content(packets), {"Content-Type": "text/event-stream"})
+        outcome: Outcome = self.run(streamed(self.engines[protocol], body or {}))
+        return outcome
+
+    def whole(self, raw: bytes, headers: dict[str, str], call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """What the call returns, or the label of its error."""
+        self.http.response = Response(Content([raw]), headers)
+        try:
+            return self.run(call())
+        except EngineError as error:
+            return error.label
+
+
+@dataclass
+class Outcome:
+    """The chunks that came, and the label of the error after them, if any."""
+
+    chunks: list[Json]
+    label: str | None = None
+
+
+async def streamed(engine: Engine, body: Json) -> Outcome:
+    outcome = Outcome([])
+    asked = {"messages": [], "stream": True, "stop": ["\nQ:"], **body}
+    try:
+        async with aclosing(engine.stream(asked)) as groups:
+            async for chunks in groups:
+                outcome.chunks += chunks
+    except EngineError as error:
+        outcome.label = error.label
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with asyncio.Runner() as runner:
+
+        async def build() -> Stage:
+            http = Replayed(NAME, "http://engine", api_key=None, deadlines=DEADLINES)
+            return Stage(runner, http, {"openai": OpenAIEngine(NAME, "org/model", http), "tgi": TGIEngine(NAME, http)})
+
+        built = runner.run(build())
+        yield built
+        runner.run(built.http.close())
+
+
+@settings(SOME)
+@given(STREAM, PROTOCOL, st.fixed_dictionaries(FRAME), CUTS)
+@example("openai", "openai", {"line_end": b"\r\n", "comment": b"", "last": b"[DONE]"}, list(range(2000)))
+def test_where_packets_end_says_nothing(stage: Stage, name: str, protocol: str, frame: Json, cuts: list[int]) -> None:
+    """A stream that comes in pieces, down to single bytes, is the same answer as one that comes at once."""
+    raw = framed([orjson.dumps(one) for one in STREAMS[name]], **frame)
+    at_once = stage.stream(protocol, [raw], BODIES.get(name))
+    assert at_once.label is None
+    assert stage.stream(protocol, split(raw, cuts), BODIES.get(name)) == at_once
+    is_safe(at_once)
+
+
+# The content of the last delta, before which TGI's text was held back.
+HELD = 3 + 5 * list(paths(STREAMS["tgi"][3])).index(("choices", 0, "delta", "content"))
+
+
+@settings(MUCH)
+@given(STREAM, PROTOCOL, st.lists(WRONG, min_size=1, max_size=3), st.booleans())
+@example("tgi", "tgi", [(HELD, b'[{"type":"text","text":"hi"}]')], True)
+def test_any_value_in_the_place_of_any_field_of_a_chunk(
+    stage: Stage, name: str, protocol: str, wrong: list[tuple[int, bytes]], done: bool
+) -> None:
+    """A stream in which fields have wrong types, giant numbers or a thousand levels."""
+    chunks = [orjson.dumps(one) for one in STREAMS[name]]
+    for place, raw in wrong:
+        at = place % len(chunks)
+        within = list(paths(STREAMS[name][at]))
+        chunks[at] = replaced(STREAMS[name][at], within[place // len(chunks) % len(within)], raw)
+    outcome = stage.stream(protocol, [framed(chunks, last=b"[DONE]" if done else b"")], BODIES.get(name))
+    is_safe(outcome)
+
+
+@settings(MUCH)
+@given(STREAM, PROTOCOL, st.lists(HARM, min_size=1, max_size=4), CUTS)
+def test_any_harm_to_a_stream(
+    stage: Stage, name: str, protocol: str, harms: list[tuple[str, int, Any]], cuts: list[int]
+) -> None:
+    """Bits flipped, bytes lost, said twice or put in; and where packets end still says nothing."""
+    raw = harmed(framed([orjson.dumps(one) for one in STREAMS[name]]), harms)
+    outcome = stage.stream(protocol, split(raw, cuts), BODIES.get(name))
+    is_safe(outcome)
+    at_once = stage.stream(protocol, [raw], BODIES.get(name))
+    assert (outcome.label, outcome.chunks) == (at_once.label, at_once.chunks)
+
+
+@settings(SOME)
+@given(PROTOCOL, st.binary(max_size=300), CUTS)
+def test_anything_at_all(stage: Stage, protocol: str, raw: bytes, cuts: list[int]) -> None:
+    """Bytes that were never a stream."""
+    is_safe(stage.stream(protocol, split(raw, cuts)))
+
+
+def is_safe(outcome: Outcome) -> None:
+    """What came can be relayed and sent, with guidance in front and without."""
+    for seam in (None, SeamJoin("The sky", owed=" ", strips_leading_space=True, stop=("xx",))):
+        relay = StreamRelay(HEAD, wants_usage=True)
+        said = relay.join(seam)
+        said += [kept for one in outcome.chunks if (kept := relay.feed(one)) is not None]
+        if outcome.label is None:
+            said += relay.end()
+            assert isinstance(relay.finish_reason, str)
+        said.append(relay.usage_chunk(_usage_body(relay.usage), {}))
+        for one in said:
+            orjson.dumps(one)
+            for choice in one["choices"]:
+                assert 0 <= choice["index"] < 4096, "what is kept for each has a bound"
+                assert isinstance(choice["delta"].get("content"), str | list | None)
+
+
+def _usage_body(usage: Usage | None) -> Json:
+    """As it is summed up over teacher and student."""
+    if usage is None:
+        return usage_body(0, 0)
+    return usage_body(usage.input_tokens * 2, usage.output_tokens * 2, usage.cached_input_tokens)
+
+
+# Whole replies.
+
+HEADERS = st.dictionaries(
+    st.sampled_from(["x-prompt-tokens", "x-generated-tokens"]),
+    st.sampled_from(["7", "0", "-1", "", "1.5", "x", "9" * 30, "9" * 5000, "٣"]),
+)
+CHAT_OPENING = OpeningRequest(max_tokens=3, messages=[], stop=("\nQ:",))
+RAW_OPENING = OpeningRequest(max_tokens=3, prompt="Why?", stop=("\nQ:",))
+
+
+@settings(MUCH)
+@given(PROTOCOL, WRONG)
+def test_any_value_in_the_place_of_any_field_of_a_reply(stage: Stage, protocol: str, wrong: tuple[int, bytes]) -> None:
+    """What a JSON caller is sent can be written, whatever the engine put into it."""
+    engine = stage.engines[protocol]
+    reply = stage.whole(broken(CHAT, [wrong]), {}, lambda: engine.complete({"messages": [], "stop": ["\nQ:"]}))
+    if isinstance(reply, str):
+        return
+    usage = _usage_body(read_usage(reply.get("usage")))
+    assert isinstance(reply["choices"][0].get("finish_reason"), str | None)
+    message_text(reply)
+    orjson.dumps(HEAD.completion(reply["choices"], usage) | passed_on(reply))
+    join_reply(reply, SeamJoin("The sky", owed=" ", strips_leading_space=True, stop=("xx",)))
+    orjson.dumps(HEAD.completion(reply["choices"], usage) | passed_on(reply))
+
+
+@settings(MUCH)
+@given(PROTOCOL, st.booleans(), WRONG, HEADERS)
+def test_any_value_in_the_place_of_any_field_of_an_opening(
+    stage: Stage, protocol: str, chat: bool, wrong: tuple[int, bytes], headers: dict[str, str]
+) -> None:
+    """What a teacher wrote is text, and is counted or not."""
+    engine = stage.engines[protocol]
+    asked = CHAT_OPENING if chat else RAW_OPENING
+    sent = CHAT if chat else RAW if protocol == "openai" else GENERATED
+    opening = stage.whole(broken(sent, [wrong]), headers, lambda: engine.opening(asked))
+    if isinstance(opening, OpeningReply):
+        orjson.dumps(trim(opening.text, cut=opening.finish == "length", stop=("\nQ:",)).text)
+        orjson.dumps(_usage_body(opening.usage))
+
+
+@settings(MUCH)
+@given(PROTOCOL, WRONG)
+def test_any_value_in_the_place_of_any_field_of_a_look(stage: Stage, protocol: str, wrong: tuple[int, bytes]) -> None:
+    """A probe ends, and what it found can be shown and compared."""
+    listed = {"id": "org/model", "owned_by": "vllm", "meta": {"size": 1, "n_params": 2}}
+    looks: dict[str, Json] = {
+        "openai": {"object": "list", "data": [listed]},
+        "tgi": {"model_id": "m", "model_sha": "s", "max_concurrent_requests": 128, "max_stop_sequences": 4,
+                "max_total_tokens": 4096, "version": "3"},
+    }  # fmt: skip
+    engine = stage.engines[protocol]
+    stage.whole(broken(looks[protocol], [wrong]), {}, engine.probe)
+    orjson.dumps([engine.state.facts, engine.state.warnings, engine.state.revision])
+    sent = stage.whole(orjson.dumps(CHAT), {}, lambda: engine.opening(CHAT_OPENING))
+    assert isinstance(sent, OpeningReply), "and it can be called"
+
+
+# Over a socket.
+
+
+@pytest.fixture(scope="module")
+def replying() -> Iterator[tuple[FaultEngine, list[bytes]]]:
+    """An engine that sends what is put into the list, and hangs up."""
+    packets: list[bytes] = []
+
+    async def play(wire: Wire) -> None:
+        wire.over = True
+        await wire.send(*packets)
+
+    with FaultEngine({"fuzz": play}).running() as engine:
+        yield engine, packets
+
+
+@settings(SOME)
+@given(STREAM, PROTOCOL, st.lists(HARM, max_size=3), st.lists(st.integers(0, 6000), max_size=5), st.booleans())
+@example("openai", "openai", [], [], True)
+def test_any_harm_to_a_reply_on_its_way(
+    replying: tuple[FaultEngine, list[bytes]],
+    name: str,
+    protocol: str,
+    harms: list[tuple[str, int, Any]],
+    cuts: list[int],
+    streamed_: bool,
+) -> None:
+    """HTTP's own bytes are harmed too: the status, the headers, the sizes of the chunks."""
+    faulty, packets = replying
+    kind = "text/event-stream" if streamed_ else "application/json"
+    events = framed([orjson.dumps(one) for one in STREAMS[name]]) if streamed_ else orjson.dumps(CHAT)
+    body = b"".join(chunked(events[at : at + 100]) for at in range(0, len(events), 100))
+    raw = head(content_type=kind, transfer_encoding="chunked") + body + b"0\r\n\r\n"
+    packets[:] = split(harmed(raw, harms), cuts)
+
+    async def call() -> Any:
+        http = EngineHttp(NAME, faulty.base(f"{protocol}/fuzz/x"), api_key=None, deadlines=DEADLINES)
+        engine = TGIEngine(NAME, http) if protocol == "tgi" else OpenAIEngine(NAME, "org/model", http)
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                if streamed_:
+                    return await streamed(engine, BODIES.get(name, {}))
+                return await engine.complete({"messages": []})
+        except EngineError as error:
+            return error.label
+        finally:
+            await engine.close()
+
+    outcome = asyncio.run(call())
+    if isinstance(outcome, Outcome):
+        is_safe(outcome)
+    if not harms:
+        assert isinstance(outcome, dict) or outcome.label is None

@@ -1,0 +1,265 @@
+"""The table of failures: every fault, met by each kind of call, through a whole gateway.
+
+    python -m tests.failure_table > docs/failures.md       writes the document from tests/failure_cells.py
+    python -m tests.failure_table --observe                plays all faults, and prints that file anew: read its diff
+
+Each cell has an engine of its own, at a place of its own, so that none sees what another one did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+
+from gateway.guidance.trim import trim
+from tests.failure_cells import CELLS
+from tests.fault_engine import OPENING_TOKENS, SECRET, TEXT, FaultEngine, refusing
+from tests.faults import FAULTS, PLAYS, Cell, Fault, Row
+from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Json = dict[str, Any]
+
+COLUMNS = ("student", "student stream", "guided stream", "teacher", "teacher stream")
+OPENING = trim(TEXT, cut=True).text
+PATIENT = {"connect": "5s", "first_token": "30s", "idle": "30s", "total": "60s"}
+HASTY = {"connect": "1s", "first_token": "1s", "idle": "1s", "total": "2s"}
+AT_ONCE = 12
+LIMIT_S = 60
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault of one protocol, met by one kind of call."""
+
+    fault: Fault
+    protocol: str
+    column: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.fault.name}-{self.protocol}-{self.column.replace(' ', '-')}"
+
+    @property
+    def place(self) -> str:
+        return f"{self.protocol}/{self.fault.name}/{self.column.replace(' ', '-')}"
+
+    @property
+    def streams(self) -> bool:
+        return self.column.endswith("stream")
+
+
+def cases() -> list[Case]:
+    return [
+        Case(fault, protocol, column)
+        for fault in FAULTS
+        for column in COLUMNS
+        if (fault.sse if column.endswith("stream") else fault.json) is not None
+        for protocol in fault.protocols
+    ]
+
+
+@dataclass
+class World:
+    """A gateway over the faulty engine: a route for each case, and a teacher and a student without fault."""
+
+    faulty: FaultEngine
+    gateway: GatewayProcess
+
+    def meet(self, case: Case) -> Cell:
+        """Make the case's call, and say what became of it."""
+        body = {"model": case.name, "messages": [{"role": "user", "content": case.name}], "stream": case.streams}
+        answer = httpx.post(
+            f"{self.gateway.url}/v1/chat/completions",
+            headers={"Authorization": f"Bearer {KEY}"},
+            json=body,
+            timeout=LIMIT_S,
+        )
+        receipt = self.gateway.wait_for_log("request", id=answer.headers["x-request-id"], limit_s=LIMIT_S)
+        assert SECRET not in answer.text
+        assert "127.0.0.1" not in answer.text
+        engines = httpx.get(f"{self.gateway.admin_url}/readyz", timeout=LIMIT_S).json()["engines"]
+        breaker = engines[case.name]["breaker"]
+        return Cell(
+            _reply(case, answer),
+            _receipt(case, receipt),
+            len(self.faulty.asked[case.place]),
+            "" if breaker == "closed" else f"breaker {breaker}",
+        )
+
+    def meet_all(self) -> dict[str, dict[str, Cell]]:
+        """What became of each case, by fault and by column and protocol, as `column/protocol`."""
+        met: dict[str, dict[str, Cell]] = {}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            # The megabytes come last: they keep the processes busy, and others have short deadlines.
+            for huge in (False, True):
+                some = [case for case in cases() if case.fault.huge is huge]
+                for case, cell in zip(some, pool.map(self.meet, some), strict=True):
+                    met.setdefault(case.fault.name, {})[f"{case.column}/{case.protocol}"] = cell
+        return met
+
+
+@contextmanager
+def world(folder: Path, redis_url: str) -> Iterator[World]:
+    with ExitStack() as stack:
+        key = folder / "key"
+        key.write_text(SECRET)
+        faulty = stack.enter_context(FaultEngine(PLAYS).running())
+        nobody = stack.enter_context(refusing())
+        models = [
+            _model("big", "tgi", faulty.base("tgi/none/big"), PATIENT, key),
+            _model("small", "openai", faulty.base("openai/none/small"), PATIENT, key),
+        ]
+        routes = []
+        for case in cases():
+            base = faulty.base(case.place) if case.fault.play is not None else nobody
+            models.append(_model(case.name, case.protocol, base, HASTY if case.fault.stalls else PATIENT, key))
+            routes.append(_route(case))
+        gateway = stack.enter_context(
+            running_gateway(folder, redis_url=redis_url, redis={"prefix": "faults"}, models=models, routes=routes)
+        )
+        yield World(faulty, gateway)
+
+
+def _model(name: str, protocol: str, base: str, timeouts: Json, key: Path) -> Json:
+    known = {"continuation": "trailing", "echo": False} if protocol == "openai" else {}
+    return model(name, protocol, base, timeouts=timeouts, api_key=f"file:{key}", **known)
+
+
+def _route(case: Case) -> Json:
+    retries = {"retries": {"num_retries": 2, "backoff": "10ms"}}
+    if case.column in {"student", "student stream"}:
+        return {"model": case.name, "mode": "student", "student": case.name, "baseline": "big"} | retries
+    teacher, student = (case.name, "small") if case.column.startswith("teacher") else ("big", case.name)
+    return guided(case.name, teacher=teacher, student=student, tokens=OPENING_TOKENS) | retries
+
+
+def _reply(case: Case, answer: httpx.Response) -> str:
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        wait_s = answer.headers.get("Retry-After")
+        wait = f", Retry-After {_about(wait_s)}" if wait_s else ""
+        return f"{answer.status_code} {error['code'] or error['type']}{wait}"
+    text, code = _streamed(answer) if case.streams else (answer.json()["choices"][0]["message"]["content"], None)
+    opening = "" if case.column.startswith("student") or "x-gkt-unguided" in answer.headers else OPENING
+    rest = text.removesuffix(TEXT)
+    if case.column == "teacher stream" and rest != text and rest not in {"", opening} and opening.startswith(rest):
+        said = "all of it, behind a shorter opening"
+    else:
+        said = _extent(text, opening, opening + TEXT)
+    why = answer.headers.get("x-gkt-unguided")
+    return f"200 {said}" + (f", unguided: {why}" if why else "") + (f", then {code}" if code else "")
+
+
+def _streamed(answer: httpx.Response) -> tuple[str, str | None]:
+    """The text, and the code of the error that ended it; a stream without error ends with [DONE] and one finish."""
+    *events, last = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    done = last == "[DONE]"
+    chunks = [orjson.loads(data) for data in (events if done else [*events, last])]
+    choices = [choice for chunk in chunks for choice in chunk.get("choices", ())]
+    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    error = chunks[-1].get("error")
+    assert done == (error is None), answer.text
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == (["stop"] if done else [])
+    return text, None if error is None else error["code"]
+
+
+def _extent(text: str, opening: str, whole: str) -> str:
+    if text == whole:
+        return "all of it"
+    assert whole.startswith(text), text
+    return "nothing" if not text else "the opening" if text == opening else "a part"
+
+
+def _about(wait_s: str) -> str:
+    """A date is some seconds nearer by the time that it is read."""
+    return "30" if 20 <= int(wait_s) <= 30 else wait_s
+
+
+def _receipt(case: Case, receipt: Json) -> str:
+    share = receipt["teacher" if case.column.startswith("teacher") else "student"]
+    how = "free" if share is None else "estimated" if share.get("estimated") else "counted"
+    return f"{receipt['status']}, {how}"
+
+
+# The document.
+
+HEAD = """# Failures
+
+What becomes of a request when an engine fails, fault by fault. This page is written by
+`python -m tests.failure_table > docs/failures.md`; a test plays every fault here through a whole gateway, with engines
+of both protocols, and holds the outcome against it.
+
+Five kinds of call meet a fault: the student's for a JSON caller; the student's for a caller that streams, without
+guidance; the same behind guidance that has left already; and the teacher's, for a JSON caller and for one that hears
+it as it writes, on a route that answers without guidance where there is none. There is one student, and `num_retries`
+is 2. Each cell says what the caller gets; the receipt's status, with how the faulty engine's tokens stand on it; how
+many times that engine was called; and the state of its [breaker](engines.md#when-an-engine-fails) afterwards, unless it
+is closed. A dash: such a call cannot meet the fault.
+
+| The engine ... | student, JSON | student, stream | student, stream behind guidance | teacher, JSON | teacher, stream |
+|---|---|---|---|---|---|
+"""
+
+
+def document() -> str:
+    rows = []
+    for fault in FAULTS:
+        who = "" if len(fault.protocols) > 1 else f" (protocol `{fault.protocols[0]}`)"
+        rows.append("| " + " | ".join([fault.does + who, *map(_shown, CELLS[fault.name])]) + " |\n")
+    return HEAD + "".join(rows)
+
+
+def _shown(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    calls = f"{cell.calls} call" + ("" if cell.calls == 1 else "s")
+    return "<br>".join(filter(None, (cell.reply, cell.receipt, calls, cell.breaker)))
+
+
+def as_rows(met: dict[str, dict[str, Cell]]) -> dict[str, Row]:
+    """What was met, as the file of cells has it; both protocols come to the same."""
+    rows: dict[str, Row] = {}
+    for fault in FAULTS:
+        cells = []
+        for column in COLUMNS:
+            found = {cell for key, cell in met[fault.name].items() if key.split("/")[0] == column}
+            assert len(found) <= 1, f"{fault.name}, {column}: {met[fault.name]}"
+            cells.append(found.pop() if found else None)
+        rows[fault.name] = tuple(cells)
+    return rows
+
+
+async def _observe() -> None:
+    from gateway.local.redis import EmbeddedRedis
+
+    async with EmbeddedRedis() as redis:
+        with tempfile.TemporaryDirectory() as folder, world(Path(folder), redis.url) as running:
+            met = await asyncio.to_thread(running.meet_all)
+    print('"""What becomes of a call that meets a fault: a cell for each of `COLUMNS` in tests/failure_table.py."""\n')
+    print("from __future__ import annotations\n\nfrom tests.faults import Cell, Row\n")
+    print("CELLS: dict[str, Row] = {")
+    for name, row in as_rows(met).items():
+        shown = repr(row)
+        for default in (", calls=1", ", breaker=''", "reply=", "receipt="):
+            shown = shown.replace(default, "")
+        print(f"    {name!r}: {shown},")
+    print("}")
+
+
+if __name__ == "__main__":
+    if "--observe" in sys.argv:
+        asyncio.run(_observe())
+    else:
+        sys.stdout.write(document())

@@ -1,0 +1,310 @@
+"""An engine on a raw socket, in command of every byte and every packet of its replies.
+
+It speaks both protocols, OpenAI's and TGI's, whole and streamed. What goes wrong is `tests/faults.py`'s to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import struct
+import threading
+from collections import defaultdict
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from gateway.continuation import PROBE_OPENING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    Json = dict[str, Any]
+    Play = Callable[["Wire"], Awaitable[None]]
+
+PIECES = ("The sky", " is blue", " — 青い光", " scatters", " most 🌈", " — and", " so it goes.")
+TEXT = "".join(PIECES)
+COUNTED = {"prompt_tokens": 10, "completion_tokens": 7, "total_tokens": 17}
+OPENING_TOKENS = 7
+MISSING: Any = object()
+SECRET = "sk-of-the-engine"
+"""The key that the engine is called with; it quotes it, and its address, wherever it says what went wrong."""
+
+_APART_S = 0.001  # long enough for two packets not to be read as one, unless the machine is busy
+_MEGABYTE = 1_000_000
+
+
+@dataclass
+class Wire:
+    """One call, and the means to answer it byte by byte."""
+
+    protocol: str
+    path: str
+    body: Json
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    usage: Any = field(default_factory=lambda: COUNTED)
+    over: bool = False  # nothing more goes over this connection
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.body.get("stream")) or self.path == "/generate_stream"
+
+    @property
+    def address(self) -> str:
+        """The engine's own, as no caller may see it."""
+        host, port = self.writer.get_extra_info("sockname")[:2]
+        return f"http://{host}:{port}"
+
+    @property
+    def finish(self) -> str:
+        """An opening is cut for length, as a teacher's is."""
+        return "length" if self.body.get("max_tokens") == OPENING_TOKENS else "stop"
+
+    # What an engine without fault says.
+
+    def whole(self) -> bytes:
+        """The body of a reply that is not streamed."""
+        if self.path == "/generate":
+            details = {"finish_reason": "length", "generated_tokens": 7, "seed": None, "prefill": [], "tokens": []}
+            return orjson.dumps({"generated_text": TEXT, "details": details})
+        said: Json = {"message": {"role": "assistant", "content": TEXT}}
+        if self.path.endswith("/completions") and not self.path.endswith("/chat/completions"):
+            said = {"text": TEXT}
+        reply: Json = {"id": "theirs-1", "object": "chat.completion", "created": 1, "model": "org/model"}
+        reply["choices"] = [{"index": 0, **said, "logprobs": None, "finish_reason": self.finish}]
+        if self.usage is not MISSING:
+            reply["usage"] = self.usage
+        return orjson.dumps(reply)
+
+    def events(self) -> list[bytes]:
+        """The data of each event of a reply that is streamed; chats end with usage and [DONE]."""
+        if self.path == "/generate_stream":
+            return [orjson.dumps(token) for token in _tokens()]
+        first: Json = {"role": "assistant", "content": ""}
+        # TGI names the role in every delta, and OpenAI in the first alone.
+        role: Json = {"role": "assistant"} if self.protocol == "tgi" else {}
+        deltas = [first, *({**role, "content": piece} for piece in PIECES)]
+        end = {**role, "content": ""} if role else {}
+        chunks = [_chunk([_choice(delta)]) for delta in deltas] + [_chunk([_choice(end, self.finish)])]
+        if self.usage is not MISSING:
+            chunks.append({**_chunk([]), "usage": self.usage})
+        return [orjson.dumps(chunk) for chunk in chunks] + [b"[DONE]"]
+
+    @property
+    def counts(self) -> dict[str, str]:
+        """The headers in which TGI counts tokens."""
+        if self.protocol != "tgi" or not isinstance(self.usage, dict):
+            return {}
+        return {"x-prompt-tokens": str(self.usage["prompt_tokens"]),
+                "x-generated-tokens": str(self.usage["completion_tokens"])}  # fmt: skip
+
+    # How it is sent.
+
+    async def send(self, *packets: bytes) -> None:
+        """Send each in a packet of its own."""
+        for packet in packets:
+            self.writer.write(packet)
+            await self.writer.drain()
+            await asyncio.sleep(_APART_S)
+
+    async def begin(self, status: int = 200, **headers: str) -> None:
+        """Send the head of a reply whose body comes in chunks."""
+        kind = "text/event-stream" if self.streamed else "application/json"
+        await self.send(head(status, **{"content_type": kind, "transfer_encoding": "chunked"} | headers))
+
+    async def reply(self, body: bytes, status: int = 200, **headers: str) -> None:
+        """Send a reply of one piece."""
+        defaults = {"content_type": "application/json", "content_length": str(len(body))}
+        await self.send(head(status, **defaults | headers) + body)
+
+    async def answer(self) -> None:
+        """Answer without fault."""
+        if self.streamed:
+            await self.stream(event(data) for data in self.events())
+        else:
+            counts = {name.replace("-", "_"): value for name, value in self.counts.items()}
+            await self.reply(self.whole(), **counts)
+
+    async def stream(self, packets: Any, **headers: str) -> None:
+        """Send a whole stream, each part of it as a chunk and a packet of its own."""
+        await self.begin(**headers)
+        for packet in packets:
+            await self.send(chunked(packet))
+        await self.send(b"0\r\n\r\n")
+
+    async def many_bytes(self, before: bytes, megabytes: int) -> None:
+        """Send a chunk that never seems to end, as far as the other side reads it."""
+        await self.send(chunked(before))
+        for _ in range(megabytes):
+            await self.send(chunked(b"a" * _MEGABYTE))
+
+    async def reset(self) -> None:
+        """Break the connection the hard way (RST)."""
+        await asyncio.sleep(_APART_S * 10)  # so that what was sent is read first
+        linger = struct.pack("ii", 1, 0)
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.writer.transport.abort()
+        self.over = True
+
+    async def stall(self) -> None:
+        """Say nothing more until the other side hangs up."""
+        self.over = True
+        await self.reader.read()
+
+    def hang_up(self) -> None:
+        self.over = True
+
+
+def head(status: int = 200, **headers: str) -> bytes:
+    """The head of a reply; `content_type` is Content-Type."""
+    lines = [f"HTTP/1.1 {status} Whatever", *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def _chunk(choices: list[Json]) -> Json:
+    return {"id": "theirs-1", "object": "chat.completion.chunk", "created": 1, "model": "org/model",
+            "choices": choices}  # fmt: skip
+
+
+def _choice(delta: Json, finish_reason: str | None = None) -> Json:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+def _tokens() -> Iterator[Json]:
+    for index, piece in enumerate(PIECES, 1):
+        last = index == len(PIECES)
+        yield {
+            "index": index,
+            "token": {"id": index, "text": piece, "logprob": -0.1, "special": False},
+            "top_tokens": [],
+            "generated_text": TEXT if last else None,
+            "details": {"finish_reason": "length", "generated_tokens": 7, "seed": None, "input_length": 10}
+            if last
+            else None,
+        }
+
+
+@dataclass
+class FaultEngine:
+    """Plays the fault that its caller's URL names: /{protocol}/{fault}/{cell}/..., where a cell is whoever calls.
+
+    Attributes:
+        asked: the bodies that each place (`protocol/fault/cell`) was sent, probes left out.
+        mended: places that answer without fault from now on.
+        astray: paths that nobody should ask for.
+    """
+
+    plays: dict[str, Play]
+    asked: dict[str, list[Json]] = field(default_factory=lambda: defaultdict(list))
+    mended: set[str] = field(default_factory=set)
+    astray: list[str] = field(default_factory=list)
+    url: str = ""
+
+    @contextmanager
+    def running(self) -> Iterator[FaultEngine]:
+        """Listen on a free port, on a thread of its own."""
+        loop = asyncio.new_event_loop()
+        started = threading.Event()
+
+        async def serve() -> None:
+            server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024)
+            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            started.set()
+            with suppress(asyncio.CancelledError):
+                await server.serve_forever()
+
+        async def end() -> None:
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        def run() -> None:
+            asyncio.set_event_loop(loop)
+            serving = loop.create_task(serve())
+            loop.run_forever()
+            loop.run_until_complete(end())
+            assert serving.done()
+            loop.close()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        assert started.wait(10)
+        try:
+            yield self
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join(timeout=10)
+
+    def base(self, place: str) -> str:
+        """The `api_base` of a place: `protocol/fault/cell`."""
+        return f"{self.url}/{place}" + ("/v1" if place.startswith("openai/") else "")
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self._answered(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; whether another may follow over the connection."""
+        asked = await reader.readuntil(b"\r\n\r\n")
+        target = asked.split(b" ", 2)[1].decode()
+        size = re.search(rb"content-length: *([0-9]+)", asked.lower())
+        raw = await reader.readexactly(int(size[1]) if size else 0)
+        _, protocol, fault, cell, *rest = [*target.split("/"), "", "", ""]
+        place, path = f"{protocol}/{fault}/{cell}", "/" + "/".join(filter(None, rest))
+        body: Json = orjson.loads(raw) if raw else {}
+        wire = Wire(protocol, path, body, reader, writer)
+        if (aside := _aside(path, body)) is not None:
+            # Closed, so that a call never goes out over a connection that a probe made.
+            await wire.reply(orjson.dumps(aside), connection="close")
+            return False
+        if fault not in self.plays:
+            self.astray.append(target)
+            await wire.reply(b"{}", 404)
+            return True
+        self.asked[place].append(body)
+        if place in self.mended:
+            await wire.answer()
+        else:
+            await self.plays[fault](wire)
+        return not wire.over
+
+
+def _aside(path: str, body: Json) -> Json | None:
+    """What is asked before an engine is called up: its models, its limits, and whether it continues."""
+    if path.endswith("/models"):
+        return {"object": "list", "data": [{"id": "org/model", "object": "model"}]}
+    if path == "/info":
+        return {"model_id": "org/model", "max_concurrent_requests": 128, "max_stop_sequences": 4}
+    messages = body.get("messages") or [{}]
+    if messages[-1].get("content") == PROBE_OPENING:
+        message = {"role": "assistant", "content": " o p q"}
+        return {"choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
+    return None
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    """A URL at which every connection is refused: the port is taken, and nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
