@@ -54,8 +54,9 @@ class GrowingTrim:
 
     Held back: the last word (with boundary `sentence`, what may fall behind the last end of a sentence or line) and
     whatever else `trim` would cut from a text that ended here; an emoji, to which another may be joined; what may be
-    the beginning of a stop string; leading reasoning; from a `<think>` on, until it is closed. Whether a `</think>` will come that nothing opened cannot be
-    known: text is taken for the answer, and such a tag, coming later, for text.
+    the beginning of a stop string; leading reasoning; from a `<think>` on, all until it is closed. Whether a
+    `</think>` will come that nothing opened cannot be known: text is taken for the answer, and such a tag, coming
+    later, for text.
 
     What was shown cannot be taken back. In the few cases where `trim` would cut into it (after "foo." came "bar",
     after a number a list's dot, such a tag), it stays, and the guidance ends there at the earliest.

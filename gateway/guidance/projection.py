@@ -25,7 +25,8 @@ class Projection:
     instruction: put before the text of the last user message, for the teacher alone; None: ask as the caller did.
     teacher_may_finish: a teacher that ended by itself has answered, so the student is not asked.
     default_placement: where the guidance stands unless a policy says otherwise: "prefix" opens the answer with it,
-        "context" puts it into the student's prompt, where the caller does not see it.
+        "context" puts it into the student's prompt, where the caller does not see it; "input" does so too, without
+        an introduction.
     introduction: how placement "context" puts the guidance to the student; `{guidance}` stands for it.
 
     Raises ValueError when `introduction` does not hold `{guidance}` exactly once.
@@ -95,30 +96,53 @@ def place_in_context(
     return _with_text(messages, after=projection.introduction.replace(_SLOT, guidance))
 
 
-def _with_text(messages: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "") -> list[dict[str, Any]]:
+def place_in_input(messages: Sequence[Mapping[str, Any]], guidance: str) -> list[dict[str, Any]]:
+    """The chat to put to the student in placement "input": the guidance ends the last user message, as it is.
+
+    For encoder-decoder students (paper, section 4.3): the encoder reads question and guidance as one text, and what
+    the decoder writes is the whole answer; the guidance is no part of it. It stands on a line of its own; else as
+    `place_in_context`.
+    """
+    if not guidance:
+        return [dict(message) for message in messages]
+    return _with_text(messages, after=guidance, gap="\n")
+
+
+def place_in_prompt(prompt: str, guidance: str) -> str:
+    """A raw prompt with guidance at its end: placements "prefix" and "input" alike, since there is no chat around it.
+
+    The paper's prompt ends in "A:", so a blank parts the two, unless white space does.
+    """
+    return f"{prompt} {guidance}" if prompt and not prompt[-1].isspace() else prompt + guidance
+
+
+def _with_text(
+    messages: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "", gap: str = "\n\n"
+) -> list[dict[str, Any]]:
     copies = [dict(message) for message in messages]
     for message in reversed(copies):
         if message.get("role") == "user":
-            message["content"] = _content_with(message.get("content"), before, after)
+            message["content"] = _content_with(message.get("content"), before, after, gap)
             return copies
     copies.append({"role": "user", "content": before or after})
     return copies
 
 
-def _content_with(content: Any, before: str, after: str) -> str | list[Any]:
+def _content_with(content: Any, before: str, after: str, gap: str) -> str | list[Any]:
     if not isinstance(content, list | tuple):
-        return _text_with(content or "", before, after)
+        return _text_with(content or "", before, after, gap)
     parts = list(content)
     order = range(len(parts)) if before else reversed(range(len(parts)))
     for index in order:
         if parts[index].get("type") == "text":
-            parts[index] = {**parts[index], "text": _text_with(parts[index].get("text") or "", before, after)}
+            text = _text_with(parts[index].get("text") or "", before, after, gap)
+            parts[index] = {**parts[index], "text": text}
             return parts
     added = {"type": "text", "text": before or after}
     return [added, *parts] if before else [*parts, added]
 
 
-def _text_with(text: str, before: str, after: str) -> str:
+def _text_with(text: str, before: str, after: str, gap: str) -> str:
     if before:
         return f"{before} {text}" if text else before
-    return f"{text}\n\n{after}" if text else after
+    return f"{text}{gap}{after}" if text else after

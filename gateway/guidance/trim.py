@@ -190,10 +190,13 @@ def last_complete(body: str, boundary: Boundary, before: Before) -> int:
     kept = kept[: _half_tag(kept)]
     words = kept[begin:]
     kept = kept[: begin + (_unfinished_cluster(words) if boundary == "token" else _unfinished_word(words))]
-    # "\frac" and "\n" begin with their backslash: what is left of one is no better than half a word.
-    kept = kept.rstrip("\\")
+    # What is left of "</div" or of "\frac" is no better than half a word.
+    kept = kept[: _half_tag(kept)].rstrip("\\" + _JOINER)
     fence, unfinished = fences(body, before.fence)
     kept = rstrip(kept[:unfinished])
+    # What is left of "`wor" at a line's beginning may become a fence too.
+    if (half := _HALF_FENCE.search(kept)) is not None and not body[len(kept) : len(kept) + 1].isspace():
+        kept = rstrip(kept[: half.start("mark")])
     json, json_begin = before.json, begin
     if fence is not None and fence.end > begin:
         json, json_begin = JsonOpening() if holds_json(fence) else None, fence.end
@@ -201,7 +204,8 @@ def last_complete(body: str, boundary: Boundary, before: Before) -> int:
         json = JsonOpening()
     if boundary == "sentence":
         in_json = json is not None and replace(json).reads(kept[json_begin:])
-        kept = kept[: _last_end(kept, before, in_prose=fence is None and not in_json)]
+        ended = kept[: _last_end(kept, before, in_prose=fence is None and not in_json)]
+        kept = ended if open_reasoning(ended) == len(ended) else kept
     if json is not None and json_begin <= len(kept):
         kept = rstrip(kept[: json_begin + json.limit(kept[json_begin:])])
     # No cut may open a block of reasoning that was closed.

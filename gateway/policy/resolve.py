@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.continuation import Continuation, Known
-    from gateway.policy.schema import Route, TenantPolicy
+    from gateway.policy.schema import Placement, Route, TenantPolicy
     from gateway.protocol import ChatRequest
 
 Mode = Literal["guided", "student", "teacher"]
@@ -35,7 +35,7 @@ class GuidancePlan:
     teacher: str
     tokens: int
     projection: str
-    placement: Literal["prefix", "context"]
+    placement: Placement
     temperature: float
     top_p: float | None
     seed: int | None
@@ -101,7 +101,7 @@ def resolve(
 
 def _unguided(route: Route, chat: ChatRequest, continuation: Known) -> str | None:
     """Why this request cannot be guided, or None when it can."""
-    if route.guidance.placement == "context":
+    if route.guidance.placement != "prefix":
         return None
     if chat.unguidable is not None:
         return chat.unguidable

@@ -12,7 +12,7 @@ from gateway.yaml_source import Shape
 
 Mode = Literal["guided", "student", "teacher"]
 Projection = Literal["cutoff", "concise", "hint"]
-Placement = Literal["prefix", "context"]
+Placement = Literal["prefix", "context", "input"]
 Boundary = Literal["word", "sentence", "token"]
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -53,6 +53,8 @@ class GuidanceRule(Shape):
     placement: Placement = Field(
         default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
     )
+    boundary: Boundary = "word"
+    """Where a guidance that was cut for length may end."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
