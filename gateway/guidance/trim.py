@@ -31,6 +31,7 @@ _CLOSING = re.compile(r"""(?<![`"'])</think>|</think>(?![`"'])""")
 
 _JOINER = "\u200d"
 _REGIONAL = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
+_BEGINNINGS = "\\" + _JOINER
 _CLUSTER = regex.compile(r"\X")
 _WORD_BOUNDARY = regex.compile(r"(?w)\b")
 # One letter, digit, katakana, pictograph and regional indicator. A word is unfinished when UAX #29 would let it
@@ -191,7 +192,8 @@ def last_complete(body: str, boundary: Boundary, before: Before) -> int:
     words = kept[begin:]
     kept = kept[: begin + (_unfinished_cluster(words) if boundary == "token" else _unfinished_word(words))]
     # What is left of "</div" or of "\frac" is no better than half a word.
-    kept = kept[: _half_tag(kept)].rstrip("\\" + _JOINER)
+    while kept and (kept[-1] in _BEGINNINGS or _half_tag(kept) < len(kept)):
+        kept = kept[: _half_tag(kept)].rstrip(_BEGINNINGS)
     fence, unfinished = fences(body, before.fence)
     kept = rstrip(kept[:unfinished])
     # What is left of "`wor" at a line's beginning may become a fence too.
