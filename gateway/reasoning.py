@@ -29,8 +29,8 @@ switchable  its chat template listens to `enable_thinking` or `thinking`
 always      it reasons, whatever it is told
 """
 
-# Qwen3 and GLM read the first, DeepSeek-V3.1 and Granite the second; a template passes over the one it does not know
-# (vLLM 0.26, "Reasoning Outputs"). llama.cpp refuses a prefix for such a model unless the first is false (PR 15404).
+# Qwen3 reads the first, DeepSeek-V3.1 and Granite the second (vLLM 0.26, "Reasoning Outputs"); a template passes over
+# the one it does not know. llama.cpp refuses a prefix for such a model unless the first is false (PR 15404).
 _SWITCHES = ("enable_thinking", "thinking")
 _BUDGETS = ("thinking_budget", "thinking_budget_tokens", "thinking_token_budget")
 _OFF = (None, False, "none", "disabled", "off", 0)

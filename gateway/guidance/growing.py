@@ -9,11 +9,12 @@ emit(trimmed.text[growing.shown_chars :])                    # what was held bac
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import regex
 
 from gateway.guidance.json_opening import JsonOpening
+from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import (
     CLOSE_TAG,
     LONGEST_WORD_CHARS,
@@ -215,3 +216,31 @@ class GrowingTrim:
             before.since_bytes = size_bytes(text[ended : begin + chars])
         elif before.since_bytes is not None:
             before.since_bytes += size_bytes(self._held[:chars])
+
+
+class GrownSeam(SeamJoin):
+    """A `SeamJoin` whose guidance was shown in part while it grew: that part is left out of what it returns.
+
+    A stop string that the seam completes may begin in what was shown. Then nothing follows.
+
+    shown_chars: `GrowingTrim.shown_chars`. The rest is `SeamJoin`'s.
+    """
+
+    def __init__(self, guidance: str, *, shown_chars: int, **options: Any) -> None:
+        self._left_out = shown_chars
+        super().__init__(guidance, **options)
+
+    def opening(self) -> str:
+        return self._unshown(super().opening())
+
+    def feed(self, delta: str) -> str:
+        return self._unshown(super().feed(delta))
+
+    def finish(self) -> str:
+        return self._unshown(super().finish())
+
+    def _unshown(self, text: str) -> str:
+        if not self._left_out or not text:
+            return text
+        out, self._left_out = text[self._left_out :], max(0, self._left_out - len(text))
+        return out

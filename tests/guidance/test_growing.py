@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.guidance.growing import GrowingTrim
+from gateway.guidance.growing import GrowingTrim, GrownSeam
+from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import Trimmed, trim
 from gateway.policy.schema import Boundary
-from tests.guidance.hidden_text_student import TEXTS, chunks
+from tests.guidance.hidden_text_student import TEXTS, HiddenTextStudent, chunks, play
 from tests.guidance.test_trim import stops, texts
 
 if TYPE_CHECKING:
@@ -152,6 +153,47 @@ def test_nothing_is_shown_that_must_be_taken_back(
     whole = trim(text, cut=True, boundary=boundary)
     # "foo_bar.baz" is the one place in these texts where a sentence only seems to end.
     assert trimmed == whole or "foo_bar" in "".join(shown)
+
+
+# across the seam
+
+
+def test_what_was_shown_is_not_said_again() -> None:
+    """The seam holds back "." for the stop string, which the growing text had seen to be none, and shown."""
+    growing = GrowingTrim(stop=[".\n\n"])
+    assert growing.feed("One. Tw") == "One."
+    trimmed = growing.finish(cut=True)
+    assert SeamJoin(trimmed.text, stop=[".\n\n"]).opening() == "One"
+    seam = GrownSeam(trimmed.text, shown_chars=growing.shown_chars, stop=[".\n\n"])
+    assert (seam.opening(), seam.feed(" Two"), seam.finish()) == ("", " Two", "")
+    seam = GrownSeam(trimmed.text, shown_chars=growing.shown_chars, stop=[".\n\n"])
+    assert (seam.opening(), seam.feed("\n\nTwo"), seam.finish(), seam.stopped) == ("", "", "", True)
+
+
+@given(
+    st.sampled_from(sorted(TEXTS)),
+    boundaries,
+    sizes,
+    st.lists(st.sampled_from(["foo", ".\n", "a", "\n\n", " "])),
+    st.data(),
+)
+@settings(max_examples=600, deadline=None)
+def test_a_growing_opening_and_its_seam_show_what_a_whole_one_would(
+    name: str, boundary: Boundary, sizes: list[int], stop: list[str], data: st.DataObject
+) -> None:
+    hidden = TEXTS[name].lstrip()
+    growing = GrowingTrim(boundary=boundary, stop=stop)
+    at = data.draw(st.integers(0, len(hidden)))
+    shown = "".join(growing.feed(piece) for piece in chunks(hidden[:at], sizes))
+    trimmed = growing.finish(cut=True)
+    student = HiddenTextStudent(hidden, echo_after=data.draw(st.sampled_from([None, "", "\n"])), stop=tuple(stop))
+    echo = student.echo_after is not None
+    if trimmed.stopped:
+        return
+    whole = play(SeamJoin(trimmed.text, owed=trimmed.owed, echo=echo, stop=stop), student.deltas(trimmed.text, sizes))
+    seam = GrownSeam(trimmed.text, shown_chars=len(shown), owed=trimmed.owed, echo=echo, stop=stop)
+    grown = shown + play(seam, student.deltas(trimmed.text, sizes))
+    assert grown == (whole if whole.startswith(shown) else shown)
 
 
 LONG = {
