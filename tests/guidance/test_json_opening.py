@@ -72,7 +72,8 @@ def test_prose_and_code_that_begin_with_a_bracket_are_no_json(text: str) -> None
 
 def test_only_lines_end_a_sentence_in_json() -> None:
     assert kept('{"a": "One. Two thr', "sentence") == '{"a": "One. Two'
-    assert kept('{\n  "a": 1,\n  "b": "x y', "sentence") == '{\n  "a": 1,'
+    assert kept('{\n  "a": 1,\n  "b": "x y', "sentence") == '{\n  "a":'
+    assert kept('{"a": 1,  \n  "b": "x y', "sentence") == '{"a": 1,'
 
 
 def bad_places(document: str) -> set[int]:
