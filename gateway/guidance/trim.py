@@ -213,7 +213,9 @@ def last_complete(body: str, boundary: Boundary, before: Before) -> int:
     if boundary == "sentence" and "\n" not in blank:
         in_json = json is not None and replace(json).reads(kept[json_begin:])
         ended = kept[: _last_end(kept, before, in_prose=fence is None and not in_json)]
-        kept = ended if open_reasoning(ended) == len(ended) else kept
+        # Nor back to a bracket alone, nor into a block of reasoning.
+        if (begin or any(map(str.isalnum, ended))) and open_reasoning(ended) == len(ended):
+            kept = ended
     settled = None
     while settled != kept:
         settled = kept

@@ -73,6 +73,7 @@ def test_prose_and_code_that_begin_with_a_bracket_are_no_json(text: str) -> None
 def test_only_lines_end_a_sentence_in_json() -> None:
     assert kept('{"a": "One. Two thr', "sentence") == '{"a": "One. Two'
     assert kept('{\n  "a": 1,\n  "b": "x y', "sentence") == '{\n  "a":'
+    assert kept('{\n  "b": "x y', "sentence") == '{\n  "b": "x'
     assert kept('{"a": 1,  \n  "b": "x y', "sentence") == '{"a": 1,'
 
 
