@@ -12,7 +12,7 @@ from gateway.yaml_source import Shape
 
 Mode = Literal["guided", "student", "teacher", "embeddings"]
 Projection = Literal["cutoff", "concise", "hint"]
-Placement = Literal["prefix", "context"]
+Placement = Literal["prefix", "context", "input"]
 Boundary = Literal["word", "sentence", "token"]
 
 _NEEDED_IN = {"teacher": {"guided", "teacher"}, "student": {"guided", "student", "embeddings"}}

@@ -151,3 +151,23 @@ def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
     with pytest.raises(InvalidRequest, match="'chat' makes no embeddings") as caught:
         resolve_embeddings(policy.routes[1], lambda _: False)
     assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "effort", "placement"),
+    [
+        ("none", "high", "prefix"),
+        ("switchable", None, "prefix"),
+        ("switchable", "high", "context"),
+        ("always", None, "context"),
+    ],
+)
+def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: str | None, placement: str) -> None:
+    """A prefix would be taken for a thought."""
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}], "reasoning_effort": effort}
+    look = Look(Continuation("trailing"), reasoning=reasoning)
+    plan = resolve(policy, policy.routes[0], parse_chat(orjson.dumps(body)), lambda _: look)
+    assert plan.guidance is not None
+    assert plan.guidance.placement == placement
