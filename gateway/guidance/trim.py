@@ -210,20 +210,26 @@ def last_complete(body: str, boundary: Boundary, before: Before) -> int:
     elif begin == 0 and fence is None and kept.startswith(("{", "[")):
         json = JsonOpening()
     blank = body[len(kept) : len(body) - len(body[len(kept) :].lstrip())]
+    kept = _settled(kept, body, begin, json, json_begin)
     if boundary == "sentence" and "\n" not in blank:
         in_json = json is not None and replace(json).reads(kept[json_begin:])
         ended = kept[: _last_end(kept, before, in_prose=fence is None and not in_json)]
         # Nor back to a bracket alone, nor into a block of reasoning.
         if (begin or any(map(str.isalnum, ended))) and open_reasoning(ended) == len(ended):
-            kept = ended
+            kept = _settled(ended, body, begin, json, json_begin)
+    # No cut may open a block of reasoning that was closed.
+    return min(len(kept), open_reasoning(kept))
+
+
+def _settled(kept: str, body: str, begin: int, json: JsonOpening | None, json_begin: int) -> str:
+    """Cut until neither a line's marks nor the rules of JSON want less."""
     settled = None
     while settled != kept:
         settled = kept
         kept = rstrip(kept[: max(begin, _without_marks_of_a_line(kept, body))])
         if json is not None and json_begin <= len(kept):
             kept = rstrip(kept[: json_begin + json.limit(kept[json_begin:])])
-    # No cut may open a block of reasoning that was closed.
-    return min(len(kept), open_reasoning(kept))
+    return kept
 
 
 def _without_marks_of_a_line(kept: str, body: str) -> int:
