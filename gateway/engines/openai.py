@@ -17,6 +17,7 @@ from gateway.engines.probing import find_continuation
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
 from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, is_text, text_body
 from gateway.errors import EngineGarbled, EngineRejected
+from gateway.reasoning import without_reasoning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -131,13 +132,18 @@ class OpenAIEngine:
             return await self._lists.opening(request, batch)
         if tell is not None and request.messages is not None:
             body = {**opening_body(request), "messages": list(request.messages), "stream": True}
-            return await listen(self.stream({**body, "stream_options": {"include_usage": True}}), tell)
+            body["stream_options"] = {"include_usage": True}
+            return await listen(self.stream(without_reasoning(self._state.reasoning, body)), tell)
         return await self._opening(request)
+
+    async def _unthinking(self, body: Json, prefill: Prefill | None = None) -> Json:
+        """The reply of a model that is told not to think first, where it can be."""
+        return await self.complete(without_reasoning(self._state.reasoning, body), prefill)
 
     async def _opening(self, request: OpeningRequest) -> OpeningReply:
         body = opening_body(request)
         if request.messages is not None:
-            reply = await self.complete({**body, "messages": list(request.messages)})
+            reply = await self._unthinking({**body, "messages": list(request.messages)})
             text = message_text(reply)
         else:
             reply = (
@@ -188,7 +194,7 @@ class OpenAIEngine:
         asked = self._asked
         assert asked != "none", "nothing is looked for"
         modes = self._kind.candidates if asked == "auto" else (asked,)
-        found = await find_continuation(self.complete, modes, self._echo)
+        found = await find_continuation(self._unthinking, modes, self._echo)
         self._doubt = None
         if found is None and asked == "auto":
             self._doubt = "the engine goes on with no opening: with placement prefix it gets guidance as context"
