@@ -153,11 +153,9 @@ def resolve(
     if mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
-    if isinstance(asked, TextRequest):
-        looks = [(engine, Look(RAW, seen.rests)) for engine, seen in looks]
     if len(looks) > 1:
         looks.sort(key=lambda one: one[1].rests)
-    ways = [seen.continuation if isinstance(asked, TextRequest) else _carrying(asked, seen) for _, seen in looks]
+    ways = [RAW if isinstance(asked, TextRequest) else _carrying(asked, seen) for _, seen in looks]
     first = ways[0]
     unguided = _unguided(route, asked, first) if mode == "guided" else None
     max_tokens = asked.max_tokens if asked.max_tokens is not None else route.default_max_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -145,7 +146,7 @@ class Route(Shape):
             raise Wrong(f"missing: mode {mode} needs a {role}")
         return name
 
-    @property
+    @cached_property
     def all_students(self) -> tuple[StudentRule, ...]:
         """Its students, however the file says it."""
         return self.students or ((StudentRule(model=self.student),) if self.student else ())
