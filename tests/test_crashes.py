@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis_keys import RedisKeys
-from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
+from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model
 from tests.readiness import wait_until_up
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from aiohttp import web
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -51,7 +52,7 @@ class Teacher:
         self.takes_s = 0.3
         self.asked = self.most = self.finished = 0
 
-    async def _behave(self, _: web.Request, __: dict[str, Any]) -> web.StreamResponse:
+    async def _behave(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         self.asked += 1
         self.now += 1
         self.most = max(self.most, self.now)
@@ -60,7 +61,7 @@ class Teacher:
         finally:
             self.now -= 1
         self.finished += 1
-        return web.json_response(reply(OPENING, "length"))
+        return await says(OPENING, "length")(request, body)
 
 
 async def dribbles(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

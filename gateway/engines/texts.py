@@ -37,9 +37,9 @@ class TextWire(ChatWire):
 
     @staticmethod
     def _choices(body: Json) -> int:
-        prompt = body["prompt"]
+        prompt = body.get("prompt")
         several = isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt)
-        return (len(prompt) if several else 1) * (body.get("n") or 1)
+        return (len(prompt or ()) if several else 1) * (body.get("n") or 1)
 
     @staticmethod
     def _are_whole(choices: Any) -> bool:
