@@ -47,7 +47,7 @@ class Finisher:
     def look(self, engine: str) -> Look:
         """What is known of an engine now."""
         guarded = self._engines[engine]
-        return Look(guarded.state.continuation, guarded.rests)
+        return Look(guarded.state.continuation, guarded.rests, guarded.state.takes_prompts)
 
     async def complete(self, plan: Plan, asked: CompletionRequest, opening: Opening, draft: Draft) -> Json:
         """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.

@@ -129,21 +129,14 @@ class OpenAIEngine:
     ) -> OpeningReply:
         if self._lists is not None and batch is not None:
             return await self._lists.opening(request, batch)
-        if tell is not None and request.messages is not None:
-            body = {**opening_body(request), "messages": list(request.messages), "stream": True}
-            return await listen(self.stream({**body, "stream_options": {"include_usage": True}}), tell)
+        if tell is not None:
+            body = {**_opening(request), "stream": True, "stream_options": {"include_usage": True}}
+            return await listen(self.stream(body), tell)
         return await self._opening(request)
 
     async def _opening(self, request: OpeningRequest) -> OpeningReply:
-        body = opening_body(request)
-        if request.messages is not None:
-            reply = await self.complete({**body, "messages": list(request.messages)})
-            text = message_text(reply)
-        else:
-            reply = (
-                await self._http.post("/completions", {**body, "model": self._model, "prompt": request.prompt})
-            ).body
-            text = first_choice(reply).get("text")
+        reply = await self.complete(_opening(request))
+        text = message_text(reply)
         if not isinstance(text, str):
             raise EngineGarbled(f"Engine '{self._name}' sent a reply without text.", engine=self._name)
         return OpeningReply(
@@ -210,6 +203,13 @@ class OpenAIEngine:
         if isinstance(renderer, SGLangRenderer) and isinstance(context_tokens, int):
             renderer.context_tokens = context_tokens
         return renderer
+
+
+def _opening(request: OpeningRequest) -> Json:
+    """What an opening asks for, as a body of the route that its kind of prompt goes to."""
+    if request.messages is not None:
+        return {**opening_body(request), "messages": list(request.messages)}
+    return {**opening_body(request), "prompt": request.prompt}
 
 
 def _is_raw(body: Json, prefill: Prefill | None) -> bool:

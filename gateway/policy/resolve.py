@@ -26,10 +26,17 @@ _NOT_IN_A_PROMPT = frozenset({"prompts", "token_ids", "echo", "suffix"})
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is known of an engine now: how it continues an assistant message, and whether it rests after failures."""
+    """What is known of an engine now.
+
+    Attributes:
+        continuation: how it continues an assistant message.
+        rests: whether it is left alone after failures.
+        takes_prompts: whether it continues raw prompts.
+    """
 
     continuation: Known
     rests: bool = False
+    takes_prompts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +144,18 @@ def resolve(
         look: what is known now of an engine.
         draw: a number from 0 to 1, for students that share the requests by weight.
 
-    Raises InvalidRequest where the route answers no chats.
+    Raises InvalidRequest where the route answers no chats, or chats alone and this is none.
     """
     mode = route.mode
     if mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
     if isinstance(asked, TextRequest):
-        looks = [(engine, Look(RAW, seen.rests)) for engine, seen in looks]
+        looks = [(engine, Look(RAW, seen.rests)) for engine, seen in looks if seen.takes_prompts]
+        if not looks:
+            raise InvalidRequest(
+                f"'prompt' cannot be answered by '{route.model}': its models take chats alone.", param="prompt"
+            )
     if len(looks) > 1:
         looks.sort(key=lambda one: one[1].rests)
     ways = [
