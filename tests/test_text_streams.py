@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import orjson
 import pytest
-from aiohttp import web
 
 from tests.fake_texts import begin_events, event, text_choice, text_chunk, token_events, words
 from tests.text_world import HEADERS, KEPT, REST, TEACHERS, World, few_shot, running_world
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from aiohttp import web
 
     from tests.fakes import Handler
 
