@@ -8,6 +8,7 @@ import httpx
 import pytest
 from aiohttp import web
 
+from tests.fake_texts import text_choice, text_chunk
 from tests.fakes import says
 from tests.text_world import HEADERS, KEPT, KEPT_TOKENS, REST, TEACHERS, World, few_shot, running_world
 
@@ -339,3 +340,15 @@ def test_a_student_that_refuses_the_opening_gets_the_prompt_alone(world: World) 
     assert reply.json()["choices"][0]["text"] == " Lima."
     assert reply.headers["x-gkt-unguided"] == "student_refused_prefix"
     assert world.student.asked[-1]["max_tokens"] == 9
+
+
+def test_of_several_answers_that_nobody_counted_each_word_is_estimated(world: World) -> None:
+    """Not those of the first alone: the receipt would be too low by all the others."""
+
+    async def behave(_: web.Request, __: dict[str, Any]) -> web.Response:
+        return web.json_response(text_chunk(*(text_choice(" one two three four", "stop", index) for index in range(3))))
+
+    world.student.behave = behave
+    receipt = world.receipt(world.ask(n=3))
+    assert receipt["student"]["estimated"] is True
+    assert receipt["student"]["output_tokens"] == 12

@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -100,7 +101,9 @@ async def _ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResp
 
 
 def _reached_a_route(call: Call) -> bool:
-    """Whether it was not the gateway that refused it: it says so with a header, as it does for `refuses`."""
+    """Whether it was not the gateway that refused it: it says so with a header, as it does for `refuses`, or by 408."""
+    if call.status == HTTPStatus.REQUEST_TIMEOUT:
+        return False
     return call.reply_headers.get("x-should-retry") != "false" or call.json.get("model") == "refuses"
 
 
