@@ -16,7 +16,7 @@ from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected
 from gateway.ledger.draft import Call
 from gateway.opening import UNGUIDED
-from gateway.placing import is_prefix, seam, send, writes_again
+from gateway.placing import is_prefix, seam, send, thoughts, writes_again
 from gateway.policy.resolve import Look
 from gateway.relay import join_reply
 
@@ -47,7 +47,8 @@ class Finisher:
     def look(self, engine: str) -> Look:
         """What is known of an engine now."""
         guarded = self._engines[engine]
-        return Look(guarded.state.continuation, guarded.rests, guarded.state.takes_prompts)
+        state = guarded.state
+        return Look(state.continuation, guarded.rests, state.reasoning, takes_prompts=state.takes_prompts)
 
     async def complete(self, plan: Plan, asked: CompletionRequest, opening: Opening, draft: Draft) -> Json:
         """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
@@ -70,7 +71,7 @@ class Finisher:
                     await go_on(attempts, error, plan, draft, self._metrics, placed=placed)
         joint = seam(plan, finisher, asked, opening)
         if joint is not None:
-            join_reply(reply, joint)
+            join_reply(reply, joint, thoughts(finisher, opening))
             if joint.restarted:
                 draft.drop_guidance(RESTARTED)
         return reply
@@ -104,7 +105,7 @@ class Finisher:
         while True:
             finisher = attempts.finisher
             joint = seam(plan, finisher, asked, opening)
-            if opened := relay.join(joint):
+            if opened := relay.join(joint, thoughts(finisher, opening) if joint is not None else None):
                 draft.saw_first_token()
                 yield opened
             if relay.opened:
@@ -172,9 +173,15 @@ def _begin(plan: Plan, finisher: FinisherPlan, draft: Draft, opening: Opening, s
     call = Call(finisher.engine, sent.reads)
     _set_call(plan, draft, call)
     if draft.kept_tokens:
-        draft.placed = "prefix" if is_prefix(plan, finisher, opening) else "context"
+        draft.placed = _placement(plan, finisher, opening)
         draft.rewritten = draft.placed == "prefix" and writes_again(finisher)
     return call
+
+
+def _placement(plan: Plan, finisher: FinisherPlan, opening: Opening) -> str:
+    if is_prefix(plan, finisher, opening):
+        return "prefix"
+    return "input" if plan.guidance is not None and plan.guidance.placement == "input" else "context"
 
 
 def _set_call(plan: Plan, draft: Draft, call: Call | None) -> None:

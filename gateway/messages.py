@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def with_text(messages: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "") -> list[dict[str, Any]]:
-    """The chat with text put before, or after an empty line behind, what its last user message says.
+def with_text(
+    messages: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "", gap: str = "\n\n"
+) -> list[dict[str, Any]]:
+    """The chat with text put before what its last user message says, or, after a `gap`, behind it.
 
     Content is text or a list of parts: of parts the first, or the last, that is text takes it, or a new one. A chat
     without a user message gets one. The input is not changed; untouched values are shared with the result.
@@ -17,7 +19,7 @@ def with_text(messages: Sequence[Mapping[str, Any]], *, before: str = "", after:
     copies = [dict(message) for message in messages]
     for message in reversed(copies):
         if message.get("role") == "user":
-            message["content"] = _content_with(message.get("content"), before, after)
+            message["content"] = _content_with(message.get("content"), before, after, gap)
             return copies
     copies.append({"role": "user", "content": before or after})
     return copies
@@ -30,20 +32,21 @@ def only_text(messages: Sequence[Mapping[str, Any]]) -> bool:
     return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
 
 
-def _content_with(content: Any, before: str, after: str) -> str | list[Any]:
+def _content_with(content: Any, before: str, after: str, gap: str) -> str | list[Any]:
     if not isinstance(content, list | tuple):
-        return _text_with(content or "", before, after)
+        return _text_with(content or "", before, after, gap)
     parts = list(content)
     order = range(len(parts)) if before else reversed(range(len(parts)))
     for index in order:
         if parts[index].get("type") == "text":
-            parts[index] = {**parts[index], "text": _text_with(parts[index].get("text") or "", before, after)}
+            text = _text_with(parts[index].get("text") or "", before, after, gap)
+            parts[index] = {**parts[index], "text": text}
             return parts
     added = {"type": "text", "text": before or after}
     return [added, *parts] if before else [*parts, added]
 
 
-def _text_with(text: str, before: str, after: str) -> str:
+def _text_with(text: str, before: str, after: str, gap: str) -> str:
     if before:
         return f"{before} {text}" if text else before
-    return f"{text}\n\n{after}" if text else after
+    return f"{text}{gap}{after}" if text else after

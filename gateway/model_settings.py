@@ -12,6 +12,7 @@ from gateway.continuation import Mode
 from gateway.engine_kinds import TGI
 from gateway.pricing import Price, litellm_table
 from gateway.providers import providers
+from gateway.reasoning import Reasoning
 from gateway.units import Duration, HttpBase, Name, Rate, Secret, Size, Usd, Whole, Wrong, lasting, sized
 from gateway.yaml_source import Shape
 from gateway.yaml_words import MISSING, nearest
@@ -159,6 +160,8 @@ class ModelSettings(Shape):
     """How the engine is told to continue an answer that another model began."""
     echo: Literal["auto", True, False] = "auto"
     """Whether the engine repeats the text that it continues."""
+    reasoning: Reasoning = "none"
+    """Whether the model reasons before it answers, and whether it can be told not to."""
     price_rule: PriceRule | None = Field(None, alias="price", validate_default=True)
     timeouts: Timeouts = Timeouts()
     breaker: BreakerSettings = BreakerSettings()
@@ -266,6 +269,13 @@ class ModelSettings(Shape):
         if info.data.get("protocol") == "tgi" and echo is True:
             raise Wrong("TGI never repeats the text that it continues: leave this out")
         return echo
+
+    @field_validator("reasoning")
+    @classmethod
+    def _tgi_cannot_be_told(cls, reasoning: Reasoning, info: ValidationInfo) -> Reasoning:
+        if info.data.get("protocol") == "tgi" and reasoning == "switchable":
+            raise Wrong("TGI passes no switch on to the chat template: write always, or none if it does not reason")
+        return reasoning
 
     @field_validator("price_rule")
     @classmethod

@@ -1,7 +1,7 @@
 """What a finisher is sent, and how its words join what the caller was shown. Pure.
 
 Paper, section 2: the student gets the prompt and the guidance. Where the guidance stands is the policy's to say: as the
-beginning of the answer (placement prefix), or in the prompt (context).
+beginning of the answer (placement prefix), or in the prompt (context, input).
 """
 
 from __future__ import annotations
@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.continuation import Prefill
-from gateway.guidance.projection import PROJECTIONS, place_in_context, place_in_prompt
+from gateway.guidance.projection import (
+    PROJECTIONS,
+    place_before_prompt,
+    place_behind_prompt,
+    place_in_context,
+    place_in_input,
+)
 from gateway.guidance.seam import SeamJoin
 from gateway.protocol import TextRequest
+from gateway.reasoning import ReasoningFilter, without_reasoning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +45,7 @@ class Sent:
 
 
 def is_prefix(plan: Plan, finisher: FinisherPlan, opening: Opening) -> bool:
-    """Whether the finisher is to go on with the opening. Else it gets it as context, if there is one."""
+    """Whether the finisher is to go on with the opening. Else it gets it in its prompt, if there is one."""
     return (
         bool(opening.text)
         and opening.whole is None
@@ -68,10 +75,17 @@ def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
     if prefix:
         assert finisher.continuation is not None, "as is_prefix says"
         prefill = Prefill(opening.text, finisher.continuation)
-        return Sent(body, prefill, [*asked.messages, {"role": "assistant", "content": opening.text}])
+        return Sent(
+            without_reasoning(finisher.reasoning, body),
+            prefill,
+            [*asked.messages, {"role": "assistant", "content": opening.text}],
+        )
     if opening.text and plan.guidance is not None:
-        projection = PROJECTIONS[plan.guidance.projection]
-        body["messages"] = place_in_context(projection, asked.messages, opening.text)
+        if plan.guidance.placement == "input":
+            body["messages"] = place_in_input(asked.messages, opening.text)
+        else:
+            projection = PROJECTIONS[plan.guidance.projection]
+            body["messages"] = place_in_context(projection, asked.messages, opening.text)
     return Sent(body, None, body["messages"])
 
 
@@ -91,10 +105,17 @@ def seam(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
     )
 
 
+def thoughts(finisher: FinisherPlan, opening: Opening) -> ReasoningFilter | None:
+    """Parts what a finisher thinks, though it was told not to, from what it says; None where it cannot think."""
+    return None if finisher.reasoning == "none" else ReasoningFilter(opening.text)
+
+
 def _prompt(plan: Plan, prompt: str, opening: str, *, prefix: bool) -> str:
     if prefix or plan.guidance is None:
         return prompt + opening
-    return place_in_prompt(PROJECTIONS[plan.guidance.projection], prompt, opening)
+    if plan.guidance.placement == "input":
+        return place_behind_prompt(prompt, opening)
+    return place_before_prompt(PROJECTIONS[plan.guidance.projection], prompt, opening)
 
 
 def _texts(prompt: str | list[object]) -> str | list[Json]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gateway.engines.base import Usage
     from gateway.guidance.seam import SeamJoin
     from gateway.protocol import Json, ReplyHead
+    from gateway.reasoning import ReasoningFilter
 
 
 class StreamRelay:
@@ -26,6 +27,7 @@ class StreamRelay:
     def __init__(self, head: ReplyHead, *, wants_usage: bool) -> None:
         self._head = head
         self._seam: SeamJoin | None = None
+        self._thoughts: ReasoningFilter | None = None
         self._said = 0  # how many characters of the opening have left
         self._wants_usage = wants_usage
         self._roles: dict[int, str] = {}
@@ -49,12 +51,12 @@ class StreamRelay:
         """The student was told to begin with the opening, and began otherwise. Final when it has ended."""
         return self._seam is not None and self._seam.restarted
 
-    def join(self, seam: SeamJoin | None) -> list[Json]:
-        """Let `seam` join the next student's text to the opening, or nothing with None.
+    def join(self, seam: SeamJoin | None, thoughts: ReasoningFilter | None = None) -> list[Json]:
+        """Let `seam` join the next student's text to the opening, or nothing with None; without its `thoughts`.
 
         Returns chunks with what of the opening can be shown now, and was not.
         """
-        self._seam = seam
+        self._seam, self._thoughts = seam, thoughts
         return self.show_rest(seam.opening()) if seam is not None else []
 
     def show_rest(self, opening: str) -> list[Json]:
@@ -100,7 +102,7 @@ class StreamRelay:
         role = delta.pop("role", None)
         finish_reason = choice.get("finish_reason") or None
         if self._seam is not None and index == 0:
-            finish_reason = self._join(self._seam, delta, finish_reason)
+            finish_reason = _join(self._seam, self._thoughts, delta, finish_reason)
         if finish_reason is not None:
             self._finished.add(index)
             self.finish_reason = finish_reason
@@ -114,17 +116,6 @@ class StreamRelay:
             delta = {"role": self._roles.get(index, "assistant"), **delta}
         return {**choice, "index": index, "delta": delta, "finish_reason": finish_reason}
 
-    @staticmethod
-    def _join(seam: SeamJoin, delta: Json, finish_reason: str | None) -> str | None:
-        """Replace the delta's text by what the seam lets out; return the finish_reason that is true now."""
-        text = delta.pop("content", None)
-        joined = seam.feed(text) if isinstance(text, str) else ""
-        if finish_reason is not None:
-            joined += seam.finish()
-        if joined:
-            delta["content"] = joined
-        return "stop" if seam.stopped else finish_reason
-
     def _chunk(self, choices: list[Json], original: Json | None = None) -> Json:
         chunk = self._head.chunk(choices, with_usage=self._wants_usage)
         if original is None:
@@ -136,11 +127,38 @@ def _choice(delta: Json, finish_reason: str | None = None) -> Json:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def join_reply(reply: Json, seam: SeamJoin) -> None:
+def join_reply(reply: Json, seam: SeamJoin, thoughts: ReasoningFilter | None = None) -> None:
     """Put shown guidance in front of the student's first choice, in place."""
     choice = reply["choices"][0]
-    text = choice["message"].get("content")
-    joined = seam.opening() + (seam.feed(text) if isinstance(text, str) else "") + seam.finish()
-    choice["message"]["content"] = joined
-    if seam.stopped:
-        choice["finish_reason"] = "stop"
+    ended = choice.get("finish_reason") or "stop"
+    choice["finish_reason"] = _join(seam, thoughts, choice["message"], ended)
+    choice["message"]["content"] = seam.opening() + (choice["message"].get("content") or "")
+
+
+def _join(seam: SeamJoin, thoughts: ReasoningFilter | None, said: Json, finish_reason: str | None) -> str | None:
+    """Replace the text of a message or delta by what may leave now; return the finish_reason that is true then."""
+    text = said.pop("content", None)
+    text = text if isinstance(text, str) else ""
+    if thoughts is not None:
+        finish_reason = _part(thoughts, said, text, finish_reason)
+        text = said.pop("content")
+    joined = seam.feed(text)
+    if finish_reason is not None:
+        joined += seam.finish()
+    if joined:
+        said["content"] = joined
+    return "stop" if seam.stopped else finish_reason
+
+
+def _part(thoughts: ReasoningFilter, said: Json, text: str, finish_reason: str | None) -> str | None:
+    """Put what the student thought, though told not to, where servers put thoughts; the rest is its content."""
+    thoughts.note(said.get("reasoning_content") or said.get("reasoning"))
+    text, thought = thoughts.feed(text)
+    if finish_reason is not None:
+        rest, more = thoughts.finish()
+        text, thought = text + rest, thought + more
+    if thought:
+        said["reasoning_content"] = (said.get("reasoning_content") or "") + thought
+    said["content"] = text
+    # It thought, and did not go on: what was shown is not the answer's end.
+    return "length" if finish_reason == "stop" and thoughts.is_silent else finish_reason

@@ -29,7 +29,7 @@ from rich.table import Table
 from gateway.guidance.seam import SeamJoin, trim
 from gateway.local import child, llama, weights
 from gateway.policy.schema import Boundary
-from load_tests.seam_cases import WHYS, Case, differs, is_doubtful, reason, tokens_within, words_of
+from load_tests.seam_cases import WHYS, Case, differs, is_doubtful, is_within_a_word, reason, tokens_within, words_of
 from load_tests.seam_engine import SeamEngine, Written
 
 PROMPTS = Path(__file__).with_name("seam_prompts.json")
@@ -166,17 +166,12 @@ def show_words(experiment: Experiment, console: Console) -> None:
     for boundary in BOUNDARIES:
         cases = [one for one in experiment.cases if one.boundary == boundary]
         doubtful = [one for one in cases if is_doubtful(one, vocabulary)]
-        inside = sum(_within_a_word(one) for one in cases)
+        inside = sum(is_within_a_word(one) for one in cases)
         table.add_row(boundary, str(len(cases)), str(inside), str(len(doubtful)))
         for one in doubtful:
             seam = one.kept[-30:] + "|" + one.got[len(one.kept) :][:30]
             console.print(f"{boundary}, m={one.m}: {seam!r}", highlight=False, markup=False)
     console.print(table)
-
-
-def _within_a_word(case: Case) -> bool:
-    at = len(case.kept)
-    return case.wanted[at - 1 : at].isalnum() and case.wanted[at : at + 1].isalnum()
 
 
 def served(model: str, read_at_once: int) -> Any:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from gateway.continuation import Known, Prefill
     from gateway.protocol import Json
+    from gateway.reasoning import Reasoning
 
 Finish = Literal["stop", "length"]
 
@@ -75,6 +76,7 @@ class EngineState:
     continuation: Known = "not_probed"
     takes_prompts: bool = True  # whether it continues raw prompts; a server may still have no such route
     revision: str | None = None  # which weights it serves; None: not known yet. Guidance is of one revision
+    reasoning: Reasoning = "none"  # as configured: whether its model reasons before it answers
     max_concurrency: int | None = None  # the engine's own limit on calls in flight, where it tells
 
 

@@ -24,10 +24,12 @@ async def build(models: Sequence[ModelSettings], book: PolicyBook, metrics: Metr
     """The engines, by their configured names. Nothing is asked of them yet; each must be closed."""
     through_litellm = [model.model for model in models if model.protocol == "litellm"]
     library = await _litellm(through_litellm) if through_litellm else None
-    return {
-        model.name: GuardedEngine(_engine(model, book, library), Breaker(_breaker_rule(model)), metrics)
-        for model in models
-    }
+    engines = {}
+    for model in models:
+        engine = _engine(model, book, library)
+        engine.state.reasoning = model.reasoning
+        engines[model.name] = GuardedEngine(engine, Breaker(_breaker_rule(model)), metrics)
+    return engines
 
 
 async def _litellm(models: list[str]) -> Library:

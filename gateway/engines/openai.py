@@ -17,6 +17,7 @@ from gateway.engines.probing import find_continuation
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
 from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, is_text, text_body
 from gateway.errors import EngineGarbled, EngineRejected
+from gateway.reasoning import without_reasoning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -130,12 +131,23 @@ class OpenAIEngine:
         if self._lists is not None and batch is not None:
             return await self._lists.opening(request, batch)
         if tell is not None:
-            body = {**_opening(request), "stream": True, "stream_options": {"include_usage": True}}
+            body = {**self._asked_to_open(request), "stream": True, "stream_options": {"include_usage": True}}
             return await listen(self.stream(body), tell)
         return await self._opening(request)
 
+    def _asked_to_open(self, request: OpeningRequest) -> Json:
+        """What an opening asks for, as a body of the route that its kind of prompt goes to."""
+        body = opening_body(request)
+        if request.messages is None:
+            return {**body, "prompt": request.prompt}
+        return without_reasoning(self._state.reasoning, {**body, "messages": list(request.messages)})
+
+    async def _unthinking(self, body: Json, prefill: Prefill | None = None) -> Json:
+        """The reply of a model that is told not to think first, where it can be."""
+        return await self.complete(without_reasoning(self._state.reasoning, body), prefill)
+
     async def _opening(self, request: OpeningRequest) -> OpeningReply:
-        reply = await self.complete(_opening(request))
+        reply = await self.complete(self._asked_to_open(request))
         text = message_text(reply)
         if not isinstance(text, str):
             raise EngineGarbled(f"Engine '{self._name}' sent a reply without text.", engine=self._name)
@@ -181,7 +193,7 @@ class OpenAIEngine:
         asked = self._asked
         assert asked != "none", "nothing is looked for"
         modes = self._kind.candidates if asked == "auto" else (asked,)
-        found = await find_continuation(self.complete, modes, self._echo)
+        found = await find_continuation(self._unthinking, modes, self._echo)
         self._doubt = None
         if found is None and asked == "auto":
             self._doubt = "the engine goes on with no opening: with placement prefix it gets guidance as context"
@@ -203,13 +215,6 @@ class OpenAIEngine:
         if isinstance(renderer, SGLangRenderer) and isinstance(context_tokens, int):
             renderer.context_tokens = context_tokens
         return renderer
-
-
-def _opening(request: OpeningRequest) -> Json:
-    """What an opening asks for, as a body of the route that its kind of prompt goes to."""
-    if request.messages is not None:
-        return {**opening_body(request), "messages": list(request.messages)}
-    return {**opening_body(request), "prompt": request.prompt}
 
 
 def _is_raw(body: Json, prefill: Prefill | None) -> bool:

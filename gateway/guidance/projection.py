@@ -27,7 +27,8 @@ class Projection:
     instruction: put before the text of the last user message, for the teacher alone; None: ask as the caller did.
     teacher_may_finish: a teacher that ended by itself has answered, so the student is not asked.
     default_placement: where the guidance stands unless a policy says otherwise: "prefix" opens the answer with it,
-        "context" puts it into the student's prompt, where the caller does not see it.
+        "context" puts it into the student's prompt, where the caller does not see it; "input" does so too, without
+        an introduction.
     introduction: how placement "context" puts the guidance to the student; `{guidance}` stands for it.
 
     Raises ValueError when `introduction` does not hold `{guidance}` exactly once.
@@ -97,6 +98,18 @@ def place_in_context(
     return with_text(messages, after=projection.introduction.replace(_SLOT, guidance))
 
 
+def place_in_input(messages: Sequence[Mapping[str, Any]], guidance: str) -> list[dict[str, Any]]:
+    """The chat to put to the student in placement "input": the guidance ends the last user message, as it is.
+
+    For encoder-decoder students (paper, section 4.3): the encoder reads question and guidance as one text, and what
+    the decoder writes is the whole answer; the guidance is no part of it. It stands on a line of its own; else as
+    `place_in_context`.
+    """
+    if not guidance:
+        return [dict(message) for message in messages]
+    return with_text(messages, after=guidance, gap="\n")
+
+
 def teacher_prompt(projection: Projection, prompt: str) -> str:
     """The raw prompt to put to the teacher: the caller's, behind the projection's instruction.
 
@@ -105,7 +118,7 @@ def teacher_prompt(projection: Projection, prompt: str) -> str:
     return f"{projection.instruction} {prompt}" if projection.instruction is not None else prompt
 
 
-def place_in_prompt(projection: Projection, prompt: str, guidance: str) -> str:
+def place_before_prompt(projection: Projection, prompt: str, guidance: str) -> str:
     """The raw prompt to put to the student in placement "context": before it the guidance, introduced as in a chat.
 
     Not behind it, for there the answer begins. Empty guidance leaves the prompt as it is.
@@ -113,3 +126,11 @@ def place_in_prompt(projection: Projection, prompt: str, guidance: str) -> str:
     if not guidance:
         return prompt
     return f"{projection.introduction.replace(_SLOT, guidance)}\n\n{prompt}"
+
+
+def place_behind_prompt(prompt: str, guidance: str) -> str:
+    """The raw prompt to put to the student in placement "input": the guidance ends it, and is no part of the answer.
+
+    The paper's prompt ends in "A:", so a blank parts the two, unless white space does.
+    """
+    return f"{prompt} {guidance}" if prompt and not prompt[-1].isspace() else prompt + guidance

@@ -31,6 +31,7 @@ _CLOSING = re.compile(r"""(?<![`"'])</think>|</think>(?![`"'])""")
 
 _JOINER = "\u200d"
 _REGIONAL = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
+_BEGINNINGS = "\\" + _JOINER
 _CLUSTER = regex.compile(r"\X")
 _WORD_BOUNDARY = regex.compile(r"(?w)\b")
 # One letter, digit, katakana, pictograph and regional indicator. A word is unfinished when UAX #29 would let it
@@ -41,6 +42,11 @@ LONGEST_WORD_CHARS = 128
 _SENTENCE_MARKS = frozenset(".:\uff0e\uff1a\u00b7\u2024\u2027")
 
 _FENCE_LINE = re.compile(r"^[ \t>]*(?P<mark>`{3,}|~{3,})(?P<info>.*)(?P<end>\n?)", re.MULTILINE)
+_FENCE_AT_END = re.compile(r"^[ \t>]*(?:`{3}|~{3}).*\Z", re.MULTILINE)
+# More of them are a line of their own: a table's, a title's.
+_MARKS_AT_END = re.compile(
+    r"(?<![!-/:-@\[-`{-~])[!-/:-@\[-`{-~\u2026\u201d\u2019\u3001\u3002\u300d\u300f\uff01\uff09\uff0c\uff1a\uff1b\uff1f]{1,4}\Z"
+)
 _JSON_FENCE = re.compile(r"\s*(?:json[5lc]?|jsonlines|geojson)\b", re.IGNORECASE)
 _HALF_FENCE = re.compile(r"(?:^|\n)[ \t>]*(?P<mark>`{1,2}|~{1,2})\Z")
 
@@ -90,8 +96,8 @@ def trim(text: str, *, cut: bool, stop: Sequence[str] = (), boundary: Boundary =
     quotes or backticks are text. Trailing whitespace and broken characters are cut.
 
     When `cut`, the text also loses the beginning of a tag, of a backslash escape and of an emoji, the opening line of
-    a code fence that is not complete (an open fence whose opening line is complete stays), and, where it opens as
-    JSON, a key or number that may go on. Then, by `boundary`:
+    a code fence that is not complete (an open fence whose opening line is complete stays), the marks before a line's
+    end that is cut off, and, where it opens as JSON, a key or number that may go on. Then, by `boundary`:
 
     word: a last word that may go on (UAX #29, so "don't" and "3.5" are one word; "3." may go on, "end." may not).
     sentence: that, and what follows the last end of a sentence or line, if it is no more than `SENTENCE_REACH_BYTES`.
@@ -190,22 +196,52 @@ def last_complete(body: str, boundary: Boundary, before: Before) -> int:
     kept = kept[: _half_tag(kept)]
     words = kept[begin:]
     kept = kept[: begin + (_unfinished_cluster(words) if boundary == "token" else _unfinished_word(words))]
-    # "\frac" and "\n" begin with their backslash: what is left of one is no better than half a word.
-    kept = kept.rstrip("\\")
+    # What is left of "</div" or of "\frac" is no better than half a word.
+    while kept and (kept[-1] in _BEGINNINGS or _half_tag(kept) < len(kept)):
+        kept = kept[: _half_tag(kept)].rstrip(_BEGINNINGS)
     fence, unfinished = fences(body, before.fence)
     kept = rstrip(kept[:unfinished])
+    # What is left of "`wor" at a line's beginning may become a fence too.
+    if (half := _HALF_FENCE.search(kept)) is not None and not body[len(kept) : len(kept) + 1].isspace():
+        kept = rstrip(kept[: half.start("mark")])
     json, json_begin = before.json, begin
     if fence is not None and fence.end > begin:
         json, json_begin = JsonOpening() if holds_json(fence) else None, fence.end
     elif begin == 0 and fence is None and kept.startswith(("{", "[")):
         json = JsonOpening()
-    if boundary == "sentence":
+    blank = body[len(kept) : len(body) - len(body[len(kept) :].lstrip())]
+    kept = _settled(kept, body, begin, json, json_begin)
+    if boundary == "sentence" and "\n" not in blank:
         in_json = json is not None and replace(json).reads(kept[json_begin:])
-        kept = kept[: _last_end(kept, before, in_prose=fence is None and not in_json)]
-    if json is not None and json_begin <= len(kept):
-        kept = rstrip(kept[: json_begin + json.limit(kept[json_begin:])])
+        ended = kept[: _last_end(kept, before, in_prose=fence is None and not in_json)]
+        # Nor back to a bracket alone, nor into a block of reasoning.
+        if (begin or any(map(str.isalnum, ended))) and open_reasoning(ended) == len(ended):
+            kept = _settled(ended, body, begin, json, json_begin)
     # No cut may open a block of reasoning that was closed.
     return min(len(kept), open_reasoning(kept))
+
+
+def _settled(kept: str, body: str, begin: int, json: JsonOpening | None, json_begin: int) -> str:
+    """Cut until neither a line's marks nor the rules of JSON want less."""
+    settled = None
+    while settled != kept:
+        settled = kept
+        kept = rstrip(kept[: max(begin, _without_marks_of_a_line(kept, body))])
+        if json is not None and json_begin <= len(kept):
+            kept = rstrip(kept[: json_begin + json.limit(kept[json_begin:])])
+    return kept
+
+
+def _without_marks_of_a_line(kept: str, body: str) -> int:
+    """Where the marks begin with which a line ends, if that is where the text is cut; else its length.
+
+    Most vocabularies write ":" and the line's end after it as one token. A student that is shown ":" alone does not
+    take a line's end for what follows; one that is shown the word before writes both.
+    """
+    if body[len(kept) : len(kept) + 1] not in {"\n", "\r"} or _FENCE_AT_END.search(kept):
+        return len(kept)
+    marks = _MARKS_AT_END.search(kept)
+    return len(kept) if marks is None or not kept[: marks.start()].strip() else marks.start()
 
 
 def _half_tag(text: str) -> int:

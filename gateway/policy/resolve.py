@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.protocol import TextRequest
+from gateway.reasoning import takes_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.continuation import Known
-    from gateway.policy.schema import Boundary, Mode, Route, TenantPolicy
+    from gateway.policy.schema import Boundary, Mode, Placement, Route, TenantPolicy
     from gateway.protocol import ChatRequest, CompletionRequest
+    from gateway.reasoning import Reasoning
 
 
 # How any engine continues a raw prompt: what it goes on with is the prompt's own end.
@@ -31,11 +33,13 @@ class Look:
     Attributes:
         continuation: how it continues an assistant message.
         rests: whether it is left alone after failures.
+        reasoning: whether its model reasons before it answers; the configuration's word.
         takes_prompts: whether it continues raw prompts.
     """
 
     continuation: Known
     rests: bool = False
+    reasoning: Reasoning = "none"
     takes_prompts: bool = True
 
 
@@ -49,6 +53,7 @@ class FinisherPlan:
 
     engine: str
     continuation: Continuation | None
+    reasoning: Reasoning = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +89,7 @@ class GuidancePlan:
     teacher: str
     tokens: int
     projection: str
-    placement: Literal["prefix", "context"]
+    placement: Placement
     boundary: Boundary
     temperature: float
     top_p: float | None
@@ -151,17 +156,14 @@ def resolve(
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
     if isinstance(asked, TextRequest):
-        looks = [(engine, Look(RAW, seen.rests)) for engine, seen in looks if seen.takes_prompts]
+        looks = [(engine, seen) for engine, seen in looks if seen.takes_prompts]
         if not looks:
             raise InvalidRequest(
                 f"'prompt' cannot be answered by '{route.model}': its models take chats alone.", param="prompt"
             )
     if len(looks) > 1:
         looks.sort(key=lambda one: one[1].rests)
-    ways = [
-        seen.continuation if isinstance(asked, TextRequest) else _carrying(asked, seen.continuation)
-        for _, seen in looks
-    ]
+    ways = [RAW if isinstance(asked, TextRequest) else _carrying(asked, seen) for _, seen in looks]
     first = ways[0]
     unguided = _unguided(route, asked, first) if mode == "guided" else None
     max_tokens = asked.max_tokens if asked.max_tokens is not None else route.default_max_tokens
@@ -171,8 +173,8 @@ def resolve(
     return Plan(
         mode=mode,
         finishers=tuple(
-            FinisherPlan(engine, None if way == "not_probed" else way)
-            for (engine, _), way in zip(looks, ways, strict=True)
+            FinisherPlan(engine, None if way == "not_probed" else way, seen.reasoning)
+            for (engine, seen), way in zip(looks, ways, strict=True)
         ),
         guidance=_guidance(policy, route, asked, max_tokens, prefix=first is not None, ahead=ahead) if guided else None,
         unguided=unguided,
@@ -216,9 +218,9 @@ def _in_order(route: Route, draw: Callable[[], float]) -> list[str]:
 def _unguided(route: Route, asked: CompletionRequest, continuation: Known) -> str | None:
     """Why this request cannot be guided, or None when it can. Who cannot continue gets the guidance as context."""
     if isinstance(asked, TextRequest):
-        carried = route.guidance.placement == "context" and asked.unguidable not in _NOT_IN_A_PROMPT
+        carried = route.guidance.placement != "prefix" and asked.unguidable not in _NOT_IN_A_PROMPT
         return None if carried else asked.unguidable
-    if route.guidance.placement == "context":
+    if route.guidance.placement != "prefix":
         return None
     if asked.unguidable is not None:
         return asked.unguidable
@@ -229,11 +231,14 @@ def _unguided(route: Route, asked: CompletionRequest, continuation: Known) -> st
     return None
 
 
-def _carrying(chat: ChatRequest, known: Known) -> Known:
-    """How an engine continues this chat: not at all in a way that would lose a part of it."""
-    if known is None or known == "not_probed" or known.lost(chat.body) is None:
+def _carrying(chat: ChatRequest, seen: Look) -> Known:
+    """How an engine continues this chat: not in a way that would lose a part of it, or have it think."""
+    known = seen.continuation
+    if known is None or known == "not_probed":
         return known
-    return None
+    if known.lost(chat.body) is not None or not takes_prefix(seen.reasoning, chat.body):
+        return None
+    return known
 
 
 def _guidance(
@@ -246,7 +251,7 @@ def _guidance(
         teacher=route.teacher,
         tokens=rule.tokens if max_tokens is None else min(rule.tokens, max_tokens),
         projection=rule.projection,
-        placement=rule.placement if prefix else "context",
+        placement="context" if rule.placement == "prefix" and not prefix else rule.placement,
         boundary=rule.boundary,
         temperature=rule.temperature,
         top_p=rule.top_p,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -12,7 +13,7 @@ from gateway.yaml_source import Shape
 
 Mode = Literal["guided", "student", "teacher", "embeddings"]
 Projection = Literal["cutoff", "concise", "hint"]
-Placement = Literal["prefix", "context"]
+Placement = Literal["prefix", "context", "input"]
 Boundary = Literal["word", "sentence", "token"]
 
 _NEEDED_IN = {"teacher": {"guided", "teacher"}, "student": {"guided", "student", "embeddings"}}
@@ -145,7 +146,7 @@ class Route(Shape):
             raise Wrong(f"missing: mode {mode} needs a {role}")
         return name
 
-    @property
+    @cached_property
     def all_students(self) -> tuple[StudentRule, ...]:
         """Its students, however the file says it."""
         return self.students or ((StudentRule(model=self.student),) if self.student else ())

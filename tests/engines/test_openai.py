@@ -610,3 +610,17 @@ async def test_a_probe_reply_without_words_is_no_continuation() -> None:
     async with openai(routes) as (engine, _):
         await engine.probe()
         assert engine.state.continuation is None
+
+
+async def test_a_model_that_may_think_is_told_not_to_before_it_opens_or_is_probed() -> None:
+    """Its first tokens would be thoughts, which nobody is shown; and llama.cpp continues nothing while it thinks."""
+    async with openai({CHAT: replying(reply("Hi")), MODELS: replying({"data": []})}, continuation="trailing") as (
+        engine,
+        fake,
+    ):
+        engine.state.reasoning = "switchable"
+        await engine.opening(OpeningRequest(5, messages=MESSAGES))
+        await engine.probe()
+        told = [body["chat_template_kwargs"] for body in fake.bodies if body is not None]
+        assert told == [{"enable_thinking": False, "thinking": False}] * len(told)
+        assert len(told) >= 2

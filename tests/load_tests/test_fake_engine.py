@@ -11,8 +11,8 @@ import aiohttp
 import orjson
 import pytest
 
-from gateway.app import _engine
 from gateway.engines.base import OpeningRequest, Usage
+from gateway.engines.build import _engine
 from gateway.engines.sse import SseDecoder
 from gateway.errors import EngineOverloaded, EngineUnreachable
 from gateway.model_settings import ModelSettings
@@ -50,7 +50,7 @@ async def engine(protocol: str, url: str, **more: Any) -> AsyncIterator[Engine]:
     """The gateway's own, made as the gateway makes it."""
     base = url if protocol == "tgi" else url + "/v1"
     settings = {"name": "it", "protocol": protocol, "api_base": base, "price": {"input_per_1m": 1, "output_per_1m": 1}}
-    made = _engine(ModelSettings.model_validate(settings | more), PolicyBook.of(()))
+    made = _engine(ModelSettings.model_validate(settings | more), PolicyBook.of(()), None)
     try:
         yield made
     finally:

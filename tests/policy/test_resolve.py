@@ -174,3 +174,23 @@ def test_a_raw_prompt_for_chat_models_alone_is_refused_before_anything_is_spent(
     with pytest.raises(InvalidRequest, match="'chat': its models take chats alone") as refused:
         prompts(["lite"])
     assert refused.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "effort", "placement"),
+    [
+        ("none", "high", "prefix"),
+        ("switchable", None, "prefix"),
+        ("switchable", "high", "context"),
+        ("always", None, "context"),
+    ],
+)
+def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: str | None, placement: str) -> None:
+    """A prefix would be taken for a thought."""
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}], "reasoning_effort": effort}
+    look = Look(Continuation("trailing"), reasoning=reasoning)
+    plan = resolve(policy, policy.routes[0], parse_chat(orjson.dumps(body)), lambda _: look)
+    assert plan.guidance is not None
+    assert plan.guidance.placement == placement

@@ -1,0 +1,27 @@
+"""The experiment itself on the smallest model: with the same arithmetic no seam makes an answer another."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.models
+@pytest.mark.timeout(300)
+def test_an_answer_that_one_model_opens_and_goes_on_with_is_its_own(tmp_path: Path) -> None:
+    """llama.cpp, one slot, greedy, prompts read token by token: every guided text equals the unguided one."""
+    out = tmp_path / "cases.json"
+    command = [sys.executable, "-m", "load_tests.seam_equality", "--quick", "--prompts", "4", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cases = orjson.loads(out.read_bytes())["cases"]
+    assert {case["boundary"] for case in cases} == {"word", "sentence", "token"}
+    assert len(cases) >= 20
+    assert [case for case in cases if case["why"] is not None] == []
+    assert all(case["got"].startswith(case["kept"]) for case in cases)
