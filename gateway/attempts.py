@@ -38,7 +38,7 @@ async def go_on(
     if pause_s is None:
         # Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
         if isinstance(error, EngineRejected) and error.blames_request and not placed:
-            raise InvalidRequest(error.message) from error
+            raise InvalidRequest(error.message, param=error.param) from error
         raise error
     draft.set_aside(plan, error)
     metrics.retries.labels(attempts.finisher.engine, error.label).inc()

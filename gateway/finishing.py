@@ -11,7 +11,7 @@ from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
 from gateway.attempts import Attempts, go_on
-from gateway.engines.chat import message_text, read_usage
+from gateway.engines.chat import read_usage
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected
 from gateway.ledger.draft import Call
@@ -47,7 +47,8 @@ class Finisher:
     def look(self, engine: str) -> Look:
         """What is known of an engine now."""
         guarded = self._engines[engine]
-        return Look(guarded.state.continuation, guarded.rests, guarded.state.reasoning)
+        state = guarded.state
+        return Look(state.continuation, guarded.rests, state.reasoning, takes_prompts=state.takes_prompts)
 
     async def complete(self, plan: Plan, asked: CompletionRequest, opening: Opening, draft: Draft) -> Json:
         """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
@@ -87,7 +88,8 @@ class Finisher:
             reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
         call.lost_tokens, call.unbounded = 0, False
         call.usage = read_usage(reply.get("usage"))
-        call.text.write(message_text(reply) or "")
+        for choice in reply["choices"]:
+            call.text.write(_words(choice["message"]))
         return reply
 
     async def stream(
@@ -191,5 +193,9 @@ def _set_call(plan: Plan, draft: Draft, call: Call | None) -> None:
 
 def _text_of(chunk: Json) -> str:
     """The words in a chunk, over all its choices."""
-    deltas = (choice.get("delta") or {} for choice in chunk["choices"])
-    return "".join(text for delta in deltas if isinstance(text := delta.get("content"), str))
+    return "".join(_words(choice.get("delta") or {}) for choice in chunk["choices"])
+
+
+def _words(said: Json) -> str:
+    text = said.get("content")
+    return text if isinstance(text, str) else ""

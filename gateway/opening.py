@@ -273,7 +273,8 @@ class Guide:
         # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
         text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
         if isinstance(asked, TextRequest) and shown:
-            text = _lead(reply.text) + text
+            # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
+            text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
         return Opening(text, trimmed.owed, tokens, whole)
 
     def _without(

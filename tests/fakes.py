@@ -12,8 +12,14 @@ import aiohttp
 import orjson
 from aiohttp import web
 
+from tests import fake_texts
+from tests.fake_texts import begin_events, event
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["FakeEngine", "Handler", "begin_events", "chunk", "embedded", "event", "recording_proxy", "reply", "says",
+           "served"]  # fmt: skip
 
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
@@ -49,20 +55,23 @@ def served(app: web.Application) -> Iterator[str]:
 
 
 class FakeEngine:
-    """A student or teacher that does what `behave` says, and remembers what it was asked.
+    """A student or teacher that does what `behave` says on the route it is asked on, and remembers what it was asked.
 
     It speaks both protocols' side routes, so that a gateway takes it for an engine that is up.
     """
+
+    ROUTES = ("/v1/chat/completions", "/v1/completions", "/generate", "/generate_stream")
 
     def __init__(self, behave: Handler, embed: Handler | None = None) -> None:
         self.behave = behave
         self.embed = embed or _embeds
         self.asked: list[dict[str, Any]] = []
+        self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.cancelled = threading.Event()
         self.url = ""
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
+    async def _behave(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(self.behave, request)
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
@@ -71,6 +80,7 @@ class FakeEngine:
     async def _answer(self, behave: Handler, request: web.Request) -> web.StreamResponse:
         body: dict[str, Any] = orjson.loads(await request.read())
         self.asked.append(body)
+        self.paths.append(request.path)
         self.headers.append(dict(request.headers))
         try:
             return await behave(request, body)
@@ -81,7 +91,8 @@ class FakeEngine:
     @contextmanager
     def running(self) -> Iterator[FakeEngine]:
         app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._chat)
+        for route in self.ROUTES:
+            app.router.add_post(route, self._behave)
         app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/v1/models", _models)
         app.router.add_get("/info", _info)
@@ -128,13 +139,15 @@ def reply(text: str, finish: str = "stop", usage: dict[str, int] | None = None) 
 
 
 def says(text: str, finish: str = "stop") -> Handler:
-    """An engine that always says the same, whole or streamed word by word."""
+    """An engine that always says the same, whole or streamed word by word, on each route in that route's shape."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if request.path != "/v1/chat/completions":
+            return await fake_texts.said(request, body, text, finish)
         if not body.get("stream"):
             return web.json_response(reply(text, finish))
         response = await begin_events(request)
-        for word in _words(text):
+        for word in fake_texts.words(text):
             await response.write(event(chunk({"content": word})))
         await response.write(event(chunk({}, finish)))
         await response.write(event({**chunk({}), "choices": [], "usage": reply(text)["usage"]}))
@@ -145,17 +158,6 @@ def says(text: str, finish: str = "stop") -> Handler:
     return behave
 
 
-def _words(text: str) -> list[str]:
-    first, *rest = text.split(" ")
-    return [first, *(" " + word for word in rest)]
-
-
-async def begin_events(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    return response
-
-
 def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
     return {
         "id": "fake-1",
@@ -164,10 +166,6 @@ def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
         "model": "fake",
         "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
     }
-
-
-def event(data: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
 @contextmanager

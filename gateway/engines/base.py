@@ -74,6 +74,7 @@ class EngineState:
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     continuation: Known = "not_probed"
+    takes_prompts: bool = True  # whether it continues raw prompts; a server may still have no such route
     revision: str | None = None  # which weights it serves; None: not known yet. Guidance is of one revision
     reasoning: Reasoning = "none"  # as configured: whether its model reasons before it answers
     max_concurrency: int | None = None  # the engine's own limit on calls in flight, where it tells

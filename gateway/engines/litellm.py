@@ -104,7 +104,7 @@ class LiteLLMEngine:
         self._echo = echo
         self._looked = continuation != "auto"
         self._down: EngineError | None = None  # what the last call met, if the next will meet it too
-        self._state = EngineState(revision=model)
+        self._state = EngineState(revision=model, takes_prompts=False)
         self._state.facts = {"provider": self._provider, "seen": "no call yet"}
         if continuation == "none":
             self._state.continuation = None
@@ -250,13 +250,7 @@ class LiteLLMEngine:
     def _arguments(self, body: Json, prefill: Prefill | None, *, lenient: bool = False) -> Json:
         """All that LiteLLM is called with. `lenient`: without what the provider does not take."""
         flags: Json = {}
-        if "prompt" in body:
-            raise EngineRejected(
-                f"Engine '{self._name}' takes no raw prompts: send a chat.",
-                engine=self._name,
-                status_sent=HTTPStatus.BAD_REQUEST,
-                param="prompt",
-            )
+        assert "prompt" not in body, "as its state says"
         try:
             sent = arguments(body, None if lenient else self._supported)
         except Refused as refused:

@@ -130,26 +130,25 @@ class OpenAIEngine:
     ) -> OpeningReply:
         if self._lists is not None and batch is not None:
             return await self._lists.opening(request, batch)
-        if tell is not None and request.messages is not None:
-            body = {**opening_body(request), "messages": list(request.messages), "stream": True}
-            body["stream_options"] = {"include_usage": True}
-            return await listen(self.stream(without_reasoning(self._state.reasoning, body)), tell)
+        if tell is not None:
+            body = {**self._asked_to_open(request), "stream": True, "stream_options": {"include_usage": True}}
+            return await listen(self.stream(body), tell)
         return await self._opening(request)
+
+    def _asked_to_open(self, request: OpeningRequest) -> Json:
+        """What an opening asks for, as a body of the route that its kind of prompt goes to."""
+        body = opening_body(request)
+        if request.messages is None:
+            return {**body, "prompt": request.prompt}
+        return without_reasoning(self._state.reasoning, {**body, "messages": list(request.messages)})
 
     async def _unthinking(self, body: Json, prefill: Prefill | None = None) -> Json:
         """The reply of a model that is told not to think first, where it can be."""
         return await self.complete(without_reasoning(self._state.reasoning, body), prefill)
 
     async def _opening(self, request: OpeningRequest) -> OpeningReply:
-        body = opening_body(request)
-        if request.messages is not None:
-            reply = await self._unthinking({**body, "messages": list(request.messages)})
-            text = message_text(reply)
-        else:
-            reply = (
-                await self._http.post("/completions", {**body, "model": self._model, "prompt": request.prompt})
-            ).body
-            text = first_choice(reply).get("text")
+        reply = await self.complete(self._asked_to_open(request))
+        text = message_text(reply)
         if not isinstance(text, str):
             raise EngineGarbled(f"Engine '{self._name}' sent a reply without text.", engine=self._name)
         return OpeningReply(

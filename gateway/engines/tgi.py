@@ -36,7 +36,7 @@ from gateway.engines.renderers import TgiRenderer
 from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.texts import is_text
 from gateway.engines.tgi_stream import generate_stream
-from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, without_none
+from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, lost_by_generate, without_none
 from gateway.errors import EngineError, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
@@ -58,9 +58,6 @@ _ERRORS: dict[str, type[TextGenerationError]] = {
     "overloaded": OverloadedError,
     "validation": ValidationError,
 }
-
-# What a text completion may ask for, and /generate has not, or has otherwise.
-_NOT_OF_GENERATE = ("suffix", "echo", "logprobs", "best_of", "logit_bias")
 
 _PER_TOKEN = frozenset({"prefill", "tokens", "top_tokens", "best_of_sequences"})
 
@@ -282,21 +279,21 @@ class TGIEngine:
 
     async def _raw(self, body: Json, adapted: Json, prefill: Prefill | None) -> Json:
         """A body as one of /generate: a chat's with the opening behind it. Raises EngineErrors."""
-        lost = "n" if (body.get("n") or 1) > 1 else None
-        if prefill is not None:
-            lost = lost_as_text(body) or lost
-        elif not isinstance(body["prompt"], str):
-            lost = "prompt"
-        else:
-            lost = next((name for name in _NOT_OF_GENERATE if body.get(name)), lost)
+        lost = lost_by_generate(body) if prefill is None else lost_as_text(body)
+        if lost is None and (body.get("n") or 1) > 1:
+            lost = "n"
         if lost is not None:
-            raise EngineRejected(
+            rejected = EngineRejected(
                 f"Engine '{self._name}' takes one prompt in words for one answer, and cannot carry '{lost}'.",
                 engine=self._name,
                 status_sent=422,
+                param=lost,
             )
+            rejected.heard = False
+            raise rejected
         if prefill is None:
-            return generate_body(adapted, body["prompt"])
+            prompt = body["prompt"]
+            return generate_body(adapted, prompt if isinstance(prompt, str) else prompt[0])
         return generate_body(adapted, await self._translated(self._renderer.begun(body, prefill.text)))
 
     async def _translated(self, call: Awaitable[_T]) -> _T:

@@ -69,6 +69,20 @@ def generate_body(chat: Json, prompt: str) -> Json:
     return without_none(asked)  # type: ignore[no-any-return]
 
 
+def lost_by_generate(body: Json) -> str | None:
+    """What a text completion asks for, and /generate has not, or has otherwise; None: nothing."""
+    prompt = body["prompt"]
+    asked = {
+        "prompt": not isinstance(prompt, str) and not (len(prompt) == 1 and isinstance(prompt[0], str)),
+        "best_of": (body.get("best_of") or 1) > 1,
+        "echo": bool(body.get("echo")),
+        "suffix": bool(body.get("suffix")),
+        "logprobs": body.get("logprobs") is not None,
+        "logit_bias": bool(body.get("logit_bias")),
+    }
+    return next((name for name, holds in asked.items() if holds), None)
+
+
 def _chunks(event: Json) -> list[Json]:
     said = {"content": token_text(event)}
     choice = {"index": 0, "delta": said, "logprobs": None, "finish_reason": _finish(event)}

@@ -34,11 +34,13 @@ class Look:
         continuation: how it continues an assistant message.
         rests: whether it is left alone after failures.
         reasoning: whether its model reasons before it answers; the configuration's word.
+        takes_prompts: whether it continues raw prompts.
     """
 
     continuation: Known
     rests: bool = False
     reasoning: Reasoning = "none"
+    takes_prompts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +149,18 @@ def resolve(
         look: what is known now of an engine.
         draw: a number from 0 to 1, for students that share the requests by weight.
 
-    Raises InvalidRequest where the route answers no chats.
+    Raises InvalidRequest where the route answers no chats, or chats alone and this is none.
     """
     mode = route.mode
     if mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
+    if isinstance(asked, TextRequest):
+        looks = [(engine, seen) for engine, seen in looks if seen.takes_prompts]
+        if not looks:
+            raise InvalidRequest(
+                f"'prompt' cannot be answered by '{route.model}': its models take chats alone.", param="prompt"
+            )
     if len(looks) > 1:
         looks.sort(key=lambda one: one[1].rests)
     ways = [RAW if isinstance(asked, TextRequest) else _carrying(asked, seen) for _, seen in looks]

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
-from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.web.headers import callers_own_id
 from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED
 
@@ -77,7 +77,10 @@ async def _answer(
     except GatewayError as error:
         if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()
-        return error_response(error, request_id)
+        response = error_response(error, request_id)
+        if isinstance(error, BodyTooSlow):
+            response.force_close()  # what still comes of the body would be taken for the next request
+        return response
     except web.HTTPException as error:
         return _http_error(request, error, request_id)
     except ConnectionError:

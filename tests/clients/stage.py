@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -28,6 +29,7 @@ WHOLE = "The answer to your question here and ends there."
 PERSON = {"name": "Ada", "born": 1815}
 CALLED = {"name": "weather", "arguments": '{"city": "Oslo"}'}
 CHAT = "/v1/chat/completions"
+ANSWERED = (CHAT, "/v1/completions", "/v1/embeddings")
 MAX_BODY = 100_000
 # Each client is to meet the failure itself, however many came before it.
 NEVER_RESTS = {"failures": 1000}
@@ -99,7 +101,9 @@ async def _ends_early(request: web.Request, _: dict[str, Any]) -> web.StreamResp
 
 
 def _reached_a_route(call: Call) -> bool:
-    """Whether it was not the gateway that refused it: it says so with a header, as it does for `refuses`."""
+    """Whether it was not the gateway that refused it: it says so with a header, as it does for `refuses`, or by 408."""
+    if call.status == HTTPStatus.REQUEST_TIMEOUT:
+        return False
     return call.reply_headers.get("x-should-retry") != "false" or call.json.get("model") == "refuses"
 
 
@@ -120,11 +124,13 @@ class Stage:
     breaks          a stream that ends in an error event
     ends-early      a stream that ends without a finish_reason
     wire-cut        a stream whose connection to the client is closed in the middle
+    vectors         makes embeddings
     trickle         the last byte of the request does not arrive: 408 after 30 s
     """
 
     ROUTES = ("tools", "person", "refuses", "broken", "gone", "busy", "busy-twice", "silent", "slow", "breaks",
               "ends-early", "wire-cut")  # fmt: skip
+    NAMES = ("chat", "crowded", "chat-student", *ROUTES, "vectors")
 
     def __init__(self, gateway: GatewayProcess, tap: Tap, crowded: FakeEngine) -> None:
         self.gateway = gateway
@@ -133,8 +139,8 @@ class Stage:
         self._crowded = crowded
 
     def calls(self, name: str | None = None, question: str | None = None) -> list[Call]:
-        """What clients asked of the chat completions, in order: all, of one route, or with one question."""
-        found = [call for call in list(self.tap.calls) if call.path == CHAT]
+        """What clients asked to be answered, in order: all, of one route, or with one question."""
+        found = [call for call in list(self.tap.calls) if call.path in ANSWERED]
         if name is not None:
             found = [call for call in found if call.json.get("model") == name]
         if question is not None:
@@ -259,6 +265,7 @@ def set_up(folder: Path, redis_url: str) -> Iterator[Stage]:
                     guided("crowded", tokens=6, teacher="full", on_queue_full="reject"),
                     STUDENT_ONLY,
                     *({"model": name, "mode": "student", "student": name, "baseline": "big"} for name in Stage.ROUTES),
+                    {"model": "vectors", "mode": "embeddings", "student": "small"},
                 ],
             )
         )

@@ -38,9 +38,11 @@ class Call:
         return read
 
     def asks(self, question: str) -> bool:
-        """Whether the chat's last message is this one."""
+        """Whether the chat's last message, or the raw prompt, or what to make a vector of, is this one."""
         messages = self.json.get("messages")
-        return bool(messages) and messages[-1]["content"] in (question, [{"type": "text", "text": question}])
+        if not messages:
+            return question in (self.json.get("prompt"), self.json.get("input"))
+        return messages[-1]["content"] in (question, [{"type": "text", "text": question}])
 
 
 class Tap:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(300)  # it is installed on first use
 
-SCENES = ["answer", "stream", "stream_helper", "tools", "tools_streamed", "tools_run", "parse", "models", "busy_twice",
-          "no_retries", "impatient", "breaks", "ends_early", "wire_cut", "helper_breaks"]  # fmt: skip
+SCENES = ["answer", "stream", "prompt", "prompt_streamed", "vector", "stream_helper", "tools", "tools_streamed",
+          "tools_run", "parse", "models", "busy_twice", "no_retries", "impatient", "breaks", "ends_early", "wire_cut",
+          "helper_breaks"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +53,21 @@ def test_a_stream_and_its_account(node: Performance) -> None:
     assert seen["last"]["gkt"]["mode"] == "guided"
 
 
+def test_a_raw_prompt_is_continued(node: Performance) -> None:
+    """`completions`, whole and streamed."""
+    seen = node.saw("prompt")
+    assert (seen["reply"]["choices"][0]["text"], seen["mode"]) == (WHOLE, "guided")
+    seen = node.saw("prompt_streamed")
+    assert (seen["text"], seen["finishes"]) == (WHOLE, ["stop"])
+    assert seen["last"]["gkt"]["mode"] == "guided"
+
+
+def test_a_text_becomes_a_vector(node: Performance) -> None:
+    """The package asks for base64 by itself, and decodes it."""
+    assert node.saw("vector") == [1.0, 0.0]
+    assert node.calls("vector")[0].json["encoding_format"] == "base64"
+
+
 def test_the_stream_helper_sees_each_piece_and_the_whole(node: Performance) -> None:
     """What came piece by piece is the answer that a JSON caller gets."""
     seen = node.saw("stream_helper")
@@ -82,7 +98,7 @@ def test_an_answer_is_parsed_into_the_callers_schema(node: Performance) -> None:
 
 def test_models_are_listed(node: Performance) -> None:
     """As the key may use them."""
-    assert node.saw("models") == ["chat", "crowded", "chat-student", *Stage.ROUTES]
+    assert node.saw("models") == [*Stage.NAMES]
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.name.replace(" ", "-"))

@@ -117,12 +117,93 @@ async def test_the_async_client_does_the_same(later: AsyncOpenAI) -> None:
     answers = await asyncio.gather(asked(), streamed(), helped(), asked())
     assert set(answers) == {WHOLE}
     names = [entry.id async for entry in later.models.list()]
-    assert names == ["chat", "crowded", "chat-student", *Stage.ROUTES]
+    assert names == [*Stage.NAMES]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_raw_prompt_is_continued(client: OpenAI, *, stream: bool) -> None:
+    """`completions`: the legacy route, guided as in the paper; a stream ends in usage and the facts under `gkt`."""
+    if stream:
+        chunks = list(
+            client.completions.create(
+                model="chat", prompt=a_question(), stream=True, stream_options={"include_usage": True}
+            )
+        )
+        assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == WHOLE
+        assert [one.finish_reason for chunk in chunks for one in chunk.choices if one.finish_reason] == ["stop"]
+        assert chunks[-1].usage is not None
+        assert chunks[-1].model_extra is not None
+        assert chunks[-1].model_extra["gkt"]["mode"] == "guided"
+    else:
+        raw = client.completions.with_raw_response.create(model="chat", prompt=a_question(), max_tokens=20)
+        reply = raw.parse()
+        assert (reply.choices[0].text, reply.choices[0].finish_reason) == (WHOLE, "stop")
+        assert raw.headers["x-gkt-mode"] == "guided"
+        assert reply.id == f"cmpl-{raw.headers['x-request-id']}"
+        assert reply.usage is not None
+        assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+
+
+def test_what_a_raw_prompt_may_ask_for_beside_comes_back(client: OpenAI) -> None:
+    """Several prompts and answers, in the client's own types, and log-probabilities as text completions have them."""
+    prompts = [a_question(), a_question()]
+    reply = client.completions.create(model="chat", prompt=prompts, n=2, echo=True, logprobs=1)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in reply.choices] == [prompt + REST for prompt in prompts for _ in range(2)]
+    assert reply.choices[3].logprobs is not None
+    assert reply.choices[3].logprobs.tokens
+    assert "".join(reply.choices[3].logprobs.tokens) == prompts[1] + REST
+
+
+async def test_the_async_client_continues_prompts_and_makes_vectors(later: AsyncOpenAI) -> None:
+    """Under way together."""
+
+    async def streamed() -> str:
+        stream = await later.completions.create(model="chat", prompt=a_question(), stream=True)
+        return "".join([chunk.choices[0].text async for chunk in stream])
+
+    async def asked() -> str:
+        return (await later.completions.create(model="chat", prompt=a_question())).choices[0].text
+
+    async def embedded() -> list[float]:
+        return (await later.embeddings.create(model="vectors", input=a_question())).data[0].embedding
+
+    assert await asyncio.gather(asked(), streamed(), embedded()) == [WHOLE, WHOLE, [1.0, 0.0]]
+
+
+def test_a_text_becomes_a_vector(client: OpenAI, stage: Stage) -> None:
+    """The client asks for base64 by itself and decodes it; asked for numbers, it gets the engine's."""
+    asked = a_question()
+    assert client.embeddings.create(model="vectors", input=asked).data[0].embedding == [1.0, 0.0]
+    assert stage.calls("vectors", asked)[0].json["encoding_format"] == "base64"
+    reply = client.embeddings.create(model="vectors", input=[asked, asked], encoding_format="float")
+    assert [one.embedding for one in reply.data] == [[1e-05, 0.5]] * 2
+    assert reply.usage.total_tokens == 10
+
+
+@pytest.mark.parametrize(("model", "raised"), [("refuses", "BadRequestError"), ("gone", "InternalServerError")])
+def test_a_raw_prompt_that_is_refused_raises_as_a_chat_does(
+    client: OpenAI, stage: Stage, model: str, raised: str
+) -> None:
+    """After as many calls."""
+    asked = a_question()
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.completions.create(model=model, prompt=asked)
+    assert type(caught.value).__name__ == raised
+    assert len(stage.calls(model, asked)) == (1 if model == "refuses" else TRIES)
+
+
+def test_a_raw_stream_that_breaks_raises_and_never_looks_whole(client: OpenAI) -> None:
+    """No finish_reason, then APIError: what a student says on the wrong route is no answer either."""
+    parts: list[Any] = []
+    with pytest.raises(openai.APIError):
+        _collect(client.completions.create(model="ends-early", prompt=a_question(), stream=True), parts)
+    assert all(choice.finish_reason is None for part in parts for choice in part.choices)
 
 
 def test_models_are_listed_and_retrieved(client: OpenAI) -> None:
     """As the key may use them."""
-    assert [entry.id for entry in client.models.list()] == ["chat", "crowded", "chat-student", *Stage.ROUTES]
+    assert [entry.id for entry in client.models.list()] == [*Stage.NAMES]
     assert client.models.retrieve("chat").id == "chat"
 
 
@@ -231,14 +312,14 @@ def test_a_client_that_is_told_never_to_ask_again_does_not(stage: Stage) -> None
 
 
 @pytest.mark.long
-@pytest.mark.timeout(120)
-def test_a_status_that_is_asked_again_by_itself_is_not_where_the_gateway_says_so(client: OpenAI, stage: Stage) -> None:
-    """408 is one that the SDK retries (its `_should_retry`); with `x-should-retry: false` it does not."""
+@pytest.mark.timeout(150)
+def test_a_body_that_is_too_slow_is_sent_again_on_another_connection(client: OpenAI, stage: Stage) -> None:
+    """408 is a status that the SDK retries by itself (its `_should_retry`); the gateway does not know better."""
     asked = ask()
     with pytest.raises(openai.APIStatusError) as raised:
-        client.chat.completions.create(model="trickle", messages=asked)
+        client.with_options(max_retries=1).chat.completions.create(model="trickle", messages=asked)
     assert (raised.value.status_code, raised.value.code) == (408, "request_timeout")
-    assert [call.status for call in stage.calls("trickle", asked[0]["content"])] == [408]
+    assert [call.status for call in stage.calls("trickle", asked[0]["content"])] == [408, 408]
 
 
 def test_a_client_that_does_not_wait_raises_and_each_try_has_a_receipt(client: OpenAI, stage: Stage) -> None:

@@ -95,6 +95,20 @@ async def test_a_raw_opening_is_exactly_this() -> None:
     assert opening == OpeningReply(" because", "length", Usage(9, 4))
 
 
+async def test_a_raw_opening_is_heard_as_it_is_written() -> None:
+    """As a stream of text completions, with its counts at the end."""
+    parts = [{"choices": [{"index": 0, "text": text, "finish_reason": None}]} for text in (" because", " of")]
+    last = [{"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}, {"choices": [], "usage": COUNTED}]
+    heard: list[str] = []
+    async with openai({RAW: streaming(*parts, *last)}) as (engine, fake):
+        opening = await engine.opening(OpeningRequest(max_tokens=40, prompt="Q: why?\nA:"), tell=heard.append)
+    sent = {"prompt": "Q: why?\nA:", "max_tokens": 40, "temperature": 0.0}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    assert fake.bodies == [{"model": "org/model", **sent, **streamed}]
+    assert heard == [" because", " of"]
+    assert opening == OpeningReply(" because of", "length", Usage(9, 4))
+
+
 @pytest.mark.parametrize(
     ("said", "finish"),
     [

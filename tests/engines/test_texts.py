@@ -115,7 +115,7 @@ async def test_a_stream_of_text_that_breaks_off_is_an_error() -> None:
         seen: list[Any] = []
 
         async def read() -> None:
-            async with aclosing(TextWire(http, "/completions").stream({})) as groups:
+            async with aclosing(TextWire(http, "/completions").stream({"prompt": "p"})) as groups:
                 async for group in groups:
                     seen.extend(group)
 

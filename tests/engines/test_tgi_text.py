@@ -214,15 +214,43 @@ async def test_a_callers_own_prompt_goes_to_generate() -> None:
 
 
 @pytest.mark.parametrize(
-    "lost", [{"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"n": 2}, {"suffix": "x"}, {"echo": True}, {"logprobs": 1}]
+    "lost",
+    [
+        {"prompt": ["a", "b"]},
+        {"prompt": [1, 2]},
+        {"prompt": [[1, 2]]},
+        {"n": 2},
+        {"best_of": 2},
+        {"suffix": "x"},
+        {"echo": True},
+        {"logprobs": 1},
+        {"logprobs": 0},
+        {"logit_bias": {"1": 5}},
+    ],
 )
 async def test_a_callers_own_prompt_that_generate_cannot_take_is_refused(lost: dict[str, Any]) -> None:
-    """As the caller's to mend: nothing of it is left out in silence."""
+    """As the caller's to mend, the field named, and nothing spent: nothing of it is left out in silence."""
     async with tgi(Tgi()) as (engine, fake):
         error = await failure(engine.complete({"prompt": "a", **lost}), fake.url)
         assert isinstance(error, EngineRejected)
-        assert error.blames_request
+        assert (error.blames_request, error.heard, error.param) == (True, False, next(iter(lost)))
         assert fake.paths == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"prompt": ["a"]},
+        {"n": 1, "best_of": 1, "suffix": "", "echo": False, "logprobs": None, "logit_bias": {}},
+        {"n": None, "best_of": None, "suffix": None, "echo": None, "logit_bias": None},
+    ],
+)
+async def test_what_says_the_same_as_nothing_is_not_refused(said: dict[str, Any]) -> None:
+    """One prompt may stand in a list, and clients write defaults out."""
+    async with tgi(Tgi()) as (engine, fake):
+        await engine.complete({"prompt": "a", "max_tokens": 2, "temperature": 0, **said})
+        asked = {"details": True, "do_sample": False, "max_new_tokens": 2}
+        assert fake.bodies == [{"inputs": "a", "parameters": asked}]
 
 
 TOKEN = {"index": 1, "token": {"id": 1, "text": " small", "special": False}, "generated_text": None, "details": None}

@@ -10,9 +10,9 @@ import pytest
 
 from gateway.continuation import Continuation, Known
 from gateway.errors import InvalidRequest
-from gateway.policy.resolve import GuidancePlan, Look, resolve, resolve_embeddings
+from gateway.policy.resolve import RAW, FinisherPlan, GuidancePlan, Look, Plan, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
-from gateway.protocol import parse_chat
+from gateway.protocol import parse_chat, parse_text_completion
 
 CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}))
 
@@ -151,6 +151,29 @@ def test_a_route_serves_chats_or_embeddings_and_says_which() -> None:
     with pytest.raises(InvalidRequest, match="'chat' makes no embeddings") as caught:
         resolve_embeddings(policy.routes[1], lambda _: False)
     assert caught.value.param == "model"
+
+
+def prompts(students: list[str], **asked: Any) -> Plan:
+    """What a raw prompt gets of students that go on with no chat; `lite` takes chats alone."""
+    text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:", **asked}))
+    route = {"model": "chat", "mode": "guided", "teacher": "big", "students": students}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    return resolve(policy, policy.routes[0], text, lambda engine: Look("not_probed", takes_prompts=engine != "lite"))
+
+
+def test_any_engine_that_takes_raw_prompts_continues_them() -> None:
+    """Whether it goes on with a chat need not be known; who takes none is passed over."""
+    plan = prompts(["lite", "small", "other"])
+    assert plan.finishers == (FinisherPlan("small", RAW), FinisherPlan("other", RAW))
+    assert plan.guidance is not None
+    assert (plan.guidance.placement, plan.unguided) == ("prefix", None)
+
+
+def test_a_raw_prompt_for_chat_models_alone_is_refused_before_anything_is_spent() -> None:
+    """The field is named, and the route, as the caller knows it."""
+    with pytest.raises(InvalidRequest, match="'chat': its models take chats alone") as refused:
+        prompts(["lite"])
+    assert refused.value.param == "prompt"
 
 
 @pytest.mark.parametrize(

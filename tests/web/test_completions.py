@@ -60,7 +60,7 @@ async def test_a_caller_who_does_not_read_is_hung_up_on(monkeypatch: pytest.Monk
 
 
 async def test_a_body_that_does_not_arrive_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In OpenAI's shape, so that the SDK knows what to do."""
+    """In OpenAI's shape, so that the SDK knows what to do, and the last on its connection: the rest may yet come."""
     monkeypatch.setattr(body, "_BODY_WITHIN_S", 0.2)
 
     async def read(request: web.Request) -> web.StreamResponse:
@@ -72,6 +72,7 @@ async def test_a_body_that_does_not_arrive_is_408(monkeypatch: pytest.MonkeyPatc
         await writer.drain()
         async with asyncio.timeout(10):
             assert await reader.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
+            assert b"\r\nConnection: close\r\n" in await reader.readuntil(b"\r\n\r\n")
             assert b'"code":"request_timeout"' in await reader.read(1000)
         writer.close()
         await writer.wait_closed()

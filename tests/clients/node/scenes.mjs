@@ -52,6 +52,25 @@ const scenes = {
   async stream(question) {
     return collect(await chat.create(ask("chat", question, { stream: true, stream_options: { include_usage: true } })));
   },
+  async prompt(prompt) {
+    const { data, response } = await client.completions.create({ model: "chat", prompt }).withResponse();
+    return { reply: data, mode: response.headers.get("x-gkt-mode") };
+  },
+  async prompt_streamed(prompt) {
+    const seen = { text: "", finishes: [] };
+    const asked = { model: "chat", prompt, stream: true, stream_options: { include_usage: true } };
+    for await (const chunk of await client.completions.create(asked)) {
+      for (const choice of chunk.choices) {
+        seen.text += choice.text;
+        if (choice.finish_reason) seen.finishes.push(choice.finish_reason);
+      }
+      seen.last = chunk;
+    }
+    return seen;
+  },
+  async vector(input) {
+    return (await client.embeddings.create({ model: "vectors", input })).data[0].embedding;
+  },
   async stream_helper(question) {
     const deltas = [];
     const stream = chat.stream(ask("chat", question)).on("content", (delta) => deltas.push(delta));

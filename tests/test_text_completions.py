@@ -1,0 +1,354 @@
+"""/v1/completions: raw prompts, guided as in the paper, and all that a text completion may ask for beside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from aiohttp import web
+
+from tests.fake_texts import text_choice, text_chunk
+from tests.fakes import says
+from tests.text_world import HEADERS, KEPT, KEPT_TOKENS, REST, TEACHERS, World, few_shot, running_world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ANSWER = KEPT + REST
+TEXT_ROUTE = "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with running_world(tmp_path_factory.mktemp("texts"), redis_url) as world:
+        yield world
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    running.reset()
+    return running
+
+
+def test_the_teacher_opens_and_the_student_goes_on_from_exactly_there(world: World) -> None:
+    """Paper, section 2: the student completes prompt and guidance. The blank with which the teacher began is kept."""
+    prompt = few_shot()
+    reply = world.ask(prompt=prompt, max_tokens=20, temperature=0.3, top_k=7)
+    answer = reply.json()
+    assert answer["choices"] == [{"index": 0, "text": ANSWER, "logprobs": None, "finish_reason": "stop"}]
+    assert world.teacher.paths == ["/generate"]
+    assert world.teacher.asked[0]["inputs"] == prompt
+    assert world.student.paths == [TEXT_ROUTE]
+    sent = {"prompt": prompt + KEPT, "max_tokens": 20 - KEPT_TOKENS, "temperature": 0.3, "top_k": 7}
+    assert world.student.asked == [{"model": "x", **sent}]
+    assert reply.headers["x-gkt-mode"] == "guided"
+    assert "x-gkt-unguided" not in reply.headers
+
+
+def test_a_reply_is_a_text_completion(world: World) -> None:
+    """With its own kind of id and object, and nothing of a chat's shape."""
+    reply = world.ask()
+    answer = reply.json()
+    assert answer["id"] == f"cmpl-{reply.headers['x-request-id']}"
+    assert (answer["object"], answer["model"]) == ("text_completion", "few")
+    assert set(answer) == {"id", "object", "created", "model", "choices", "usage"}
+
+
+def test_usage_and_receipt_say_the_same(world: World) -> None:
+    """The caller's prompt, and the whole answer, whoever wrote it."""
+    reply = world.ask()
+    receipt = world.receipt(reply)
+    assert (receipt["mode"], receipt["status"], receipt["finish_reason"]) == ("guided", "ok", "stop")
+    assert receipt["teacher"]["output_tokens"] == 6
+    facts = receipt["guidance"]
+    assert (facts["projection"], facts["placement"], facts["kept_tokens"]) == ("cutoff", "prefix", KEPT_TOKENS)
+    written = KEPT_TOKENS + receipt["student"]["output_tokens"]
+    read = receipt["student"]["input_tokens"] - KEPT_TOKENS
+    usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    assert reply.json()["usage"] == usage
+
+
+@pytest.mark.parametrize("route", ["few", "whole", "openai"])
+def test_every_event_is_a_text_completion_of_one_answer(world: World, route: str) -> None:
+    """One id, no role anywhere, one finish_reason, and at the end the counts, if they were asked for."""
+    whole = world.answer(route)
+    heard = world.stream(route, stream_options={"include_usage": True})
+    assert heard.done
+    assert heard.text() == ANSWER
+    assert heard.pieces[0].startswith(" Paris")
+    assert heard.finishes == ["stop"]
+    assert {part["object"] for part in heard.parts} == {"text_completion"}
+    assert {part["id"] for part in heard.parts} == {f"cmpl-{heard.headers['x-request-id']}"}
+    assert len({(part["created"], part["model"]) for part in heard.parts}) == 1
+    assert {frozenset(one) for one in heard.choices} == {frozenset({"index", "text", "logprobs", "finish_reason"})}
+    assert all(part["usage"] is None for part in heard.parts[:-1])
+    last = heard.parts[-1]
+    assert (last["choices"], last["usage"]) == ([], whole["usage"])
+    assert last["gkt"]["mode"] == heard.headers["x-gkt-mode"] == "guided"
+
+
+def test_counts_are_not_sent_to_who_did_not_ask(world: World) -> None:
+    """No event without choices, no `usage`; the engine is asked for it all the same."""
+    heard = world.stream()
+    assert all(part["choices"] and "usage" not in part for part in heard.parts)
+    assert world.student.asked[0]["stream_options"] == {"include_usage": True}
+    assert "estimated" not in world.receipt(heard)["student"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_short_limit_is_the_teachers_alone(world: World, *, stream: bool) -> None:
+    """It never writes more than the caller wants, and where that is all of it no student is asked."""
+    world.teacher.behave = says(" Paris is the", "length")
+    world.teacher.asked.clear()
+    ask = {"max_tokens": 2}
+    text = world.stream(**ask).text() if stream else world.answer(**ask)["choices"][0]["text"]
+    assert text.startswith(" Paris is")
+    assert world.teacher.asked[0]["parameters"]["max_new_tokens"] == 2
+    assert world.student.asked == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_across_the_seam_ends_the_answer(world: World, *, stream: bool) -> None:
+    """It begins in the teacher's words and ends in the student's; neither half is shown."""
+    ask = {"stop": ["of France", "\nQ:"]}
+    if stream:
+        heard = world.stream(**ask)
+        assert (heard.text(), heard.finishes) == (" Paris is the capital ", ["stop"])
+    else:
+        choice = world.answer(**ask)["choices"][0]
+        assert (choice["text"], choice["finish_reason"]) == (" Paris is the capital ", "stop")
+    assert world.student.asked[0]["stop"] == ["of France", "\nQ:"]
+    assert world.teacher.asked[0]["parameters"]["stop"] == ["of France", "\nQ:"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("written", "stop", "text"),
+    [
+        (" Paris.", None, " Paris."),
+        ("\nParis.\n\n", None, "\nParis.\n\n"),
+        (" Paris.\n\nQ: What", ["\n\nQ:"], " Paris."),  # TGI keeps the stop text at the end
+    ],
+)
+@pytest.mark.parametrize("route", ["few", "openai"])
+def test_a_teacher_that_ends_by_itself_has_answered(
+    world: World, route: str, written: str, stop: Any, text: str, *, stream: bool
+) -> None:
+    """Its text as it is, blanks and all; no student is asked."""
+    world.teacher.behave = says(written, "stop")
+    ask = {} if stop is None else {"stop": stop}
+    if stream:
+        heard = world.stream(route, **ask)
+        assert (heard.text(), heard.finishes, heard.done) == (text, ["stop"], True)
+        receipt = world.receipt(heard)
+    else:
+        reply = world.ask(route, **ask)
+        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}
+        assert reply.json()["choices"] == [choice]
+        receipt = world.receipt(reply)
+    assert receipt["mode"] == "teacher_complete"
+    assert world.student.asked == []
+
+
+UNGUIDABLE = [
+    ("prompts", {"prompt": ["one", "two"]}),
+    ("prompts", {"prompt": ["one", "two"], "n": 2}),
+    ("prompts", {"prompt": [[1, 2], [3]]}),
+    ("token_ids", {"prompt": [1, 2, 3]}),
+    ("token_ids", {"prompt": [[1, 2, 3]]}),
+    ("echo", {"echo": True}),
+    ("echo", {"echo": True, "max_tokens": 0, "logprobs": 0}),
+    ("suffix", {"suffix": "the end"}),
+    ("n", {"n": 3}),
+    ("best_of", {"best_of": 2}),
+    ("logprobs", {"logprobs": 2}),
+    ("logprobs", {"logprobs": 0}),
+]
+
+
+@pytest.mark.parametrize(("reason", "more"), UNGUIDABLE)
+def test_what_guidance_cannot_open_is_the_students_and_passes_through(
+    world: World, reason: str, more: dict[str, Any]
+) -> None:
+    """What was asked reaches it, and what it said the caller: every choice, and log-probabilities as they are here."""
+    asked = {"prompt": few_shot(), **more}
+    reply = world.ask(**asked)
+    assert (reply.headers["x-gkt-unguided"], reply.headers["x-gkt-mode"]) == (reason, "student")
+    assert world.teacher.asked == []
+    assert world.student.asked == [{"model": "x", **asked}]
+    said = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()
+    assert reply.json()["choices"] == said["choices"]
+    assert reply.json()["usage"] == {**said["usage"], "total_tokens": sum(said["usage"].values())}
+    assert world.receipt(reply)["guidance"] is None
+
+
+@pytest.mark.parametrize(("reason", "more"), [case for case in UNGUIDABLE if case[0] != "best_of"])
+def test_the_same_holds_for_streams(world: World, reason: str, more: dict[str, Any]) -> None:
+    """Event by event: no choice is lost, and none is taken for another."""
+    asked = {"prompt": few_shot(), **more}
+    heard = world.stream(**asked)
+    assert heard.headers["x-gkt-unguided"] == reason
+    said = httpx.post(f"{world.student.url}{TEXT_ROUTE}", json=asked).json()["choices"]
+    assert [heard.text(choice["index"]) for choice in said] == [choice["text"] for choice in said]
+    assert heard.finishes == [choice["finish_reason"] for choice in said]
+    scored = [one["logprobs"]["tokens"] for one in heard.choices if one["logprobs"]]
+    assert [token for tokens in scored for token in tokens] == [
+        token for choice in said if choice["logprobs"] for token in choice["logprobs"]["tokens"]
+    ]
+    assert heard.done
+
+
+def test_one_prompt_in_a_list_is_one_prompt(world: World) -> None:
+    """Guided like any."""
+    prompt = few_shot()
+    assert world.answer(prompt=[prompt])["choices"][0]["text"] == ANSWER
+    assert world.student.asked[0]["prompt"] == prompt + KEPT
+
+
+@pytest.mark.parametrize(
+    ("route", "instruction", "introduced"),
+    [
+        (
+            "context",
+            "",
+            f"An expert's answer begins like this:\n{KEPT.lstrip()}\n\nGive the whole answer, from its beginning.\n\n",
+        ),
+        ("hint", "Provide a brief hint for the question: ", f"Hint: {KEPT.lstrip()}\n\n"),
+    ],
+)
+def test_guidance_as_context_stands_before_the_prompt(
+    world: World, route: str, instruction: str, introduced: str
+) -> None:
+    """Behind it the answer begins. The caller sees the student's words alone, several answers too."""
+    prompt = few_shot()
+    reply = world.ask(route, prompt=prompt, n=2)
+    assert world.teacher.asked[0]["inputs"] == instruction + prompt
+    assert world.student.asked[0]["prompt"] == introduced + prompt
+    assert [choice["text"] for choice in reply.json()["choices"]] == [REST, REST]
+    assert (reply.headers["x-gkt-mode"], reply.headers["x-gkt-placement"]) == ("guided", "context")
+    assert reply.json()["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(("reason", "more"), [UNGUIDABLE[0], UNGUIDABLE[3], UNGUIDABLE[5], UNGUIDABLE[7]])
+def test_what_comes_back_or_is_no_text_takes_no_context_either(world: World, reason: str, more: dict[str, Any]) -> None:
+    """A prompt that is echoed would show the guidance."""
+    assert world.ask("context", **more).headers["x-gkt-unguided"] == reason
+    assert world.teacher.asked == []
+
+
+def test_a_concise_opening_is_asked_for_before_the_prompt(world: World) -> None:
+    """Paper, section 4.2; the student reads nothing of the instruction."""
+    prompt = few_shot()
+    assert world.answer("concise", prompt=prompt)["choices"][0]["text"] == ANSWER
+    assert world.teacher.asked[0]["inputs"] == f"Provide the answer in a brief manner: {prompt}"
+    assert world.student.asked[0]["prompt"] == prompt + KEPT
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_engine_alone_continues_a_prompt(world: World, *, stream: bool) -> None:
+    """Modes student and teacher: TGI at its own route for text."""
+    for route, engine, path, text in (
+        ("chat-student", world.student, TEXT_ROUTE, REST),
+        ("chat-teacher", world.teacher, "/generate_stream" if stream else "/generate", TEACHERS),
+    ):
+        said = world.stream(route).text() if stream else world.answer(route)["choices"][0]["text"]
+        assert (said, engine.paths) == (text, [path])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_tgi_student_goes_on_at_its_own_route(world: World, *, stream: bool) -> None:
+    """With prompt and opening as they are."""
+    prompt = few_shot()
+    said = (
+        world.stream("tgi", prompt=prompt).text()
+        if stream
+        else world.answer("tgi", prompt=prompt)["choices"][0]["text"]
+    )
+    assert said == ANSWER
+    assert world.spare.paths == ["/generate_stream" if stream else "/generate"]
+    assert world.spare.asked[0]["inputs"] == prompt + KEPT
+
+
+def test_what_a_tgi_student_cannot_do_is_a_400_that_names_the_field(world: World) -> None:
+    """And costs nothing: it never got the call."""
+    reply = world.ask("tgi", logprobs=1, max_tokens=50)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logprobs")
+    assert world.spare.asked == []
+    assert float(world.receipt(reply)["cost_usd"]) == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_student_that_takes_chats_alone_is_a_400_before_anything_is_spent(world: World, *, stream: bool) -> None:
+    """LiteLLM's models have no route for prompts. Beside others they are passed over."""
+    reply = world.ask("lite", stream=stream)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "prompt")
+    assert "'prompt' cannot be answered by 'lite'" in error["message"]
+    assert world.teacher.asked == world.spare.asked == []
+    assert world.answer("mixed")["choices"][0]["text"] == ANSWER
+    assert world.spare.asked == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": None, "messages": [{"role": "user", "content": "Why?"}]}, "prompt"),
+        ({"model": "vectors"}, "model"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_a_body_that_is_no_text_completion_is_a_400(world: World, body: dict[str, Any], param: str) -> None:
+    """Nothing is asked of any engine."""
+    reply = httpx.post(
+        f"{world.gateway.url}{TEXT_ROUTE}", headers=HEADERS, json={"model": "few", "prompt": few_shot()} | body
+    )
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+    assert world.teacher.asked == world.student.asked == []
+
+
+async def _out_of_order(_: web.Request, __: dict[str, Any]) -> web.Response:
+    return web.json_response({"error": {"message": "out of order"}}, status=500)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_another_student_goes_on_with_the_same_opening(world: World, *, stream: bool) -> None:
+    """Retries first, then the next one; the teacher is asked once."""
+    world.student.behave = _out_of_order
+    prompt = few_shot()
+    reply: Any = world.stream("two", prompt=prompt) if stream else world.ask("two", prompt=prompt)
+    assert (reply.text() if stream else reply.json()["choices"][0]["text"]) == ANSWER
+    assert len(world.teacher.asked) == 1
+    assert len(world.student.asked) > 1, "asked again"
+    assert {asked["prompt"] for asked in world.student.asked + world.spare.asked} == {prompt + KEPT}
+    receipt = world.receipt(reply)
+    assert receipt["student"]["model"] == "spare"
+    assert len(receipt["attempts"]) == len(world.student.asked)
+
+
+def test_a_student_that_refuses_the_opening_gets_the_prompt_alone(world: World) -> None:
+    """It may be too long with the teacher's words in it."""
+    prompt = few_shot()
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if body["prompt"] != prompt:
+            return web.json_response({"error": {"message": "too long"}}, status=400)
+        return await says(" Lima.")(request, body)
+
+    world.student.behave = behave
+    reply = world.ask(prompt=prompt, max_tokens=9)
+    assert reply.json()["choices"][0]["text"] == " Lima."
+    assert reply.headers["x-gkt-unguided"] == "student_refused_prefix"
+    assert world.student.asked[-1]["max_tokens"] == 9
+
+
+def test_of_several_answers_that_nobody_counted_each_word_is_estimated(world: World) -> None:
+    """Not those of the first alone: the receipt would be too low by all the others."""
+
+    async def behave(_: web.Request, __: dict[str, Any]) -> web.Response:
+        return web.json_response(text_chunk(*(text_choice(" one two three four", "stop", index) for index in range(3))))
+
+    world.student.behave = behave
+    receipt = world.receipt(world.ask(n=3))
+    assert receipt["student"]["estimated"] is True
+    assert receipt["student"]["output_tokens"] == 12

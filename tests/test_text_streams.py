@@ -1,0 +1,225 @@
+"""Raw prompts, streamed: the caller hears the teacher as it writes, in TGI's own events and in OpenAI's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+
+from tests.fake_texts import begin_events, event, text_choice, text_chunk, token_events, words
+from tests.text_world import HEADERS, KEPT, REST, TEACHERS, World, few_shot, running_world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiohttp import web
+
+    from tests.fakes import Handler
+
+PAUSE_S = 0.15
+WORDS = words(TEACHERS)
+
+
+def writes(*, text: str = TEACHERS, finish: str = "length", fails_after: int | None = None, **error: Any) -> Handler:
+    """A teacher that writes a word at a time, slowly, in the events of whichever route it is asked on.
+
+    error: the event in place of the word that it fails at; without one the connection just ends.
+    """
+
+    async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        if request.path == "/generate_stream":
+            events = token_events(words(text), finish)
+        else:
+            events = [text_chunk(text_choice(word)) for word in words(text)]
+            events += [text_chunk(text_choice("", finish)), text_chunk() | {"usage": {"prompt_tokens": 10,
+                       "completion_tokens": len(words(text))}}]  # fmt: skip
+        for count, one in enumerate(events):
+            if count == fails_after:
+                if error:
+                    await response.write(event(error))
+                return response
+            await response.write(event(one))
+            await asyncio.sleep(PAUSE_S)
+        if request.path != "/generate_stream":
+            await response.write(b"data: [DONE]\n\n")
+        return response
+
+    return behave
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with running_world(tmp_path_factory.mktemp("text-streams"), redis_url) as world:
+        yield world
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    running.reset()
+    running.teacher.behave = writes()
+    return running
+
+
+TEACHERS_ROUTES = pytest.mark.parametrize(
+    ("route", "path"), [("few", "/generate_stream"), ("openai", "/v1/completions")]
+)
+# TGI 3.3.7, router/src/server.rs: under HTTP 200. The other is OpenAI's, as vLLM and llama.cpp send it.
+TGIS_ERROR = {"error": "Request failed during generation", "error_type": "generation"}
+OPENAIS_ERROR = {"error": {"message": "out of memory", "code": 500}}
+
+
+@TEACHERS_ROUTES
+def test_the_teachers_words_leave_as_they_are_written(world: World, route: str, path: str) -> None:
+    """The first long before the last, its leading blank with it; the student continues exactly what was shown."""
+    prompt = few_shot()
+    body = {"model": route, "prompt": prompt, "stream": True}
+    begun = time.monotonic()
+    heard: list[tuple[str, float]] = []
+    with httpx.stream("POST", f"{world.gateway.url}/v1/completions", headers=HEADERS, json=body, timeout=20) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                text = orjson.loads(line[6:])["choices"][0]["text"]
+                heard.append((text, time.monotonic() - begun))
+    shown = [text for text, _ in heard if text]
+    assert "".join(shown) == KEPT + REST
+    assert shown[:4] == [" Paris", " is", " the", " capital"]
+    assert heard[0][1] < 3 * PAUSE_S
+    assert heard[3][1] - heard[0][1] > 2 * PAUSE_S
+    assert world.teacher.paths == [path]
+    assert world.student.asked[0]["prompt"] == prompt + KEPT
+
+
+@TEACHERS_ROUTES
+def test_a_teacher_that_ends_by_itself_has_answered(world: World, route: str, path: str) -> None:
+    """Its last word and its last blank too; a token that is special is none of them."""
+    world.teacher.behave = writes(text=" It is Lima.\n", finish="stop")
+    heard = world.stream(route)
+    assert (heard.text(), heard.finishes) == (" It is Lima.\n", ["stop"])
+    assert world.receipt(heard)["mode"] == "teacher_complete"
+    assert world.teacher.paths == [path]
+    assert world.student.asked == []
+
+
+@TEACHERS_ROUTES
+@pytest.mark.parametrize("told", [True, False])
+def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(
+    world: World, route: str, path: str, *, told: bool
+) -> None:
+    """What was shown stays, the student goes on from there, and the receipt says why it is short."""
+    error = TGIS_ERROR if route == "few" else OPENAIS_ERROR
+    world.teacher.behave = writes(fails_after=3, **(error if told else {}))
+    prompt = few_shot()
+    heard = world.stream(route, prompt=prompt)
+    assert heard.text() == " Paris is" + REST
+    assert world.student.asked[0]["prompt"] == prompt + " Paris is"
+    receipt = world.receipt(heard)
+    assert (receipt["mode"], receipt["guidance"]["cut_short"]) == ("guided", "teacher_failed")
+    assert world.teacher.paths == [path], "it is not asked again once its words were shown"
+
+
+@TEACHERS_ROUTES
+def test_a_teacher_that_fails_before_a_word_was_shown_is_as_if_it_had_not_streamed(
+    world: World, route: str, path: str
+) -> None:
+    """It is asked once more, and then the student answers alone."""
+    world.teacher.behave = writes(fails_after=0, **(TGIS_ERROR if route == "few" else OPENAIS_ERROR))
+    prompt = few_shot()
+    heard = world.stream(route, prompt=prompt)
+    assert (heard.text(), heard.headers["x-gkt-unguided"]) == (REST, "teacher_failed")
+    assert world.student.asked[0]["prompt"] == prompt
+    assert world.teacher.paths == [path] * 2
+
+
+@pytest.mark.parametrize(
+    ("error_type", "reason", "calls"), [("overloaded", "teacher_overloaded", 1), ("validation", "teacher_rejected", 1)]
+)
+def test_tgis_errors_under_status_200_are_what_they_say(world: World, error_type: str, reason: str, calls: int) -> None:
+    """Not a failure of the server like any: who is full is not asked again at once."""
+    world.teacher.behave = writes(fails_after=0, error="no", error_type=error_type)
+    heard = world.stream()
+    assert (heard.text(), heard.headers["x-gkt-unguided"]) == (REST, reason)
+    assert len(world.teacher.asked) == calls
+
+
+def test_where_the_policy_wants_guidance_a_stream_that_has_none_is_a_503(world: World) -> None:
+    """With a status: nothing has left yet."""
+    world.teacher.behave = writes(fails_after=0, **TGIS_ERROR)
+    reply = world.ask("must", stream=True)
+    assert reply.status_code == 503
+    assert reply.headers["content-type"] == "application/json"
+
+
+def test_a_stop_text_in_the_teachers_words_ends_the_answer(world: World) -> None:
+    """Nothing of it is shown, also where it comes in two pieces."""
+    heard = world.stream(stop=["the cap"])
+    assert (heard.text(), heard.finishes) == (" Paris is ", ["stop"])
+    assert world.student.asked == []
+
+
+@pytest.mark.parametrize("route", ["few", "openai"])
+def test_a_teacher_that_begins_with_an_empty_line_is_heard_with_it(world: World, route: str) -> None:
+    """In a chat the template puts what stands there; here it is a part of the answer."""
+    world.teacher.behave = writes(text="\n\n Paris is the")
+    prompt = few_shot()
+    heard = world.stream(route, prompt=prompt)
+    assert heard.text() == "\n\n Paris is" + REST
+    assert world.student.asked[0]["prompt"] == prompt + "\n\n Paris is"
+
+
+def test_pieces_and_the_whole_text_that_begin_otherwise_make_one_answer(world: World) -> None:
+    """Of some vocabularies a first token loses its blank when it is decoded alone: what was shown counts."""
+
+    async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        events = token_events(["Paris", " is", " the", " capital"], "length")
+        events[-1]["generated_text"] = " Paris is the capital"
+        for one in events:
+            await response.write(event(one))
+            await asyncio.sleep(PAUSE_S / 3)
+        return response
+
+    world.teacher.behave = behave
+    prompt = few_shot()
+    assert world.stream(prompt=prompt).text() == "Paris is the" + REST
+    assert world.student.asked[0]["prompt"] == prompt + "Paris is the"
+
+
+def test_guidance_that_is_kept_comes_at_once_and_begins_alike(world: World) -> None:
+    """Out of the cache, for a stream and for a JSON caller."""
+    prompt = few_shot()
+    assert world.stream(prompt=prompt).text() == KEPT + REST
+    again = world.stream(prompt=prompt)
+    assert again.text() == world.answer(prompt=prompt)["choices"][0]["text"] == KEPT + REST
+    assert world.receipt(again)["teacher"]["shared"] == "cache"
+    assert len(world.teacher.asked) == 1
+
+
+def test_a_caller_who_hangs_up_frees_the_teacher(world: World) -> None:
+    """The call is given up, and the receipt says who left."""
+    world.teacher.cancelled.clear()
+    body = {"model": "few", "prompt": few_shot(), "stream": True}
+    with httpx.stream("POST", f"{world.gateway.url}/v1/completions", headers=HEADERS, json=body, timeout=20) as answer:
+        request_id = answer.headers["x-request-id"]
+        next(line for line in answer.iter_lines() if "Paris" in line)
+    assert world.teacher.cancelled.wait(5)
+    assert world.gateway.wait_for_log("request", id=request_id)["status"] == "client_gone"
+
+
+def test_a_student_that_breaks_off_ends_the_stream_in_an_error(world: World) -> None:
+    """No finish_reason and no [DONE]: a half answer never looks whole."""
+
+    async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        await response.write(event(text_chunk(text_choice(" half"))))
+        return response
+
+    world.student.behave = behave
+    heard = world.stream()
+    assert heard.text() == KEPT + " half"
+    assert (heard.finishes, heard.done) == ([], False)
+    assert heard.parts[-1]["error"]["code"] == "engine_failed"
