@@ -19,7 +19,8 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── EngineUnreachable        no connection, or it broke before the reply
 │   ├── EngineTimeout            connected, but silent for too long: 504
 │   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
-│   ├── EngineRejected           it answered another 4xx: `status_sent`; 400 and 422 blame the request
+│   ├── EngineRejected           it answered another 4xx: `status_sent`; 400, 413 and 422 blame the request
+│   │   └── EngineCannot         it is known that it would, and it was not asked
 │   ├── EngineResting            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
 │   ├── EngineFailed             it answered 5xx, or said that generation failed
 │   └── EngineGarbled            it answered something that is not its protocol
@@ -225,6 +226,14 @@ class EngineRejected(EngineError):
     def blames_request(self) -> bool:
         """Whether the engine says that the request is wrong, rather than who sent it or where."""
         return self.status_sent in {400, 413, 422}
+
+
+class EngineCannot(EngineRejected):
+    """The gateway knows that the engine does not take such a request: it was not asked, and another one may."""
+
+    def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
+        super().__init__(message, engine=engine, status_sent=status_sent, param=param)
+        self.heard = False
 
 
 class EngineFailed(EngineError):
