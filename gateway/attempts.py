@@ -10,7 +10,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from gateway.errors import EngineOverloaded, EngineRejected, InvalidRequest
+from gateway.errors import EngineCannot, EngineOverloaded, EngineRejected, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ async def go_on(
     if pause_s is None:
         # Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
         if isinstance(error, EngineRejected) and error.blames_request and not placed:
-            raise InvalidRequest(error.message) from error
+            raise InvalidRequest(error.message, param=error.param) from error
         raise error
     draft.set_aside(plan, error)
     metrics.retries.labels(attempts.finisher.engine, error.label).inc()
@@ -83,7 +83,8 @@ class Attempts:
             if pause_s <= (LONGEST_PAUSE_S if len(self._left) == 1 else _LONGEST_PAUSE_BESIDE_OTHERS_S):
                 self._retries += 1
                 return pause_s
-        if isinstance(error, EngineRejected) and error.blames_request and not placed:
+        refused = isinstance(error, EngineRejected) and error.blames_request and not isinstance(error, EngineCannot)
+        if refused and not placed:
             return None  # the next one would be asked for the same
         self._left.pop(0)
         self._retries = 0

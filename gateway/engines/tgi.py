@@ -37,7 +37,7 @@ from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.texts import is_text
 from gateway.engines.tgi_stream import generate_stream
 from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, without_none
-from gateway.errors import EngineError, EngineGarbled, EngineRejected
+from gateway.errors import EngineCannot, EngineError, EngineGarbled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -215,7 +215,7 @@ class TGIEngine:
 
     async def embed(self, body: Json) -> EmbeddingsReply:
         """It has no such route; a policy that wants one is refused when it is read."""
-        raise EngineRejected(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
+        raise EngineCannot(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
 
     async def probe(self) -> None:
         """Read /info: the limits, and where the configuration asks for more than the server allows.
@@ -290,14 +290,19 @@ class TGIEngine:
         else:
             lost = next((name for name in _NOT_OF_GENERATE if body.get(name)), lost)
         if lost is not None:
-            raise EngineRejected(
+            raise EngineCannot(
                 f"Engine '{self._name}' takes one prompt in words for one answer, and cannot carry '{lost}'.",
                 engine=self._name,
                 status_sent=422,
             )
         if prefill is None:
             return generate_body(adapted, body["prompt"])
-        return generate_body(adapted, await self._translated(self._renderer.begun(body, prefill.text)))
+        try:
+            prompt = await self._translated(self._renderer.begun(body, prefill.text))
+        except EngineError as error:
+            error.heard = False  # the model was not asked yet
+            raise
+        return generate_body(adapted, prompt)
 
     async def _translated(self, call: Awaitable[_T]) -> _T:
         try:

@@ -222,7 +222,17 @@ async def test_a_callers_own_prompt_that_generate_cannot_take_is_refused(lost: d
         error = await failure(engine.complete({"prompt": "a", **lost}), fake.url)
         assert isinstance(error, EngineRejected)
         assert error.blames_request
+        assert not error.heard, "nothing was written, and nothing is paid for"
         assert fake.paths == []
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_chat_that_was_not_rendered_cost_nothing(streamed: bool) -> None:
+    """The model is asked only after that: the receipt has no tokens of such a call."""
+    async with serving({"/tokenize": replying(b"", status=500)}) as fake, engine_http(fake.url) as http:
+        engine = TGIEngine(NAME, http)
+        call = anext(engine.stream(CHAT, RAW)) if streamed else engine.complete(CHAT, RAW)
+        assert not (await failure(call, fake.url)).heard
 
 
 TOKEN = {"index": 1, "token": {"id": 1, "text": " small", "special": False}, "generated_text": None, "details": None}
