@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.engines.chat import read_usage
+from gateway.messages import words
 from gateway.protocol import passed_on
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class StreamRelay:
         Returns chunks with what of the opening can be shown now, and was not.
         """
         self._seam = seam
+        self.usage = None  # what a student counted that broke off before a word is its own
         return self.show_rest(seam.opening()) if seam is not None else []
 
     def show_rest(self, opening: str) -> list[Json]:
@@ -66,9 +68,7 @@ class StreamRelay:
         if not piece:
             return []
         self._said += len(piece)
-        delta = {"content": piece} if 0 in self._roles_sent else {"role": "assistant", "content": piece}
-        self._roles_sent.add(0)
-        return [self._chunk([_choice(delta)])]
+        return [self._spoken(piece)]
 
     def feed(self, chunk: Json) -> Json | None:
         """One chunk of the student's: what the caller gets for it, if anything."""
@@ -82,7 +82,7 @@ class StreamRelay:
         chunks: list[Json] = []
         held = self._seam.finish() if self._seam is not None else ""
         if held:
-            chunks.append(self._chunk([_choice({"content": held})]))
+            chunks.append(self._spoken(held))
         if self.finish_reason is None:
             self.finish_reason = finish_reason or "stop"
             chunks.append(self._chunk([_choice({}, self.finish_reason)]))
@@ -117,13 +117,19 @@ class StreamRelay:
     @staticmethod
     def _join(seam: SeamJoin, delta: Json, finish_reason: str | None) -> str | None:
         """Replace the delta's text by what the seam lets out; return the finish_reason that is true now."""
-        text = delta.pop("content", None)
-        joined = seam.feed(text) if isinstance(text, str) else ""
+        text = words(delta.pop("content", None))
+        joined = seam.feed(text) if text else ""
         if finish_reason is not None:
             joined += seam.finish()
         if joined:
             delta["content"] = joined
         return "stop" if seam.stopped else finish_reason
+
+    def _spoken(self, text: str) -> Json:
+        """A chunk of the first choice with words that are in no chunk of the student's."""
+        delta = {"content": text} if 0 in self._roles_sent else {"role": "assistant", "content": text}
+        self._roles_sent.add(0)
+        return self._chunk([_choice(delta)])
 
     def _chunk(self, choices: list[Json], original: Json | None = None) -> Json:
         chunk = self._head.chunk(choices, with_usage=self._wants_usage)
@@ -139,8 +145,8 @@ def _choice(delta: Json, finish_reason: str | None = None) -> Json:
 def join_reply(reply: Json, seam: SeamJoin) -> None:
     """Put shown guidance in front of the student's first choice, in place."""
     choice = reply["choices"][0]
-    text = choice["message"].get("content")
-    joined = seam.opening() + (seam.feed(text) if isinstance(text, str) else "") + seam.finish()
+    text = words(choice["message"].get("content"))
+    joined = seam.opening() + (seam.feed(text) if text else "") + seam.finish()
     choice["message"]["content"] = joined
     if seam.stopped:
         choice["finish_reason"] = "stop"

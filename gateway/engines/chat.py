@@ -13,6 +13,7 @@ from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.refusal import reported
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.messages import words
 from gateway.protocol import MAX_DEPTH, MAX_TOKENS, too_deep
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str],
             for chunk in group:
                 usage = read_usage(chunk.get("usage")) or usage
                 choice = first_choice(chunk)
-                piece = (choice.get("delta") or {}).get("content")
-                if isinstance(piece, str) and piece:
+                if piece := words((choice.get("delta") or {}).get("content")):
                     text.write(piece)
                     tell(piece)
                 finish = choice.get("finish_reason") or finish
@@ -181,8 +181,7 @@ def first_choice(reply: Any) -> Json:
 
 def message_text(reply: Json) -> str | None:
     """What the first choice says; None when it says nothing in words."""
-    text = (first_choice(reply).get("message") or {}).get("content")
-    return text if isinstance(text, str) else None
+    return words((first_choice(reply).get("message") or {}).get("content"))
 
 
 def read_usage(usage: Any) -> Usage | None:
