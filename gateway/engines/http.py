@@ -36,7 +36,7 @@ _MAX_REPLY_BYTES = 32_000_000
 _MAX_ERROR_BYTES = 64_000
 
 LAST_EVENT = b"[DONE]"
-_REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
+REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
 _COUNT_WITHIN_S = 2.0  # after the last word some engines still count
 # Below the 5 s after which uvicorn hangs up on an idle connection: a call sent while it does so is lost.
 _KEEP_ALIVE_S = 4.0
@@ -215,7 +215,7 @@ class EngineHttp:
     async def _read_rest(response: aiohttp.ClientResponse) -> None:
         """See the body end: only then can its connection serve the next call. Nobody waits long for that."""
         with suppress(TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(_REST_WITHIN_S):
+            async with asyncio.timeout(REST_WITHIN_S):
                 await response.content.readany()
 
     def said(self, raw: bytes | Json) -> SaidError:
