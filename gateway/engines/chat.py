@@ -14,7 +14,7 @@ from gateway.engines.http import LAST_EVENT
 from gateway.engines.refusal import reported
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
 from gateway.messages import words
-from gateway.protocol import MAX_DEPTH, MAX_TOKENS, too_deep
+from gateway.protocol import MAX_CHOICES, MAX_DEPTH, MAX_TOKENS, too_deep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -30,8 +30,6 @@ _ENDED = ("stop", "eos_token", "stop_sequence")
 # Written out at each look they would be put together anew.
 _CONTENT = (str, list, NoneType)
 _REASON = (str, NoneType)
-
-_MOST_CHOICES = 4096  # each is kept in mind until the stream ends
 
 
 class ChatWire:
@@ -144,7 +142,7 @@ def are_choices(choices: Any, says: Callable[[Json], bool]) -> bool:
     return isinstance(choices, list) and all(
         isinstance(choice, dict)
         and isinstance(index := choice.get("index", 0), int)
-        and 0 <= index < _MOST_CHOICES
+        and 0 <= index < MAX_CHOICES
         and isinstance(choice.get("finish_reason"), _REASON)
         and says(choice)
         for choice in choices
