@@ -152,6 +152,7 @@ class EngineError(GatewayError):
 
     `heard` is False where it certainly did not get the call: then the call cost nothing.
     `again` says whether the gateway may make the same call again: it may go better a moment later.
+    `is_twin`: another request has the same error of the same call.
     """
 
     label = "engine_error"
@@ -165,6 +166,7 @@ class EngineError(GatewayError):
         super().__init__(message, param=param, retry_after_s=retry_after_s)
         self.engine = engine
         self.heard = True
+        self.is_twin = False
         self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
 
     def twin(self) -> Self:
@@ -172,6 +174,7 @@ class EngineError(GatewayError):
         twin = type(self).__new__(type(self), *self.args)
         twin.__dict__.update(self.__dict__)
         twin.__cause__ = self.__cause__
+        twin.is_twin = True
         return twin
 
 

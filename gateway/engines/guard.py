@@ -167,7 +167,7 @@ class _Verdict:
                     breaker.asked_to_wait(self._clock(), error.asked_s)
             case EngineRejected() if error.blames_request and not isinstance(error, EngineCannot):
                 self.well()
-            case EngineError() if not isinstance(error, EngineCannot):
+            case EngineError() if not (error.is_twin or isinstance(error, EngineCannot)):
                 breaker.failed(self._clock(), trial=self._trial)
             case GeneratorExit() if self.begun:
                 self.well()  # whoever reads it has enough

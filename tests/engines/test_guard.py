@@ -121,6 +121,15 @@ async def test_what_the_gateway_itself_refuses_says_nothing_of_the_engine() -> N
     assert await world.call() is None
 
 
+async def test_a_call_that_failed_for_many_is_one_failure() -> None:
+    """The openings of a batch that went out as a list."""
+    error = failed()
+    world = World([error], *[[error.twin()] for _ in range(7)], [WORD])
+    for _ in range(8):
+        await world.call()
+    assert await world.call() is None
+
+
 async def test_the_metric_follows_a_pause_that_the_engine_asked_for_to_its_end() -> None:
     """No trial ends such a pause: the next call does, or the next probe."""
     busy = EngineOverloaded("429", engine="small", retry_after_s=2.0)
