@@ -10,7 +10,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from gateway.errors import EngineOverloaded, EngineRejected, InvalidRequest
+from gateway.errors import EngineCannot, EngineOverloaded, EngineRejected, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,7 +83,8 @@ class Attempts:
             if pause_s <= (LONGEST_PAUSE_S if len(self._left) == 1 else _LONGEST_PAUSE_BESIDE_OTHERS_S):
                 self._retries += 1
                 return pause_s
-        if isinstance(error, EngineRejected) and error.blames_request and not placed:
+        refused = isinstance(error, EngineRejected) and error.blames_request and not isinstance(error, EngineCannot)
+        if refused and not placed:
             return None  # the next one would be asked for the same
         self._left.pop(0)
         self._retries = 0

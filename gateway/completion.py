@@ -133,17 +133,20 @@ class Completions:
                     yield relay.show(piece)
                 else:
                     opening = piece
-        if opening.whole is None:
-            async with aclosing(self._finisher.stream(plan, asked, opening, relay, draft)) as groups:
-                async for chunks in groups:
-                    yield chunks
-        elif rest := relay.show_rest(opening.text):
-            draft.saw_first_token()
-            yield rest
-        if chunks := relay.end(opening.whole):
-            yield chunks
-        if relay.restarted:
-            draft.drop_guidance(RESTARTED)
+        try:
+            if opening.whole is None:
+                async with aclosing(self._finisher.stream(plan, asked, opening, relay, draft)) as groups:
+                    async for chunks in groups:
+                        yield chunks
+            elif rest := relay.show_rest(opening.text):
+                draft.saw_first_token()
+                yield rest
+            if chunks := relay.end(opening.whole):
+                yield chunks
+        finally:
+            # Also when the student broke off, or the caller left: the receipt is of what was shown.
+            if relay.restarted:
+                draft.drop_guidance(RESTARTED)
 
     def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
         policy = visit.caller.policy

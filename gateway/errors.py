@@ -19,7 +19,8 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── EngineUnreachable        no connection, or it broke before the reply
 │   ├── EngineTimeout            connected, but silent for too long: 504
 │   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
-│   ├── EngineRejected           it answered another 4xx: `status_sent`; 400 and 422 blame the request
+│   ├── EngineRejected           it answered another 4xx: `status_sent`; 400, 413 and 422 blame the request
+│   │   └── EngineCannot         it is known that it would, and it was not asked
 │   ├── EngineResting            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
 │   ├── EngineFailed             it answered 5xx, or said that generation failed
 │   └── EngineGarbled            it answered something that is not its protocol
@@ -151,6 +152,7 @@ class EngineError(GatewayError):
 
     `heard` is False where it certainly did not get the call: then the call cost nothing.
     `again` says whether the gateway may make the same call again: it may go better a moment later.
+    `is_twin`: another request has the same error of the same call.
     """
 
     label = "engine_error"
@@ -164,6 +166,7 @@ class EngineError(GatewayError):
         super().__init__(message, param=param, retry_after_s=retry_after_s)
         self.engine = engine
         self.heard = True
+        self.is_twin = False
         self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
 
     def twin(self) -> Self:
@@ -171,6 +174,7 @@ class EngineError(GatewayError):
         twin = type(self).__new__(type(self), *self.args)
         twin.__dict__.update(self.__dict__)
         twin.__cause__ = self.__cause__
+        twin.is_twin = True
         return twin
 
 
@@ -225,6 +229,14 @@ class EngineRejected(EngineError):
     def blames_request(self) -> bool:
         """Whether the engine says that the request is wrong, rather than who sent it or where."""
         return self.status_sent in {400, 413, 422}
+
+
+class EngineCannot(EngineRejected):
+    """The gateway knows that the engine does not take such a request: it was not asked, and another one may."""
+
+    def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
+        super().__init__(message, engine=engine, status_sent=status_sent, param=param)
+        self.heard = False
 
 
 class EngineFailed(EngineError):

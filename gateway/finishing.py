@@ -15,6 +15,7 @@ from gateway.engines.chat import read_usage
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected
 from gateway.ledger.draft import Call
+from gateway.messages import words
 from gateway.opening import UNGUIDED
 from gateway.placing import is_prefix, seam, send, thoughts, writes_again
 from gateway.policy.resolve import Look
@@ -88,8 +89,7 @@ class Finisher:
             reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
         call.lost_tokens, call.unbounded = 0, False
         call.usage = read_usage(reply.get("usage"))
-        for choice in reply["choices"]:
-            call.text.write(_words(choice["message"]))
+        call.text.write(_text_of(reply, "message"))
         return reply
 
     async def stream(
@@ -140,7 +140,7 @@ class Finisher:
                 async for chunks in groups:
                     relayed = []
                     for chunk in chunks:
-                        if text := _text_of(chunk):
+                        if text := _text_of(chunk, "delta"):
                             draft.saw_first_token()
                             call.text.write(text)
                         if (one := relay.feed(chunk)) is not None:
@@ -191,11 +191,7 @@ def _set_call(plan: Plan, draft: Draft, call: Call | None) -> None:
         draft.student = call
 
 
-def _text_of(chunk: Json) -> str:
-    """The words in a chunk, over all its choices."""
-    return "".join(_words(choice.get("delta") or {}) for choice in chunk["choices"])
-
-
-def _words(said: Json) -> str:
-    text = said.get("content")
-    return text if isinstance(text, str) else ""
+def _text_of(reply: Json, holder: str) -> str:
+    """The words in a reply or a chunk, over all its choices. `holder`: what has them, a `message` or a `delta`."""
+    said = (choice.get(holder) or {} for choice in reply["choices"])
+    return "".join(text for one in said if (text := words(one.get("content"))))

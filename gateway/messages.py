@@ -32,6 +32,15 @@ def only_text(messages: Sequence[Mapping[str, Any]]) -> bool:
     return all(isinstance(part, dict) and part.get("type") == "text" for part in parts)
 
 
+def words(content: Any) -> str | None:
+    """What content says in words; None where it says nothing so. Its parts that are thoughts or images are left out."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    said = [text for text in texts if isinstance(text, str)]
+    return "".join(said) if said else None
+
+
 def _content_with(content: Any, before: str, after: str, gap: str) -> str | list[Any]:
     if not isinstance(content, list | tuple):
         return _text_with(content or "", before, after, gap)

@@ -86,8 +86,11 @@ class _Heard:
         self.shown = ""
         self.pieces: asyncio.Queue[str] = asyncio.Queue()
         """What may be shown, piece by piece; at the end an empty one."""
+        self.over = False  # the caller listens no longer: others share the call, and it goes on for them
 
     def tell(self, piece: str) -> None:
+        if self.over:
+            return
         self.told.write(piece)
         self.tokens += 1
         if more := self.trim.feed(piece):
@@ -142,6 +145,8 @@ class Guide:
             return await self.open(plan, asked, draft, heard)
         except GatewayError as error:
             return error
+        finally:
+            heard.over = True
 
     async def open(self, plan: Plan, asked: CompletionRequest, draft: Draft, heard: _Heard | None = None) -> Opening:
         """The opening of the answer. An empty one, with the reason in the draft, when the teacher did not deliver.
@@ -163,19 +168,19 @@ class Guide:
                 reply = await self._ask(plan, guidance, asked, draft, deadline, heard)
         except TimeoutError:
             draft.guided = time.perf_counter()
-            return self._without(guidance, draft, "teacher_late", None, heard)
+            return self._without(plan, guidance, draft, "teacher_late", None, heard)
         except QueueFull as full:
             draft.unguided = full.label
             if guidance.reject_when_full:
                 raise
             return UNGUIDED
         except TicketUnreadable as unreadable:
-            return self._without(guidance, draft, unreadable.label, None)
+            return self._without(plan, guidance, draft, unreadable.label, None)
         except EngineError as error:
             draft.guided = time.perf_counter()
             if not error.heard:
                 draft.teacher = None
-            return self._without(guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
+            return self._without(plan, guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
         return self._opening(plan, guidance, asked, draft, reply, heard)
 
     async def _ask(
@@ -260,7 +265,7 @@ class Guide:
             stop = asked.stop if may_finish or shown else ()
             trimmed = trim(reply.text, cut=cut, stop=stop, boundary=guidance.boundary)
         if not trimmed.text:
-            return self._without(guidance, draft, "guidance_empty", None)
+            return self._without(plan, guidance, draft, "guidance_empty", None)
         tokens = _kept_tokens(reply, trimmed.text)
         ended = not cut and not trimmed.dropped
         whole: str | None = None
@@ -279,6 +284,7 @@ class Guide:
 
     def _without(
         self,
+        plan: Plan,
         guidance: GuidancePlan,
         draft: Draft,
         reason: str,
@@ -286,7 +292,7 @@ class Guide:
         heard: _Heard | None = None,
     ) -> Opening:
         if heard is not None and heard.shown:
-            return self._cut_short(guidance, draft, reason, heard)
+            return self._cut_short(plan, guidance, draft, reason, heard)
         draft.unguided = reason
         if guidance.required and isinstance(cause, EngineRejected) and cause.blames_request:
             raise InvalidRequest(cause.message) from cause
@@ -298,7 +304,7 @@ class Guide:
         return UNGUIDED
 
     @staticmethod
-    def _cut_short(guidance: GuidancePlan, draft: Draft, reason: str, heard: _Heard) -> Opening:
+    def _cut_short(plan: Plan, guidance: GuidancePlan, draft: Draft, reason: str, heard: _Heard) -> Opening:
         """What was shown cannot be taken back: the student goes on from there."""
         told = heard.told.getvalue()
         tokens = max(1, round(heard.tokens * len(heard.shown) / len(told)))
@@ -307,7 +313,9 @@ class Guide:
             draft.teacher.lost_tokens = max(0, guidance.tokens - heard.tokens)
         draft.kept_tokens = tokens
         draft.cut_short = reason
-        return Opening(heard.shown, "", tokens)
+        # A student cannot be asked for nothing.
+        whole = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None
+        return Opening(heard.shown, "", tokens, whole)
 
 
 def _read_by_teacher(projection: Projection, asked: CompletionRequest) -> dict[str, Any]:

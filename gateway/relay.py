@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.engines.chat import read_usage
+from gateway.messages import words
 from gateway.protocol import passed_on
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class StreamRelay:
         Returns chunks with what of the opening can be shown now, and was not.
         """
         self._seam, self._thoughts = seam, thoughts
+        self.usage = None  # what a student counted that broke off before a word is its own
         return self.show_rest(seam.opening()) if seam is not None else []
 
     def show_rest(self, opening: str) -> list[Json]:
@@ -68,9 +70,7 @@ class StreamRelay:
         if not piece:
             return []
         self._said += len(piece)
-        delta = {"content": piece} if 0 in self._roles_sent else {"role": "assistant", "content": piece}
-        self._roles_sent.add(0)
-        return [self._chunk([_choice(delta)])]
+        return [self._spoken({"content": piece})]
 
     def feed(self, chunk: Json) -> Json | None:
         """One chunk of the student's: what the caller gets for it, if anything."""
@@ -81,13 +81,17 @@ class StreamRelay:
 
     def end(self, finish_reason: str | None = None) -> list[Json]:
         """The student has ended, or the answer has: what was held back, and the finish if none was sent."""
+        if self.finish_reason is not None:
+            return []
         chunks: list[Json] = []
-        held = self._seam.finish() if self._seam is not None else ""
-        if held:
-            chunks.append(self._chunk([_choice({"content": held})]))
-        if self.finish_reason is None:
-            self.finish_reason = finish_reason or "stop"
-            chunks.append(self._chunk([_choice({}, self.finish_reason)]))
+        reason: str | None = finish_reason or "stop"
+        if self._seam is not None:
+            held: Json = {}
+            reason = _join(self._seam, self._thoughts, held, reason)
+            if held:
+                chunks.append(self._spoken(held))
+        self.finish_reason = reason or "stop"
+        chunks.append(self._chunk([_choice({}, self.finish_reason)]))
         return chunks
 
     def usage_chunk(self, usage: Json, facts: Json) -> Json:
@@ -116,6 +120,12 @@ class StreamRelay:
             delta = {"role": self._roles.get(index, "assistant"), **delta}
         return {**choice, "index": index, "delta": delta, "finish_reason": finish_reason}
 
+    def _spoken(self, said: Json) -> Json:
+        """A chunk of the first choice with what is in no chunk of the student's."""
+        delta = said if 0 in self._roles_sent else {"role": "assistant", **said}
+        self._roles_sent.add(0)
+        return self._chunk([_choice(delta)])
+
     def _chunk(self, choices: list[Json], original: Json | None = None) -> Json:
         chunk = self._head.chunk(choices, with_usage=self._wants_usage)
         if original is None:
@@ -137,8 +147,7 @@ def join_reply(reply: Json, seam: SeamJoin, thoughts: ReasoningFilter | None = N
 
 def _join(seam: SeamJoin, thoughts: ReasoningFilter | None, said: Json, finish_reason: str | None) -> str | None:
     """Replace the text of a message or delta by what may leave now; return the finish_reason that is true then."""
-    text = said.pop("content", None)
-    text = text if isinstance(text, str) else ""
+    text = words(said.pop("content", None)) or ""
     if thoughts is not None:
         finish_reason = _part(thoughts, said, text, finish_reason)
         text = said.pop("content")

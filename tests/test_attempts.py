@@ -8,6 +8,7 @@ import pytest
 
 from gateway.attempts import Attempts
 from gateway.errors import (
+    EngineCannot,
     EngineError,
     EngineFailed,
     EngineGarbled,
@@ -62,6 +63,11 @@ def test_what_will_not_pass_is_not_tried_again_but_elsewhere(failure: EngineErro
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_what_is_wrong_with_the_request_is_wrong_everywhere(status: int) -> None:
     assert walked(attempts("a", "b"), error(EngineRejected, status_sent=status)) == []
+
+
+def test_what_one_engine_has_no_way_of_doing_another_may_do() -> None:
+    """It was not asked: a raw prompt that goes to a provider of chats, say."""
+    assert walked(attempts("a", "b"), error(EngineCannot, status_sent=400)) == [(0.0, "b")]
 
 
 def test_with_an_opening_the_opening_may_be_to_blame() -> None:

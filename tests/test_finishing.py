@@ -13,7 +13,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from tests.fakes import FakeEngine, says
+from tests.fakes import FakeEngine, begin_events, event, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_up
 
@@ -103,6 +103,27 @@ def test_an_echo_that_the_caller_asks_for_does_not_show_the_opening_twice(
     answer = world.ask(stream=stream, echo=echo)
     assert text_of(answer) == SHOWN + REST
     assert world.student.asked[0]["echo"] == echo
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_nobody_counts_every_answer_is_estimated(world: World, stream: bool) -> None:
+    """With n > 1 the student wrote more than the first."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        said = {"role": "assistant", "content": "one two three four"}
+        choices = [
+            {"index": index, "finish_reason": "stop", "delta" if stream else "message": said} for index in range(3)
+        ]
+        if not stream:
+            return web.json_response({"choices": choices})
+        response = await begin_events(request)
+        await response.write(event({"choices": choices}) + b"data: [DONE]\n\n")
+        return response
+
+    world.student.behave = behave
+    share = world.receipt(world.ask(n=3, stream=stream))["student"]
+    assert share["estimated"]
+    assert share["output_tokens"] == 12
 
 
 NO_PREFILL = "Assistant response prefill is incompatible with enable_thinking."

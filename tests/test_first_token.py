@@ -19,7 +19,7 @@ from tests.gateway_process import KEY, GatewayProcess, guided, model, running_ga
 from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.fakes import Handler
 
@@ -29,7 +29,14 @@ PAUSE_S = 0.15
 _numbers = itertools.count()
 
 
-def teacher(*, finish: str | None = "length", fails_after: int | None = None, stalls: bool = False) -> Handler:
+def teacher(
+    *,
+    finish: str | None = "length",
+    fails_after: int | None = None,
+    stalls: bool = False,
+    words: Sequence[str] = WORDS,
+    pause_s: float = PAUSE_S,
+) -> Handler:
     """Writes a word at a time, slowly; a JSON caller waits for all of it."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -37,14 +44,14 @@ def teacher(*, finish: str | None = "length", fails_after: int | None = None, st
             await asyncio.sleep(PAUSE_S * len(WORDS))
             return web.json_response(reply("".join(WORDS), finish or "length"))
         response = await begin_events(request)
-        for count, word in enumerate(WORDS):
+        for count, word in enumerate([*words, ""]):
             if count == fails_after:
                 if stalls:
                     await asyncio.sleep(30)
                 await response.write(event({"error": {"message": "out of memory", "http_status_code": 424}}))
                 return response
             await response.write(event(chunk({"role": "assistant", "content": word})))
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(pause_s if word else 0)
         await response.write(event(chunk({}, finish)))
         usage = {"prompt_tokens": 9, "completion_tokens": len(WORDS)}
         await response.write(event({**chunk({}), "choices": [], "usage": usage}) + b"data: [DONE]\n\n")
@@ -198,6 +205,18 @@ def test_a_teacher_that_fails_in_the_middle_has_written_a_short_opening(world: W
     assert (receipt["mode"], receipt["guidance"]["cut_short"]) == ("guided", "teacher_failed")
     assert receipt["guidance"]["kept_tokens"] == 2
     assert len(world.teacher.asked) == 1, "it is not asked again once its words were shown"
+
+
+def test_a_teacher_that_fails_at_the_callers_limit_leaves_nothing_to_ask_for(world: World) -> None:
+    """Its last word is held back, and all of the limit is counted as shown: a student may not be asked for 0 tokens."""
+    world.teacher.behave = teacher(
+        fails_after=5, words=["Photosynthesis", " converts", " sunlight", " into", " a"], pause_s=0
+    )
+    heard = world.hear(max_tokens=5)
+    assert [body["max_tokens"] for body in world.student.asked] == []
+    assert heard.text == "Photosynthesis converts sunlight into"
+    assert heard.parts[-1]["choices"][0]["finish_reason"] == "length"
+    assert world.receipt(heard)["guidance"]["cut_short"] == "teacher_failed"
 
 
 def test_a_teacher_that_is_too_late_is_cut_where_it_was(world: World) -> None:

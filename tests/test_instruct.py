@@ -11,12 +11,14 @@ import httpx
 import orjson
 import pytest
 
-from tests.fakes import FakeEngine, says
+from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from aiohttp import web
 
 OPENING = "The answer to your question begins"
 KEPT = "The answer to your question"
@@ -41,8 +43,8 @@ class World:
             whole = answer.json()
             return whole["choices"][0]["message"]["content"], whole["usage"], receipt
         parts = [orjson.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
-        text = "".join(choice["delta"].get("content") or "" for part in parts for choice in part["choices"])
-        return text, parts[-1]["usage"], receipt
+        text = "".join(choice["delta"].get("content") or "" for part in parts for choice in part.get("choices", ()))
+        return text, parts[-1].get("usage"), receipt
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +91,20 @@ def test_a_student_that_begins_otherwise_has_answered_alone(world: World, said: 
     assert (receipt["mode"], receipt["unguided"]) == ("student", "student_started_anew")
     assert usage["completion_tokens"] == receipt["student"]["output_tokens"]
     assert receipt["teacher"]["output_tokens"] > 0
+
+
+def test_a_student_that_began_otherwise_and_broke_off_was_not_guided(world: World) -> None:
+    """The receipt knows it as soon as the stream does."""
+
+    async def behave(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        await response.write(event(chunk({"content": "Something else."})))
+        await response.write(event({"error": {"message": "out of memory"}}))
+        return response
+
+    world.student.behave = behave
+    text, _, receipt = world.ask(stream=True)
+    assert text == "Something else."
+    assert (receipt["status"], receipt["mode"], receipt["unguided"]) == (
+        "engine_failed", "student", "student_started_anew",
+    )  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.messages import only_text, with_text
+from gateway.messages import only_text, with_text, words
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
 TEXT = {"type": "text", "text": "Why?"}
@@ -45,3 +45,20 @@ def test_a_chat_without_a_user_message_gets_one() -> None:
 def test_a_chat_is_only_text_when_all_of_its_parts_are(content: Any, *, only: bool) -> None:
     """What is no part that is known is not taken for text."""
     assert only_text([user("Hi"), user(content)]) is only
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("Why?", "Why?"),
+        ("", ""),
+        (None, None),
+        (7, None),
+        ([], None),
+        ([IMAGE, {"type": "thinking", "text": "hm"}, {"type": "text"}, "?"], None),
+        ([TEXT, IMAGE, TEXT], "Why?Why?"),
+    ],
+)
+def test_the_words_of_content_are_its_text(content: Any, said: str | None) -> None:
+    """However an engine divides it; what is no text is passed over."""
+    assert words(content) == said

@@ -188,6 +188,35 @@ def test_text_held_back_is_released_when_the_student_finishes() -> None:
     assert got[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+def test_text_held_back_has_a_role_where_nothing_left_before_it() -> None:
+    """A student that was told to write the opening again, and stopped in its middle without a finish_reason."""
+    got = played(relay(SeamJoin(GUIDANCE, written_again=True)), STUDENTS_ROLE, says("The quick"))
+    assert (text_of(got), roles(got)) == ("The quick", [(0, "assistant")])
+
+
+def test_a_second_students_usage_is_its_own() -> None:
+    """The first one counted as it went, and broke off before a word: what it counted is not the answer's."""
+    one = relay()
+    one.feed(chunk({"role": "assistant"}, usage=COUNTED))
+    one.join(None)
+    one.feed(says("Hi"))
+    assert one.usage is None
+
+
+PARTS = [
+    {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+    {"type": "text", "text": " sky is"},
+    {"type": "text", "text": " blue"},
+]
+
+
+def test_words_that_come_in_parts_are_joined_too() -> None:
+    """Mistral's reasoning models answer so (mistral client, `ContentChunk`): they may not be lost at the seam."""
+    seam = SeamJoin("Because the", echo=False)
+    got = played(relay(seam), chunk({"content": PARTS}), chunk({"content": "."}, "stop"), opening=seam.opening())
+    assert text_of(got) == "Because the sky is blue."
+
+
 def test_text_held_back_is_released_when_the_student_just_ends() -> None:
     """A student that sends [DONE] alone loses nothing, and the caller still gets a finish."""
     seam = SeamJoin(GUIDANCE, echo=True)
@@ -309,6 +338,7 @@ def reply(content: Any, finish_reason: str = "length") -> dict[str, Any]:
     [
         (SeamJoin("Because the", echo=False), " sky", "Because the sky", "length"),
         (SeamJoin("Because the", echo=False), None, "Because the", "length"),
+        (SeamJoin("Because the", echo=False), PARTS, "Because the sky is blue", "length"),
         (SeamJoin(GUIDANCE, echo=True), GUIDANCE + " And", GUIDANCE + " And", "length"),
         (SeamJoin(GUIDANCE, echo=True), "The quick", GUIDANCE + "The quick", "length"),
         (SeamJoin("One\nQ", echo=False, stop=["\nQ:"]), ": two", "One", "stop"),

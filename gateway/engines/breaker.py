@@ -69,6 +69,11 @@ class Breaker:
         self._open_until, self._trial = None, False
         return closed
 
+    def begun(self) -> None:
+        """The engine has begun to answer. That ends a trial; what failed before is not forgotten until it succeeds."""
+        if self._open_until is not None:
+            self.succeeded()
+
     def failed(self, now: float, *, trial: bool) -> bool:
         """The engine did not do its part. Returns whether the breaker opened by it."""
         if trial:

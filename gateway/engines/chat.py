@@ -13,7 +13,8 @@ from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.refusal import reported
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
-from gateway.protocol import MAX_DEPTH, MAX_TOKENS, too_deep
+from gateway.messages import words
+from gateway.protocol import MAX_CHOICES, MAX_DEPTH, MAX_TOKENS, too_deep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -29,8 +30,6 @@ _ENDED = ("stop", "eos_token", "stop_sequence")
 # Written out at each look they would be put together anew.
 _CONTENT = (str, list, NoneType)
 _REASON = (str, NoneType)
-
-_MOST_CHOICES = 4096  # each is kept in mind until the stream ends
 
 
 class ChatWire:
@@ -128,8 +127,7 @@ async def listen(chunks: AsyncGenerator[list[Json], None], tell: Callable[[str],
             for chunk in group:
                 usage = read_usage(chunk.get("usage")) or usage
                 choice = first_choice(chunk)
-                piece = (choice.get("delta") or {}).get("content")
-                if isinstance(piece, str) and piece:
+                if piece := words((choice.get("delta") or {}).get("content")):
                     text.write(piece)
                     tell(piece)
                 finish = choice.get("finish_reason") or finish
@@ -144,7 +142,7 @@ def are_choices(choices: Any, says: Callable[[Json], bool]) -> bool:
     return isinstance(choices, list) and all(
         isinstance(choice, dict)
         and isinstance(index := choice.get("index", 0), int)
-        and 0 <= index < _MOST_CHOICES
+        and 0 <= index < MAX_CHOICES
         and isinstance(choice.get("finish_reason"), _REASON)
         and says(choice)
         for choice in choices
@@ -181,8 +179,7 @@ def first_choice(reply: Any) -> Json:
 
 def message_text(reply: Json) -> str | None:
     """What the first choice says; None when it says nothing in words."""
-    text = (first_choice(reply).get("message") or {}).get("content")
-    return text if isinstance(text, str) else None
+    return words((first_choice(reply).get("message") or {}).get("content"))
 
 
 def read_usage(usage: Any) -> Usage | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from gateway.errors import EngineError, EngineOverloaded, EngineRejected, EngineResting
+from gateway.errors import EngineCannot, EngineError, EngineOverloaded, EngineRejected, EngineResting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gateway.continuation import Prefill
     from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest
-    from gateway.engines.breaker import Breaker
+    from gateway.engines.breaker import Breaker, BreakerState
     from gateway.metrics import Metrics
     from gateway.protocol import Json
 
@@ -30,7 +30,7 @@ AS_NUMBER = {"closed": 0, "half_open": 1, "open": 2}
 class GuardedEngine:
     """Passes calls on to `engine` as long as its breaker lets them, and tells the breaker how they ended.
 
-    A stream has succeeded with its first chunks: what breaks later is counted as a failure of its own.
+    A stream's first chunks end a trial, so that nobody waits for its end. It has succeeded at its end only.
     Raises EngineResting, beside what the engine raises.
 
     Args:
@@ -44,6 +44,7 @@ class GuardedEngine:
         self._breaker = breaker
         self._metrics = metrics
         self._clock = clock
+        self._told: BreakerState = "closed"
         metrics.engine_breaker.labels(engine.name).set(0)
 
     @property
@@ -82,9 +83,10 @@ class GuardedEngine:
         with self._guarded() as verdict:
             async with aclosing(self._engine.stream(body, prefill)) as groups:
                 async for chunks in groups:
-                    if not verdict.given:
-                        verdict.well()
+                    if not verdict.begun:
+                        verdict.begins()
                     yield chunks
+            verdict.well()
 
     async def embed(self, body: Json) -> EmbeddingsReply:
         with self._guarded() as verdict:
@@ -95,26 +97,36 @@ class GuardedEngine:
     async def probe(self) -> None:
         await self._engine.probe()
         self._breaker.answers(self._clock())
+        self._tell()
 
     async def close(self) -> None:
         await self._engine.close()
 
     def _guarded(self) -> _Verdict:
-        return _Verdict(self.name, self._breaker, self._clock, self._metrics)
+        return _Verdict(self.name, self._breaker, self._clock, self._tell)
+
+    def _tell(self) -> None:
+        """Let operators know what the breaker is now, if that is news to them."""
+        state = self._breaker.state(self._clock())
+        if state == self._told:
+            return
+        self._told = state
+        self._metrics.engine_breaker.labels(self.name).set(AS_NUMBER[state])
+        log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
 
 
 class _Verdict:
     """One call: entering may raise EngineResting, leaving tells the breaker how the call ended."""
 
-    __slots__ = ("_breaker", "_clock", "_engine", "_metrics", "_trial", "given")
+    __slots__ = ("_breaker", "_clock", "_engine", "_tell", "_trial", "begun")
 
-    def __init__(self, engine: str, breaker: Breaker, clock: Callable[[], float], metrics: Metrics) -> None:
+    def __init__(self, engine: str, breaker: Breaker, clock: Callable[[], float], tell: Callable[[], None]) -> None:
         self._engine = engine
         self._breaker = breaker
         self._clock = clock
-        self._metrics = metrics
+        self._tell = tell
         self._trial = False
-        self.given = False
+        self.begun = False
 
     def __enter__(self) -> Self:
         now = self._clock()
@@ -126,13 +138,20 @@ class _Verdict:
                 retry_after_s=wait_s,
             )
         self._trial = self._breaker.begin(now)
+        self._tell()
         return self
 
+    def begins(self) -> None:
+        """The first of an answer has come."""
+        self.begun, self._trial = True, False
+        self._breaker.begun()
+        self._tell()
+
     def well(self) -> None:
-        """The engine does its part."""
-        self.given = True
-        if self._breaker.succeeded():
-            self._tell(logging.INFO)
+        """The engine has done its part."""
+        self._trial = False
+        self._breaker.succeeded()
+        self._tell()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -140,23 +159,18 @@ class _Verdict:
         breaker = self._breaker
         match error:
             case None:
-                pass
-            case EngineOverloaded(asked_s=float(seconds)):
-                # It lives: how much it is given is the batcher's to mend, and the caller's.
-                breaker.abandoned(trial=self._trial and not self.given)
-                breaker.asked_to_wait(self._clock(), seconds)
-                self._tell(logging.WARNING)
+                return
             case EngineOverloaded():
-                breaker.abandoned(trial=self._trial and not self.given)
-            case EngineRejected() if error.blames_request:
+                # It lives: how much it is given is the batcher's to mend, and the caller's.
+                breaker.abandoned(trial=self._trial)
+                if error.asked_s is not None:
+                    breaker.asked_to_wait(self._clock(), error.asked_s)
+            case EngineRejected() if error.blames_request and not isinstance(error, EngineCannot):
                 self.well()
-            case EngineError():
-                if breaker.failed(self._clock(), trial=self._trial and not self.given):
-                    self._tell(logging.WARNING)
+            case EngineError() if not (error.is_twin or isinstance(error, EngineCannot)):
+                breaker.failed(self._clock(), trial=self._trial)
+            case GeneratorExit() if self.begun:
+                self.well()  # whoever reads it has enough
             case _:
-                breaker.abandoned(trial=self._trial and not self.given)
-
-    def _tell(self, level: int) -> None:
-        state = self._breaker.state(self._clock())
-        self._metrics.engine_breaker.labels(self._engine).set(AS_NUMBER[state])
-        log.log(level, "breaker", engine=self._engine, state=state)
+                breaker.abandoned(trial=self._trial)
+        self._tell()

@@ -36,10 +36,12 @@ _MAX_REPLY_BYTES = 32_000_000
 _MAX_ERROR_BYTES = 64_000
 
 LAST_EVENT = b"[DONE]"
-_REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
+REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
 _COUNT_WITHIN_S = 2.0  # after the last word some engines still count
 # Below the 5 s after which uvicorn hangs up on an idle connection: a call sent while it does so is lost.
 _KEEP_ALIVE_S = 4.0
+# After that long it was no idle connection that broke: the engine had the call, and may have worked on it.
+_LOST_WITHIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,7 @@ class EngineHttp:
     async def _read_rest(response: aiohttp.ClientResponse) -> None:
         """See the body end: only then can its connection serve the next call. Nobody waits long for that."""
         with suppress(TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(_REST_WITHIN_S):
+            async with asyncio.timeout(REST_WITHIN_S):
                 await response.content.readany()
 
     def said(self, raw: bytes | Json) -> SaidError:
@@ -271,16 +273,19 @@ class EngineHttp:
         """Send, and wait for the reply's head.
 
         An engine may hang up on an idle connection in the moment in which it is used again, before it has read the
-        call. So a call that got no answer over a used connection goes out again; over a new one it does not.
+        call. So a call that breaks at once over a used connection goes out again; one over a new connection, or one
+        that the engine had for a while, does not: that is a failure, which costs, and is counted.
         """
         data = None if payload is None else orjson.dumps(payload)
+        loop = asyncio.get_running_loop()
         while True:
             _made_anew.set(False)
+            lost_until = loop.time() + _LOST_WITHIN_S
             sending = self._session.request(method, url, data=data, allow_redirects=False)
             try:
                 return await (sending if due is None else self._by(due, sending))
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if _made_anew.get():
+                if _made_anew.get() or loop.time() > lost_until:
                     raise
 
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:

@@ -124,7 +124,9 @@ class Lists:
             outcomes = await self._wire.send([member.request for member in members], [one for _, one in left])
         except EngineError as error:
             refused = isinstance(error, EngineRejected) and error.status_sent in _EACH_ALONE
-            outcomes = [None if refused else error.twin() for _ in members]
+            # One of those who wait has the error itself: of one call one failure is counted.
+            first = next((member for member in members if not member.reply.done()), None)
+            outcomes = [None if refused else error if member is first else error.twin() for member in members]
         except asyncio.CancelledError:
             for member in members:
                 member.reply.cancel()  # the engine is being closed, or nobody waits any more

@@ -22,10 +22,10 @@ from gateway.engines.litellm_wire import Elsewhere, EnginePool, TooLarge
 from gateway.engines.probing import find_continuation
 from gateway.engines.refusal import SaidError, hidden_in, refusal, said_error
 from gateway.errors import (
+    EngineCannot,
     EngineError,
     EngineFailed,
     EngineGarbled,
-    EngineRejected,
     EngineTimeout,
     EngineUnreachable,
 )
@@ -209,7 +209,7 @@ class LiteLLMEngine:
 
     async def embed(self, body: Json) -> EmbeddingsReply:
         """Not through LiteLLM; a policy that wants it is refused when it is read."""
-        raise EngineRejected(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
+        raise EngineCannot(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
 
     async def _text(self, sent: Json) -> Json:
         total_s = self._deadlines.total_s
@@ -254,14 +254,12 @@ class LiteLLMEngine:
         try:
             sent = arguments(body, None if lenient else self._supported)
         except Refused as refused:
-            rejected = EngineRejected(
+            raise EngineCannot(
                 f"Engine '{self._name}': {refused}",
                 engine=self._name,
                 status_sent=HTTPStatus.BAD_REQUEST,
                 param=refused.param,
-            )
-            rejected.heard = False
-            raise rejected from None
+            ) from None
         if prefill is not None:
             sent = place_prefix(prefill.how.mode, sent, prefill.text)
             flags = {name: sent.pop(name) for name in _FLAGS if name in sent}

@@ -67,6 +67,10 @@ _LOSABLE = frozenset({"prompt_cache_key", "safety_identifier", "seed", "service_
 _NEVER_UNSUPPORTED = frozenset({"messages"})
 
 _ADDRESS = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]*://")
+# Words, and what tools are called with: no provider's translation looks for addresses there. Content has parts.
+_OF_WORDS = frozenset(
+    {"content", "function_call", "name", "reasoning_content", "refusal", "role", "tool_call_id", "tool_calls"}
+)
 _REFERENCES = frozenset({"url", "uri", "image_url", "file_id", "file_uri", "video_url", "path"})
 
 
@@ -114,8 +118,14 @@ def _check_messages(messages: Iterable[Json]) -> None:
         content = message.get("content")
         for place, part in enumerate(content if isinstance(content, list) else ()):
             if isinstance(part, dict) and part.get("type") != "text" and _points_elsewhere(part):
-                at = f"messages[{index}].content[{place}]"
-                raise Refused(f"'{at}' holds an address. Send the data itself, as a data: URL.", at)
+                raise _address_at(f"messages[{index}].content[{place}]")
+        for name, value in message.items():
+            if name not in _OF_WORDS and _points_elsewhere(value, name):
+                raise _address_at(f"messages[{index}].{name}")
+
+
+def _address_at(at: str) -> Refused:
+    return Refused(f"'{at}' holds an address. Send the data itself, as a data: URL.", at)
 
 
 def _points_elsewhere(value: Any, name: str = "") -> bool:

@@ -16,7 +16,7 @@ from gateway.engines.lists import Lists
 from gateway.engines.probing import find_continuation
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
 from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, is_text, text_body
-from gateway.errors import EngineGarbled, EngineRejected
+from gateway.errors import EngineCannot, EngineError, EngineGarbled
 from gateway.reasoning import without_reasoning
 
 if TYPE_CHECKING:
@@ -116,13 +116,17 @@ class OpenAIEngine:
             return {**body, "model": self._model}
         if (lost := lost_as_text(body)) is not None or self._renderer is None:
             why = f"cannot carry it ({lost})" if lost else "is not known to render chats"
-            raise EngineRejected(
+            raise EngineCannot(
                 f"Engine '{self._name}' was to get a chat as a raw prompt, and {why}.",
                 engine=self._name,
                 status_sent=422,
             )
-        prompt = await self._renderer.begun(body, prefill.text)
-        limit = asked_limit(body) or self._renderer.limit(prompt)
+        try:
+            prompt = await self._renderer.begun(body, prefill.text)
+            limit = asked_limit(body) or self._renderer.limit(prompt)
+        except EngineError as error:
+            error.heard = False  # the model was not asked yet
+            raise
         return {**text_body(body, prompt, limit), "model": self._model}
 
     async def opening(

@@ -9,7 +9,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from gateway.errors import EngineGarbled, EngineRejected
+from gateway.errors import EngineCannot, EngineGarbled
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -39,7 +39,7 @@ class Renderer(Protocol):
         ...
 
     async def begun(self, chat: Json, opening: str) -> Prompt:
-        """The same with the answer begun. Raises EngineRejected where the model would think before it answers."""
+        """The same with the answer begun. Raises EngineCannot where the model would think before it answers."""
         ...
 
     def limit(self, prompt: Prompt) -> int | None:
@@ -140,7 +140,7 @@ class SGLangRenderer(_TokensRenderer):
     def limit(self, prompt: Prompt) -> int | None:
         left = (self.context_tokens or 0) - len(prompt) - 1
         if left < 1:
-            raise EngineRejected(
+            raise EngineCannot(
                 f"Engine '{self._http.name}' needs a limit on tokens to go on with a raw prompt, or has no room left.",
                 engine=self._http.name,
                 status_sent=422,
@@ -191,8 +191,8 @@ def _refuse_thought(prompt: str, engine: str) -> None:
         raise _thinks_first(engine)
 
 
-def _thinks_first(engine: str) -> EngineRejected:
-    return EngineRejected(
+def _thinks_first(engine: str) -> EngineCannot:
+    return EngineCannot(
         f"Engine '{engine}' has its model think before it answers: an opening would become a thought.",
         engine=engine,
         status_sent=422,

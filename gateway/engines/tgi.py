@@ -37,7 +37,7 @@ from gateway.engines.stops import StopFilter, before_stop
 from gateway.engines.texts import is_text
 from gateway.engines.tgi_stream import generate_stream
 from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, lost_by_generate, without_none
-from gateway.errors import EngineError, EngineGarbled, EngineRejected
+from gateway.errors import EngineCannot, EngineError, EngineGarbled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -212,7 +212,7 @@ class TGIEngine:
 
     async def embed(self, body: Json) -> EmbeddingsReply:
         """It has no such route; a policy that wants one is refused when it is read."""
-        raise EngineRejected(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
+        raise EngineCannot(f"Engine '{self._name}' makes no embeddings.", engine=self._name, status_sent=404)
 
     async def probe(self) -> None:
         """Read /info: the limits, and where the configuration asks for more than the server allows.
@@ -283,18 +283,21 @@ class TGIEngine:
         if lost is None and (body.get("n") or 1) > 1:
             lost = "n"
         if lost is not None:
-            rejected = EngineRejected(
+            raise EngineCannot(
                 f"Engine '{self._name}' takes one prompt in words for one answer, and cannot carry '{lost}'.",
                 engine=self._name,
                 status_sent=422,
                 param=lost,
             )
-            rejected.heard = False
-            raise rejected
         if prefill is None:
             prompt = body["prompt"]
             return generate_body(adapted, prompt if isinstance(prompt, str) else prompt[0])
-        return generate_body(adapted, await self._translated(self._renderer.begun(body, prefill.text)))
+        try:
+            prompt = await self._translated(self._renderer.begun(body, prefill.text))
+        except EngineError as error:
+            error.heard = False  # the model was not asked yet
+            raise
+        return generate_body(adapted, prompt)
 
     async def _translated(self, call: Awaitable[_T]) -> _T:
         try:

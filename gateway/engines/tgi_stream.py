@@ -6,13 +6,15 @@ failure after the request was read is an event under status 200 (TGI 3.3.7, rout
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import asyncio
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from gateway.engines.chat import read_usage
+from gateway.engines.http import REST_WITHIN_S
 from gateway.engines.refusal import reported
 from gateway.errors import EngineError, EngineFailed, EngineGarbled
 
@@ -50,6 +52,11 @@ async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[J
                     break
                 if isinstance(events[-1].get("generated_text"), str):
                     yield events
+                    # Its connection can serve the next call only when the end was seen.
+                    with suppress(TimeoutError, EngineError):
+                        async with asyncio.timeout(REST_WITHIN_S):
+                            async for _ in groups:
+                                pass
                     return
             if events:
                 yield events

@@ -11,7 +11,7 @@ package only; inside, it is `input_tokens` and `output_tokens`.
     reply.py        what every reply and chunk shares
 """
 
-from gateway.protocol.body import MAX_DEPTH, MAX_TOKENS, CallerRequest, Json, too_deep
+from gateway.protocol.body import MAX_CHOICES, MAX_DEPTH, MAX_TOKENS, CallerRequest, Json, too_deep
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
 from gateway.protocol.reply import ReplyHead, TextReplyHead, passed_on, usage_body
@@ -21,6 +21,7 @@ CompletionRequest = ChatRequest | TextRequest
 """What the path answers."""
 
 __all__ = [
+    "MAX_CHOICES",
     "MAX_DEPTH",
     "MAX_TOKENS",
     "CallerRequest",

@@ -18,6 +18,9 @@ MAX_DEPTH = 254
 """What orjson can write: deeper JSON could be read and never sent on."""
 _MAX_STOPS = 4
 
+MAX_CHOICES = 4096
+"""The most answers to one request: each is kept in mind until its stream ends."""
+
 MAX_TOKENS = 2**31 - 1
 """More than any answer has, and few enough that sums of them stay numbers that JSON can carry."""
 

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import (
+    MAX_CHOICES,
     MAX_TOKENS,
     Choices,
     Penalty,
@@ -81,6 +82,11 @@ def parse_text_completion(raw: bytes) -> TextRequest:
     body, known = read_body(raw, TextBody, "'model' and 'prompt'")
     prompts = each_text(known.prompt, "prompt")
     wanted, best_of = known.n or 1, known.best_of
+    if len(prompts) * wanted > MAX_CHOICES:
+        raise InvalidRequest(
+            f"'prompt' and 'n' ask for {len(prompts) * wanted} answers: send for at most {MAX_CHOICES} at once.",
+            param="prompt",
+        )
     if best_of is not None and best_of < wanted:
         raise InvalidRequest("'best_of' must be at least 'n': the best n of so many are returned.", param="best_of")
     if known.stream and best_of is not None and best_of > wanted:

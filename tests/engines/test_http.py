@@ -297,6 +297,26 @@ async def test_a_call_over_a_connection_that_the_engine_just_closed_goes_out_aga
     assert len(calls) == 3
 
 
+async def test_a_call_that_the_engine_had_for_a_while_does_not_go_out_again_unseen() -> None:
+    """It may have worked on it: making it anew is for those who count attempts, and what they cost."""
+    calls: list[int] = []
+
+    async def dies_at_the_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        calls.append(1)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+        await reader.readuntil(b"{}")
+        calls.append(2)
+        await asyncio.sleep(0.7)
+        writer.close()
+
+    async with listening(dies_at_the_second) as url, engine_http(url) as http:
+        assert (await http.post("/v1", {})).body == {}
+        error = await failure(http.post("/v1", {}), url)
+    assert (type(error), error.heard, calls) == (EngineUnreachable, True, [1, 2])
+
+
 async def test_a_reply_that_breaks_off_is_unreachable() -> None:
     """A part of a reply is none, even when it happens to be JSON."""
 

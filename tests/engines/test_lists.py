@@ -238,6 +238,7 @@ async def test_one_failure_is_everybodys_as_an_error_of_its_own(kind: str, statu
     assert {other.message for other in others} == {first.message}
     assert {outcome.retry_after_s for outcome in outcomes} == ({7.0} if status == 429 else {None})
     assert {outcome.heard for outcome in outcomes} == {status == 500}
+    assert [outcome.is_twin for outcome in outcomes].count(False) == 1, "one call, one failure"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -507,6 +507,33 @@ async def test_nothing_in_a_message_is_fetched(part: dict[str, Any]) -> None:
         assert fake.requests == []
 
 
+async def test_nothing_beside_what_a_message_says_is_fetched() -> None:
+    """For Gemini an assistant's `images` are more parts (litellm 1.110, llms/vertex_ai/gemini/transformation.py)."""
+    url = "https://127.0.0.1:1/a.png"
+    said = {"role": "assistant", "content": "There:", "images": [{"image_url": {"url": url}}]}
+    messages = [*MESSAGES, said, *MESSAGES]
+    model, path, base, options, *_ = PROVIDERS["gemini"]
+    async with behind(model, path.replace("streamG", "g"), replying({}), base, **options) as (engine, fake):
+        error = await failure(engine.complete({"messages": messages}), fake.url)
+        assert isinstance(error, EngineRejected)
+        assert f"messages[{len(MESSAGES)}].images" in error.message
+        assert fake.requests == []
+
+
+async def test_words_that_look_like_an_address_are_words() -> None:
+    """What is said, and what tools are called with, is not fetched by anybody."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"url": "http://127.0.0.1:1"}'}}
+    messages = [
+        {"role": "user", "content": "https://127.0.0.1:1/ ?", "name": "path"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "file:///etc/passwd"},
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    async with behind(CLAUDE, MESSAGES_PATH, replying(message("x"))) as (engine, fake):
+        await engine.complete({"messages": messages, "tools": tools})
+        assert len(fake.requests) == 1
+
+
 async def test_an_image_may_come_with_the_message() -> None:
     url = "data:image/png;base64,iVBORw0KGgo="
     messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]

@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from gateway.continuation import Continuation, Prefill
+from gateway.engines.base import OpeningRequest, Usage
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.tgi_text import generate_body, header_counts
 from gateway.errors import EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
@@ -251,6 +252,31 @@ async def test_what_says_the_same_as_nothing_is_not_refused(said: dict[str, Any]
         await engine.complete({"prompt": "a", "max_tokens": 2, "temperature": 0, **said})
         asked = {"details": True, "do_sample": False, "max_new_tokens": 2}
         assert fake.bodies == [{"inputs": "a", "parameters": asked}]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_chat_that_was_not_rendered_cost_nothing(streamed: bool) -> None:
+    """The model is asked only after that: the receipt has no tokens of such a call."""
+    async with serving({"/tokenize": replying(b"", status=500)}) as fake, engine_http(fake.url) as http:
+        engine = TGIEngine(NAME, http)
+        call = anext(engine.stream(CHAT, RAW)) if streamed else engine.complete(CHAT, RAW)
+        assert not (await failure(call, fake.url)).heard
+
+
+async def test_a_streams_connection_serves_the_next_call() -> None:
+    """TGI ends its stream without a word, in a packet after the last token's."""
+    details = {"finish_reason": "length", "input_length": 3, "generated_tokens": 1}
+    last = {**TOKEN, "generated_text": " small", "details": details}
+    routes = {**Tgi().routes(), "/generate_stream": streaming(last, pause_s=0.005)}
+    async with serving(routes) as fake, engine_http(fake.url) as http:
+        engine = TGIEngine(NAME, http)
+        for _ in range(3):
+            told: list[str] = []
+            heard = await engine.opening(OpeningRequest(1, prompt="a"), tell=told.append)
+            assert ([heard.text], heard.usage) == (told, Usage(3, 1))
+        async with aclosing(engine.stream({"prompt": "a", "max_tokens": 1})) as groups:
+            assert [group async for group in groups]
+        assert fake.connections == 1
 
 
 TOKEN = {"index": 1, "token": {"id": 1, "text": " small", "special": False}, "generated_text": None, "details": None}

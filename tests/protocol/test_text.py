@@ -56,6 +56,8 @@ def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
         ({"prompt": [[1], []]}, "prompt[1]"),
         ({"prompt": [[1], [1, -5]]}, "prompt[1][1]"),
         ({"prompt": [[1], ["a"]]}, "prompt[1][0]"),
+        ({"prompt": ["a"] * 4097}, "prompt"),
+        ({"prompt": ["a"] * 33, "n": 128}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1, "echo": True}, "max_tokens"),
         ({"max_tokens": 2**31}, "max_tokens"),

@@ -1,0 +1,159 @@
+"""What a guarded engine tells its breaker, and what it tells operators."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.engines.base import EngineState
+from gateway.engines.breaker import Breaker, BreakerRule
+from gateway.engines.guard import GuardedEngine
+from gateway.errors import EngineCannot, EngineError, EngineFailed, EngineOverloaded, EngineResting
+from gateway.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+RULE = BreakerRule(failures=2, rest_s=1.0, longest_s=5.0)
+WORD = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
+Play = list[dict[str, Any] | EngineError]
+
+
+class Scripted:
+    """An engine that does, call by call, what it was given: chunks, and errors where they are raised."""
+
+    name = "small"
+    state = EngineState()
+
+    def __init__(self, plays: Sequence[Play]) -> None:
+        self.plays = list(plays)
+
+    async def stream(self, body: Any, prefill: Any = None) -> AsyncGenerator[list[Any], None]:
+        for step in self.plays.pop(0):
+            if isinstance(step, EngineError):
+                raise step
+            yield [step]
+
+    async def probe(self) -> None:
+        pass
+
+
+class World:
+    def __init__(self, *plays: Play) -> None:
+        self.now = 0.0
+        self.metrics = Metrics()
+        breaker = Breaker(RULE, draw=lambda: 0.5)
+        self.engine = GuardedEngine(Scripted(plays), breaker, self.metrics, clock=lambda: self.now)  # type: ignore[arg-type]
+
+    async def call(self, *, most: int = 99) -> EngineError | None:
+        """A stream read to its end, or left after so many chunks."""
+        try:
+            async with aclosing(self.engine.stream({})) as groups:
+                async for _ in groups:
+                    most -= 1
+                    if not most:
+                        break
+        except EngineError as error:
+            return error
+        return None
+
+    @property
+    def gauge(self) -> float:
+        return self.metrics.engine_breaker.labels("small")._value.get()  # type: ignore[no-any-return]
+
+
+def failed() -> EngineFailed:
+    return EngineFailed("It broke off.", engine="small")
+
+
+async def test_a_trial_whose_answer_is_empty_ends_the_rest() -> None:
+    """A stream may end well without a chunk: a verdict that never came would keep the engine resting for ever."""
+    world = World([failed()], [failed()], [], [WORD])
+    await world.call()
+    await world.call()
+    world.now = 1.0
+    assert await world.call() is None
+    assert world.engine.breaker == "closed"
+    assert await world.call() is None
+
+
+async def test_an_engine_that_always_breaks_off_midway_comes_to_rest() -> None:
+    """Its first words are no success: callers would get halves for ever, with another student at hand."""
+    world = World([WORD, failed()], [WORD, failed()], [WORD])
+    await world.call()
+    await world.call()
+    assert isinstance(await world.call(), EngineResting)
+
+
+async def test_the_first_words_of_a_trial_let_the_others_through() -> None:
+    """An answer takes long, and they would wait for its end."""
+    world = World([failed()], [failed()], [WORD, WORD])
+    await world.call()
+    await world.call()
+    world.now = 1.0
+    async with aclosing(world.engine.stream({})) as groups:
+        await anext(groups)
+        assert not world.engine.rests
+
+
+async def test_a_stream_that_its_reader_has_enough_of_is_a_success() -> None:
+    """The caller's stop text was met: nothing went wrong."""
+    world = World([failed()], [WORD, WORD], [failed()], [WORD])
+    await world.call()
+    await world.call(most=1)
+    await world.call()
+    assert await world.call() is None
+
+
+async def test_what_the_gateway_itself_refuses_says_nothing_of_the_engine() -> None:
+    """It was not asked: such a request may not end a trial, nor the count of failures."""
+    cannot = EngineCannot("It takes no raw prompts.", engine="small", status_sent=422)
+    world = World([failed()], [cannot], [failed()], [cannot], [WORD])
+    await world.call()
+    await world.call()
+    await world.call()
+    assert isinstance(await world.call(), EngineResting)
+    world.now, world.engine._engine.plays = 1.0, [[cannot], [WORD]]  # type: ignore[attr-defined]
+    assert await world.call() is cannot
+    assert world.engine.breaker == "half_open"
+    assert await world.call() is None
+
+
+async def test_a_call_that_failed_for_many_is_one_failure() -> None:
+    """The openings of a batch that went out as a list."""
+    error = failed()
+    world = World([error], *[[error.twin()] for _ in range(7)], [WORD])
+    for _ in range(8):
+        await world.call()
+    assert await world.call() is None
+
+
+async def test_the_metric_follows_a_pause_that_the_engine_asked_for_to_its_end() -> None:
+    """No trial ends such a pause: the next call does, or the next probe."""
+    busy = EngineOverloaded("429", engine="small", retry_after_s=2.0)
+    world = World([busy], [WORD], [busy])
+    await world.call()
+    assert world.gauge == 2
+    world.now = 3.0
+    await world.call()
+    assert world.gauge == 0
+    await world.call()
+    world.now = 6.0
+    await world.engine.probe()
+    assert world.gauge == 0
+
+
+@pytest.mark.parametrize("calls", [2, 3])
+async def test_a_breaker_that_opens_is_said_once(calls: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not once for each of the calls that were under way."""
+    busy = EngineOverloaded("429", engine="small", retry_after_s=2.0)
+    world = World(*[[WORD, busy]] * calls)
+    groups = [world.engine.stream({}) for _ in range(calls)]
+    for one in groups:
+        await anext(one)
+    for one in groups:
+        with pytest.raises(EngineOverloaded):
+            await anext(one)
+    assert capsys.readouterr().out.count("breaker") == 1
