@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import statistics
 import time
@@ -184,20 +183,15 @@ def _measure(cases: list[Case], started: dict[str, System], rounds: int, seconds
 
 def _round(case: Case, system: System, seconds: int, first: int) -> Round:
     unguided = system.unguided() if system.unguided is not None else 0
-    used, all_used, ours, began = system.cpu_s(), proc.busy_s(), _ours_s(), time.monotonic()
+    used, all_used, ours, began = system.cpu_s(), proc.busy_s(), proc.ours_s(), time.monotonic()
     reading = wrk.run(system.targets[case.kind], case.kind, concurrency=case.concurrency, seconds=seconds, first=first)
     took = time.monotonic() - began
     return Round(
         reading,
         cores=(system.cpu_s() - used) / took,
-        others=max(0.0, (proc.busy_s() - all_used) - (_ours_s() - ours)) / took,
+        others=max(0.0, (proc.busy_s() - all_used) - (proc.ours_s() - ours)) / took,
         unguided=system.unguided() - unguided if system.unguided is not None else 0,
     )
-
-
-def _ours_s() -> float:
-    """CPU seconds of this process, of what it started, and of the wrk runs that have ended."""
-    return sum(proc.cpu_s(pid) for pid in proc.tree(os.getpid())) + sum(os.times()[2:4])
 
 
 def _table(

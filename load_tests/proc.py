@@ -20,6 +20,11 @@ def busy_s() -> float:
     return (sum(fields) - fields[3] - fields[4]) / _TICKS_PER_S
 
 
+def ours_s() -> float:
+    """CPU seconds of this process, of what it started, and of those of its children that have ended."""
+    return sum(cpu_s(pid) for pid in tree(os.getpid())) + sum(os.times()[2:4])
+
+
 def rss_bytes(pid: int) -> int:
     """Resident memory of one process; 0 when it is gone."""
     try:

@@ -10,21 +10,19 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import aiohttp
-import orjson
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gateway.engines.sse import SseDecoder
 from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
+from load_tests.chat_client import Timed, ask
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model, running_gateway
 from tests.readiness import wait_until_probed
 
@@ -77,52 +75,26 @@ async def _measure(questions: int, tokens: int, max_tokens: int, teacher: str, s
                 WAYS[2]: (stack.student_url, "bare"),
                 WAYS[3]: (gateway.url, "chat-teacher"),
             }
-            seen: dict[str, list[tuple[float, float, int]]] = {way: [] for way in WAYS}
+            seen: dict[str, list[Timed]] = {way: [] for way in WAYS}
             async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
                 for number in track(range(questions + 1), "questions (the first one warms up)"):
+                    question = (
+                        f"A shop sells {number + 12} boxes with {number + 3} pens each. How many pens is that? "
+                        "Explain each step."
+                    )
                     for way, (url, name) in ways.items():
-                        timed = await _ask(session, url, name, number, max_tokens)
+                        # cache_prompt: each way reads its prompt afresh
+                        timed = await ask(session, url, name, question, max_tokens, cache_prompt=False)
                         if number:
                             seen[way].append(timed)
     return {
         way: {
-            "first_ms": statistics.median(first for first, _, _ in times) * 1000,
-            "total_ms": statistics.median(total for _, total, _ in times) * 1000,
-            "tokens": statistics.median(count for _, _, count in times),
+            "first_ms": statistics.median(one.first_s for one in times) * 1000,
+            "total_ms": statistics.median(one.total_s for one in times) * 1000,
+            "tokens": statistics.median(one.tokens for one in times),
         }
         for way, times in seen.items()
     }
-
-
-async def _ask(
-    session: aiohttp.ClientSession, url: str, name: str, number: int, max_tokens: int
-) -> tuple[float, float, int]:
-    """Seconds to the first words, seconds in all, and completion tokens of one streamed answer."""
-    question = (
-        f"A shop sells {number + 12} boxes with {number + 3} pens each. How many pens is that? Explain each step."
-    )
-    body = {
-        "model": name,
-        "messages": [{"role": "user", "content": question}],
-        "max_tokens": max_tokens,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "cache_prompt": False,  # each way reads its prompt afresh
-    }
-    decoder = SseDecoder()
-    started, first, counted = time.perf_counter(), 0.0, 0
-    async with session.post(f"{url}/v1/chat/completions", data=orjson.dumps(body)) as reply:
-        if not reply.ok:
-            raise typer.BadParameter(f"{name} answered {reply.status}: {await reply.text()}")
-        async for received in reply.content.iter_any():
-            for data in decoder.feed(received):
-                event = {} if data == b"[DONE]" else orjson.loads(data)
-                if not first and any(choice["delta"].get("content") for choice in event.get("choices", ())):
-                    first = time.perf_counter() - started
-                if event.get("usage"):
-                    counted = event["usage"]["completion_tokens"]
-    return first, time.perf_counter() - started, counted
 
 
 if __name__ == "__main__":

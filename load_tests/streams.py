@@ -140,7 +140,7 @@ def main(
     with interruptible(), TemporaryDirectory(prefix="gkt-streams-") as folder, ExitStack() as stack:
         site = Site(Path(folder), stack)
         (port,) = free_ports(1)
-        site.ports.update(json=port, stream=port, teacher=port)
+        site.ports.update(json=port, stream=port, teacher=port, teacher_stream=port)
         slow = site.start(
             "slow upstream", sys.executable, Path(__file__).with_name("slow_upstream.py"), "--port", str(port)
         )

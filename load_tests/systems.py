@@ -88,18 +88,15 @@ class Starter(Protocol):
 
 
 def start_upstream(site: Site) -> System:
-    """nginx: three ports of fixed answers."""
-    site.ports.update(zip(("json", "stream", "teacher"), free_ports(3), strict=True))
-    texts = {name: (PEERS / "nginx" / name).read_text() for name in ("student.json", "teacher.json", "student.sse")}
-    events = texts["student.sse"]
-    # A word of nginx's configuration has 4096 bytes at most.
-    parts = (events[start : start + 2000] for start in range(0, len(events), 2000))
+    """nginx: four ports of fixed answers."""
+    site.ports.update(zip(("json", "stream", "teacher", "teacher_stream"), free_ports(4), strict=True))
+    names = ("student.json", "teacher.json", "student.sse", "teacher.sse")
+    texts = {name: (PEERS / "nginx" / name).read_text() for name in names}
     config = site.fill(
         "nginx/nginx.conf",
         **{
-            "student.json": _nginx_word(_compact(texts["student.json"])),
-            "teacher.json": _nginx_word(_compact(texts["teacher.json"])),
-            "student.sse": "\n".join(f"set $events {_nginx_word('${events}' + part)};" for part in parts),
+            name: _nginx_events(text) if name.endswith(".sse") else _nginx_word(_compact(text))
+            for name, text in texts.items()
         },
     )
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -163,7 +160,7 @@ def start_gateway(site: Site) -> tuple[System, System]:
         "the same process: a teacher's and a student's call for each request",
         _targets(ours.url, ours.url, "guided-json", "guided-stream", ours.headers),
         (ours.child,),
-        lambda: _unguided(ours.admin_url),
+        lambda: unguided_so_far(ours.admin_url),
     )
     _wait_until_it_answers(student, ours.child)
     _wait_until_it_answers(guided, ours.child, _TEACHER_SAID)
@@ -302,9 +299,16 @@ def _ask(target: Target, kind: Kind) -> str:
     try:
         with urllib.request.urlopen(request, timeout=10) as reply:
             text: str = reply.read().decode()
-            return text
+            return text if kind == "json" else _words(text)
     except urllib.error.HTTPError as error:
         raise ValueError(f"status {error.code}: {error.read()[:300].decode(errors='replace')}") from error
+
+
+def _words(stream: str) -> str:
+    """What the events of a stream say, joined, and its end."""
+    events = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    choices = (choice for event in events if event != "[DONE]" for choice in json.loads(event).get("choices", ()))
+    return "".join([choice["delta"].get("content") or "" for choice in choices] + events[-1:])
 
 
 def _probed(admin_url: str) -> bool:
@@ -312,7 +316,8 @@ def _probed(admin_url: str) -> bool:
         return all(engine["up"] is not None for engine in json.load(reply)["engines"].values())
 
 
-def _unguided(admin_url: str) -> int:
+def unguided_so_far(admin_url: str) -> int:
+    """How many requests a gateway has answered without guidance that were to have some."""
     with urllib.request.urlopen(f"{admin_url}/metrics", timeout=5) as reply:
         text = reply.read().decode()
     return sum(int(float(value)) for value in re.findall(r"^gkt_unguided_total\{.*\} (\S+)$", text, re.MULTILINE))
@@ -328,6 +333,12 @@ def _version(peer: str, package: str) -> str:
     )
     assert found is not None, f"the pins of {peer} do not name {package}"
     return found[1]
+
+
+def _nginx_events(text: str) -> str:
+    """Lines that fill nginx's variable `$events`, in parts: a word of its configuration has 4096 bytes at most."""
+    parts = (text[start : start + 2000] for start in range(0, len(text), 2000))
+    return "\n".join(f"set $events {_nginx_word('${events}' + part)};" for part in parts)
 
 
 def _nginx_word(text: str) -> str:

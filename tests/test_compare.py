@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -188,6 +189,16 @@ def test_a_concurrency_that_makes_no_sense_is_refused(text: str) -> None:
 def test_gates_are_refused_when_their_systems_are_left_out() -> None:
     with pytest.raises(typer.BadParameter, match="--gates needs ours, guided"):
         compare.main(only="bare,upstream,student", with_gates=True)
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
+    """As they are configured, whatever the gateway's defaults are by now: a row that goes unguided does not start."""
+    with ExitStack() as stack:
+        site = systems.Site(tmp_path, stack)
+        systems.start_upstream(site)
+        student, guided = systems.start_gateway(site)
+        assert (student.unguided, guided.unguided and guided.unguided()) == (None, 0)
 
 
 def test_a_text_becomes_one_word_of_nginxs_configuration() -> None:

@@ -1,0 +1,64 @@
+"""One streamed chat completion, timed as its caller sees it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import typer
+
+from gateway.engines.sse import SseDecoder
+
+if TYPE_CHECKING:
+    import aiohttp
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """An answer.
+
+    Attributes:
+        first_s: until the first words.
+        total_s: until the stream had ended.
+        tokens: of the completion, as `usage` has it.
+        facts: what the gateway's last chunk tells of the receipt (`gkt`); empty from a bare engine.
+    """
+
+    first_s: float
+    total_s: float
+    tokens: int
+    facts: dict[str, Any]
+
+
+async def ask(
+    session: aiohttp.ClientSession, url: str, model: str, question: str, max_tokens: int, **more: Any
+) -> Timed:
+    """Ask greedily, and read the stream to its end. Raises typer.BadParameter when it fails, or brings no words."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **more,
+    }
+    decoder = SseDecoder()
+    started, first_s, tokens, facts = time.perf_counter(), 0.0, 0, {}
+    async with session.post(f"{url}/v1/chat/completions", data=orjson.dumps(body)) as reply:
+        if not reply.ok:
+            raise typer.BadParameter(f"{model} answered {reply.status}: {await reply.text()}")
+        async for received in reply.content.iter_any():
+            for data in decoder.feed(received):
+                event = {} if data == b"[DONE]" else orjson.loads(data)
+                if "error" in event:
+                    raise typer.BadParameter(f"{model}'s answer broke off: {event['error']}")
+                if not first_s and any(choice["delta"].get("content") for choice in event.get("choices", ())):
+                    first_s = time.perf_counter() - started
+                if event.get("usage"):
+                    tokens, facts = event["usage"]["completion_tokens"], event.get("gkt", {})
+    if not first_s:
+        raise typer.BadParameter(f"{model} answered without a word: {question!r}")
+    return Timed(first_s, time.perf_counter() - started, tokens, facts)

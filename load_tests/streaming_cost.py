@@ -1,0 +1,169 @@
+"""What it costs the gateway to show guidance as it grows: requests with `guidance.stream` on and off, side by side.
+
+    PYTHONPATH=. python load_tests/streaming_cost.py --help
+
+A modelled teacher and a student without latency, one gateway process, and wrk with streams. Both ways take turns, and
+the other one begins each time. Loopback only, and it ends by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from load_tests import markdown, proc, wrk
+from load_tests.children import interruptible
+from load_tests.engine_process import fake_engine
+from load_tests.machine import machine
+from load_tests.systems import Site, run_gateway, unguided_so_far
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from load_tests.systems import GatewayProcess
+
+STREAMED, WHOLE = "streamed", "not streamed"
+# By the route of peers/gateway/policies/bench.yaml that goes this way.
+ROUTES = {"guided-40": STREAMED, "guided-40-whole": WHOLE}
+TEACHERS = {"all at once": "instant", "token by token": "paced"}
+"""How a teacher's tokens come, and the file under timings/ that says so."""
+HEAD = ("teacher writes", "guidance", "requests/s", "per CPU s", "of not streamed", "p50", "errors")
+# Prompts are numbered; no round may begin within the numbers of another.
+_NUMBERS_PER_ROUND = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One way's turn. `cpu_s` are the gateway's, its Redis included."""
+
+    reading: wrk.Reading
+    cpu_s: float
+    unguided: int
+
+    @property
+    def answered(self) -> int:
+        return self.reading.requests - self.reading.refused - self.unguided
+
+
+def main(
+    callers: Annotated[int, typer.Option(min=1, max=256, help="Callers, each with one stream at a time.")] = 32,
+    seconds: Annotated[int, typer.Option(min=1, max=60, help="Length of a round.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, max=20, help="Rounds of each way; their median is shown.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
+) -> None:
+    """Print guided streams per second with and without streamed guidance, m = 40, and their ratio.
+
+    **all at once**: the teacher's 40 tokens arrive together, so the gateway is full, and requests/s say what it can
+    do. **token by token**: one every 5 ms (load_tests/timings/paced.yaml), as a real teacher writes: each is read and
+    shown by itself, which is the most that streaming costs. The teacher's pace bounds the requests/s then, so
+    compare **per CPU s**: requests for each CPU second of the gateway and its Redis.
+
+    Needs wrk (Debian: apt install wrk). The table is Markdown, as docs/benchmarks.md has it; it takes about a minute.
+    """
+    if "wrk" in wrk.missing():
+        raise typer.BadParameter("not installed: wrk (Debian: apt install wrk)")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left:"))
+    with interruptible(), Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        bar = progress.add_task("starting", total=len(TEACHERS) * len(ROUTES) * (1 + rounds))
+
+        def told(what: str) -> None:
+            progress.update(bar, description=what, advance=1)
+
+        began, busy, ours = time.monotonic(), proc.busy_s(), proc.ours_s()
+        teachers = {name: measure(name, callers, seconds, rounds, told) for name in TEACHERS}
+        others = (proc.busy_s() - busy - (proc.ours_s() - ours)) / (time.monotonic() - began)
+    figures = {"machine": machine(), "callers": callers, "others_cores": max(0.0, others), "teachers": teachers}
+    typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))
+
+
+def measure(
+    teacher: str, callers: int, seconds: int, rounds: int, told: Callable[[str], None] = lambda _: None
+) -> dict[str, dict[str, Any]]:
+    """Figures of each way with a teacher of `TEACHERS`. `told` hears of each turn that was taken."""
+    with ExitStack() as stack:
+        for_s = 60.0 + 4 * seconds * (1 + rounds)
+        big = stack.enter_context(fake_engine(TEACHERS[teacher], dialect="tgi", for_s=for_s))
+        small = stack.enter_context(fake_engine("instant", dialect="openai", for_s=for_s))
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="gkt-streaming-cost-")))
+        site = Site(folder, stack)
+        site.ports.update(json=_port(small), stream=_port(small), teacher=_port(big), teacher_stream=_port(big))
+        gateway = run_gateway(site)
+        routes, seen = list(ROUTES), dict[str, list[Round]]()
+        for turn in range(-1, rounds):  # the first one warms up
+            for place, route in enumerate(routes if turn % 2 else routes[::-1]):
+                first = (2 * (turn + 1) + place) * _NUMBERS_PER_ROUND
+                one = _round(gateway, route, callers, 1 if turn < 0 else seconds, first)
+                if turn >= 0:
+                    seen.setdefault(ROUTES[route], []).append(one)
+                told(f"{teacher}, {ROUTES[route]}")
+    return figures_of(seen)
+
+
+def _round(gateway: GatewayProcess, route: str, callers: int, seconds: int, first: int) -> Round:
+    target = wrk.Target(f"{gateway.url}/v1/chat/completions", route, gateway.headers)
+    used, unguided = gateway.child.cpu_s(), unguided_so_far(gateway.admin_url)
+    reading = wrk.run(target, "stream", concurrency=callers, seconds=seconds, first=first)
+    return Round(reading, gateway.child.cpu_s() - used, unguided_so_far(gateway.admin_url) - unguided)
+
+
+def figures_of(seen: dict[str, list[Round]]) -> dict[str, dict[str, Any]]:
+    """Medians over the rounds of each way; errors are sums."""
+    figures: dict[str, dict[str, Any]] = {}
+    for way, rounds in seen.items():
+        figures[way] = {
+            "per_second": statistics.median(one.answered / one.reading.seconds for one in rounds),
+            "per_cpu_s": statistics.median(one.answered / one.cpu_s for one in rounds),
+            "p50_ms": statistics.median(one.reading.p50_ms for one in rounds),
+            "errors": sum(one.reading.refused + one.reading.broken + one.unguided for one in rounds),
+        }
+    for one_way in figures.values():
+        one_way["of_whole"] = one_way["per_cpu_s"] / figures[WHOLE]["per_cpu_s"]
+    return figures
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The figures as docs/benchmarks.md has them."""
+    rows = [
+        (
+            teacher,
+            way,
+            f"{seen['per_second']:.0f}",
+            f"{seen['per_cpu_s']:.0f}",
+            f"{seen['of_whole']:.2f}",
+            f"{seen['p50_ms']:.1f} ms",
+            str(seen["errors"]),
+        )
+        for teacher, ways in figures["teachers"].items()
+        for way, seen in sorted(ways.items(), reverse=True)
+    ]
+    return "\n".join(
+        (
+            markdown.table(HEAD, rows),
+            "",
+            f"{figures['callers']} callers, m = 40. {figures['machine']}",
+            f"Other programs used {figures['others_cores']:.2f} cores meanwhile.",
+        )
+    )
+
+
+def _port(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

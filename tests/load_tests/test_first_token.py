@@ -1,0 +1,109 @@
+"""load_tests/first_token.py and streaming_cost.py: that they measure what they say; no figure is judged here."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from load_tests import first_token, markdown, streaming_cost, wrk
+from load_tests.chat_client import Timed
+from load_tests.engine_process import fake_engine
+from load_tests.first_token import STREAMED, STUDENT, TEACHER, WHOLE, Asking, Engines
+
+BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+
+def timed(first_ms: float, mode: str = "guided", *, told_ms: float | None = None) -> Timed:
+    told = first_ms if told_ms is None else told_ms
+    return Timed(first_ms / 1000, 1.0, 64, {"mode": mode, "first_token_ms": told})
+
+
+def seen() -> dict[str, list[Timed]]:
+    return {
+        STREAMED: [timed(200), timed(300, "teacher_complete"), timed(900, told_ms=880)],
+        WHOLE: [timed(600), timed(600), timed(600, "student")],
+        STUDENT: [timed(150, "student")] * 3,
+        TEACHER: [timed(200, "teacher")] * 3,
+    }
+
+
+def test_every_way_is_asked_everything_and_another_one_begins_each_time() -> None:
+    asked = first_token.in_turn(["a", "b", "c"], ["1", "2", "3", "4"])
+    assert [way for way, _ in asked] == [*"abc", *"bca", *"cab", *"abc"]
+    assert [question for _, question in asked] == [*"111", *"222", *"333", *"444"]
+
+
+def test_figures_are_of_each_ways_own_answers_and_ratios_of_their_medians() -> None:
+    ways = first_token.figures_of(seen(), 0.2)["ways"]
+    streamed = ways[STREAMED]
+    assert (streamed["first_p50_ms"], streamed["first_p90_ms"]) == (300, 900)
+    assert (streamed["of_student"], streamed["of_whole"]) == (2.0, 0.5)
+    assert streamed["apart_max_ms"] == pytest.approx(20)
+    assert streamed["modes"] == {"guided": 2, "teacher_complete": 1}
+
+
+def test_an_answer_that_went_unguided_is_seen_in_the_table() -> None:
+    """It would be the student's first token, and make guidance look fast."""
+    figures = first_token.figures_of(seen(), 0.2) | {"machine": "One.", "teacher": "t", "student": "s", "m": 40}
+    rows = {line.split("|")[1].strip(): line for line in first_token.shown(figures).splitlines() if line[:1] == "|"}
+    assert rows[STREAMED].endswith("| 3 of 3 |")
+    assert rows[WHOLE].endswith("| 2 of 3 |")
+    assert "at most 20.0 ms apart" in first_token.shown(figures)
+
+
+async def test_all_four_ways_are_measured_through_a_gateway(redis_url: str) -> None:
+    """Each answers in its own mode; only guidance that streams is heard before it is whole."""
+    heard: list[str] = []
+    asking = Asking(["Why?", "When?"], rounds=2, tokens=40, max_tokens=60)
+    with (
+        fake_engine("paced", dialect="tgi", for_s=120) as teacher,
+        fake_engine("instant", dialect="openai", for_s=120) as student,
+    ):
+        answers, _ = await first_token.measure(Engines(teacher, student, redis_url), asking, heard.append)
+    modes = {way: {one.facts["mode"] for one in timed} for way, timed in answers.items()}
+    assert modes == {STREAMED: {"guided"}, WHOLE: {"guided"}, STUDENT: {"student"}, TEACHER: {"teacher"}}
+    assert len(heard) == asking.calls
+    assert {len(timed) for timed in answers.values()} == {4}
+    for way, timed in answers.items():
+        for one in timed:
+            assert one.facts["first_token_ms"] <= one.facts["total_ms"]
+            assert 0 < one.first_s <= one.total_s
+            if way == WHOLE:
+                assert one.facts["first_token_ms"] >= one.facts["teacher_ms"]
+    assert any(one.facts["first_token_ms"] < one.facts["teacher_ms"] for one in answers[STREAMED])
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+async def test_both_kinds_of_guidance_are_driven_through_a_gateway_without_errors() -> None:
+    """Refusals, broken streams and answers without guidance all count as errors."""
+    figures = await asyncio.to_thread(streaming_cost.measure, "token by token", 4, 1, 1)
+    assert set(figures) == set(streaming_cost.ROUTES.values())
+    for way in figures.values():
+        assert way["errors"] == 0
+        assert way["per_cpu_s"] > 0
+        assert way["p50_ms"] > 150, "40 tokens, one every 5 ms"
+
+
+def test_streaming_is_compared_by_cpu_time_and_unguided_answers_are_errors() -> None:
+    """A teacher that sets the pace makes the requests/s of both the same."""
+
+    def rounds(cpu_s: float, unguided: int = 0) -> list[streaming_cost.Round]:
+        return [streaming_cost.Round(wrk.Reading(100, 2.0, 5.0, 9.0, 0, 0), cpu_s, unguided)]
+
+    figures = streaming_cost.figures_of(
+        {streaming_cost.STREAMED: rounds(0.5), streaming_cost.WHOLE: rounds(0.2, unguided=20)}
+    )
+    assert figures[streaming_cost.STREAMED]["of_whole"] == pytest.approx(0.5)
+    assert figures[streaming_cost.WHOLE] | {"of_whole": 1} == {
+        "per_second": 40, "per_cpu_s": pytest.approx(400), "p50_ms": 5.0, "errors": 20, "of_whole": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("script", [first_token, streaming_cost])
+def test_the_page_holds_the_table_that_the_script_prints(script: Any) -> None:
+    """Figures are put there by copying its output."""
+    assert markdown.line(script.HEAD) in BENCHMARKS.read_text().splitlines()
