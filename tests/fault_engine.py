@@ -33,6 +33,7 @@ MISSING: Any = object()
 SECRET = "sk-of-the-engine"
 """The key that the engine is called with; it quotes it, and its address, wherever it says what went wrong."""
 
+_READ_WITHIN_S = 0.1
 _APART_S = 0.001  # long enough for two packets not to be read as one, unless the machine is busy
 _MEGABYTE = 1_000_000
 
@@ -104,6 +105,10 @@ class Wire:
 
     # How it is sent.
 
+    async def is_read(self) -> None:
+        """What breaks after this breaks behind what was sent, on a busy machine too."""
+        await asyncio.sleep(_READ_WITHIN_S)
+
     async def send(self, *packets: bytes) -> None:
         """Send each in a packet of its own."""
         for packet in packets:
@@ -144,7 +149,7 @@ class Wire:
 
     async def reset(self) -> None:
         """Break the connection the hard way (RST)."""
-        await asyncio.sleep(_APART_S * 10)  # so that what was sent is read first
+        await self.is_read()
         linger = struct.pack("ii", 1, 0)
         self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.writer.transport.abort()

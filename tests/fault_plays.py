@@ -224,7 +224,9 @@ def changing(events: list[bytes]) -> Iterable[bytes]:
 
 async def broken_chunks(wire: Wire) -> None:
     await wire.begin()
-    await wire.send(chunked(_half(wire)), b"not a size\r\n")
+    await wire.send(chunked(_half(wire)))
+    await wire.is_read()
+    await wire.send(b"not a size\r\n")
     await wire.stall()
 
 

@@ -11,7 +11,8 @@ from tests.clients.programs import Performance
 from tests.clients.refusals import RAISES, REFUSALS, Refusal
 from tests.clients.stage import CALLED, OPENING, PERSON, REST, WHOLE, Stage
 
-pytestmark = pytest.mark.timeout(300)  # importing it takes five seconds of a quiet core
+# Importing it takes five seconds of a quiet core.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
 
 SCENES = ["answer", "async_answer", "stream", "async_stream", "tools", "tools_streamed", "structured", "busy_twice",
           "no_retries", "impatient", "breaks", "ends_early", "wire_cut"]  # fmt: skip

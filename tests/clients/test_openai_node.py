@@ -15,7 +15,8 @@ from tests.clients.stage import CALLED, PERSON, REST, WHOLE, Stage
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.timeout(300)  # it is installed on first use
+# It is installed on first use.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
 
 SCENES = ["answer", "stream", "prompt", "prompt_streamed", "vector", "stream_helper", "tools", "tools_streamed",
           "tools_run", "parse", "models", "busy_twice", "no_retries", "impatient", "breaks", "ends_early", "wire_cut",

@@ -55,6 +55,7 @@ def test_an_answer_that_went_unguided_is_seen_in_the_table() -> None:
     assert "at most 20.0 ms apart" in first_token.shown(figures)
 
 
+@pytest.mark.long
 async def test_all_four_ways_are_measured_through_a_gateway(redis_url: str) -> None:
     """Each answers in its own mode; only guidance that streams is heard before it is whole."""
     heard: list[str] = []
@@ -77,6 +78,7 @@ async def test_all_four_ways_are_measured_through_a_gateway(redis_url: str) -> N
     assert any(one.facts["first_token_ms"] < one.facts["teacher_ms"] for one in answers[STREAMED])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 async def test_both_kinds_of_guidance_are_driven_through_a_gateway_without_errors() -> None:
     """Refusals, broken streams and answers without guidance all count as errors."""

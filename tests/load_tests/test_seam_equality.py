@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 @pytest.mark.models
 @pytest.mark.timeout(300)
 def test_an_answer_that_one_model_opens_and_goes_on_with_is_its_own(tmp_path: Path) -> None:
