@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+# Whole processes die under load here, each test for seconds: test_crash.py has the same for one process at a time.
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
 
 CAP = 3
 LEASE_S = 3.0
@@ -277,9 +278,7 @@ async def fleet(folder: Path, gateways: int) -> AsyncIterator[Fleet]:
                     await asyncio.to_thread(process.close)
 
 
-@pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=[2, pytest.param(4, marks=pytest.mark.long)], ids=["two", "four"]
-)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[2, 4], ids=["two", "four"])
 async def machines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     async with fleet(tmp_path_factory.mktemp("crashes"), request.param) as here:
         yield here

@@ -48,6 +48,7 @@ async def _ask(client: AsyncOpenAI, **more: Any) -> dict[str, Any]:
     return await _receipt(client, raw.headers["x-request-id"])
 
 
+@pytest.mark.long
 async def test_two_processes_on_one_redis_fill_one_batch(engines: LocalStack, redis_url: str, tmp_path: Path) -> None:
     """12 callers on each of two processes: one batch id stands in receipts of both, and no batch passes its bound."""
     config: dict[str, Any] = {

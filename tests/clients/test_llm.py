@@ -90,6 +90,7 @@ def llm_long(stage: Stage, user_folder: Path) -> Answers:
     return Answers(stage, LONG, python_environment("llm"), user_folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["streamed", "whole"])
 def test_an_answer_is_printed_and_counted(llm: Answers, name: str) -> None:
     """Streamed, which is its default, and whole; it asks for usage by itself, and `--usage` prints it."""

@@ -279,6 +279,7 @@ def test_no_worker_outlives_a_killed_supervisor(
         assert {line["worker"] for line in logged(gateway, "stopped")} == {1, 2}
 
 
+@pytest.mark.long
 def test_a_worker_that_cannot_come_back_is_tried_again_while_the_other_goes_on(
     tmp_path: Path, gateway: GatewayProcess
 ) -> None:
