@@ -32,6 +32,7 @@ from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
 from gateway.metrics import Metrics
 from gateway.opening import Guide
+from gateway.policy.policies import Policies
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
@@ -106,6 +107,7 @@ async def gateway(
     async with AsyncExitStack() as stack:
         metrics = Metrics(worker)
         tasks = Tasks()
+        policies = Policies(book)
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
@@ -138,11 +140,14 @@ async def gateway(
         lease_s = settings.redis.lease_s
         heartbeat = Heartbeat(redis, redis_keys.heartbeat(owner), lease_s=lease_s, lapsed=store.tell_again)
         sweeper = Sweeper(
-            redis, in_redis, ledger, tenants=lambda: [policy.tenant for policy in book.policies], lease_s=lease_s
+            redis,
+            in_redis,
+            ledger,
+            tenants=lambda: [policy.tenant for policy in policies.book.policies],
+            lease_s=lease_s,
         )
         admission = Admission(settings.server.max_in_flight, ledger, metrics)
         completions = Completions(
-            book=book,
             guide=Guide(engines, batcher, Flights(tasks), metrics, tasks),
             finisher=Finisher(engines, metrics),
             admission=admission,
@@ -156,15 +161,13 @@ async def gateway(
         admin.add_routes(ADMIN_ROUTES)
         public[keys.DOCUMENT] = document(ROUTES)
         public[keys.COMPLETIONS] = completions
-        public[keys.EMBEDDINGS] = Embeddings(
-            book=book, engines=engines, admission=admission, ledger=ledger, metrics=metrics
-        )
+        public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
         public[keys.RECEIPTS] = store
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
         for app in (public, admin):
-            app[keys.BOOK] = book
+            app[keys.POLICIES] = policies
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines

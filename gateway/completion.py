@@ -14,6 +14,7 @@ from gateway.finishing import RESTARTED
 from gateway.ledger.draft import Draft
 from gateway.opening import UNGUIDED
 from gateway.policy.resolve import resolve
+from gateway.policy.routing import require_route
 from gateway.protocol import ReplyHead, TextReplyHead, TextRequest, passed_on, usage_body
 from gateway.relay import StreamRelay
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.receipt import Receipt
     from gateway.opening import Guide, Opening
-    from gateway.policy.book import Caller, PolicyBook
+    from gateway.policy.book import Caller
     from gateway.policy.resolve import Plan
     from gateway.protocol import CompletionRequest, Json
 
@@ -68,13 +69,11 @@ class Completions:
     def __init__(
         self,
         *,
-        book: PolicyBook,
         guide: Guide,
         finisher: Finisher,
         admission: Admission,
         ledger: Ledger,
     ) -> None:
-        self._book = book
         self._guide = guide
         self._finisher = finisher
         self._admission = admission
@@ -149,8 +148,8 @@ class Completions:
                 draft.drop_guidance(RESTARTED)
 
     def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
-        policy = visit.caller.policy
-        return resolve(policy, self._book.require(policy, asked.model), asked, self._finisher.look)
+        route = require_route(visit.caller, asked.model)
+        return resolve(visit.caller.policy, route, asked, self._finisher.look)
 
 
 def _head(visit: Visit, asked: CompletionRequest) -> ReplyHead:

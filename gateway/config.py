@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from gateway.allowances import BudgetRule, LimitsRule
 from gateway.errors import ConfigError
 from gateway.model_settings import ModelSettings
 from gateway.redis_address import check_address
-from gateway.units import Duration, Origin, SecretOrText, Size, Whole, Wrong, lasting, origin, sized
+from gateway.units import Duration, Origin, Secret, SecretOrText, Size, Whole, Wrong, lasting, origin, sized
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
 from gateway.yaml_words import nearest
 
@@ -82,6 +83,8 @@ class Admin(Shape):
 
     host: Host = "127.0.0.1"
     port: Port = 8081
+    key: Secret | None = None
+    """What whoever asks for more than probes and metrics must show. None: nobody can."""
 
 
 _LEASE_TIMEOUTS = 4
@@ -137,6 +140,15 @@ class Log(Shape):
     format: Literal["auto", "json", "console"] = "auto"
 
 
+class Defaults(Shape):
+    """What holds for tenants and keys whose policy says nothing of it."""
+
+    limits: LimitsRule = LimitsRule()
+    key_limits: LimitsRule = LimitsRule()
+    budget: BudgetRule | None = None
+    key_budget: BudgetRule | None = None
+
+
 class Settings(Shape):
     """All of config.yaml. Build with `check_settings`."""
 
@@ -145,6 +157,7 @@ class Settings(Shape):
     redis: RedisSettings = RedisSettings()
     receipts: Receipts = Receipts()
     log: Log = Log()
+    defaults: Defaults = Defaults()
     policies: Path = Field(Path("policies"), validate_default=True)
     """The folder of the policy files; absolute when loaded from a file."""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]

@@ -13,6 +13,7 @@ from gateway.engines.failures import note_failure
 from gateway.errors import EngineError
 from gateway.ledger.draft import Call
 from gateway.policy.resolve import resolve_embeddings
+from gateway.policy.routing import require_route
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.receipt import Receipt
     from gateway.metrics import Metrics
-    from gateway.policy.book import PolicyBook
     from gateway.policy.resolve import Plan
     from gateway.protocol import EmbeddingsRequest
     from gateway.protocol.texts import Text
@@ -46,13 +46,11 @@ class Embeddings:
     def __init__(
         self,
         *,
-        book: PolicyBook,
         engines: Mapping[str, GuardedEngine],
         admission: Admission,
         ledger: Ledger,
         metrics: Metrics,
     ) -> None:
-        self._book = book
         self._engines = engines
         self._admission = admission
         self._ledger = ledger
@@ -60,7 +58,7 @@ class Embeddings:
 
     async def answer(self, visit: Visit, asked: EmbeddingsRequest) -> Vectors:
         """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
-        route = self._book.require(visit.caller.policy, asked.model)
+        route = require_route(visit.caller, asked.model)
         plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests)
         draft = visit.draft(plan, asked.model, stream=False)
         with self._admission.settled(draft), self._admission.place():

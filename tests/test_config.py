@@ -248,7 +248,8 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
             "1: server.host: must be an address to listen on, like 0.0.0.0, 127.0.0.1 or ::",
         ),
         ("server: {host: 1}\n" + BIG, "1: server.host: must be text: put it in quotes"),
-        ("admin: {key: x}\n" + BIG, "1: admin.key: unknown key; known here: host, port"),
+        ("admin: {keys: x}\n" + BIG, "1: admin.keys: unknown key. Did you mean 'key'?"),
+        ("admin: {key: x}\n" + BIG, "1: admin.key: a secret must not stand in this file: write env:NAME or file:/path"),
         ("admin: {port: 8080}\n" + BIG, "1: admin.port: server listens on port 8080 already: take another"),
         (
             "redis: {url: 'http://h'}\n" + BIG,

@@ -8,7 +8,7 @@ import orjson
 from aiohttp import web
 
 from gateway.batching.view import QueueView  # noqa: TC001  the command decodes by these annotations
-from gateway.web.keys import BATCHER, BOOK, REDIS, WORKER
+from gateway.web.keys import BATCHER, POLICIES, REDIS, WORKER
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Queues:
 async def queue(request: web.Request) -> web.Response:
     """GET /queue: every teacher's queue over the fleet; while Redis is away, of the worker that answers."""
     app = request.app
-    teachers = await app[BATCHER].look(app[BOOK].teachers())
+    teachers = await app[BATCHER].look(app[POLICIES].book.teachers())
     body = Queues(app[WORKER], app[REDIS].up, teachers)
     return web.Response(
         body=orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE),

@@ -1,4 +1,4 @@
-"""All tenants' policies, loaded and cross-checked; and the two look-ups that every request makes."""
+"""All tenants' policies, loaded and cross-checked; and whose a key is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config import check_settings, lease_s_of
-from gateway.errors import ConfigError, ModelNotFound
-from gateway.policy.schema import GuidanceRule, Route, TenantPolicy
+from gateway.errors import ConfigError
+from gateway.policy.schema import GuidanceRule, KeyEntry, TenantPolicy
 from gateway.yaml_source import Mistake, Source, in_file_order, read, shown
 from gateway.yaml_words import nearest
 
@@ -24,7 +24,12 @@ class Caller(NamedTuple):
     """Who is calling: the tenant's policy, and which of its keys was used."""
 
     policy: TenantPolicy
-    key_id: str
+    key: KeyEntry
+
+    @property
+    def key_id(self) -> str:
+        """The key's name in logs and receipts."""
+        return self.key.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +38,16 @@ class PolicyBook:
 
     policies: tuple[TenantPolicy, ...]
     _callers: Mapping[str, Caller] = field(repr=False)
-    _routes: Mapping[str, Mapping[str, Route]] = field(repr=False)
 
     @classmethod
     def of(cls, policies: Iterable[TenantPolicy]) -> PolicyBook:
         """A book of policies that are known to agree with each other. First match wins."""
         policies = tuple(policies)
         callers: dict[str, Caller] = {}
-        routes: dict[str, dict[str, Route]] = {}
         for policy in policies:
             for key in policy.keys:
-                callers.setdefault(key.sha256, Caller(policy, key.id))
-            own = routes.setdefault(policy.tenant, {})
-            for route in policy.routes:
-                own.setdefault(route.model, route)
-        return cls(policies, callers, routes)
+                callers.setdefault(key.sha256, Caller(policy, key))
+        return cls(policies, callers)
 
     def tenant_of_key(self, token: str) -> Caller | None:
         """Who holds this key; None if nobody does.
@@ -58,18 +58,6 @@ class PolicyBook:
         """
         return self._callers.get(sha256(token.encode("utf-8", "surrogatepass")).hexdigest())
 
-    def route(self, policy: TenantPolicy, model: str) -> Route | None:
-        """The tenant's route for the model name that a caller sent."""
-        return self._routes.get(policy.tenant, {}).get(model)
-
-    def require(self, policy: TenantPolicy, model: str) -> Route:
-        """The same; raises ModelNotFound, which lists those that there are."""
-        route = self.route(policy, model)
-        if route is None:
-            names = ", ".join(f"'{name}'" for name in self.models(policy))
-            raise ModelNotFound(f"There is no model '{model}' for this key. It may use: {names}.", param="model")
-        return route
-
     def teachers(self) -> set[str]:
         """The configured models that some route asks for guidance."""
         routes = [route for policy in self.policies for route in policy.routes]
@@ -79,10 +67,6 @@ class PolicyBook:
         """Whether a configured model is asked for embeddings and for nothing else."""
         modes = {route.mode for policy in self.policies for route in policy.routes if name in route.engines}
         return modes == {"embeddings"}
-
-    def models(self, policy: TenantPolicy) -> list[str]:
-        """The model names that this tenant may send, in the order of its file."""
-        return list(self._routes.get(policy.tenant, {}))
 
 
 def load_all(config_path: Path) -> tuple[Settings, PolicyBook]:

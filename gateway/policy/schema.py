@@ -1,13 +1,15 @@
-"""What a policy file may say: one tenant, its keys and its routes."""
+"""What a policy file may say: one tenant, its keys, what they may use, and its routes."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
+from gateway.allowances import BudgetRule, LimitsRule
 from gateway.units import Duration, Flag, Name, Number, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
@@ -31,11 +33,39 @@ def _label(value: str) -> str:
 Label = Annotated[str, AfterValidator(_label)]
 
 
+def _moment(value: object) -> float:
+    """A date, which lasts until its end in UTC, or a date and time -> Unix seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    try:
+        text = value if isinstance(value, str) else ""
+        if len(text) == len("2027-06-30"):
+            next_day = date.fromisoformat(text) + timedelta(days=1)
+            return datetime(next_day.year, next_day.month, next_day.day, tzinfo=UTC).timestamp()
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise Wrong("must be a date like 2027-06-30, or a time like 2027-06-30T12:00:00Z") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+Moment: TypeAlias = Annotated[float, BeforeValidator(_moment)]
+"""Unix seconds."""
+
+
 class KeyEntry(Shape):
-    """One caller's key: a name for logs, and the SHA-256 of the whole key as 64 hex digits."""
+    """One caller's key, wherever it is kept: a name for logs, the SHA-256 of the whole key, and what it may do."""
 
     id: Label
     sha256: str = Field(repr=False)
+    """64 hex digits."""
+    expires: Moment | None = None
+    """When it stops to hold."""
+    models: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """The models it may name; None: all of its tenant's."""
+    limits: LimitsRule | None = None
+    """Its own limits, beside its tenant's; None: the tenant's `key_limits`."""
+    budget: BudgetRule | None = None
+    """Its own budget, beside its tenant's; None: the tenant's `key_budget`."""
 
     @field_validator("sha256")
     @classmethod
@@ -168,6 +198,23 @@ class TenantPolicy(Shape):
 
     tenant: Label
     keys: tuple[KeyEntry, ...] = ()
+    limits: LimitsRule | None = None
+    """Of all its keys together; None: `defaults` of config.yaml."""
+    key_limits: LimitsRule | None = None
+    """Of each key that has none of its own; None: `defaults` of config.yaml."""
+    budget: BudgetRule | None = None
+    """Of all its keys together; None: `defaults` of config.yaml."""
+    key_budget: BudgetRule | None = None
+    """Of each key that has none of its own; None: `defaults` of config.yaml."""
+    on_redis_failure: Literal["allow", "reject"] | None = None
+    """What becomes of requests while limits and budgets cannot be counted; None: as redis.on_failure says."""
+    log_content: Flag = False
+    """Whether the log may hold what was asked and answered."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
     """Its share of contended teachers, relative to the other tenants'."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
+
+    @cached_property
+    def first_routes(self) -> dict[str, Route]:
+        """The first route of each model name."""
+        return {route.model: route for route in reversed(self.routes)}

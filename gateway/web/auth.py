@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.errors import NotAuthenticated
-from gateway.web.keys import BOOK
+from gateway.web.keys import POLICIES
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -18,7 +18,7 @@ def authenticate(request: web.Request) -> Caller:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise NotAuthenticated("There is no API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
-    caller = request.app[BOOK].tenant_of_key(token.strip())
+    caller = request.app[POLICIES].book.tenant_of_key(token.strip())
     if caller is None:
         raise NotAuthenticated("The API key is not known here. Check it, or ask whoever runs this gateway for one.")
     return caller

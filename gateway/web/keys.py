@@ -13,7 +13,7 @@ from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
 from gateway.ledger.store import ReceiptStore
 from gateway.metrics import Metrics
-from gateway.policy.book import PolicyBook
+from gateway.policy.policies import Policies
 from gateway.redis_client import RedisClient
 
 
@@ -25,7 +25,7 @@ class Document:
     etag: str
 
 
-BOOK = web.AppKey("book", PolicyBook)
+POLICIES = web.AppKey("policies", Policies)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)

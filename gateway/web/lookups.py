@@ -9,9 +9,10 @@ from aiohttp import web
 
 from gateway.errors import ModelNotFound, NotFound
 from gateway.ledger.receipt import Receipt
+from gateway.policy.routing import models_of, route_of
 from gateway.version import STARTED
 from gateway.web.auth import authenticate
-from gateway.web.keys import BOOK, RECEIPTS
+from gateway.web.keys import RECEIPTS
 
 if TYPE_CHECKING:
     from gateway.policy.book import Caller
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models"""
     caller = authenticate(request)
-    models = [_model(name) for name in request.app[BOOK].models(caller.policy)]
+    models = [_model(name) for name in models_of(caller)]
     return _json({"object": "list", "data": models})
 
 
@@ -28,7 +29,7 @@ async def show_model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}"""
     caller = authenticate(request)
     name = request.match_info["model"]
-    if request.app[BOOK].route(caller.policy, name) is None:
+    if route_of(caller, name) is None:
         raise ModelNotFound(f"There is no model '{name}' for this key.", param="model")
     return _json(_model(name))
 
@@ -44,12 +45,12 @@ async def show_receipt(request: web.Request) -> web.Response:
             param="id",
         )
     receipt = Receipt.from_json(found)
-    return _json(receipt.as_dict(show_cost=_shows_cost(request, caller, receipt)))
+    return _json(receipt.as_dict(show_cost=_shows_cost(caller, receipt)))
 
 
-def _shows_cost(request: web.Request, caller: Caller, receipt: Receipt) -> bool:
+def _shows_cost(caller: Caller, receipt: Receipt) -> bool:
     """What the route says today; a route that is gone shows nothing."""
-    route = request.app[BOOK].route(caller.policy, receipt.route)
+    route = caller.policy.first_routes.get(receipt.route)
     return route is not None and route.show_cost
 
 

@@ -73,24 +73,6 @@ def test_any_other_token_finds_nobody(folder: Path, token: str) -> None:
     assert book_of(folder).tenant_of_key(token) is None
 
 
-def test_routes_are_the_tenants_own(folder: Path) -> None:
-    tenant(
-        folder,
-        "a",
-        keys=("k1",),
-        routes="  - {model: x, mode: teacher, teacher: big}\n  - {model: b, mode: student, student: small}\n",
-    )
-    tenant(folder, "b", keys=("k2",))
-    book = book_of(folder)
-    a, b = book.policies
-    assert (book.models(a), book.models(b)) == (["x", "b"], ["chat"])
-    route = book.route(a, "x")
-    assert route is not None
-    assert route.mode == "teacher"
-    assert book.route(b, "x") is None
-    assert book.route(a, "chat") is None
-
-
 def test_a_book_shows_no_hash(folder: Path) -> None:
     tenant(folder, "a", keys=("k1",))
     assert digest("k1")[:8] not in repr(book_of(folder))
