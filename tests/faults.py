@@ -85,14 +85,28 @@ FAULTS = (
     Fault("ends-halfway", "ends the reply in the middle of the answer", plays.ends_halfway, GARBLED, FAILED),
     Fault("not-http", "speaks something else than HTTP", plays.not_http, UNREACHABLE, UNREACHABLE),
     Fault(
-        "stall-before-head", "takes the call and says nothing", plays.stall_before_head, TIMEOUT, TIMEOUT, stalls="first_token"
+        "stall-before-head",
+        "takes the call and says nothing",
+        plays.stall_before_head,
+        TIMEOUT,
+        TIMEOUT,
+        stalls="first_token",
     ),
     Fault(
-        "stall-before-token", "stalls before its first token", plays.stall_before_token, TIMEOUT, TIMEOUT, stalls="first_token"
+        "stall-before-token",
+        "stalls before its first token",
+        plays.stall_before_token,
+        TIMEOUT,
+        TIMEOUT,
+        stalls="first_token",
     ),
     Fault("stall-between", "stalls in the middle of the answer", plays.stall_between, TIMEOUT, TIMEOUT, stalls="idle"),
     Fault(
-        "stall-after-last", "stalls after the last token, without [DONE]", plays.stall_after_last, TIMEOUT, stalls="idle"
+        "stall-after-last",
+        "stalls after the last token, without [DONE]",
+        plays.stall_after_last,
+        TIMEOUT,
+        stalls="idle",
     ),
     Fault("split-character", "cuts its packets inside UTF-8 characters", plays.split_character),
     Fault("split-field", "cuts its packets inside `data:`", plays.streamed(plays.split_field), None),
