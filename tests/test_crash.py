@@ -224,7 +224,8 @@ async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_pa
                 try:
                     await until(lambda: _has(part.receipts, 3), 5 * LEASE_S)
                     assert {one["status"] for one in await part.receipts()} == {"abandoned"}
-                    assert len(told(other, "abandoned")) == 3
+                    while len(told(other, "abandoned")) < 3:  # Redis has them a moment earlier
+                        await asyncio.sleep(0.01)
                     part.go.set()
                 finally:
                     os.kill(hung.process.pid, signal.SIGCONT)
