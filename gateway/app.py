@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
+from gateway.admin.auth import needs_key
+from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admission import Admission
 from gateway.batching.batcher import Batcher
@@ -155,10 +157,11 @@ async def gateway(
         )
 
         public = web.Application(client_max_size=settings.server.max_body_bytes, middlewares=MIDDLEWARES)
-        public.on_response_prepare.append(name_reply)
         public.add_routes(ROUTES)
-        admin = web.Application()
+        public[keys.TRY] = "POST /v1/chat/completions"
+        admin = web.Application(middlewares=[*MIDDLEWARES, needs_key(settings.admin.key, OPEN_ADMIN_ROUTES)])
         admin.add_routes(ADMIN_ROUTES)
+        admin[keys.TRY] = "GET /readyz"
         public[keys.DOCUMENT] = document(ROUTES)
         public[keys.COMPLETIONS] = completions
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
@@ -167,6 +170,7 @@ async def gateway(
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
         for app in (public, admin):
+            app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics

@@ -78,13 +78,23 @@ class Server(Shape):
     """Processes that share the ports."""
 
 
+_SHORTEST_KEY = 16
+
+
 class Admin(Shape):
-    """The operators' listener: metrics, queues and readiness in detail."""
+    """The operators' listener: metrics, queues, readiness in detail, and the admin API."""
 
     host: Host = "127.0.0.1"
     port: Port = 8081
     key: Secret | None = None
-    """What whoever asks for more than probes and metrics must show. None: nobody can."""
+    """What whoever asks for more than probes, metrics and queues must show. None: nobody can."""
+
+    @field_validator("key")
+    @classmethod
+    def _hard_to_guess(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < _SHORTEST_KEY:
+            raise Wrong(f"must have at least {_SHORTEST_KEY} characters: openssl rand -hex 24 makes one")
+        return key
 
 
 _LEASE_TIMEOUTS = 4

@@ -4,6 +4,7 @@ GatewayError                     label, status, type, code: the same label names
 ├── RequestError                 the caller can mend it (4xx); `param` names the field
 │   ├── InvalidRequest           400
 │   ├── NotAuthenticated         401
+│   ├── AdminKeyUnset            403: only on the admin listener
 │   ├── ModelNotFound            404
 │   ├── NotFound                 404
 │   ├── MethodNotAllowed         405
@@ -79,6 +80,12 @@ class NotAuthenticated(RequestError):
     label = "not_authenticated"
     status = 401
     code = "invalid_api_key"
+
+
+class AdminKeyUnset(RequestError):
+    label = "admin_key_unset"
+    status = 403
+    code = "admin_key_unset"
 
 
 class ModelNotFound(RequestError):

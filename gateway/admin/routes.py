@@ -19,9 +19,13 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-ROUTES = [
+# For whoever reaches the listener, which is why it is at home by default.
+OPEN_ROUTES = [
     web.get("/metrics", metrics),
     web.get("/queue", queue),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz_in_detail),
 ]
+# These ask for the admin key, as does all that is not in OPEN_ROUTES.
+KEYED_ROUTES: list[web.RouteDef] = []
+ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]

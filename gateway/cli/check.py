@@ -15,7 +15,7 @@ from gateway.yaml_source import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.config import Settings
+    from gateway.config import Admin, Settings
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.schema import Route
@@ -72,8 +72,19 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
             yield f"model {model.name}: no route uses it"
     for file in near_misses(settings.policies):
         yield f"{shown(file)}: not read: rename it to end in .yaml"
-    if not is_private(settings.admin.host):
-        yield f"admin: listens on {settings.admin.host} and asks for no key: keep it behind a firewall"
+    doubt = _admin_doubt(settings.admin)
+    if doubt:
+        yield f"admin: listens on {settings.admin.host} {doubt}"
+
+
+def _admin_doubt(admin: Admin) -> str | None:
+    if _is_loopback(admin.host):
+        return None
+    if is_private(admin.host):
+        return "without a key: set admin.key" if admin.key is None else None
+    if admin.key is None:
+        return "and asks for no key: set admin.key, and keep it behind a firewall"
+    return "and asks for no key for probes, metrics and queues: keep it behind a firewall"
 
 
 def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
@@ -107,6 +118,13 @@ def is_private(host: str) -> bool:
     except ValueError:
         return "." not in host or host.endswith((".localhost", ".local", ".internal", ".svc", ".svc.cluster.local"))
     return address.is_private and not address.is_unspecified
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _count(number: int, noun: str) -> str:

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
 
 
-def authenticate(request: web.Request) -> Caller:
-    """The caller of a request, by its bearer key. Raises NotAuthenticated; the key never stands in the message."""
+def bearer(request: web.Request) -> str:
+    """The key that a request shows. Raises NotAuthenticated."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise NotAuthenticated("There is no API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
-    caller = request.app[POLICIES].book.tenant_of_key(token.strip())
+    return token.strip()
+
+
+def authenticate(request: web.Request) -> Caller:
+    """The caller of a request, by its bearer key. Raises NotAuthenticated; the key never stands in the message."""
+    caller = request.app[POLICIES].book.tenant_of_key(bearer(request))
     if caller is None:
         raise NotAuthenticated("The API key is not known here. Check it, or ask whoever runs this gateway for one.")
     return caller

@@ -36,6 +36,7 @@ REDIS = web.AppKey("redis", RedisClient)
 ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
 OWNER = web.AppKey("owner", str)  # this process's name in Redis
+TRY = web.AppKey("try", str)  # what a listener names to who asks for something that it has not
 READY_BY = web.AppKey("ready_by", float)  # until then, on the loop's clock, readiness waits for the first probes
 BATCHER = web.AppKey("batcher", Batcher)
 
