@@ -8,6 +8,7 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── ModelNotFound            404
 │   ├── NotFound                 404
 │   ├── MethodNotAllowed         405
+│   ├── Conflict                 409: only on the admin listener
 │   ├── BodyTooLarge             413
 │   └── BodyTooSlow              408
 ├── ServiceError                 the caller can only wait
@@ -98,6 +99,12 @@ class NotFound(RequestError):
     label = "not_found"
     status = 404
     code = "not_found"
+
+
+class Conflict(RequestError):
+    label = "conflict"
+    status = 409
+    code = "conflict"
 
 
 class MethodNotAllowed(RequestError):

@@ -70,11 +70,17 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
     for model in settings.models:
         if model.name not in used:
             yield f"model {model.name}: no route uses it"
-    for file in near_misses(settings.policies):
-        yield f"{shown(file)}: not read: rename it to end in .yaml"
+    yield from _folder_doubts(settings.policies, book)
     doubt = _admin_doubt(settings.admin)
     if doubt:
         yield f"admin: listens on {settings.admin.host} {doubt}"
+
+
+def _folder_doubts(folder: Path, book: PolicyBook) -> Iterator[str]:
+    if not any(policy.keys for policy in book.policies):
+        yield f"{shown(folder)}: no file holds a key: nobody can call until `gkt-gateway keys create` has made one"
+    for file in near_misses(folder):
+        yield f"{shown(file)}: not read: rename it to end in .yaml"
 
 
 def _admin_doubt(admin: Admin) -> str | None:

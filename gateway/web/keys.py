@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from gateway.admission import Admission
+from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
 from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
+from gateway.keyring.callers import Callers
+from gateway.keyring.follower import KeyFollower
+from gateway.keyring.redis_keyring import RedisKeyring
+from gateway.keyring.ring import Keyring
 from gateway.ledger.store import ReceiptStore
 from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
@@ -26,6 +31,11 @@ class Document:
 
 
 POLICIES = web.AppKey("policies", Policies)
+CALLERS = web.AppKey("callers", Callers)
+KEYRING = web.AppKey("keyring", Keyring)
+KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
+KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
+AUDIT = web.AppKey("audit", AuditTrail)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
