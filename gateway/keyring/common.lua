@@ -41,6 +41,12 @@ local function keep(sha, key, word)
   redis.call('ZADD', changes, version, sha)
 end
 
+-- For the audit trail: what a key may do, and until when, as JSON.
+local function shown(sha, key)
+  local expires = key.expires == 0 and 'null' or whole(math.floor(key.expires / 1000000))
+  return string.sub(redis.call('HGET', terms, sha), 1, -2) .. ',"id":"' .. key.id .. '","expires":' .. expires .. '}'
+end
+
 local function tell(actor, action, key, before, after)
   redis.call('XADD', audit, 'MAXLEN', '~', most_audit, '*', 'actor', actor, 'action', action,
     'tenant', key.tenant, 'subject', key.id, 'before', before, 'after', after)

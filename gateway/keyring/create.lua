@@ -23,5 +23,5 @@ if key.expires > 0 and key.expires <= now then
 end
 redis.call('HSET', terms, sha, ARGV[4])
 keep(sha, key, word)
-tell(actor, 'key.create', key, '', ARGV[4])
+tell(actor, 'key.create', key, '', shown(sha, key))
 return answer('ok', sha)

@@ -11,7 +11,7 @@ local key = read_dates(sha)
 if key.revoked == 0 then
   key.revoked = now
   keep(sha, key, ARGV[3])
-  tell(ARGV[4], 'key.revoke', key, redis.call('HGET', terms, sha), '')
+  tell(ARGV[4], 'key.revoke', key, shown(sha, key), '')
 end
 local said = answer('ok', sha)
 said[4] = sha

@@ -42,7 +42,7 @@ elseif expires <= now then
   return {'past'}
 end
 
-local number = 1
+local before, number = shown(old_sha, old), 1
 while redis.call('HEXISTS', names, tenant .. '/' .. id .. '.' .. number) == 1 do
   number = number + 1
 end
@@ -55,5 +55,5 @@ local new = {tenant = tenant, id = id, created = now, expires = expires, revoked
 redis.call('HSET', terms, new_sha, ARGV[4])
 keep(old_sha, old, word)
 keep(new_sha, new, word)
-tell(ARGV[11], 'key.rotate', new, redis.call('HGET', terms, old_sha), ARGV[4])
+tell(ARGV[11], 'key.rotate', new, before, shown(new_sha, new))
 return told()
