@@ -149,10 +149,7 @@ def test_another_file_may_be_checked(folder: Path) -> None:
             "config.yaml",
             "  host: 127.0.0.1",
             "  key: env:A_KEY\n  host: 0.0.0.0",
-            (
-                "admin: listens on 0.0.0.0 and asks for no key for probes, metrics and queues: keep it behind a "
-                "firewall"
-            ),
+            ("admin: listens on 0.0.0.0 and asks for no key for probes, metrics and queues: keep it behind a firewall"),
         ),
         (
             "config.yaml",

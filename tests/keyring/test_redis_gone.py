@@ -78,6 +78,9 @@ async def test_known_keys_hold_while_redis_is_away_and_end_with_a_redis_that_for
                     assert [await world.ask(one["key"]) for one in (made, ended)] == [200, 401]
                 await redis.stop()
                 process.wait_for_log("keys_not_read")
+                keys = (await client.get(f"{process.admin_url}/readyz")).json()["keys"]
+                assert keys["in_redis"] in {2, 3}
+                assert keys["read_ago_s"] >= 0.1
                 assert [await world.ask(one["key"]) for one in (made, ended)] == [200, 401]
                 for method, path in (("GET", "/keys"), ("DELETE", "/keys/acme/made"), ("GET", "/audit")):
                     assert (await world.admin(method, path)).status_code == 503
@@ -111,7 +114,8 @@ async def test_a_gateway_that_starts_knows_its_keys_before_it_listens(tmp_path: 
         routes=[STUDENT_ONLY | {"baseline": "small"}],
     ) as process:
         headers = {"Authorization": f"Bearer {token}"}
-        assert httpx.get(f"{process.url}/v1/models", headers=headers).status_code == 200
+        async with httpx.AsyncClient(headers=headers) as client:
+            assert (await client.get(f"{process.url}/v1/models")).status_code == 200
 
 
 async def test_a_gateway_does_not_start_without_its_keys() -> None:
