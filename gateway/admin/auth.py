@@ -6,6 +6,7 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
+import structlog
 from aiohttp import web
 
 from gateway.errors import AdminKeyUnset, NotAuthenticated
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
     from pydantic import SecretStr
+
+
+log = structlog.get_logger()
 
 
 def needs_key(key: SecretStr | None, open_to_all: Iterable[web.RouteDef]) -> Middleware:
@@ -48,4 +52,5 @@ def _check(request: web.Request, wanted: bytes | None) -> None:
         )
     shown = sha256(bearer(request).encode("utf-8", "surrogatepass")).digest()
     if not compare_digest(shown, wanted):
+        log.warning("admin_key_wrong", remote=request.remote)
         raise NotAuthenticated("This is not the admin key: admin.key of config.yaml. Callers' keys do not hold here.")

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
+import structlog
 from redis.exceptions import RedisError
 
 from gateway.admin.bodies import NewKey, Rotation, actor_of, number_of, only_query, read_shape
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from gateway.keyring.held import HeldKey
     from gateway.policy.schema import TenantPolicy
+
+log = structlog.get_logger()
 
 _PAGE = 500
 
@@ -44,7 +47,7 @@ async def create_key(request: web.Request) -> web.Response:
     made = await request.app[KEYS_IN_REDIS].create(
         digest_of(token), asked.tenant, asked.id, terms, asked.expires, actor
     )
-    await _know(request)
+    await _done(request, "key.create", actor, made)
     return json_reply({"key": token, **view_of_held(made, request.app[KEYRING].now())}, status=201)
 
 
@@ -92,7 +95,7 @@ async def rotate_key(request: web.Request) -> web.Response:
     new, before = await request.app[KEYS_IN_REDIS].rotate(
         old, digest_of(token), terms, grace_s=asked.grace_s, expiry=asked.expires, actor=actor
     )
-    await _know(request)
+    await _done(request, "key.rotate", actor, new)
     now = request.app[KEYRING].now()
     return json_reply({"key": token, **view_of_held(new, now), "replaced": view_of_held(before, now)}, status=201)
 
@@ -102,12 +105,13 @@ async def revoke_key(request: web.Request) -> web.Response:
     """DELETE /keys/{tenant}/{id}: it ends at once here, and within two seconds in every process."""
     actor, key = actor_of(request), await _existing(request)
     revoked = await request.app[KEYS_IN_REDIS].revoke(key.tenant, key.id, actor)
-    await _know(request)
+    await _done(request, "key.revoke", actor, revoked)
     return json_reply(view_of_held(revoked, request.app[KEYRING].now()))
 
 
-async def _know(request: web.Request) -> None:
-    """Let this process go by what was just done. It is done, so if that fails the follower's next look will do."""
+async def _done(request: web.Request, action: str, actor: str, key: HeldKey) -> None:
+    """Log what was done, and let this process go by it; if that fails, the follower's next look will do."""
+    log.info("admin", action=action, actor=actor, tenant=key.tenant, subject=key.id)
     with suppress(RedisError, OSError):
         await request.app[KEY_FOLLOWER].catch_up()
 
