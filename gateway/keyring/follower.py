@@ -10,11 +10,10 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.keyring.redis_keyring import Head
+from gateway.keyring.ring import Keyring
 
 if TYPE_CHECKING:
-    from gateway.keyring.held import HeldKey
     from gateway.keyring.redis_keyring import RedisKeyring
-    from gateway.keyring.ring import Keyring
     from gateway.redis_client import RedisClient
 
 log = structlog.get_logger()
@@ -107,7 +106,8 @@ class KeyFollower:
 
     async def _read(self, since: Head) -> bool:
         """Read what came after `since`, or all: whether `since` is still a part of the history."""
-        everything: list[HeldKey] | None = None if since.version else []
+        # All that is read anew is gathered apart: until it is whole, what was known holds.
+        ring = self._ring if since.version else Keyring()
         seen, after = since, since.version
         while True:
             page = await self._in_redis.read(seen, after)
@@ -116,15 +116,12 @@ class KeyFollower:
             if page.unreadable:
                 # They stay in Redis: a newer version of the gateway may be able to read them.
                 log.error("keys_unreadable", keys=page.unreadable)
-            if everything is None:
-                self._ring.change(page.keys)
-            else:
-                everything += page.keys
+            ring.change(page.keys)
             if page.last:
                 break
             seen, after = page.head, page.upto
-        if everything is not None:
-            self._ring.replace(everything)
+        if ring is not self._ring:
+            self._ring.take(ring)
         self._ring.was_read(page.redis_s)
         # Redis forgets keys that ended long ago and says nothing of it. They do not hold, and take room.
         self._head = Head() if len(self._ring) > page.keys_in_all + _MOST_FORGOTTEN else page.head

@@ -57,11 +57,9 @@ class Keyring:
             self._by_hash[key.sha256] = key
             self._by_name[key.tenant, key.id] = key
 
-    def replace(self, keys: Iterable[HeldKey]) -> None:
-        """Hold these keys and no others."""
-        by_hash = {key.sha256: key for key in keys}
-        self._by_name = {(key.tenant, key.id): key for key in by_hash.values()}
-        self._by_hash = by_hash
+    def take(self, other: Keyring) -> None:
+        """Hold the keys of another ring, which is given up, and no others. It takes no time, however many they are."""
+        self._by_hash, self._by_name = other._by_hash, other._by_name
 
     def was_read(self, redis_s: float) -> None:
         """All is known that Redis had at that time of its own."""

@@ -47,7 +47,7 @@ def callers(*made: HeldKey, expires: float | None = None) -> tuple[Callers, Seen
     ]
     ring, seen = Keyring(lambda: 0.0), Seen()
     ring.was_read(NOW)
-    ring.replace(made)
+    ring.change(made)
     return Callers(Policies(PolicyBook.of(policies)), ring, seen), seen  # type: ignore[arg-type]
 
 
