@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.book import check_all, near_misses
 from gateway.yaml_source import shown
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.config import Admin, Settings
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
-    from gateway.policy.schema import Route
+    from gateway.policy.schema import Route, TenantPolicy
 
 DEVELOPMENT_KEY = "gk-dev"
 """The key that policies/default.yaml is delivered with. Everybody knows it."""
@@ -62,10 +63,8 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
         for why in _doubts(model, teaches=model.name in book.teachers()):
             yield f"model {model.name}: {why}"
     for policy in book.policies:
-        for route in policy.routes:
-            doubt = _doubt(route, settings)
-            if doubt:
-                yield f"tenant {policy.tenant}: route {route.model}: {doubt}"
+        for why in (*_doubts_of_routes(settings, policy), *_unbounded(settings, policy)):
+            yield f"tenant {policy.tenant}: {why}"
     used = {name for policy in book.policies for route in policy.routes for name in route.engines}
     for model in settings.models:
         if model.name not in used:
@@ -91,6 +90,25 @@ def _admin_doubt(admin: Admin) -> str | None:
     if admin.key is None:
         return "and asks for no key: set admin.key, and keep it behind a firewall"
     return "and asks for no key for probes, metrics and queues: keep it behind a firewall"
+
+
+def _doubts_of_routes(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
+    for route in policy.routes:
+        doubt = _doubt(route, settings)
+        if doubt:
+            yield f"route {route.model}: {doubt}"
+
+
+def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
+    """Under a budget an answer without an end ends somewhere: better where somebody chose."""
+    keys = any(key.budget for key in policy.keys)
+    if keys or policy.budget or policy.key_budget or settings.defaults.budget or settings.defaults.key_budget:
+        for route in policy.routes:
+            if route.default_max_tokens is None and route.mode != "embeddings":
+                yield (
+                    f"route {route.model}: has no default_max_tokens, and there is a budget: callers who send no "
+                    f"max_tokens get {ASSUMED_TOKENS}"
+                )
 
 
 def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:

@@ -119,6 +119,17 @@ def test_a_key_does_what_it_may_and_no_more(two: Two) -> None:
     assert [found["id"] for found in models["data"]] == ["other"]
 
 
+def test_a_keys_own_limits_hold_over_both_processes_and_a_rotation_does_not_begin_them_anew(two: Two) -> None:
+    one, other = two
+    made = create(one, id="limited", limits={"rpm_limit": 3})
+    assert within(REACHES_EVERYBODY_WITHIN_S, lambda: ask(other, made["key"]).status_code == 200)
+    assert [ask(one, made["key"]).status_code for _ in range(2)] == [200, 200]
+    assert [ask(process, made["key"]).status_code for process in two] == [429, 429]
+    new = admin(one, "POST", "/keys/acme/limited/rotate", {"grace": "0s"}).json()
+    refused = ask(one, new["key"])
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
 def test_a_key_ends_when_it_was_to_end(two: Two) -> None:
     one, other = two
     made = create(one, expires="1s")
@@ -154,7 +165,7 @@ def test_a_rotated_key_keeps_its_id_and_the_old_one_holds_for_its_grace_time(two
 
 def test_a_list_tells_all_but_the_key_and_when_it_was_last_used(two: Two) -> None:
     one, other = two
-    made = create(one, id="listed", expires="90d", limits={"tpm_limit": 9}, tenant="globex")
+    made = create(one, id="listed", expires="90d", limits={"tpm_limit": 90000}, tenant="globex")
     assert ask(one, made["key"]).status_code == 200
 
     def listed() -> dict[str, Any]:
@@ -166,7 +177,7 @@ def test_a_list_tells_all_but_the_key_and_when_it_was_last_used(two: Two) -> Non
     found = listed()
     assert set(found) == {"only", "listed"}
     assert (found["only"]["source"], found["listed"]["source"]) == ("file", "redis")
-    assert found["listed"]["limits"] == {"tpm_limit": 9}
+    assert found["listed"]["limits"] == {"tpm_limit": 90000}
     assert found["listed"]["created_by"] == "admin"
     assert set(found["only"]) == set(found["listed"])
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.errors import (
     BodyTooLarge,
     BodyTooSlow,
+    BudgetSpent,
     EngineError,
     GatewayError,
     GuidanceUnavailable,
@@ -17,6 +18,7 @@ from gateway.errors import (
     NotFound,
     Overloaded,
     QueueFull,
+    RateLimited,
     StoreUnavailable,
 )
 from gateway.ledger.receipt import Receipt
@@ -88,7 +90,14 @@ def family(root: ErrorType) -> tuple[ErrorType, ...]:
     return tuple(found)
 
 
-_ANSWERING: tuple[ErrorType, ...] = (ModelNotFound, Overloaded, StoreUnavailable, *family(EngineError))
+_ANSWERING: tuple[ErrorType, ...] = (
+    ModelNotFound,
+    Overloaded,
+    StoreUnavailable,
+    BudgetSpent,
+    *family(RateLimited),
+    *family(EngineError),
+)
 
 OPERATIONS: dict[Callable[..., Any], Operation] = {
     chat_completions: Operation(
@@ -148,6 +157,7 @@ FACTS = {
     "placement": "Where the guidance stands: context, in the student's prompt. Absent: in front of the answer.",
     "guidance_tokens": "The teacher's tokens that open the answer.",
     "shared": "Whose call made the guidance: flight or cache, an identical request's. Absent: this one's own.",
+    "budget": "soft: a budget has passed its soft line. Absent: none has.",
     "failed_attempts": "The calls that failed, and in whose place others were made. Absent: none.",
     "batch": "The batch that the teacher's call belonged to.",
     "batch_size": "The calls in that batch, over all replicas.",
