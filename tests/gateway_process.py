@@ -72,7 +72,7 @@ class GatewayProcess:
         config = {
             **sections,
             "server": {"host": "127.0.0.1", "port": 0, **sections["server"]},
-            "admin": {"port": 0},
+            "admin": {"port": 0, **sections.get("admin", {})},
             "redis": {"url": redis_url, "lease": "60s", **sections.get("redis", {})},
             "log": {"format": "json"},
             "models": models,

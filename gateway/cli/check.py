@@ -16,7 +16,7 @@ from gateway.yaml_source import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.config import Settings
+    from gateway.config import Admin, Settings
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.schema import Route, TenantPolicy
@@ -69,10 +69,27 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
     for model in settings.models:
         if model.name not in used:
             yield f"model {model.name}: no route uses it"
-    for file in near_misses(settings.policies):
+    yield from _folder_doubts(settings.policies, book)
+    doubt = _admin_doubt(settings.admin)
+    if doubt:
+        yield f"admin: listens on {settings.admin.host} {doubt}"
+
+
+def _folder_doubts(folder: Path, book: PolicyBook) -> Iterator[str]:
+    if not any(policy.keys for policy in book.policies):
+        yield f"{shown(folder)}: no file holds a key: nobody can call until `gkt-gateway keys create` has made one"
+    for file in near_misses(folder):
         yield f"{shown(file)}: not read: rename it to end in .yaml"
-    if not is_private(settings.admin.host):
-        yield f"admin: listens on {settings.admin.host} and asks for no key: keep it behind a firewall"
+
+
+def _admin_doubt(admin: Admin) -> str | None:
+    if _is_loopback(admin.host):
+        return None
+    if is_private(admin.host):
+        return "without a key: set admin.key" if admin.key is None else None
+    if admin.key is None:
+        return "and asks for no key: set admin.key, and keep it behind a firewall"
+    return "and asks for no key for probes, metrics and queues: keep it behind a firewall"
 
 
 def _doubts_of_routes(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
@@ -125,6 +142,13 @@ def is_private(host: str) -> bool:
     except ValueError:
         return "." not in host or host.endswith((".localhost", ".local", ".internal", ".svc", ".svc.cluster.local"))
     return address.is_private and not address.is_unspecified
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _count(number: int, noun: str) -> str:
