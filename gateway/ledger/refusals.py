@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from gateway.errors import BudgetSpent, NeverFits, RateLimited
+from gateway.ledger.periods import period_end
 from gateway.ledger.scopes import dollars
 
 if TYPE_CHECKING:
@@ -71,17 +72,6 @@ def _then(terms: BudgetTerms, now_us: int) -> str:
         f"It begins anew at {datetime.fromtimestamp(ends, UTC):%Y-%m-%dT%H:%M:%SZ}. "
         "Whoever runs this gateway can raise it."
     )
-
-
-def period_end(unit: str, count: int, now_s: int) -> int:
-    """When a period of the calendar ends in which `now_s` lies, in Unix seconds: as the script counts them."""
-    if unit == "mo":
-        now = datetime.fromtimestamp(now_s, UTC)
-        months = ((now.year * 12 + now.month - 1) // count + 1) * count
-        return int(datetime(months // 12, months % 12 + 1, 1, tzinfo=UTC).timestamp())
-    length = {"h": 3600, "d": 86_400, "w": 7 * 86_400}[unit] * count
-    shift = 3 * 86_400 if unit == "w" else 0  # 1970 began on a Thursday
-    return ((now_s + shift) // length + 1) * length - shift
 
 
 def _usd(pico: str) -> str:

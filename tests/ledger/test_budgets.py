@@ -17,7 +17,6 @@ from redis.asyncio import Redis
 from gateway.allowances import Period
 from gateway.ledger.intent import abandoned
 from gateway.ledger.redis_ledger import Candidate, Exchanged, RedisLedger, Settlement, Variant
-from gateway.ledger.refusals import period_end
 from gateway.ledger.scopes import BudgetTerms, Scope, dollars, picodollars
 from gateway.redis_keys import RedisKeys
 from tests.ledger.drafts import closed, guided, intent
@@ -223,24 +222,6 @@ async def test_periods_are_those_of_the_calendar(purse: Purse, period: Period, n
     now = datetime.now(UTC)
     wanted = {f"{period.unit}{period.count}:{number(at)}" for at in (now, now - timedelta(seconds=5))}  # type: ignore[operator]
     assert held.decode() in wanted
-
-
-@pytest.mark.parametrize(
-    ("unit", "count", "now", "end"),
-    [
-        ("mo", 1, "2026-11-25T10:00:00", "2026-12-01T00:00:00"),
-        ("mo", 1, "2026-12-31T23:59:59", "2027-01-01T00:00:00"),
-        ("mo", 3, "2026-11-25T10:00:00", "2027-01-01T00:00:00"),
-        ("mo", 12, "2028-02-29T00:00:00", "2029-01-01T00:00:00"),
-        ("w", 1, "2026-11-25T10:00:00", "2026-11-30T00:00:00"),
-        ("w", 1, "2026-11-30T00:00:00", "2026-12-07T00:00:00"),
-        ("d", 1, "2026-11-25T10:00:00", "2026-11-26T00:00:00"),
-        ("h", 12, "2026-11-25T13:00:00", "2026-11-26T00:00:00"),
-    ],
-)
-def test_callers_are_told_when_a_period_ends(unit: str, count: int, now: str, end: str) -> None:
-    at = int(datetime.fromisoformat(now + "+00:00").timestamp())
-    assert datetime.fromtimestamp(period_end(unit, count, at), UTC).isoformat() == end + "+00:00"
 
 
 async def test_a_rolling_budget_comes_back_as_its_spending_gets_older(purse: Purse) -> None:
