@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gateway.allowances import BudgetRule, LimitsRule
     from gateway.config import Defaults
     from gateway.policy.book import Caller
+    from gateway.policy.schema import KeyEntry, TenantPolicy
 
 TENANT = "tenant"
 
@@ -56,22 +57,29 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
 
 
 def scopes_of(caller: Caller, defaults: Defaults) -> tuple[Scope, ...]:
-    """Where the requests of a caller are counted: for its tenant and for its key, as far as either has a limit.
+    """Where the requests of a caller are counted: for its tenant and for its key, as far as either has a limit."""
+    policy, key = caller
+    scopes = tenant_scope(policy, defaults), key_scope(policy, key, defaults)
+    return tuple(scope for scope in scopes if scope is not None)
+
+
+def tenant_scope(policy: TenantPolicy, defaults: Defaults) -> Scope | None:
+    """All keys of a tenant together; None where nothing is counted for them."""
+    limits = defaults.limits if policy.limits is None else policy.limits
+    return _scope(TENANT, limits, policy.budget or defaults.budget)
+
+
+def key_scope(policy: TenantPolicy, key: KeyEntry, defaults: Defaults) -> Scope | None:
+    """One key by itself; None where nothing is counted for it.
 
     What is said for a key goes before what its tenant says for keys, and that before the defaults.
     """
-    policy, key = caller
-    limits = defaults.limits if policy.limits is None else policy.limits
-    key_limits = defaults.key_limits if policy.key_limits is None else policy.key_limits
-    scopes = (
-        _scope(TENANT, limits, policy.budget or defaults.budget),
-        _scope(
-            f"key:{key.id}",
-            key_limits if key.limits is None else key.limits,
-            key.budget or policy.key_budget or defaults.key_budget,
-        ),
+    limits = defaults.key_limits if policy.key_limits is None else policy.key_limits
+    return _scope(
+        f"key:{key.id}",
+        limits if key.limits is None else key.limits,
+        key.budget or policy.key_budget or defaults.key_budget,
     )
-    return tuple(scope for scope in scopes if scope is not None)
 
 
 def _scope(name: str, limits: LimitsRule, budget: BudgetRule | None) -> Scope | None:
@@ -108,3 +116,8 @@ def picodollars(usd: Decimal) -> str:
 def dollars(pico: str) -> Decimal:
     """The reverse."""
     return Decimal(pico).scaleb(-12)
+
+
+def in_short(usd: Decimal) -> Decimal:
+    """The same amount without zeros at its end, and without an exponent."""
+    return Decimal(f"{usd.normalize():f}")

@@ -3,97 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
 from gateway.allowances import Period
+from gateway.ledger.budgets import KEPT_S, Account, Balance, Budgets, Raise
 from gateway.ledger.intent import abandoned
-from gateway.ledger.redis_ledger import Candidate, Exchanged, RedisLedger, Settlement, Variant
-from gateway.ledger.scopes import BudgetTerms, Scope, dollars, picodollars
-from gateway.redis_keys import RedisKeys
-from tests.ledger.drafts import closed, guided, intent
+from gateway.ledger.redis_ledger import Candidate, Settlement, Variant
+from gateway.ledger.scopes import dollars, picodollars
+from tests.ledger.purse import Purse, budget, older
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.ledger.intent import Intent
-    from gateway.ledger.verdict import Verdict
-
-
-def budget(
-    most: str,
-    *,
-    soft: str | None = None,
-    period: Period | None = None,
-    aligned: bool = True,
-    on_soft: str = "warn",
-    on_hard: str = "reject",
-    name: str = "tenant",
-) -> Scope:
-    period = period or Period(1, "mo")
-    terms = BudgetTerms(
-        picodollars(Decimal(most)),
-        "" if soft is None else picodollars(Decimal(soft)),
-        period.unit,
-        period.count,
-        period.seconds,
-        aligned,
-        on_soft,
-        on_hard,
-    )
-    return Scope(name, 0, 0, 0, terms)
-
-
-class Purse:
-    """The ledgers of three processes on one Redis."""
-
-    def __init__(self, redis: Redis) -> None:
-        self.redis = redis
-        self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
-        self.processes = {name: RedisLedger(redis, self.keys, name, 100, 10) for name in ("ann", "bob", "carl")}
-        self.events: list[tuple[str, str]] = []
-
-    def request(self, usd: str, *scopes: Scope, by: str = "ann") -> Intent:
-        charges = tuple(scope.charge for scope in scopes)
-        return msgspec.structs.replace(intent(by), reserved_usd=Decimal(usd), charges=charges)
-
-    async def tell(self, *asked: Candidate, settled: tuple[Settlement, ...] = (), by: str = "ann") -> Exchanged:
-        brought = await self.processes[by].exchange(asked, settled)
-        self.events += [(one.scope.name, one.event.kind) for one in brought.events]
-        return brought
-
-    async def ask(self, usd: str, *scopes: Scope, by: str = "ann", force: bool = False) -> Verdict:
-        self.last = self.request(usd, *scopes, by=by)
-        brought = await self.tell(Candidate(scopes, (Variant(1, self.last),), force), by=by)
-        return brought.verdicts[self.last.id][0]
-
-    async def choose(self, usd: dict[int, str], *scopes: Scope) -> int:
-        """The kind of plan of one request that may cost so much, by kind; 0: none."""
-        base = self.request("0", *scopes)
-        variants = tuple(
-            Variant(kind, msgspec.structs.replace(base, reserved_usd=Decimal(most))) for kind, most in usd.items()
-        )
-        verdict = (await self.tell(Candidate(scopes, variants))).verdicts[base.id][0]
-        if verdict.variant:
-            self.last = next(one.intent for one in variants if one.kind == verdict.variant)
-        return verdict.variant
-
-    async def settle(self, one: Intent, usd: str, *, by: str = "ann") -> list[str]:
-        receipt = msgspec.structs.replace(closed(guided()), id=one.id, cost_usd=Decimal(usd))
-        return (await self.tell(settled=(Settlement(receipt, one),), by=by)).replaced
-
-    async def money(self, scope: Scope) -> tuple[Decimal, Decimal]:
-        """Spent, and reserved."""
-        spent, reserved = await self.redis.hmget(self.keys.scope("acme", scope.name)[2], "spent", "reserved")
-        return dollars((spent or b"0").decode()), dollars((reserved or b"0").decode())
+    from gateway.ledger.scopes import Scope
 
 
 @pytest_asyncio.fixture
@@ -224,28 +154,21 @@ async def test_periods_are_those_of_the_calendar(purse: Purse, period: Period, n
     assert held.decode() in wanted
 
 
-async def test_a_rolling_budget_comes_back_as_its_spending_gets_older(purse: Purse) -> None:
+async def test_a_rolling_budget_comes_back_as_its_spending_getsolder(purse: Purse) -> None:
     """In hundredths of its time, none too early."""
     scope = budget("1", period=Period(100, "h"), aligned=False)
     await purse.ask("0.4", scope)
     await purse.settle(purse.last, "0.4")
     ring = purse.keys.scope("acme", "tenant")[2] + ":360000"
-    await _older(purse.redis, ring, 60)
+    await older(purse.redis, ring, 60)
     await purse.ask("0.6", scope)
     await purse.settle(purse.last, "0.6")
     assert (await purse.ask("0.1", scope)).no is not None
-    await _older(purse.redis, ring, 40)
+    await older(purse.redis, ring, 40)
     assert (await purse.ask("0.1", scope)).no is not None, "its last hour has not left"
-    await _older(purse.redis, ring, 1)
+    await older(purse.redis, ring, 1)
     assert (await purse.ask("0.4", scope)).no is None
     assert (await purse.ask("0.1", scope)).no is not None
-
-
-async def _older(redis: Redis, ring: str, slots: int) -> None:
-    held = {name.decode(): value for name, value in (await redis.hgetall(ring)).items()}
-    await redis.delete(ring)
-    moved = {f"u{int(name[1:]) - slots}" if name[1:].isdigit() else name: value for name, value in held.items()}
-    await redis.hset(ring, mapping=moved | {"from": str(int(held["from"]) - slots)})
 
 
 async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) -> None:
@@ -325,3 +248,105 @@ async def test_a_budget_of_a_million_counts_to_the_cent_beyond_what_numbers_of_l
     assert await purse.money(scope) == (Decimal("999999.5"), 0)
     assert (await purse.ask("0.6", scope)).no is not None
     assert (await purse.ask("0.4", scope)).no is None
+
+
+async def look(purse: Purse, *scopes: Scope) -> list[Balance]:
+    return await Budgets(purse.redis, purse.keys).look([Account("acme", scope) for scope in scopes])
+
+
+async def kept(purse: Purse) -> dict[bytes, bytes]:
+    """All that Redis has of these budgets, to the byte."""
+    names = sorted(await purse.redis.keys(f"*{purse.keys.prefix}:*"))
+    return {name: await purse.redis.dump(name) for name in names}
+
+
+async def test_to_look_tells_what_the_script_counts_and_changes_nothing(purse: Purse) -> None:
+    """Of several at once, in the order of the question; one that nobody used has all of it left."""
+    month, hours = budget("1", soft="0.5"), budget("2", period=Period(100, "h"), aligned=False, name="key:hours")
+    unused = budget("3.50", name="key:unused")
+    await purse.ask("0.6", month, hours)
+    await purse.settle(purse.last, "0.123456789012")
+    await purse.ask("0.25", month, hours)
+    before = await kept(purse)
+    balances = await look(purse, unused, hours, month)
+    assert await kept(purse) == before
+    spent, reserved = Decimal("0.123456789012"), Decimal("0.25")
+    assert [(one.spent_usd, one.reserved_usd, one.left_usd) for one in balances] == [
+        (0, 0, Decimal("3.5")),
+        (spent, reserved, 2 - spent - reserved),
+        (spent, reserved, 1 - spent - reserved),
+    ]
+    assert str(balances[0].max_usd) == "3.5"
+    now = datetime.fromtimestamp(balances[2].now_s, UTC)
+    month_end = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    assert [one.ends_s for one in balances[1:]] == [None, int(month_end.timestamp())]
+    assert await look(purse) == []
+
+
+async def test_what_was_spent_in_another_period_is_not_spent(purse: Purse) -> None:
+    """Before anybody has come who would begin the new one; what is under way stays reserved."""
+    scope = budget("1")
+    await purse.ask("0.3", scope)
+    await purse.settle(purse.last, "0.3")
+    await purse.ask("0.5", scope)
+    await purse.redis.hset(purse.keys.scope("acme", "tenant")[2], "period", "mo1:12")
+    (balance,) = await look(purse, scope)
+    assert (balance.spent_usd, balance.reserved_usd) == (0, Decimal("0.5"))
+    (other,) = await look(purse, budget("1", period=Period(1, "w")))
+    assert other.spent_usd == 0, "nor in one of another length"
+
+
+async def test_a_rolling_budget_is_seen_to_come_back_when_it_does(purse: Purse) -> None:
+    """At each age the look agrees with what the script then says to who asks for more than there is."""
+    scope = budget("1", period=Period(100, "h"), aligned=False)
+    ring = purse.keys.scope("acme", "tenant")[2] + ":360000"
+    seen = []
+    for spent, slots in (("0.4", 60), ("0.3", 40), ("0.1", 1), ("0", 59), ("0", 1), ("0", 40)):
+        await purse.ask("0.4", scope, force=True)
+        await purse.settle(purse.last, spent)
+        await older(purse.redis, ring, slots)
+        (balance,) = await look(purse, scope)
+        refused = (await purse.ask("5", scope)).no
+        assert refused is not None
+        assert balance.spent_usd + balance.reserved_usd == dollars(refused.used)
+        seen.append(str(balance.spent_usd))
+    assert seen == ["0.4", "0.7", "0.4", "0.4", "0.1", "0"]
+
+
+async def test_a_raise_is_put_and_seen_and_ended(purse: Purse) -> None:
+    """It takes the place of an earlier one, and is kept as long as the script keeps budgets."""
+    scope = budget("1")
+    budgets, account = Budgets(purse.redis, purse.keys), Account("acme", scope)
+    key = purse.keys.scope("acme", "tenant")[2]
+    now_s = int((await purse.redis.time())[0])
+    await budgets.put_raise(account, Raise(Decimal(7), now_s + 60))
+    assert KEPT_S - 60 <= await purse.redis.ttl(key) <= KEPT_S
+    half = Raise(Decimal("0.5"), now_s + 600)
+    await budgets.put_raise(account, half)
+    (balance,) = await budgets.look([account])
+    assert (balance.raised, balance.max_usd, balance.most_usd, balance.left_usd) == (half, 1, *[Decimal("1.5")] * 2)
+    assert (await purse.ask("1.5", scope)).no is None
+    assert KEPT_S - 60 <= await purse.redis.ttl(key) <= KEPT_S, "as the script does"
+    (spent,) = await budgets.look([account])
+    assert spent.left_usd == 0
+    await purse.settle(purse.last, "1.2")
+    await purse.redis.hset(key, "raise_until", now_s - 1)
+    (over,) = await budgets.look([account])
+    assert (over.raised, over.most_usd, over.left_usd) == (None, 1, 0), "it ended, and more than the budget was spent"
+    await budgets.put_raise(account, half)
+    await budgets.put_raise(account, None)
+    assert (await budgets.look([account]))[0].raised is None
+    assert (await purse.ask("0.1", scope)).no is not None
+
+
+async def test_a_budget_that_is_spent_again_after_a_raise_is_told_of_again(purse: Purse) -> None:
+    scope = budget("1")
+    account, budgets = Account("acme", scope), Budgets(purse.redis, purse.keys)
+    now_s = int((await purse.redis.time())[0])
+    for usd in ("1", "1", "1.5"):
+        await purse.ask(usd, scope)
+    assert purse.events == [("tenant", "hard")]
+    await budgets.put_raise(account, Raise(Decimal(1), now_s + 60))
+    for usd in ("1", "1", "1.5"):
+        await purse.ask(usd, scope)
+    assert purse.events == [("tenant", "hard")] * 2
