@@ -33,9 +33,11 @@ from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
+from gateway.ledger.budgets import Budgets
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.redis_ledger import RedisLedger
+from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
 from gateway.metrics import Metrics
@@ -190,6 +192,7 @@ async def gateway(
         public[keys.COMPLETIONS] = completions
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
         public[keys.RECEIPTS] = store
+        public[keys.SPEEDS] = Speeds(redis.commands, redis_keys, lease_s)
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
@@ -197,10 +200,13 @@ async def gateway(
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
         admin[keys.KEYS_IN_REDIS] = keys_in_redis
+        budgets = Budgets(redis.commands, redis_keys)
         admin[keys.AUDIT] = AuditTrail(redis.commands, redis_keys.keyring().audit)
         for app in (public, admin):
             app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
+            app[keys.DEFAULTS] = settings.defaults
+            app[keys.BUDGETS] = budgets
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines

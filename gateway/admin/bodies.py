@@ -17,6 +17,7 @@ from gateway.policy.schema import Label, Moment
 from gateway.units import Duration, Name, Wrong, duration_s, lasting
 from gateway.web.body import read_body
 from gateway.yaml_source import Shape, Source
+from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -126,3 +127,9 @@ def only_query(request: web.Request, *known: str) -> None:
     for name in request.query:
         if name not in known:
             raise InvalidRequest(f"'{name}': unknown parameter; known here: {', '.join(known) or 'none'}.", param=name)
+
+
+def meant(name: str, known: list[str]) -> str:
+    """What an error adds where a name was misspelt; empty if none is near."""
+    close = nearest(name, known)
+    return f" Did you mean '{close}'?" if close else ""

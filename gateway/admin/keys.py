@@ -10,14 +10,13 @@ import msgspec
 import structlog
 from redis.exceptions import RedisError
 
-from gateway.admin.bodies import NewKey, Rotation, actor_of, number_of, only_query, read_shape
+from gateway.admin.bodies import NewKey, Rotation, actor_of, meant, number_of, only_query, read_shape
 from gateway.admin.key_views import listed, time_shown, view, view_of_held
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.errors import Conflict, InvalidRequest, NotFound
 from gateway.keyring.held import Terms, in_words
 from gateway.keyring.token import digest_of, hint_of, new_token
 from gateway.web.keys import KEY_FOLLOWER, KEYRING, KEYS_IN_REDIS, POLICIES
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -37,7 +36,7 @@ async def create_key(request: web.Request) -> web.Response:
     policy = request.app[POLICIES].book.policy_of(asked.tenant)
     if policy is None:
         known = [one.tenant for one in request.app[POLICIES].book.policies]
-        raise InvalidRequest(f"'tenant': no policy file is of tenant '{asked.tenant}'.{_meant(asked.tenant, known)}",
+        raise InvalidRequest(f"'tenant': no policy file is of tenant '{asked.tenant}'.{meant(asked.tenant, known)}",
                              param="tenant")  # fmt: skip
     if any(key.id == asked.id for key in policy.keys):
         raise Conflict(f"The policy file of tenant '{asked.tenant}' has a key '{asked.id}': take another id.")
@@ -55,13 +54,8 @@ def _check_models(asked: NewKey, policy: TenantPolicy) -> None:
     known = list(dict.fromkeys(route.model for route in policy.routes))
     for model in asked.models or ():
         if model not in known:
-            raise InvalidRequest(f"'models': tenant '{asked.tenant}' has no route '{model}'.{_meant(model, known)}",
+            raise InvalidRequest(f"'models': tenant '{asked.tenant}' has no route '{model}'.{meant(model, known)}",
                                  param="models")  # fmt: skip
-
-
-def _meant(name: str, known: list[str]) -> str:
-    close = nearest(name, known)
-    return f" Did you mean '{close}'?" if close else ""
 
 
 @needs_redis
@@ -127,5 +121,5 @@ async def _existing(request: web.Request) -> HeldKey:
     policy = request.app[POLICIES].book.policy_of(tenant)
     if policy is not None and any(key.id == key_id for key in policy.keys):
         raise Conflict(f"Key '{key_id}' stands in the policy file of tenant '{tenant}': change it there.")
-    close = _meant(key_id, [key.id for key in ring.all() if key.tenant == tenant])
+    close = meant(key_id, [key.id for key in ring.all() if key.tenant == tenant])
     raise NotFound(f"Tenant '{tenant}' has no key '{key_id}'.{close} GET /keys lists them.", param="id")

@@ -8,6 +8,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gateway.admin.audit import show_audit
+from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.queue import queue
 from gateway.web.keys import METRICS
@@ -34,6 +35,10 @@ KEYED_ROUTES = [
     web.post("/keys", create_key),
     web.post("/keys/{tenant}/{id}/rotate", rotate_key),
     web.delete("/keys/{tenant}/{id}", revoke_key),
+    web.get("/budgets", list_budgets),
+    web.get("/budgets/{tenant}", show_budgets),
+    web.post("/budgets/{tenant}/raise", raise_budget),
+    web.post("/budgets/{tenant}/keys/{id}/raise", raise_budget),
     web.get("/audit", show_audit),
 ]
 ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]

@@ -119,5 +119,5 @@ def dollars(pico: str) -> Decimal:
 
 
 def in_short(usd: Decimal) -> Decimal:
-    """The same amount without zeros at its end, and without an exponent."""
+    """The same amount without zeros at its end: 100, and neither 100.000000000000 nor 1E+2."""
     return Decimal(f"{usd.normalize():f}")

@@ -10,12 +10,15 @@ from gateway.admission import Admission
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
+from gateway.config import Defaults
 from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
 from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
+from gateway.ledger.budgets import Budgets
+from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.verdict import Allowance
 from gateway.metrics import Metrics
@@ -37,6 +40,9 @@ KEYRING = web.AppKey("keyring", Keyring)
 KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
 KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
 AUDIT = web.AppKey("audit", AuditTrail)
+BUDGETS = web.AppKey("budgets", Budgets)
+SPEEDS = web.AppKey("speeds", Speeds)
+DEFAULTS = web.AppKey("defaults", Defaults)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)

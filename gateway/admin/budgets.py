@@ -1,0 +1,183 @@
+"""The admin API's budgets: look at them, and raise one for a while."""
+
+from __future__ import annotations
+
+import asyncio
+from math import ceil
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import msgspec
+import structlog
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+
+from gateway.admin.bodies import actor_of, meant, number_of, only_query, read_shape
+from gateway.admin.budget_views import owners, page_of, view
+from gateway.admin.replies import json_reply, needs_redis
+from gateway.errors import InvalidRequest, NotFound
+from gateway.ledger.budgets import LONGEST_RAISE_S, Raise
+from gateway.ledger.scopes import in_short
+from gateway.policy.schema import Moment
+from gateway.units import Duration, Usd, Wrong, lasting
+from gateway.web.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
+from gateway.yaml_source import Shape
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from gateway.admin.budget_views import Owner
+    from gateway.ledger.budgets import Account, Balance
+    from gateway.policy.schema import TenantPolicy
+
+log = structlog.get_logger()
+
+_PAGE = 500
+_MOST_REASON_CHARS = 500
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
+
+
+def _words(value: object) -> object:
+    if not isinstance(value, str):
+        raise Wrong("must be a date like 2026-12-01, or a time like 2026-12-01T12:00:00Z, in quotes")
+    return value
+
+
+def _one_line(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _MOST_REASON_CHARS:
+        raise Wrong(f"must be one line of at most {_MOST_REASON_CHARS} characters")
+    return value
+
+
+Until: TypeAlias = Annotated[Moment, BeforeValidator(_words)]
+
+
+class NewRaise(Shape):
+    """POST /budgets/{tenant}/raise: what to put on top of a budget, and until when."""
+
+    usd: Usd
+    """0 ends a raise."""
+    for_s: Annotated[Duration, lasting("1s", "366d")] | None = Field(None, alias="for")
+    until: Until | None = None
+    reason: Annotated[str, BeforeValidator(_one_line)] | None = None
+    """For the audit trail."""
+
+    @field_validator("for_s", "until")
+    @classmethod
+    def _one_end(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("usd") == 0:
+            raise Wrong("usd 0 ends the raise at once: leave this out")
+        if value is not None and info.data.get("for_s") is not None:
+            raise Wrong("'for' says it already: keep one of the two")
+        return value
+
+
+@needs_redis
+async def list_budgets(request: web.Request) -> web.Response:
+    """GET /budgets: those of tenants and of their keys that hold; 500 at a time, from `after` on."""
+    only_query(request, "tenant", "after", "limit")
+    return await _listed(request, request.query.get("tenant"))
+
+
+@needs_redis
+async def show_budgets(request: web.Request) -> web.Response:
+    """GET /budgets/{tenant}: the same of one tenant, which is 404 if there is none of that name."""
+    only_query(request, "after", "limit")
+    return await _listed(request, _policy(request).tenant)
+
+
+async def _listed(request: web.Request, tenant: str | None) -> web.Response:
+    most = number_of(request, "limit", default=_PAGE, most=_PAGE)
+    await request.app[KEY_FOLLOWER].catch_up()
+    ring = request.app[KEYRING]
+    page, following = await asyncio.to_thread(
+        page_of,
+        owners(request.app[POLICIES].book.policies, list(ring.all()), ring.now()),
+        request.app[DEFAULTS],
+        tenant=tenant,
+        after=request.query.get("after", ""),
+        most=most,
+    )
+    balances = await request.app[BUDGETS].look([account for _, account in page])
+    views = [view(owner, account, balance) for (owner, account), balance in zip(page, balances, strict=True)]
+    return json_reply({"budgets": views, "next": following})
+
+
+@needs_redis
+async def raise_budget(request: web.Request) -> web.Response:
+    """POST /budgets/{tenant}/raise, and /budgets/{tenant}/keys/{id}/raise: it holds from the next request on."""
+    actor, asked = actor_of(request), await read_shape(request, NewRaise)
+    owner, account = await _existing(request)
+    budgets = request.app[BUDGETS]
+    (before,) = await budgets.look([account])
+    raised = Raise(asked.usd, _until_s(asked, account, before)) if asked.usd else None
+    after = {**_told(raised), **({"reason": asked.reason} if asked.reason else {})}
+    await request.app[AUDIT].write(
+        actor=actor,
+        action="budget.raise",
+        tenant=account.tenant,
+        subject=owner.key_id or "",
+        before=_json(_told(before.raised)),
+        after=_json(after),
+    )
+    await budgets.put_raise(account, raised)
+    log.info("admin", action="budget.raise", actor=actor, tenant=account.tenant, subject=owner.key_id or "")
+    (now,) = await budgets.look([account])
+    return json_reply(view(owner, account, now))
+
+
+def _told(raised: Raise | None) -> dict[str, Any]:
+    """For the audit trail."""
+    return {"usd": 0} if raised is None else {"usd": in_short(raised.usd), "until": raised.until_s}
+
+
+def _json(body: dict[str, Any]) -> str:
+    return _ENCODER.encode(body).decode()
+
+
+def _until_s(asked: NewRaise, account: Account, balance: Balance) -> int:
+    """When a raise ends, in whole Unix seconds by Redis' clock. Raises InvalidRequest."""
+    now_s = balance.now_s + 1  # the second that has begun: a raise lasts as long as was said, or a little longer
+    if asked.for_s is not None:
+        return now_s + ceil(asked.for_s)
+    if asked.until is None:
+        return balance.ends_s or now_s + account.terms.seconds
+    if asked.until < now_s:
+        raise InvalidRequest("'until' lies in the past.", param="until")
+    if asked.until > now_s + LONGEST_RAISE_S:
+        raise InvalidRequest("'until' must be at most 366 days away: for longer, change the policy.", param="until")
+    return ceil(asked.until)
+
+
+async def _existing(request: web.Request) -> tuple[Owner, Account]:
+    """The budget that the path names. Raises NotFound, which says what there is not."""
+    await request.app[KEY_FOLLOWER].catch_up()
+    key_id, ring = request.match_info.get("id"), request.app[KEYRING]
+    policy = _policy(request)
+    made = ring.named(policy.tenant, key_id) if key_id else None
+    found = owners([policy], [made] if made else [], ring.now())
+    owner = next((one for one in found if one.key_id == key_id), None)
+    if owner is None:
+        known = [key.id for key in policy.keys] + [key.id for key in ring.all() if key.tenant == policy.tenant]
+        close = meant(key_id or "", [one for one in known if one != key_id])
+        raise NotFound(
+            f"Tenant '{policy.tenant}' has no key '{key_id}' that holds.{close} GET /keys lists them.", param="id"
+        )
+    account = owner.account(request.app[DEFAULTS])
+    if account is None:
+        whose = f"Tenant '{policy.tenant}'" if key_id is None else f"Key '{key_id}' of tenant '{policy.tenant}'"
+        where = "budget" if key_id is None else "key_budget"
+        raise NotFound(
+            f"{whose} has no budget to raise. `{where}` of its tenant's policy file gives it one, and "
+            f"defaults.{where} of config.yaml everybody.",
+            param="tenant" if key_id is None else "id",
+        )
+    return owner, account
+
+
+def _policy(request: web.Request) -> TenantPolicy:
+    """The policy of the tenant that the path names. Raises NotFound."""
+    tenant, book = request.match_info["tenant"], request.app[POLICIES].book
+    policy = book.policy_of(tenant)
+    if policy is None:
+        close = meant(tenant, [one.tenant for one in book.policies])
+        raise NotFound(f"No policy file is of tenant '{tenant}'.{close}", param="tenant")
+    return policy
