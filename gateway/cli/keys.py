@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
-import re
 import time
-from contextlib import suppress
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
-import msgspec
 import typer
-import uvloop
 
 from gateway.cli import SETTINGS
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
+from gateway.cli.admin_commands import ActorOption, JsonOption, ask, ask_for_all, given, in_json, usd_of
 from gateway.cli.keys_print import key_told, keys_shown, yaml_lines
 from gateway.keyring.token import new_token
 
@@ -33,9 +28,6 @@ keys = typer.Typer(
     **SETTINGS,
 )
 
-_ACTOR_BREAKS = re.compile(r"[^A-Za-z0-9@._+-]+")
-_DECODER = msgspec.json.Decoder(float_hook=Decimal)
-
 TenantOption: TypeAlias = Annotated[
     str, typer.Option("--tenant", "-t", help="Whose key it is: the tenant of a policy file.")
 ]
@@ -44,10 +36,6 @@ ExpiresOption: TypeAlias = Annotated[
     str | None, typer.Option(help="Until when it holds: a date, a time, or a duration. Default: for ever.",
                              metavar="2027-06-30|90d")
 ]  # fmt: skip
-ActorOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="Who does it, for the audit trail. Default: the login name here.", metavar="NAME")
-]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the admin API's JSON.")]
 Limit: TypeAlias = int | None
 _LIMITS = "Limits of its own"
 _BUDGET = "A budget of its own"
@@ -104,10 +92,10 @@ def create(
     With --print-yaml it is the other way round: the lines for `keys:` of policies/acme.yaml go to standard output, and
     the key to standard error.
     """
-    limits = _given(rpm_limit=rpm_limit, tpm_limit=tpm_limit, max_parallel_requests=max_parallel_requests)
-    budget = _given(
-        max_budget=_usd(max_budget, "--max-budget"),
-        soft_budget=_usd(soft_budget, "--soft-budget"),
+    limits = given(rpm_limit=rpm_limit, tpm_limit=tpm_limit, max_parallel_requests=max_parallel_requests)
+    budget = given(
+        max_budget=usd_of(max_budget, "--max-budget"),
+        soft_budget=usd_of(soft_budget, "--soft-budget"),
         budget_duration=budget_duration,
         calendar_aligned=False if rolling else None,
         on_soft=on_soft,
@@ -116,13 +104,13 @@ def create(
     if budget and max_budget is None:
         raise typer.BadParameter("is needed for a budget", param_hint="--max-budget")
     names = [name.strip() for name in models.split(",")] if models is not None else None
-    body = _given(tenant=tenant, id=key_id, expires=expires, models=names, limits=limits or None, budget=budget or None)
+    body = given(tenant=tenant, id=key_id, expires=expires, models=names, limits=limits or None, budget=budget or None)
     if print_yaml:
         token = new_token()
         typer.echo(yaml_lines(body, token, time.time()))
         typer.echo(f"The key, which is shown this once: {token}", err=True)
         return
-    made = _ask(AdminClient(url, config, keyed=True), "POST", "/keys", body, actor=actor)
+    made = ask(AdminClient(url, config, keyed=True), "POST", "/keys", body, actor=actor)
     _tell_key(made, as_json=as_json)
 
 
@@ -137,16 +125,9 @@ def list_keys(
 
     No list shows a key. `hint` is how one that was made here begins.
     """
-    client = AdminClient(url, config, keyed=True)
-    found: list[dict[str, Any]] = []
-    after: str | None = ""
-    while after is not None:
-        query = urlencode(_given(tenant=tenant, after=after or None))
-        page = _ask(client, "GET", f"/keys?{query}")
-        found += page["keys"]
-        after = page["next"]
+    found = ask_for_all(AdminClient(url, config, keyed=True), "/keys", "keys", tenant=tenant)
     if as_json:
-        typer.echo(_json({"keys": found}))
+        typer.echo(in_json({"keys": found}))
     else:
         keys_shown(found)
 
@@ -173,8 +154,8 @@ def rotate(
     then on (or .2, ...), so that the list and the logs tell whether anybody still uses it.
     """
     path = f"/keys/{quote(tenant, safe='')}/{quote(key_id, safe='')}/rotate"
-    body = _given(grace=grace, expires=expires)
-    _tell_key(_ask(AdminClient(url, config, keyed=True), "POST", path, body, actor=actor), as_json=as_json)
+    body = given(grace=grace, expires=expires)
+    _tell_key(ask(AdminClient(url, config, keyed=True), "POST", path, body, actor=actor), as_json=as_json)
 
 
 @keys.command()
@@ -188,50 +169,13 @@ def revoke(
 ) -> None:
     """End a key for good. Within two seconds no process takes it any more; requests under way are finished."""
     path = f"/keys/{quote(tenant, safe='')}/{quote(key_id, safe='')}"
-    gone = _ask(AdminClient(url, config, keyed=True), "DELETE", path, actor=actor)
-    typer.echo(_json(gone) if as_json else f"revoked: key {gone['id']} of tenant {gone['tenant']}")
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _usd(text: str | None, option: str) -> Decimal | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,12})?", text):
-        raise typer.BadParameter("must be an amount in USD, like 10 or 0.50", param_hint=option)
-    return Decimal(text)
-
-
-def _ask(client: AdminClient, method: str, path: str, body: Any = None, *, actor: str | None = None) -> Any:
-    return uvloop.run(_asked(client, method, path, body, actor))
-
-
-async def _asked(client: AdminClient, method: str, path: str, body: Any, actor: str | None) -> Any:
-    raw = None if body is None else msgspec.json.Encoder(decimal_format="number").encode(body)
-    headers = {} if method == "GET" else {"x-gkt-actor": actor or _login_name()}
-    async with client.session() as session:
-        answer = await client.ask(session, method, path, body=raw, headers=headers)
-    try:
-        return _DECODER.decode(answer)
-    except msgspec.DecodeError:
-        raise client.no_gateway("it answers something else") from None
-
-
-def _login_name() -> str:
-    with suppress(OSError, KeyError):
-        return _ACTOR_BREAKS.sub("_", getpass.getuser())[:64] or "admin"
-    return "admin"
+    gone = ask(AdminClient(url, config, keyed=True), "DELETE", path, actor=actor)
+    typer.echo(in_json(gone) if as_json else f"revoked: key {gone['id']} of tenant {gone['tenant']}")
 
 
 def _tell_key(made: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(_json(made))
+        typer.echo(in_json(made))
     else:
         typer.echo(key_told(made), err=True)
         typer.echo(made["key"])
-
-
-def _json(body: Any) -> str:
-    return msgspec.json.format(msgspec.json.Encoder(decimal_format="number").encode(body), indent=2).decode()

@@ -1,0 +1,175 @@
+"""`gkt-gateway budgets` against a real gateway, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from gateway.cli.budgets_print import bar_of, budgets_shown, colour_of
+from gateway.cli.commands import app
+from gateway.errors import StartupError
+from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ADMIN_KEY = "an-admin-key-for-tests"
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str, **environment: str) -> Done:
+    """As `main` would; in this process, since to start one takes seconds."""
+    names = {"GKT_ADMIN_KEY": ADMIN_KEY, "NO_COLOR": "1", "LOGNAME": "carol", "COLUMNS": "200"}
+    done = CliRunner().invoke(app, ["budgets", *arguments], env={**names, **environment})
+    if isinstance(done.exception, StartupError):
+        return Done(1, done.stdout, done.stderr + done.exception.message)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[GatewayProcess]:
+    folder = tmp_path_factory.mktemp("budgets")
+    (folder / "admin.key").write_text(ADMIN_KEY)
+    with running_gateway(
+        folder,
+        redis_url=redis_url,
+        redis={"prefix": f"d{os.urandom(4).hex()}"},
+        admin={"key": "file:admin.key"},
+        models=[model("small", "openai", "http://127.0.0.1:1/v1", continuation="trailing", echo=False)],
+        routes=[STUDENT_ONLY | {"baseline": "small"}],
+        tenants={
+            "acme": {
+                "budget": {"max_budget": 100, "soft_budget": 80},
+                "key_budget": {"max_budget": 2.5, "budget_duration": "12h", "calendar_aligned": False},
+            }
+        },
+    ) as process:
+        yield process
+
+
+def test_budgets_are_listed_and_raised(gateway: GatewayProcess) -> None:
+    """On a pipe in plain letters; for programs as JSON. Who raised it, and why, is in the trail."""
+    at = ("--url", gateway.admin_url)
+    listed = run("list", *at)
+    assert listed.returncode == 0, listed.stderr
+    tenant, key = (line for line in listed.stdout.splitlines() if " acme " in line)
+    for cell in ("all together", "100 USD / 1mo", "." * 20, " 00:00:00 UTC", " - "):
+        assert cell in tenant
+    for cell in ("only", "2.5 USD / 12h", "rolling"):
+        assert cell in key
+    assert listed.stdout.isascii() or set(re.findall(r"[^ -~\n]", listed.stdout)) == {"─"}
+
+    raised = run("raise", "acme", "--usd", "50.25", "--until", "2199-12-01", *at)
+    assert raised.returncode == 1
+    assert "at most 366 days away" in raised.stderr
+    raised = run("raise", "acme", "--usd", "50.25", "--for", "7d", "--reason", "launch week", *at)
+    assert (raised.returncode, raised.stderr) == (0, "")
+    assert re.fullmatch(r"raised: tenant acme has 150.25 USD until [\d:. -]+ UTC; 150.25 USD are left\n", raised.stdout)
+    assert "+50.25 until 20" in run("list", "-t", "acme", *at).stdout
+    both = json.loads(run("list", "--json", *at).stdout, parse_float=Decimal)["budgets"]
+    assert [one["raise"] and one["raise"]["usd"] for one in both] == [Decimal("50.25"), None]
+    told = json.loads(run("raise", "acme", "--key", "only", "--usd", "1", "--json", "--actor", "dave", *at).stdout)
+    assert (told["key"], told["left_usd"]) == ("only", 3.5)
+    ended = run("raise", "acme", "--usd", "0", *at)
+    assert ended.stdout == "the raise has ended: tenant acme has 100 USD / 1mo; 100 USD are left\n"
+    assert "There are no budgets." in run("list", "-t", "globex", *at).stdout
+
+    trail = httpx.get(f"{gateway.admin_url}/audit", headers={"Authorization": f"Bearer {ADMIN_KEY}"}).json()["entries"]
+    assert [(one["actor"], one["subject"], one["after"].get("reason")) for one in trail] == [
+        ("carol", "", None), ("dave", "only", None), ("carol", "", "launch week")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["raise", "acmee", "--usd", "5"], "No policy file is of tenant 'acmee'. Did you mean 'acme'?"),
+        (["raise", "globex", "--usd", "5"], "Tenant 'globex' has no budget to raise."),
+        (["raise", "acme", "--key", "a/../b", "--usd", "5"], "no key 'a/../b' that holds"),
+        (["raise", "acme", "--usd", "5", "--for", "1w"], "'for': must be a duration"),
+        (["raise", "acme", "--usd", "5", "--for", "1d", "--until", "2099-01-01"], "'for' says it already"),
+    ],
+)
+def test_what_the_gateway_refuses_is_said_in_its_words(
+    gateway: GatewayProcess, arguments: list[str], words: str
+) -> None:
+    done = run(*arguments, "--url", gateway.admin_url)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["raise", "acme"], "--usd"),
+        (["raise", "--usd", "5"], "Missing argument"),
+        (["raise", "acme", "--usd", "much"], "must be an amount in USD"),
+        (["rise", "acme"], "No such command 'rise'"),
+    ],
+)
+def test_options_that_cannot_be(arguments: list[str], words: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert words in re.sub(r"\s+", " ", done.stderr)
+
+
+def bar(spent: str, reserved: str, most: str, soft: str | None = None, raised: str | None = None) -> tuple[str, str]:
+    """It, and the colour of what is left."""
+    budget: dict[str, Any] = {
+        "max_budget": Decimal(most),
+        "soft_budget": soft and Decimal(soft),
+        "spent_usd": Decimal(spent),
+        "reserved_usd": Decimal(reserved),
+        "raise": raised and {"usd": Decimal(raised), "until": ""},
+    }
+    used = Decimal(spent) + Decimal(reserved)
+    budget["left_usd"] = max(Decimal(0), Decimal(most) + Decimal(raised or 0) - used)
+    return bar_of(budget, "#+.").plain, colour_of(budget)
+
+
+def test_a_bar_tells_spent_reserved_and_left() -> None:
+    """Whatever is there is seen; only a budget with nothing left is full, as long as it is not a twentieth."""
+    assert bar("0", "0", "100") == ("." * 20, "green")
+    assert bar("50", "10", "100") == ("#" * 10 + "++" + "." * 8, "green")
+    assert bar("0.000001", "0.000001", "100") == ("#+" + "." * 18, "green")
+    assert bar("80", "1", "100", soft="81")[1] == "yellow"
+    assert bar("80", "1", "100", soft="81.1")[1] == "green"
+    assert bar("89", "1", "100") == ("#" * 17 + "+" + "..", "red")
+    assert bar("99.9", "0.1", "100") == ("#" * 19 + "+", "red")
+    assert bar("300", "50", "100") == ("#" * 20, "red")
+    assert bar("300", "50", "100", raised="600") == ("#" * 8 + "+" + "." * 11, "green")
+
+
+def test_what_is_no_terminal_gets_every_figure_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """As wide as it needs to be, to the millionth of a dollar."""
+    row = {
+        "tenant": "acme", "key": None, "max_budget": Decimal(1000000), "soft_budget": None, "budget_duration": "366d",
+        "spent_usd": Decimal("123456.654321"), "reserved_usd": Decimal("0.0000001"), "left_usd": Decimal("876543.3456"),
+        "raise": {"usd": Decimal("1.50"), "until": "2026-11-30T12:00:00Z"}, "ends": "2026-12-01T00:00:00Z",
+    }  # fmt: skip
+    budgets_shown([row])
+    printed = capsys.readouterr().out
+    figures = ("1000000 USD / 366d", "123456.654321", "<0.000001", "876543.3456", "2026-12-01 00:00:00 UTC")
+    assert [figure for figure in (*figures, "+1.5 until 2026-11-30 12:00:00 UTC") if figure not in printed] == []
+
+
+def test_help_teaches() -> None:
+    for arguments in ([], ["-h"], ["list", "--help"], ["raise", "-h"]):
+        done = run(*arguments)
+        assert "Usage: " in done.stdout + done.stderr
+    assert "GKT_ADMIN_KEY" in run("--help").stdout
+    assert 'budgets raise acme --usd 50 --reason "launch week"' in run("raise", "--help").stdout
