@@ -52,6 +52,7 @@ from gateway.web.connection import Runner
 from gateway.web.embeddings import embeddings
 from gateway.web.error_body import errors_as_openai
 from gateway.web.headers import name_reply
+from gateway.web.limits import show_limits
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.openapi.document import document
 from gateway.web.openapi.route import openapi_json
@@ -74,6 +75,7 @@ ROUTES = [
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model:.+}", show_model),
     web.get("/v1/receipts/{id}", show_receipt),
+    web.get("/v1/limits", show_limits),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
     web.get("/openapi.json", openapi_json),

@@ -130,6 +130,7 @@ def test_an_unknown_model_is_404_and_lists_those_of_the_key(caller: httpx.Client
         ("POST", "/v1/embeddings"),
         ("GET", "/v1/models"),
         ("GET", "/v1/receipts/req_1"),
+        ("GET", "/v1/limits"),
     ],
 )
 def test_no_key_or_a_wrong_one_is_401_everywhere(

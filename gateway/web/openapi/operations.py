@@ -27,12 +27,14 @@ from gateway.protocol.embeddings import EmbeddingsBody
 from gateway.protocol.text import TextBody
 from gateway.web.completions import chat_completions, text_completions
 from gateway.web.embeddings import embeddings
+from gateway.web.limits import show_limits
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.openapi.route import openapi_json
 from gateway.web.openapi.shapes import (
     ChatCompletion,
     ChatCompletionChunk,
     EmbeddingsReply,
+    LimitsReply,
     Model,
     Models,
     TextCompletion,
@@ -133,6 +135,12 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "Receipts",
         gives=Receipt,
         errors=(NotFound, StoreUnavailable),
+    ),
+    show_limits: Operation(
+        "What the key and its tenant may use, and what they have used of it. It counts for no limit itself.",
+        "Limits",
+        gives=LimitsReply,
+        errors=(StoreUnavailable,),
     ),
     healthz: Operation("The process lives.", "Probes", gives=("ok\n",), open=True),
     readyz: Operation(

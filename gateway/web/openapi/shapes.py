@@ -5,6 +5,7 @@ A field without a default is always there. Objects that an engine wrote, such as
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -137,6 +138,48 @@ class Model(Struct):
 class Models(Struct):
     object: Literal["list"]
     data: list[Model]
+
+
+class LimitUse(Struct):
+    """A limit, and what is used of it now: in the last 60 seconds, or at this moment."""
+
+    limit: Count
+    used: Count
+    left: Count
+
+
+class BudgetUse(Struct):
+    """Money, in US dollars as text.
+
+    `max_usd` is what may be spent, a raise included; `reserved_usd` belongs to requests under way. `duration` is how
+    long a period lasts, such as 1mo, and `ends` when this one does, in Unix seconds: null where it is the time just
+    past.
+    """
+
+    duration: str
+    ends: int | None
+    max_usd: Decimal
+    spent_usd: Decimal
+    reserved_usd: Decimal
+    left_usd: Decimal
+
+
+class Allowed(Struct):
+    """What a tenant, or a key, may use; null: as much as it likes. No `budget`: the gateway does not tell of money."""
+
+    id: str
+    requests_per_minute: LimitUse | None
+    tokens_per_minute: LimitUse | None
+    parallel_requests: LimitUse | None
+    budget: BudgetUse | None = None
+
+
+class LimitsReply(Struct):
+    """A request needs room in both: in what all keys of the tenant may use together, and in what this one may."""
+
+    object: Literal["limits"]
+    tenant: Allowed
+    key: Allowed
 
 
 class Error(Struct):
