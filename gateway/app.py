@@ -35,6 +35,7 @@ from gateway.opening import Guide
 from gateway.policy.policies import Policies
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
 from gateway.web import keys
 from gateway.web.completions import chat_completions, text_completions
@@ -74,6 +75,7 @@ MIDDLEWARES = [errors_as_openai]
 _CUT_S = 2.0
 # How long an engine may keep the gateway from being ready, by not answering its first probe.
 _FIRST_PROBES_S = 5.0
+_MAX_SHADOWS = 64
 # How many more objects there must be before Python looks for cycles. Its own 700 are less than a request makes.
 _COLLECT_AFTER = 10_000
 
@@ -147,9 +149,12 @@ async def gateway(
             lease_s=lease_s,
         )
         admission = Admission(settings.server.max_in_flight, ledger, metrics)
+        guide = Guide(engines, batcher, Flights(tasks), metrics, tasks)
+        finisher = Finisher(engines, metrics)
         completions = Completions(
-            guide=Guide(engines, batcher, Flights(tasks), metrics, tasks),
-            finisher=Finisher(engines, metrics),
+            guide=guide,
+            finisher=finisher,
+            shadows=Shadows(guide, finisher, admission, metrics, tasks, most=_most_shadows(settings)),
             admission=admission,
             ledger=ledger,
         )
@@ -183,6 +188,11 @@ async def gateway(
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics))
         yield Gateway(public, admin, admission, batcher, store, tasks)
+
+
+def _most_shadows(settings: Settings) -> int:
+    """How many shadows of requests may be under way: never so many that callers would miss their places."""
+    return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

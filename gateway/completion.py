@@ -6,6 +6,7 @@ happens inside, each request settles exactly one receipt (`Admission.settled`).
 
 from __future__ import annotations
 
+import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,12 +15,12 @@ from gateway.finishing import RESTARTED
 from gateway.ledger.draft import Draft
 from gateway.opening import UNGUIDED
 from gateway.policy.resolve import resolve
-from gateway.policy.routing import require_route
+from gateway.policy.routing import find_route
 from gateway.protocol import ReplyHead, TextReplyHead, TextRequest, passed_on, usage_body
 from gateway.relay import StreamRelay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from gateway.admission import Admission
     from gateway.finishing import Finisher
@@ -29,16 +30,21 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.policy.resolve import Plan
     from gateway.protocol import CompletionRequest, Json
+    from gateway.shadowing import Shadows
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds."""
+    """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
+
+    `headers` are the request's own, read where a route asks for one.
+    """
 
     id: str
     caller: Caller
     created: int
     started: float
+    headers: Mapping[str, str]
 
     def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
         """The receipt of what comes of this, to be filled in."""
@@ -51,6 +57,20 @@ class Visit:
             stream=stream,
             started=self.started,
             plan=plan,
+        )
+
+    def shadow(self, plan: Plan, route: str) -> Draft:
+        """The receipt of what is done beside this, for nobody to see."""
+        return Draft(
+            id=f"{self.id}-shadow",
+            created=int(time.time()),
+            tenant=self.caller.policy.tenant,
+            key=self.caller.key_id,
+            route=route,
+            stream=False,
+            started=time.perf_counter(),
+            plan=plan,
+            shadow_of=self.id,
         )
 
 
@@ -71,17 +91,19 @@ class Completions:
         *,
         guide: Guide,
         finisher: Finisher,
+        shadows: Shadows,
         admission: Admission,
         ledger: Ledger,
     ) -> None:
         self._guide = guide
         self._finisher = finisher
+        self._shadows = shadows
         self._admission = admission
         self._ledger = ledger
 
     async def answer(self, visit: Visit, asked: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
-        plan = self._resolve(visit, asked)
+        plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
@@ -94,6 +116,7 @@ class Completions:
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft)
             usage = _caller_usage(plan, draft, receipt)
+            self._cast(visit, plan, asked)
             return Answer(head.completion(reply["choices"], usage) | passed_on(reply), receipt, plan.show_cost)
 
     async def stream(self, visit: Visit, asked: CompletionRequest) -> AsyncGenerator[Draft | list[Json], None]:
@@ -101,7 +124,7 @@ class Completions:
 
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
         """
-        plan = self._resolve(visit, asked)
+        plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
@@ -119,6 +142,7 @@ class Completions:
                 receipt = await self._ledger.close(draft)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
+            self._cast(visit, plan, asked)
 
     async def _chunks(
         self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: Draft
@@ -147,9 +171,14 @@ class Completions:
             if relay.restarted:
                 draft.drop_guidance(RESTARTED)
 
-    def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
-        route = require_route(visit.caller, asked.model)
-        return resolve(visit.caller.policy, route, asked, self._finisher.look)
+    def _cast(self, visit: Visit, plan: Plan, asked: CompletionRequest) -> None:
+        """Begin the shadow that the plan wants, now that the caller has its answer."""
+        if plan.shadow is not None:
+            self._shadows.cast(visit.shadow(plan.shadow, asked.model), asked)
+
+    async def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
+        route = await find_route(visit.caller, asked, visit.headers)
+        return resolve(visit.caller.policy, route, asked, self._finisher.look, headers=visit.headers)
 
 
 def _head(visit: Visit, asked: CompletionRequest) -> ReplyHead:

@@ -73,6 +73,7 @@ class Draft:
     unguided: str | None = None
     finish_reason: str | None = None
     receipt: Receipt | None = None
+    shadow_of: str | None = None  # the id of the request beside which this was done, for nobody to see
 
     def saw_first_token(self) -> None:
         if self.first_token is None:
@@ -109,6 +110,8 @@ class Draft:
     @property
     def mode(self) -> str:
         """What happened, in the receipt's words."""
+        if self.shadow_of is not None:
+            return "shadow"
         if self.plan.mode != "guided":
             return self.plan.mode
         if self.unguided is not None or self.plan.guidance is None:
@@ -157,6 +160,7 @@ class Draft:
             savings_usd=savings_usd(baseline, cost),
             timings=self._timings(),
             attempts=attempts,
+            shadow_of=self.shadow_of,
         )
 
     def facts(self) -> Json:

@@ -49,6 +49,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     reserved_usd: Decimal
     owner: str
     unguided: str | None = None
+    shadow_of: str | None = None
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -83,6 +84,7 @@ def intend(draft: Draft, asked: CallerRequest, prices: Mapping[str, Price], owne
         reserved_usd=total_usd(*(share.cost_usd for share in shares if share is not None)),
         owner=owner,
         unguided=plan.unguided,
+        shadow_of=draft.shadow_of,
     )
 
 
@@ -114,6 +116,7 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         baseline_estimated=True,
         savings_usd=savings_usd(cost, cost),
         timings=Timings(total_ms=max(0.0, round((now - intent.created) * 1000, 3))),
+        shadow_of=intent.shadow_of,
     )
 
 

@@ -10,15 +10,20 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.allowances import BudgetRule, LimitsRule
+from gateway.policy.conditions import When
 from gateway.units import Duration, Flag, Name, Number, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
-Mode = Literal["guided", "student", "teacher", "embeddings"]
+Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
+AskedMode = Literal["guided", "student", "teacher"]
+"""The modes that a caller may ask for, where the policy lets it."""
+MAX_GUIDANCE_TOKENS = 4096
 Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context", "input"]
 Boundary = Literal["word", "sentence", "token"]
 
-_NEEDED_IN = {"teacher": {"guided", "teacher"}, "student": {"guided", "student", "embeddings"}}
+_NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", "student", "shadow", "embeddings"}}
+_NOT_OF_EMBEDDINGS = ("max_tokens", "tools", "stream")
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -81,7 +86,7 @@ class KeyEntry(Shape):
 class GuidanceRule(Shape):
     """How the teacher opens an answer, how the student gets it, and how long a request waits for it."""
 
-    tokens: Annotated[Whole, Field(ge=1, le=4096)] = 40
+    tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] = 40
     projection: Projection = "cutoff"
     placement: Placement = Field(
         default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
@@ -127,14 +132,36 @@ class StudentRule(Shape):
     weight: Annotated[Number, Field(ge=0.01, le=100)] | None = None
 
 
+class ShadowRule(Shape):
+    """Mode shadow: who answers, and for how many requests the guided answer is made beside it, unseen."""
+
+    serves: Literal["teacher", "student"] = "teacher"
+    """Who answers the caller, as mode teacher or mode student would."""
+    sample: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    """The part of the requests that have a shadow: 1 is all of them, 0.1 every tenth."""
+
+
+class OverridesRule(Shape):
+    """What callers may ask for by headers of their own."""
+
+    modes: tuple[AskedMode, ...] = ()
+    """What x-gkt-mode may say beside the route's own mode."""
+    guidance_tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] | None = None
+    """The most that x-gkt-guidance-tokens may say; None: it may not be sent."""
+
+
 class Route(Shape):
-    """What happens to the requests that name `model`.
+    """What happens to the requests that name `model`, and of which `when` holds. The first such route takes them.
 
     A route may name more roles than its mode uses, so that changing `mode` is enough to switch guidance off.
     """
 
     model: Name
+    """What callers send as `model`."""
     mode: Mode
+    """Who answers."""
+    when: When | None = None
+    """Which of these requests it takes. Without it: all."""
     teacher: str | None = Field(None, validate_default=True)
     students: Annotated[tuple[StudentRule, ...], Field(min_length=1, max_length=8)] | None = None
     """Several students: each is asked when those before it failed. With weights, the first is drawn by them."""
@@ -147,6 +174,38 @@ class Route(Shape):
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
     """What a caller gets who sends no max_tokens; None leaves it to the engine."""
     guidance: GuidanceRule = GuidanceRule()
+    shadow: ShadowRule = ShadowRule()
+    overrides: OverridesRule | None = None
+    """What callers may ask for by header; None: what the tenant's `overrides` say."""
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _with_a_condition(cls, when: object) -> object:
+        if when is None:
+            raise Wrong("empty: name a condition, or remove the line: without `when` a route takes every request")
+        return when
+
+    @field_validator("when")
+    @classmethod
+    def _can_hold(cls, when: When, info: ValidationInfo) -> When:
+        lost = [name for name in _NOT_OF_EMBEDDINGS if when.names(name)]
+        if info.data.get("mode") == "embeddings" and lost:
+            raise Wrong(f"embeddings have no {lost[0]}: ask for prompt_bytes, header, contains or matches")
+        return when
+
+    @field_validator("overrides")
+    @classmethod
+    def _has_the_engines(cls, rule: OverridesRule | None, info: ValidationInfo) -> OverridesRule | None:
+        if rule is None or not {"mode", "teacher", "students", "student"} <= info.data.keys():
+            return rule
+        if info.data["mode"] == "embeddings":
+            raise Wrong("is not for mode embeddings, which has nothing to ask for: remove it")
+        roles = {"teacher": info.data["teacher"], "student": info.data["student"] or info.data.get("students")}
+        for mode in rule.modes:
+            for role, engine in roles.items():
+                if mode in _NEEDED_IN[role] and not engine:
+                    raise Wrong(f"modes: {mode} needs a {role}, and this route names none")
+        return rule
 
     @field_validator("students", mode="before")
     @classmethod
@@ -181,6 +240,11 @@ class Route(Shape):
         """Its students, however the file says it."""
         return self.students or ((StudentRule(model=self.student),) if self.student else ())
 
+    def has_engines_of(self, mode: AskedMode) -> bool:
+        """Whether it names the engines that this mode needs; a route for embeddings has none of them."""
+        has = {"teacher": self.teacher is not None, "student": bool(self.all_students)}
+        return self.mode != "embeddings" and all(has[role] for role, modes in _NEEDED_IN.items() if mode in modes)
+
     @property
     def engines(self) -> frozenset[str]:
         """Every model of config.yaml that this route names."""
@@ -212,9 +276,24 @@ class TenantPolicy(Shape):
     """Whether the log may hold what was asked and answered."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
     """Its share of contended teachers, relative to the other tenants'."""
+    overrides: OverridesRule | None = None
+    """What callers may ask for by header, on routes that do not say it themselves."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
 
     @cached_property
-    def first_routes(self) -> dict[str, Route]:
-        """The first route of each model name."""
-        return {route.model: route for route in reversed(self.routes)}
+    def routes_of(self) -> dict[str, tuple[tuple[int, Route], ...]]:
+        """The routes of each model name, in their order, each with its place in the file."""
+        found: dict[str, list[tuple[int, Route]]] = {}
+        for index, route in enumerate(self.routes):
+            found.setdefault(route.model, []).append((index, route))
+        return {name: tuple(routes) for name, routes in found.items()}
+
+    def overrides_of(self, route: Route) -> OverridesRule:
+        """What callers of this route may ask for: the route's word, else the tenant's, else nothing."""
+        return route.overrides or self.overrides or OverridesRule()
+
+    def most_guidance_tokens(self, route: Route) -> int:
+        """The most that its teacher may be asked for; 0 where it is never asked for guidance."""
+        rule = self.overrides_of(route)
+        guided = route.mode in {"guided", "shadow"} or ("guided" in rule.modes and route.has_engines_of("guided"))
+        return max(route.guidance.tokens, rule.guidance_tokens or 0) if guided else 0
