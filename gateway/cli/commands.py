@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from gateway.version import __version__
 
-COMMANDS = ("serve", "demo", "check", "queue", "version")
+COMMANDS = ("serve", "demo", "check", "schema", "queue", "version")
 _SETTINGS: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": "markdown",

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from gateway.allowances import BudgetRule, LimitsRule
 from gateway.policy.conditions import When
-from gateway.units import Duration, Flag, Name, Number, Whole, Wrong, lasting
+from gateway.units import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
 Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
@@ -35,7 +35,7 @@ def _label(value: str) -> str:
     return value
 
 
-Label = Annotated[str, AfterValidator(_label)]
+Label = Annotated[str, AfterValidator(_label), Spelt(_LABEL.pattern)]
 
 
 def _moment(value: object) -> float:
@@ -53,7 +53,8 @@ def _moment(value: object) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-Moment: TypeAlias = Annotated[float, BeforeValidator(_moment)]
+_MomentText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?$")]
+Moment: TypeAlias = Annotated[float, BeforeValidator(_moment, json_schema_input_type=_MomentText)]
 """Unix seconds."""
 
 
@@ -61,7 +62,8 @@ class KeyEntry(Shape):
     """One caller's key, wherever it is kept: a name for logs, the SHA-256 of the whole key, and what it may do."""
 
     id: Label
-    sha256: str = Field(repr=False)
+    """Its name in logs and receipts; one tenant's differ."""
+    sha256: Annotated[str, Spelt("[0-9a-fA-F]{64}")] = Field(repr=False)
     """64 hex digits."""
     expires: Moment | None = None
     """When it stops to hold."""
@@ -87,23 +89,31 @@ class GuidanceRule(Shape):
     """How the teacher opens an answer, how the student gets it, and how long a request waits for it."""
 
     tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] = 40
+    """How long the opening may be."""
     projection: Projection = "cutoff"
+    """What is asked of the teacher: the first tokens of its answer, those of a concise one, or a hint."""
     placement: Placement = Field(
         default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
     )
+    """Where it stands: the caller sees it and the student goes on with it (prefix), or the student alone sees it."""
     boundary: Boundary = "word"
     """Where a guidance that was cut for length may end."""
     stream: Flag = True
     """Whether a caller who streams hears the teacher as it writes; for placement prefix."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
+    """The teacher's; 0 always takes the likeliest token."""
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """The teacher's; unset: not sent."""
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
+    """The teacher's; unset: not sent."""
     max_wait_s: Annotated[Duration, lasting("1ms", "1s")] = Field(0.01, alias="max_wait")
     """How long a request may wait for others to share its batch."""
     deadline_s: Annotated[Duration, lasting("1ms", "10m")] = Field(2.0, alias="deadline", validate_default=True)
     """How long a request waits for its guidance altogether, `max_wait_s` included."""
     on_failure: Literal["student", "reject"] = "student"
+    """No guidance in time: the student answers without, or 503."""
     on_queue_full: Literal["student", "reject"] = "student"
+    """Too many requests of this tenant wait: the student answers, or 429."""
     cache_ttl_s: Annotated[Duration, lasting("0s", "30d")] = Field(3600.0, alias="cache_ttl")
     """How long greedy guidance may answer for the same request again; 0 keeps none."""
     share: Literal["tenant", "all"] = "tenant"
@@ -121,6 +131,7 @@ class RetryRule(Shape):
     """How often an engine that failed is asked again, before the first word of it was sent on."""
 
     num_retries: Annotated[Whole, Field(ge=0, le=10)] = 2
+    """How often the same engine is asked again; then the next student is."""
     backoff_s: Annotated[Duration, lasting("1ms", "10s")] = Field(0.1, alias="backoff")
     """The first pause; each later one is twice as long, and a part of each is left to chance."""
 
@@ -129,7 +140,17 @@ class StudentRule(Shape):
     """One of several students: a name alone, or with its share of the requests."""
 
     model: str
+    """A model of config.yaml."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] | None = None
+    """Its share of the requests, beside those of the others."""
+
+
+def _student(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+Student: TypeAlias = Annotated[StudentRule, BeforeValidator(_student, json_schema_input_type=str | StudentRule)]
+"""A name alone, or a rule."""
 
 
 class ShadowRule(Shape):
@@ -163,18 +184,23 @@ class Route(Shape):
     when: When | None = None
     """Which of these requests it takes. Without it: all."""
     teacher: str | None = Field(None, validate_default=True)
-    students: Annotated[tuple[StudentRule, ...], Field(min_length=1, max_length=8)] | None = None
+    """The model of config.yaml that opens answers, or in mode teacher writes them."""
+    students: Annotated[tuple[Student, ...], Field(min_length=1, max_length=8)] | None = None
     """Several students: each is asked when those before it failed. With weights, the first is drawn by them."""
     student: str | None = Field(None, validate_default=True)
     """The only student."""
     retries: RetryRule = RetryRule()
+    """When an engine fails before the first word of its answer."""
     baseline: str = Field(default_factory=lambda data: data.get("teacher") or _first_student(data) or "")
     """The model that savings are measured against. Default: the teacher; without one, the student."""
     show_cost: Flag = True
+    """Whether callers see what an answer cost and saved."""
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
     """What a caller gets who sends no max_tokens; None leaves it to the engine."""
     guidance: GuidanceRule = GuidanceRule()
+    """How the teacher opens answers."""
     shadow: ShadowRule = ShadowRule()
+    """Of mode shadow."""
     overrides: OverridesRule | None = None
     """What callers may ask for by header; None: what the tenant's `overrides` say."""
 
@@ -206,13 +232,6 @@ class Route(Shape):
                 if mode in _NEEDED_IN[role] and not engine:
                     raise Wrong(f"modes: {mode} needs a {role}, and this route names none")
         return rule
-
-    @field_validator("students", mode="before")
-    @classmethod
-    def _names_alone(cls, students: object) -> object:
-        if not isinstance(students, list | tuple):
-            return students
-        return [{"model": one} if isinstance(one, str) else one for one in students]
 
     @field_validator("students")
     @classmethod
@@ -261,7 +280,9 @@ class TenantPolicy(Shape):
     """One file in the policies folder."""
 
     tenant: Label
+    """Its name in logs, metrics and receipts."""
     keys: tuple[KeyEntry, ...] = ()
+    """Who may call."""
     limits: LimitsRule | None = None
     """Of all its keys together; None: `defaults` of config.yaml."""
     key_limits: LimitsRule | None = None
@@ -279,6 +300,7 @@ class TenantPolicy(Shape):
     overrides: OverridesRule | None = None
     """What callers may ask for by header, on routes that do not say it themselves."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
+    """What callers may ask for. Of those with the name that was sent, the first whose `when` holds is taken."""
 
     @cached_property
     def routes_of(self) -> dict[str, tuple[tuple[int, Route], ...]]:
