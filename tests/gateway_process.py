@@ -61,6 +61,7 @@ class GatewayProcess:
         routes: list[dict[str, Any]],
         redis_url: str,
         arguments: tuple[str, ...] = (),
+        policy: dict[str, Any] | None = None,
         **sections: Any,
     ) -> None:
         self._arguments = arguments
@@ -78,8 +79,8 @@ class GatewayProcess:
         yaml = YAML()
         yaml.dump(config, folder / "config.yaml")
         for tenant, key in (("acme", KEY), ("globex", OTHER_KEY)):
-            policy = {"tenant": tenant, "keys": [{"id": "only", "sha256": sha256(key)}], "routes": routes}
-            yaml.dump(policy, folder / "policies" / f"{tenant}.yaml")
+            own = {"tenant": tenant, "keys": [{"id": "only", "sha256": sha256(key)}], "routes": routes}
+            yaml.dump({**own, **(policy or {})}, folder / "policies" / f"{tenant}.yaml")
         self._config = folder / "config.yaml"
         self.log: list[dict[str, Any]] = []
         self.raw_log = ""
