@@ -59,7 +59,8 @@ def shown_as_text(about: About, found: Explanation) -> RenderableType:
         parts += _section(f"plan{of_route}", _plan_rows(plan, route))
         if plan.shadow is not None:
             parts += _section("shadow, beside it and seen by nobody", _shadow_rows(plan.shadow, route))
-    parts += _section("counts against", _allowance_rows(found))
+    if found.plan is not None:
+        parts += _section("counts against", _allowance_rows(found))
     if found.plan is not None and about.reserved_usd is not None:
         parts += _section("reserved", [(_reserved(about.reserved_usd, found.plan),)])
     parts += [Text(), *(Text(f"assumed: {one}", "dim") for one in found.assumed)] if found.assumed else []
