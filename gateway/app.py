@@ -25,6 +25,7 @@ from gateway.engines.build import build
 from gateway.engines.watch import watch
 from gateway.errors import StartupError
 from gateway.finishing import Finisher
+from gateway.ledger.alarm import Alarm
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.redis_ledger import RedisLedger
@@ -128,9 +129,11 @@ async def gateway(
             on_failure=settings.redis.on_failure,
             metrics=metrics,
         )
-        in_redis = RedisLedger(redis.commands, redis_keys, owner, settings.receipts.ttl_s)
-        required = settings.redis.on_failure == "reject"
-        store = ReceiptStore(redis, in_redis, required=required, metrics=metrics)
+        lease_s = settings.redis.lease_s
+        in_redis = RedisLedger(redis.commands, redis_keys, owner, settings.receipts.ttl_s, lease_s)
+        alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
+        stack.push_async_callback(alarm.close)
+        store = ReceiptStore(redis, in_redis, on_event=alarm.tell, metrics=metrics)
         ledger = Ledger(
             store,
             prices={model.name: model.price for model in settings.models},
@@ -139,8 +142,9 @@ async def gateway(
             metrics=metrics,
             tasks=tasks,
         )
-        lease_s = settings.redis.lease_s
-        heartbeat = Heartbeat(redis, redis_keys.heartbeat(owner), lease_s=lease_s, lapsed=store.tell_again)
+        heartbeat = Heartbeat(
+            redis, redis_keys.heartbeat(owner), lease_s=lease_s, beaten=store.beat, lapsed=store.tell_again
+        )
         sweeper = Sweeper(
             redis,
             in_redis,
@@ -148,7 +152,13 @@ async def gateway(
             tenants=lambda: [policy.tenant for policy in policies.book.policies],
             lease_s=lease_s,
         )
-        admission = Admission(settings.server.max_in_flight, ledger, metrics)
+        admission = Admission(
+            settings.server.max_in_flight,
+            ledger,
+            metrics,
+            defaults=settings.defaults,
+            required=settings.redis.on_failure == "reject",
+        )
         guide = Guide(engines, batcher, Flights(tasks), metrics, tasks)
         finisher = Finisher(engines, metrics)
         completions = Completions(
@@ -193,6 +203,11 @@ async def gateway(
 def _most_shadows(settings: Settings) -> int:
     """How many shadows of requests may be under way: never so many that callers would miss their places."""
     return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
+
+
+def _webhook(settings: Settings) -> tuple[str | None, str | None]:
+    url, secret = settings.alerts.webhook, settings.alerts.webhook_secret
+    return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

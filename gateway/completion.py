@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.finishing import RESTARTED
 from gateway.ledger.draft import Draft
+from gateway.ledger.verdict import Allowance
 from gateway.opening import UNGUIDED
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 class Visit:
     """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
 
-    `headers` are the request's own, read where a route asks for one.
+    `headers` are the request's own, read where a route asks for one. `allowance` is filled in as soon as it is known.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Visit:
     created: int
     started: float
     headers: Mapping[str, str]
+    allowance: Allowance = field(default_factory=Allowance)
 
     def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
         """The receipt of what comes of this, to be filled in."""
@@ -57,6 +59,7 @@ class Visit:
             stream=stream,
             started=self.started,
             plan=plan,
+            allowance=self.allowance,
         )
 
     def shadow(self, plan: Plan, route: str) -> Draft:
@@ -107,7 +110,7 @@ class Completions:
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
-            await self._admission.reserve(draft, asked)
+            plan = await self._admission.reserve(draft, asked, visit.caller)
             opening = await self._guide.open(plan, asked, draft)
             if opening.whole is not None:
                 reply = _whole_reply(opening)
@@ -128,7 +131,7 @@ class Completions:
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
-            await self._admission.reserve(draft, asked)
+            plan = await self._admission.reserve(draft, asked, visit.caller)
             relay = StreamRelay(head, wants_usage=asked.wants_usage)
             announced = False
             async with aclosing(self._chunks(plan, asked, relay, draft)) as groups:
@@ -174,7 +177,7 @@ class Completions:
     def _cast(self, visit: Visit, plan: Plan, asked: CompletionRequest) -> None:
         """Begin the shadow that the plan wants, now that the caller has its answer."""
         if plan.shadow is not None:
-            self._shadows.cast(visit.shadow(plan.shadow, asked.model), asked)
+            self._shadows.cast(visit.shadow(plan.shadow, asked.model), asked, visit.caller)
 
     async def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
         route = await find_route(visit.caller, asked, visit.headers)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
     from gateway.opening import Guide
+    from gateway.policy.book import Caller
     from gateway.protocol import CompletionRequest
     from gateway.tasks import Tasks
 
@@ -35,7 +36,7 @@ class Shadows:
         self._most = most
         self._under_way = 0
 
-    def cast(self, draft: Draft, asked: CompletionRequest) -> None:
+    def cast(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
         """Begin one: the guided answer to `asked`, as its draft plans it."""
         if draft.plan.guidance is None:
             self._ended.labels("unguidable").inc()
@@ -43,35 +44,38 @@ class Shadows:
             self._ended.labels("dropped").inc()
         else:
             self._under_way += 1
-            task = self._tasks.spawn(draft.id, self._counted(draft, _whole(asked)))
+            task = self._tasks.spawn(draft.id, self._counted(draft, _whole(asked), caller))
             task.add_done_callback(lambda _: self._ends())
 
     def _ends(self) -> None:
         self._under_way -= 1
 
-    async def _counted(self, draft: Draft, asked: CompletionRequest) -> None:
+    async def _counted(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
         result = "failed"
         try:
             async with self._admission.until_cut():
-                await self._make(draft, asked)
-            result = "made"
+                result = await self._make(draft, asked, caller)
         except GatewayError:
             # What an engine did stands in the log, and its label in the receipt.
-            if draft.admitted is None:
+            if draft.refused or draft.admitted is None:
                 result = "refused"
         finally:
             self._ended.labels(result).inc()
 
-    async def _make(self, draft: Draft, asked: CompletionRequest) -> None:
+    async def _make(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> str:
         """Like a request. Where there is no place for it, it leaves no receipt either: nothing was begun."""
         with self._admission.place(), self._admission.settled(draft):
-            await self._admission.reserve(draft, asked)
-            opening = await self._guide.open(draft.plan, asked, draft)
+            plan = await self._admission.reserve(draft, asked, caller)
+            if plan.guidance is None:
+                draft.unguided = plan.unguided
+                return "refused"  # a budget leaves room for the student alone: that one needs no shadow
+            opening = await self._guide.open(plan, asked, draft)
             if opening.whole is None:
-                reply = await self._finisher.complete(draft.plan, asked, opening, draft)
+                reply = await self._finisher.complete(plan, asked, opening, draft)
                 draft.finish_reason = reply["choices"][0].get("finish_reason")
             else:
                 draft.finish_reason = opening.whole
+            return "made"
 
 
 def _whole(asked: CompletionRequest) -> CompletionRequest:

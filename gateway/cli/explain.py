@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections import UserDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,11 @@ from rich.console import Console
 
 from gateway.cli.explain_print import About, RouteLine, as_json, shown_as_text
 from gateway.errors import GatewayError
-from gateway.ledger.draft import Draft
-from gateway.ledger.intent import intend
+from gateway.ledger.worst_case import worst_case
 from gateway.policy.book import Caller
 from gateway.policy.explain import explain
 from gateway.policy.schema import KeyEntry
+from gateway.pricing import total_usd
 from gateway.protocol import parse_chat, parse_embeddings, parse_text_completion
 from gateway.yaml_source import read, shown
 from gateway.yaml_words import nearest
@@ -70,7 +69,7 @@ def explain_request(
         tenant=policy.tenant,
         key=key,
         routes=tuple(_routes(caller, asked.model, found, _places(settings.policies, policy))),
-        reserved_usd=None if found.plan is None else _reserved(caller, asked, found.plan, settings),
+        reserved_usd=None if found.plan is None else _reserved(asked, found.plan, settings),
     )
     if in_json:
         typer.echo(orjson.dumps(as_json(about, found), option=orjson.OPT_INDENT_2))
@@ -163,16 +162,8 @@ def _routes(caller: Caller, model: str, found: Explanation, places: list[str]) -
             yield RouteLine(index, places[index], why=why)
 
 
-def _reserved(caller: Caller, asked: AnyRequest, plan: Plan, settings: Settings) -> Decimal:
+def _reserved(asked: AnyRequest, plan: Plan, settings: Settings) -> Decimal:
     """What the request may cost at most, as it would be reserved; its shadow has its own."""
-    draft = Draft(
-        id="explained",
-        created=int(time.time()),
-        tenant=caller.policy.tenant,
-        key=caller.key_id,
-        route=asked.model,
-        stream=False,
-        started=0.0,
-        plan=plan,
-    )
-    return intend(draft, asked, {model.name: model.price for model in settings.models}, "").reserved_usd
+    most = worst_case(plan, asked, {model.name: model.price for model in settings.models})
+    shares = (most.teacher, most.student, *most.more)
+    return total_usd(*(share.cost_usd for share in shares if share is not None))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gateway.allowances import BudgetRule, LimitsRule
-    from gateway.policy.explain import Allowance, Explanation
+    from gateway.policy.explain import Explanation
     from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.policy.schema import Route
     from gateway.protocol import Json
@@ -149,7 +149,7 @@ def _finishers(plan: Plan, route: Route) -> str:
 
 def _allowance_rows(found: Explanation) -> Iterator[tuple[str, ...]]:
     for name, one in (("tenant", found.tenant), ("key", found.key)):
-        yield f"{name} limits", _limits(one)
+        yield f"{name} limits", _limits(one.limits)
         yield f"{name} budget", _budget(one.budget)
 
 
@@ -158,10 +158,8 @@ def _reserved(amount: Decimal, plan: Plan) -> str:
     return f"{amount.normalize():f} USD, the most that it may cost{bound}"
 
 
-def _limits(allowance: Allowance) -> str:
-    said = [
-        f"{number} {what}" for name, what in _LIMITS.items() if (number := _limits_json(allowance.limits).get(name))
-    ]
+def _limits(limits: LimitsRule) -> str:
+    said = [f"{number} {what}" for name, what in _LIMITS.items() if (number := _limits_json(limits).get(name))]
     return ", ".join(said) or "none"
 
 
@@ -180,8 +178,8 @@ def _budget(budget: BudgetRule | None) -> str:
     return f"{budget.max_budget:f} USD {each}{soft}; when it is spent: {budget.on_hard}"
 
 
-def _limits_json(limits: LimitsRule | None) -> Json:
-    return {} if limits is None else {name: getattr(limits, name) for name in _LIMITS if getattr(limits, name)}
+def _limits_json(limits: LimitsRule) -> Json:
+    return {name: getattr(limits, name) for name in _LIMITS if getattr(limits, name)}
 
 
 def _budget_json(budget: BudgetRule | None) -> Json | None:

@@ -6,10 +6,11 @@ Engines are not asked. What is known of them only while they run is assumed, and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation
 from gateway.errors import GatewayError
+from gateway.policy.allowed import allowed
 from gateway.policy.resolve import Look, resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
 from gateway.protocol import EmbeddingsRequest
@@ -17,24 +18,13 @@ from gateway.protocol import EmbeddingsRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.allowances import BudgetRule, LimitsRule
-    from gateway.config import Defaults, Settings
+    from gateway.config import Settings
     from gateway.model_settings import ModelSettings
+    from gateway.policy.allowed import Allowed
     from gateway.policy.book import Caller
     from gateway.policy.resolve import Plan
     from gateway.policy.routing import Choice
     from gateway.protocol import AnyRequest
-
-
-_Rule = TypeVar("_Rule")
-
-
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """What holds for a tenant, or for one of its keys, beside the request itself."""
-
-    limits: LimitsRule | None
-    budget: BudgetRule | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +42,8 @@ class Explanation:
     choice: Choice
     plan: Plan | None
     refused: GatewayError | None
-    tenant: Allowance
-    key: Allowance
+    tenant: Allowed
+    key: Allowed
     assumed: tuple[str, ...]
 
 
@@ -66,7 +56,7 @@ def explain(caller: Caller, asked: AnyRequest, headers: Mapping[str, str], setti
     except GatewayError as error:
         refused = error
     assumed = () if plan is None else tuple(_assumed(plan, settings))
-    return Explanation(choice, plan, refused, *_allowances(caller, settings.defaults), assumed)
+    return Explanation(choice, plan, refused, *allowed(caller, settings.defaults), assumed)
 
 
 def _plan(caller: Caller, choice: Choice, asked: AnyRequest, headers: Mapping[str, str], settings: Settings) -> Plan:
@@ -91,18 +81,3 @@ def _assumed(plan: Plan, settings: Settings) -> list[str]:
     probed = [name for name in dict.fromkeys(engines) if settings.by_name[name].continuation == "auto"]
     said = [f"{name} continues an answer that was begun (continuation: auto finds out)" for name in probed if guided]
     return ["every engine answers, and none rests after failures", *said]
-
-
-def _allowances(caller: Caller, defaults: Defaults) -> tuple[Allowance, Allowance]:
-    policy, key = caller
-    return (
-        Allowance(_first(policy.limits, defaults.limits), _first(policy.budget, defaults.budget)),
-        Allowance(
-            _first(key.limits, policy.key_limits, defaults.key_limits),
-            _first(key.budget, policy.key_budget, defaults.key_budget),
-        ),
-    )
-
-
-def _first(*rules: _Rule | None) -> _Rule | None:
-    return next((rule for rule in rules if rule is not None), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -137,10 +138,10 @@ def test_it_tells_what_the_request_counts_against(folder: Path) -> None:
 
 
 def test_it_tells_what_is_reserved(folder: Path) -> None:
-    """The teacher alone at 0.90 USD: the body in bytes, four to a token, and the whole limit."""
-    body = chat(max_tokens=1000)
-    found = told("--header", "x-team: blue", body=body)
-    assert found["reserved_usd"] == f"{(found['request']['bytes'] // 4 + 1000) * 0.0000009:.12f}"
+    """The teacher alone at 0.90 USD: a token for each byte and what stands around, the whole limit, and three calls."""
+    found = told("--header", "x-team: blue", body=chat(max_tokens=1000))
+    tokens = found["request"]["bytes"] + 512 + 1000
+    assert Decimal(found["reserved_usd"]) == 3 * tokens * Decimal("0.0000009")
 
 
 def test_what_would_be_refused_is_refused_with_the_reasons(folder: Path) -> None:
@@ -260,9 +261,11 @@ def test_a_gateway_does_what_was_told_of_it(folder: Path, redis_url: str) -> Non
             {"name": "small", "protocol": "openai", "api_base": f"{engine.url}/v1", "continuation": "trailing",
              "price": {"input_per_1m": 1, "output_per_1m": 1}},
         ]  # fmt: skip
-        asked = {"overrides": {"modes": ["student"], "guidance_tokens": 50}}
+        asked = {"acme": {"overrides": {"modes": ["student"], "guidance_tokens": 50}}}
         where = folder / "running"
-        with running_gateway(where, redis_url=redis_url, models=models, routes=routes(folder), policy=asked) as process:
+        with running_gateway(
+            where, redis_url=redis_url, models=models, routes=routes(folder), tenants=asked
+        ) as process:
             wait_until_looked_at(process.admin_url)
             for (body, headers), plan in zip(REQUESTS, expected, strict=True):
                 answer = httpx.post(
