@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from tests.fakes import FakeEngine, says
-from tests.gateway_process import KEY, OTHER_KEY, GatewayProcess, model, running_gateway
+from tests.gateway_process import KEY, OTHER_KEY, GatewayProcess, model, running_gateway, sha256
 from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 OPENING = "The answer to your question begins"
 SHADOW = {"model": "chat", "mode": "shadow", "teacher": "big", "student": "small", "retries": {"num_retries": 0}}
 RULE = {"tokens": 6, "deadline": "20s", "cache_ttl": "0s"}
+# Tenants named for what they have little of, and so are their keys.
+TIGHT = {
+    "limited": {"limits": {"rpm_limit": 3}, "keys": [{"id": "only", "sha256": sha256("limited")}]},
+    "budgeted": {
+        "budget": {"max_budget": 1, "soft_budget": 0.000001, "budget_duration": "1d", "on_soft": "student_only"},
+        "keys": [{"id": "only", "sha256": sha256("budgeted")}],
+    },
+}
 
 
 class World:
@@ -35,9 +43,9 @@ class World:
     def __init__(self, teacher: FakeEngine, student: FakeEngine, gateway: GatewayProcess) -> None:
         self.teacher, self.student, self.gateway = teacher, student, gateway
 
-    def ask(self, route: str = "chat", **more: Any) -> httpx.Response:
+    def ask(self, route: str = "chat", key: str = KEY, **more: Any) -> httpx.Response:
         body = {"model": route, "messages": [{"role": "user", "content": "my s3cret"}]} | more
-        headers = {"Authorization": f"Bearer {KEY}"}
+        headers = {"Authorization": f"Bearer {key}"}
         return httpx.post(f"{self.gateway.url}/v1/chat/completions", headers=headers, json=body, timeout=30)
 
     def shadow_of(self, answer: httpx.Response) -> dict[str, Any]:
@@ -89,6 +97,7 @@ class running_world:  # noqa: N801  used as the function that it is
                 redis_url=self._redis_url,
                 redis={"prefix": self._folder.name.replace("-", "_")[:32], "timeout": "5s"},
                 server=self._server,
+                tenants=TIGHT,
                 models=[
                     model("big", "tgi", teacher.url, breaker={"failures": 1000}),
                     model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False),
@@ -204,6 +213,26 @@ def test_a_caller_who_got_no_answer_casts_no_shadow(world: World) -> None:
     world.teacher.behave = says(OPENING, "length")
     world.shadow_of(world.ask())
     assert len(world.student.asked) == 1
+
+
+def test_a_shadow_for_which_a_limit_has_no_room_is_not_made(world: World) -> None:
+    """It counts as a request does; its caller has the answer all the same, and no receipt tells of it."""
+    before = world.counted().get("refused", 0)
+    world.shadow_of(world.ask(key="limited"))
+    second = world.ask(key="limited")
+    assert (second.status_code, second.headers["x-gkt-mode"]) == (200, "teacher")
+    world.wait_until_counted("refused", before + 1)
+    assert not any(line.get("shadow_of") == second.headers["x-request-id"] for line in world.gateway.log)
+    assert world.ask(key="limited").status_code == 429
+
+
+def test_a_budget_that_leaves_room_for_the_student_alone_leaves_none_for_shadows(world: World) -> None:
+    """Nothing is asked of an engine for it, and it costs nothing."""
+    world.shadow_of(world.ask("chat-s", "budgeted"))
+    before = world.counted().get("refused", 0)
+    shadow = world.shadow_of(world.ask("chat-s", "budgeted"))
+    assert (shadow["status"], shadow["unguided"], Decimal(shadow["cost_usd"])) == ("ok", "budget", 0)
+    world.wait_until_counted("refused", before + 1)
 
 
 class Held:
