@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gateway.config import Defaults
 from gateway.errors import GatewayError, Overloaded
 from gateway.ledger.refusals import refused
-from gateway.ledger.scopes import scopes_of
+from gateway.ledger.scopes import Scopes
 from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
 
@@ -57,7 +57,7 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._ledger = ledger
         self._metrics = metrics
-        self._defaults = defaults
+        self._scopes = Scopes(defaults)
         self._required = required
         self._in_flight = 0
         self._gauge = metrics.in_flight
@@ -101,7 +101,7 @@ class Admission:
             RateLimited, BudgetSpent: a limit or a budget has no room for it.
             StoreUnavailable: Redis is away, and the policy or the configuration says `reject`.
         """
-        scopes = scopes_of(caller, self._defaults)
+        scopes = self._scopes.of(caller)
         if draft.plan.max_tokens is None and any(scope.budget is not None for scope in scopes):
             draft.plan = replace(draft.plan, max_tokens=ASSUMED_TOKENS)  # what has no end cannot be reserved for
         plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
