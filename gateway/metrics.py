@@ -185,6 +185,24 @@ class Metrics:
             ("tenant",),
             registry=registry,
         )
+        self.policy_reloads = Counter(
+            "gkt_policy_reloads",
+            "Edits of the policies folder that a worker saw, by result: loaded, refused.",
+            ("result",),
+            registry=registry,
+        )
+        self.policy_stale = Gauge(
+            "gkt_policy_stale",
+            "1 while the policy files cannot be used as they are, and older ones hold in some worker.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.policy_loaded = Gauge(
+            "gkt_policy_loaded_timestamp_seconds",
+            "When the policies that hold were loaded; of several workers, by the one that loaded first.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
 
     def render(self) -> bytes:
         """The Prometheus text format, summed over the workers. Takes milliseconds; any thread may call it."""

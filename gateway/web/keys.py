@@ -14,6 +14,7 @@ from gateway.engines.guard import GuardedEngine
 from gateway.ledger.store import ReceiptStore
 from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
+from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
 
 
@@ -26,6 +27,7 @@ class Document:
 
 
 POLICIES = web.AppKey("policies", Policies)
+RELOADER = web.AppKey("reloader", Reloader)  # there where files are watched
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
