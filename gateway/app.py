@@ -9,6 +9,7 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -119,9 +120,11 @@ async def gateway(
 ) -> AsyncIterator[Gateway]:
     """Build a gateway and everything under it; close it all on leaving. Raises StartupError without Redis."""
     async with AsyncExitStack() as stack:
-        metrics = Metrics(worker)
+        metrics = Metrics(worker, settings.metrics.max_tenants)
         tasks = Tasks()
         policies = Policies(book, watched.files.edition() if watched is not None else None)
+        _name_series(metrics, policies.book)
+        policies.on_change(partial(_name_series, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
@@ -202,6 +205,12 @@ async def gateway(
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
         yield Gateway(public, admin, admission, batcher, store, tasks)
+
+
+def _name_series(metrics: Metrics, book: PolicyBook) -> None:
+    """In the order of the files, so that all workers name the same tenants."""
+    for policy in book.policies:
+        metrics.series.name(policy.tenant, (route.model for route in policy.routes))
 
 
 def _when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
