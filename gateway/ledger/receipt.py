@@ -113,6 +113,12 @@ class Receipt(msgspec.Struct, frozen=True):
     timings: Timings
     attempts: tuple[Attempt, ...] = ()
 
+    @property
+    def tokens(self) -> int:
+        """All that its engines read and wrote for it, failed calls too; what was another request's does not count."""
+        shares = (self.teacher, self.student, *(attempt.share for attempt in self.attempts))
+        return sum(one.input_tokens + one.output_tokens for one in shares if one is not None and not one.shared)
+
     def as_dict(self, *, show_cost: bool = True) -> Json:
         """Plain values; money as text without an exponent, which every reader takes, or left out."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
