@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.config import Defaults
 from gateway.errors import GatewayError, Overloaded
+from gateway.ledger.content import Content
 from gateway.ledger.refusals import refused
 from gateway.ledger.scopes import scopes_of
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
@@ -99,6 +100,8 @@ class Admission:
             RateLimited, BudgetSpent: a limit or a budget has no room for it.
             StoreUnavailable: Redis is away, and the policy or the configuration says `reject`.
         """
+        if caller.policy.log_content:
+            draft.content = Content(asked)
         scopes = scopes_of(caller, self._defaults)
         plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
         wish = caller.policy.on_redis_failure

@@ -32,6 +32,7 @@ from gateway.ledger.ledger import Ledger
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
+from gateway.logs import tell_of_loop
 from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
@@ -287,6 +288,7 @@ async def serve(
         await _listen(public, settings.server.host, settings.server.port, "server.port", shared=shared)
         await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
         _spare_the_collector()
+        asyncio.get_running_loop().set_exception_handler(tell_of_loop)
         announce(Addresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
         await stop.wait()
 

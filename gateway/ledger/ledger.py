@@ -93,10 +93,10 @@ class Ledger:
         else:
             receipt = draft.close(status, self._prices, self._encodings)
             # Not before the reply has left: what follows costs as much as reading the request did.
-            asyncio.get_running_loop().call_soon(self._show, receipt)
+            asyncio.get_running_loop().call_soon(self._show, receipt, draft)
 
     async def _settle_later(self, draft: Draft, status: str) -> None:
-        self._show(await self.close(draft, status))
+        self._show(await self.close(draft, status), draft)
 
     def abandoned(self, receipt: Receipt) -> None:
         """Let a receipt be seen that was settled, and is stored, for a process that died."""
@@ -104,12 +104,13 @@ class Ledger:
         self._count(receipt)
         log.warning("request", **receipt.as_dict())
 
-    def _show(self, receipt: Receipt) -> None:
+    def _show(self, receipt: Receipt, draft: Draft) -> None:
         self._store.put(receipt)
         self._count(receipt)
         self._count_times(receipt)
         if log.is_enabled_for(logging.INFO):
-            log.info("request", **receipt.as_dict())
+            content = {} if draft.content is None else {"content": draft.content.as_dict()}
+            log.info("request", **receipt.as_dict(), **content)
 
     def _count(self, receipt: Receipt) -> None:
         metrics, child = self._metrics, self._child

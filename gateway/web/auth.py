@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.errors import NotAuthenticated
+from gateway.logs import let_quote_content
 from gateway.web.keys import POLICIES
 
 if TYPE_CHECKING:
@@ -21,4 +22,5 @@ def authenticate(request: web.Request) -> Caller:
     caller = request.app[POLICIES].book.tenant_of_key(token.strip())
     if caller is None:
         raise NotAuthenticated("The API key is not known here. Check it, or ask whoever runs this gateway for one.")
+    let_quote_content(quotes=caller.policy.log_content)
     return caller
