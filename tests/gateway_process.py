@@ -61,8 +61,10 @@ class GatewayProcess:
         routes: list[dict[str, Any]],
         redis_url: str,
         arguments: tuple[str, ...] = (),
+        tenants: dict[str, dict[str, Any]] | None = None,
         **sections: Any,
     ) -> None:
+        """`tenants`: by name, what a policy file says beside its key and its routes. More of them bring their keys."""
         self._arguments = arguments
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "policies").mkdir(exist_ok=True)
@@ -77,8 +79,10 @@ class GatewayProcess:
         }
         yaml = YAML()
         yaml.dump(config, folder / "config.yaml")
-        for tenant, key in (("acme", KEY), ("globex", OTHER_KEY)):
-            policy = {"tenant": tenant, "keys": [{"id": "only", "sha256": sha256(key)}], "routes": routes}
+        keys = {"acme": KEY, "globex": OTHER_KEY}
+        for tenant in {**keys, **(tenants or {})}:
+            known = [{"id": "only", "sha256": sha256(keys[tenant])}] if tenant in keys else []
+            policy = {"tenant": tenant, "keys": known, "routes": routes} | (tenants or {}).get(tenant, {})
             yaml.dump(policy, folder / "policies" / f"{tenant}.yaml")
         self._config = folder / "config.yaml"
         self.log: list[dict[str, Any]] = []

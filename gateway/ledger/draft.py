@@ -163,6 +163,7 @@ class Draft:
             savings_usd=savings_usd(baseline, cost),
             timings=self._timings(),
             attempts=attempts,
+            budget=self.budget,
         )
 
     def facts(self) -> Json:
