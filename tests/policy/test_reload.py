@@ -152,6 +152,12 @@ async def test_the_last_key_cannot_be_taken_away(folder: Path) -> None:
         assert seen.models().keys() == {"acme", "globex"}
 
 
+async def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    async with following(folder) as seen:
+        os.mkfifo(folder / "policies" / "pipe.yaml")
+        await seen.until(lambda: seen.policies.mistakes == ("policies/pipe.yaml: is a pipe, not a file",))
+
+
 async def test_a_mistake_between_files_names_the_line_in_one_that_was_not_read_again(folder: Path) -> None:
     async with following(folder) as seen:
         # It comes first in the folder, so the mistake is found in the one that was remembered.

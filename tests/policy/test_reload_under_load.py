@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from ruamel.yaml import YAML
 
-from tests.fakes import FakeEngine, says
+from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway, sha256
 from tests.readiness import wait_until_up
 
@@ -20,25 +20,35 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from aiohttp import web
+
 WORKERS = 2
 CALLERS = 8
 WITHIN_S = 2.0  # what is promised
 NEW_KEY = "gk-test-of-initech"
 
 
-@pytest.fixture
-def gateway(tmp_path: Path, redis_url: str) -> Iterator[GatewayProcess]:
-    with (
-        FakeEngine(says("A ship sails over the sea.")).running() as engine,
-        running_gateway(
-            tmp_path,
-            models=[model("small", "openai", f"{engine.url}/v1")],
-            routes=[STUDENT_ONLY | {"baseline": "small"}],
-            redis_url=redis_url,
-            redis={"prefix": "reload"},
-            server={"workers": WORKERS},
-        ) as process,
-    ):
+@pytest.fixture(scope="module")
+def engine() -> Iterator[FakeEngine]:
+    with FakeEngine(says("A ship sails over the sea.")).running() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reload")
+
+
+@pytest.fixture(scope="module")
+def gateway(folder: Path, redis_url: str, engine: FakeEngine) -> Iterator[GatewayProcess]:
+    with running_gateway(
+        folder,
+        models=[model("small", "openai", f"{engine.url}/v1")],
+        routes=[STUDENT_ONLY | {"baseline": "small"}],
+        redis_url=redis_url,
+        redis={"prefix": "reload"},
+        server={"workers": WORKERS},
+    ) as process:
         wait_until_up(process.admin_url)
         yield process
 
@@ -93,7 +103,12 @@ def write(file: Path, content: dict[str, Any]) -> None:
     beside.rename(file)
 
 
-async def seen_by_all(gateway: GatewayProcess, true: Callable[[dict[str, Any]], bool]) -> tuple[float, str]:
+UNCHANGED = {"changed": False, "needs": None, "error": []}
+
+
+async def seen_by_all(
+    gateway: GatewayProcess, true: Callable[[dict[str, Any]], bool], config: dict[str, Any] = UNCHANGED
+) -> tuple[float, str]:
     """Ask for readiness in detail, each time on a new connection, until every worker says so: after how long, and what
     version holds then."""
     began, said = time.monotonic(), {}
@@ -102,7 +117,7 @@ async def seen_by_all(gateway: GatewayProcess, true: Callable[[dict[str, Any]], 
             assert time.monotonic() - began < 10 * WITHIN_S, f"only workers {set(said)} have seen it"
             async with session.get(f"{gateway.admin_url}/readyz") as reply:
                 detail = await reply.json()
-            if true(detail["policies"]):
+            if true(detail["policies"]) and detail["config"] == config:
                 said[detail["worker"]] = detail["policies"]["version"]
             await asyncio.sleep(0.005)
     (version,) = set(said.values())
@@ -126,8 +141,55 @@ async def metric(gateway: GatewayProcess, sample: str) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(sample))
 
 
-async def test_ten_edits_of_which_two_are_broken_fail_no_request(gateway: GatewayProcess, tmp_path: Path) -> None:
-    shelf, callers = tmp_path / "policies", Callers(gateway.url)
+async def reloads(gateway: GatewayProcess) -> tuple[float, float]:
+    """How many were loaded and how many refused, by all workers together."""
+    name = "gkt_policy_reloads_total"
+    return (await metric(gateway, f'{name}{{result="loaded"}}'), await metric(gateway, f'{name}{{result="refused"}}'))
+
+
+async def test_a_request_goes_on_with_the_policy_it_began_with(
+    gateway: GatewayProcess, engine: FakeEngine, folder: Path
+) -> None:
+    """Also to the end of a stream whose tenant is gone, and its receipt."""
+    go_on = asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def slow(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        await response.write(event(chunk({"content": "A ship"})))
+        loops.append(asyncio.get_running_loop())
+        await go_on.wait()
+        await response.write(event(chunk({"content": " sails."}, "stop")))
+        return response
+
+    engine.behave = slow
+    body = {"model": "chat-student", "stream": True, "messages": [{"role": "user", "content": "Write."}]}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers) as reply,
+    ):
+        assert reply.status == 200
+        assert b"A ship" in await reply.content.readuntil(b"\n\n")
+        acme = folder / "policies" / "acme.yaml"
+        acme.rename(folder / "acme.yaml")
+        await seen_by_all(gateway, lambda told: told["files"] == 1)
+        assert await models(gateway, KEY) == {(401, "")}
+        loops[0].call_soon_threadsafe(go_on.set)
+        rest = await reply.text()
+    assert " sails." in rest
+    assert rest.endswith("data: [DONE]\n\n")
+    (folder / "acme.yaml").rename(acme)
+    await seen_by_all(gateway, lambda told: told["files"] == 2)
+    line = gateway.wait_for_log("request", id=reply.headers["x-request-id"])
+    assert (line["tenant"], line["status"]) == ("acme", "ok")
+
+
+async def test_ten_edits_of_which_two_are_broken_fail_no_request(
+    gateway: GatewayProcess, engine: FakeEngine, folder: Path
+) -> None:
+    engine.behave = says("A ship sails over the sea.")
+    shelf, callers = folder / "policies", Callers(gateway.url)
     took_s: list[float] = []
     _, held = await seen_by_all(gateway, lambda told: not told["stale"])
 
@@ -142,6 +204,7 @@ async def test_ten_edits_of_which_two_are_broken_fail_no_request(gateway: Gatewa
         await seen_by_all(gateway, lambda told: told["stale"] and file in "".join(told["error"]))
         assert await metric(gateway, "gkt_policy_stale") == 1
 
+    loaded, refused_before = await reloads(gateway)
     async with callers.calling():
         write(shelf / "initech.yaml", policy("initech", NEW_KEY, "a"))  # 1: a tenant comes
         await holds("a")
@@ -176,9 +239,12 @@ async def test_ten_edits_of_which_two_are_broken_fail_no_request(gateway: Gatewa
     assert len(took_s) == 8
     assert max(took_s) < WITHIN_S
     # Once by each worker.
-    assert await metric(gateway, 'gkt_policy_reloads_total{result="loaded"}') == 8 * WORKERS
-    assert await metric(gateway, 'gkt_policy_reloads_total{result="refused"}') == 2 * WORKERS
+    assert await reloads(gateway) == (loaded + 8 * WORKERS, refused_before + 2 * WORKERS)
     assert await metric(gateway, "gkt_policy_stale") == 0
+    with (folder / "config.yaml").open("a") as config:
+        config.write("# a remark\n")
+    changed = {"changed": True, "needs": "a restart", "error": []}
+    await seen_by_all(gateway, lambda told: not told["stale"], config=changed)
     gateway.process.send_signal(signal.SIGHUP)
     for worker in range(1, WORKERS + 1):
         gateway.wait_for_log("policies_unchanged", worker=worker, version=held)
