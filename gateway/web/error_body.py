@@ -15,7 +15,7 @@ from structlog.contextvars import bound_contextvars
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.logs import let_quote_content
 from gateway.web.headers import callers_own_id
-from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED
+from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED, TRY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -110,7 +110,7 @@ def _http_error(request: web.Request, error: web.HTTPException, request_id: str)
     if error.status != _NOT_FOUND:
         return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
     return error_response(
-        NotFound(f"There is no {request.method} {request.path} here. Try POST /v1/chat/completions."),
+        NotFound(f"There is no {request.method} {request.path} here. Try {request.app[TRY]}."),
         request_id,
         status=error.status,
     )

@@ -16,11 +16,12 @@ from aiohttp import web
 
 from gateway.continuation import Continuation, Known
 from gateway.policy.reload import ConfigEdit
-from gateway.web.keys import ADMISSION, ENGINES, OWNER, POLICIES, READY_BY, REDIS, RELOADER, WORKER
+from gateway.web.keys import ADMISSION, ENGINES, KEYRING, OWNER, POLICIES, READY_BY, REDIS, RELOADER, WORKER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.keyring.ring import Keyring
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
 
@@ -61,6 +62,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "redis": {"up": request.app[REDIS].up},
         "policies": _policies(request.app[POLICIES]),
         "config": _config(request.app.get(RELOADER)),
+        "keys": _keys(request.app[KEYRING]),
         "engines": engines,
     }
     return web.Response(
@@ -89,6 +91,11 @@ def _config(reloader: Reloader | None) -> dict[str, object]:
 def _some(mistakes: Sequence[str]) -> list[str]:
     more = len(mistakes) - _MOST_MISTAKES
     return [*mistakes[:_MOST_MISTAKES], *([f"and {more} more: gkt-gateway check names all"] if more > 0 else ())]
+
+
+def _keys(ring: Keyring) -> object:
+    ago_s = ring.read_ago_s()
+    return {"in_redis": len(ring), "read_ago_s": None if ago_s is None else round(ago_s, 1)}
 
 
 def _continuation(known: Known) -> object:
