@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from gateway.config import Defaults
 from gateway.errors import GatewayError, Overloaded
+from gateway.ledger.content import Content
 from gateway.ledger.refusals import refused
 from gateway.ledger.scopes import Scopes
 from gateway.ledger.worst_case import ASSUMED_TOKENS
@@ -101,6 +102,8 @@ class Admission:
             RateLimited, BudgetSpent: a limit or a budget has no room for it.
             StoreUnavailable: Redis is away, and the policy or the configuration says `reject`.
         """
+        if caller.policy.log_content:
+            draft.content = Content(asked)
         scopes = self._scopes.of(caller)
         if draft.plan.max_tokens is None and any(scope.budget is not None for scope in scopes):
             draft.plan = replace(draft.plan, max_tokens=ASSUMED_TOKENS)  # what has no end cannot be reserved for
@@ -111,14 +114,14 @@ class Admission:
         draft.admitted = time.perf_counter()
         if admitted is None:
             if scopes:
-                self._metrics.uncounted.labels(draft.tenant).inc()
+                self._metrics.uncounted.labels(self._metrics.series.tenant(draft.tenant)).inc()
             return draft.plan
         verdict, counted, now_us = admitted
         if verdict.left is not None:
             draft.allowance.requests, draft.allowance.tokens = verdict.left.get("requests"), verdict.left.get("tokens")
         if verdict.no is not None:
             draft.refused = True
-            self._metrics.limited.labels(draft.tenant, verdict.no.limit).inc()
+            self._metrics.limited.labels(self._metrics.series.tenant(draft.tenant), verdict.no.limit).inc()
             raise refused(verdict.no, counted, now_us)
         draft.budget = "soft" if verdict.soft else None
         if verdict.variant in plans:
