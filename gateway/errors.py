@@ -4,9 +4,11 @@ GatewayError                     label, status, type, code: the same label names
 ├── RequestError                 the caller can mend it (4xx); `param` names the field
 │   ├── InvalidRequest           400
 │   ├── NotAuthenticated         401
+│   ├── AdminKeyUnset            403: only on the admin listener
 │   ├── ModelNotFound            404
 │   ├── NotFound                 404
 │   ├── MethodNotAllowed         405
+│   ├── Conflict                 409: only on the admin listener
 │   ├── BodyTooLarge             413
 │   └── BodyTooSlow              408
 ├── ServiceError                 the caller can only wait
@@ -84,6 +86,12 @@ class NotAuthenticated(RequestError):
     code = "invalid_api_key"
 
 
+class AdminKeyUnset(RequestError):
+    label = "admin_key_unset"
+    status = 403
+    code = "admin_key_unset"
+
+
 class ModelNotFound(RequestError):
     label = "model_not_found"
     status = 404
@@ -94,6 +102,12 @@ class NotFound(RequestError):
     label = "not_found"
     status = 404
     code = "not_found"
+
+
+class Conflict(RequestError):
+    label = "conflict"
+    status = 409
+    code = "conflict"
 
 
 class MethodNotAllowed(RequestError):
@@ -196,6 +210,12 @@ class EngineError(GatewayError):
         self.heard = True
         self.is_twin = False
         self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
+        self.said = ""  # what of the message are the engine's own words: they may quote the prompt
+
+    @property
+    def unquoted(self) -> str:
+        """The message without the engine's own words."""
+        return self.message.replace(f": {self.said}", ".", 1) if self.said else self.message
 
     def twin(self) -> Self:
         """The same error for another request that met it: `recorded` and the traceback are each one's own."""

@@ -72,7 +72,7 @@ class GatewayProcess:
         config = {
             **sections,
             "server": {"host": "127.0.0.1", "port": 0, **sections["server"]},
-            "admin": {"port": 0},
+            "admin": {"port": 0, **sections.get("admin", {})},
             "redis": {"url": redis_url, "lease": "60s", **sections.get("redis", {})},
             "log": {"format": "json"},
             "models": models,
@@ -114,8 +114,11 @@ class GatewayProcess:
     def wait_for_log(self, event: str, limit_s: float = 10.0, **fields: Any) -> dict[str, Any]:
         """The first log line with this event and these fields."""
         give_up = time.monotonic() + limit_s
+        seen = 0
         while time.monotonic() < give_up:
-            for line in list(self.log):
+            lines = self.log[seen:]
+            seen += len(lines)
+            for line in lines:
                 if line.get("event") == event and all(line.get(key) == value for key, value in fields.items()):
                     return line
             if self.process.poll() is not None and not self._reader.is_alive():

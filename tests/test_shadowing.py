@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 OPENING = "The answer to your question begins"
 SHADOW = {"model": "chat", "mode": "shadow", "teacher": "big", "student": "small", "retries": {"num_retries": 0}}
 RULE = {"tokens": 6, "deadline": "20s", "cache_ttl": "0s"}
-# Tenants named for what they have little of, and so are their keys.
+# Tenants named for what they have little of, and so are their keys; all may be logged of one.
 TIGHT = {
+    "secrets": {"log_content": True, "keys": [{"id": "only", "sha256": sha256("secrets")}]},
     "limited": {"limits": {"rpm_limit": 3}, "keys": [{"id": "only", "sha256": sha256("limited")}]},
     "budgeted": {
         "budget": {"max_budget": 1, "soft_budget": 0.000001, "budget_duration": "1d", "on_soft": "student_only"},
@@ -213,6 +214,14 @@ def test_a_caller_who_got_no_answer_casts_no_shadow(world: World) -> None:
     world.teacher.behave = says(OPENING, "length")
     world.shadow_of(world.ask())
     assert len(world.student.asked) == 1
+
+
+def test_what_a_shadow_wrote_is_not_logged_where_content_may_be(world: World) -> None:
+    """Its request's line has what was asked, and what the caller got."""
+    answer = world.ask(key="secrets")
+    served = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+    assert "s3cret" in str(served["content"])
+    assert "content" not in world.shadow_of(answer)
 
 
 def test_a_shadow_for_which_a_limit_has_no_room_is_not_made(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import UserDict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from gateway.cli.explain_print import About, RouteLine, as_json, shown_as_text
 from gateway.errors import GatewayError
-from gateway.ledger.worst_case import worst_case
+from gateway.ledger.worst_case import ASSUMED_TOKENS, worst_case
 from gateway.policy.book import Caller
 from gateway.policy.explain import explain
 from gateway.policy.schema import KeyEntry
@@ -60,7 +61,7 @@ def explain_request(
     policy = _policy(book, tenant)
     caller = Caller(policy, _key(policy, key))
     kind, asked = _request(file)
-    found = explain(caller, asked, sent, settings)
+    found = _with_an_end(explain(caller, asked, sent, settings))
     about = About(
         file=file,
         kind=kind,
@@ -160,6 +161,14 @@ def _routes(caller: Caller, model: str, found: Explanation, places: list[str]) -
             yield RouteLine(index, places[index], why="this key may not use the model")
         else:
             yield RouteLine(index, places[index], why=why)
+
+
+def _with_an_end(found: Explanation) -> Explanation:
+    """Under a budget an answer that nothing limits is limited all the same: admission does likewise."""
+    budgeted = found.tenant.budget is not None or found.key.budget is not None
+    if found.plan is None or found.plan.max_tokens is not None or not budgeted:
+        return found
+    return replace(found, plan=replace(found.plan, max_tokens=ASSUMED_TOKENS))
 
 
 def _reserved(asked: AnyRequest, plan: Plan, settings: Settings) -> Decimal:

@@ -13,8 +13,9 @@ from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from gateway.logs import let_quote_content
 from gateway.web.headers import callers_own_id
-from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED
+from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED, TRY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -58,6 +59,7 @@ async def errors_as_openai(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Give the request its id, and render whatever is raised before a reply has begun."""
+    let_quote_content(quotes=False)  # until it is known who asks
     request[REQUEST_ID] = request_id = new_request_id()
     request[STARTED] = time.perf_counter()
     response = await _answer(request, handler, request_id)
@@ -108,7 +110,7 @@ def _http_error(request: web.Request, error: web.HTTPException, request_id: str)
     if error.status != _NOT_FOUND:
         return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
     return error_response(
-        NotFound(f"There is no {request.method} {request.path} here. Try POST /v1/chat/completions."),
+        NotFound(f"There is no {request.method} {request.path} here. Try {request.app[TRY]}."),
         request_id,
         status=error.status,
     )

@@ -55,8 +55,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in OVERRIDES:
         monkeypatch.delenv(variable, raising=False)
     shutil.copy(REPOSITORY / "config.yaml", tmp_path)
-    with (tmp_path / "config.yaml").open("a") as file:
-        file.write("defaults: {key_limits: {rpm_limit: 60}, limits: {rpm_limit: 1}}\n")
+    config = (tmp_path / "config.yaml").read_text()
+    for name, limit in (("limits", 1), ("key_limits", 60)):
+        assert f"  {name}: {{}}" in config
+        config = config.replace(f"  {name}: {{}}", f"  {name}: {{rpm_limit: {limit}}}")
+    (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "policies").mkdir()
     (tmp_path / "policies" / "acme.yaml").write_text(ACME)
     return tmp_path
@@ -168,7 +171,7 @@ def test_for_eyes_it_is_text_of_a_line_each(folder: Path) -> None:
         "plan, for mode shadow",
         "  mode        teacher",
         "  answers     big, asked up to 3 times",
-        "  max_tokens  the engine's own: neither the caller nor the route sets one",
+        "  max_tokens  1024",  # under a budget every answer has an end
         "shadow, beside it and seen by nobody",
         "  sample      0.25 of the requests",
         (
