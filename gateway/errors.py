@@ -8,7 +8,9 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── NotFound                 404
 │   ├── MethodNotAllowed         405
 │   ├── BodyTooLarge             413
-│   └── BodyTooSlow              408
+│   ├── BodyTooSlow              408
+│   ├── HeadTooLarge             431
+│   └── HeadTooSlow              408
 ├── ServiceError                 the caller can only wait
 │   ├── Overloaded               503, Retry-After: too much in flight, or the gateway is draining
 │   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy forbids going without
@@ -110,6 +112,19 @@ class BodyTooSlow(RequestError):
     status = 408
     code = "request_timeout"
     retry = None  # the way here may be faster next time
+
+
+class HeadTooLarge(RequestError):
+    label = "head_too_large"
+    status = 431
+    code = "request_too_large"
+
+
+class HeadTooSlow(RequestError):
+    label = "head_too_slow"
+    status = 408
+    code = "request_timeout"
+    retry = None
 
 
 class ServiceError(GatewayError):
