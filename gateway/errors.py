@@ -192,6 +192,14 @@ class EngineError(GatewayError):
         twin.is_twin = True
         return twin
 
+    def for_others(self) -> Self:
+        """The same error for those whose call it was not alone: the engine's own words may quote another's prompt."""
+        other = self.twin()
+        other.message = f"Engine '{self.engine}' failed a call that was made for several requests."
+        other.args = (other.message,)
+        other.reason = None
+        return other
+
 
 class EngineUnreachable(EngineError):
     label = "engine_unreachable"
