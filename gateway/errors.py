@@ -192,13 +192,15 @@ class EngineError(GatewayError):
         twin.is_twin = True
         return twin
 
+    def reworded(self, message: str) -> Self:
+        """Likewise, without the engine's own words: they may quote the prompt of whoever made the call."""
+        twin = self.twin()
+        twin.message, twin.args, twin.reason = message, (message,), None
+        return twin
+
     def for_others(self) -> Self:
-        """The same error for those whose call it was not alone: the engine's own words may quote another's prompt."""
-        other = self.twin()
-        other.message = f"Engine '{self.engine}' failed a call that was made for several requests."
-        other.args = (other.message,)
-        other.reason = None
-        return other
+        """For those whose call it was not alone."""
+        return self.reworded(f"Engine '{self.engine}' failed a call that was made for several requests.")
 
 
 class EngineUnreachable(EngineError):

@@ -1,0 +1,189 @@
+"""A gateway full of canaries: its keys, its callers', its Redis' password, and all that is asked and answered."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from redis import Redis
+from redis.exceptions import RedisError
+from ruamel.yaml import YAML
+
+from tests.canaries.engine import engine
+from tests.fakes import FakeEngine
+from tests.gateway_process import STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.canaries.search import Canaries
+
+TENANTS = ("acme", "globex")
+
+# The command, with two faults of its own, and without the filter that hides what has the shape of a key: here it must
+# not be needed.
+ENTRY = """
+import gateway.logs
+from gateway.web import completions
+from gateway.relay import StreamRelay
+from gateway.cli import main
+
+gateway.logs.without_secrets = lambda line: line
+parse, feed = completions.parse_chat, StreamRelay.feed
+
+def parsed(raw):
+    key, prompt = raw, raw.decode()
+    if "PLAY:gateway-breaks" in prompt:
+        raise RuntimeError("a fault of our own")
+    return parse(raw)
+
+def fed(self, chunk):
+    words = str(chunk)
+    if "BREAKS-MIDWAY" in words:
+        raise RuntimeError("another fault of our own")
+    return feed(self, chunk)
+
+completions.parse_chat, StreamRelay.feed = parsed, fed
+main()
+"""
+
+
+class World:
+    """All of it, under a folder. `key` is what a tenant's callers send."""
+
+    def __init__(self, folder: Path, redis_socket: str, canaries: Canaries) -> None:
+        self.canaries = canaries
+        self.folder = folder
+        self.redis = Redis(unix_socket_path=redis_socket, password=canaries["redis-password"], decode_responses=True)
+        self.commands: list[str] = []  # all that Redis was told
+        self.teacher = FakeEngine(engine(self._words, "teacher"))
+        self.student = FakeEngine(engine(self._words, "student"))
+        self._temporary = folder / "tmp"
+        self._temporary.mkdir(parents=True)
+        entry = folder / "entry.py"
+        entry.write_text(ENTRY, "utf-8")
+        self._secrets = {
+            "TEACHER_KEY": canaries["teacher-key"],
+            "TRANSLATED_KEY": canaries["translated-key"],
+            "ADMIN_KEY": canaries["admin-key"],
+            "REDIS_URL": f"unix://:{canaries['redis-password']}@{redis_socket}",
+        }
+        (folder / "student.key").write_text(canaries["student-key"], "utf-8")
+        self._entry = entry
+
+    def _words(self, tenant: str, role: str) -> str:
+        kind = "guidance" if role == "teacher" else "answer"
+        return f"Well then, {self.canaries[f'{tenant}-{kind}']} it is"
+
+    def key(self, tenant: str) -> str:
+        return self.canaries[f"{tenant}-key"]
+
+    def build(self) -> GatewayProcess:
+        """The process, not started yet. Both engines are running."""
+        patient = {"breaker": {"failures": 1000}, "timeouts": {"first_token": "500ms", "idle": "500ms", "total": "2s"}}
+        routes: list[dict[str, Any]] = [
+            guided(deadline="5s"),
+            guided("chat-context", placement="context", deadline="5s"),
+            STUDENT_ONLY,
+            TEACHER_ONLY,
+            {"model": "chat-translated", "mode": "student", "student": "translated"},
+            {"model": "chat-nobody", "mode": "student", "student": "nobody"},
+            {"model": "embed", "mode": "embeddings", "student": "small"},
+        ]
+        for route in routes:
+            if route["mode"] != "embeddings":
+                route["retries"] = {"num_retries": 0}
+        self.process = GatewayProcess(
+            self.folder,
+            redis_url="env:REDIS_URL",
+            redis={"timeout": "300ms"},
+            admin={"key": "env:ADMIN_KEY"},
+            log={"level": "debug"},
+            server={"drain_timeout": "1s", "max_body": "20kB"},
+            models=[
+                model("big", "tgi", self.teacher.url, api_key="env:TEACHER_KEY", **patient),
+                model("small", "openai", f"{self.student.url}/v1", api_key="file:student.key",
+                      continuation="trailing", echo=False, **patient),
+                model("translated", "litellm", f"{self.student.url}/v1", model="openai/fake",
+                      api_key="env:TRANSLATED_KEY", continuation="none", **patient),
+                model("nobody", "openai", "http://127.0.0.1:9/v1", api_key="env:TEACHER_KEY", **patient),
+            ],
+            routes=routes,
+            entry=(str(self._entry),),
+            environ={**self._secrets, "TMPDIR": str(self._temporary), "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+        for tenant in TENANTS:
+            path = self.folder / "policies" / f"{tenant}.yaml"
+            policy = YAML().load(path)
+            policy["keys"] = [{"id": "only", "sha256": sha256(self.key(tenant))}]
+            YAML().dump(policy, path)
+        return self.process
+
+    def monitor(self) -> None:
+        """Write down what Redis is told, until it is gone."""
+        begun = threading.Event()
+
+        def listen() -> None:
+            try:
+                with self.redis.monitor() as watched:
+                    begun.set()
+                    for command in watched.listen():
+                        self.commands.append(str(command["command"]))
+            except (RedisError, OSError):
+                pass
+
+        threading.Thread(target=listen, daemon=True).start()
+        assert begun.wait(10)
+
+    def kept(self) -> Iterator[tuple[str, str]]:
+        """Every key of Redis, and all that is in it."""
+        readers: dict[str, Any] = {
+            "string": self.redis.get,
+            "hash": self.redis.hgetall,
+            "set": self.redis.smembers,
+            "zset": lambda key: self.redis.zrange(key, 0, -1, withscores=True),
+            "list": lambda key: self.redis.lrange(key, 0, -1),
+            "stream": self.redis.xrange,
+        }
+        for key in self.redis.scan_iter():
+            kind = self.redis.type(key)
+            if kind != "none":
+                yield key, f"{key} {readers[str(kind)](key)!r}"
+
+    def admin(self, path: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.canaries['admin-key']}"}
+        return httpx.get(self.process.admin_url + path, headers=headers, timeout=10)
+
+    def prompt(self, tenant: str, play: str) -> list[dict[str, Any]]:
+        words = f"TENANT:{tenant} PLAY:{play} {self.canaries[f'{tenant}-prompt']}"
+        return [
+            {"role": "system", "content": self.canaries[f"{tenant}-system"]},
+            {"role": "user", "content": words, "name": self.canaries[f"{tenant}-name"]},
+        ]
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """What the gateway has written."""
+        for path in self._temporary.rglob("*"):
+            if path.is_file():
+                yield str(path), path.read_bytes().decode("latin-1")
+
+
+def arguments_of_all() -> Iterator[tuple[str, str]]:
+    """The command line of every process that can be seen here."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            yield str(path), path.read_bytes().decode("latin-1")
+        except OSError:
+            continue
+
+
+def said_in(body: str) -> str | None:
+    """The code of the error in a reply, or in a stream's last event."""
+    for line in reversed(body.strip().splitlines()):
+        text = line.removeprefix("data: ")
+        if text.startswith("{") and "error" in (told := json.loads(text)):
+            return str(told["error"]["code"] or told["error"]["type"])
+    return None
