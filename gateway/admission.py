@@ -1,7 +1,7 @@
-"""Step 4: a place in this process and an intent in Redis, or an honest 503.
+"""Step 4: a place in this process, room in the tenant's limits and budgets, and an intent in Redis; or an honest error.
 
 A process bounds how many requests it works on at once, and says so to the next one. What a request may spend is written
-down before it does; limits and budgets of tenants will be reserved in the same breath.
+down before it does, and limits and budgets are held to in the same breath: one script, which all processes share.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from gateway.config import Defaults
 from gateway.errors import GatewayError, Overloaded
+from gateway.ledger.refusals import refused
+from gateway.ledger.scopes import scopes_of
+from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +24,14 @@ if TYPE_CHECKING:
 
     from gateway.ledger.draft import Draft
     from gateway.ledger.ledger import Ledger
+    from gateway.ledger.scopes import Scope
     from gateway.metrics import Metrics
+    from gateway.policy.book import Caller
+    from gateway.policy.resolve import Plan
     from gateway.protocol import CallerRequest
+
+
+NO_DEFAULTS = Defaults()
 
 
 class Admission:
@@ -29,11 +39,24 @@ class Admission:
 
     Args:
         max_in_flight: the bound; the next request is refused.
+        defaults: limits and budgets of tenants and keys whose policy says nothing of them.
+        required: whether requests are refused while nobody can say if they may; a tenant's policy may say otherwise.
     """
 
-    def __init__(self, max_in_flight: int, ledger: Ledger, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        max_in_flight: int,
+        ledger: Ledger,
+        metrics: Metrics,
+        *,
+        defaults: Defaults = NO_DEFAULTS,
+        required: bool = False,
+    ) -> None:
         self._max_in_flight = max_in_flight
         self._ledger = ledger
+        self._metrics = metrics
+        self._defaults = defaults
+        self._required = required
         self._in_flight = 0
         self._gauge = metrics.in_flight
         self._empty = asyncio.Event()
@@ -67,10 +90,36 @@ class Admission:
         if not self._in_flight:
             self._empty.set()
 
-    async def reserve(self, draft: Draft, asked: CallerRequest) -> None:
-        """Reserve what the request may spend; the draft must be settled in the end. Raises StoreUnavailable."""
-        await self._ledger.admit(draft, asked)
+    async def reserve(self, draft: Draft, asked: CallerRequest, caller: Caller) -> Plan:
+        """Reserve what the request may use and spend; the draft must be settled in the end.
+
+        Returns the plan that it may follow: a cheaper one than the draft's, which it replaces, where a budget wants it.
+
+        Raises:
+            RateLimited, BudgetSpent: a limit or a budget has no room for it.
+            StoreUnavailable: Redis is away, and the policy or the configuration says `reject`.
+        """
+        scopes = scopes_of(caller, self._defaults)
+        plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
+        wish = caller.policy.on_redis_failure
+        required = self._required if wish is None else wish == "reject"
+        admitted = await self._ledger.admit(draft, asked, plans, scopes, required=required)
         draft.admitted = time.perf_counter()
+        if admitted is None:
+            if scopes:
+                self._metrics.uncounted.labels(draft.tenant).inc()
+            return draft.plan
+        verdict, counted, now_us = admitted
+        if verdict.left is not None:
+            draft.allowance.requests, draft.allowance.tokens = verdict.left.get("requests"), verdict.left.get("tokens")
+        if verdict.no is not None:
+            draft.refused = True
+            self._metrics.limited.labels(draft.tenant, verdict.no.limit).inc()
+            raise refused(verdict.no, counted, now_us)
+        draft.budget = "soft" if verdict.soft else None
+        if verdict.variant in plans:
+            draft.plan = plans[verdict.variant]
+        return draft.plan
 
     @contextmanager
     def settled(self, draft: Draft) -> Iterator[None]:
@@ -80,13 +129,15 @@ class Admission:
             yield
             status = "ok"
         except GatewayError as error:
-            status, error.recorded = error.label, True
+            status, error.recorded = error.label, not draft.refused
             raise
         except (asyncio.CancelledError, GeneratorExit, ConnectionError):
             status = "shutdown" if self.cutting else "client_gone"
             raise
         finally:
-            self._ledger.settle(draft, status)
+            # Whoever is refused for a limit costs nothing, and may come again and again: no receipt tells of it.
+            if not draft.refused:
+                self._ledger.settle(draft, status)
 
     def until_cut(self) -> AbstractAsyncContextManager[None]:
         """Let a drain end what is inside the block, while its caller can still be told. Raises Overloaded then."""
@@ -103,6 +154,11 @@ class Admission:
         for limit in self._cuts:
             limit.reschedule(asyncio.get_running_loop().time())
         return cut
+
+
+def _saves(scope: Scope) -> bool:
+    """Whether a budget may want a cheaper answer than the route's."""
+    return scope.budget is not None and (scope.budget.on_soft != "warn" or scope.budget.on_hard != "reject")
 
 
 # Classes, and no generators with a decorator: each request enters both, and the difference is a hundredth of its time.

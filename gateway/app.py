@@ -26,6 +26,7 @@ from gateway.engines.build import build
 from gateway.engines.watch import watch
 from gateway.errors import StartupError
 from gateway.finishing import Finisher
+from gateway.ledger.alarm import Alarm
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.redis_ledger import RedisLedger
@@ -129,9 +130,11 @@ async def gateway(
             on_failure=settings.redis.on_failure,
             metrics=metrics,
         )
-        in_redis = RedisLedger(redis.commands, redis_keys, owner, settings.receipts.ttl_s)
-        required = settings.redis.on_failure == "reject"
-        store = ReceiptStore(redis, in_redis, required=required, metrics=metrics)
+        lease_s = settings.redis.lease_s
+        in_redis = RedisLedger(redis.commands, redis_keys, owner, settings.receipts.ttl_s, lease_s)
+        alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
+        stack.push_async_callback(alarm.close)
+        store = ReceiptStore(redis, in_redis, on_event=alarm.tell, metrics=metrics)
         ledger = Ledger(
             store,
             prices={model.name: model.price for model in settings.models},
@@ -140,8 +143,9 @@ async def gateway(
             metrics=metrics,
             tasks=tasks,
         )
-        lease_s = settings.redis.lease_s
-        heartbeat = Heartbeat(redis, redis_keys.heartbeat(owner), lease_s=lease_s, lapsed=store.tell_again)
+        heartbeat = Heartbeat(
+            redis, redis_keys.heartbeat(owner), lease_s=lease_s, beaten=store.beat, lapsed=store.tell_again
+        )
         sweeper = Sweeper(
             redis,
             in_redis,
@@ -149,7 +153,13 @@ async def gateway(
             tenants=lambda: [policy.tenant for policy in policies.book.policies],
             lease_s=lease_s,
         )
-        admission = Admission(settings.server.max_in_flight, ledger, metrics)
+        admission = Admission(
+            settings.server.max_in_flight,
+            ledger,
+            metrics,
+            defaults=settings.defaults,
+            required=settings.redis.on_failure == "reject",
+        )
         completions = Completions(
             guide=Guide(engines, batcher, Flights(tasks), metrics, tasks),
             finisher=Finisher(engines, metrics),
@@ -186,6 +196,11 @@ async def gateway(
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics))
         yield Gateway(public, admin, admission, batcher, store, tasks)
+
+
+def _webhook(settings: Settings) -> tuple[str | None, str | None]:
+    url, secret = settings.alerts.webhook, settings.alerts.webhook_secret
+    return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

@@ -7,11 +7,12 @@ happens inside, each request settles exactly one receipt (`Admission.settled`).
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.finishing import RESTARTED
 from gateway.ledger.draft import Draft
+from gateway.ledger.verdict import Allowance
 from gateway.opening import UNGUIDED
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import require_route
@@ -33,12 +34,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds."""
+    """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
+
+    `allowance` is filled in as soon as it is known.
+    """
 
     id: str
     caller: Caller
     created: int
     started: float
+    allowance: Allowance = field(default_factory=Allowance)
 
     def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
         """The receipt of what comes of this, to be filled in."""
@@ -51,6 +56,7 @@ class Visit:
             stream=stream,
             started=self.started,
             plan=plan,
+            allowance=self.allowance,
         )
 
 
@@ -85,7 +91,7 @@ class Completions:
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
-            await self._admission.reserve(draft, asked)
+            plan = await self._admission.reserve(draft, asked, visit.caller)
             opening = await self._guide.open(plan, asked, draft)
             if opening.whole is not None:
                 reply = _whole_reply(opening)
@@ -105,7 +111,7 @@ class Completions:
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
-            await self._admission.reserve(draft, asked)
+            plan = await self._admission.reserve(draft, asked, visit.caller)
             relay = StreamRelay(head, wants_usage=asked.wants_usage)
             announced = False
             async with aclosing(self._chunks(plan, asked, relay, draft)) as groups:

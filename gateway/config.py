@@ -151,6 +151,30 @@ class Defaults(Shape):
     key_budget: BudgetRule | None = None
 
 
+class Alerts(Shape):
+    """Who is told of budgets."""
+
+    webhook: SecretOrText | None = None
+    """An http(s) address to which events are posted as JSON. It may hold a token, hence a SecretStr."""
+    webhook_secret: Secret | None = None
+    """Signs what is posted there."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _an_address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _is_http(url.get_secret_value()):
+            raise Wrong("must be an address like https://host/path, or a reference to one: env:NAME or file:/path")
+        return url
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 class Settings(Shape):
     """All of config.yaml. Build with `check_settings`."""
 
@@ -160,6 +184,7 @@ class Settings(Shape):
     receipts: Receipts = Receipts()
     log: Log = Log()
     defaults: Defaults = Defaults()
+    alerts: Alerts = Alerts()
     policies: Path = Field(Path("policies"), validate_default=True)
     """The folder of the policy files; absolute when loaded from a file."""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]

@@ -62,7 +62,7 @@ class Embeddings:
         plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests)
         draft = visit.draft(plan, asked.model, stream=False)
         with self._admission.settled(draft), self._admission.place():
-            await self._admission.reserve(draft, asked)
+            await self._admission.reserve(draft, asked, visit.caller)
             reply = await self._embed(plan, asked, draft)
             receipt = await self._ledger.close(draft)
             named = {**reply.fields, "model": asked.model}

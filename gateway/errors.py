@@ -15,6 +15,9 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── Overloaded               503, Retry-After: too much in flight, or the gateway is draining
 │   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy forbids going without
 │   ├── QueueFull                429, Retry-After: too many of the tenant's requests wait for guidance
+│   ├── RateLimited              429, Retry-After: a limit of the tenant or the key on requests or tokens
+│   │   └── NeverFits            429: the request alone is larger than the limit
+│   ├── BudgetSpent              429 insufficient_quota: the request does not fit into the budget
 │   ├── TicketUnreadable         503, Retry-After: what Redis kept of the request's ticket cannot be read
 │   └── StoreUnavailable         503, Retry-After: Redis is away, and the configuration forbids going without
 ├── EngineError                  an engine (teacher or student) did not do its part: 502
@@ -150,6 +153,31 @@ class QueueFull(ServiceError):
     status = 429
     kind = "rate_limit_error"
     code = "queue_full"
+
+
+class RateLimited(ServiceError):
+    label = "rate_limited"
+    status = 429
+    kind = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class NeverFits(RateLimited):
+    retry = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=None)
+
+
+class BudgetSpent(ServiceError):
+    label = "budget_spent"
+    status = 429
+    kind = "insufficient_quota"
+    code = "insufficient_quota"
+    retry = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=None)
 
 
 class TicketUnreadable(ServiceError):

@@ -183,6 +183,27 @@ class Metrics:
             "gkt_receipts_lost", "Receipts dropped because too many were waiting for Redis.", registry=registry
         )
 
+        self.limited = Counter(
+            "gkt_limited",
+            "Requests refused for a limit of their tenant or key: requests, tokens, parallel, budget.",
+            ("tenant", "limit"),
+            registry=registry,
+        )
+        self.uncounted = Counter(
+            "gkt_uncounted",
+            "Requests of tenants with limits or budgets that went on unasked, since Redis was away.",
+            ("tenant",),
+            registry=registry,
+        )
+        self.budget_events = Counter(
+            "gkt_budget_events",
+            "Budgets that came to their soft line (soft), or had no room for a request (hard).",
+            ("tenant", "kind"),
+            registry=registry,
+        )
+        self.webhooks = Counter(
+            "gkt_webhooks", "Events posted to the webhook, by outcome: ok, failed.", ("outcome",), registry=registry
+        )
         self.intents_missed = Counter(
             "gkt_intents_missed", "Requests whose intent could not be kept: Redis was away.", registry=registry
         )

@@ -33,6 +33,7 @@ from gateway.guidance.projection import PROJECTIONS, teacher_messages, teacher_p
 from gateway.guidance.trim import trim
 from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.receipt import BatchFacts
+from gateway.ledger.worst_case import TEACHER_RETRIES
 from gateway.protocol import TextRequest
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
 _BYTES_PER_TOKEN = 4
-# A caller waits, and there is a student: a teacher that failed is not asked more often than this.
-_RETRIES = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +220,7 @@ class Guide:
             draft.teacher = Call(guidance.teacher, _messages(request), lost_tokens=guidance.tokens)
 
         async def ask(grant: Grant) -> OpeningReply:
-            retries = min(_RETRIES, plan.retries.num_retries)
+            retries = min(TEACHER_RETRIES, plan.retries.num_retries)
             while True:
                 try:
                     tell = heard.tell if heard is not None else None

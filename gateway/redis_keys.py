@@ -49,15 +49,26 @@ class RedisKeys:
         return f"{self.prefix}:v1:alive:{owner}"
 
     def intents(self, tenant: str, owner: str) -> str:
-        """Hash: request id -> intent, of one tenant's requests that one process works on."""
-        return f"{self._tenant(tenant)}intents:{owner}"
+        """Hash: request id -> when it was admitted, and its intent; of one tenant's requests that one process works on.
+
+        The time is a slot of a tenth of a second.
+        """
+        return f"{self._tenant(tenant, 'v2')}intents:{owner}"
 
     def owners(self, tenant: str) -> str:
         """Sorted set: process id by when it last admitted a request of the tenant, microseconds of Redis TIME."""
-        return f"{self._tenant(tenant)}owners"
+        return f"{self._tenant(tenant, 'v2')}owners"
+
+    def scope(self, tenant: str, scope: str) -> tuple[str, str, str]:
+        """Of a tenant, or of one of its keys: what was used in the last minute, what runs in parallel, and its money.
+
+        Three hashes. The last has a fourth beside it where the budget is a rolling one.
+        """
+        base = f"{self._tenant(tenant, 'v2')}{scope}:"
+        return base + "window", base + "parallel", base + "budget"
 
     def receipt(self, tenant: str, receipt_id: str) -> str:
         return f"{self._tenant(tenant)}receipt:{receipt_id}"
 
-    def _tenant(self, tenant: str) -> str:
-        return f"{{{self.prefix}:tenant:{tenant}}}:v1:"
+    def _tenant(self, tenant: str, version: str = "v1") -> str:
+        return f"{{{self.prefix}:tenant:{tenant}}}:{version}:"

@@ -63,8 +63,10 @@ class GatewayProcess:
         arguments: tuple[str, ...] = (),
         entry: tuple[str, ...] = ("-m", "gateway"),
         environ: dict[str, str] | None = None,
+        tenants: dict[str, dict[str, Any]] | None = None,
         **sections: Any,
     ) -> None:
+        """`tenants`: by name, what a policy file says beside its key and its routes. More of them bring their keys."""
         self._arguments = arguments
         self._entry = entry
         self._environ = environ or {}
@@ -81,8 +83,10 @@ class GatewayProcess:
         }
         yaml = YAML()
         yaml.dump(config, folder / "config.yaml")
-        for tenant, key in (("acme", KEY), ("globex", OTHER_KEY)):
-            policy = {"tenant": tenant, "keys": [{"id": "only", "sha256": sha256(key)}], "routes": routes}
+        keys = {"acme": KEY, "globex": OTHER_KEY}
+        for tenant in {**keys, **(tenants or {})}:
+            known = [{"id": "only", "sha256": sha256(keys[tenant])}] if tenant in keys else []
+            policy = {"tenant": tenant, "keys": known, "routes": routes} | (tenants or {}).get(tenant, {})
             yaml.dump(policy, folder / "policies" / f"{tenant}.yaml")
         self._config = folder / "config.yaml"
         self.log: list[dict[str, Any]] = []

@@ -51,7 +51,7 @@ class World:
         return [orjson.loads(await self.redis.get(name)) for name in await self._found("receipt:*")]
 
     async def _found(self, what: str) -> list[bytes]:
-        found: list[bytes] = await self.redis.keys(f"*{self.keys.prefix}:tenant:*:v1:{what}")
+        found: list[bytes] = await self.redis.keys(f"*{self.keys.prefix}:tenant:*:v?:{what}")
         return found
 
     async def waits(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

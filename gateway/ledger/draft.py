@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway.ledger.estimate import count_messages, count_text
 from gateway.ledger.receipt import Attempt, BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
+from gateway.ledger.verdict import Allowance
 from gateway.pricing import baseline_usd, cost_usd, quantized, savings_usd, total_usd
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ class Draft:
     unguided: str | None = None
     finish_reason: str | None = None
     receipt: Receipt | None = None
+    allowance: Allowance = field(default_factory=Allowance)
+    budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
+    refused: bool = False  # a limit or a budget had no room for it
 
     def saw_first_token(self) -> None:
         if self.first_token is None:
@@ -157,6 +161,7 @@ class Draft:
             savings_usd=savings_usd(baseline, cost),
             timings=self._timings(),
             attempts=attempts,
+            budget=self.budget,
         )
 
     def facts(self) -> Json:
@@ -166,6 +171,8 @@ class Draft:
             facts["unguided"] = self.unguided
         if self.teacher is not None and self.teacher.shared:
             facts["shared"] = self.teacher.shared
+        if self.budget is not None:
+            facts["budget"] = self.budget
         if self.failed:
             facts["failed_attempts"] = len(self.failed)
         if self.batch is not None:

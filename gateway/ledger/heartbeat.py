@@ -23,13 +23,17 @@ class Heartbeat:
     """Args:
     key: this process's own.
     lease_s: after this long without a beat the process counts as gone.
+    beaten: called after each beat.
     lapsed: called when it did, or when Redis forgot the last beat, and with it whatever else it was told.
     """
 
-    def __init__(self, redis: RedisClient, key: str, *, lease_s: float, lapsed: Callable[[], None]) -> None:
+    def __init__(
+        self, redis: RedisClient, key: str, *, lease_s: float, beaten: Callable[[], None], lapsed: Callable[[], None]
+    ) -> None:
         self._redis = redis
         self._key = key
         self._lease_s = lease_s
+        self._beaten = beaten
         self._lapsed = lapsed
 
     async def run(self) -> None:
@@ -49,5 +53,6 @@ class Heartbeat:
                     log.warning("heartbeat_lapsed")
                     self._lapsed()
                 first = False
+                self._beaten()
             if self._redis.up:
                 await asyncio.sleep(self._lease_s / _BEATS_PER_LEASE)

@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.ledger.receipt import EngineShare, Receipt, Timings
-from gateway.pricing import cost_usd, quantized, savings_usd, total_usd
+from gateway.ledger.receipt import Attempt, EngineShare, Receipt, Timings
+from gateway.ledger.scopes import Charge
+from gateway.ledger.worst_case import worst_case
+from gateway.pricing import savings_usd, total_usd
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from gateway.ledger.draft import Draft
+    from gateway.ledger.scopes import Scope
+    from gateway.policy.resolve import Plan
     from gateway.pricing import Price
     from gateway.protocol import CallerRequest
 
 ABANDONED = "abandoned"
-
-# English has about four bytes to a token, and the JSON around the words is counted with them.
-_BYTES_PER_TOKEN = 4
-# What the finisher is taken to write for a caller who sets no limit, on a route that has none either.
-_ASSUMED_TOKENS = 1024
 
 
 class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -30,10 +29,13 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         mode, unguided: as planned; the receipt's words.
-        teacher, student: what each engine may be asked for at most. `at_least` where no limit was set: then the
+        teacher, student: what one call of each engine can come to at most. `at_least` where no limit was set: then the
             finisher is taken to write 1024 tokens for each choice.
-        reserved_usd: what both may cost together.
+        more: what calls in the place of those can, should they fail.
+        reserved_usd: what all of these may cost together.
         owner: the process that works on it.
+        tokens: what it is taken to read and write if nothing fails.
+        charges: what it is charged for while it is worked on, in each scope.
     """
 
     id: str
@@ -49,6 +51,9 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     reserved_usd: Decimal
     owner: str
     unguided: str | None = None
+    more: tuple[EngineShare, ...] = ()
+    tokens: int = 0
+    charges: tuple[Charge, ...] = ()
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -59,31 +64,39 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.decode(raw, type=cls)
 
 
-def intend(draft: Draft, asked: CallerRequest, prices: Mapping[str, Price], owner: str) -> Intent:
-    """The intent of a request: the prompt by its bytes, and every token that it may be answered with."""
-    plan, guidance = draft.plan, draft.plan.guidance
-    read = max(1, asked.size_bytes // _BYTES_PER_TOKEN)
-    written = (_ASSUMED_TOKENS if plan.max_tokens is None else plan.max_tokens) * asked.choices
-    teacher = None if guidance is None else _at_most(guidance.teacher, read, guidance.tokens, prices)
-    # The finisher reads the guidance as a part of its prompt.
-    opened = 0 if guidance is None else guidance.tokens
-    finisher = _at_most(plan.finisher, read + opened, written, prices, unbounded=plan.max_tokens is None)
-    shares = (finisher, None) if plan.mode == "teacher" else (teacher, finisher)
+def intend(
+    draft: Draft,
+    plan: Plan,
+    asked: CallerRequest,
+    prices: Mapping[str, Price],
+    owner: str,
+    scopes: Sequence[Scope] = (),
+) -> Intent:
+    """The intent of a request that follows `plan`."""
+    most = worst_case(plan, asked, prices)
+    shares = (most.teacher, most.student, *most.more)
     return Intent(
         id=draft.id,
         created=draft.created,
         tenant=draft.tenant,
         key=draft.key,
         route=draft.route,
-        mode=draft.mode,
+        mode=_mode(plan),
         stream=draft.stream,
-        teacher=shares[0],
-        student=shares[1],
+        teacher=most.teacher,
+        student=most.student,
         baseline=plan.baseline,
         reserved_usd=total_usd(*(share.cost_usd for share in shares if share is not None)),
         owner=owner,
         unguided=plan.unguided,
+        more=most.more,
+        tokens=most.likely_tokens,
+        charges=tuple(scope.charge for scope in scopes),
     )
+
+
+def _mode(plan: Plan) -> str:
+    return "student" if plan.mode == "guided" and plan.guidance is None else plan.mode
 
 
 def abandoned(intent: Intent, now: float) -> Receipt:
@@ -114,11 +127,5 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         baseline_estimated=True,
         savings_usd=savings_usd(cost, cost),
         timings=Timings(total_ms=max(0.0, round((now - intent.created) * 1000, 3))),
+        attempts=tuple(Attempt(share.model, ABANDONED, share) for share in intent.more),
     )
-
-
-def _at_most(
-    model: str, read: int, written: int, prices: Mapping[str, Price], *, unbounded: bool = False
-) -> EngineShare:
-    cost = quantized(cost_usd(prices[model], read, written))
-    return EngineShare(model, read, written, cost, estimated=True, at_least=unbounded)

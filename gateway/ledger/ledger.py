@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gateway.ledger.intent import intend
+from gateway.ledger.redis_ledger import Candidate, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.ledger.draft import Draft
     from gateway.ledger.receipt import EngineShare, Receipt
-    from gateway.ledger.store import ReceiptStore
+    from gateway.ledger.scopes import Scope
+    from gateway.ledger.store import Admitted, ReceiptStore
     from gateway.metrics import Metrics
+    from gateway.policy.resolve import Plan
     from gateway.pricing import Price
     from gateway.protocol import CallerRequest
     from gateway.tasks import Tasks
@@ -54,13 +57,25 @@ class Ledger:
         # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
         self._child = cache(_child)
 
-    async def admit(self, draft: Draft, asked: CallerRequest) -> None:
-        """Write down what the request may spend, before it does. It must be settled, whatever happens.
+    async def admit(
+        self,
+        draft: Draft,
+        asked: CallerRequest,
+        plans: Mapping[int, Plan],
+        scopes: tuple[Scope, ...],
+        *,
+        required: bool,
+    ) -> Admitted:
+        """Write down what the request may spend, before it does, and ask whether it may. See `ReceiptStore.admit`.
 
-        Raises:
-            StoreUnavailable: Redis is away and the configuration says `reject`.
+        Args:
+            plans: how it may be answered, by kind, from the dearest down.
+            required: whether it may not when nobody can be asked.
         """
-        await self._store.admit(intend(draft, asked, self._prices, self._owner))
+        variants = tuple(
+            Variant(kind, intend(draft, plan, asked, self._prices, self._owner, scopes)) for kind, plan in plans.items()
+        )
+        return await self._store.admit(Candidate(scopes, variants), required=required)
 
     async def close(self, draft: Draft, status: str = "ok") -> Receipt:
         """Fix the receipt, for a reply that shows it. The event loop is not held by estimates."""

@@ -88,6 +88,7 @@ class Receipt(msgspec.Struct, frozen=True):
         baseline_usd: the baseline model alone, on the same prompt and the same answer.
         baseline_estimated: whether a token count in it is another tokenizer's, or an estimate.
         savings_usd: baseline minus cost; may be negative.
+        budget: "soft" where a budget of the tenant or the key had passed its soft line.
         attempts: the calls that failed before the answer came; what they may have cost is in the cost.
     """
 
@@ -112,6 +113,13 @@ class Receipt(msgspec.Struct, frozen=True):
     savings_usd: Decimal
     timings: Timings
     attempts: tuple[Attempt, ...] = ()
+    budget: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """All that its engines read and wrote for it, failed calls too; what was another request's does not count."""
+        shares = (self.teacher, self.student, *(attempt.share for attempt in self.attempts))
+        return sum(one.input_tokens + one.output_tokens for one in shares if one is not None and not one.shared)
 
     def as_dict(self, *, show_cost: bool = True) -> Json:
         """Plain values; money as text without an exponent, which every reader takes, or left out."""
@@ -148,15 +156,15 @@ class Receipt(msgspec.Struct, frozen=True):
                 facts["placement"] = self.guidance.placement
         if self.teacher is not None and self.teacher.shared:
             facts["shared"] = self.teacher.shared
+        if self.budget is not None:
+            facts["budget"] = self.budget
         if self.attempts:
             facts["failed_attempts"] = len(self.attempts)
         if self.batch is not None:
             facts["batch"] = self.batch.id
             facts["batch_size"] = self.batch.size
-        for name in ("admission_ms", "batch_wait_ms", "teacher_ms", "first_token_ms", "total_ms"):
-            spent = getattr(self.timings, name)
-            if spent is not None:
-                facts[name] = spent
+        times = ("admission_ms", "batch_wait_ms", "teacher_ms", "first_token_ms", "total_ms")
+        facts |= {name: spent for name in times if (spent := getattr(self.timings, name)) is not None}
         if show_cost:
             facts["cost_usd"] = f"{self.cost_usd.normalize():f}"
             facts["baseline_usd"] = f"{self.baseline_usd.normalize():f}"

@@ -1,12 +1,20 @@
-"""The ledger in Redis: intents that turn into receipts, each in one script over the keys of one tenant."""
+"""The ledger in Redis: requests are admitted, and then have their receipt, each in one script over a tenant's keys.
+
+The script (exchange.lua) counts limits and budgets in the same breath.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from redis.exceptions import NoScriptError
+
+from gateway.ledger.scopes import Scope, picodollars
+from gateway.ledger.verdict import AdmittedNews, ChargeNews, News, SettledNews, Told, VariantNews
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,47 +23,137 @@ if TYPE_CHECKING:
 
     from gateway.ledger.intent import Intent
     from gateway.ledger.receipt import Receipt
+    from gateway.ledger.scopes import Charge
+    from gateway.ledger.verdict import BudgetEvent, Verdict
     from gateway.redis_keys import RedisKeys
 
-# One call of a script: its keys and its arguments.
-_Call = tuple[list[str], list[str | bytes | int]]
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to answer a request. `kind`: 1 as planned, 2 with shorter guidance, 3 by the student alone."""
+
+    kind: int
+    intent: Intent
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A request that asks to be admitted.
+
+    Attributes:
+        scopes: where it is counted.
+        variants: how it may be answered, from the dearest down.
+        force: whether it was let in already, and is only to be counted.
+    """
+
+    scopes: tuple[Scope, ...]
+    variants: tuple[Variant, ...]
+    force: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.variants[0].intent.id
+
+    @property
+    def tenant(self) -> str:
+        return self.variants[0].intent.tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A request that is over: its receipt, and what was reserved for it. No intent: it was not admitted here."""
+
+    receipt: Receipt
+    intent: Intent | None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantEvent:
+    """What came of a tenant's budget, or a key's: `scope` is whose."""
+
+    tenant: str
+    scope: Scope
+    event: BudgetEvent
+
+
+@dataclass(slots=True)
+class Exchanged:
+    """What an exchange brought.
+
+    Attributes:
+        verdicts: by request, with the scopes that a refusal counts and Redis TIME in microseconds.
+        replaced: the ids of receipts that took the place of an abandoned one.
+    """
+
+    verdicts: dict[str, tuple[Verdict, tuple[Scope, ...], int]] = field(default_factory=dict)
+    replaced: list[str] = field(default_factory=list)
+    settled: set[str] = field(default_factory=set)
+    events: list[TenantEvent] = field(default_factory=list)
 
 
 class RedisLedger:
     """Args:
     owner: this process's id; no other process has it.
     ttl_s: how long a receipt can be asked for.
+    lease_s: after so long without a word, what a process held in parallel is free again.
     """
 
-    def __init__(self, redis: Redis, keys: RedisKeys, owner: str, ttl_s: float) -> None:
+    def __init__(self, redis: Redis, keys: RedisKeys, owner: str, ttl_s: float, lease_s: float) -> None:
         self._redis = redis
         self._keys = keys
         self._owner = owner
         self._ttl_s = max(1, round(ttl_s))
-        self._exchange = _Script(redis, "exchange.lua")
-        self._abandon = _Script(redis, "abandon.lua")
+        self._lease_us = round(lease_s * 1_000_000)
+        self._script = _Script(redis, "exchange.lua")
 
-    async def exchange(self, admitted: Sequence[Intent], settled: Sequence[Receipt]) -> list[str]:
-        """Keep intents, and turn others into receipts, in one round trip. Raises RedisError and OSError.
+    async def exchange(
+        self, admitted: Sequence[Candidate], settled: Sequence[Settlement], beats: Iterable[str] = ()
+    ) -> Exchanged:
+        """Admit requests, and settle others, in one round trip. Raises RedisError and OSError.
 
-        Returns the ids of receipts that took the place of an abandoned one.
+        Args:
+            beats: tenants that have requests under way here.
         """
-        news: dict[str, tuple[list[Intent], list[Receipt]]] = defaultdict(lambda: ([], []))
-        for intent in admitted:
-            news[intent.tenant][0].append(intent)
-        for receipt in settled:
-            news[receipt.tenant][1].append(receipt)
-        calls = [self._news(tenant, intents, receipts) for tenant, (intents, receipts) in news.items()]
-        return [one.decode() for replaced in await self._exchange.run(calls) for one in replaced]
+        tenants: dict[str, _TenantNews] = defaultdict(_TenantNews)
+        for candidate in admitted:
+            tenants[candidate.tenant].admitted.append(candidate)
+        for settlement in settled:
+            tenants[settlement.receipt.tenant].settled.append(settlement)
+        for tenant in beats:
+            tenants[tenant].beat = True
+        return await self._tell(tenants, self._owner)
 
-    def _news(self, tenant: str, intents: Sequence[Intent], receipts: Sequence[Receipt]) -> _Call:
-        keys = self._tenant_keys(tenant, self._owner)
-        args: list[str | bytes | int] = [self._owner, self._ttl_s, len(intents)]
-        told: list[Intent | Receipt] = [*intents, *receipts]
-        for one in told:
-            keys.append(self._keys.receipt(tenant, one.id))
-            args += (one.id, one.to_json())
-        return keys, args
+    async def abandon(self, tenant: str, owner: str, left: Mapping[str, Settlement]) -> set[str]:
+        """Settle intents of a process that is gone, by id. Raises RedisError and OSError.
+
+        Returns the ids that this call settled, and no other process did.
+        """
+        news = _TenantNews(settled=list(left.values()), gone=True)
+        return (await self._tell({tenant: news}, owner)).settled
+
+    async def _tell(self, tenants: Mapping[str, _TenantNews], owner: str) -> Exchanged:
+        calls = []
+        for tenant, news in tenants.items():
+            news.number_scopes()
+            calls.append((self._named(tenant, owner, news), news.encoded(owner, self._ttl_s, self._lease_us)))
+        brought = Exchanged()
+        for (tenant, news), raw in zip(tenants.items(), await self._script.run(calls), strict=True):
+            told = msgspec.msgpack.decode(raw, type=Told)
+            scopes = tuple(news.scopes.values())
+            for candidate, verdict in zip(news.admitted, told.verdicts, strict=True):
+                brought.verdicts[candidate.id] = (verdict, scopes, told.now_us)
+            brought.replaced += told.replaced
+            brought.settled.update(told.settled)
+            brought.events += [TenantEvent(tenant, scopes[event.scope - 1], event) for event in told.events]
+        return brought
+
+    def _named(self, tenant: str, owner: str, news: _TenantNews) -> list[str]:
+        keys = [self._keys.intents(tenant, owner), self._keys.owners(tenant)]
+        ids = [candidate.id for candidate in news.admitted] + [one.receipt.id for one in news.settled]
+        keys += [self._keys.receipt(tenant, one) for one in ids]
+        for scope in news.scopes:
+            keys += self._keys.scope(tenant, scope)
+        return keys
 
     async def receipt(self, tenant: str, receipt_id: str) -> bytes | None:
         """A receipt as JSON. Raises RedisError and OSError."""
@@ -63,7 +161,7 @@ class RedisLedger:
         return found.encode() if isinstance(found, str) else found
 
     async def gone_owners(self, tenants: Iterable[str], lease_s: float) -> list[tuple[str, str]]:
-        """(tenant, process) where the process admitted nothing for a lease and its heartbeat has lapsed.
+        """(tenant, process) where the process was not heard of for a lease and its heartbeat has lapsed.
 
         Raises RedisError and OSError.
         """
@@ -92,23 +190,71 @@ class RedisLedger:
     async def intents(self, tenant: str, owner: str, most: int) -> Mapping[str, bytes]:
         """Some of a process's intents as JSON, by request id. Raises RedisError and OSError."""
         flat: Any = await self._redis.hrandfield(self._keys.intents(tenant, owner), most, withvalues=True)
-        return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+        # Before the JSON stands when it was admitted.
+        return {flat[i].decode(): flat[i + 1].partition(b"\n")[2] for i in range(0, len(flat), 2)}
 
-    async def abandon(self, tenant: str, owner: str, receipts: Mapping[str, bytes]) -> set[str]:
-        """Settle intents of a process that is gone: by id, the receipt as JSON. Raises RedisError and OSError.
 
-        Returns the ids that this call settled, and no other process did.
-        """
-        keys = self._tenant_keys(tenant, owner)
-        args: list[str | bytes | int] = [owner, self._ttl_s]
-        for one, raw in receipts.items():
-            keys.append(self._keys.receipt(tenant, one))
-            args += (one, raw)
-        (settled,) = await self._abandon.run([(keys, args)])
-        return {one.decode() for one in settled}
+@dataclass(slots=True)
+class _TenantNews:
+    """What is to be told of one tenant."""
 
-    def _tenant_keys(self, tenant: str, owner: str) -> list[str]:
-        return [self._keys.intents(tenant, owner), self._keys.owners(tenant)]
+    admitted: list[Candidate] = field(default_factory=list)
+    settled: list[Settlement] = field(default_factory=list)
+    beat: bool = False
+    gone: bool = False
+    scopes: dict[str, Scope] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number_scopes(self) -> None:
+        """Every scope that any request touches. What settles needs no limits, so those of who asks go first."""
+        for candidate in self.admitted:
+            for scope in candidate.scopes:
+                self.scopes[scope.name] = scope
+        for one in self.settled:
+            for charge in one.intent.charges if one.intent is not None else ():
+                self.scopes.setdefault(charge.scope, Scope(charge.scope, 0, 0, 0))
+        self.numbers = {name: place for place, name in enumerate(self.scopes, 1)}
+
+    def encoded(self, owner: str, ttl_s: int, lease_us: int) -> bytes:
+        return msgspec.msgpack.encode(
+            News(
+                owner=owner,
+                ttl_s=ttl_s,
+                lease_us=lease_us,
+                scopes=list(self.scopes.values()),
+                admitted=[self._admitted(candidate) for candidate in self.admitted],
+                settled=[self._settled(one) for one in self.settled],
+                beat=self.beat,
+                gone=self.gone,
+            )
+        )
+
+    def _admitted(self, candidate: Candidate) -> AdmittedNews:
+        variants = [
+            VariantNews(
+                variant.kind,
+                picodollars(variant.intent.reserved_usd),
+                variant.intent.tokens,
+                variant.intent.to_json().decode(),
+            )
+            for variant in candidate.variants
+        ]
+        numbers = [self.numbers[scope.name] for scope in candidate.scopes]
+        return AdmittedNews(candidate.id, numbers, variants, candidate.force)
+
+    def _settled(self, one: Settlement) -> SettledNews:
+        receipt, intent = one.receipt, one.intent
+        return SettledNews(
+            id=receipt.id,
+            receipt=receipt.to_json().decode(),
+            usd=picodollars(receipt.cost_usd),
+            tokens=receipt.tokens,
+            charges=[] if intent is None else [self._charge(charge) for charge in intent.charges],
+            abandoned=self.gone,
+        )
+
+    def _charge(self, charge: Charge) -> ChargeNews:
+        return ChargeNews(self.numbers[charge.scope], charge.window, charge.parallel, charge.budget)
 
 
 class _Script:
@@ -119,7 +265,7 @@ class _Script:
         self._text = files("gateway.ledger").joinpath(name).read_text("utf-8")
         self._sha = redis.register_script(self._text).sha
 
-    async def run(self, calls: Sequence[_Call]) -> list[Any]:
+    async def run(self, calls: Sequence[tuple[list[str], bytes]]) -> list[Any]:
         """What each call returned. A script that Redis does not know yet is told, and all calls are made again."""
         try:
             return await self._run(calls)
@@ -127,11 +273,11 @@ class _Script:
             await self._redis.script_load(self._text)
             return await self._run(calls)
 
-    async def _run(self, calls: Sequence[_Call]) -> list[Any]:
+    async def _run(self, calls: Sequence[tuple[list[str], bytes]]) -> list[Any]:
         if len(calls) == 1:
-            keys, args = calls[0]
-            return [await self._redis.evalsha(self._sha, len(keys), *keys, *args)]
+            keys, news = calls[0]
+            return [await self._redis.evalsha(self._sha, len(keys), *keys, news)]
         async with self._redis.pipeline(transaction=False) as pipe:
-            for keys, args in calls:
-                pipe.evalsha(self._sha, len(keys), *keys, *args)
+            for keys, news in calls:
+                pipe.evalsha(self._sha, len(keys), *keys, news)
             return await pipe.execute()

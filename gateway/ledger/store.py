@@ -1,5 +1,7 @@
 """What Redis keeps of each request: its intent from admission on, then its receipt in the intent's place.
 
+What a tenant or a key may use is counted by the same exchange, which may refuse the request.
+
 One exchange is under way at a time, and what comes meanwhile goes out together with the next, so that under load one
 round trip serves many requests. Receipts wait for such company a moment; who asks for admission does not.
 
@@ -12,20 +14,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 from redis.exceptions import RedisError
 
 from gateway.errors import StoreUnavailable
+from gateway.ledger.redis_ledger import Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from gateway.ledger.intent import Intent
     from gateway.ledger.receipt import Receipt
-    from gateway.ledger.redis_ledger import RedisLedger
+    from gateway.ledger.redis_ledger import Candidate, Exchanged, RedisLedger, TenantEvent
+    from gateway.ledger.scopes import Scope
+    from gateway.ledger.verdict import Verdict
     from gateway.metrics import Metrics
     from gateway.redis_client import RedisClient
 
@@ -38,62 +43,84 @@ _BATCH = 200
 _LINGER_S = 0.02
 
 
+Admitted: TypeAlias = "tuple[Verdict, tuple[Scope, ...], int] | None"
+"""What Redis says of a request, with the scopes that it speaks of and Redis TIME; None: it cannot be asked."""
+
+
 class ReceiptStore:
     """Args:
-    required: whether a request is refused when its intent cannot be kept.
+    on_event: told what came of budgets.
     """
 
-    def __init__(self, redis: RedisClient, ledger: RedisLedger, *, required: bool, metrics: Metrics) -> None:
+    def __init__(
+        self, redis: RedisClient, ledger: RedisLedger, *, on_event: Callable[[TenantEvent], None], metrics: Metrics
+    ) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._required = required
+        self._on_event = on_event
         self._metrics = metrics
-        self._under_way: dict[str, Intent] = {}  # requests without a receipt yet
-        self._untold: dict[str, Intent] = {}  # of these, those that go out with the next exchange
-        self._admitting: dict[str, asyncio.Future[bool]] = {}
-        self._waiting: OrderedDict[str, Receipt] = OrderedDict()
+        self._under_way: dict[str, Candidate] = {}  # requests without a receipt yet
+        self._untold: dict[str, Candidate] = {}  # of these, those that go out with the next exchange
+        self._admitting: dict[str, asyncio.Future[Admitted]] = {}
+        self._waiting: OrderedDict[str, Settlement] = OrderedDict()
         self._unsure = False  # Redis may lack intents of requests that are under way
+        self._beats: set[str] = set()  # tenants for which this process is to be heard of
         self._refused = False  # the last exchange failed
         self._news = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._exchanging = asyncio.Lock()
 
-    async def admit(self, intent: Intent) -> None:
-        """Let Redis know of the request before it spends anything. Its receipt must follow, whatever happens.
+    async def admit(self, candidate: Candidate, *, required: bool) -> Admitted:
+        """Ask whether a request may go on, before it spends anything. Its receipt must follow, unless it may not.
+
+        Args:
+            required: whether it may not either when Redis cannot be asked.
+
+        Returns None when it could not; then the request is counted as soon as it can.
 
         Raises:
-            StoreUnavailable: Redis is away and the configuration says `reject`.
+            StoreUnavailable: Redis is away and the request requires it.
         """
-        self._under_way[intent.id] = intent
-        if not await self._told(intent):
+        # Told again before there is a verdict, it is only to be counted: then it was let in.
+        self._under_way[candidate.id] = replace(candidate, variants=candidate.variants[:1], force=True)
+        admitted = await self._told(candidate)
+        if admitted is None:
             self._metrics.intents_missed.inc()
-            if self._required:
+            if required:
                 raise StoreUnavailable("Redis is away, and here requests need it. Try again.")
+            return None
+        verdict = admitted[0]
+        if verdict.no is not None:
+            self._under_way.pop(candidate.id, None)
+        elif verdict.variant != candidate.variants[0].kind and candidate.id in self._under_way:
+            chosen = tuple(one for one in candidate.variants if one.kind == verdict.variant)
+            self._under_way[candidate.id] = replace(candidate, variants=chosen, force=True)
+        return admitted
 
-    async def _told(self, intent: Intent) -> bool:
+    async def _told(self, candidate: Candidate) -> Admitted:
         if not self._redis.up:
             self._unsure = True
             self._news.set()
-            return False
-        self._untold[intent.id] = intent
-        admitted: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._admitting[intent.id] = admitted
+            return None
+        self._untold[candidate.id] = candidate
+        admitted: asyncio.Future[Admitted] = asyncio.get_running_loop().create_future()
+        self._admitting[candidate.id] = admitted
         self._news.set()
         try:
             return await admitted
         finally:
-            del self._admitting[intent.id]
+            del self._admitting[candidate.id]
 
     def put(self, receipt: Receipt) -> None:
         """Hand a receipt over; it is written soon, together with others that came meanwhile."""
-        self._waiting[receipt.id] = receipt
-        self._under_way.pop(receipt.id, None)
+        candidate = self._under_way.pop(receipt.id, None)
         self._untold.pop(receipt.id, None)
+        self._waiting[receipt.id] = Settlement(receipt, candidate.variants[0].intent if candidate is not None else None)
         if len(self._waiting) > _MAX_WAITING:
             oldest, lost = self._waiting.popitem(last=False)
             self._metrics.receipts_lost.inc()
             # Not silently: the log line is now the only place where this receipt stands.
-            log.error("receipt_lost", id=oldest, receipt=lost.as_dict())
+            log.error("receipt_lost", id=oldest, receipt=lost.receipt.as_dict())
         self._metrics.receipts_waiting.set(len(self._waiting))
         self._look_in(_LINGER_S)
 
@@ -101,13 +128,19 @@ class ReceiptStore:
         """A tenant's receipt as JSON, or None. Raises StoreUnavailable."""
         waiting = self._waiting.get(receipt_id)
         if waiting is not None:
-            return waiting.to_json() if waiting.tenant == tenant else None
+            return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
         if self._redis.up:
             try:
                 return await self._ledger.receipt(tenant, receipt_id)
             except (RedisError, OSError) as error:
                 self._redis.failed(error)
         raise StoreUnavailable("Receipts cannot be read while Redis is away. Try again.")
+
+    def beat(self) -> None:
+        """Let Redis know that this process lives, for every tenant that has requests under way here."""
+        self._beats = {candidate.tenant for candidate in self._under_way.values()}
+        if self._beats:
+            self._news.set()
 
     def tell_again(self) -> None:
         """Redis may have forgotten: let it know anew of every request that is under way."""
@@ -119,7 +152,7 @@ class ReceiptStore:
         while True:
             await self._news.wait()
             if not self._redis.up:
-                self._answer(list(self._admitting), told=False)
+                self._answer(list(self._admitting), None)
                 await self._redis.wait_up()
             self._news.clear()
             if not await self._exchange():
@@ -136,17 +169,19 @@ class ReceiptStore:
         """Tell Redis what waits, as much as one round trip should carry; False when it did not take it."""
         async with self._exchanging:
             if self._unsure:
-                self._untold, self._unsure = dict(self._under_way), False
-            intents = [self._untold.pop(one) for one in list(islice(self._untold, _BATCH))]
-            receipts = list(islice(self._waiting.values(), _BATCH))
-            if not intents and not receipts:
+                # What asks to be admitted still asks.
+                self._untold, self._unsure = {**self._under_way, **self._untold}, False
+            candidates = [self._untold.pop(one) for one in list(islice(self._untold, _BATCH))]
+            settled = list(islice(self._waiting.values(), _BATCH))
+            beats, self._beats = self._beats, set()
+            if not candidates and not settled and not beats:
                 return True
             try:
-                replaced = await self._ledger.exchange(intents, receipts)
+                brought = await self._ledger.exchange(candidates, settled, beats)
             except Exception as error:
                 self._redis.failed(error)
                 self._unsure = True
-                self._answer([intent.id for intent in intents], told=False)
+                self._answer([candidate.id for candidate in candidates], None)
                 if not self._refused:
                     unexpected = not isinstance(error, RedisError | OSError)
                     log.warning(
@@ -155,23 +190,29 @@ class ReceiptStore:
                 self._refused = True
                 return False
         self._refused = False
-        self._answer([intent.id for intent in intents], told=True)
-        for receipt in receipts:
-            self._waiting.pop(receipt.id, None)
+        self._answer([candidate.id for candidate in candidates], brought)
+        for one in settled:
+            self._waiting.pop(one.receipt.id, None)
         self._metrics.receipts_waiting.set(len(self._waiting))
-        if replaced:
+        if brought.replaced:
             # This process was taken for dead. What others said of these requests holds no longer.
-            log.warning("abandoned_replaced", ids=replaced)
-        if self._untold or len(receipts) == _BATCH:
+            log.warning("abandoned_replaced", ids=brought.replaced)
+        for event in brought.events:
+            self._on_event(event)
+        if self._untold or len(settled) == _BATCH:
             self._news.set()
         return True
 
-    def _answer(self, ids: Iterable[str], *, told: bool) -> None:
+    def _answer(self, ids: Iterable[str], brought: Exchanged | None) -> None:
         """Let requests go on that wait for admission; one that was cancelled meanwhile no longer does."""
         for one in ids:
+            if brought is None:
+                # It goes on unasked, or not at all: from here on it is only to be counted.
+                self._unsure = True
+                self._untold.pop(one, None)
             admitted = self._admitting.get(one)
             if admitted is not None and not admitted.done():
-                admitted.set_result(told)
+                admitted.set_result(brought.verdicts[one] if brought is not None else None)
 
     def _look_in(self, delay_s: float) -> None:
         if self._alarm is None:

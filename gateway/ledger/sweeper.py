@@ -11,12 +11,12 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.ledger.intent import Intent, abandoned
+from gateway.ledger.redis_ledger import Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from gateway.ledger.ledger import Ledger
-    from gateway.ledger.receipt import Receipt
     from gateway.ledger.redis_ledger import RedisLedger
     from gateway.redis_client import RedisClient
 
@@ -75,11 +75,11 @@ class Sweeper:
         looked_at, settled = 0, 0
         for tenant, owner in await self._in_redis.gone_owners(self._some_tenants(), self._lease_s):
             left = await self._in_redis.intents(tenant, owner, _INTENTS_PER_ROUND - looked_at)
-            receipts = _receipts(left, time.time())
-            won = await self._in_redis.abandon(tenant, owner, {one.id: one.to_json() for one in receipts})
-            for receipt in receipts:
-                if receipt.id in won:
-                    self._ledger.abandoned(receipt)
+            settlements = _settlements(left, time.time())
+            won = await self._in_redis.abandon(tenant, owner, settlements)
+            for request_id, settlement in settlements.items():
+                if request_id in won:
+                    self._ledger.abandoned(settlement.receipt)
             looked_at, settled = looked_at + len(left), settled + len(won)
             if looked_at >= _INTENTS_PER_ROUND:
                 break
@@ -95,12 +95,13 @@ class Sweeper:
         return [*tenants, *tenants][start : start + _TENANTS_PER_ROUND]
 
 
-def _receipts(left: Mapping[str, bytes], now: float) -> list[Receipt]:
-    receipts = []
+def _settlements(left: Mapping[str, bytes], now: float) -> dict[str, Settlement]:
+    settlements = {}
     for request_id, raw in left.items():
         try:
-            receipts.append(abandoned(Intent.from_json(raw), now))
+            intent = Intent.from_json(raw)
+            settlements[request_id] = Settlement(abandoned(intent, now), intent)
         except msgspec.MsgspecError:
             # It stays: a newer version of the gateway may be able to read it.
             log.error("intent_unreadable", id=request_id)
-    return receipts
+    return settlements

@@ -66,10 +66,23 @@ class StreamOptions(Struct, frozen=True):
 
 
 class CallerRequest(Protocol):
-    """What is known of every checked request: how many answers it asks for, and how large its body came."""
+    """What is known of every checked request.
+
+    Attributes:
+        choices: how many answers it asks for.
+        drafts: how many are written for that: of some, the best are taken.
+        pictures: how many parts it has that are no text, and may be larger than their bytes here.
+        size_bytes: how large its body came.
+    """
 
     @property
     def choices(self) -> int: ...
+
+    @property
+    def drafts(self) -> int: ...
+
+    @property
+    def pictures(self) -> int: ...
 
     @property
     def size_bytes(self) -> int: ...

@@ -88,6 +88,18 @@ class ChatRequest:
         return self.body.get("n") or 1
 
     @property
+    def drafts(self) -> int:
+        """How many of them are written."""
+        return self.choices
+
+    @property
+    def pictures(self) -> int:
+        """How many content parts are no text."""
+        contents = (message.get("content") for message in self.messages)
+        parts = (part for content in contents if isinstance(content, list) for part in content)
+        return sum(part.get("type") != "text" for part in parts)
+
+    @property
     def limit_field(self) -> str:
         """The field in which the caller speaks of its token limit."""
         return "max_completion_tokens" if self.body.get("max_completion_tokens") is not None else "max_tokens"

@@ -43,6 +43,16 @@ class EmbeddingsRequest:
         """None is answered in words."""
         return 0
 
+    @property
+    def drafts(self) -> int:
+        """Nor is one written."""
+        return 0
+
+    @property
+    def pictures(self) -> int:
+        """None: all of it is text."""
+        return 0
+
 
 def parse_embeddings(raw: bytes) -> EmbeddingsRequest:
     """Decode and check the body of an embeddings request.

@@ -68,6 +68,17 @@ class TextRequest:
     size_bytes: int
 
     @property
+    def drafts(self) -> int:
+        """How many of them are written, the best to be taken."""
+        wanted = self.body.get("n") or 1
+        return self.choices // wanted * max(wanted, self.body.get("best_of") or 1)
+
+    @property
+    def pictures(self) -> int:
+        """None: all of it is text."""
+        return 0
+
+    @property
     def limit_field(self) -> str:
         """The field in which the caller speaks of its token limit."""
         return "max_tokens"

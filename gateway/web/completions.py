@@ -21,7 +21,7 @@ from gateway.web.body import read_body
 from gateway.web.connection import SERVER
 from gateway.web.error_body import error_body, internal_error
 from gateway.web.headers import fact_headers
-from gateway.web.keys import ADMISSION, COMPLETIONS, REQUEST_ID, STARTED
+from gateway.web.keys import ADMISSION, ALLOWANCE, COMPLETIONS, REQUEST_ID, STARTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -48,6 +48,7 @@ async def text_completions(request: web.Request) -> web.StreamResponse:
 
 async def _answered(request: web.Request, caller: Caller, asked: CompletionRequest) -> web.StreamResponse:
     visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=request[STARTED])
+    request[ALLOWANCE] = visit.allowance
     path = request.app[COMPLETIONS]
     if asked.stream:
         with _reads(request) as reading:

@@ -11,7 +11,7 @@ from gateway.protocol import parse_embeddings
 from gateway.web.auth import authenticate
 from gateway.web.body import read_body
 from gateway.web.headers import fact_headers
-from gateway.web.keys import ADMISSION, EMBEDDINGS, REQUEST_ID, STARTED
+from gateway.web.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, REQUEST_ID, STARTED
 
 
 async def embeddings(request: web.Request) -> web.Response:
@@ -19,6 +19,7 @@ async def embeddings(request: web.Request) -> web.Response:
     caller = authenticate(request)
     asked = parse_embeddings(await read_body(request))
     visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=request[STARTED])
+    request[ALLOWANCE] = visit.allowance
     async with request.app[ADMISSION].until_cut():
         vectors = await request.app[EMBEDDINGS].answer(visit, asked)
     return web.Response(

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.errors import InvalidRequest
-from gateway.web.keys import CLIENT_REQUEST_ID, REQUEST_ID, STARTED
+from gateway.web.keys import ALLOWANCE, CLIENT_REQUEST_ID, REQUEST_ID, STARTED
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -44,6 +44,22 @@ async def name_reply(request: web.Request, response: web.StreamResponse) -> None
     if request.path.startswith(API):
         headers["openai-version"] = OPENAI_VERSION
         headers["openai-processing-ms"] = str(round((time.perf_counter() - request[STARTED]) * 1000))
+    if (allowance := request.get(ALLOWANCE)) is not None:
+        for name, left in (("requests", allowance.requests), ("tokens", allowance.tokens)):
+            if left is not None:
+                headers[f"x-ratelimit-limit-{name}"] = str(left.most)
+                headers[f"x-ratelimit-remaining-{name}"] = str(left.left)
+                headers[f"x-ratelimit-reset-{name}"] = spoken_duration(left.reset_us)
+
+
+def spoken_duration(microseconds: int) -> str:
+    """As OpenAI writes one: 250ms, 6.5s, 1m0s. Rounded up."""
+    ms = -(-microseconds // 1000)
+    if ms < 1000:
+        return f"{ms}ms"
+    minutes, rest_ms = divmod(ms, 60_000)
+    seconds = f"{rest_ms / 1000:g}s"
+    return f"{minutes}m{seconds}" if minutes else seconds
 
 
 def fact_headers(facts: Json) -> dict[str, str]:

@@ -12,6 +12,7 @@ from gateway.completion import Completions
 from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
 from gateway.ledger.store import ReceiptStore
+from gateway.ledger.verdict import Allowance
 from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
 from gateway.redis_client import RedisClient
@@ -41,4 +42,5 @@ BATCHER = web.AppKey("batcher", Batcher)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it
+ALLOWANCE = web.RequestKey("allowance", Allowance)  # what the caller has left of its limits
 STARTED = web.RequestKey("started", float)  # time.perf_counter() seconds

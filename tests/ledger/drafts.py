@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,9 +13,13 @@ from gateway.engines.base import Usage
 from gateway.ledger.draft import Call, Draft
 from gateway.ledger.intent import Intent, intend
 from gateway.ledger.receipt import BatchFacts, Receipt
+from gateway.ledger.redis_ledger import Candidate, Variant
 from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
 from gateway.pricing import Price
 from gateway.protocol import ChatRequest
+
+if TYPE_CHECKING:
+    from gateway.ledger.scopes import Scope
 
 PRICES = {
     "big": Price.of_tokens(Decimal(2), Decimal(10), Decimal(1)),
@@ -113,7 +117,14 @@ def chat(**more: Any) -> ChatRequest:
 
 def intent(owner: str = "ann", **more: Any) -> Intent:
     """Of a guided request that was admitted by `owner`."""
-    return msgspec.structs.replace(intend(draft(plan()), chat(), PRICES, owner), **more)
+    one = draft(plan())
+    return msgspec.structs.replace(intend(one, one.plan, chat(), PRICES, owner), **more)
+
+
+def candidate(one: Intent, *scopes: Scope, force: bool = False) -> Candidate:
+    """Of a request that follows its plan or is refused."""
+    charged = msgspec.structs.replace(one, charges=tuple(scope.charge for scope in scopes))
+    return Candidate(scopes, (Variant(1, charged),), force)
 
 
 def closed(one: Draft, status: str = "ok") -> Receipt:

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.ledger.intent import Intent, abandoned, intend
 from gateway.ledger.receipt import EngineShare
+from gateway.policy.resolve import FinisherPlan, RetryPlan
 from tests.ledger.drafts import PRICES, chat, draft, plan
 
 if TYPE_CHECKING:
@@ -19,16 +20,43 @@ if TYPE_CHECKING:
 
 
 def intended(one: Plan, **more: object) -> Intent:
-    return intend(draft(one), chat(**more), PRICES, "ann")
+    return intend(draft(one), one, chat(**more), PRICES, "ann")
 
 
 def test_a_guided_request_reserves_for_both_engines() -> None:
-    """400 bytes are 100 tokens; the teacher may write m, the student reads them too and may write the limit."""
+    """400 bytes are no more than 400 tokens and what a template adds; the teacher may write m, the student reads them
+    too, in its own tokens, and may write the limit; and once it may be asked anew, without the opening.
+    """
     one = intended(plan())
-    assert one.teacher == EngineShare("big", 100, 40, Decimal("0.000600000000"), estimated=True)
-    assert one.student == EngineShare("small", 140, 100, Decimal("0.000078000000"), estimated=True)
-    assert one.reserved_usd == Decimal("0.000678000000")
+    assert one.teacher == EngineShare("big", 912, 40, Decimal("0.002224000000"), estimated=True)
+    assert one.student == EngineShare("small", 1552, 100, Decimal("0.000360400000"), estimated=True)
+    assert one.more == (one.student,)
+    assert one.reserved_usd == Decimal("0.002944800000")
     assert (one.mode, one.baseline, one.owner) == ("guided", "big", "ann")
+
+
+def test_retries_and_other_students_are_reserved_for() -> None:
+    """Each may be asked as often as the policy says, and the teacher once more."""
+    others = (FinisherPlan("small", None), FinisherPlan("huge", None))
+    one = intended(replace(plan(), finishers=others, retries=RetryPlan(2, 0.1)))
+    assert one.student is not None
+    assert one.teacher is not None
+    assert [(share.model, share.output_tokens) for share in one.more] == [("big", 40), ("small", 300), ("huge", 300)]
+    huge = Decimal(20) * 1552 / 10**6 + Decimal(100) * 100 / 10**6
+    assert one.reserved_usd == one.teacher.cost_usd * 2 + one.student.cost_usd * 4 + huge * 3
+
+
+def test_what_a_request_will_use_is_told_apart_from_what_it_may_come_to() -> None:
+    """Four bytes a token; both engines read the prompt, and the student the guidance."""
+    assert intended(plan()).tokens == 100 + 100 + 100 + 2 * 40
+    assert intended(plan("student")).tokens == 100 + 100
+
+
+def test_a_picture_is_larger_than_its_address() -> None:
+    parts = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": "https://x.example/a"}}]
+    one = intended(plan("student"), body={"messages": [{"role": "user", "content": parts}]})
+    assert one.student is not None
+    assert one.student.input_tokens == 400 + 512 + 16_384
 
 
 @pytest.mark.parametrize(
@@ -37,7 +65,7 @@ def test_a_guided_request_reserves_for_both_engines() -> None:
 def test_a_request_of_one_engine_reserves_for_that_one(mode: str, role: str, other: str) -> None:
     one = intended(plan(mode))
     share = getattr(one, role)
-    assert (share.input_tokens, share.output_tokens) == (100, 100)
+    assert (share.input_tokens, share.output_tokens) == (912, 100)
     assert one.reserved_usd == share.cost_usd
     assert getattr(one, other) is None
     assert one.mode == mode
@@ -74,7 +102,9 @@ def test_an_abandoned_request_costs_what_was_reserved_and_saves_nothing() -> Non
     assert receipt.student is not None
     assert receipt.teacher.estimated
     assert receipt.student.estimated
-    assert receipt.cost_usd == receipt.teacher.cost_usd + receipt.student.cost_usd
+    assert [(attempt.engine, attempt.error) for attempt in receipt.attempts] == [("small", "abandoned")]
+    shares = (receipt.teacher, receipt.student, *(attempt.share for attempt in receipt.attempts))
+    assert receipt.cost_usd == sum(share.cost_usd for share in shares if share is not None)
     assert receipt.timings.total_ms == 12_500
     assert abandoned(one, now=one.created - 5).timings.total_ms == 0, "clocks of two machines differ"
     same = {"id", "created", "tenant", "key", "route", "stream"}
@@ -86,7 +116,7 @@ def test_an_intent_survives_its_way_through_redis() -> None:
     one = intended(plan())
     raw = one.to_json()
     assert Intent.from_json(raw) == one
-    assert b'"reserved_usd":"0.000678000000"' in raw
+    assert b'"reserved_usd":"0.002944800000"' in raw
     with pytest.raises(msgspec.DecodeError):
         Intent.from_json(b"what is this")
 
@@ -94,4 +124,4 @@ def test_an_intent_survives_its_way_through_redis() -> None:
 def test_an_intent_tells_of_no_word_that_was_said() -> None:
     """Prompts do not travel through Redis."""
     one: Draft = draft(plan())
-    assert b"ship" not in intend(one, chat(), PRICES, "ann").to_json()
+    assert b"ship" not in intend(one, one.plan, chat(), PRICES, "ann").to_json()

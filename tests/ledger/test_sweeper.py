@@ -25,7 +25,7 @@ from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
 from tests.batching.process import until
-from tests.ledger.drafts import ENCODINGS, PRICES, intent
+from tests.ledger.drafts import ENCODINGS, PRICES, candidate, intent
 from tests.redis_faults import paused
 
 if TYPE_CHECKING:
@@ -46,16 +46,25 @@ class Process:
         self.tasks = Tasks()
         self.client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=self.metrics)
         self.redis = Redis.from_url(url)  # for looking
-        self.in_redis = RedisLedger(self.client.commands, keys, owner, 100)
-        self.store = ReceiptStore(self.client, self.in_redis, required=False, metrics=self.metrics)
+        self.in_redis = RedisLedger(self.client.commands, keys, owner, 100, LEASE_S)
+        self.store = ReceiptStore(self.client, self.in_redis, on_event=lambda _: None, metrics=self.metrics)
         self.ledger = Ledger(
             self.store, prices=PRICES, encodings=ENCODINGS, owner=owner, metrics=self.metrics, tasks=self.tasks
         )
-        self.heartbeat = Heartbeat(self.client, keys.heartbeat(owner), lease_s=LEASE_S, lapsed=self.store.tell_again)
+        self.heartbeat = Heartbeat(
+            self.client,
+            keys.heartbeat(owner),
+            lease_s=LEASE_S,
+            beaten=self.store.beat,
+            lapsed=self.store.tell_again,
+        )
         self.sweeper = Sweeper(self.client, self.in_redis, self.ledger, tenants=lambda: tenants, lease_s=LEASE_S)
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async def admit(self, one: Intent) -> None:
+        await self.store.admit(candidate(one), required=False)
 
     async def receipts(self, tenant: str = "acme") -> list[Receipt]:
         names = await self.redis.keys(self.keys.receipt(tenant, "*").replace("{", "[{]").replace("}", "[}]"))
@@ -88,7 +97,7 @@ def keys() -> RedisKeys:
 async def die(url: str, keys: RedisKeys, owner: str, intents: list[Intent]) -> None:
     """Admit, and end without a word."""
     async with process(url, keys, owner, sweeps=False) as part:
-        await asyncio.gather(*(part.store.admit(one) for one in intents))
+        await asyncio.gather(*(part.admit(one) for one in intents))
 
 
 async def test_of_those_who_live_one_settles_each_request_of_the_dead(redis_url: str, keys: RedisKeys) -> None:
@@ -126,7 +135,7 @@ async def test_what_the_living_hold_is_left_alone(redis_url: str, keys: RedisKey
     """However long it takes."""
     async with process(redis_url, keys, "ann") as ann, process(redis_url, keys, "bob") as bob:
         one = intent()
-        await ann.store.admit(one)
+        await ann.admit(one)
         await asyncio.sleep(3 * LEASE_S)
         assert await bob.receipts() == []
         assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [one.id.encode()]
@@ -174,7 +183,7 @@ async def test_an_absence_of_redis_makes_nobody_dead(keys: RedisKeys) -> None:
         process(server.url, keys, "bob") as bob,
     ):
         one = intent()
-        await ann.store.admit(one)
+        await ann.admit(one)
         async with paused(server.url):
             await asyncio.sleep(2 * LEASE_S)
         await until(lambda: ann.client.up and bob.client.up)
@@ -189,7 +198,7 @@ async def test_a_redis_that_lost_its_memory_between_two_heartbeats_is_told_anew(
     """Nobody asked it for anything meanwhile, so only the heartbeat can see it."""
     async with process(redis_url, keys, "ann") as ann:
         one = intent()
-        await ann.store.admit(one)
+        await ann.admit(one)
         await ann.redis.flushdb()
 
         async def told() -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.errors import (
     BodyTooLarge,
     BodyTooSlow,
+    BudgetSpent,
     EngineError,
     GatewayError,
     GuidanceUnavailable,
@@ -17,6 +18,7 @@ from gateway.errors import (
     NotFound,
     Overloaded,
     QueueFull,
+    RateLimited,
     StoreUnavailable,
 )
 from gateway.ledger.receipt import Receipt
@@ -88,7 +90,14 @@ def family(root: ErrorType) -> tuple[ErrorType, ...]:
     return tuple(found)
 
 
-_ANSWERING: tuple[ErrorType, ...] = (ModelNotFound, Overloaded, StoreUnavailable, *family(EngineError))
+_ANSWERING: tuple[ErrorType, ...] = (
+    ModelNotFound,
+    Overloaded,
+    StoreUnavailable,
+    BudgetSpent,
+    *family(RateLimited),
+    *family(EngineError),
+)
 
 OPERATIONS: dict[Callable[..., Any], Operation] = {
     chat_completions: Operation(

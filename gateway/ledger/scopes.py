@@ -1,0 +1,110 @@
+"""For whom limits and budgets are counted: a tenant, and each of its keys. Pure."""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from gateway.allowances import BudgetRule, LimitsRule
+    from gateway.config import Defaults
+    from gateway.policy.book import Caller
+
+TENANT = "tenant"
+
+
+class BudgetTerms(msgspec.Struct, frozen=True):
+    """A budget as the script reads it. Money is in picodollars, as text; no soft line is an empty text."""
+
+    max: str
+    soft: str
+    unit: str
+    count: int
+    seconds: int
+    aligned: bool
+    on_soft: str
+    on_hard: str
+
+
+class Scope(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One of those for whom is counted, with the limits that hold for it; 0: no such limit."""
+
+    name: str
+    rpm: int
+    tpm: int
+    parallel: int
+    budget: BudgetTerms | None = None
+
+    @property
+    def charge(self) -> Charge:
+        """What a request is charged for here."""
+        return Charge(self.name, bool(self.rpm or self.tpm), bool(self.parallel), self.budget is not None)
+
+    def __str__(self) -> str:
+        return "this tenant" if self.name == TENANT else "this key"
+
+
+class Charge(msgspec.Struct, frozen=True, array_like=True):
+    """What a request was charged for in one scope: it is given back, or settled, whatever the policy says by then."""
+
+    scope: str
+    window: bool
+    parallel: bool
+    budget: bool
+
+
+def scopes_of(caller: Caller, defaults: Defaults) -> tuple[Scope, ...]:
+    """Where the requests of a caller are counted: for its tenant and for its key, as far as either has a limit.
+
+    What is said for a key goes before what its tenant says for keys, and that before the defaults.
+    """
+    policy, key = caller
+    limits = defaults.limits if policy.limits is None else policy.limits
+    key_limits = defaults.key_limits if policy.key_limits is None else policy.key_limits
+    scopes = (
+        _scope(TENANT, limits, policy.budget or defaults.budget),
+        _scope(
+            f"key:{key.id}",
+            key_limits if key.limits is None else key.limits,
+            key.budget or policy.key_budget or defaults.key_budget,
+        ),
+    )
+    return tuple(scope for scope in scopes if scope is not None)
+
+
+def _scope(name: str, limits: LimitsRule, budget: BudgetRule | None) -> Scope | None:
+    if not limits and budget is None:
+        return None
+    return Scope(
+        name,
+        limits.rpm_limit or 0,
+        limits.tpm_limit or 0,
+        limits.max_parallel_requests or 0,
+        None if budget is None else _terms(budget),
+    )
+
+
+def _terms(rule: BudgetRule) -> BudgetTerms:
+    period = rule.budget_duration
+    return BudgetTerms(
+        max=picodollars(rule.max_budget),
+        soft="" if rule.soft_budget is None else picodollars(rule.soft_budget),
+        unit=period.unit,
+        count=period.count,
+        seconds=period.seconds,
+        aligned=rule.calendar_aligned,
+        on_soft=rule.on_soft,
+        on_hard=rule.on_hard,
+    )
+
+
+def picodollars(usd: Decimal) -> str:
+    """USD as Redis counts it: whole millionths of a millionth, a broken one rounded up."""
+    return str(int(usd.scaleb(12).to_integral_value(ROUND_CEILING)))
+
+
+def dollars(pico: str) -> Decimal:
+    """The reverse."""
+    return Decimal(pico).scaleb(-12)

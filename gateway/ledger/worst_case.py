@@ -1,0 +1,93 @@
+"""The most that a request can cost, and what it will use in all likelihood: before it has used anything. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.ledger.receipt import EngineShare
+from gateway.pricing import cost_usd, quantized
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.policy.resolve import GuidancePlan, Plan
+    from gateway.pricing import Price
+    from gateway.protocol import CallerRequest
+
+# English has about four bytes to a token, and the JSON around the words is counted with them.
+_BYTES_PER_TOKEN = 4
+# What a finisher is taken to write for a caller who sets no limit, on a route that has none either.
+_ASSUMED_TOKENS = 1024
+# No tokenizer of today makes more than one token of a byte. A chat template adds some of its own, and a projection its
+# instruction.
+_AROUND_A_PROMPT_TOKENS = 512
+# A picture that is named by its address: what the hungriest model of today makes of one.
+_TOKENS_PER_PART = 16_384
+# The student's tokens for one of the teacher's: their vocabularies differ.
+_FOR_ONE_TOKEN = 16
+
+
+TEACHER_RETRIES = 1
+"""A caller waits, and there is a student: a teacher that failed is not asked more often than this."""
+
+
+class Most(NamedTuple):
+    """The most that a request can cost.
+
+    Attributes:
+        teacher, student: what one call of each can.
+        more: calls that may be made in the place of those: retries, and other students. One entry for each engine.
+        likely_tokens: what it reads and writes altogether if nothing fails.
+    """
+
+    teacher: EngineShare | None
+    student: EngineShare | None
+    more: tuple[EngineShare, ...]
+    likely_tokens: int
+
+
+def worst_case(plan: Plan, asked: CallerRequest, prices: Mapping[str, Price]) -> Most:
+    """What a request may come to: its bytes read as tokens, and every token that it may be answered with.
+
+    `at_least` stands where nothing limits the answer: then 1024 tokens are assumed.
+    """
+    guidance = plan.guidance
+    likely_read = max(1, asked.size_bytes // _BYTES_PER_TOKEN)
+    read = asked.size_bytes + _AROUND_A_PROMPT_TOKENS + _TOKENS_PER_PART * asked.pictures
+    written = (_ASSUMED_TOKENS if plan.max_tokens is None else plan.max_tokens) * asked.drafts
+    likely = likely_read + written
+    teacher: EngineShare | None = None
+    more: list[EngineShare] = []
+    opened = 0
+    if guidance is not None:
+        teacher = _share(guidance.teacher, read, guidance.tokens, prices)
+        likely += likely_read + 2 * guidance.tokens
+        opened = guidance.tokens * _FOR_ONE_TOKEN
+        more += _times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher)
+    unlimited = plan.max_tokens is None
+    first = _share(plan.finisher, read + opened, written, prices, unlimited=unlimited)
+    for place, finisher in enumerate(plan.finishers):
+        calls = plan.retries.num_retries + (1 if place else 0)
+        if not place and _may_be_refused(guidance):
+            calls += 1  # asked once more without the opening
+        one = _share(finisher.engine, read + opened, written, prices) if place else first
+        more += _times(calls, one)
+    if plan.mode == "teacher":
+        return Most(first, None, tuple(more), likely)
+    return Most(teacher, first, tuple(more), likely)
+
+
+def _may_be_refused(guidance: GuidancePlan | None) -> bool:
+    return guidance is not None and guidance.placement == "prefix"
+
+
+def _times(calls: int, one: EngineShare) -> list[EngineShare]:
+    if not calls:
+        return []
+    read, written, cost = calls * one.input_tokens, calls * one.output_tokens, calls * one.cost_usd
+    return [EngineShare(one.model, read, written, cost, estimated=True, at_least=one.at_least)]
+
+
+def _share(model: str, read: int, written: int, prices: Mapping[str, Price], *, unlimited: bool = False) -> EngineShare:
+    cost = quantized(cost_usd(prices[model], read, written))
+    return EngineShare(model, read, written, cost, estimated=True, at_least=unlimited)
