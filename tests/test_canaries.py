@@ -14,12 +14,13 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
+import pytest
 from redis import Redis
 
 from gateway.local.redis import EmbeddedRedis
 from tests.canaries.engine import PLAYS
 from tests.canaries.search import Canaries
-from tests.canaries.world import World, arguments_of_all, said_in
+from tests.canaries.world import TENANTS, World, arguments_of_all, said_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +38,7 @@ _OWN = (
     "{}-metadata",
     "{}-tool",
 )
+_GUIDANCE = tuple(f"{tenant}-guidance" for tenant in TENANTS)
 # The codes of a student's failure, as JSON and in a stream. None: it is no failure there.
 CODES: dict[str, tuple[str | None, str | None]] = {
     "key-refused": ("engine_rejected", "engine_rejected"),
@@ -110,6 +112,7 @@ class Callers:
         return said_in(answer.text)
 
 
+@pytest.mark.timeout(180)
 def test_no_secret_is_found_where_it_should_not_be(tmp_path: Path) -> None:
     """Keys, prompts and answers in logs, metrics, readiness, queues, receipts, others' replies, Redis, files, argv."""
     canaries = Canaries()
@@ -118,7 +121,7 @@ def test_no_secret_is_found_where_it_should_not_be(tmp_path: Path) -> None:
         async with EmbeddedRedis() as redis:
             _protect(str(redis.socket_path), canaries)
             world = World(tmp_path, str(redis.socket_path), canaries)
-            with world.teacher.running(), world.student.running():
+            with world.surroundings():
                 process = world.build()
                 try:
                     await asyncio.to_thread(process.start)
@@ -149,7 +152,7 @@ def _walk_and_look(world: World) -> None:
         world.process.wait_for_log("engine", engine=engine, up=True)
     world.monitor()
     with Callers(world) as callers:
-        for step in (_succeed, _fail_by_engines, _fail_by_callers, _break, _leave, _look_at_receipts, _look):
+        for step in (_succeed, _fail_by_engines, _fail_by_callers, _run_out, _break, _leave, _look_at_receipts, _look):
             step(callers)
 
 
@@ -253,6 +256,19 @@ def _raw(url: str, sent: str) -> bytes:
         return connection.recv(65_536)
 
 
+def _run_out(callers: Callers) -> None:
+    """Of requests in the minute, and of money, of which the webhook is told."""
+    assert [callers.ask("hasty", "fine", "chat").status_code for _ in range(2)] == [200, 429]
+    assert [callers.ask("careful", "fine", "chat").status_code for _ in range(2)] == [200, 200]
+    refused = callers.ask("poor", "fine", "chat")
+    assert (refused.status_code, callers.told(refused)) == (429, "insufficient_quota")
+    give_up = time.monotonic() + 10
+    while len(callers.world.posted) < 2:
+        assert time.monotonic() < give_up, "of the soft line and the hard one"
+        time.sleep(0.02)
+    callers.world.canaries.search("post to the webhook", *callers.world.posted)
+
+
 def _break(callers: Callers) -> None:
     """Faults of the gateway's own, with a traceback."""
     broken = callers.ask("acme", "gateway-breaks", "chat")
@@ -299,12 +315,12 @@ def _look(callers: Callers) -> None:
     cached = 0
     for key, text in world.kept():
         is_cache = key.endswith(":v3:cache")
-        canaries.search("key in Redis", text, allowed=("acme-guidance", "globex-guidance") if is_cache else ())
+        canaries.search("key in Redis", text, allowed=_GUIDANCE if is_cache else ())
         cached += is_cache and canaries["acme-guidance"] in text
     assert cached == 1, "guidance is kept"
     _check_that_the_cache_ends(world)
     assert len(world.commands) > 300
-    canaries.search("command to Redis", *world.commands, allowed=("acme-guidance", "globex-guidance"))
+    canaries.search("command to Redis", *world.commands, allowed=_GUIDANCE)
     for place, text in arguments_of_all():
         if place != f"/proc/{os.getpid()}/cmdline":
             canaries.search("command line", text)
@@ -350,7 +366,7 @@ def _end(world: World) -> None:
     assert world.process.terminate() == 0
     asking.join(10)
     for _, text in world.kept():
-        world.canaries.search("key in Redis", text, allowed=("acme-guidance", "globex-guidance"))
+        world.canaries.search("key in Redis", text, allowed=_GUIDANCE)
     checked = subprocess.run(
         [sys.executable, "-m", "gateway", "check", "--config", str(world.folder / "config.yaml")],
         capture_output=True, text=True, timeout=30, env={**os.environ, **world._secrets}, check=False,

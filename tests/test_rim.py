@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from gateway.app import ROUTES
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 
@@ -156,3 +157,18 @@ def test_a_404_says_little_of_a_long_path(gate: GatewayProcess) -> None:
     message = orjson.loads(reply.partition(b"\r\n\r\n")[2])["error"]["message"]
     assert (status, len(message) < 300) == (404, True)
     assert "canary" not in gate.raw_log
+
+
+def test_the_routes_are_those_that_somebody_looked_at() -> None:
+    """None of them runs, fetches, renders or loads what a caller names. A new one belongs in docs/security.md."""
+    assert {(route.method, route.path) for route in ROUTES} == {
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/{model:.+}"),
+        ("GET", "/v1/receipts/{id}"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+        ("GET", "/openapi.json"),
+    }

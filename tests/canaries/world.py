@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from aiohttp import web
 from redis import Redis
 from redis.exceptions import RedisError
-from ruamel.yaml import YAML
 
 from tests.canaries.engine import engine
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, served
 from tests.gateway_process import STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, sha256
 
 if TYPE_CHECKING:
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
 
     from tests.canaries.search import Canaries
 
-TENANTS = ("acme", "globex")
+# By name, what a policy says beside its keys and its routes: one has too little money, one soon less than it is warned
+# of, one may ask only once.
+TENANTS: dict[str, dict[str, Any]] = {
+    "acme": {},
+    "globex": {},
+    "poor": {"budget": {"max_budget": 0.000001}},
+    "careful": {"budget": {"max_budget": 10, "soft_budget": 0.000001}},
+    "hasty": {"limits": {"rpm_limit": 1}},
+}
 
 # The command, with two faults of its own, and without the filter that hides what has the shape of a key: here it must
 # not be needed.
@@ -59,6 +68,7 @@ class World:
         self.folder = folder
         self.redis = Redis(unix_socket_path=redis_socket, password=canaries["redis-password"], decode_responses=True)
         self.commands: list[str] = []  # all that Redis was told
+        self.posted: list[str] = []  # all that came to the webhook
         self.teacher = FakeEngine(engine(self._words, "teacher"))
         self.student = FakeEngine(engine(self._words, "student"))
         self._temporary = folder / "tmp"
@@ -69,6 +79,7 @@ class World:
             "TEACHER_KEY": canaries["teacher-key"],
             "TRANSLATED_KEY": canaries["translated-key"],
             "ADMIN_KEY": canaries["admin-key"],
+            "WEBHOOK_SECRET": canaries["webhook-secret"],
             "REDIS_URL": f"unix://:{canaries['redis-password']}@{redis_socket}",
         }
         (folder / "student.key").write_text(canaries["student-key"], "utf-8")
@@ -81,8 +92,22 @@ class World:
     def key(self, tenant: str) -> str:
         return self.canaries[f"{tenant}-key"]
 
+    @contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """Both engines, and who is told of budgets."""
+
+        async def hook(request: web.Request) -> web.Response:
+            self.posted.append(f"{request.headers!r} {await request.text()}")
+            return web.Response(status=204)
+
+        app = web.Application()
+        app.router.add_post(f"/{self.canaries['webhook-path']}", hook)
+        with self.teacher.running(), self.student.running(), served(app) as url:
+            self._secrets["WEBHOOK"] = f"{url}/{self.canaries['webhook-path']}"
+            yield
+
     def build(self) -> GatewayProcess:
-        """The process, not started yet. Both engines are running."""
+        """The process, not started yet. What surrounds it is there."""
         patient = {"breaker": {"failures": 1000}, "timeouts": {"first_token": "500ms", "idle": "500ms", "total": "2s"}}
         routes: list[dict[str, Any]] = [
             guided(deadline="5s"),
@@ -112,14 +137,14 @@ class World:
                 model("nobody", "openai", "http://127.0.0.1:9/v1", api_key="env:TEACHER_KEY", **patient),
             ],
             routes=routes,
+            tenants={
+                tenant: {"keys": [{"id": "only", "sha256": sha256(self.key(tenant))}], **rules}
+                for tenant, rules in TENANTS.items()
+            },
+            alerts={"webhook": "env:WEBHOOK", "webhook_secret": "env:WEBHOOK_SECRET"},
             entry=(str(self._entry),),
             environ={**self._secrets, "TMPDIR": str(self._temporary), "PYTHONPATH": str(Path(__file__).parents[2])},
         )  # fmt: skip
-        for tenant in TENANTS:
-            path = self.folder / "policies" / f"{tenant}.yaml"
-            policy = YAML().load(path)
-            policy["keys"] = [{"id": "only", "sha256": sha256(self.key(tenant))}]
-            YAML().dump(policy, path)
         return self.process
 
     def monitor(self) -> None:
