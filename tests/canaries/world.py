@@ -32,7 +32,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     "hasty": {"limits": {"rpm_limit": 1}},
 }
 
-# The command, with two faults of its own, and without the filter that hides what has the shape of a key: here it must
+# The command, with two faults of its own that quote what they were about, and without the filter that hides what has the shape of a key: here it must
 # not be needed.
 ENTRY = """
 import gateway.logs
@@ -46,13 +46,13 @@ parse, feed = completions.parse_chat, StreamRelay.feed
 def parsed(raw):
     key, prompt = raw, raw.decode()
     if "PLAY:gateway-breaks" in prompt:
-        raise RuntimeError("a fault of our own")
+        raise RuntimeError(prompt)
     return parse(raw)
 
 def fed(self, chunk):
     words = str(chunk)
     if "BREAKS-MIDWAY" in words:
-        raise RuntimeError("another fault of our own")
+        raise RuntimeError(words)
     return feed(self, chunk)
 
 completions.parse_chat, StreamRelay.feed = parsed, fed
