@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.config import Defaults
 from gateway.errors import GatewayError, Overloaded
 from gateway.ledger.refusals import refused
 from gateway.ledger.scopes import scopes_of
+from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ class Admission:
             StoreUnavailable: Redis is away, and the policy or the configuration says `reject`.
         """
         scopes = scopes_of(caller, self._defaults)
+        if draft.plan.max_tokens is None and any(scope.budget is not None for scope in scopes):
+            draft.plan = replace(draft.plan, max_tokens=ASSUMED_TOKENS)  # what has no end cannot be reserved for
         plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
         wish = caller.policy.on_redis_failure
         required = self._required if wish is None else wish == "reject"

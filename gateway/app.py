@@ -15,8 +15,11 @@ import structlog
 from aiohttp import web
 
 from gateway import open_files
+from gateway.admin.auth import needs_key
+from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admission import Admission
+from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
 from gateway.batching.ticket import Limits
@@ -26,6 +29,10 @@ from gateway.engines.build import build
 from gateway.engines.watch import watch
 from gateway.errors import StartupError
 from gateway.finishing import Finisher
+from gateway.keyring.callers import Callers
+from gateway.keyring.follower import KeyFollower
+from gateway.keyring.redis_keyring import RedisKeyring
+from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
@@ -74,6 +81,8 @@ MIDDLEWARES = [errors_as_openai]
 
 _ADMIN_CONNECTIONS = 256
 _OTHER_FILES = 256
+_ADMIN_BODY_BYTES = 65_536
+
 # After the drain, for handlers that are cut.
 _CUT_S = 2.0
 # How long an engine may keep the gateway from being ready, by not answering its first probe.
@@ -167,11 +176,19 @@ async def gateway(
             ledger=ledger,
         )
 
+        ring, keys_in_redis = Keyring(), RedisKeyring(redis.commands, redis_keys)
+        follower = KeyFollower(redis, keys_in_redis, ring)
+        await follower.start()
+
         public = web.Application(client_max_size=settings.server.max_body_bytes, middlewares=MIDDLEWARES)
-        public.on_response_prepare.append(name_reply)
         public.add_routes(ROUTES)
-        admin = web.Application()
+        public[keys.TRY] = "POST /v1/chat/completions"
+        admin = web.Application(
+            client_max_size=_ADMIN_BODY_BYTES,
+            middlewares=[*MIDDLEWARES, needs_key(settings.admin.key, OPEN_ADMIN_ROUTES)],
+        )
         admin.add_routes(ADMIN_ROUTES)
+        admin[keys.TRY] = "GET /readyz"
         public[keys.DOCUMENT] = document(ROUTES)
         public[keys.COMPLETIONS] = completions
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
@@ -179,7 +196,13 @@ async def gateway(
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
+        public[keys.CALLERS] = Callers(policies, ring, follower)
+        admin[keys.KEYRING] = ring
+        admin[keys.KEY_FOLLOWER] = follower
+        admin[keys.KEYS_IN_REDIS] = keys_in_redis
+        admin[keys.AUDIT] = AuditTrail(redis.commands, redis_keys.keyring().audit)
         for app in (public, admin):
+            app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
@@ -193,6 +216,8 @@ async def gateway(
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("redis", redis.watch())
+        tasks.keep("keys", follower.follow())
+        tasks.keep("key_uses", follower.tell())
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics))
         yield Gateway(public, admin, admission, batcher, store, tasks)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 MAX_WORKERS = 256
 Port = Annotated[Whole, Field(ge=0, le=65535)]
 
+ADMIN_KEY_VARIABLE = "GKT_ADMIN_KEY"
+"""Where commands that ask a running gateway look for the admin key first."""
+
 OVERRIDES: Mapping[str, Loc] = {
     "GKT_HOST": ("server", "host"),
     "GKT_PORT": ("server", "port"),
@@ -80,13 +83,23 @@ class Server(Shape):
     """Processes that share the ports."""
 
 
+_SHORTEST_KEY = 16
+
+
 class Admin(Shape):
-    """The operators' listener: metrics, queues and readiness in detail."""
+    """The operators' listener: metrics, queues, readiness in detail, and the admin API."""
 
     host: Host = "127.0.0.1"
     port: Port = 8081
     key: Secret | None = None
-    """What whoever asks for more than probes and metrics must show. None: nobody can."""
+    """What whoever asks for more than probes, metrics and queues must show. None: nobody can."""
+
+    @field_validator("key")
+    @classmethod
+    def _hard_to_guess(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < _SHORTEST_KEY:
+            raise Wrong(f"must have at least {_SHORTEST_KEY} characters: openssl rand -hex 24 makes one")
+        return key
 
 
 _LEASE_TIMEOUTS = 4
@@ -230,6 +243,28 @@ def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tupl
     if listener is None:
         raise ConfigError([one for one in mistakes if one.field.startswith(("admin", "GKT_ADMIN"))] or mistakes)
     return listener
+
+
+def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr | None:
+    """The admin key, for who is to show it: GKT_ADMIN_KEY, else `admin.key`; None if neither says it.
+
+    Raises ConfigError where `admin.key` cannot be read. What else is wrong in the file is no matter.
+    """
+    environ = environment() if environ is None else environ
+    if environ.get(ADMIN_KEY_VARIABLE, "").strip():
+        return _checked_key(Source("environment", {"key": f"env:{ADMIN_KEY_VARIABLE}"}), Origin(environ, path.parent))
+    source, _ = read(path)
+    reference = None if source is None else source.get("admin", "key")
+    if source is None or reference is None:
+        return None
+    return _checked_key(source.part({"key": reference}), Origin(environ, path.absolute().parent))
+
+
+def _checked_key(source: Source, where: Origin) -> SecretStr | None:
+    admin, mistakes = source.check(Admin, where)
+    if admin is None:
+        raise ConfigError([Mistake(source.file, 0, 0, "admin.key", one.message, one.suggestion) for one in mistakes])
+    return admin.key
 
 
 def lease_s_of(source: Source) -> float | None:

@@ -4,9 +4,11 @@ GatewayError                     label, status, type, code: the same label names
 ├── RequestError                 the caller can mend it (4xx); `param` names the field
 │   ├── InvalidRequest           400
 │   ├── NotAuthenticated         401
+│   ├── AdminKeyUnset            403: only on the admin listener
 │   ├── ModelNotFound            404
 │   ├── NotFound                 404
 │   ├── MethodNotAllowed         405
+│   ├── Conflict                 409: only on the admin listener
 │   ├── BodyTooLarge             413
 │   ├── BodyTooSlow              408
 │   ├── HeadTooLarge             431
@@ -86,6 +88,12 @@ class NotAuthenticated(RequestError):
     code = "invalid_api_key"
 
 
+class AdminKeyUnset(RequestError):
+    label = "admin_key_unset"
+    status = 403
+    code = "admin_key_unset"
+
+
 class ModelNotFound(RequestError):
     label = "model_not_found"
     status = 404
@@ -96,6 +104,12 @@ class NotFound(RequestError):
     label = "not_found"
     status = 404
     code = "not_found"
+
+
+class Conflict(RequestError):
+    label = "conflict"
+    status = 409
+    code = "conflict"
 
 
 class MethodNotAllowed(RequestError):

@@ -33,6 +33,24 @@ class TeacherKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyringKeys:
+    """The callers' keys, as the scripts want them. Times are microseconds of Redis TIME."""
+
+    terms: str  # hash: SHA-256 of a whole key -> what it may do
+    dates: str  # hash: the same -> one line with its name, since when it is and until when
+    names: str  # hash: tenant/id -> SHA-256
+    changes: str  # sorted set: SHA-256 by the version in which it last changed
+    heads: str  # hash: version -> a word that only this history has there; of the last versions
+    state: str  # hash: the version and its word
+    ends: str  # sorted set: SHA-256 by when the key ends or ended
+    used: str  # sorted set: SHA-256 by when the key was last seen in use
+    audit: str  # stream: what operators did; here, so that no key changes without an entry
+
+    def as_list(self) -> list[str]:
+        return [getattr(self, part.name) for part in fields(self)]
+
+
+@dataclass(frozen=True, slots=True)
 class RedisKeys:
     prefix: str
 
@@ -69,6 +87,10 @@ class RedisKeys:
 
     def receipt(self, tenant: str, receipt_id: str) -> str:
         return f"{self._tenant(tenant)}receipt:{receipt_id}"
+
+    def keyring(self) -> KeyringKeys:
+        base = f"{{{self.prefix}:admin}}:v1:"
+        return KeyringKeys(*(base + part.name for part in fields(KeyringKeys)))
 
     def _tenant(self, tenant: str, version: str = "v1") -> str:
         return f"{{{self.prefix}:tenant:{tenant}}}:{version}:"

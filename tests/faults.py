@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tests import fault_plays as plays
 from tests.fault_engine import MISSING, event
@@ -27,7 +27,7 @@ class Fault:
         json: what becomes of a call whose reply is whole: `ok`, or the label of its error. None: it cannot meet this.
         sse: the same of a call whose reply is streamed.
         protocols: who fails like this.
-        stalls: only a deadline ends it.
+        stalls: only a deadline ends it: this one where the reply is streamed, `total` where it is whole.
         counts: whether the tokens are counted all the same.
         retry_after_s: what the engine asks for.
         huge: megabytes are sent.
@@ -39,7 +39,7 @@ class Fault:
     json: str | None = OK
     sse: str | None = OK
     protocols: tuple[str, ...] = ("openai", "tgi")
-    stalls: bool = False
+    stalls: Literal["", "first_token", "idle"] = ""
     counts: bool = True
     retry_after_s: float | None = None
     huge: bool = False
@@ -85,14 +85,28 @@ FAULTS = (
     Fault("ends-halfway", "ends the reply in the middle of the answer", plays.ends_halfway, GARBLED, FAILED),
     Fault("not-http", "speaks something else than HTTP", plays.not_http, UNREACHABLE, UNREACHABLE),
     Fault(
-        "stall-before-head", "takes the call and says nothing", plays.stall_before_head, TIMEOUT, TIMEOUT, stalls=True
+        "stall-before-head",
+        "takes the call and says nothing",
+        plays.stall_before_head,
+        TIMEOUT,
+        TIMEOUT,
+        stalls="first_token",
     ),
     Fault(
-        "stall-before-token", "stalls before its first token", plays.stall_before_token, TIMEOUT, TIMEOUT, stalls=True
+        "stall-before-token",
+        "stalls before its first token",
+        plays.stall_before_token,
+        TIMEOUT,
+        TIMEOUT,
+        stalls="first_token",
     ),
-    Fault("stall-between", "stalls in the middle of the answer", plays.stall_between, TIMEOUT, TIMEOUT, stalls=True),
+    Fault("stall-between", "stalls in the middle of the answer", plays.stall_between, TIMEOUT, TIMEOUT, stalls="idle"),
     Fault(
-        "stall-after-last", "stalls after the last token, without [DONE]", plays.stall_after_last, TIMEOUT, stalls=True
+        "stall-after-last",
+        "stalls after the last token, without [DONE]",
+        plays.stall_after_last,
+        TIMEOUT,
+        stalls="idle",
     ),
     Fault("split-character", "cuts its packets inside UTF-8 characters", plays.split_character),
     Fault("split-field", "cuts its packets inside `data:`", plays.streamed(plays.split_field), None),
@@ -218,7 +232,7 @@ FAULTS = (
         "promises more bytes than it sends, and waits",
         plays.longer_and_waits,
         TIMEOUT,
-        stalls=True,
+        stalls="idle",
     ),
     Fault("length-too-short", "sends more bytes than it promises", plays.shorter_than_it_is, UNREACHABLE, UNREACHABLE),
     Fault("broken-chunks", "sends a chunk without a size", plays.broken_chunks, UNREACHABLE, UNREACHABLE),

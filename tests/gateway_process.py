@@ -118,8 +118,11 @@ class GatewayProcess:
     def wait_for_log(self, event: str, limit_s: float = 10.0, **fields: Any) -> dict[str, Any]:
         """The first log line with this event and these fields."""
         give_up = time.monotonic() + limit_s
+        seen = 0
         while time.monotonic() < give_up:
-            for line in list(self.log):
+            lines = self.log[seen:]
+            seen += len(lines)
+            for line in lines:
                 if line.get("event") == event and all(line.get(key) == value for key, value in fields.items()):
                     return line
             if self.process.poll() is not None and not self._reader.is_alive():

@@ -73,7 +73,9 @@ class Callers:
         self.world = world
         self.replies: list[tuple[str, str]] = []  # (tenant, all of the reply)
         self.ids: list[tuple[str, str]] = []
-        self.client = httpx.Client(base_url=world.process.url, timeout=20)
+        # Each on a connection of its own: some replies end theirs.
+        once = httpx.Limits(max_keepalive_connections=0)
+        self.client = httpx.Client(base_url=world.process.url, timeout=20, limits=once)
 
     def __enter__(self) -> Self:
         return self

@@ -307,6 +307,16 @@ def test_an_engine_beside_the_gateway_is_no_gateway(folder: Path) -> None:
     settings_of(folder, "server: {port: 0}\nadmin: {port: 0}\n" + model(api_base="http://127.0.0.1"))
 
 
+def test_an_admin_key_is_hard_to_guess_and_never_shown(folder: Path) -> None:
+    text = "admin: {key: env:KEY}\n" + BIG
+    (line,) = told(folder, text, KEY="fifteen-letters")
+    assert line == "1: admin.key: must have at least 16 characters: openssl rand -hex 24 makes one"
+    settings = settings_of(folder, text, KEY="sixteen-letters!")
+    assert settings.admin.key is not None
+    assert settings.admin.key.get_secret_value() == "sixteen-letters!"
+    assert "sixteen" not in repr(settings)
+
+
 def test_model_names_differ(folder: Path) -> None:
     second = BIG.removeprefix("models:\n")
     assert told(folder, BIG + second) == ["6: models[1].name: models[0] is called big too: names must differ"]

@@ -224,7 +224,8 @@ async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_pa
                 try:
                     await until(lambda: _has(part.receipts, 3), 5 * LEASE_S)
                     assert {one["status"] for one in await part.receipts()} == {"abandoned"}
-                    assert len(told(other, "abandoned")) == 3
+                    while len(told(other, "abandoned")) < 3:  # Redis has them a moment earlier
+                        await asyncio.sleep(0.01)
                     part.go.set()
                 finally:
                     os.kill(hung.process.pid, signal.SIGCONT)
@@ -307,7 +308,7 @@ async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_
                 asked = len(part.student.asked)
                 async with paused(server.url):
                     gone = await asyncio.gather(
-                        *(client.post("/v1/chat/completions", json=ALONE, timeout=0.4) for _ in range(4)),
+                        *(client.post("/v1/chat/completions", json=ALONE, timeout=1.5) for _ in range(4)),
                         return_exceptions=True,
                     )
                     assert [type(one) for one in gone] == [httpx.ReadTimeout] * 4

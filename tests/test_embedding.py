@@ -191,7 +191,7 @@ def test_a_caller_who_leaves_has_a_receipt_and_the_engine_is_told(
     engine.cancelled.clear()
     try:
         with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=0.5).embeddings.create(model="vectors", input=[1, 2, 3, 4])
+            client.with_options(timeout=1.5).embeddings.create(model="vectors", input=[1, 2, 3, 4])
         assert engine.cancelled.wait(10)
     finally:
         engine.embed = usual

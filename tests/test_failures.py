@@ -21,7 +21,7 @@ from openai import OpenAI
 
 from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
-from tests.readiness import wait_until_probed
+from tests.readiness import wait_until_looked_at, wait_until_probed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,12 +30,10 @@ OPENING = "The answer to your question begins"
 REST = " here and ends there."
 ASKED = [{"role": "user", "content": "What is it?"}]
 _numbers = itertools.count()
-DEADLINE_S = 0.5
 # Here each failure is looked at by itself: no engine is left alone, and none is asked twice.
-ENGINE = {
-    "timeouts": {"connect": "500ms", "first_token": "500ms", "idle": "300ms", "total": "5s"},
-    "breaker": {"failures": 1000},
-}
+ENGINE = {"breaker": {"failures": 1000}}
+# Only who is meant to run out of time has little: a busy machine may take a second for anything.
+IMPATIENT = ENGINE | {"timeouts": {"idle": "500ms"}}
 ONCE = {"retries": {"num_retries": 0}}
 
 
@@ -97,6 +95,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     model("big", "tgi", teacher.url, **ENGINE),
                     model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False, **ENGINE),
                     model("busy", "openai", f"{student.url}/v1", **ENGINE),
+                    model("impatient", "openai", f"{student.url}/v1", continuation="trailing", echo=False, **IMPATIENT),
                     # Nothing listens on port 9.
                     model("gone", "openai", "http://127.0.0.1:9/v1", continuation="trailing", **ENGINE),
                     model("gone-teacher", "tgi", "http://127.0.0.1:9", **ENGINE),
@@ -104,21 +103,24 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 routes=[
                     ONCE | route
                     for route in (
-                        guided(tokens=6, deadline="500ms"),
-                        guided("chat-must", tokens=6, deadline="500ms", on_failure="reject"),
-                        guided("chat-no-teacher", teacher="gone-teacher", deadline="500ms"),
-                        guided("chat-no-student", student="gone", deadline="500ms"),
+                        guided(tokens=6),
+                        guided("chat-must", tokens=6, on_failure="reject"),
+                        guided("chat-hurried", tokens=6, deadline="500ms"),
+                        guided("chat-hurried-must", tokens=6, deadline="500ms", on_failure="reject"),
+                        guided("chat-impatient", student="impatient", tokens=6),
+                        guided("chat-no-teacher", teacher="gone-teacher"),
+                        guided("chat-no-student", student="gone"),
                         {"model": "student-busy", "mode": "student", "student": "busy"},
                         {"model": "student-gone", "mode": "student", "student": "gone"},
-                        guided("chat-hint", projection="hint", deadline="500ms"),
-                        guided("chat-context", placement="context", deadline="500ms"),
-                        guided("chat-hidden", deadline="500ms") | {"show_cost": False},
+                        guided("chat-hint", projection="hint"),
+                        guided("chat-context", placement="context"),
+                        guided("chat-hidden") | {"show_cost": False},
                         STUDENT_ONLY,
                     )
                 ],
             )
         )
-        time.sleep(0.2)
+        wait_until_looked_at(gateway.admin_url)
         yield World(teacher, student, gateway)
 
 
@@ -170,16 +172,15 @@ def test_a_teacher_that_fails_costs_the_answer_its_guidance_or_its_life_as_the_p
 ) -> None:
     """`student`: answered without guidance, said so. `reject`: 503 with Retry-After. Never a hang."""
     world.teacher.behave = behave
-    started = time.monotonic()
-    answer = world.ask()
-    assert time.monotonic() - started < DEADLINE_S + 1
+    lenient, strict = ("chat-hurried", "chat-hurried-must") if behave is hang else ("chat", "chat-must")
+    answer = world.ask(lenient)
     assert answer.status_code == 200
     assert answer.headers["x-gkt-unguided"] == reason
     assert answer.json()["choices"][0]["message"]["content"] == REST
     receipt = world.receipt(answer)
     assert (receipt["mode"], receipt["status"], receipt["unguided"]) == ("student", "ok", reason)
 
-    refused = world.ask("chat-must")
+    refused = world.ask(strict)
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) >= 1
     assert refused.json()["error"]["code"] == "guidance_unavailable"
@@ -266,7 +267,7 @@ def test_a_full_queue_is_429_or_an_unguided_answer_as_the_policy_says(redis_url:
 def test_a_late_teacher_is_hung_up_on(world: World) -> None:
     """The call is cancelled at the deadline, and what it may have written is on the receipt as an estimate."""
     world.teacher.behave = hang
-    receipt = world.receipt(world.ask())
+    receipt = world.receipt(world.ask("chat-hurried"))
     assert world.teacher.cancelled.wait(2)
     assert receipt["teacher"]["estimated"] is True
     assert receipt["teacher"]["output_tokens"] == 6
@@ -405,8 +406,9 @@ async def reports_an_error(request: web.Request, _: dict[str, Any]) -> web.Strea
 def test_a_stream_that_breaks_is_never_passed_off_as_whole(world: World, behave: Any, label: str) -> None:
     """The caller has the words that came, then an OpenAI error event; the SDK raises."""
     world.student.behave = behave
+    route = "chat-impatient" if behave is stalls else "chat"
     with OpenAI(base_url=f"{world.gateway.url}/v1", api_key=KEY, max_retries=0) as client:
-        stream = client.chat.completions.create(model="chat", messages=a_question(), stream=True)  # type: ignore[arg-type]
+        stream = client.chat.completions.create(model=route, messages=a_question(), stream=True)  # type: ignore[arg-type]
         parts: list[Any] = []
         with pytest.raises(openai.APIError) as raised:
             _collect(stream, parts)
@@ -425,18 +427,24 @@ def _collect(stream: Any, parts: list[Any]) -> None:
         parts.append(part)  # noqa: PERF402
 
 
+async def hang_up_on(world: World, engine: FakeEngine) -> None:
+    """Call, and leave as soon as the engine has the call."""
+    body = {"model": "chat", "messages": a_question()}
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=10) as client:
+        calling = asyncio.ensure_future(client.post(f"{world.gateway.url}/v1/chat/completions", json=body))  # noqa: TID251
+        while not engine.asked:
+            assert not calling.done()
+            await asyncio.sleep(0.01)
+        calling.cancel()
+        await asyncio.wait([calling])
+
+
 def test_a_caller_that_hangs_up_still_gets_a_receipt_and_frees_the_student(world: World) -> None:
     """JSON: the student's call is cancelled."""
     world.student.behave = hang
     before = world.receipts()
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            f"{world.gateway.url}/v1/chat/completions",
-            headers={"Authorization": f"Bearer {KEY}"},
-            json={"model": "chat", "messages": a_question()},
-            timeout=0.4,
-        )
-    assert world.student.cancelled.wait(3)
+    asyncio.run(hang_up_on(world, world.student))
+    assert world.student.cancelled.wait(10)
     receipt = world.last_receipt(before)
     assert (receipt["status"], receipt["mode"]) == ("client_gone", "guided")
     assert receipt["teacher"]["output_tokens"] == 6
@@ -447,13 +455,7 @@ def test_a_caller_that_hangs_up_on_the_teacher_pays_for_what_it_may_have_written
     """Up to m tokens, as an estimate: hanging up is not a way to get them free."""
     world.teacher.behave = hang
     before = world.receipts()
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(
-            f"{world.gateway.url}/v1/chat/completions",
-            headers={"Authorization": f"Bearer {KEY}"},
-            json={"model": "chat", "messages": a_question()},
-            timeout=0.2,
-        )
+    asyncio.run(hang_up_on(world, world.teacher))
     receipt = world.last_receipt(before)
     assert (receipt["status"], receipt["teacher"]["output_tokens"]) == ("client_gone", 6)
     assert receipt["teacher"]["estimated"] is True
@@ -527,18 +529,27 @@ def test_usage_that_the_student_did_not_give_is_estimated_and_said_so(world: Wor
     assert answer.json()["usage"]["completion_tokens"] > 5
 
 
-def test_metrics_count_what_the_receipts_say(world: World) -> None:
-    """Requests by status over this process's life equal the receipts in its log."""
-    world.ask()
-    time.sleep(0.1)
-    text = httpx.get(f"{world.gateway.admin_url}/metrics").text
+def _counted(world: World) -> Counter[str]:
     counted: Counter[str] = Counter()
-    for line in text.splitlines():
+    for line in httpx.get(f"{world.gateway.admin_url}/metrics").text.splitlines():
         if line.startswith("gkt_requests_total{"):
             labels, _, value = line.partition("} ")
             counted[labels.partition('status="')[2].partition('"')[0]] += int(float(value))
-    logged = Counter(line["status"] for line in world.gateway.log if line["event"] == "request")
-    assert counted == logged
+    return counted
+
+
+def _logged(world: World) -> Counter[str]:
+    return Counter(line["status"] for line in world.gateway.log if line["event"] == "request")
+
+
+def test_metrics_count_what_the_receipts_say(world: World) -> None:
+    """Requests by status over this process's life equal the receipts in its log."""
+    world.receipt(world.ask())
+    # A request of the test before may be at its end: of its two marks one is seen before the other.
+    give_up = time.monotonic() + 5
+    while (counted := _counted(world)) != (logged := _logged(world)):
+        assert time.monotonic() < give_up, (counted, logged)
+        time.sleep(0.05)
     assert counted["ok"] > 0
 
 
@@ -602,9 +613,11 @@ def test_costs_are_hidden_where_the_policy_hides_them(world: World) -> None:
     answer = world.ask("chat-hidden")
     assert not [name for name in answer.headers if name.endswith("-usd")]
     receipt_url = f"{world.gateway.url}/v1/receipts/{answer.headers['x-request-id']}"
-    world.receipt(answer)
-    time.sleep(0.2)
-    shown = httpx.get(receipt_url, headers={"Authorization": f"Bearer {KEY}"}).json()
+    give_up = time.monotonic() + 5
+    while (found := httpx.get(receipt_url, headers={"Authorization": f"Bearer {KEY}"})).status_code == 404:
+        assert time.monotonic() < give_up, "it is kept soon after the answer"
+        time.sleep(0.02)
+    shown = found.json()
     assert "usd" not in orjson.dumps(shown).decode()
     assert shown["student"]["output_tokens"] == 4
     streamed = world.ask("chat-hidden", stream=True, stream_options={"include_usage": True})

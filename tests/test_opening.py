@@ -69,7 +69,7 @@ async def test_what_a_shared_teacher_writes_after_the_deadline_is_not_shown() ->
     guide = Guide({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
     guided = plan()
     assert guided.guidance is not None
-    guided = replace(guided, guidance=replace(guided.guidance, stream=True, deadline_s=0.05))
+    guided = replace(guided, guidance=replace(guided.guidance, stream=True, deadline_s=0.5))
     async with aclosing(guide.stream(guided, CHAT, draft(guided))) as parts:
         heard = [part async for part in parts]
     opening = heard.pop()

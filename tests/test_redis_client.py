@@ -29,13 +29,13 @@ from tests.redis_faults import paused
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-TIMEOUT_S = 0.2
+TIMEOUT_S = 0.2  # where Redis stands still; elsewhere a busy machine may take longer
 
 
 @asynccontextmanager
-async def client_on(url: str) -> AsyncIterator[tuple[RedisClient, Metrics]]:
+async def client_on(url: str, timeout_s: float = 5.0) -> AsyncIterator[tuple[RedisClient, Metrics]]:
     metrics = Metrics()
-    client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=metrics)
+    client = RedisClient(url, timeout_s=timeout_s, metrics=metrics)
     try:
         yield client, metrics
     finally:
@@ -163,19 +163,30 @@ async def test_a_command_is_sent_again_once_and_no_more() -> None:
 async def test_a_slow_redis_is_given_up_after_its_time_and_not_asked_again() -> None:
     """Twice the wait would not make it faster."""
 
-    def answer(command: list[bytes], _: int) -> bytes:
-        return b"" if command[0] == b"PING" else greeting(command)
+    pings = 0
 
-    async with fake_redis(answer) as url, client_on(url) as (client, _):
+    def answer(command: list[bytes], _: int) -> bytes:
+        nonlocal pings
+        if command[0] != b"PING":
+            return greeting(command)
+        pings += 1
+        return b""
+
+    async with fake_redis(answer) as url, client_on(url, TIMEOUT_S) as (client, _):
         began = time.monotonic()
         with pytest.raises(RedisTimeoutError):
             await client.commands.ping()
-        assert TIMEOUT_S * 0.9 <= time.monotonic() - began < TIMEOUT_S * 1.8
+        assert time.monotonic() - began >= TIMEOUT_S * 0.9
+        assert pings == 1
 
 
 async def test_who_listens_is_not_given_up_for_silence() -> None:
     """A wake-up may be long in coming; and a lost connection is told at once, not mended unseen."""
-    async with EmbeddedRedis() as server, client_on(server.url) as (client, _), client.listening.pubsub() as pubsub:
+    async with (
+        EmbeddedRedis() as server,
+        client_on(server.url, TIMEOUT_S) as (client, _),
+        client.listening.pubsub() as pubsub,
+    ):
         await pubsub.subscribe("quiet")
         assert (await anext(pubsub.listen()))["type"] == "subscribe"
         waiting = asyncio.ensure_future(anext(pubsub.listen()))  # noqa: TID251
@@ -183,7 +194,7 @@ async def test_who_listens_is_not_given_up_for_silence() -> None:
         assert not waiting.done()
         await client.commands.client_kill_filter(_type="pubsub")
         with pytest.raises(RedisConnectionError):
-            await asyncio.wait_for(waiting, 2)
+            await asyncio.wait_for(waiting, 5)
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="this system's patience cannot be set")
@@ -226,7 +237,7 @@ async def test_a_redis_that_answers_the_watch_and_nobody_else_is_tried_less_and_
     async with client_on(redis_url) as (client, metrics):
         tasks.keep("redis", client.watch())
         for _ in range(6):
-            await asyncio.wait_for(client.wait_up(), 2)
+            await asyncio.wait_for(client.wait_up(), 5)
             tries.append(loop.time())
             client.failed(RedisTimeoutError("the script is slow"))
         await asyncio.sleep(0.1)
@@ -258,8 +269,8 @@ async def test_the_first_failure_is_everybodys_until_redis_has_answered(monkeypa
     """It is said once; who waits is woken when Redis is back."""
     monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
     tasks = Tasks()
-    async with EmbeddedRedis() as server, client_on(server.url) as (client, metrics):
-        await asyncio.wait_for(client.wait_up(), 1)
+    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, metrics):
+        await asyncio.wait_for(client.wait_up(), 5)
         with capture_logs() as logs:
             async with paused(server.url):
                 for _ in range(3):

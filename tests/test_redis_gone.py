@@ -46,7 +46,7 @@ async def test_answers_go_on_without_redis_or_are_refused_as_configured(tmp_path
             with running_gateway(
                 tmp_path,
                 redis_url=redis.url,
-                redis={"on_failure": on_failure, "timeout": "100ms"},
+                redis={"on_failure": on_failure, "timeout": "300ms"},
                 models=[
                     model("big", "tgi", engine.url),
                     model("small", "openai", f"{engine.url}/v1", continuation="trailing", echo=False),

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 OPENING = "The answer to your question begins"
 KEPT = "The answer to your question"
-TIMEOUTS = {"connect": "500ms", "first_token": "400ms", "idle": "300ms", "total": "5s"}
 _numbers = itertools.count()
 
 
@@ -103,7 +102,7 @@ def engine(name: str, url: str, **more: Any) -> dict[str, Any]:
         name,
         "openai",
         f"{url}/v1",
-        **{"continuation": "trailing", "echo": False, "timeouts": TIMEOUTS, "breaker": {"failures": 1000}} | more,
+        **{"continuation": "trailing", "echo": False, "breaker": {"failures": 1000}} | more,
     )
 
 
@@ -114,7 +113,7 @@ def route(name: str, students: list[str], mode: str = "student", **more: Any) ->
         "teacher": "big",
         "students": students,
         "retries": {"num_retries": 2, "backoff": "10ms"},
-        "guidance": {"tokens": 6, "deadline": "2s"},
+        "guidance": {"tokens": 6, "deadline": "60s"},
     } | more
 
 
@@ -122,14 +121,14 @@ def route(name: str, students: list[str], mode: str = "student", **more: Any) ->
 def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ExitStack() as stack:
         teacher, first, second = (stack.enter_context(FakeEngine(says("x")).running()) for _ in range(3))
-        fast = {"failures": 3, "rest": "300ms", "longest_rest": "600ms"}
+        fast = {"failures": 3, "rest": "2s", "longest_rest": "4s"}
         gateway = stack.enter_context(
             running_gateway(
                 tmp_path_factory.mktemp("resilience"),
                 redis_url=redis_url,
                 redis={"prefix": "resilience"},
                 models=[
-                    model("big", "tgi", teacher.url, timeouts=TIMEOUTS, breaker={"failures": 1000}),
+                    model("big", "tgi", teacher.url, breaker={"failures": 1000}),
                     engine("first", first.url),
                     engine("second", second.url),
                     engine("mute", second.url, continuation="none"),
@@ -306,13 +305,16 @@ def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: 
     assert [world.ask("fragile").json()["error"]["code"] for _ in range(3)] == ["engine_failed"] * 3
     refused = world.ask("fragile")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_resting")
-    assert refused.headers["Retry-After"] == "1"
+    assert refused.headers["Retry-After"] in {"1", "2", "3"}
     assert len(world.first.asked) == 3, "it was not called"
     assert world.detail("fragile")["breaker"] == "open"
     assert 'gkt_engine_breaker{engine="fragile"} 2.0' in httpx.get(f"{world.gateway.admin_url}/metrics").text
     assert world.gateway.wait_for_log("breaker", engine="fragile", state="open")
     world.first.behave = says("Well.")
-    time.sleep(0.45)
+    give_up = time.monotonic() + 10
+    while world.detail("fragile")["breaker"] == "open":
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
     assert world.detail("fragile")["breaker"] == "half_open"
     assert text_of(world.ask("fragile")) == "Well."
     assert world.detail("fragile")["breaker"] == "closed"
@@ -322,9 +324,9 @@ def test_a_student_that_keeps_failing_is_left_alone_tried_and_taken_back(world: 
 def test_an_engine_that_says_when_is_left_alone_until_then(world: World) -> None:
     """The other student answers meanwhile, without a call to the first."""
     world.first.behave = Script([answers(429, **{"Retry-After": "2"}), says(" here.")])
-    begun = time.monotonic()
     assert text_of(world.ask("busy")) == " there."
+    told_before = time.monotonic()
     assert text_of(world.ask("busy")) == " there."
     assert len(world.first.asked) == 1
-    time.sleep(max(0.0, begun + 2.2 - time.monotonic()))
+    time.sleep(max(0.0, told_before + 2.1 - time.monotonic()))
     assert text_of(world.ask("busy")) == " here."

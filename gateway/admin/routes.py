@@ -7,6 +7,8 @@ import asyncio
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway.admin.audit import show_audit
+from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.queue import queue
 from gateway.web.keys import METRICS
 from gateway.web.probes import healthz, readyz_in_detail
@@ -19,9 +21,19 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-ROUTES = [
+# For whoever reaches the listener, which is why it is at home by default.
+OPEN_ROUTES = [
     web.get("/metrics", metrics),
     web.get("/queue", queue),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz_in_detail),
 ]
+# These ask for the admin key, as does all that is not in OPEN_ROUTES.
+KEYED_ROUTES = [
+    web.get("/keys", list_keys),
+    web.post("/keys", create_key),
+    web.post("/keys/{tenant}/{id}/rotate", rotate_key),
+    web.delete("/keys/{tenant}/{id}", revoke_key),
+    web.get("/audit", show_audit),
+]
+ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]

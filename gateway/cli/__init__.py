@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from gateway.errors import StartupError
 
+SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": "markdown",
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""Of every group of commands."""
 _INTERRUPTED = 130
 
 

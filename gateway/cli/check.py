@@ -9,16 +9,17 @@ from urllib.parse import urlsplit
 
 import typer
 
+from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.book import check_all, near_misses
 from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.config import Settings
+    from gateway.config import Admin, Settings
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
-    from gateway.policy.schema import Route
+    from gateway.policy.schema import Route, TenantPolicy
 
 DEVELOPMENT_KEY = "gk-dev"
 """The key that policies/default.yaml is delivered with. Everybody knows it."""
@@ -62,18 +63,52 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
         for why in _doubts(model, teaches=model.name in book.teachers()):
             yield f"model {model.name}: {why}"
     for policy in book.policies:
-        for route in policy.routes:
-            doubt = _doubt(route, settings)
-            if doubt:
-                yield f"tenant {policy.tenant}: route {route.model}: {doubt}"
+        for why in (*_doubts_of_routes(settings, policy), *_unbounded(settings, policy)):
+            yield f"tenant {policy.tenant}: {why}"
     used = {name for policy in book.policies for route in policy.routes for name in route.engines}
     for model in settings.models:
         if model.name not in used:
             yield f"model {model.name}: no route uses it"
-    for file in near_misses(settings.policies):
+    yield from _folder_doubts(settings.policies, book)
+    doubt = _admin_doubt(settings.admin)
+    if doubt:
+        yield f"admin: listens on {settings.admin.host} {doubt}"
+
+
+def _folder_doubts(folder: Path, book: PolicyBook) -> Iterator[str]:
+    if not any(policy.keys for policy in book.policies):
+        yield f"{shown(folder)}: no file holds a key: nobody can call until `gkt-gateway keys create` has made one"
+    for file in near_misses(folder):
         yield f"{shown(file)}: not read: rename it to end in .yaml"
-    if not is_private(settings.admin.host):
-        yield f"admin: listens on {settings.admin.host} and asks for no key: keep it behind a firewall"
+
+
+def _admin_doubt(admin: Admin) -> str | None:
+    if _is_loopback(admin.host):
+        return None
+    if is_private(admin.host):
+        return "without a key: set admin.key" if admin.key is None else None
+    if admin.key is None:
+        return "and asks for no key: set admin.key, and keep it behind a firewall"
+    return "and asks for no key for probes, metrics and queues: keep it behind a firewall"
+
+
+def _doubts_of_routes(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
+    for route in policy.routes:
+        doubt = _doubt(route, settings)
+        if doubt:
+            yield f"route {route.model}: {doubt}"
+
+
+def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
+    """Under a budget an answer without an end ends somewhere: better where somebody chose."""
+    keys = any(key.budget for key in policy.keys)
+    if keys or policy.budget or policy.key_budget or settings.defaults.budget or settings.defaults.key_budget:
+        for route in policy.routes:
+            if route.default_max_tokens is None and route.mode != "embeddings":
+                yield (
+                    f"route {route.model}: has no default_max_tokens, and there is a budget: callers who send no "
+                    f"max_tokens get {ASSUMED_TOKENS}"
+                )
 
 
 def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
@@ -107,6 +142,13 @@ def is_private(host: str) -> bool:
     except ValueError:
         return "." not in host or host.endswith((".localhost", ".local", ".internal", ".svc", ".svc.cluster.local"))
     return address.is_private and not address.is_unspecified
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _count(number: int, noun: str) -> str:

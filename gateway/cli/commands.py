@@ -8,19 +8,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from gateway.cli import SETTINGS
 from gateway.version import __version__
 
-COMMANDS = ("serve", "demo", "check", "queue", "version")
-_SETTINGS: dict[str, Any] = {
-    "add_completion": False,
-    "rich_markup_mode": "markdown",
-    "pretty_exceptions_enable": False,
-    "context_settings": {"help_option_names": ["-h", "--help"]},
-}
+COMMANDS = ("serve", "demo", "check", "keys", "queue", "version")
 
 
 class _Commands(TyperGroup):
-    """COMMANDS; each but `version` is the function of its name in the module of its name."""
+    """COMMANDS; each but `version` is what the module of its name calls so: a function, or commands of its own."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -34,8 +29,11 @@ class _Commands(TyperGroup):
 
 
 def _imported(name: str) -> Any:
-    alone = typer.Typer(**_SETTINGS)
-    alone.command(name)(getattr(import_module(f"gateway.cli.{name}"), name))
+    found = getattr(import_module(f"gateway.cli.{name}"), name)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    alone = typer.Typer(**SETTINGS)
+    alone.command(name)(found)
     return typer.main.get_command(alone)
 
 
@@ -48,7 +46,7 @@ app = typer.Typer(
         "config.yaml and policies/, `gkt-gateway check` them, and `gkt-gateway serve`."
     ),
     no_args_is_help=True,
-    **_SETTINGS,
+    **SETTINGS,
 )
 
 

@@ -6,10 +6,8 @@ import asyncio
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Annotated
 
-import aiohttp
 import msgspec
 import orjson
 import typer
@@ -19,16 +17,16 @@ from rich.live import Live
 from rich.text import Text
 
 from gateway.admin.queue import Queues
+from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
 from gateway.cli.queue_print import queues_shown
-from gateway.config import admin_listener
 from gateway.errors import StartupError
 from gateway.units import Wrong, duration_s
 from gateway.workers.stopping import asked_to_stop
 from gateway.yaml_words import nearest
 
-# Longer than `redis.timeout` can be, for which the gateway may wait itself.
-_ANSWER_LIMIT_S = 15.0
-_CONNECT_LIMIT_S = 5.0
+if TYPE_CHECKING:
+    import aiohttp
+
 _SHORTEST_S = 0.1
 # Wide enough for every column where nobody's terminal sets a width.
 _PIPE_WIDTH = 160
@@ -38,12 +36,8 @@ def queue(
     teacher: Annotated[
         str | None, typer.Argument(help="One teacher, by its name in config.yaml. Default: all.")
     ] = None,
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="The gateway's configuration file, for the address to ask.")
-    ] = Path("config.yaml"),
-    url: Annotated[
-        str | None, typer.Option(help="Ask this admin listener instead, like http://10.0.0.7:8081.", metavar="URL")
-    ] = None,
+    config: ConfigOption = Path("config.yaml"),
+    url: UrlOption = None,
     every: Annotated[str, typer.Option(help="How often to look again, like 500ms or 5s.", metavar="DURATION")] = "1s",
     once: Annotated[bool, typer.Option("--once", help="Look once and leave, as on a pipe.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the admin listener's JSON, once.")] = False,
@@ -78,41 +72,17 @@ class _Source:
 
     def __init__(self, url: str | None, config: Path, teacher: str | None) -> None:
         self._teacher = teacher
-        self.url, self._said_by = (_checked(url), "--url") if url is not None else _configured(config)
+        self._gateway = AdminClient(url, config)
+        self.session = self._gateway.session
 
     async def ask(self, session: aiohttp.ClientSession) -> Queues:
         """Raises StartupError with what to do."""
-        try:
-            async with session.get(f"{self.url}/queue") as reply:
-                status, body = reply.status, await reply.read()
-        except aiohttp.ClientConnectorError as error:
-            refused = isinstance(error.os_error, ConnectionRefusedError)
-            why = "connection refused" if refused else (error.os_error.strerror or str(error.os_error)).lower()
-            raise StartupError(
-                f"Nobody listens at {self.url} ({why}). The address comes from {self._said_by}. Is the gateway "
-                "running? Its log line 'listening' tells its admin address; name it with --url http://HOST:PORT."
-            ) from None
-        except TimeoutError:
-            raise StartupError(
-                f"{self.url} does not answer in time. The address comes from {self._said_by}; name another with --url "
-                "http://HOST:PORT."
-            ) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._no_gateway(type(error).__name__) from None
-        if status != 200:
-            raise self._no_gateway(f"it answers {status}")
+        body = await self._gateway.ask(session, "GET", "/queue")
         try:
             queues = msgspec.json.decode(body, type=Queues)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise self._no_gateway("it answers something else") from None
+            raise self._gateway.no_gateway("it answers something else") from None
         return self._chosen(queues)
-
-    def _no_gateway(self, why: str) -> StartupError:
-        return StartupError(
-            f"What listens at {self.url} is not the admin listener of a gateway of this version ({why}). Callers have "
-            "a port of their own; the admin listener's is admin.port in config.yaml, 8081 by default. Name another "
-            "with --url http://HOST:PORT."
-        )
 
     def _chosen(self, queues: Queues) -> Queues:
         if self._teacher is None:
@@ -125,32 +95,6 @@ class _Source:
         raise StartupError(f"No route asks a teacher '{self._teacher}' for guidance.{hint} Teachers there: {known}.")
 
 
-def _checked(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        fine = False
-    if not fine:
-        raise typer.BadParameter("must be like http://127.0.0.1:8081", param_hint="--url")
-    return url.rstrip("/")
-
-
-def _configured(config: Path) -> tuple[str, str]:
-    """The address, and who says so."""
-    if not config.exists():
-        raise StartupError(f"There is no {config}. Name it with --config, or the address to ask with --url.")
-    host, port = admin_listener(config)
-    if port == 0:
-        raise StartupError(
-            "admin.port is 0, which takes any free port. The gateway's log line 'listening' tells which: name it with "
-            "--url http://HOST:PORT."
-        )
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  compared, not listened on
-    said_by = f"admin in {config} or from GKT_ADMIN_HOST and GKT_ADMIN_PORT"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", said_by
-
-
 def _every_s(every: str) -> float:
     try:
         every_s = duration_s(every)
@@ -161,19 +105,15 @@ def _every_s(every: str) -> float:
     return every_s
 
 
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_LIMIT_S, sock_connect=_CONNECT_LIMIT_S))
-
-
 async def _ask_once(source: _Source) -> Queues:
-    async with _session() as session:
+    async with source.session() as session:
         return await source.ask(session)
 
 
 async def _watch(source: _Source, every_s: float, console: Console) -> None:
     """Draw anew until a signal comes. A gateway that goes away later may come back: it is only said."""
     stop = asked_to_stop()
-    async with _session() as session:
+    async with source.session() as session:
         queues = await source.ask(session)
         with Live(queues_shown(queues), console=console, auto_refresh=False) as live:
             while True:

@@ -195,7 +195,9 @@ def last_complete(body: str, boundary: Boundary, before: Before) -> int:
     kept = body.rstrip(_BROKEN)
     kept = kept[: _half_tag(kept)]
     words = kept[begin:]
-    kept = kept[: begin + (_unfinished_cluster(words) if boundary == "token" else _unfinished_word(words))]
+    # The rule of words takes two halves of a flag with a joiner between for one word; a reader sees no flag.
+    whole = _unfinished_cluster(words)
+    kept = kept[: begin + (whole if boundary == "token" else min(whole, _unfinished_word(words)))]
     # What is left of "</div" or of "\frac" is no better than half a word.
     while kept and (kept[-1] in _BEGINNINGS or _half_tag(kept) < len(kept)):
         kept = kept[: _half_tag(kept)].rstrip(_BEGINNINGS)
@@ -271,16 +273,22 @@ def _unfinished_word(text: str) -> int:
 
 def _unfinished_cluster(text: str) -> int:
     """Where the last character as readers see it begins, if it is an emoji or a flag of which a part is missing."""
-    tail = text[-LONGEST_WORD_CHARS:]
-    if not tail or not (tail[-1] == _JOINER or tail[-1] in _REGIONAL):
-        return len(text)
-    for more in _CONTINUATIONS[-2:]:
-        last = 0
-        for cluster in _CLUSTER.finditer(tail + more):
-            last = cluster.start()
-        if last < len(tail):
-            return len(text) - len(tail) + last
-    return len(text)
+    end = len(text)
+    while end and (text[end - 1] == _JOINER or text[end - 1] in _REGIONAL):
+        tail = text[max(0, end - LONGEST_WORD_CHARS) : end]
+        begin = min(_last_cluster(tail + more) for more in _CONTINUATIONS[-2:])
+        if begin == len(tail) and tail[-1] != _JOINER:
+            break
+        # A joiner that joins nothing is dropped as well; what stood before it may be half a flag.
+        end = end - len(tail) + begin if begin < len(tail) else len(text[:end].rstrip(_JOINER))
+    return end
+
+
+def _last_cluster(text: str) -> int:
+    begin = 0
+    for cluster in _CLUSTER.finditer(text):
+        begin = cluster.start()
+    return begin
 
 
 def _last_end(text: str, before: Before, *, in_prose: bool) -> int:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 # English has about four bytes to a token, and the JSON around the words is counted with them.
 _BYTES_PER_TOKEN = 4
-# What a finisher is taken to write for a caller who sets no limit, on a route that has none either.
-_ASSUMED_TOKENS = 1024
 # No tokenizer of today makes more than one token of a byte. A chat template adds some of its own, and a projection its
 # instruction.
 _AROUND_A_PROMPT_TOKENS = 512
@@ -27,6 +25,9 @@ _TOKENS_PER_PART = 16_384
 _FOR_ONE_TOKEN = 16
 
 
+ASSUMED_TOKENS = 1024
+"""What a finisher is taken to write for a caller who sets no limit, on a route that has none either. Where there is a
+budget, it may write no more."""
 TEACHER_RETRIES = 1
 """A caller waits, and there is a student: a teacher that failed is not asked more often than this."""
 
@@ -54,7 +55,7 @@ def worst_case(plan: Plan, asked: CallerRequest, prices: Mapping[str, Price]) ->
     guidance = plan.guidance
     likely_read = max(1, asked.size_bytes // _BYTES_PER_TOKEN)
     read = asked.size_bytes + _AROUND_A_PROMPT_TOKENS + _TOKENS_PER_PART * asked.pictures
-    written = (_ASSUMED_TOKENS if plan.max_tokens is None else plan.max_tokens) * asked.drafts
+    written = (ASSUMED_TOKENS if plan.max_tokens is None else plan.max_tokens) * asked.drafts
     likely = likely_read + written
     teacher: EngineShare | None = None
     more: list[EngineShare] = []

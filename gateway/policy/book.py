@@ -38,6 +38,7 @@ class PolicyBook:
 
     policies: tuple[TenantPolicy, ...]
     _callers: Mapping[str, Caller] = field(repr=False)
+    _of_tenant: Mapping[str, TenantPolicy] = field(repr=False)
 
     @classmethod
     def of(cls, policies: Iterable[TenantPolicy]) -> PolicyBook:
@@ -47,16 +48,19 @@ class PolicyBook:
         for policy in policies:
             for key in policy.keys:
                 callers.setdefault(key.sha256, Caller(policy, key))
-        return cls(policies, callers)
+        return cls(policies, callers, {policy.tenant: policy for policy in policies})
 
     def tenant_of_key(self, token: str) -> Caller | None:
-        """Who holds this key; None if nobody does.
+        """Whose key this is, of those in the files; None if nobody's."""
+        return self.caller_of(sha256(token.encode("utf-8", "surrogatepass")).hexdigest())
 
-        A plain dict is safe here. It compares the SHA-256 of what was sent, and the time it takes can tell at most
-        how much of *that hash* is shared with a stored one. To use this, a stranger would have to find keys whose
-        hash begins as wanted, which costs as much as guessing, and would learn a hash, not a key.
-        """
-        return self._callers.get(sha256(token.encode("utf-8", "surrogatepass")).hexdigest())
+    def caller_of(self, digest: str) -> Caller | None:
+        """Whose key has this SHA-256, of those in the files; None if nobody's."""
+        return self._callers.get(digest)
+
+    def policy_of(self, tenant: str) -> TenantPolicy | None:
+        """The policy of a tenant; None if there is no such tenant."""
+        return self._of_tenant.get(tenant)
 
     def teachers(self) -> set[str]:
         """The configured models that some route asks for guidance."""
@@ -125,8 +129,6 @@ def check_book(
         mistakes += in_file_order(found)
     if not mistakes and not policies:
         mistakes.append(Mistake(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
-    elif not mistakes and not any(policy.keys for policy in policies):
-        mistakes.append(Mistake(shown(folder), 0, 0, "", "no tenant has a key, so nobody could call: add one"))
     return (None if mistakes else PolicyBook.of(policies)), mistakes
 
 

@@ -10,6 +10,7 @@ import orjson
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
+from gateway.protocol.elsewhere import elsewhere_in
 
 Json = dict[str, Any]
 _Known = TypeVar("_Known", bound=Struct)
@@ -18,33 +19,6 @@ MAX_DEPTH = 254
 """What orjson can write: deeper JSON could be read and never sent on."""
 _MAX_STOPS = 4
 
-# What other gateways and servers take from a request's body for where a call goes, as whom, and with what answer.
-_NOT_THE_CALLERS = frozenset(
-    {
-        *(
-            "api_base",
-            "base_url",
-            "api_key",
-            "api_type",
-            "custom_llm_provider",
-            "litellm_params",
-            "litellm_credential_name",
-        ),
-        *("user_config", "model_list", "router_settings_override", "fallbacks", "context_window_fallbacks"),
-        *("mock_response", "mock_tool_calls", "mock_timeout", "mock_testing_fallbacks"),
-        *("extra_headers", "headers", "azure_ad_token", "vertex_credentials"),
-        *("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_bedrock_runtime_endpoint"),
-        *("callbacks", "success_callback", "failure_callback", "langfuse_host", "langsmith_base_url"),
-        # vLLM and SGLang fetch a prompt's work from the server that these name.
-        *("kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
-    }
-)
-_HOLDERS = (dict, list)
-# The caller's own words and schemas: there a name is just a name.
-_WORDS = frozenset(
-    {"messages", "prompt", "input", "suffix", "prediction", "tools", "functions", "tool_choice", "response_format",
-     "logit_bias", "metadata", "structured_outputs", "guided_json", "json_schema", "grammar"}
-)  # fmt: skip
 
 MAX_CHOICES = 4096
 """The most answers to one request: each is kept in mind until its stream ends."""
@@ -105,7 +79,7 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
     if too_deep(raw, body):
         raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep.")
-    if (field := _taken_from_nobody(body)) is not None:
+    if (field := elsewhere_in(body)) is not None:
         raise InvalidRequest(
             f"'{field}' is not taken from callers: where the gateway calls, and as whom, its configuration says.",
             param=field,
@@ -114,26 +88,6 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
         return body, msgspec.convert(body, known)
     except msgspec.ValidationError as error:
         raise _explain(error) from None
-
-
-def _taken_from_nobody(body: Json) -> str | None:
-    """The first field, however deep, that some engine could take for an address, a credential or an order to it."""
-    for name, value in body.items():
-        if name in _NOT_THE_CALLERS and value is not None:
-            return name
-        if isinstance(value, _HOLDERS) and name not in _WORDS and (found := _within(value)) is not None:
-            return f"{name}{found}"
-    return None
-
-
-def _within(value: Any) -> str | None:
-    parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
-    for name, part in parts:
-        if name in _NOT_THE_CALLERS and part is not None:
-            return f".{name}"
-        if isinstance(part, _HOLDERS) and name not in _WORDS and (found := _within(part)) is not None:
-            return f".{name}{found}" if isinstance(value, dict) else f"[{name}]{found}"
-    return None
 
 
 def stops(stop: str | list[str] | None) -> tuple[str, ...]:

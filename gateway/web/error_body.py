@@ -14,7 +14,7 @@ from structlog.contextvars import bound_contextvars
 
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.web.headers import callers_own_id
-from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED
+from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED, TRY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -79,7 +79,7 @@ async def _answer(
         if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()
         response = error_response(error, request_id)
-        if isinstance(error, BodyTooSlow):
+        if isinstance(error, BodyTooSlow) or request.content.exception() is not None:
             response.force_close()  # what still comes of the body would be taken for the next request
         return response
     except web.HTTPException as error:
@@ -109,7 +109,7 @@ def _http_error(request: web.Request, error: web.HTTPException, request_id: str)
     if error.status != _NOT_FOUND:
         return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
     return error_response(
-        NotFound(f"There is no {request.method} {_shown(request)} here. Try POST /v1/chat/completions."),
+        NotFound(f"There is no {request.method} {_shown(request)} here. Try {request.app[TRY]}."),
         request_id,
         status=error.status,
     )

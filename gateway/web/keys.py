@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from gateway.admission import Admission
+from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
 from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
+from gateway.keyring.callers import Callers
+from gateway.keyring.follower import KeyFollower
+from gateway.keyring.redis_keyring import RedisKeyring
+from gateway.keyring.ring import Keyring
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.verdict import Allowance
 from gateway.metrics import Metrics
@@ -27,6 +32,11 @@ class Document:
 
 
 POLICIES = web.AppKey("policies", Policies)
+CALLERS = web.AppKey("callers", Callers)
+KEYRING = web.AppKey("keyring", Keyring)
+KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
+KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
+AUDIT = web.AppKey("audit", AuditTrail)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
@@ -37,6 +47,7 @@ REDIS = web.AppKey("redis", RedisClient)
 ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
 OWNER = web.AppKey("owner", str)  # this process's name in Redis
+TRY = web.AppKey("try", str)  # what a listener names to who asks for something that it has not
 READY_BY = web.AppKey("ready_by", float)  # until then, on the loop's clock, readiness waits for the first probes
 BATCHER = web.AppKey("batcher", Batcher)
 

@@ -8,12 +8,16 @@ engine was looked at once, and for a few seconds at most: before, a student woul
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
 
 from gateway.continuation import Continuation, Known
-from gateway.web.keys import ADMISSION, ENGINES, OWNER, READY_BY, REDIS, WORKER
+from gateway.web.keys import ADMISSION, ENGINES, KEYRING, OWNER, READY_BY, REDIS, WORKER
+
+if TYPE_CHECKING:
+    from gateway.keyring.ring import Keyring
 
 _NOT_READY = frozenset({"starting", "draining"})
 
@@ -49,6 +53,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "process": request.app[OWNER],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
+        "keys": _keys(request.app[KEYRING]),
         "engines": engines,
     }
     return web.Response(
@@ -56,6 +61,11 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         status=503 if status in _NOT_READY else 200,
         content_type="application/json",
     )
+
+
+def _keys(ring: Keyring) -> object:
+    ago_s = ring.read_ago_s()
+    return {"in_redis": len(ring), "read_ago_s": None if ago_s is None else round(ago_s, 1)}
 
 
 def _continuation(known: Known) -> object:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from gateway.redis_keys import RedisKeys
 
-REDIS_TIMEOUT_S = 0.2
+REDIS_TIMEOUT_S = 5.0  # where Redis answers: a busy machine must not take a process out of its fleet
+HASTY_S = 0.2  # where Redis stands still
 LONG_S = 600.0
 _names = itertools.count()
 
@@ -58,10 +59,11 @@ async def process(
     *,
     owner: str = "ann",
     on_failure: OnFailure = "degrade",
+    redis_timeout_s: float = REDIS_TIMEOUT_S,
 ) -> AsyncIterator[TeacherQueue]:
     """A running batcher for one teacher, subscribed and known to the fleet."""
     metrics = Metrics()
-    client = RedisClient(url, timeout_s=REDIS_TIMEOUT_S, metrics=metrics)
+    client = RedisClient(url, timeout_s=redis_timeout_s, metrics=metrics)
     tasks = Tasks()
     batcher = Batcher(
         client,

@@ -32,8 +32,8 @@ TENANTS: dict[str, dict[str, Any]] = {
     "hasty": {"limits": {"rpm_limit": 1}},
 }
 
-# The command, with two faults of its own that quote what they were about, and without the filter that hides what has the shape of a key: here it must
-# not be needed.
+# The command, with two faults of its own that quote what they met, and without the filter that hides what has the
+# shape of a key: here it must not be needed.
 ENTRY = """
 import gateway.logs
 from gateway.web import completions

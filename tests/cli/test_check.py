@@ -143,7 +143,19 @@ def test_another_file_may_be_checked(folder: Path) -> None:
             "config.yaml",
             "  host: 127.0.0.1",
             "  host: 0.0.0.0",
-            "admin: listens on 0.0.0.0 and asks for no key: keep it behind a firewall",
+            "admin: listens on 0.0.0.0 and asks for no key: set admin.key, and keep it behind a firewall",
+        ),
+        (
+            "config.yaml",
+            "  host: 127.0.0.1",
+            "  key: env:A_KEY\n  host: 0.0.0.0",
+            ("admin: listens on 0.0.0.0 and asks for no key for probes, metrics and queues: keep it behind a firewall"),
+        ),
+        (
+            "config.yaml",
+            "  host: 127.0.0.1",
+            "  host: 10.0.0.7",
+            "admin: listens on 10.0.0.7 without a key: set admin.key",
         ),
         (
             "config.yaml",
@@ -183,7 +195,7 @@ def test_another_file_may_be_checked(folder: Path) -> None:
 def test_what_works_and_should_not_go_into_production_is_a_warning(
     folder: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, warning: str
 ) -> None:
-    monkeypatch.setenv("A_KEY", "s3cret")
+    monkeypatch.setenv("A_KEY", "s3cret-of-many-letters")
     edit(folder / file, old, new)
     code, out, err = run()
     assert (code, out) == (0, ["ok: 2 models, 1 tenant, 3 routes, 1 key, 2 warnings"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 OLDEST_NODE = 20
+# npm's codes and uv's words for a registry that there is no way to: no network, no name, no certificate that is known.
+_CUT_OFF = re.compile(
+    r"^npm error code (?:ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|E(?:NET|HOST)UNREACH|ETIMEDOUT|ERR_SOCKET_TIMEOUT"
+    r"|SELF_SIGNED_CERT_IN_CHAIN|DEPTH_ZERO_SELF_SIGNED_CERT|UNABLE_TO_\w+)$"
+    r"|^ *(?:cause|Caused by): (?:client error \(Connect\)|operation timed out)$",
+    re.MULTILINE,
+)
 # What a user's shell may hold and a test must not see.
 _OTHERS = ("OPENAI_", "LITELLM_", "LANGCHAIN_", "LANGSMITH_", "LLM_", "AZURE_")
 
@@ -36,21 +44,25 @@ def clean_environment() -> dict[str, str]:
 
 
 def python_environment(name: str) -> Path:
-    """The `bin` of an environment that holds what `NAME.lock` says, and nothing else."""
+    """The `bin` of an environment that holds what `NAME.lock` says, and nothing else. Skips the test where there is no
+    way to a package registry.
+    """
     lock = HERE / f"{name}.lock"
 
     def install(folder: Path) -> None:
         uv = Path(sys.executable).with_name("uv")
         _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder / "env")
         python = folder / "env" / "bin" / "python"
-        _run(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", "--no-build", lock)
+        _install(uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", "--no-build", lock)
 
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return _built(name, (lock.read_bytes(), version.encode()), install) / "env" / "bin"
 
 
 def node_modules() -> Path:
-    """What node/package-lock.json says, installed. Skips the test where there is no Node.js that can use it."""
+    """What node/package-lock.json says, installed. Skips the test where there is no Node.js that can use it, and where
+    there is no way to a package registry.
+    """
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("did not run: it needs node and npm, which are not on the PATH")
     version = _run("node", "--version").strip()
@@ -61,7 +73,9 @@ def node_modules() -> Path:
     def install(folder: Path) -> None:
         for name in names:
             shutil.copy(HERE / "node" / name, folder)
-        _run("npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder)
+        # npm's own pauses before it asks again add up to a minute.
+        soon = ("--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
+        _install("npm", "ci", *soon, "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder)
 
     contents = tuple((HERE / "node" / name).read_bytes() for name in names)
     return _built("node", contents, install) / "node_modules"
@@ -87,8 +101,19 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _install(*command: str | Path) -> None:
+    """Skips the test where there is no way to the registry. Any other failure is one: of the lock, it may be."""
+    try:
+        _run(*command)
+    except pytest.fail.Exception as failure:
+        said = _CUT_OFF.search(str(failure))
+        if said is None:
+            raise
+        pytest.skip(f"did not run: there is no way to the package registry ({said[0].strip()})")
+
+
 def _run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
-        pytest.fail(f"{' '.join(map(str, command))} failed: {done.stderr.strip()[-600:]}", pytrace=False)
+        pytest.fail(f"{' '.join(map(str, command))} failed:\n{done.stderr.strip()}", pytrace=False)
     return done.stdout

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.clients.environments import HERE, clean_environment, node_modules
+from tests.clients.environments import HERE, clean_environment, node_modules, python_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +26,56 @@ def test_without_node_the_test_says_in_one_line_that_it_did_not_run(
         pytest.skip.Exception, match=r"^did not run: it needs Node.js 20 or later, and this is v18.20.1$"
     ):
         node_modules()
+
+
+NPM = """#!/bin/sh
+[ "$1" = --version ] && echo v22.0.0 && exit
+echo "npm error code {code}" >&2
+echo "npm error request to https://packages.example/openai failed" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize("code", ["ENOTFOUND", "ECONNREFUSED", "SELF_SIGNED_CERT_IN_CHAIN"])
+def test_without_a_way_to_the_registry_the_test_says_in_one_line_that_it_did_not_run(
+    code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither is a machine without a network at fault, nor one that does not know the registry's certificate."""
+    _with_npm(code, monkeypatch, tmp_path)
+    with pytest.raises(pytest.skip.Exception, match=rf"^did not run: there is no way to [^\n]+{code}\)$"):
+        node_modules()
+
+
+@pytest.mark.parametrize("code", ["E404", "EINTEGRITY", "EUSAGE"])
+def test_a_registry_that_lacks_what_the_lock_says_fails_the_test(
+    code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It was reached: the lock is wrong, or what is there."""
+    _with_npm(code, monkeypatch, tmp_path)
+    with pytest.raises(pytest.fail.Exception, match=code):
+        node_modules()
+
+
+def _with_npm(code: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A Node.js that is new enough, and an npm that fails so."""
+    for name in ("node", "npm"):
+        (folder / name).write_text(NPM.format(code=code))
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+
+
+def test_without_a_way_to_the_registry_of_python_neither(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """uv says why in words."""
+    for name, value in {
+        "XDG_CACHE_HOME": str(tmp_path),
+        "UV_CACHE_DIR": str(tmp_path / "uv"),
+        "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",  # nobody listens there
+        "UV_HTTP_RETRIES": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(pytest.skip.Exception, match=r"^did not run: there is no way to [^\n]+$"):
+        python_environment("llm")
 
 
 def test_nothing_of_the_users_own_settings_reaches_a_client(monkeypatch: pytest.MonkeyPatch) -> None:

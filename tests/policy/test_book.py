@@ -140,12 +140,13 @@ def test_tenants_keys_and_key_names_differ(folder: Path) -> None:
     ]
 
 
-def test_somebody_must_be_able_to_call(folder: Path) -> None:
+def test_there_must_be_a_tenant_but_its_keys_may_all_be_in_redis(folder: Path) -> None:
     assert told(folder) == ["policies: no policy: add a file that ends in .yaml"]
     tenant(folder, "a")
-    assert told(folder) == ["policies: no tenant has a key, so nobody could call: add one"]
-    tenant(folder, "b", keys=("k1",))
-    assert len(book_of(folder).policies) == 2
+    book = book_of(folder)
+    assert [policy.tenant for policy in book.policies] == ["a"]
+    assert book.policy_of("a") is book.policies[0]
+    assert book.policy_of("b") is None
 
 
 def test_no_folder_is_a_mistake(folder: Path) -> None:

@@ -160,6 +160,7 @@ FACTS = {
     "placement": "Where the guidance stands: context, in the student's prompt. Absent: in front of the answer.",
     "guidance_tokens": "The teacher's tokens that open the answer.",
     "shared": "Whose call made the guidance: flight or cache, an identical request's. Absent: this one's own.",
+    "budget": "soft: a budget has passed its soft line. Absent: none has.",
     "failed_attempts": "The calls that failed, and in whose place others were made. Absent: none.",
     "batch": "The batch that the teacher's call belonged to.",
     "batch_size": "The calls in that batch, over all replicas.",

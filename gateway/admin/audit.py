@@ -1,0 +1,57 @@
+"""GET /audit: what operators did."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway.admin.bodies import number_of, only_query
+from gateway.admin.key_views import time_shown
+from gateway.admin.replies import json_reply, needs_redis
+from gateway.errors import InvalidRequest
+from gateway.web.keys import AUDIT
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from gateway.audit import AuditEntry
+
+_PAGE = 100
+_MOST = 1000
+_ENTRY_ID = re.compile(r"[0-9]{1,15}-[0-9]{1,10}", re.ASCII)
+
+
+@needs_redis
+async def show_audit(request: web.Request) -> web.Response:
+    """GET /audit: the newest first; `before` goes on where the last reply ended."""
+    only_query(request, "limit", "before")
+    most = number_of(request, "limit", default=_PAGE, most=_MOST)
+    before = request.query.get("before")
+    if before is not None and not _ENTRY_ID.fullmatch(before):
+        raise InvalidRequest("'before': expected the id of an entry, like 1780000000000-0.", param="before")
+    entries = await request.app[AUDIT].read(most, before_id=before)
+    following = entries[-1].id if len(entries) == most else None
+    return json_reply({"entries": [_shown(one) for one in entries], "next": following})
+
+
+def _shown(one: AuditEntry) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "at": time_shown(one.at),
+        "actor": one.actor,
+        "action": one.action,
+        "tenant": one.tenant,
+        "subject": one.subject,
+        "before": _json(one.before),
+        "after": _json(one.after),
+    }
+
+
+def _json(text: str) -> object:
+    """As the object that it is; as text if it is none, since somebody else wrote it."""
+    try:
+        return msgspec.json.decode(text) if text else None
+    except msgspec.DecodeError:
+        return text

@@ -1,0 +1,132 @@
+"""The admin listener: open for probes and metrics, and for all else only to who shows the admin key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from pydantic import SecretStr
+
+from gateway.admin.auth import needs_key
+from gateway.admin.routes import OPEN_ROUTES, ROUTES
+from gateway.admission import Admission
+from gateway.metrics import Metrics
+from gateway.web import keys
+from gateway.web.error_body import errors_as_openai
+
+if TYPE_CHECKING:
+    from tests.gateway_process import GatewayProcess
+
+ADMIN_KEY = "an-admin-key-for-tests"
+
+
+async def said(_: web.Request) -> web.Response:
+    return web.Response(text="said")
+
+
+async def secret(_: web.Request) -> web.Response:
+    return web.Response(text="secret")
+
+
+async def ask(
+    path: str, *, key: str | None = ADMIN_KEY, method: str = "GET", **headers: str
+) -> tuple[int, dict[str, Any] | str]:
+    """Status and body of a listener with one open route and one that is not."""
+    open_to_all = [web.get("/open", said)]
+    guard = needs_key(None if key is None else SecretStr(key), open_to_all)
+    app = web.Application(middlewares=[errors_as_openai, guard])
+    app.add_routes([*open_to_all, web.get("/secret", secret), web.post("/{any:[a-z]+/open}", secret)])
+    app[keys.METRICS] = metrics = Metrics()
+    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
+    app[keys.TRY] = "GET /open"
+    async with TestClient(TestServer(app)) as client, client.request(method, path, headers=headers) as reply:
+        body = await reply.text()
+        return reply.status, (await reply.json()) if body.startswith("{") else body
+
+
+@pytest.mark.parametrize("key", [None, ADMIN_KEY])
+async def test_an_open_route_asks_for_nothing(key: str | None) -> None:
+    assert await ask("/open", key=key) == (200, "said")
+    assert await ask("/open", key=key, method="HEAD") == (200, "")
+
+
+async def test_any_other_route_wants_the_whole_key() -> None:
+    assert await ask("/secret", Authorization=f"Bearer {ADMIN_KEY}") == (200, "secret")
+    assert await ask("/secret", Authorization=f"bearer  {ADMIN_KEY} ") == (200, "secret")
+    wrong = ["", ADMIN_KEY[:-1], ADMIN_KEY + "x", ADMIN_KEY.upper(), ADMIN_KEY[:12], "gk-dev", "é\udcff", "x" * 4000]
+    for shown in wrong:
+        status, body = await ask("/secret", Authorization=f"Bearer {shown}")
+        assert status == 401, shown
+        assert isinstance(body, dict)
+        assert body["error"]["code"] == "invalid_api_key"
+        assert len(shown) < 5 or shown not in str(body)
+    for scheme in (ADMIN_KEY, f"Basic {ADMIN_KEY}", f"Token {ADMIN_KEY}"):
+        assert (await ask("/secret", Authorization=scheme))[0] == 401
+    assert (await ask("/secret"))[0] == 401
+
+
+async def test_without_a_configured_key_nobody_gets_in_and_it_says_why() -> None:
+    for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer None"}):
+        status, body = await ask("/secret", key=None, **headers)
+        assert status == 403
+        assert isinstance(body, dict)
+        assert body["error"]["code"] == "admin_key_unset"
+        assert "admin.key" in body["error"]["message"]
+
+
+async def test_what_counts_is_the_route_that_was_found_and_not_how_it_was_spelt() -> None:
+    for path in ("/secret?/open", "/secret#/open", "/%73ecret", "/open/../secret", "/secret?open=1"):
+        assert (await ask(path))[0] == 401, path
+    assert (await ask("/secret", Host="open"))[0] == 401
+    assert (await ask("/secret/open", method="POST"))[0] == 401
+    assert (await ask("/secret", **{"X-Original-URL": "/open", "X-Forwarded-Host": "localhost"}))[0] == 401
+
+
+async def test_errors_have_openais_shape() -> None:
+    status, body = await ask("/nothing")
+    assert (status, isinstance(body, dict) and body["error"]["message"]) == (
+        404,
+        "There is no GET /nothing here. Try GET /open.",
+    )
+    status, body = await ask("/open", method="DELETE")
+    assert (status, isinstance(body, dict) and body["error"]["code"]) == (405, "method_not_allowed")
+
+
+def test_only_probes_metrics_and_queues_are_open() -> None:
+    assert {(route.method, route.path) for route in OPEN_ROUTES} == {
+        ("GET", "/metrics"),
+        ("GET", "/queue"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+    }
+
+
+async def test_every_other_route_of_the_listener_asks_for_the_key() -> None:
+    """The router is walked, so a route that is added tomorrow is asked for it too."""
+    app = web.Application(middlewares=[errors_as_openai, needs_key(SecretStr(ADMIN_KEY), OPEN_ROUTES)])
+    app.add_routes(ROUTES)
+    app[keys.METRICS] = metrics = Metrics()
+    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
+    opened = {route.handler for route in OPEN_ROUTES}
+    async with TestClient(TestServer(app)) as client:
+        for route in app.router.routes():
+            resource = route.resource
+            assert resource is not None
+            path = resource.canonical.replace("{", "").replace("}", "")
+            async with client.request(route.method, path) as reply:
+                assert (reply.status == 401) == (route.handler not in opened), (route.method, path)
+
+
+def test_the_running_listener_is_as_tight(gateway: GatewayProcess) -> None:
+    """No admin key is configured there."""
+    with httpx.Client(base_url=gateway.admin_url) as client:
+        assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/metrics", "/queue")] == [200] * 4
+        missing = client.get("/v1/models")
+        assert (missing.status_code, missing.json()["error"]["message"]) == (
+            404,
+            "There is no GET /v1/models here. Try GET /readyz.",
+        )
+        assert missing.headers["x-request-id"].startswith("req_")
