@@ -154,7 +154,17 @@ def _walk_and_look(world: World) -> None:
         world.process.wait_for_log("engine", engine=engine, up=True)
     world.monitor()
     with Callers(world) as callers:
-        for step in (_succeed, _fail_by_engines, _fail_by_callers, _run_out, _break, _leave, _look_at_receipts, _look):
+        for step in (
+            _succeed,
+            _fail_by_engines,
+            _fail_by_callers,
+            _make_keys,
+            _run_out,
+            _break,
+            _leave,
+            _look_at_receipts,
+            _look,
+        ):
             step(callers)
 
 
@@ -246,9 +256,6 @@ def _fail_by_callers(callers: Callers) -> None:
         reply = callers.world.admin(path)
         assert reply.status_code in {401, 403, 404}
         callers.replies.append(("acme", reply.text))
-    wrong = httpx.get(callers.world.process.admin_url + "/keys", headers={"Authorization": f"Bearer {key}"})
-    assert wrong.status_code in {401, 403, 404}
-    callers.replies.append(("nobody", wrong.text))
 
 
 def _raw(url: str, sent: str) -> bytes:
@@ -256,6 +263,45 @@ def _raw(url: str, sent: str) -> bytes:
     with closing(socket.create_connection((host, int(port)), timeout=10)) as connection:
         connection.sendall(sent.encode())
         return connection.recv(65_536)
+
+
+def _make_keys(callers: Callers) -> None:
+    """Keys that are made, rotated and revoked while the gateway runs; and each kind of key where it does not hold."""
+    world, canaries = callers.world, callers.world.canaries
+
+    def holds(key: str, status: int) -> None:
+        give_up = time.monotonic() + 10
+        while (
+            seen := callers.send("acme", "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        ).status_code:
+            if seen.status_code == status:
+                break
+            assert time.monotonic() < give_up, seen.text
+            time.sleep(0.05)
+
+    made = world.admin("/keys", "POST", tenant="acme", id="made")
+    assert made.status_code == 201, made.text
+    rotated = world.admin("/keys/acme/made/rotate", "POST", grace="0s")
+    assert rotated.status_code == 201, rotated.text
+    for name, reply in (("made-key", made), ("rotated-key", rotated)):
+        canaries.texts[name] = reply.json()["key"].removeprefix("gk-")
+    holds(f"gk-{canaries['rotated-key']}", 200)
+    holds(f"gk-{canaries['made-key']}", 401)
+    assert world.admin("/keys/acme/made", "DELETE").status_code == 200
+    holds(f"gk-{canaries['rotated-key']}", 401)
+    for path in ("/keys", "/audit"):
+        listed = world.admin(path)
+        assert (listed.status_code, "made" in listed.text) == (200, True)
+        canaries.search("admin page", listed.text)
+    refused = world.admin("/keys", "POST", tenant="acme", id=canaries["acme-extra"], key=callers.world.key("acme"))
+    assert refused.status_code == 400
+    for key in (canaries["admin-key"], canaries["acme-expired-key"]):
+        answer = callers.send("acme", "GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 401
+    for key in (world.key("acme"), canaries["wrong-key"]):
+        turned_away = httpx.get(world.process.admin_url + "/keys", headers={"Authorization": f"Bearer {key}"})
+        assert turned_away.status_code == 401
+        callers.replies.append(("nobody", turned_away.text))
 
 
 def _run_out(callers: Callers) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,9 @@ class World:
     def key(self, tenant: str) -> str:
         return self.canaries[f"{tenant}-key"]
 
+    def _expired(self, tenant: str) -> dict[str, Any]:
+        return {"id": "old", "sha256": sha256(self.canaries[f"{tenant}-expired-key"]), "expires": date(2020, 1, 1)}
+
     @contextmanager
     def surroundings(self) -> Iterator[None]:
         """Both engines, and who is told of budgets."""
@@ -138,7 +142,7 @@ class World:
             ],
             routes=routes,
             tenants={
-                tenant: {"keys": [{"id": "only", "sha256": sha256(self.key(tenant))}], **rules}
+                tenant: {"keys": [{"id": "only", "sha256": sha256(self.key(tenant))}, self._expired(tenant)], **rules}
                 for tenant, rules in TENANTS.items()
             },
             alerts={"webhook": "env:WEBHOOK", "webhook_secret": "env:WEBHOOK_SECRET"},
@@ -178,9 +182,10 @@ class World:
             if kind != "none":
                 yield key, f"{key} {readers[str(kind)](key)!r}"
 
-    def admin(self, path: str) -> httpx.Response:
+    def admin(self, path: str, method: str = "GET", **body: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.canaries['admin-key']}"}
-        return httpx.get(self.process.admin_url + path, headers=headers, timeout=10)
+        url = self.process.admin_url + path
+        return httpx.request(method, url, headers=headers, timeout=10, json=body if method == "POST" else None)
 
     def prompt(self, tenant: str, play: str) -> list[dict[str, Any]]:
         words = f"TENANT:{tenant} PLAY:{play} {self.canaries[f'{tenant}-prompt']}"
