@@ -225,6 +225,12 @@ class EngineError(GatewayError):
         self.heard = True
         self.is_twin = False
         self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
+        self.said = ""  # what of the message are the engine's own words: they may quote the prompt
+
+    @property
+    def unquoted(self) -> str:
+        """The message without the engine's own words."""
+        return self.message.replace(f": {self.said}", ".", 1) if self.said else self.message
 
     def twin(self) -> Self:
         """The same error for another request that met it: `recorded` and the traceback are each one's own."""
@@ -237,7 +243,7 @@ class EngineError(GatewayError):
     def reworded(self, message: str) -> Self:
         """Likewise, without the engine's own words: they may quote the prompt of whoever made the call."""
         twin = self.twin()
-        twin.message, twin.args, twin.reason = message, (message,), None
+        twin.message, twin.args, twin.reason, twin.said = message, (message,), None, ""
         return twin
 
     def for_others(self) -> Self:
