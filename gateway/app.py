@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
+from gateway import open_files
 from gateway.admin.auth import needs_key
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
@@ -83,6 +84,8 @@ ROUTES = [
 ]
 MIDDLEWARES = [errors_as_openai]
 
+_ADMIN_CONNECTIONS = 256
+_OTHER_FILES = 256
 _ADMIN_BODY_BYTES = 65_536
 
 # After the drain, for handlers that are cut.
@@ -314,8 +317,25 @@ async def serve(
     a port is taken or Redis is not there.
     """
     async with gateway(settings, book, redis_url, worker, watched) as parts, AsyncExitStack() as stack:
-        public = Runner(parts.public, access_log=None, handler_cancellation=True, shutdown_timeout=_CUT_S)
-        admin = Runner(parts.admin, access_log=None, shutdown_timeout=_CUT_S)
+        _allow_open_files(settings)
+        metrics = parts.public[keys.METRICS]
+        public = Runner(
+            parts.public,
+            metrics=metrics,
+            listener="public",
+            max_connections=settings.server.max_connections,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=_CUT_S,
+        )
+        admin = Runner(
+            parts.admin,
+            metrics=metrics,
+            listener="admin",
+            max_connections=_ADMIN_CONNECTIONS,
+            access_log=None,
+            shutdown_timeout=_CUT_S,
+        )
         for runner in (admin, public):
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
@@ -338,6 +358,14 @@ async def serve(
         await parts.batcher.stop()
         kept = await parts.store.flush()
         log.info("stopped", cut=cut, receipts_kept=kept)
+
+
+def _allow_open_files(settings: Settings) -> None:
+    """For all connections that may be: of callers, of operators, and two to engines for each request."""
+    server = settings.server
+    wanted = server.max_connections + _ADMIN_CONNECTIONS + 2 * server.max_in_flight + _OTHER_FILES
+    if (allowed := open_files.allow(wanted)) < wanted:
+        log.warning("few_open_files", allowed=allowed, wanted=wanted, hint="raise the hard limit: ulimit -Hn")
 
 
 def _spare_the_collector() -> None:

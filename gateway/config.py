@@ -81,6 +81,8 @@ class Server(Shape):
     """At shutdown, how long open requests may take to finish."""
     max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1024
     """Requests in each worker."""
+    max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 4096
+    """Open connections of callers in each worker."""
     workers: Annotated[Whole, Field(ge=1, le=MAX_WORKERS)] = 1
     """Processes that share the ports."""
 

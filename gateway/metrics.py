@@ -64,6 +64,13 @@ class Metrics:
         self.refused = Counter(
             "gkt_refused", "Requests refused before they had a receipt, by error label.", ("status",), registry=registry
         )
+        self.connections = Gauge(
+            "gkt_connections",
+            "Open connections, by listener (public, admin).",
+            ("listener",),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self.unguided = Counter(
             "gkt_unguided",
             "Requests of guided routes that were answered without guidance, by reason.",

@@ -5,6 +5,7 @@ that parameters nobody here knows reach the student untouched. OpenAI's names (`
 package only; inside, it is `input_tokens` and `output_tokens`.
 
     body.py         a body's bytes -> an object that fits one of the structs below, or an InvalidRequest
+    elsewhere.py    what no body may say: where a call goes, or as whom
     chat.py         /v1/chat/completions
     text.py         /v1/completions
     embeddings.py   /v1/embeddings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import orjson
@@ -16,6 +17,9 @@ from gateway.web.keys import RECEIPTS
 
 if TYPE_CHECKING:
     from gateway.policy.book import Caller
+
+
+_RECEIPT_ID = re.compile(r"req_[0-9a-f]{24}(?:-[a-z]{1,16})?", re.ASCII)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -38,7 +42,9 @@ async def show_receipt(request: web.Request) -> web.Response:
     """GET /v1/receipts/{id}, where the id is the x-request-id of a reply. Another tenant's is not found."""
     caller = authenticate(request)
     receipt_id = request.match_info["id"]
-    found = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
+    found = None
+    if _RECEIPT_ID.fullmatch(receipt_id):  # whatever else a caller sends is none of Redis' business
+        found = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
     if found is None:
         raise NotFound(
             "There is no such receipt. Its id is the x-request-id of a reply; a stream's is written when it ends.",

@@ -18,7 +18,7 @@ from gateway.version import __version__
 from gateway.web.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION
 from gateway.web.keys import Document
 from gateway.web.openapi.operations import FACTS, OPERATIONS, Operation
-from gateway.web.openapi.rules import RULES
+from gateway.web.openapi.rules import RULES, UNKNOWN
 from gateway.web.openapi.shapes import ErrorReply
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def _schemas() -> dict[str, Json]:
     for name, schema in schemas.items():
         if name in RULES:
             schema["allOf"] = [RULES[name]]
+    schemas["Unknown"] = UNKNOWN
     return {name: _tidy(schema) for name, schema in schemas.items()}
 
 
