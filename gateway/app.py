@@ -9,6 +9,7 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -38,9 +39,11 @@ from gateway.ledger.ledger import Ledger
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
+from gateway.logs import tell_of_loop
 from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
+from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
@@ -56,12 +59,13 @@ from gateway.web.openapi.route import openapi_json
 from gateway.web.probes import healthz, readyz
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from gateway.config import Settings
     from gateway.engines.base import Engine
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
+    from gateway.policy.files import PolicyFiles
 
 log = structlog.get_logger()
 
@@ -109,20 +113,34 @@ class Addresses:
     process: str
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """The files that the settings and the book came from, to be followed.
+
+    Attributes:
+        now: set by whoever wants them read at once.
+    """
+
+    files: PolicyFiles
+    now: asyncio.Event
+
+
 @asynccontextmanager
 async def gateway(
-    settings: Settings, book: PolicyBook, redis_url: str, worker: int | None = None
+    settings: Settings, book: PolicyBook, redis_url: str, worker: int | None = None, watched: Watched | None = None
 ) -> AsyncIterator[Gateway]:
     """Build a gateway and everything under it; close it all on leaving. Raises StartupError without Redis."""
     async with AsyncExitStack() as stack:
-        metrics = Metrics(worker)
+        metrics = Metrics(worker, settings.metrics.max_tenants)
         tasks = Tasks()
-        policies = Policies(book)
+        policies = Policies(book, watched.files.edition() if watched is not None else None)
+        _name_series(metrics, policies.book)
+        policies.on_change(partial(_name_series, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = await build(settings.models, book, metrics)
+        engines = await build(settings.models, policies, metrics)
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -156,7 +174,7 @@ async def gateway(
             redis,
             in_redis,
             ledger,
-            tenants=lambda: [policy.tenant for policy in policies.book.policies],
+            tenants=policies.tenants,
             lease_s=lease_s,
         )
         admission = Admission(
@@ -207,7 +225,12 @@ async def gateway(
             app[keys.REDIS] = redis
             app[keys.READY_BY] = asyncio.get_running_loop().time() + _FIRST_PROBES_S
 
+        role_changed = _when_role_changes(engines, policies)
         stack.push_async_callback(tasks.close)
+        if watched is not None:
+            reloader = Reloader(watched.files, policies, metrics, watched.now)
+            admin[keys.RELOADER] = reloader
+            tasks.keep("reload", reloader.run())
         batcher.start(tasks)
         tasks.keep("receipts", store.run())
         tasks.keep("heartbeat", heartbeat.run())
@@ -216,8 +239,29 @@ async def gateway(
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
         for engine in engines.values():
-            tasks.keep(f"engine:{engine.name}", watch(engine, metrics))
+            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
         yield Gateway(public, admin, admission, batcher, store, tasks)
+
+
+def _name_series(metrics: Metrics, book: PolicyBook) -> None:
+    """In the order of the files, so that all workers name the same tenants."""
+    for policy in book.policies:
+        metrics.series.name(policy.tenant, (route.model for route in policy.routes))
+
+
+def _when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
+    """For each engine what is set when an edit makes it one that only embeds, or no longer: it is to be probed anew."""
+    embeds = {name: policies.book.only_embeds(name) for name in engines}
+    changed = {name: asyncio.Event() for name in embeds}
+
+    def look(book: PolicyBook) -> None:
+        for name, event in changed.items():
+            if (now := book.only_embeds(name)) != embeds[name]:
+                embeds[name] = now
+                event.set()
+
+    policies.on_change(look)
+    return changed
 
 
 def _webhook(settings: Settings) -> tuple[str | None, str | None]:
@@ -252,13 +296,14 @@ async def serve(
     stop: asyncio.Event,
     announce: Callable[[Addresses], None],
     worker: int | None = None,
+    watched: Watched | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: refuse what is new, finish what is under way, keep every receipt.
 
     `worker` is this process's number among those that share its ports; None when it is alone. Raises StartupError when
     a port is taken or Redis is not there.
     """
-    async with gateway(settings, book, redis_url, worker) as parts, AsyncExitStack() as stack:
+    async with gateway(settings, book, redis_url, worker, watched) as parts, AsyncExitStack() as stack:
         public = Runner(parts.public, access_log=None, handler_cancellation=True, shutdown_timeout=_CUT_S)
         admin = Runner(parts.admin, access_log=None, shutdown_timeout=_CUT_S)
         for runner in (admin, public):
@@ -268,6 +313,7 @@ async def serve(
         await _listen(public, settings.server.host, settings.server.port, "server.port", shared=shared)
         await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
         _spare_the_collector()
+        asyncio.get_running_loop().set_exception_handler(tell_of_loop)
         announce(Addresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
         await stop.wait()
 

@@ -100,7 +100,10 @@ class Completions:
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft)
             usage = _caller_usage(plan, draft, receipt)
-            return Answer(head.completion(reply["choices"], usage) | passed_on(reply), receipt, plan.show_cost)
+            body = head.completion(reply["choices"], usage) | passed_on(reply)
+            if draft.content is not None:
+                draft.content.hear([body])
+            return Answer(body, receipt, plan.show_cost)
 
     async def stream(self, visit: Visit, asked: CompletionRequest) -> AsyncGenerator[Draft | list[Json], None]:
         """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
@@ -119,6 +122,8 @@ class Completions:
                     if not announced:
                         yield draft
                         announced = True
+                    if draft.content is not None:
+                        draft.content.hear(chunks)
                     yield chunks
             draft.finish_reason = relay.finish_reason
             if asked.wants_usage:

@@ -146,6 +146,13 @@ class Receipts(Shape):
     ttl_s: Annotated[Duration, lasting("1m", "30d")] = Field(86_400.0, alias="ttl")
 
 
+class MetricsSettings(Shape):
+    """How much is told apart in metrics."""
+
+    max_tenants: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
+    """Tenants with series of their own; the others count together."""
+
+
 class Log(Shape):
     """`auto`: for eyes on a terminal, JSON lines elsewhere."""
 
@@ -194,6 +201,7 @@ class Settings(Shape):
     redis: RedisSettings = RedisSettings()
     receipts: Receipts = Receipts()
     log: Log = Log()
+    metrics: MetricsSettings = MetricsSettings()
     defaults: Defaults = Defaults()
     alerts: Alerts = Alerts()
     policies: Path = Field(Path("policies"), validate_default=True)

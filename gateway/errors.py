@@ -210,6 +210,12 @@ class EngineError(GatewayError):
         self.heard = True
         self.is_twin = False
         self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
+        self.said = ""  # what of the message are the engine's own words: they may quote the prompt
+
+    @property
+    def unquoted(self) -> str:
+        """The message without the engine's own words."""
+        return self.message.replace(f": {self.said}", ".", 1) if self.said else self.message
 
     def twin(self) -> Self:
         """The same error for another request that met it: `recorded` and the traceback are each one's own."""

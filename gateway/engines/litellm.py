@@ -317,7 +317,7 @@ class LiteLLMEngine:
             said = self._said_midway(error)
             tail = f": {said.text}" if said.text else "."
             failed = EngineFailed(f"Engine '{self._name}' failed in the middle of its answer{tail}", engine=self._name)
-            failed.reason = said.reason
+            failed.reason, failed.said = said.reason, said.text
             return failed
         if call.status is not None:
             return self._garbled("a reply that LiteLLM cannot read")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gateway.engines.base import Usage
     from gateway.errors import EngineError
+    from gateway.ledger.content import Content
     from gateway.policy.resolve import Plan
     from gateway.pricing import Price
     from gateway.protocol import Json
@@ -75,6 +76,7 @@ class Draft:
     finish_reason: str | None = None
     receipt: Receipt | None = None
     allowance: Allowance = field(default_factory=Allowance)
+    content: Content | None = None  # where its tenant wants it in the log
     budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
     refused: bool = False  # a limit or a budget had no room for it
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
 
 TENANT = "tenant"
+_MOST_KNOWN = 10_000
 
 
 class BudgetTerms(msgspec.Struct, frozen=True):
@@ -53,6 +54,29 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
     window: bool
     parallel: bool
     budget: bool
+
+
+class Scopes:
+    """Where the requests of callers are counted. Remembered by caller: to work it out takes longer than to look it up.
+
+    Args:
+        defaults: what holds where neither a policy nor a key says anything.
+    """
+
+    def __init__(self, defaults: Defaults) -> None:
+        self._defaults = defaults
+        self._known: dict[tuple[int, int], tuple[Caller, tuple[Scope, ...]]] = {}
+
+    def of(self, caller: Caller) -> tuple[Scope, ...]:
+        """See `scopes_of`."""
+        # By identity: what is remembered is kept, so that nothing else can come to have it.
+        name = id(caller.policy), id(caller.key)
+        known = self._known.get(name)
+        if known is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[name] = known = (caller, scopes_of(caller, self._defaults))
+        return known[1]
 
 
 def scopes_of(caller: Caller, defaults: Defaults) -> tuple[Scope, ...]:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config import check_settings, lease_s_of
 from gateway.errors import ConfigError
+from gateway.policy.pages import Pages
 from gateway.policy.schema import GuidanceRule, KeyEntry, TenantPolicy
-from gateway.yaml_source import Mistake, Source, in_file_order, read, shown
+from gateway.yaml_source import Mistake, Source, in_file_order, shown
 from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
@@ -73,15 +74,17 @@ class PolicyBook:
         return modes == {"embeddings"}
 
 
-def load_all(config_path: Path) -> tuple[Settings, PolicyBook]:
-    """config.yaml and its policies. ConfigError with every mistake of both."""
-    settings, book, mistakes = check_all(config_path)
+def load_all(config_path: Path, pages: Pages | None = None) -> tuple[Settings, PolicyBook]:
+    """config.yaml and its policies. ConfigError with every mistake of both. `pages`: see `check_book`."""
+    settings, book, mistakes = check_all(config_path, pages)
     if settings is None or book is None:
         raise ConfigError(mistakes)
     return settings, book
 
 
-def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, list[Mistake]]:
+def check_all(
+    config_path: Path, pages: Pages | None = None
+) -> tuple[Settings | None, PolicyBook | None, list[Mistake]]:
     """config.yaml and its policies, with the mistakes of both at once. Either is None when it has one."""
     settings, source, mistakes = check_settings(config_path)
     folder = _folder(settings, source, config_path)
@@ -89,7 +92,7 @@ def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, li
         return settings, None, mistakes
     known = list(settings.by_name) if settings else _names(source)
     lease_s = settings.redis.lease_s if settings else lease_s_of(source) if source else None
-    book, more = check_book(folder, known, lease_s, dict(_protocols(source)))
+    book, more = check_book(folder, known, lease_s, dict(_protocols(source)), pages)
     return settings, book, [*mistakes, *more]
 
 
@@ -98,6 +101,7 @@ def check_book(
     known_models: list[str] | None,
     lease_s: float | None = None,
     protocols: Mapping[str, str] = MappingProxyType({}),
+    pages: Pages | None = None,
 ) -> tuple[PolicyBook | None, list[Mistake]]:
     """Every *.yaml in `folder`, one tenant each.
 
@@ -105,7 +109,9 @@ def check_book(
         known_models: the names of config.yaml. None: it does not tell, so do not ask.
         lease_s: redis.lease of config.yaml, which no guidance deadline may pass. None likewise.
         protocols: of the models of config.yaml, by name: only `openai` has a route for embeddings.
+        pages: what remembers the files that were read before, and will those that are read now.
     """
+    pages = pages if pages is not None else Pages()
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:
@@ -119,14 +125,15 @@ def check_book(
     for file in files:
         if file.suffix != ".yaml":
             continue
-        source, found = read(file)
+        page = pages.read(file)
+        found, source = list(page.mistakes), page.source
         if source is not None:
-            policy, wrong = source.check(TenantPolicy)
-            found += [*wrong, *book_so_far.check(source), *_routes(source, known_models)]
+            found += [*book_so_far.check(source), *_routes(source, known_models)]
             found += [*_past_the_lease(source, lease_s), *_without_embeddings(source, protocols)]
-            if policy is not None:
-                policies.append(policy)
+            if page.policy is not None:
+                policies.append(page.policy)
         mistakes += in_file_order(found)
+    pages.keep_only(file for file in files if file.suffix == ".yaml")
     if not mistakes and not policies:
         mistakes.append(Mistake(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
     return (None if mistakes else PolicyBook.of(policies)), mistakes

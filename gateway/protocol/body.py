@@ -41,11 +41,15 @@ class CallerRequest(Protocol):
     """What is known of every checked request.
 
     Attributes:
+        body: what the caller sent, field by field.
         choices: how many answers it asks for.
         drafts: how many are written for that: of some, the best are taken.
         pictures: how many parts it has that are no text, and may be larger than their bytes here.
         size_bytes: how large its body came.
     """
+
+    @property
+    def body(self) -> Json: ...
 
     @property
     def choices(self) -> int: ...

@@ -13,6 +13,7 @@ from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from gateway.logs import let_quote_content
 from gateway.web.headers import callers_own_id
 from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED, TRY
 
@@ -58,6 +59,7 @@ async def errors_as_openai(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Give the request its id, and render whatever is raised before a reply has begun."""
+    let_quote_content(quotes=False)  # until it is known who asks
     request[REQUEST_ID] = request_id = new_request_id()
     request[STARTED] = time.perf_counter()
     response = await _answer(request, handler, request_id)
