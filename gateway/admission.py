@@ -102,7 +102,7 @@ class Admission:
             RateLimited, BudgetSpent: a limit or a budget has no room for it.
             StoreUnavailable: Redis is away, and the policy or the configuration says `reject`.
         """
-        if caller.policy.log_content:
+        if caller.policy.log_content and draft.shadow_of is None:  # what a shadow was asked stands at its request
             draft.content = Content(asked)
         scopes = self._scopes.of(caller)
         if draft.plan.max_tokens is None and any(scope.budget is not None for scope in scopes):

@@ -46,6 +46,7 @@ from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
 from gateway.web import keys
 from gateway.web.completions import chat_completions, text_completions
@@ -88,6 +89,7 @@ _ADMIN_BODY_BYTES = 65_536
 _CUT_S = 2.0
 # How long an engine may keep the gateway from being ready, by not answering its first probe.
 _FIRST_PROBES_S = 5.0
+_MAX_SHADOWS = 64
 # How many more objects there must be before Python looks for cycles. Its own 700 are less than a request makes.
 _COLLECT_AFTER = 10_000
 
@@ -184,9 +186,12 @@ async def gateway(
             defaults=settings.defaults,
             required=settings.redis.on_failure == "reject",
         )
+        guide = Guide(engines, batcher, Flights(tasks), metrics, tasks)
+        finisher = Finisher(engines, metrics)
         completions = Completions(
-            guide=Guide(engines, batcher, Flights(tasks), metrics, tasks),
-            finisher=Finisher(engines, metrics),
+            guide=guide,
+            finisher=finisher,
+            shadows=Shadows(guide, finisher, admission, metrics, tasks, most=_most_shadows(settings)),
             admission=admission,
             ledger=ledger,
         )
@@ -241,6 +246,11 @@ async def gateway(
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
         yield Gateway(public, admin, admission, batcher, store, tasks)
+
+
+def _most_shadows(settings: Settings) -> int:
+    """How many shadows of requests may be under way: never so many that callers would miss their places."""
+    return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
 
 
 def _name_series(metrics: Metrics, book: PolicyBook) -> None:

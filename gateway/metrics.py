@@ -70,6 +70,12 @@ class Metrics:
             ("route", "reason"),
             registry=registry,
         )
+        self.shadows = Counter(
+            "gkt_shadows",
+            "Shadows of requests by what became of them: made, failed, refused, dropped, unguidable.",
+            ("result",),
+            registry=registry,
+        )
         self.tokens = Counter(
             "gkt_tokens",
             "Tokens as the engines counted them, by role (teacher, student) and direction (input, cached, output).",

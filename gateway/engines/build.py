@@ -48,9 +48,9 @@ def _breaker_rule(model: ModelSettings) -> BreakerRule:
 
 
 def _longest_opening(model: str, book: PolicyBook) -> int:
-    """The most tokens that a route asks this model for as its teacher."""
-    routes = (route for policy in book.policies for route in policy.routes)
-    return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
+    """The most tokens that a route may ask this model for as its teacher."""
+    routes = ((policy, route) for policy in book.policies for route in policy.routes)
+    return max((policy.most_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
 
 
 def _engine(model: ModelSettings, policies: Policies, library: Library | None) -> Engine:

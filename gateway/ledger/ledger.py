@@ -120,7 +120,8 @@ class Ledger:
         if receipt.unguided is not None:
             child(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided).inc()
         child(metrics.cost_usd, tenant, route).inc(float(receipt.cost_usd))
-        child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
+        if receipt.shadow_of is None:  # a shadow spares nothing: its request was answered, and paid for, as well
+            child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
         for role, share in (("teacher", receipt.teacher), ("student", receipt.student)):
             if share is not None and not share.shared:
                 self._count_tokens(tenant, role, share)

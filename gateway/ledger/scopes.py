@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.policy.allowed import allowed
+
 if TYPE_CHECKING:
     from gateway.allowances import BudgetRule, LimitsRule
     from gateway.config import Defaults
@@ -80,21 +82,9 @@ class Scopes:
 
 
 def scopes_of(caller: Caller, defaults: Defaults) -> tuple[Scope, ...]:
-    """Where the requests of a caller are counted: for its tenant and for its key, as far as either has a limit.
-
-    What is said for a key goes before what its tenant says for keys, and that before the defaults.
-    """
-    policy, key = caller
-    limits = defaults.limits if policy.limits is None else policy.limits
-    key_limits = defaults.key_limits if policy.key_limits is None else policy.key_limits
-    scopes = (
-        _scope(TENANT, limits, policy.budget or defaults.budget),
-        _scope(
-            f"key:{key.id}",
-            key_limits if key.limits is None else key.limits,
-            key.budget or policy.key_budget or defaults.key_budget,
-        ),
-    )
+    """Where the requests of a caller are counted: for its tenant and for its key, as far as either has a limit."""
+    of_tenant, of_key = allowed(caller, defaults)
+    scopes = (_scope(TENANT, *of_tenant), _scope(f"key:{caller.key.id}", *of_key))
     return tuple(scope for scope in scopes if scope is not None)
 
 

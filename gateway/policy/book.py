@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config import check_settings, lease_s_of
 from gateway.errors import ConfigError
+from gateway.policy.conditions import When
 from gateway.policy.pages import Pages
 from gateway.policy.schema import GuidanceRule, KeyEntry, TenantPolicy
 from gateway.yaml_source import Mistake, Source, in_file_order, shown
@@ -64,9 +65,13 @@ class PolicyBook:
         return self._of_tenant.get(tenant)
 
     def teachers(self) -> set[str]:
-        """The configured models that some route asks for guidance."""
-        routes = [route for policy in self.policies for route in policy.routes]
-        return {route.teacher for route in routes if route.mode == "guided" and route.teacher is not None}
+        """The configured models that some route asks for guidance, if only in a shadow or where a caller wants it."""
+        return {
+            route.teacher
+            for policy in self.policies
+            for route in policy.routes
+            if policy.most_guidance_tokens(route) and route.teacher is not None
+        }
 
     def only_embeds(self, name: str) -> bool:
         """Whether a configured model is asked for embeddings and for nothing else."""
@@ -167,15 +172,14 @@ class _Together:
 
 
 def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]:
-    first: dict[str, int] = {}
+    before: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for index, route in enumerate(source.items("routes")):
         if not isinstance(route, dict):
             continue
         name = route.get("model")
-        if isinstance(name, str) and first.setdefault(name, index) != index:
-            yield source.mistake(
-                ("routes", index, "model"), f"never reached: routes[{first[name]}] takes every request for {name}"
-            )
+        if isinstance(name, str):
+            yield from _among(source, name, index, route, before.setdefault(name, []))
+            before[name].append((index, route))
         for where, engine in _engines(route):
             if known_models is not None and engine not in known_models:
                 hint = nearest(engine, known_models)
@@ -183,6 +187,39 @@ def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]
                 yield source.mistake(
                     ("routes", index, *where), f"no model in config.yaml is called '{engine}'{known}", hint
                 )
+
+
+def _among(
+    source: Source, name: str, index: int, route: dict[str, Any], before: list[tuple[int, dict[str, Any]]]
+) -> Iterator[Mistake]:
+    """What is wrong with a route beside those before it that have the same name."""
+    for other, earlier in before:
+        if (earlier.get("mode") == "embeddings") != (route.get("mode") == "embeddings"):
+            yield source.mistake(
+                ("routes", index, "model"),
+                f"routes[{other}] has this name too, and only one of the two makes embeddings: name them apart",
+            )
+            return
+        if "when" not in earlier and not nearest("when", earlier):
+            yield source.mistake(
+                ("routes", index, "model"), f"never reached: routes[{other}] takes every request for {name}"
+            )
+            return
+        if "when" in earlier and _alike(source, earlier, route):
+            yield source.mistake(
+                ("routes", index, "when"), f"never reached: routes[{other}] takes these requests for {name} already"
+            )
+            return
+
+
+def _alike(source: Source, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the `when` of two routes holds for the same requests, as far as equal conditions tell."""
+    if not isinstance(one.get("when"), dict) or not isinstance(other.get("when"), dict):
+        return False
+    first, second = (source.part(route["when"]).check(When)[0] for route in (one, other))
+    if first is None or first != second:
+        return False
+    return one.get("default_max_tokens") == other.get("default_max_tokens") or not first.names("max_tokens")
 
 
 def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -227,7 +264,12 @@ def _without_embeddings(source: Source, protocols: Mapping[str, str]) -> Iterato
 def _deadline_s(source: Source, route: Mapping[str, object]) -> float | None:
     """The guidance deadline of a route that may have mistakes; None if it has none, or it cannot be told."""
     guidance = route.get("guidance", {})
-    if route.get("mode") != "guided" or not isinstance(guidance, dict):
+    asked = next(
+        (rule.get("modes") for rule in (route.get("overrides"), source.get("overrides")) if isinstance(rule, dict)),
+        None,
+    )
+    by_request = isinstance(asked, list) and "guided" in asked and route.get("mode") != "embeddings"
+    if not (route.get("mode") in {"guided", "shadow"} or by_request) or not isinstance(guidance, dict):
         return None
     if "deadline" not in guidance and nearest("deadline", guidance):
         return None

@@ -20,10 +20,14 @@ from gateway.protocol.text import TextRequest, parse_text_completion
 CompletionRequest = ChatRequest | TextRequest
 """What the path answers."""
 
+AnyRequest = CompletionRequest | EmbeddingsRequest
+"""What a route may take."""
+
 __all__ = [
     "MAX_CHOICES",
     "MAX_DEPTH",
     "MAX_TOKENS",
+    "AnyRequest",
     "CallerRequest",
     "ChatRequest",
     "CompletionRequest",

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.errors import ModelNotFound, NotFound
 from gateway.ledger.receipt import Receipt
-from gateway.policy.routing import models_of, route_of
+from gateway.policy.routing import models_of
 from gateway.version import STARTED
 from gateway.web.auth import authenticate
 from gateway.web.keys import RECEIPTS
@@ -29,7 +29,7 @@ async def show_model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}"""
     caller = authenticate(request)
     name = request.match_info["model"]
-    if route_of(caller, name) is None:
+    if name not in models_of(caller):
         raise ModelNotFound(f"There is no model '{name}' for this key.", param="model")
     return _json(_model(name))
 
@@ -49,9 +49,9 @@ async def show_receipt(request: web.Request) -> web.Response:
 
 
 def _shows_cost(caller: Caller, receipt: Receipt) -> bool:
-    """What the route says today; a route that is gone shows nothing."""
-    route = caller.policy.first_routes.get(receipt.route)
-    return route is not None and route.show_cost
+    """What the routes of that name say today, all of them: a receipt does not tell which one it was. None: nothing."""
+    routes = caller.policy.routes_of.get(receipt.route, ())
+    return bool(routes) and all(route.show_cost for _, route in routes)
 
 
 def _model(name: str) -> dict[str, object]:
