@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from gateway.config import Defaults
 from gateway.errors import GatewayError, Overloaded
+from gateway.ledger.content import Content
 from gateway.ledger.refusals import refused
-from gateway.ledger.scopes import scopes_of
+from gateway.ledger.scopes import Scopes
 from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
 
@@ -57,7 +58,7 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._ledger = ledger
         self._metrics = metrics
-        self._defaults = defaults
+        self._scopes = Scopes(defaults)
         self._required = required
         self._in_flight = 0
         self._gauge = metrics.in_flight
@@ -101,7 +102,9 @@ class Admission:
             RateLimited, BudgetSpent: a limit or a budget has no room for it.
             StoreUnavailable: Redis is away, and the policy or the configuration says `reject`.
         """
-        scopes = scopes_of(caller, self._defaults)
+        if caller.policy.log_content and draft.shadow_of is None:  # what a shadow was asked stands at its request
+            draft.content = Content(asked)
+        scopes = self._scopes.of(caller)
         if draft.plan.max_tokens is None and any(scope.budget is not None for scope in scopes):
             draft.plan = replace(draft.plan, max_tokens=ASSUMED_TOKENS)  # what has no end cannot be reserved for
         plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
@@ -111,14 +114,14 @@ class Admission:
         draft.admitted = time.perf_counter()
         if admitted is None:
             if scopes:
-                self._metrics.uncounted.labels(draft.tenant).inc()
+                self._metrics.uncounted.labels(self._metrics.series.tenant(draft.tenant)).inc()
             return draft.plan
         verdict, counted, now_us = admitted
         if verdict.left is not None:
             draft.allowance.requests, draft.allowance.tokens = verdict.left.get("requests"), verdict.left.get("tokens")
         if verdict.no is not None:
             draft.refused = True
-            self._metrics.limited.labels(draft.tenant, verdict.no.limit).inc()
+            self._metrics.limited.labels(self._metrics.series.tenant(draft.tenant), verdict.no.limit).inc()
             raise refused(verdict.no, counted, now_us)
         draft.budget = "soft" if verdict.soft else None
         if verdict.variant in plans:

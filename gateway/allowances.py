@@ -47,7 +47,8 @@ def _period(value: object) -> Period:
     return period
 
 
-BudgetPeriod: TypeAlias = Annotated[Period, BeforeValidator(_period)]
+_PeriodText: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}(h|d|w|mo)$")]
+BudgetPeriod: TypeAlias = Annotated[Period, BeforeValidator(_period, json_schema_input_type=_PeriodText)]
 Count: TypeAlias = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 
 
@@ -73,10 +74,13 @@ class BudgetRule(Shape):
     soft_budget: Usd | None = None
     """From here on `on_soft` holds."""
     budget_duration: BudgetPeriod = Period(1, "mo")
+    """How long a period is: a number with h, d, w or mo."""
     calendar_aligned: Flag = True
     """Whether a period begins with the day, the week (Monday) or the month, in UTC. Else it is the time just past."""
     on_soft: Literal["warn", "shorten", "student_only"] = "warn"
+    """What happens from soft_budget on: a warning, shorter guidance, or the student alone."""
     on_hard: Literal["reject", "student_only"] = "reject"
+    """What happens when max_budget is spent: 429, or the student alone."""
 
     @field_validator("max_budget")
     @classmethod

@@ -9,11 +9,13 @@ import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
 
+from gateway import open_files
 from gateway.admin.auth import needs_key
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
@@ -40,11 +42,14 @@ from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
+from gateway.logs import tell_of_loop
 from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
+from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
 from gateway.web import keys
 from gateway.web.completions import chat_completions, text_completions
@@ -59,12 +64,13 @@ from gateway.web.openapi.route import openapi_json
 from gateway.web.probes import healthz, readyz
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from gateway.config import Settings
     from gateway.engines.base import Engine
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
+    from gateway.policy.files import PolicyFiles
 
 log = structlog.get_logger()
 
@@ -82,12 +88,15 @@ ROUTES = [
 ]
 MIDDLEWARES = [errors_as_openai]
 
+_ADMIN_CONNECTIONS = 256
+_OTHER_FILES = 256
 _ADMIN_BODY_BYTES = 65_536
 
 # After the drain, for handlers that are cut.
 _CUT_S = 2.0
 # How long an engine may keep the gateway from being ready, by not answering its first probe.
 _FIRST_PROBES_S = 5.0
+_MAX_SHADOWS = 64
 # How many more objects there must be before Python looks for cycles. Its own 700 are less than a request makes.
 _COLLECT_AFTER = 10_000
 
@@ -113,20 +122,34 @@ class Addresses:
     process: str
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """The files that the settings and the book came from, to be followed.
+
+    Attributes:
+        now: set by whoever wants them read at once.
+    """
+
+    files: PolicyFiles
+    now: asyncio.Event
+
+
 @asynccontextmanager
 async def gateway(
-    settings: Settings, book: PolicyBook, redis_url: str, worker: int | None = None
+    settings: Settings, book: PolicyBook, redis_url: str, worker: int | None = None, watched: Watched | None = None
 ) -> AsyncIterator[Gateway]:
     """Build a gateway and everything under it; close it all on leaving. Raises StartupError without Redis."""
     async with AsyncExitStack() as stack:
-        metrics = Metrics(worker)
+        metrics = Metrics(worker, settings.metrics.max_tenants)
         tasks = Tasks()
-        policies = Policies(book)
+        policies = Policies(book, watched.files.edition() if watched is not None else None)
+        _name_series(metrics, policies.book)
+        policies.on_change(partial(_name_series, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = await build(settings.models, book, metrics)
+        engines = await build(settings.models, policies, metrics)
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
@@ -160,7 +183,7 @@ async def gateway(
             redis,
             in_redis,
             ledger,
-            tenants=lambda: [policy.tenant for policy in policies.book.policies],
+            tenants=policies.tenants,
             lease_s=lease_s,
         )
         admission = Admission(
@@ -170,9 +193,12 @@ async def gateway(
             defaults=settings.defaults,
             required=settings.redis.on_failure == "reject",
         )
+        guide = Guide(engines, batcher, Flights(tasks), metrics, tasks)
+        finisher = Finisher(engines, metrics)
         completions = Completions(
-            guide=Guide(engines, batcher, Flights(tasks), metrics, tasks),
-            finisher=Finisher(engines, metrics),
+            guide=guide,
+            finisher=finisher,
+            shadows=Shadows(guide, finisher, admission, metrics, tasks, most=_most_shadows(settings)),
             admission=admission,
             ledger=ledger,
         )
@@ -215,7 +241,12 @@ async def gateway(
             app[keys.REDIS] = redis
             app[keys.READY_BY] = asyncio.get_running_loop().time() + _FIRST_PROBES_S
 
+        role_changed = _when_role_changes(engines, policies)
         stack.push_async_callback(tasks.close)
+        if watched is not None:
+            reloader = Reloader(watched.files, policies, metrics, watched.now)
+            admin[keys.RELOADER] = reloader
+            tasks.keep("reload", reloader.run())
         batcher.start(tasks)
         tasks.keep("receipts", store.run())
         tasks.keep("heartbeat", heartbeat.run())
@@ -224,8 +255,34 @@ async def gateway(
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
         for engine in engines.values():
-            tasks.keep(f"engine:{engine.name}", watch(engine, metrics))
+            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
         yield Gateway(public, admin, admission, batcher, store, tasks)
+
+
+def _most_shadows(settings: Settings) -> int:
+    """How many shadows of requests may be under way: never so many that callers would miss their places."""
+    return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
+
+
+def _name_series(metrics: Metrics, book: PolicyBook) -> None:
+    """In the order of the files, so that all workers name the same tenants."""
+    for policy in book.policies:
+        metrics.series.name(policy.tenant, (route.model for route in policy.routes))
+
+
+def _when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
+    """For each engine what is set when an edit makes it one that only embeds, or no longer: it is to be probed anew."""
+    embeds = {name: policies.book.only_embeds(name) for name in engines}
+    changed = {name: asyncio.Event() for name in embeds}
+
+    def look(book: PolicyBook) -> None:
+        for name, event in changed.items():
+            if (now := book.only_embeds(name)) != embeds[name]:
+                embeds[name] = now
+                event.set()
+
+    policies.on_change(look)
+    return changed
 
 
 def _webhook(settings: Settings) -> tuple[str | None, str | None]:
@@ -260,15 +317,33 @@ async def serve(
     stop: asyncio.Event,
     announce: Callable[[Addresses], None],
     worker: int | None = None,
+    watched: Watched | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: refuse what is new, finish what is under way, keep every receipt.
 
     `worker` is this process's number among those that share its ports; None when it is alone. Raises StartupError when
     a port is taken or Redis is not there.
     """
-    async with gateway(settings, book, redis_url, worker) as parts, AsyncExitStack() as stack:
-        public = Runner(parts.public, access_log=None, handler_cancellation=True, shutdown_timeout=_CUT_S)
-        admin = Runner(parts.admin, access_log=None, shutdown_timeout=_CUT_S)
+    async with gateway(settings, book, redis_url, worker, watched) as parts, AsyncExitStack() as stack:
+        _allow_open_files(settings)
+        metrics = parts.public[keys.METRICS]
+        public = Runner(
+            parts.public,
+            metrics=metrics,
+            listener="public",
+            max_connections=settings.server.max_connections,
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=_CUT_S,
+        )
+        admin = Runner(
+            parts.admin,
+            metrics=metrics,
+            listener="admin",
+            max_connections=_ADMIN_CONNECTIONS,
+            access_log=None,
+            shutdown_timeout=_CUT_S,
+        )
         for runner in (admin, public):
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
@@ -276,6 +351,7 @@ async def serve(
         await _listen(public, settings.server.host, settings.server.port, "server.port", shared=shared)
         await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
         _spare_the_collector()
+        asyncio.get_running_loop().set_exception_handler(tell_of_loop)
         announce(Addresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
         await stop.wait()
 
@@ -290,6 +366,14 @@ async def serve(
         await parts.batcher.stop()
         kept = await parts.store.flush()
         log.info("stopped", cut=cut, receipts_kept=kept)
+
+
+def _allow_open_files(settings: Settings) -> None:
+    """For all connections that may be: of callers, of operators, and two to engines for each request."""
+    server = settings.server
+    wanted = server.max_connections + _ADMIN_CONNECTIONS + 2 * server.max_in_flight + _OTHER_FILES
+    if (allowed := open_files.allow(wanted)) < wanted:
+        log.warning("few_open_files", allowed=allowed, wanted=wanted, hint="raise the hard limit: ulimit -Hn")
 
 
 def _spare_the_collector() -> None:

@@ -6,6 +6,7 @@ happens inside, each request settles exactly one receipt (`Admission.settled`).
 
 from __future__ import annotations
 
+import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,12 +16,12 @@ from gateway.ledger.draft import Draft
 from gateway.ledger.verdict import Allowance
 from gateway.opening import UNGUIDED
 from gateway.policy.resolve import resolve
-from gateway.policy.routing import require_route
+from gateway.policy.routing import find_route
 from gateway.protocol import ReplyHead, TextReplyHead, TextRequest, passed_on, usage_body
 from gateway.relay import StreamRelay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from gateway.admission import Admission
     from gateway.finishing import Finisher
@@ -30,19 +31,21 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.policy.resolve import Plan
     from gateway.protocol import CompletionRequest, Json
+    from gateway.shadowing import Shadows
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
     """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
 
-    `allowance` is filled in as soon as it is known.
+    `headers` are the request's own, read where a route asks for one. `allowance` is filled in as soon as it is known.
     """
 
     id: str
     caller: Caller
     created: int
     started: float
+    headers: Mapping[str, str]
     allowance: Allowance = field(default_factory=Allowance)
 
     def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
@@ -57,6 +60,20 @@ class Visit:
             started=self.started,
             plan=plan,
             allowance=self.allowance,
+        )
+
+    def shadow(self, plan: Plan, route: str) -> Draft:
+        """The receipt of what is done beside this, for nobody to see."""
+        return Draft(
+            id=f"{self.id}-shadow",
+            created=int(time.time()),
+            tenant=self.caller.policy.tenant,
+            key=self.caller.key_id,
+            route=route,
+            stream=False,
+            started=time.perf_counter(),
+            plan=plan,
+            shadow_of=self.id,
         )
 
 
@@ -77,17 +94,19 @@ class Completions:
         *,
         guide: Guide,
         finisher: Finisher,
+        shadows: Shadows,
         admission: Admission,
         ledger: Ledger,
     ) -> None:
         self._guide = guide
         self._finisher = finisher
+        self._shadows = shadows
         self._admission = admission
         self._ledger = ledger
 
     async def answer(self, visit: Visit, asked: CompletionRequest) -> Answer:
         """Answer a JSON caller. Raises GatewayErrors."""
-        plan = self._resolve(visit, asked)
+        plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
@@ -100,14 +119,18 @@ class Completions:
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft)
             usage = _caller_usage(plan, draft, receipt)
-            return Answer(head.completion(reply["choices"], usage) | passed_on(reply), receipt, plan.show_cost)
+            body = head.completion(reply["choices"], usage) | passed_on(reply)
+            if draft.content is not None:
+                draft.content.hear([body])
+            self._cast(visit, plan, asked)
+            return Answer(body, receipt, plan.show_cost)
 
     async def stream(self, visit: Visit, asked: CompletionRequest) -> AsyncGenerator[Draft | list[Json], None]:
         """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
 
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
         """
-        plan = self._resolve(visit, asked)
+        plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
@@ -119,12 +142,15 @@ class Completions:
                     if not announced:
                         yield draft
                         announced = True
+                    if draft.content is not None:
+                        draft.content.hear(chunks)
                     yield chunks
             draft.finish_reason = relay.finish_reason
             if asked.wants_usage:
                 receipt = await self._ledger.close(draft)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
+            self._cast(visit, plan, asked)
 
     async def _chunks(
         self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: Draft
@@ -153,9 +179,14 @@ class Completions:
             if relay.restarted:
                 draft.drop_guidance(RESTARTED)
 
-    def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
-        route = require_route(visit.caller, asked.model)
-        return resolve(visit.caller.policy, route, asked, self._finisher.look)
+    def _cast(self, visit: Visit, plan: Plan, asked: CompletionRequest) -> None:
+        """Begin the shadow that the plan wants, now that the caller has its answer."""
+        if plan.shadow is not None:
+            self._shadows.cast(visit.shadow(plan.shadow, asked.model), asked, visit.caller)
+
+    async def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
+        route = await find_route(visit.caller, asked, visit.headers)
+        return resolve(visit.caller.policy, route, asked, self._finisher.look, headers=visit.headers)
 
 
 def _head(visit: Visit, asked: CompletionRequest) -> ReplyHead:

@@ -72,11 +72,17 @@ class Server(Shape):
     """The callers' listener. Port 0 takes any free port."""
 
     host: Host = "0.0.0.0"  # noqa: S104  a gateway is there to be reached; admin stays at home
+    """The address to listen on; 0.0.0.0: every IPv4 address of this machine."""
     port: Port = 8080
+    """The port; 0 takes any free one."""
     max_body_bytes: Annotated[Size, sized("1kB", "1GB")] = Field(8_000_000, alias="max_body")
+    """A larger request gets 413."""
     drain_timeout_s: Annotated[Duration, lasting("0s", "1h")] = Field(30.0, alias="drain_timeout")
+    """At shutdown, how long open requests may take to finish."""
     max_in_flight: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1024
     """Requests in each worker."""
+    max_connections: Annotated[Whole, Field(ge=1, le=1_000_000)] = 4096
+    """Open connections of callers in each worker."""
     workers: Annotated[Whole, Field(ge=1, le=MAX_WORKERS)] = 1
     """Processes that share the ports."""
 
@@ -88,7 +94,9 @@ class Admin(Shape):
     """The operators' listener: metrics, queues, readiness in detail, and the admin API."""
 
     host: Host = "127.0.0.1"
+    """The address to listen on. Keep it private."""
     port: Port = 8081
+    """The port; 0 takes any free one."""
     key: Secret | None = None
     """What whoever asks for more than probes, metrics and queues must show. None: nobody can."""
 
@@ -107,11 +115,15 @@ class RedisSettings(Shape):
     """Where the replicas meet. `url` may hold a password, hence a SecretStr; "embedded" starts one here."""
 
     url: SecretOrText = SecretStr("embedded")
+    """embedded, redis://, rediss:// or unix://; with a password in it env:NAME."""
     prefix: str = "gkt"
+    """How its keys begin; gateways that share a Redis and not their work need two."""
     timeout_s: Annotated[Duration, lasting("10ms", "10s")] = Field(0.2, alias="timeout")
+    """How long one command may take."""
     lease_s: Annotated[Duration, lasting("1s", "1h")] = Field(10.0, alias="lease", validate_default=True)
     """How long a process that is not heard of keeps what it holds: tickets, permits, requests under way."""
     on_failure: Literal["degrade", "reject"] = "degrade"
+    """Without Redis each replica goes on by itself, or answers 503."""
 
     @field_validator("url")
     @classmethod
@@ -144,22 +156,36 @@ class Receipts(Shape):
     """How long a receipt can be asked for."""
 
     ttl_s: Annotated[Duration, lasting("1m", "30d")] = Field(86_400.0, alias="ttl")
+    """How long."""
+
+
+class MetricsSettings(Shape):
+    """How much is told apart in metrics."""
+
+    max_tenants: Annotated[Whole, Field(ge=1, le=100_000)] = 1000
+    """Tenants with series of their own; the others count together."""
 
 
 class Log(Shape):
     """`auto`: for eyes on a terminal, JSON lines elsewhere."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
     format: Literal["auto", "json", "console"] = "auto"
+    """For eyes, for machines, or whichever fits."""
 
 
 class Defaults(Shape):
     """What holds for tenants and keys whose policy says nothing of it."""
 
     limits: LimitsRule = LimitsRule()
+    """Of a tenant: all its keys together."""
     key_limits: LimitsRule = LimitsRule()
+    """Of each key."""
     budget: BudgetRule | None = None
+    """Of a tenant: all its keys together."""
     key_budget: BudgetRule | None = None
+    """Of each key."""
 
 
 class Alerts(Shape):
@@ -190,15 +216,25 @@ class Settings(Shape):
     """All of config.yaml. Build with `check_settings`."""
 
     server: Server = Server()
+    """The callers' listener."""
     admin: Admin = Admin()
+    """The operators' listener."""
     redis: RedisSettings = RedisSettings()
+    """Where replicas share batches, limits and receipts."""
     receipts: Receipts = Receipts()
+    """What is kept of each request."""
     log: Log = Log()
+    """What the process says."""
+    metrics: MetricsSettings = MetricsSettings()
+    """How much is told apart in metrics."""
     defaults: Defaults = Defaults()
+    """What holds for tenants and keys whose policy says nothing of it."""
     alerts: Alerts = Alerts()
+    """Who is told of budgets."""
     policies: Path = Field(Path("policies"), validate_default=True)
     """The folder of the policy files; absolute when loaded from a file."""
     models: Annotated[tuple[ModelSettings, ...], Field(min_length=1)]
+    """The engines. A policy says which one plays the teacher and which one the student."""
     foreign: ClassVar[Mapping[str, str]] = {
         "model_list": "here it is called models",
         "general_settings": "its settings stand under server, admin and redis here",

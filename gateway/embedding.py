@@ -13,7 +13,7 @@ from gateway.engines.failures import note_failure
 from gateway.errors import EngineError
 from gateway.ledger.draft import Call
 from gateway.policy.resolve import resolve_embeddings
-from gateway.policy.routing import require_route
+from gateway.policy.routing import find_route
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,8 +58,8 @@ class Embeddings:
 
     async def answer(self, visit: Visit, asked: EmbeddingsRequest) -> Vectors:
         """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
-        route = require_route(visit.caller, asked.model)
-        plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests)
+        route = await find_route(visit.caller, asked, visit.headers)
+        plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests, headers=visit.headers)
         draft = visit.draft(plan, asked.model, stream=False)
         with self._admission.settled(draft), self._admission.place():
             await self._admission.reserve(draft, asked, visit.caller)

@@ -10,7 +10,9 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── MethodNotAllowed         405
 │   ├── Conflict                 409: only on the admin listener
 │   ├── BodyTooLarge             413
-│   └── BodyTooSlow              408
+│   ├── BodyTooSlow              408
+│   ├── HeadTooLarge             431
+│   └── HeadTooSlow              408
 ├── ServiceError                 the caller can only wait
 │   ├── Overloaded               503, Retry-After: too much in flight, or the gateway is draining
 │   ├── GuidanceUnavailable      503, Retry-After: no guidance, and the policy forbids going without
@@ -129,6 +131,19 @@ class BodyTooSlow(RequestError):
     retry = None  # the way here may be faster next time
 
 
+class HeadTooLarge(RequestError):
+    label = "head_too_large"
+    status = 431
+    code = "request_too_large"
+
+
+class HeadTooSlow(RequestError):
+    label = "head_too_slow"
+    status = 408
+    code = "request_timeout"
+    retry = None
+
+
 class ServiceError(GatewayError):
     status = 503
     retry = True
@@ -210,6 +225,12 @@ class EngineError(GatewayError):
         self.heard = True
         self.is_twin = False
         self.reason: str | None = None  # the engine's own word for it, such as TGI's error_type
+        self.said = ""  # what of the message are the engine's own words: they may quote the prompt
+
+    @property
+    def unquoted(self) -> str:
+        """The message without the engine's own words."""
+        return self.message.replace(f": {self.said}", ".", 1) if self.said else self.message
 
     def twin(self) -> Self:
         """The same error for another request that met it: `recorded` and the traceback are each one's own."""
@@ -218,6 +239,16 @@ class EngineError(GatewayError):
         twin.__cause__ = self.__cause__
         twin.is_twin = True
         return twin
+
+    def reworded(self, message: str) -> Self:
+        """Likewise, without the engine's own words: they may quote the prompt of whoever made the call."""
+        twin = self.twin()
+        twin.message, twin.args, twin.reason, twin.said = message, (message,), None, ""
+        return twin
+
+    def for_others(self) -> Self:
+        """For those whose call it was not alone."""
+        return self.reworded(f"Engine '{self.engine}' failed a call that was made for several requests.")
 
 
 class EngineUnreachable(EngineError):

@@ -1,4 +1,4 @@
-"""Every metric, in one list. Labels are bounded by the configuration, never by what callers send.
+"""Every metric, in one list. Labels are bounded by the configuration, and never what callers send.
 
 One process alone counts in its memory. Several workers count in files of one folder, and each of them answers for all.
 """
@@ -16,6 +16,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from gateway.series import Series
+
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable in which prometheus_client looks for that folder."""
 
@@ -32,14 +34,26 @@ class Metrics:
 
     Args:
         worker: the number of this process among the workers; None when it is alone.
+        max_tenants: how many tenants have series of their own.
+
+    Attributes:
+        series: whose label stands for a tenant and a route; nobody else's may.
     """
 
-    def __init__(self, worker: int | None = None) -> None:
+    def __init__(self, worker: int | None = None, max_tenants: int = 1000) -> None:
         if worker is not None:
             # Files are named by the worker's number, not by its pid: one that is started again goes on counting where
             # it ended, and files do not become more.
             values.ValueClass = values.MultiProcessValue(lambda: worker)
         self._shared = worker is not None
+        self.series = Series(max_tenants)
+        if self._shared:
+            # What the one before it counted stays in its files, so it has its place already.
+            for family in self._of_all_workers().collect():
+                for sample in family.samples:
+                    if "tenant" in sample.labels:
+                        routes = [sample.labels["route"]] if "route" in sample.labels else []
+                        self.series.name(sample.labels["tenant"], routes)
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "gkt_requests",
@@ -50,10 +64,23 @@ class Metrics:
         self.refused = Counter(
             "gkt_refused", "Requests refused before they had a receipt, by error label.", ("status",), registry=registry
         )
+        self.connections = Gauge(
+            "gkt_connections",
+            "Open connections, by listener (public, admin).",
+            ("listener",),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self.unguided = Counter(
             "gkt_unguided",
             "Requests of guided routes that were answered without guidance, by reason.",
             ("route", "reason"),
+            registry=registry,
+        )
+        self.shadows = Counter(
+            "gkt_shadows",
+            "Shadows of requests by what became of them: made, failed, refused, dropped, unguidable.",
+            ("result",),
             registry=registry,
         )
         self.tokens = Counter(
@@ -206,14 +233,36 @@ class Metrics:
             ("tenant",),
             registry=registry,
         )
+        self.policy_reloads = Counter(
+            "gkt_policy_reloads",
+            "Edits of the policies folder that a worker saw, by result: loaded, refused.",
+            ("result",),
+            registry=registry,
+        )
+        self.policy_stale = Gauge(
+            "gkt_policy_stale",
+            "1 while the policy files cannot be used as they are, and older ones hold in some worker.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.policy_loaded = Gauge(
+            "gkt_policy_loaded_timestamp_seconds",
+            "When the policies that hold were loaded; of several workers, by the one that loaded first.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
 
     def render(self) -> bytes:
         """The Prometheus text format, summed over the workers. Takes milliseconds; any thread may call it."""
         if not self._shared:
             return generate_latest(self.registry)
+        return generate_latest(self._of_all_workers())
+
+    @staticmethod
+    def _of_all_workers() -> CollectorRegistry:
         everybody = CollectorRegistry()
         MultiProcessCollector(everybody)
-        return generate_latest(everybody)
+        return everybody
 
 
 def forget_gauges(folder: str, worker: int) -> None:

@@ -22,7 +22,9 @@ class Batch(Shape):
     """What one batch of guidance calls to this model may hold when it plays the teacher, and how it goes out."""
 
     max_size: Annotated[Whole, Field(ge=1, le=4096)] = 32
+    """Calls."""
     max_prompt_tokens: Annotated[Whole, Field(ge=1, le=100_000_000)] = 32768
+    """Tokens of all their prompts together."""
     low_water: Annotated[Whole, Field(ge=0, le=100_000)] = 8
     """With fewer calls than this in flight, a request does not wait for others."""
     max_queue: Annotated[Whole, Field(ge=1, le=1_000_000)] = Field(1000, validate_default=True)
@@ -43,9 +45,13 @@ class Timeouts(Shape):
     """Seconds an engine may take: to connect, to its first token, between two tokens, and for it all."""
 
     connect_s: Annotated[Duration, lasting("10ms", "1m")] = Field(2.0, alias="connect")
+    """To connect."""
     first_token_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="first_token")
+    """From sending the request to the first token."""
     idle_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="idle")
+    """Between two tokens."""
     total_s: Annotated[Duration, lasting("10ms", "1d")] = Field(300.0, alias="total", validate_default=True)
+    """The whole call."""
 
     @field_validator("total_s")
     @classmethod
@@ -63,7 +69,9 @@ class BreakerSettings(Shape):
     failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
     """Failed calls in a row."""
     rest_s: Annotated[Duration, lasting("10ms", "10m")] = Field(1.0, alias="rest")
+    """Then no call is made for so long; the next one is the trial."""
     longest_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="longest_rest", validate_default=True)
+    """Each trial that fails doubles the rest, up to this."""
 
     @field_validator("longest_s")
     @classmethod
@@ -84,11 +92,17 @@ class PriceRule(Shape):
     """What YAML says of a price: per 1M tokens, or an engine's hourly price with its token rates."""
 
     input_per_1m: Usd | None = None
+    """USD per 1,000,000 tokens read."""
     output_per_1m: Usd | None = None
+    """USD per 1,000,000 tokens written."""
     cached_input_per_1m: Usd | None = None
+    """Of those read, from the engine's prefix cache. Default: as input_per_1m."""
     gpu_usd_per_hour: Usd | None = None
+    """USD for an hour of the engine."""
     input_tokens_per_s: Rate | None = None
+    """What it reads in a second, over all requests at once."""
     output_tokens_per_s: Rate | None = None
+    """What it writes in a second, over all requests at once."""
     foreign: ClassVar[Mapping[str, str]] = {
         "input_cost_per_token": _SCALE + "input_per_1m",
         "output_cost_per_token": _SCALE + "output_per_1m",
@@ -133,7 +147,9 @@ class ModelSettings(Shape):
     """One engine and the model it serves. Teacher and student are roles that a policy gives."""
 
     name: Name
+    """What policies call it."""
     protocol: Literal["tgi", "openai", "litellm"]
+    """What it speaks: Text Generation Inference's, OpenAI's, or what LiteLLM translates for."""
     api_base: HttpBase | None = Field(None, validate_default=True)
     """Where it is. With protocol litellm it may be left out: then it is where its provider is."""
     model: Annotated[str, Field(min_length=1, max_length=256)] = Field(
@@ -144,14 +160,19 @@ class ModelSettings(Shape):
     api_key: Secret | None = None
     """With protocol litellm it may be left out: then the provider's own environment variables hold."""
     api_version: Option | None = None
+    """With protocol litellm and a model of azure."""
     aws_region_name: Option | None = None
+    """With protocol litellm and a model of bedrock."""
     vertex_project: Option | None = None
+    """With protocol litellm and a model of vertex_ai."""
     vertex_location: Option | None = None
+    """With protocol litellm and a model of vertex_ai."""
     tokenizer: str = "o200k_base"
     """A tiktoken encoding; for estimates only, the engine's own counts win."""
     max_concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 96
     """Calls in flight over the whole fleet while this model is a teacher."""
     batch: Batch = Batch()
+    """As a teacher: what one batch of guidance calls may hold."""
     guidance_cache_bytes: Annotated[Size, sized("0B", "100GB")] = Field(64_000_000, alias="guidance_cache")
     """As a teacher: how much of its greedy guidance Redis keeps for identical requests."""
     continuation: Literal["auto", Mode, "none"] = Field(
@@ -163,8 +184,11 @@ class ModelSettings(Shape):
     reasoning: Reasoning = "none"
     """Whether the model reasons before it answers, and whether it can be told not to."""
     price_rule: PriceRule | None = Field(None, alias="price", validate_default=True)
+    """In USD. Needed, unless `model` has a known list price; 0 is allowed."""
     timeouts: Timeouts = Timeouts()
+    """How long it may take."""
     breaker: BreakerSettings = BreakerSettings()
+    """When it is left alone."""
     foreign: ClassVar[Mapping[str, str]] = {
         "model_name": "here it is called name",
         "litellm_params": "write what it holds (model, api_base, api_key) beside name, and protocol: litellm",

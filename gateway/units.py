@@ -15,11 +15,15 @@ from math import isfinite
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, Strict, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Strict, ValidationInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from pydantic import GetJsonSchemaHandler
+    from pydantic.json_schema import JsonSchemaValue
+    from pydantic_core import CoreSchema
 
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 _BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -224,22 +228,39 @@ def _http_base(value: str) -> str:
     return value.rstrip("/")
 
 
-Duration: TypeAlias = Annotated[float, BeforeValidator(_duration)]
+class Spelt:
+    """How a text is spelt, as a regular expression, for JSON Schema alone: what checks it says more."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = f"^({pattern})$"
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "pattern": self._pattern}
+
+
+# What an editor is told that YAML may say: its own spelling of a value, not Python's.
+_DurationText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)$")]
+_SizeText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?([kKmMgG]?[bB]|[kKmMgG][iI][bB])$")]
+_Dollars: TypeAlias = Annotated[float, Field(ge=0, le=int(_MAX_USD))]
+_PerSecond: TypeAlias = Annotated[float, Field(gt=0, le=int(_MAX_RATE))]
+_Reference: TypeAlias = Annotated[str, Field(pattern=r"^(env:|os\.environ/|file:).+$")]
+
+Duration: TypeAlias = Annotated[float, BeforeValidator(_duration, json_schema_input_type=_DurationText)]
 """Seconds."""
-Size: TypeAlias = Annotated[int, BeforeValidator(_size)]
+Size: TypeAlias = Annotated[int, BeforeValidator(_size, json_schema_input_type=_SizeText)]
 """Bytes."""
-Usd: TypeAlias = Annotated[Decimal, BeforeValidator(_usd)]
+Usd: TypeAlias = Annotated[Decimal, BeforeValidator(_usd, json_schema_input_type=_Dollars)]
 """USD, exactly as written; 0 to 1,000,000."""
-Rate: TypeAlias = Annotated[Decimal, BeforeValidator(_rate)]
+Rate: TypeAlias = Annotated[Decimal, BeforeValidator(_rate, json_schema_input_type=_PerSecond)]
 """Tokens per second; more than 0."""
 Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
 Whole: TypeAlias = Annotated[int, Strict()]
 Flag: TypeAlias = Annotated[bool, Strict()]
-Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret)]
+Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret, json_schema_input_type=_Reference)]
 """Out of YAML only by reference; never shown."""
-SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text)]
+SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text, json_schema_input_type=str)]
 """A reference or the text itself; never shown either way."""
-Name: TypeAlias = Annotated[str, AfterValidator(_name)]
+Name: TypeAlias = Annotated[str, AfterValidator(_name), Spelt(_NAME.pattern)]
 """What a model or a route may be called: [A-Za-z0-9._:/-], 1 to 128."""
-HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base)]
+HttpBase: TypeAlias = Annotated[str, AfterValidator(_http_base), Spelt("https?://[^?#@ ]+")]
 """http(s) address without user, query, fragment or closing slash."""

@@ -69,6 +69,7 @@ class Source:
 
     file: str
     data: Any
+    text: str = ""
     root: Node | None = None
     broken: frozenset[Loc] = frozenset()  # no value could be made of these; `read` has said so
     overridden: dict[Loc, str] = field(default_factory=dict)
@@ -107,8 +108,14 @@ class Source:
         """A mistake at `loc`, or at the nearest thing around it that stands in the file."""
         if loc in self.overridden:
             return Mistake("environment", 0, 0, self.overridden[loc], message, suggestion)
+        if self.root is None and self.text:
+            self.root = _compose(self.text)
         line, column = _place(self.root, loc)
         return Mistake(self.file, line, column, field_path(loc), message, suggestion)
+
+    def forget_places(self) -> None:
+        """Let go of what takes the most memory. It is made again out of the text when a place is asked for."""
+        self.root = None
 
     def check(self, model: type[M], context: object = None) -> tuple[M | None, list[Mistake]]:
         """`data` as `model`, or None with every mistake, in file order.
@@ -161,14 +168,25 @@ def read(path: Path) -> tuple[Source | None, list[Mistake]]:
 
     Mistakes beside a Source (a key set twice) leave data that can still be checked for more.
     """
-    file = shown(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        raw = path.read_bytes()
+    except OSError as error:
+        return None, [unreadable(path, error)]
+    return parse(raw, shown(path))
+
+
+def unreadable(path: Path, error: OSError) -> Mistake:
+    """What to say of a file that the system does not give out."""
+    return Mistake(shown(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
+
+
+def parse(raw: bytes, file: str) -> tuple[Source | None, list[Mistake]]:
+    """What `read` does with the bytes of a file."""
+    try:
+        text = raw.decode("utf-8-sig")
         root = _compose(text)
         builder = _Builder(file)
         data = builder.value(root, ()) if root is not None else {}
-    except OSError as error:
-        return None, [Mistake(file, 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")]
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         return None, [Mistake(file, line, 1, "", "not UTF-8 text: save the file as UTF-8")]
@@ -178,7 +196,7 @@ def read(path: Path) -> tuple[Source | None, list[Mistake]]:
         return None, [Mistake(file, 0, 0, "", "nested too deeply")]
     if not isinstance(data, dict):
         return None, [Mistake(file, 1, 1, "", "must hold keys, one per line, each as 'key: value'")]
-    return Source(file, data, root, frozenset(builder.broken)), in_file_order(builder.mistakes)
+    return Source(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.mistakes)
 
 
 def load(path: Path, model: type[M], context: object = None) -> tuple[M | None, list[Mistake]]:

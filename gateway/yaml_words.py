@@ -114,6 +114,8 @@ def shape_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
             fields = current.model_fields.items()
             found = [info.annotation for name, info in fields if (info.alias or name) == step]
             current = _bare(found[0]) if found else None
+        elif get_origin(current) is dict:
+            current = _bare(get_args(current)[1])
         else:
             current = None
     return current if isinstance(current, type) and issubclass(current, BaseModel) else None

@@ -131,7 +131,7 @@ def _start(site: Site, wanted: list[str], peers: Peers) -> tuple[dict[str, Syste
     if systems.BARE in wanted:
         _say("starting the bare pass-through")
         started[systems.BARE] = systems.start_bare(site)
-    if systems.STUDENT in wanted or GUIDED in wanted:
+    if {systems.STUDENT, GUIDED, systems.STUDENT_LIMITED, systems.GUIDED_LIMITED} & set(wanted):
         _say("starting the gateway")
         started |= {system.name: system for system in systems.start_gateway(site)}
     absent: dict[str, str] = {}

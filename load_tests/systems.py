@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 UPSTREAM, BARE, STUDENT, GUIDED = "upstream", "bare", "ours, student only", "ours, guided"
 LITELLM, PORTKEY, SWITCHYARD, VLLM_ROUTER = "LiteLLM", "Portkey", "Switchyard", "vLLM router"
-OURS = (UPSTREAM, BARE, STUDENT, GUIDED)
+STUDENT_LIMITED, GUIDED_LIMITED = f"{STUDENT}, limits on", f"{GUIDED}, limits on"
+OURS = (UPSTREAM, BARE, STUDENT, GUIDED, STUDENT_LIMITED, GUIDED_LIMITED)
 # By the name of the peer's folder in peers/.
 PEER_NAMES = {"litellm": LITELLM, "portkey": PORTKEY, "switchyard": SWITCHYARD, "vllm_router": VLLM_ROUTER}
 
 _START_WITHIN_S = 90.0
-_KEY = "gk-bench"
+_KEY, _LIMITED_KEY = "gk-bench", "gk-bench-limited"
 _SAID = {"json": "and the rest of it follows here", "stream": "[DONE]"}
 _TEACHER_SAID = "The teacher begins"
 
@@ -139,32 +140,40 @@ def run_gateway(site: Site) -> GatewayProcess:
     """`gkt-gateway serve` with the configuration in peers/gateway."""
     port, admin = free_ports(2)
     config = site.fill("gateway/config.yaml", port=port, admin=admin)
-    site.fill("gateway/policies/bench.yaml")
+    for policy in ("bench", "limited"):
+        site.fill(f"gateway/policies/{policy}.yaml")
     child = site.start("gateway", sys.executable, "-m", "gateway", "serve", "--config", config)
     admin_url = f"http://127.0.0.1:{admin}"
     child.wait_until(lambda: _probed(admin_url), _START_WITHIN_S)
     return GatewayProcess(child, f"http://127.0.0.1:{port}", admin_url, {"Authorization": f"Bearer {_KEY}"})
 
 
-def start_gateway(site: Site) -> tuple[System, System]:
-    """One gateway process; its two ways are two rows."""
+def start_gateway(site: Site) -> tuple[System, ...]:
+    """One gateway process; its two ways are two rows, without limits and budgets and with all of them."""
     ours = run_gateway(site)
-    student = System(
-        STUDENT,
-        "gkt-gateway serve: keys, admission, receipts, a Redis of its own; 1 process",
-        _targets(ours.url, ours.url, "student-json", "student-stream", ours.headers),
-        (ours.child,),
-    )
-    guided = System(
-        GUIDED,
-        "the same process: a teacher's and a student's call for each request",
-        _targets(ours.url, ours.url, "guided-json", "guided-stream", ours.headers),
-        (ours.child,),
-        lambda: unguided_so_far(ours.admin_url),
-    )
-    _wait_until_it_answers(student, ours.child)
-    _wait_until_it_answers(guided, ours.child, _TEACHER_SAID)
-    return student, guided
+    limited = {"Authorization": f"Bearer {_LIMITED_KEY}"}
+    systems: list[System] = []
+    for student, guided, headers, note in (
+        (STUDENT, GUIDED, ours.headers, "keys, admission, receipts, a Redis of its own; 1 process"),
+        (STUDENT_LIMITED, GUIDED_LIMITED, limited, "the same process; limits and budgets of the tenant and the key"),
+    ):
+        alone = System(
+            student,
+            f"gkt-gateway serve: {note}",
+            _targets(ours.url, ours.url, "student-json", "student-stream", headers),
+            (ours.child,),
+        )
+        opened = System(
+            guided,
+            "the same process: a teacher's and a student's call for each request",
+            _targets(ours.url, ours.url, "guided-json", "guided-stream", headers),
+            (ours.child,),
+            lambda: unguided_so_far(ours.admin_url),
+        )
+        _wait_until_it_answers(alone, ours.child)
+        _wait_until_it_answers(opened, ours.child, _TEACHER_SAID)
+        systems += [alone, opened]
+    return tuple(systems)
 
 
 def start_litellm(site: Site, home: Path) -> System:

@@ -61,11 +61,15 @@ class GatewayProcess:
         routes: list[dict[str, Any]],
         redis_url: str,
         arguments: tuple[str, ...] = (),
+        entry: tuple[str, ...] = ("-m", "gateway"),
+        environ: dict[str, str] | None = None,
         tenants: dict[str, dict[str, Any]] | None = None,
         **sections: Any,
     ) -> None:
         """`tenants`: by name, what a policy file says beside its key and its routes. More of them bring their keys."""
         self._arguments = arguments
+        self._entry = entry
+        self._environ = environ or {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "policies").mkdir(exist_ok=True)
         sections.setdefault("server", {})
@@ -74,7 +78,7 @@ class GatewayProcess:
             "server": {"host": "127.0.0.1", "port": 0, **sections["server"]},
             "admin": {"port": 0, **sections.get("admin", {})},
             "redis": {"url": redis_url, "lease": "60s", **sections.get("redis", {})},
-            "log": {"format": "json"},
+            "log": {"format": "json", **sections.get("log", {})},
             "models": models,
         }
         yaml = YAML()
@@ -91,11 +95,11 @@ class GatewayProcess:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--config", self._config, *self._arguments],
+            [sys.executable, *self._entry, "serve", "--config", self._config, *self._arguments],
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self._environ},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -161,6 +161,19 @@ def test_a_body_with_a_wrong_encoding_is_400(caller: httpx.Client) -> None:
     assert "encoding" in _error(answer)["message"]
 
 
+def test_after_a_body_that_could_not_be_read_the_connection_ends(gate: GatewayProcess) -> None:
+    """Nobody knows where the next request would begin."""
+    host, _, port = gate.url.removeprefix("http://").partition(":")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Encoding: gzip\r\n"
+    with socket.create_connection((host, int(port)), timeout=5) as raw:
+        raw.sendall(f"{head}Content-Length: 8\r\n\r\nnot gzip".encode())
+        reply = b""
+        while part := raw.recv(65_536):
+            reply += part
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    assert b"\r\nConnection: close\r\n" in reply
+
+
 def test_a_body_over_the_limit_is_413(caller: httpx.Client) -> None:
     """The limit stands in the message."""
     answer = caller.post("/v1/chat/completions", json={"model": "chat", "messages": ASKED, "pad": "x" * 11_000})

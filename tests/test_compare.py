@@ -18,7 +18,7 @@ import typer
 from load_tests import compare, installs, proc, systems, wrk
 from load_tests.children import NotStarted, free_ports, running
 from load_tests.figures import Case, Figures, Round, added_ms, gates, needed_by_gates, of_bare, over_rounds
-from load_tests.systems import BARE, GUIDED, STUDENT, UPSTREAM
+from load_tests.systems import BARE, GUIDED, GUIDED_LIMITED, STUDENT, STUDENT_LIMITED, UPSTREAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +34,12 @@ def figures(per_second: float = 100.0, p50_ms: float = 1.0) -> Figures:
 
 
 def measured(
-    *, student: float = 500, guided: float = 250, student_ms: float = 1.0, guided_ms: float = 2.0
+    *,
+    student: float = 500,
+    guided: float = 250,
+    student_ms: float = 1.0,
+    guided_ms: float = 2.0,
+    limited: float = 500,
 ) -> dict[Case, Figures]:
     """All that gates need, with 1,000 requests/s of the bare pass-through and 0.1 ms of the upstream."""
     return {
@@ -44,6 +49,10 @@ def measured(
         Case(BARE, "json", 32): figures(1000),
         Case(STUDENT, "json", 32): figures(student),
         Case(GUIDED, "json", 32): figures(guided),
+        Case(STUDENT_LIMITED, "json", 1): figures(p50_ms=1.0),
+        Case(GUIDED_LIMITED, "json", 1): figures(p50_ms=2.0),
+        Case(STUDENT_LIMITED, "json", 32): figures(limited),
+        Case(GUIDED_LIMITED, "json", 32): figures(250),
     }
 
 
@@ -107,7 +116,7 @@ def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
     seen = over_rounds([Round(gone, cores=0.0)])
     assert (seen.per_second, seen.broken) == (0.0, 3)
     judged = gates(measured() | {Case(STUDENT, "json", 1): seen, Case(STUDENT, "json", 32): seen})
-    assert [gate.holds for gate in judged if gate.name.startswith(STUDENT)] == [False, False]
+    assert [gate.holds for gate in judged if gate.name.startswith(f"{STUDENT}:")] == [False, False]
     assert compare._finite({"p50_ms": seen.p50_ms, "per_second": seen.per_second})["p50_ms"] is None
 
 
@@ -158,11 +167,12 @@ def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency(
         ({"guided": 167}, []),
         ({"student_ms": 1.6}, [STUDENT]),
         ({"guided_ms": 3.1}, [GUIDED]),
+        ({"limited": 333}, [STUDENT_LIMITED]),
     ],
 )
 def test_a_gate_fails_beyond_its_limit_and_only_there(worse: dict[str, float], failing: list[str]) -> None:
     judged = gates(measured(**worse))
-    assert len(judged) == 4
+    assert len(judged) == 8
     assert [gate.name.partition(":")[0] for gate in judged if not gate.holds] == failing
 
 
@@ -192,13 +202,17 @@ def test_gates_are_refused_when_their_systems_are_left_out() -> None:
 
 
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
+def pairs(started: tuple[systems.System, ...]) -> list[tuple[systems.System, systems.System]]:
+    return list(zip(started[::2], started[1::2], strict=True))
+
+
 def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
     """As they are configured, whatever the gateway's defaults are by now: a row that goes unguided does not start."""
     with ExitStack() as stack:
         site = systems.Site(tmp_path, stack)
         systems.start_upstream(site)
-        student, guided = systems.start_gateway(site)
-        assert (student.unguided, guided.unguided and guided.unguided()) == (None, 0)
+        for student, guided in pairs(systems.start_gateway(site)):
+            assert (student.unguided, guided.unguided and guided.unguided()) == (None, 0)
 
 
 def test_a_text_becomes_one_word_of_nginxs_configuration() -> None:

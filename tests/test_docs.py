@@ -14,6 +14,7 @@ from gateway.errors import GatewayError, StartupError
 from gateway.ledger.receipt import Receipt
 from gateway.metrics import Metrics
 from gateway.policy.book import check_all
+from gateway.policy.conditions import When
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +89,29 @@ def test_the_readmes_configuration_can_be_used(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text, "utf-8")
     _, _, mistakes = check_all(tmp_path / "config.yaml")
     assert list(mistakes) == []
+
+
+_MODELS = "models:\n" + "".join(
+    f"  - {{name: {name}, protocol: openai, api_base: 'http://{name}', price: {{input_per_1m: 1, output_per_1m: 1}}}}\n"
+    for name in ("big", "small")
+)
+
+
+def test_the_policies_of_their_page_can_be_used(tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", page("docs/policies.md"), re.DOTALL)
+    assert len(examples) == 4
+    (tmp_path / "config.yaml").write_text(_MODELS, "utf-8")
+    (tmp_path / "policies").mkdir()
+    for text in examples:
+        (tmp_path / "policies" / "it.yaml").write_text(text, "utf-8")
+        _, _, mistakes = check_all(tmp_path / "config.yaml")
+        assert list(mistakes) == []
+
+
+def test_every_condition_has_its_row() -> None:
+    rows = [line for line in page("docs/policies.md").splitlines() if line.startswith("| `")]
+    names = [info.alias or name for name, info in When.model_fields.items()]
+    assert [name for name in names if not any(row.startswith(f"| `{name}: ") for row in rows)] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

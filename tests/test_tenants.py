@@ -75,8 +75,12 @@ def ask(process: GatewayProcess, route: str = "chat-student", key: str = KEY, **
     )
 
 
-def sdk(process: GatewayProcess, key: str = KEY) -> OpenAI:
-    return OpenAI(base_url=f"{process.url}/v1", api_key=key, max_retries=0)
+def complete(
+    process: GatewayProcess, messages: Any = ASKED, *, route: str = "chat-student", max_retries: int = 0
+) -> Any:
+    """By OpenAI's own SDK."""
+    with OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=max_retries) as client:
+        return client.chat.completions.create(model=route, messages=messages)
 
 
 def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url: str, tmp_path: Path) -> None:
@@ -96,11 +100,11 @@ def test_answers_tell_what_is_left_of_a_limit_and_the_next_one_is_429(redis_url:
             ].startswith(("1m0.", "59."))
         assert ask(process, "no-such-model").status_code == 404, "what is wrong is not counted"
         with pytest.raises(openai.APIStatusError) as broken:
-            sdk(process).chat.completions.create(model="chat-student", messages=[{"role": "wrong", "content": "x"}])  # type: ignore[misc,list-item]
+            complete(process, [{"role": "wrong", "content": "x"}])
         assert broken.value.status_code == 400
         assert ask(process).status_code == 200
         with pytest.raises(openai.RateLimitError) as refused:
-            sdk(process).chat.completions.create(model="chat-student", messages=ASKED)  # type: ignore[arg-type]
+            complete(process)
         error, headers = refused.value, refused.value.response.headers
         assert error.code == "rate_limit_exceeded"
         assert error.message.startswith("Error code: 429")
@@ -121,9 +125,7 @@ def test_the_sdk_waits_as_long_as_it_is_told_and_then_gets_its_answer(redis_url:
         answers: list[str | None] = []
 
         def call() -> None:
-            client = OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=10)
-            answer = client.chat.completions.create(model="chat", messages=ASKED)  # type: ignore[arg-type]
-            answers.append(answer.choices[0].message.content)
+            answers.append(complete(process, route="chat", max_retries=10).choices[0].message.content)
 
         callers = [threading.Thread(target=call) for _ in range(3)]
         for caller in callers:
@@ -153,7 +155,7 @@ def test_a_spent_budget_is_insufficient_quota(redis_url: str, tmp_path: Path) ->
                 break
             spent += Decimal(process.wait_for_log("request", id=answer.headers["x-request-id"])["cost_usd"])
         with pytest.raises(openai.RateLimitError) as refused:
-            sdk(process).chat.completions.create(model="chat-teacher", messages=ASKED)  # type: ignore[arg-type]
+            complete(process, route="chat-teacher")
         error = refused.value
         assert (error.code, error.type) == ("insufficient_quota", "insufficient_quota")
         assert error.response.headers["x-should-retry"] == "false"

@@ -10,7 +10,6 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from gateway.errors import StoreUnavailable
-from gateway.web.keys import REDIS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +27,7 @@ def needs_redis(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except (RedisError, OSError) as error:
-            request.app[REDIS].failed(error)
+            # The client is not told of it: no caller's request is to go without Redis because an operator's was slow.
             # Whether a script ran whose answer did not come is not known.
             raise StoreUnavailable(
                 "Redis is away, and what you asked for is kept there. Look whether it was done before you ask again."

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.batching.ticket import Shared
 from gateway.engines.base import OpeningReply, Usage
-from gateway.errors import GatewayError, QueueFull, TicketUnreadable
+from gateway.errors import EngineError, GatewayError, QueueFull, TicketUnreadable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -120,6 +120,8 @@ class Flights:
                 # Another tenant's queue is full. Landed here, since the flight's own callback may come later.
                 self._land(ticket.work, flight)
                 continue
+            if isinstance(landed, EngineError) and flight.tenant != ticket.tenant:
+                raise landed.for_others()
             if isinstance(landed, Exception):
                 raise landed
             return landed if seat.pays or landed.shared else Landing(landed.reply, "flight")

@@ -11,6 +11,7 @@ import typer
 
 from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.book import check_all, near_misses
+from gateway.policy.overrides import modes_of
 from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
@@ -27,14 +28,49 @@ DEVELOPMENT_KEY = "gk-dev"
 
 def check(
     config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path("config.yaml"),
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            help="Say what would become of a request: the body that a caller would send, in this file; `-`: on stdin.",
+            metavar="FILE",
+        ),
+    ] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="With --explain: whose request it is. Default: the only tenant's.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="With --explain: the id of a key in the policy, for its models and limits.")
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(help="With --explain: a header of the request, like 'x-team: blue'. As often as needed."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --explain: print JSON.")] = False,
 ) -> None:
-    """Read the configuration and all policies; name every mistake with its file and line."""
+    """Read the configuration and all policies; name every mistake with its file and line.
+
+    With --explain it then tells of one request, without sending it: which route takes it and why the earlier ones do
+    not, who answers, how the teacher is asked, which limits and budgets it counts against, and what is reserved.
+
+    `echo '{"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}' | gkt-gateway check --explain -`
+
+    Neither the engines nor Redis need run. Leaves with 1 where there is a mistake, or the request would be refused.
+    """
+    only_with = {"--tenant": tenant, "--key": key, "--header": header, "--json": as_json}
+    if explain is None and (lonely := [name for name, value in only_with.items() if value]):
+        raise typer.BadParameter(f"{lonely[0]} says nothing without --explain FILE")
     settings, book, mistakes = check_all(config)
     for mistake in mistakes:
         typer.echo(str(mistake), err=True)
     if settings is None or book is None:
         typer.echo(f"{_count(len(mistakes), 'mistake')} found", err=True)
         raise typer.Exit(1)
+    if explain is not None:
+        # Here, since it needs more than checking does.
+        from gateway.cli.explain import explain_request
+
+        explain_request(settings, book, explain, tenant, key, header or (), in_json=as_json)
+        return
     warnings = list(warnings_of(settings, book))
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
@@ -94,7 +130,7 @@ def _admin_doubt(admin: Admin) -> str | None:
 
 def _doubts_of_routes(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
     for route in policy.routes:
-        doubt = _doubt(route, settings)
+        doubt = _doubt(policy, route, settings)
         if doubt:
             yield f"route {route.model}: {doubt}"
 
@@ -121,11 +157,13 @@ def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
         )
 
 
-def _doubt(route: Route, settings: Settings) -> str | None:
-    if route.mode != "guided" and (route.all_students if route.mode == "teacher" else route.teacher):
+def _doubt(policy: TenantPolicy, route: Route, settings: Settings) -> str | None:
+    may_guide = bool(policy.most_guidance_tokens(route))
+    others = set(modes_of(policy, route)) - {route.mode}
+    if not may_guide and not others and (route.all_students if route.mode == "teacher" else route.teacher):
         unused = "student" if route.mode == "teacher" else "teacher"
         return f"mode {route.mode} leaves its {unused} and its guidance unused"
-    if route.mode != "guided":
+    if not may_guide:
         return None
     for student in (one.model for one in route.all_students):
         if route.teacher == student:

@@ -10,12 +10,13 @@ import structlog
 import typer
 import uvloop
 
+from gateway.app import Watched
 from gateway.app import serve as serve_gateway
 from gateway.config import MAX_WORKERS
 from gateway.logs import set_up_logs
-from gateway.policy.book import load_all
+from gateway.policy.files import PolicyFiles
 from gateway.version import __version__
-from gateway.workers.stopping import asked_to_stop
+from gateway.workers.stopping import asked_to_reload, asked_to_stop
 from gateway.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -42,18 +43,22 @@ def serve(
 ) -> None:
     """Run the gateway until SIGTERM or Ctrl-C; then finish what is under way.
 
+    Edits of policy files hold at once, if they are right; SIGHUP has the files read this very moment. Those of
+    config.yaml take a restart.
+
     Addresses and ports stand in the configuration file; GKT_HOST, GKT_PORT, GKT_WORKERS, GKT_ADMIN_HOST,
     GKT_ADMIN_PORT, GKT_REDIS_URL and GKT_POLICIES override it.
     """
-    settings, book = load_all(config)
+    settings, book, files = PolicyFiles.open(config)
     set_up_logs(settings.log.level, settings.log.format)
-    if not uvloop.run(run(settings, book, config, workers or settings.server.workers)):
+    if not uvloop.run(run(settings, book, files, config, workers or settings.server.workers)):
         raise typer.Exit(1)
 
 
-async def run(settings: Settings, book: PolicyBook, config: Path, workers: int) -> bool:
+async def run(settings: Settings, book: PolicyBook, files: PolicyFiles, config: Path, workers: int) -> bool:
     """Serve until a signal comes: whether what was under way could be finished or cut in order."""
     stop = asked_to_stop()
+    reload = asked_to_reload(stop)
 
     def announce(addresses: Addresses) -> None:
         log.info(
@@ -71,7 +76,7 @@ async def run(settings: Settings, book: PolicyBook, config: Path, workers: int) 
 
             embedded = (await stack.enter_async_context(EmbeddedRedis())).url
         if workers > 1:
-            return await Supervisor(settings, config, workers, redis_url=embedded).run(stop)
+            return await Supervisor(settings, config, workers, redis_url=embedded).run(stop, reload)
         redis_url = embedded or settings.redis.url.get_secret_value()
-        await serve_gateway(settings, book, redis_url, stop=stop, announce=announce)
+        await serve_gateway(settings, book, redis_url, stop=stop, announce=announce, watched=Watched(files, reload))
         return True

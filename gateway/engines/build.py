@@ -18,15 +18,19 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
+    from gateway.policy.policies import Policies
 
 
-async def build(models: Sequence[ModelSettings], book: PolicyBook, metrics: Metrics) -> dict[str, GuardedEngine]:
-    """The engines, by their configured names. Nothing is asked of them yet; each must be closed."""
+async def build(models: Sequence[ModelSettings], policies: Policies, metrics: Metrics) -> dict[str, GuardedEngine]:
+    """The engines, by their configured names. Nothing is asked of them yet; each must be closed.
+
+    What a policy asks an engine for may change while it is there: it looks that up when it is probed.
+    """
     through_litellm = [model.model for model in models if model.protocol == "litellm"]
     library = await _litellm(through_litellm) if through_litellm else None
     engines = {}
     for model in models:
-        engine = _engine(model, book, library)
+        engine = _engine(model, policies, library)
         engine.state.reasoning = model.reasoning
         engines[model.name] = GuardedEngine(engine, Breaker(_breaker_rule(model)), metrics)
     return engines
@@ -44,12 +48,12 @@ def _breaker_rule(model: ModelSettings) -> BreakerRule:
 
 
 def _longest_opening(model: str, book: PolicyBook) -> int:
-    """The most tokens that a route asks this model for as its teacher."""
-    routes = (route for policy in book.policies for route in policy.routes)
-    return max((one.guidance.tokens for one in routes if one.mode == "guided" and one.teacher == model), default=0)
+    """The most tokens that a route may ask this model for as its teacher."""
+    routes = ((policy, route) for policy in book.policies for route in policy.routes)
+    return max((policy.most_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
 
 
-def _engine(model: ModelSettings, book: PolicyBook, library: Library | None) -> Engine:
+def _engine(model: ModelSettings, policies: Policies, library: Library | None) -> Engine:
     timeouts = model.timeouts
     deadlines = Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
     api_key = model.api_key.get_secret_value() if model.api_key is not None else None
@@ -78,9 +82,15 @@ def _engine(model: ModelSettings, book: PolicyBook, library: Library | None) -> 
             model=model.model,
             continuation=model.continuation,
             max_concurrency=model.max_concurrency,
-            longest_opening=_longest_opening(model.name, book),
+            longest_opening=lambda: _longest_opening(model.name, policies.book),
         )
     lists = model.batch.calls == "list"
-    # A server of embeddings answers no chat, so the probe would take it for one that is down.
-    continuation = "none" if book.only_embeds(model.name) else model.continuation
-    return OpenAIEngine(model.name, model.model, http, continuation=continuation, echo=echo, lists=lists)
+    return OpenAIEngine(
+        model.name,
+        model.model,
+        http,
+        continuation=model.continuation,
+        echo=echo,
+        lists=lists,
+        only_embeds=lambda: policies.book.only_embeds(model.name),
+    )

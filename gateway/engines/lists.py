@@ -124,9 +124,12 @@ class Lists:
             outcomes = await self._wire.send([member.request for member in members], [one for _, one in left])
         except EngineError as error:
             refused = isinstance(error, EngineRejected) and error.status_sent in _EACH_ALONE
-            # One of those who wait has the error itself: of one call one failure is counted.
+            outcomes = [None if refused else error.for_others() for _ in members]
+            # Of one call one failure is counted: by the first of those who wait.
             first = next((member for member in members if not member.reply.done()), None)
-            outcomes = [None if refused else error if member is first else error.twin() for member in members]
+            for member, outcome in zip(members, outcomes, strict=True):
+                if isinstance(outcome, EngineError):
+                    outcome.is_twin = member is not first
         except asyncio.CancelledError:
             for member in members:
                 member.reply.cancel()  # the engine is being closed, or nobody waits any more

@@ -26,6 +26,7 @@ from gateway.errors import (
     EngineError,
     EngineFailed,
     EngineGarbled,
+    EngineRejected,
     EngineTimeout,
     EngineUnreachable,
 )
@@ -296,7 +297,9 @@ class LiteLLMEngine:
         """What LiteLLM raised, judged by what went over the wire, and only without that by its own words."""
         failed = error if isinstance(error, EngineError) else self._judged(error, call, begun=begun)
         if isinstance(failed, EngineUnreachable | EngineTimeout) or getattr(failed, "status_sent", 0) in _DOWN:
-            self._down = failed
+            # For operators, who see it for as long as it lasts.
+            status = f" ({failed.status_sent})" if isinstance(failed, EngineRejected) else ""
+            self._down = failed.reworded(f"The last call to engine '{self._name}' met {failed.label}{status}.")
         self._state.facts["seen"] = f"its last call met {failed.label}"
         return failed
 
@@ -317,7 +320,7 @@ class LiteLLMEngine:
             said = self._said_midway(error)
             tail = f": {said.text}" if said.text else "."
             failed = EngineFailed(f"Engine '{self._name}' failed in the middle of its answer{tail}", engine=self._name)
-            failed.reason = said.reason
+            failed.reason, failed.said = said.reason, said.text
             return failed
         if call.status is not None:
             return self._garbled("a reply that LiteLLM cannot read")

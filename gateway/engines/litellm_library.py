@@ -104,6 +104,8 @@ async def load(models: Iterable[str] = ()) -> Library:
 def _load() -> Library:
     # Pydantic's remark on LiteLLM's types, which come with the first call of each provider.
     warnings.filterwarnings("ignore", "Items? .* using the `ReadOnly` qualifier", UserWarning)
+    # Its remark on a reply of another shape, with what stands in the reply.
+    warnings.filterwarnings("ignore", "Pydantic serializer warnings", UserWarning)
     folder = os.environ.get(_TIKTOKEN_FOLDER)
     os.environ.update(_BEFORE_IMPORT)
     try:

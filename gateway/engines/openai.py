@@ -44,6 +44,8 @@ class OpenAIEngine:
         continuation: how it continues an assistant message; `auto` probes for it, `none` never tries.
         echo: whether it repeats the message it continues; None leaves that to the probe.
         lists: whether the openings of one batch go out in one call, where the server is found to take lists.
+        only_embeds: whether it is asked for nothing but embeddings, as policies say now. Such a server answers no chat,
+            so a probe of one would take it for a server that is down.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class OpenAIEngine:
         continuation: Mode | Literal["auto", "none"] = "auto",
         echo: bool | None = None,
         lists: bool = False,
+        only_embeds: Callable[[], bool] = lambda: False,
     ) -> None:
         self._name = name
         self._model = model
@@ -63,17 +66,15 @@ class OpenAIEngine:
         self._texts = TextWire(http, "/completions")
         self._kind = kind_of(None, http.host)
         self._renderer: Renderer | None = None
-        self._asked = continuation
+        self._configured = continuation
+        self._only_embeds = only_embeds
         self._echo = echo
         self._lists = Lists(http, model, self._opening) if lists else None
         self._looked = False  # whether what it can do was looked at since it is up
         self._doubt: str | None = None  # what that look found wanting
         self._state = EngineState()
-        if continuation == "none":
-            self._state.continuation = None
-        elif continuation != "auto" and continuation != "completions":  # who renders chats is not known yet
-            # What the configuration says holds from the first request on; the probe only adds what it sees.
-            self._state.continuation = Continuation(continuation, echo=echo)
+        self._asked = self._role()
+        self._assume()
 
     @property
     def name(self) -> str:
@@ -82,6 +83,20 @@ class OpenAIEngine:
     @property
     def state(self) -> EngineState:
         return self._state
+
+    def _role(self) -> Mode | Literal["auto", "none"]:
+        """How it shall be found to continue, as long as it is asked for what it is asked for now."""
+        return "none" if self._only_embeds() else self._configured
+
+    def _assume(self) -> None:
+        """Take what the configuration says for true from the first request on; the probe only adds what it sees."""
+        asked = self._asked
+        if asked == "none":
+            self._state.continuation = None
+        elif asked == "auto" or asked == "completions":  # who renders chats is not known yet
+            self._state.continuation = "not_probed"
+        else:
+            self._state.continuation = Continuation(asked, echo=self._echo)
 
     async def close(self) -> None:
         if self._lists is not None:
@@ -175,6 +190,9 @@ class OpenAIEngine:
             "owned_by": owner if isinstance(owner := mine.get("owned_by"), str) else None,
             "models": [name for entry in known if isinstance(name := entry.get("id"), str)][:20],
         }
+        if (asked := self._role()) != self._asked:
+            self._asked, self._looked, self._doubt = asked, False, None
+            self._assume()
         # After it was away it may be another server.
         self._looked = self._looked and bool(self._state.up)
         if not self._looked:

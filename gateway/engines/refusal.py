@@ -73,7 +73,7 @@ def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> SaidError:
 def refusal(engine: str, status: int, said: SaidError, retry_after: str | None) -> EngineError:
     """The error that a status stands for. `retry_after` is the header as it came."""
     error = _by_status(engine, status, said, retry_after)
-    error.reason = said.reason
+    error.reason, error.said = said.reason, said.text
     error.heard = not isinstance(error, EngineOverloaded | EngineRejected)
     return error
 
@@ -88,7 +88,7 @@ def reported(engine: str, said: SaidError, how: str) -> EngineError:
         error = EngineRejected(message, engine=engine, status_sent=HTTPStatus.UNPROCESSABLE_ENTITY)
     else:
         error = EngineFailed(message, engine=engine)
-    error.reason = said.reason
+    error.reason, error.said = said.reason, said.text
     error.heard = isinstance(error, EngineFailed)
     return error
 

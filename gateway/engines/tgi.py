@@ -72,7 +72,7 @@ class TGIEngine:
         continuation: how it continues an assistant message. `trailing` is what its chat route does, and is not
             probed; `auto` probes for all its ways, `none` never tries.
         max_concurrency: what the configuration allows in flight, compared with what /info says.
-        longest_opening: the most tokens that a policy asks it for as a teacher, compared likewise.
+        longest_opening: the most tokens that a policy asks it for now as a teacher, compared likewise.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class TGIEngine:
         model: str = "tgi",
         continuation: Mode | Literal["auto", "none"] = "trailing",
         max_concurrency: int | None = None,
-        longest_opening: int = 0,
+        longest_opening: Callable[[], int] = lambda: 0,
     ) -> None:
         self._name = name
         self._model = model
@@ -240,9 +240,10 @@ class TGIEngine:
                     f"max_concurrency {self._configured_concurrency} is above the server's "
                     f"max_concurrent_requests {limit}: {limit} is used"
                 )
-        if isinstance(most := info.get("max_total_tokens"), int) and self._longest_opening >= most:
+        longest = self._longest_opening()
+        if isinstance(most := info.get("max_total_tokens"), int) and longest >= most:
             self._state.warnings.append(
-                f"a policy asks for guidance of {self._longest_opening} tokens, and the server's max_total_tokens is "
+                f"a policy asks for guidance of {longest} tokens, and the server's max_total_tokens is "
                 f"{most}, prompt included: it refuses every such call"
             )
 

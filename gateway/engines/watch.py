@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,9 @@ class Pace:
     last_retry_s: float = 10.0
 
 
-async def watch(engine: Engine, metrics: Metrics, pace: Pace = Pace()) -> None:
-    """Probe for ever."""
+async def watch(engine: Engine, metrics: Metrics, pace: Pace = Pace(), at_once: asyncio.Event | None = None) -> None:
+    """Probe for ever; without waiting when `at_once` is set, which is then cleared."""
+    at_once = at_once or asyncio.Event()
     retry_s = pace.first_retry_s
     while True:
         state = engine.state
@@ -52,4 +54,7 @@ async def watch(engine: Engine, metrics: Metrics, pace: Pace = Pace()) -> None:
         for warning in state.warnings:
             if warning not in warned:
                 log.warning("engine_differs", engine=engine.name, warning=warning)
-        await asyncio.sleep(wait_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await at_once.wait()
+        at_once.clear()

@@ -66,7 +66,7 @@ class KeyFollower:
             try:
                 await self.catch_up()
             except Exception as error:
-                self._redis.failed(error)
+                # Requests find out for themselves whether Redis is slow for them: a page of keys may take longer.
                 if not self._failed or not _expected(error):
                     log.warning("keys_not_read", error=type(error).__name__, exc_info=not _expected(error))
                 self._failed = True
@@ -82,7 +82,6 @@ class KeyFollower:
             try:
                 await self.tell_seen()
             except Exception as error:
-                self._redis.failed(error)
                 log.warning("key_uses_untold", error=type(error).__name__, exc_info=not _expected(error))
 
     async def tell_seen(self) -> None:

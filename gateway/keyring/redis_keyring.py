@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 MOST_KEYS = 100_000
 """In Redis, those included that ended within the last 30 days."""
 _MOST_USED = 2 * MOST_KEYS
-_PAGE = 500
+# Read within redis.timeout, which may be short.
+_PAGE = 200
 _MICRO = 1_000_000
 
 

@@ -54,7 +54,7 @@ class Alarm:
             "max_budget_usd": f"{dollars(event.most):f}",
             "soft_budget_usd": f"{dollars(event.soft):f}" if event.soft else None,
         }
-        self._metrics.budget_events.labels(one.tenant, event.kind).inc()
+        self._metrics.budget_events.labels(self._metrics.series.tenant(one.tenant), event.kind).inc()
         log.warning("budget", **{("kind" if name == "event" else name): value for name, value in facts.items()})
         if self._webhook is not None and self._under_way < _MAX_UNDER_WAY:
             self._under_way += 1

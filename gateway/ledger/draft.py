@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gateway.engines.base import Usage
     from gateway.errors import EngineError
+    from gateway.ledger.content import Content
     from gateway.policy.resolve import Plan
     from gateway.pricing import Price
     from gateway.protocol import Json
@@ -74,7 +75,9 @@ class Draft:
     unguided: str | None = None
     finish_reason: str | None = None
     receipt: Receipt | None = None
+    shadow_of: str | None = None  # the id of the request beside which this was done, for nobody to see
     allowance: Allowance = field(default_factory=Allowance)
+    content: Content | None = None  # where its tenant wants it in the log
     budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
     refused: bool = False  # a limit or a budget had no room for it
 
@@ -113,6 +116,8 @@ class Draft:
     @property
     def mode(self) -> str:
         """What happened, in the receipt's words."""
+        if self.shadow_of is not None:
+            return "shadow"
         if self.plan.mode != "guided":
             return self.plan.mode
         if self.unguided is not None or self.plan.guidance is None:
@@ -161,6 +166,7 @@ class Draft:
             savings_usd=savings_usd(baseline, cost),
             timings=self._timings(),
             attempts=attempts,
+            shadow_of=self.shadow_of,
             budget=self.budget,
         )
 

@@ -51,6 +51,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     reserved_usd: Decimal
     owner: str
     unguided: str | None = None
+    shadow_of: str | None = None
     more: tuple[EngineShare, ...] = ()
     tokens: int = 0
     charges: tuple[Charge, ...] = ()
@@ -81,7 +82,7 @@ def intend(
         tenant=draft.tenant,
         key=draft.key,
         route=draft.route,
-        mode=_mode(plan),
+        mode=_mode(plan) if draft.shadow_of is None else draft.mode,
         stream=draft.stream,
         teacher=most.teacher,
         student=most.student,
@@ -89,6 +90,7 @@ def intend(
         reserved_usd=total_usd(*(share.cost_usd for share in shares if share is not None)),
         owner=owner,
         unguided=plan.unguided,
+        shadow_of=draft.shadow_of,
         more=most.more,
         tokens=most.likely_tokens,
         charges=tuple(scope.charge for scope in scopes),
@@ -127,5 +129,6 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         baseline_estimated=True,
         savings_usd=savings_usd(cost, cost),
         timings=Timings(total_ms=max(0.0, round((now - intent.created) * 1000, 3))),
+        shadow_of=intent.shadow_of,
         attempts=tuple(Attempt(share.model, ABANDONED, share) for share in intent.more),
     )

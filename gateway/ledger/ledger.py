@@ -93,34 +93,38 @@ class Ledger:
         else:
             receipt = draft.close(status, self._prices, self._encodings)
             # Not before the reply has left: what follows costs as much as reading the request did.
-            asyncio.get_running_loop().call_soon(self._show, receipt)
+            asyncio.get_running_loop().call_soon(self._show, receipt, draft)
 
     async def _settle_later(self, draft: Draft, status: str) -> None:
-        self._show(await self.close(draft, status))
+        self._show(await self.close(draft, status), draft)
 
     def abandoned(self, receipt: Receipt) -> None:
         """Let a receipt be seen that was settled, and is stored, for a process that died."""
-        self._metrics.intents_abandoned.labels(receipt.tenant).inc()
+        self._metrics.intents_abandoned.labels(self._metrics.series.tenant(receipt.tenant)).inc()
         self._count(receipt)
         log.warning("request", **receipt.as_dict())
 
-    def _show(self, receipt: Receipt) -> None:
+    def _show(self, receipt: Receipt, draft: Draft) -> None:
         self._store.put(receipt)
         self._count(receipt)
         self._count_times(receipt)
         if log.is_enabled_for(logging.INFO):
-            log.info("request", **receipt.as_dict())
+            content = {} if draft.content is None else {"content": draft.content.as_dict()}
+            log.info("request", **receipt.as_dict(), **content)
 
     def _count(self, receipt: Receipt) -> None:
         metrics, child = self._metrics, self._child
-        child(metrics.requests, receipt.tenant, receipt.route, receipt.mode, receipt.status).inc()
+        tenant = metrics.series.tenant(receipt.tenant)
+        route = metrics.series.route(receipt.tenant, receipt.route)
+        child(metrics.requests, tenant, route, receipt.mode, receipt.status).inc()
         if receipt.unguided is not None:
-            child(metrics.unguided, receipt.route, receipt.unguided).inc()
-        child(metrics.cost_usd, receipt.tenant, receipt.route).inc(float(receipt.cost_usd))
-        child(metrics.baseline_usd, receipt.tenant, receipt.route).inc(float(receipt.baseline_usd))
+            child(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided).inc()
+        child(metrics.cost_usd, tenant, route).inc(float(receipt.cost_usd))
+        if receipt.shadow_of is None:  # a shadow spares nothing: its request was answered, and paid for, as well
+            child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
         for role, share in (("teacher", receipt.teacher), ("student", receipt.student)):
             if share is not None and not share.shared:
-                self._count_tokens(receipt.tenant, role, share)
+                self._count_tokens(tenant, role, share)
         if receipt.guidance is not None and receipt.teacher is not None:
             child(metrics.guidance, receipt.teacher.model, receipt.teacher.shared or "teacher").inc()
 

@@ -82,7 +82,8 @@ class Receipt(msgspec.Struct, frozen=True):
     """One request, accounted for.
 
     Attributes:
-        mode: what happened: guided, teacher_complete (the teacher's opening was the whole answer), student, teacher.
+        mode: what happened: guided, teacher_complete (the teacher's opening was the whole answer), student, teacher;
+            shadow: a guided answer that nobody got, made beside another request.
         status: ok, or the label of what went wrong (errors.py), or client_gone.
         unguided: why a guided route was answered without guidance.
         baseline_usd: the baseline model alone, on the same prompt and the same answer.
@@ -90,6 +91,7 @@ class Receipt(msgspec.Struct, frozen=True):
         savings_usd: baseline minus cost; may be negative.
         budget: "soft" where a budget of the tenant or the key had passed its soft line.
         attempts: the calls that failed before the answer came; what they may have cost is in the cost.
+        shadow_of: of a shadow, the id of that request.
     """
 
     id: str
@@ -113,6 +115,7 @@ class Receipt(msgspec.Struct, frozen=True):
     savings_usd: Decimal
     timings: Timings
     attempts: tuple[Attempt, ...] = ()
+    shadow_of: str | None = None
     budget: str | None = None
 
     @property

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gateway.policy.allowed import allowed_key, allowed_tenant
+
 if TYPE_CHECKING:
     from gateway.allowances import BudgetRule, LimitsRule
     from gateway.config import Defaults
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from gateway.policy.schema import KeyEntry, TenantPolicy
 
 TENANT = "tenant"
+_MOST_KNOWN = 10_000
 
 
 class BudgetTerms(msgspec.Struct, frozen=True):
@@ -56,6 +59,29 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
     budget: bool
 
 
+class Scopes:
+    """Where the requests of callers are counted. Remembered by caller: to work it out takes longer than to look it up.
+
+    Args:
+        defaults: what holds where neither a policy nor a key says anything.
+    """
+
+    def __init__(self, defaults: Defaults) -> None:
+        self._defaults = defaults
+        self._known: dict[tuple[int, int], tuple[Caller, tuple[Scope, ...]]] = {}
+
+    def of(self, caller: Caller) -> tuple[Scope, ...]:
+        """See `scopes_of`."""
+        # By identity: what is remembered is kept, so that nothing else can come to have it.
+        name = id(caller.policy), id(caller.key)
+        known = self._known.get(name)
+        if known is None:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[name] = known = (caller, scopes_of(caller, self._defaults))
+        return known[1]
+
+
 def scopes_of(caller: Caller, defaults: Defaults) -> tuple[Scope, ...]:
     """Where the requests of a caller are counted: for its tenant and for its key, as far as either has a limit."""
     policy, key = caller
@@ -65,21 +91,12 @@ def scopes_of(caller: Caller, defaults: Defaults) -> tuple[Scope, ...]:
 
 def tenant_scope(policy: TenantPolicy, defaults: Defaults) -> Scope | None:
     """All keys of a tenant together; None where nothing is counted for them."""
-    limits = defaults.limits if policy.limits is None else policy.limits
-    return _scope(TENANT, limits, policy.budget or defaults.budget)
+    return _scope(TENANT, *allowed_tenant(policy, defaults))
 
 
 def key_scope(policy: TenantPolicy, key: KeyEntry, defaults: Defaults) -> Scope | None:
-    """One key by itself; None where nothing is counted for it.
-
-    What is said for a key goes before what its tenant says for keys, and that before the defaults.
-    """
-    limits = defaults.key_limits if policy.key_limits is None else policy.key_limits
-    return _scope(
-        f"key:{key.id}",
-        limits if key.limits is None else key.limits,
-        key.budget or policy.key_budget or defaults.key_budget,
-    )
+    """One key by itself; None where nothing is counted for it."""
+    return _scope(f"key:{key.id}", *allowed_key(policy, key, defaults))
 
 
 def _scope(name: str, limits: LimitsRule, budget: BudgetRule | None) -> Scope | None:

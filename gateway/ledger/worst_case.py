@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.ledger.receipt import EngineShare
-from gateway.pricing import cost_usd, quantized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.pricing import Price
     from gateway.protocol import CallerRequest
 
+_QUANTUM = Decimal("1E-12")
 # English has about four bytes to a token, and the JSON around the words is counted with them.
 _BYTES_PER_TOKEN = 4
 # No tokenizer of today makes more than one token of a byte. A chat template adds some of its own, and a projection its
@@ -90,5 +91,7 @@ def _times(calls: int, one: EngineShare) -> list[EngineShare]:
 
 
 def _share(model: str, read: int, written: int, prices: Mapping[str, Price], *, unlimited: bool = False) -> EngineShare:
-    cost = quantized(cost_usd(prices[model], read, written))
+    price = prices[model]
+    # Rounded up, and not by the exact arithmetic of bills, which takes several times as long.
+    cost = (price.input_usd * read + price.output_usd * written).quantize(_QUANTUM, ROUND_UP)
     return EngineShare(model, read, written, cost, estimated=True, at_least=unlimited)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config import check_settings, lease_s_of
 from gateway.errors import ConfigError
+from gateway.policy.conditions import When
+from gateway.policy.pages import Pages
 from gateway.policy.schema import GuidanceRule, KeyEntry, TenantPolicy
-from gateway.yaml_source import Mistake, Source, in_file_order, read, shown
+from gateway.yaml_source import Mistake, Source, in_file_order, shown
 from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
@@ -63,9 +65,13 @@ class PolicyBook:
         return self._of_tenant.get(tenant)
 
     def teachers(self) -> set[str]:
-        """The configured models that some route asks for guidance."""
-        routes = [route for policy in self.policies for route in policy.routes]
-        return {route.teacher for route in routes if route.mode == "guided" and route.teacher is not None}
+        """The configured models that some route asks for guidance, if only in a shadow or where a caller wants it."""
+        return {
+            route.teacher
+            for policy in self.policies
+            for route in policy.routes
+            if policy.most_guidance_tokens(route) and route.teacher is not None
+        }
 
     def only_embeds(self, name: str) -> bool:
         """Whether a configured model is asked for embeddings and for nothing else."""
@@ -73,15 +79,17 @@ class PolicyBook:
         return modes == {"embeddings"}
 
 
-def load_all(config_path: Path) -> tuple[Settings, PolicyBook]:
-    """config.yaml and its policies. ConfigError with every mistake of both."""
-    settings, book, mistakes = check_all(config_path)
+def load_all(config_path: Path, pages: Pages | None = None) -> tuple[Settings, PolicyBook]:
+    """config.yaml and its policies. ConfigError with every mistake of both. `pages`: see `check_book`."""
+    settings, book, mistakes = check_all(config_path, pages)
     if settings is None or book is None:
         raise ConfigError(mistakes)
     return settings, book
 
 
-def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, list[Mistake]]:
+def check_all(
+    config_path: Path, pages: Pages | None = None
+) -> tuple[Settings | None, PolicyBook | None, list[Mistake]]:
     """config.yaml and its policies, with the mistakes of both at once. Either is None when it has one."""
     settings, source, mistakes = check_settings(config_path)
     folder = _folder(settings, source, config_path)
@@ -89,7 +97,7 @@ def check_all(config_path: Path) -> tuple[Settings | None, PolicyBook | None, li
         return settings, None, mistakes
     known = list(settings.by_name) if settings else _names(source)
     lease_s = settings.redis.lease_s if settings else lease_s_of(source) if source else None
-    book, more = check_book(folder, known, lease_s, dict(_protocols(source)))
+    book, more = check_book(folder, known, lease_s, dict(_protocols(source)), pages)
     return settings, book, [*mistakes, *more]
 
 
@@ -98,6 +106,7 @@ def check_book(
     known_models: list[str] | None,
     lease_s: float | None = None,
     protocols: Mapping[str, str] = MappingProxyType({}),
+    pages: Pages | None = None,
 ) -> tuple[PolicyBook | None, list[Mistake]]:
     """Every *.yaml in `folder`, one tenant each.
 
@@ -105,7 +114,9 @@ def check_book(
         known_models: the names of config.yaml. None: it does not tell, so do not ask.
         lease_s: redis.lease of config.yaml, which no guidance deadline may pass. None likewise.
         protocols: of the models of config.yaml, by name: only `openai` has a route for embeddings.
+        pages: what remembers the files that were read before, and will those that are read now.
     """
+    pages = pages if pages is not None else Pages()
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:
@@ -119,14 +130,15 @@ def check_book(
     for file in files:
         if file.suffix != ".yaml":
             continue
-        source, found = read(file)
+        page = pages.read(file)
+        found, source = list(page.mistakes), page.source
         if source is not None:
-            policy, wrong = source.check(TenantPolicy)
-            found += [*wrong, *book_so_far.check(source), *_routes(source, known_models)]
+            found += [*book_so_far.check(source), *_routes(source, known_models)]
             found += [*_past_the_lease(source, lease_s), *_without_embeddings(source, protocols)]
-            if policy is not None:
-                policies.append(policy)
+            if page.policy is not None:
+                policies.append(page.policy)
         mistakes += in_file_order(found)
+    pages.keep_only(file for file in files if file.suffix == ".yaml")
     if not mistakes and not policies:
         mistakes.append(Mistake(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
     return (None if mistakes else PolicyBook.of(policies)), mistakes
@@ -160,15 +172,14 @@ class _Together:
 
 
 def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]:
-    first: dict[str, int] = {}
+    before: dict[str, list[tuple[int, dict[str, Any]]]] = {}
     for index, route in enumerate(source.items("routes")):
         if not isinstance(route, dict):
             continue
         name = route.get("model")
-        if isinstance(name, str) and first.setdefault(name, index) != index:
-            yield source.mistake(
-                ("routes", index, "model"), f"never reached: routes[{first[name]}] takes every request for {name}"
-            )
+        if isinstance(name, str):
+            yield from _among(source, name, index, route, before.setdefault(name, []))
+            before[name].append((index, route))
         for where, engine in _engines(route):
             if known_models is not None and engine not in known_models:
                 hint = nearest(engine, known_models)
@@ -176,6 +187,39 @@ def _routes(source: Source, known_models: list[str] | None) -> Iterator[Mistake]
                 yield source.mistake(
                     ("routes", index, *where), f"no model in config.yaml is called '{engine}'{known}", hint
                 )
+
+
+def _among(
+    source: Source, name: str, index: int, route: dict[str, Any], before: list[tuple[int, dict[str, Any]]]
+) -> Iterator[Mistake]:
+    """What is wrong with a route beside those before it that have the same name."""
+    for other, earlier in before:
+        if (earlier.get("mode") == "embeddings") != (route.get("mode") == "embeddings"):
+            yield source.mistake(
+                ("routes", index, "model"),
+                f"routes[{other}] has this name too, and only one of the two makes embeddings: name them apart",
+            )
+            return
+        if "when" not in earlier and not nearest("when", earlier):
+            yield source.mistake(
+                ("routes", index, "model"), f"never reached: routes[{other}] takes every request for {name}"
+            )
+            return
+        if "when" in earlier and _alike(source, earlier, route):
+            yield source.mistake(
+                ("routes", index, "when"), f"never reached: routes[{other}] takes these requests for {name} already"
+            )
+            return
+
+
+def _alike(source: Source, one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the `when` of two routes holds for the same requests, as far as equal conditions tell."""
+    if not isinstance(one.get("when"), dict) or not isinstance(other.get("when"), dict):
+        return False
+    first, second = (source.part(route["when"]).check(When)[0] for route in (one, other))
+    if first is None or first != second:
+        return False
+    return one.get("default_max_tokens") == other.get("default_max_tokens") or not first.names("max_tokens")
 
 
 def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -220,7 +264,12 @@ def _without_embeddings(source: Source, protocols: Mapping[str, str]) -> Iterato
 def _deadline_s(source: Source, route: Mapping[str, object]) -> float | None:
     """The guidance deadline of a route that may have mistakes; None if it has none, or it cannot be told."""
     guidance = route.get("guidance", {})
-    if route.get("mode") != "guided" or not isinstance(guidance, dict):
+    asked = next(
+        (rule.get("modes") for rule in (route.get("overrides"), source.get("overrides")) if isinstance(rule, dict)),
+        None,
+    )
+    by_request = isinstance(asked, list) and "guided" in asked and route.get("mode") != "embeddings"
+    if not (route.get("mode") in {"guided", "shadow"} or by_request) or not isinstance(guidance, dict):
         return None
     if "deadline" not in guidance and nearest("deadline", guidance):
         return None

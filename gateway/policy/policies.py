@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from gateway.policy.book import PolicyBook
+
+_MOST_FORMER = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """What the policies folder held when a book was made of it.
+
+    Attributes:
+        version: a hash over its files; None for a book that no folder holds.
+        loaded_at: Unix seconds.
+    """
+
+    version: str | None
+    files: int
+    loaded_at: float
 
 
 class Policies:
@@ -13,11 +33,35 @@ class Policies:
 
     Attributes:
         book: what holds now.
+        edition: where that comes from.
+        mistakes: why the folder, as it is now, does not hold; empty when it does.
     """
 
-    def __init__(self, book: PolicyBook) -> None:
+    def __init__(self, book: PolicyBook, edition: Edition | None = None) -> None:
         self.book = book
+        self.edition = edition or Edition(None, 0, time.time())
+        self.mistakes: tuple[str, ...] = ()
+        self._former: dict[str, None] = {}
+        self._heard: list[Callable[[PolicyBook], object]] = []
+
+    def put(self, book: PolicyBook, edition: Edition) -> None:
+        """From now on this book holds."""
+        gone = {policy.tenant for policy in self.book.policies} - {policy.tenant for policy in book.policies}
+        self.book, self.edition, self.mistakes = book, edition, ()
+        self._former.update(dict.fromkeys(sorted(gone)))
+        while len(self._former) > _MOST_FORMER:
+            del self._former[next(iter(self._former))]
+        for hear in self._heard:
+            hear(book)
+
+    def note_mistakes(self, mistakes: Sequence[str]) -> None:
+        """Why the folder cannot be used as it is, or that it can: what holds goes on holding either way."""
+        self.mistakes = tuple(mistakes)
+
+    def on_change(self, hear: Callable[[PolicyBook], object]) -> None:
+        """Call `hear` with each book that comes to hold. It must neither wait nor raise."""
+        self._heard.append(hear)
 
     def tenants(self) -> list[str]:
-        """The names of all tenants."""
-        return [policy.tenant for policy in self.book.policies]
+        """The names of all tenants, and of those that held before: their last requests are still to be settled."""
+        return list(dict.fromkeys((*(policy.tenant for policy in self.book.policies), *self._former)))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
+from gateway.policy.overrides import as_asked, refuse_overrides
+from gateway.policy.routing import NO_HEADERS
 from gateway.protocol import TextRequest
 from gateway.reasoning import takes_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gateway.continuation import Known
     from gateway.policy.schema import Boundary, Mode, Placement, Route, TenantPolicy
@@ -111,7 +113,7 @@ class Plan:
     """What will be done for one request.
 
     Attributes:
-        mode: what the route asks for.
+        mode: what the route asks for, or its caller; never shadow, of which it is what the caller gets.
         finishers: the engines that may complete the answer, in the order in which they are asked: the students, or
             the teacher in mode teacher. Those that rest come last.
         guidance: how the answer is opened; None when it goes unguided.
@@ -119,6 +121,7 @@ class Plan:
         baseline: the model whose cost alone the answer is measured against.
         retries: how often one of them is asked again.
         max_tokens: the limit on what the caller sees: the caller's, else the route's default, else None.
+        shadow: what is to be done beside it, for nobody to see; None: nothing.
     """
 
     mode: Mode
@@ -129,6 +132,7 @@ class Plan:
     max_tokens: int | None
     show_cost: bool
     retries: RetryPlan = NO_RETRIES
+    shadow: Plan | None = None
 
     @property
     def finisher(self) -> str:
@@ -142,18 +146,41 @@ def resolve(
     asked: CompletionRequest,
     look: Callable[[str], Look],
     draw: Callable[[], float] = random.random,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Plan:
     """Decide what this request gets.
 
     Args:
         look: what is known now of an engine.
-        draw: a number from 0 to 1, for students that share the requests by weight.
+        draw: a number from 0 to 1, for students that share the requests by weight, and shadows that only some have.
+        headers: the caller's, which may ask for another mode or length where the policy lets them.
 
-    Raises InvalidRequest where the route answers no chats, or chats alone and this is none.
+    Raises InvalidRequest where the route answers no chats, or chats alone and this is none, or where a header asks
+    for what the policy does not allow.
     """
-    mode = route.mode
-    if mode == "embeddings":
+    if route.mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
+    route = as_asked(policy, route, headers)
+    if route.mode != "shadow":
+        return _plan(policy, route, asked, look, draw)
+    served = _plan(policy, route.model_copy(update={"mode": route.shadow.serves}), asked, look, draw)
+    if draw() >= route.shadow.sample:
+        return served
+    try:
+        shadow = _plan(policy, route.model_copy(update={"mode": "guided"}), asked, look, draw)
+    except InvalidRequest:
+        return served  # no student takes it; who asked gets its answer all the same
+    return replace(served, shadow=shadow)
+
+
+def _plan(
+    policy: TenantPolicy,
+    route: Route,
+    asked: CompletionRequest,
+    look: Callable[[str], Look],
+    draw: Callable[[], float],
+) -> Plan:
+    mode = route.mode
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
     if isinstance(asked, TextRequest):
         looks = [(engine, seen) for engine, seen in looks if seen.takes_prompts]
@@ -185,10 +212,16 @@ def resolve(
     )
 
 
-def resolve_embeddings(route: Route, rests: Callable[[str], bool], draw: Callable[[], float] = random.random) -> Plan:
+def resolve_embeddings(
+    route: Route,
+    rests: Callable[[str], bool],
+    draw: Callable[[], float] = random.random,
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> Plan:
     """What a request for embeddings gets: an engine, and not a word in answer. Raises InvalidRequest likewise."""
     if route.mode != "embeddings":
         raise InvalidRequest(f"'{route.model}' makes no embeddings: it answers chats.", param="model")
+    refuse_overrides(headers)
     engines = sorted(_in_order(route, draw), key=rests)
     return Plan(
         mode=route.mode,

@@ -10,15 +10,20 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.allowances import BudgetRule, LimitsRule
-from gateway.units import Duration, Flag, Name, Number, Whole, Wrong, lasting
+from gateway.policy.conditions import When
+from gateway.units import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
-Mode = Literal["guided", "student", "teacher", "embeddings"]
+Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
+AskedMode = Literal["guided", "student", "teacher"]
+"""The modes that a caller may ask for, where the policy lets it."""
+MAX_GUIDANCE_TOKENS = 4096
 Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context", "input"]
 Boundary = Literal["word", "sentence", "token"]
 
-_NEEDED_IN = {"teacher": {"guided", "teacher"}, "student": {"guided", "student", "embeddings"}}
+_NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", "student", "shadow", "embeddings"}}
+_NOT_OF_EMBEDDINGS = ("max_tokens", "tools", "stream")
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -30,7 +35,7 @@ def _label(value: str) -> str:
     return value
 
 
-Label = Annotated[str, AfterValidator(_label)]
+Label = Annotated[str, AfterValidator(_label), Spelt(_LABEL.pattern)]
 
 
 def _moment(value: object) -> float:
@@ -48,7 +53,8 @@ def _moment(value: object) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-Moment: TypeAlias = Annotated[float, BeforeValidator(_moment)]
+_MomentText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9:.]+(Z|[+-][0-9:]+)?)?$")]
+Moment: TypeAlias = Annotated[float, BeforeValidator(_moment, json_schema_input_type=_MomentText)]
 """Unix seconds."""
 
 
@@ -56,7 +62,8 @@ class KeyEntry(Shape):
     """One caller's key, wherever it is kept: a name for logs, the SHA-256 of the whole key, and what it may do."""
 
     id: Label
-    sha256: str = Field(repr=False)
+    """Its name in logs and receipts; one tenant's differ."""
+    sha256: Annotated[str, Spelt("[0-9a-fA-F]{64}")] = Field(repr=False)
     """64 hex digits."""
     expires: Moment | None = None
     """When it stops to hold."""
@@ -81,24 +88,32 @@ class KeyEntry(Shape):
 class GuidanceRule(Shape):
     """How the teacher opens an answer, how the student gets it, and how long a request waits for it."""
 
-    tokens: Annotated[Whole, Field(ge=1, le=4096)] = 40
+    tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] = 40
+    """How long the opening may be."""
     projection: Projection = "cutoff"
+    """What is asked of the teacher: the first tokens of its answer, those of a concise one, or a hint."""
     placement: Placement = Field(
         default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
     )
+    """Where it stands: the caller sees it and the student goes on with it (prefix), or the student alone sees it."""
     boundary: Boundary = "word"
     """Where a guidance that was cut for length may end."""
     stream: Flag = True
     """Whether a caller who streams hears the teacher as it writes; for placement prefix."""
     temperature: Annotated[Number, Field(ge=0, le=2)] = 0.0
+    """The teacher's; 0 always takes the likeliest token."""
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """The teacher's; unset: not sent."""
     seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
+    """The teacher's; unset: not sent."""
     max_wait_s: Annotated[Duration, lasting("1ms", "1s")] = Field(0.01, alias="max_wait")
     """How long a request may wait for others to share its batch."""
     deadline_s: Annotated[Duration, lasting("1ms", "10m")] = Field(2.0, alias="deadline", validate_default=True)
     """How long a request waits for its guidance altogether, `max_wait_s` included."""
     on_failure: Literal["student", "reject"] = "student"
+    """No guidance in time: the student answers without, or 503."""
     on_queue_full: Literal["student", "reject"] = "student"
+    """Too many requests of this tenant wait: the student answers, or 429."""
     cache_ttl_s: Annotated[Duration, lasting("0s", "30d")] = Field(3600.0, alias="cache_ttl")
     """How long greedy guidance may answer for the same request again; 0 keeps none."""
     share: Literal["tenant", "all"] = "tenant"
@@ -116,6 +131,7 @@ class RetryRule(Shape):
     """How often an engine that failed is asked again, before the first word of it was sent on."""
 
     num_retries: Annotated[Whole, Field(ge=0, le=10)] = 2
+    """How often the same engine is asked again; then the next student is."""
     backoff_s: Annotated[Duration, lasting("1ms", "10s")] = Field(0.1, alias="backoff")
     """The first pause; each later one is twice as long, and a part of each is left to chance."""
 
@@ -124,36 +140,98 @@ class StudentRule(Shape):
     """One of several students: a name alone, or with its share of the requests."""
 
     model: str
+    """A model of config.yaml."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] | None = None
+    """Its share of the requests, beside those of the others."""
+
+
+def _student(value: object) -> object:
+    return {"model": value} if isinstance(value, str) else value
+
+
+Student: TypeAlias = Annotated[StudentRule, BeforeValidator(_student, json_schema_input_type=str | StudentRule)]
+"""A name alone, or a rule."""
+
+
+class ShadowRule(Shape):
+    """Mode shadow: who answers, and for how many requests the guided answer is made beside it, unseen."""
+
+    serves: Literal["teacher", "student"] = "teacher"
+    """Who answers the caller, as mode teacher or mode student would."""
+    sample: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    """The part of the requests that have a shadow: 1 is all of them, 0.1 every tenth."""
+
+
+class OverridesRule(Shape):
+    """What callers may ask for by headers of their own."""
+
+    modes: tuple[AskedMode, ...] = ()
+    """What x-gkt-mode may say beside the route's own mode."""
+    guidance_tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] | None = None
+    """The most that x-gkt-guidance-tokens may say; None: it may not be sent."""
 
 
 class Route(Shape):
-    """What happens to the requests that name `model`.
+    """What happens to the requests that name `model`, and of which `when` holds. The first such route takes them.
 
     A route may name more roles than its mode uses, so that changing `mode` is enough to switch guidance off.
     """
 
     model: Name
+    """What callers send as `model`."""
     mode: Mode
+    """Who answers."""
+    when: When | None = None
+    """Which of these requests it takes. Without it: all."""
     teacher: str | None = Field(None, validate_default=True)
-    students: Annotated[tuple[StudentRule, ...], Field(min_length=1, max_length=8)] | None = None
+    """The model of config.yaml that opens answers, or in mode teacher writes them."""
+    students: Annotated[tuple[Student, ...], Field(min_length=1, max_length=8)] | None = None
     """Several students: each is asked when those before it failed. With weights, the first is drawn by them."""
     student: str | None = Field(None, validate_default=True)
     """The only student."""
     retries: RetryRule = RetryRule()
+    """When an engine fails before the first word of its answer."""
     baseline: str = Field(default_factory=lambda data: data.get("teacher") or _first_student(data) or "")
     """The model that savings are measured against. Default: the teacher; without one, the student."""
     show_cost: Flag = True
+    """Whether callers see what an answer cost and saved."""
     default_max_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
     """What a caller gets who sends no max_tokens; None leaves it to the engine."""
     guidance: GuidanceRule = GuidanceRule()
+    """How the teacher opens answers."""
+    shadow: ShadowRule = ShadowRule()
+    """Of mode shadow."""
+    overrides: OverridesRule | None = None
+    """What callers may ask for by header; None: what the tenant's `overrides` say."""
 
-    @field_validator("students", mode="before")
+    @field_validator("when", mode="before")
     @classmethod
-    def _names_alone(cls, students: object) -> object:
-        if not isinstance(students, list | tuple):
-            return students
-        return [{"model": one} if isinstance(one, str) else one for one in students]
+    def _with_a_condition(cls, when: object) -> object:
+        if when is None:
+            raise Wrong("empty: name a condition, or remove the line: without `when` a route takes every request")
+        return when
+
+    @field_validator("when")
+    @classmethod
+    def _can_hold(cls, when: When, info: ValidationInfo) -> When:
+        lost = [name for name in _NOT_OF_EMBEDDINGS if when.names(name)]
+        if info.data.get("mode") == "embeddings" and lost:
+            raise Wrong(f"embeddings have no {lost[0]}: ask for prompt_bytes, header, contains or matches")
+        return when
+
+    @field_validator("overrides")
+    @classmethod
+    def _has_the_engines(cls, rule: OverridesRule | None, info: ValidationInfo) -> OverridesRule | None:
+        if rule is None or not {"mode", "teacher", "students", "student"} <= info.data.keys():
+            return rule
+        if info.data["mode"] == "embeddings":
+            raise Wrong("is not for mode embeddings, which has nothing to ask for: remove it")
+        roles = {"teacher": info.data["teacher"], "student": info.data["student"] or info.data.get("students")}
+        for mode in rule.modes:
+            for role, engine in roles.items():
+                if mode in _NEEDED_IN[role] and not engine:
+                    raise Wrong(f"modes: {mode} needs a {role}, and this route names none")
+        return rule
 
     @field_validator("students")
     @classmethod
@@ -181,6 +259,11 @@ class Route(Shape):
         """Its students, however the file says it."""
         return self.students or ((StudentRule(model=self.student),) if self.student else ())
 
+    def has_engines_of(self, mode: AskedMode) -> bool:
+        """Whether it names the engines that this mode needs; a route for embeddings has none of them."""
+        has = {"teacher": self.teacher is not None, "student": bool(self.all_students)}
+        return self.mode != "embeddings" and all(has[role] for role, modes in _NEEDED_IN.items() if mode in modes)
+
     @property
     def engines(self) -> frozenset[str]:
         """Every model of config.yaml that this route names."""
@@ -197,7 +280,9 @@ class TenantPolicy(Shape):
     """One file in the policies folder."""
 
     tenant: Label
+    """Its name in logs, metrics and receipts."""
     keys: tuple[KeyEntry, ...] = ()
+    """Who may call."""
     limits: LimitsRule | None = None
     """Of all its keys together; None: `defaults` of config.yaml."""
     key_limits: LimitsRule | None = None
@@ -212,9 +297,25 @@ class TenantPolicy(Shape):
     """Whether the log may hold what was asked and answered."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
     """Its share of contended teachers, relative to the other tenants'."""
+    overrides: OverridesRule | None = None
+    """What callers may ask for by header, on routes that do not say it themselves."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]
+    """What callers may ask for. Of those with the name that was sent, the first whose `when` holds is taken."""
 
     @cached_property
-    def first_routes(self) -> dict[str, Route]:
-        """The first route of each model name."""
-        return {route.model: route for route in reversed(self.routes)}
+    def routes_of(self) -> dict[str, tuple[tuple[int, Route], ...]]:
+        """The routes of each model name, in their order, each with its place in the file."""
+        found: dict[str, list[tuple[int, Route]]] = {}
+        for index, route in enumerate(self.routes):
+            found.setdefault(route.model, []).append((index, route))
+        return {name: tuple(routes) for name, routes in found.items()}
+
+    def overrides_of(self, route: Route) -> OverridesRule:
+        """What callers of this route may ask for: the route's word, else the tenant's, else nothing."""
+        return route.overrides or self.overrides or OverridesRule()
+
+    def most_guidance_tokens(self, route: Route) -> int:
+        """The most that its teacher may be asked for; 0 where it is never asked for guidance."""
+        rule = self.overrides_of(route)
+        guided = route.mode in {"guided", "shadow"} or ("guided" in rule.modes and route.has_engines_of("guided"))
+        return max(route.guidance.tokens, rule.guidance_tokens or 0) if guided else 0

@@ -5,6 +5,7 @@ that parameters nobody here knows reach the student untouched. OpenAI's names (`
 package only; inside, it is `input_tokens` and `output_tokens`.
 
     body.py         a body's bytes -> an object that fits one of the structs below, or an InvalidRequest
+    elsewhere.py    what no body may say: where a call goes, or as whom
     chat.py         /v1/chat/completions
     text.py         /v1/completions
     embeddings.py   /v1/embeddings
@@ -20,10 +21,14 @@ from gateway.protocol.text import TextRequest, parse_text_completion
 CompletionRequest = ChatRequest | TextRequest
 """What the path answers."""
 
+AnyRequest = CompletionRequest | EmbeddingsRequest
+"""What a route may take."""
+
 __all__ = [
     "MAX_CHOICES",
     "MAX_DEPTH",
     "MAX_TOKENS",
+    "AnyRequest",
     "CallerRequest",
     "ChatRequest",
     "CompletionRequest",

@@ -10,6 +10,7 @@ import orjson
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
+from gateway.protocol.elsewhere import elsewhere_in
 
 Json = dict[str, Any]
 _Known = TypeVar("_Known", bound=Struct)
@@ -17,6 +18,7 @@ _Known = TypeVar("_Known", bound=Struct)
 MAX_DEPTH = 254
 """What orjson can write: deeper JSON could be read and never sent on."""
 _MAX_STOPS = 4
+
 
 MAX_CHOICES = 4096
 """The most answers to one request: each is kept in mind until its stream ends."""
@@ -41,11 +43,15 @@ class CallerRequest(Protocol):
     """What is known of every checked request.
 
     Attributes:
+        body: what the caller sent, field by field.
         choices: how many answers it asks for.
         drafts: how many are written for that: of some, the best are taken.
         pictures: how many parts it has that are no text, and may be larger than their bytes here.
         size_bytes: how large its body came.
     """
+
+    @property
+    def body(self) -> Json: ...
 
     @property
     def choices(self) -> int: ...
@@ -77,6 +83,11 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
     if too_deep(raw, body):
         raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep.")
+    if (field := elsewhere_in(body)) is not None:
+        raise InvalidRequest(
+            f"'{field}' is not taken from callers: where the gateway calls, and as whom, its configuration says.",
+            param=field,
+        )
     try:
         return body, msgspec.convert(body, known)
     except msgspec.ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.errors import NotAuthenticated
+from gateway.logs import let_quote_content
 from gateway.web.keys import CALLERS
 
 if TYPE_CHECKING:
@@ -23,4 +24,6 @@ def bearer(request: web.Request) -> str:
 
 def authenticate(request: web.Request) -> Caller:
     """The caller of a request, by its bearer key. Raises NotAuthenticated; the key never stands in the message."""
-    return request.app[CALLERS].of(bearer(request))
+    caller = request.app[CALLERS].of(bearer(request))
+    let_quote_content(quotes=caller.policy.log_content)
+    return caller

@@ -47,7 +47,7 @@ async def text_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _answered(request: web.Request, caller: Caller, asked: CompletionRequest) -> web.StreamResponse:
-    visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=request[STARTED])
+    visit = Visit(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
     request[ALLOWANCE] = visit.allowance
     path = request.app[COMPLETIONS]
     if asked.stream:

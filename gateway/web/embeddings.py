@@ -18,7 +18,7 @@ async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings"""
     caller = authenticate(request)
     asked = parse_embeddings(await read_body(request))
-    visit = Visit(request[REQUEST_ID], caller, created=int(time.time()), started=request[STARTED])
+    visit = Visit(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
     request[ALLOWANCE] = visit.allowance
     async with request.app[ADMISSION].until_cut():
         vectors = await request.app[EMBEDDINGS].answer(visit, asked)

@@ -13,6 +13,7 @@ from aiohttp import web
 from structlog.contextvars import bound_contextvars
 
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from gateway.logs import let_quote_content
 from gateway.web.headers import callers_own_id
 from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED, TRY
 
@@ -25,6 +26,7 @@ log = structlog.get_logger()
 
 _NOT_FOUND = 404
 _LONGEST_RETRY_S = 120
+_MOST_OF_A_PATH = 100
 
 
 def new_request_id() -> str:
@@ -58,6 +60,7 @@ async def errors_as_openai(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Give the request its id, and render whatever is raised before a reply has begun."""
+    let_quote_content(quotes=False)  # until it is known who asks
     request[REQUEST_ID] = request_id = new_request_id()
     request[STARTED] = time.perf_counter()
     response = await _answer(request, handler, request_id)
@@ -78,7 +81,7 @@ async def _answer(
         if not error.recorded:
             request.app[METRICS].refused.labels(error.label).inc()
         response = error_response(error, request_id)
-        if isinstance(error, BodyTooSlow):
+        if isinstance(error, BodyTooSlow) or request.content.exception() is not None:
             response.force_close()  # what still comes of the body would be taken for the next request
         return response
     except web.HTTPException as error:
@@ -101,14 +104,19 @@ def _http_error(request: web.Request, error: web.HTTPException, request_id: str)
         return error_response(BodyTooLarge(f"The body is larger than {limit} bytes, the limit here."), request_id)
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        refused = MethodNotAllowed(f"{request.method} is not allowed on {request.path}. Use {allowed}.")
+        refused = MethodNotAllowed(f"{request.method} is not allowed on {_shown(request)}. Use {allowed}.")
         response = error_response(refused, request_id)
         response.headers["Allow"] = allowed
         return response
     if error.status != _NOT_FOUND:
         return error_response(InvalidRequest(f"{error.reason}."), request_id, status=error.status)
     return error_response(
-        NotFound(f"There is no {request.method} {request.path} here. Try {request.app[TRY]}."),
+        NotFound(f"There is no {request.method} {_shown(request)} here. Try {request.app[TRY]}."),
         request_id,
         status=error.status,
     )
+
+
+def _shown(request: web.Request) -> str:
+    path = request.path
+    return path if len(path) <= _MOST_OF_A_PATH else path[:_MOST_OF_A_PATH] + "..."

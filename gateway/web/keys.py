@@ -23,6 +23,7 @@ from gateway.ledger.store import ReceiptStore
 from gateway.ledger.verdict import Allowance
 from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
+from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
 
 
@@ -35,6 +36,7 @@ class Document:
 
 
 POLICIES = web.AppKey("policies", Policies)
+RELOADER = web.AppKey("reloader", Reloader)  # there where files are watched
 CALLERS = web.AppKey("callers", Callers)
 KEYRING = web.AppKey("keyring", Keyring)
 KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)

@@ -12,6 +12,7 @@ from gateway.errors import StoreUnavailable
 from gateway.ledger.budgets import Account
 from gateway.ledger.scopes import key_scope, tenant_scope
 from gateway.ledger.speeds import Speed
+from gateway.policy.routing import models_of
 from gateway.web.auth import authenticate
 from gateway.web.keys import BUDGETS, DEFAULTS, REDIS, SPEEDS
 
@@ -43,9 +44,9 @@ async def show_limits(request: web.Request) -> web.Response:
 
 
 def _shows_money(caller: Caller) -> bool:
-    """Whether any route that the key may use does: where none shows what an answer cost, a sum would tell it."""
-    allowed = caller.key.models
-    return any(route.show_cost for route in caller.policy.routes if allowed is None or route.model in allowed)
+    """Whether receipts of any model that the key may name do: where none tells its cost, a sum would."""
+    routes_of = caller.policy.routes_of
+    return any(all(route.show_cost for _, route in routes_of[name]) for name in models_of(caller))
 
 
 async def _look(
@@ -57,18 +58,19 @@ async def _look(
     accounts = [Account(tenant, scope) for scope in scopes if shows_money and scope.budget is not None]
     if not limited and not accounts:
         return {}, {}
-    if app[REDIS].up:
-        try:
-            speeds = await app[SPEEDS].look(tenant, limited)
-            balances = await app[BUDGETS].look(accounts)
-        except (RedisError, OSError) as error:
-            app[REDIS].failed(error)
-        else:
-            return (
-                {scope.name: speed for scope, speed in zip(limited, speeds, strict=True)},
-                {account.scope.name: balance for account, balance in zip(accounts, balances, strict=True)},
-            )
-    raise StoreUnavailable("What is used cannot be read while Redis is away. Try again.")
+    away = StoreUnavailable("What is used cannot be read while Redis is away. Try again.")
+    if not app[REDIS].up:
+        raise away
+    try:
+        speeds = await app[SPEEDS].look(tenant, limited)
+        balances = await app[BUDGETS].look(accounts)
+    except (RedisError, OSError) as error:
+        # The client is not told of it: no request is to go without Redis because a look was slow.
+        raise away from error
+    return (
+        {scope.name: speed for scope, speed in zip(limited, speeds, strict=True)},
+        {account.scope.name: balance for account, balance in zip(accounts, balances, strict=True)},
+    )
 
 
 def _limits(scope: Scope | None, speeds: dict[str, Speed]) -> Json:

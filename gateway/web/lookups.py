@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import orjson
@@ -9,13 +10,16 @@ from aiohttp import web
 
 from gateway.errors import ModelNotFound, NotFound
 from gateway.ledger.receipt import Receipt
-from gateway.policy.routing import models_of, route_of
+from gateway.policy.routing import models_of
 from gateway.version import STARTED
 from gateway.web.auth import authenticate
 from gateway.web.keys import RECEIPTS
 
 if TYPE_CHECKING:
     from gateway.policy.book import Caller
+
+
+_RECEIPT_ID = re.compile(r"req_[0-9a-f]{24}(?:-[a-z]{1,16})?", re.ASCII)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -29,7 +33,7 @@ async def show_model(request: web.Request) -> web.Response:
     """GET /v1/models/{model}"""
     caller = authenticate(request)
     name = request.match_info["model"]
-    if route_of(caller, name) is None:
+    if name not in models_of(caller):
         raise ModelNotFound(f"There is no model '{name}' for this key.", param="model")
     return _json(_model(name))
 
@@ -38,7 +42,9 @@ async def show_receipt(request: web.Request) -> web.Response:
     """GET /v1/receipts/{id}, where the id is the x-request-id of a reply. Another tenant's is not found."""
     caller = authenticate(request)
     receipt_id = request.match_info["id"]
-    found = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
+    found = None
+    if _RECEIPT_ID.fullmatch(receipt_id):  # whatever else a caller sends is none of Redis' business
+        found = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
     if found is None:
         raise NotFound(
             "There is no such receipt. Its id is the x-request-id of a reply; a stream's is written when it ends.",
@@ -49,9 +55,9 @@ async def show_receipt(request: web.Request) -> web.Response:
 
 
 def _shows_cost(caller: Caller, receipt: Receipt) -> bool:
-    """What the route says today; a route that is gone shows nothing."""
-    route = caller.policy.first_routes.get(receipt.route)
-    return route is not None and route.show_cost
+    """What the routes of that name say today, all of them: a receipt does not tell which one it was. None: nothing."""
+    routes = caller.policy.routes_of.get(receipt.route, ())
+    return bool(routes) and all(route.show_cost for _, route in routes)
 
 
 def _model(name: str) -> dict[str, object]:

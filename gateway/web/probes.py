@@ -8,18 +8,25 @@ engine was looked at once, and for a few seconds at most: before, a student woul
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
 
 from gateway.continuation import Continuation, Known
-from gateway.web.keys import ADMISSION, ENGINES, KEYRING, OWNER, READY_BY, REDIS, WORKER
+from gateway.policy.reload import ConfigEdit
+from gateway.web.keys import ADMISSION, ENGINES, KEYRING, OWNER, POLICIES, READY_BY, REDIS, RELOADER, WORKER
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.keyring.ring import Keyring
+    from gateway.policy.policies import Policies
+    from gateway.policy.reload import Reloader
 
 _NOT_READY = frozenset({"starting", "draining"})
+_MOST_MISTAKES = 50
 
 
 async def healthz(_: web.Request) -> web.Response:
@@ -53,6 +60,8 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "process": request.app[OWNER],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
+        "policies": _policies(request.app[POLICIES]),
+        "config": _config(request.app.get(RELOADER)),
         "keys": _keys(request.app[KEYRING]),
         "engines": engines,
     }
@@ -61,6 +70,27 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         status=503 if status in _NOT_READY else 200,
         content_type="application/json",
     )
+
+
+def _policies(policies: Policies) -> dict[str, object]:
+    edition = policies.edition
+    return {
+        "version": edition.version,
+        "loaded_at": datetime.fromtimestamp(edition.loaded_at, UTC).isoformat(timespec="milliseconds"),
+        "files": edition.files,
+        "stale": bool(policies.mistakes),
+        "error": _some(policies.mistakes),
+    }
+
+
+def _config(reloader: Reloader | None) -> dict[str, object]:
+    edit = reloader.config if reloader is not None else ConfigEdit()
+    return {"changed": edit.changed, "needs": "a restart" if edit.changed else None, "error": _some(edit.mistakes)}
+
+
+def _some(mistakes: Sequence[str]) -> list[str]:
+    more = len(mistakes) - _MOST_MISTAKES
+    return [*mistakes[:_MOST_MISTAKES], *([f"and {more} more: gkt-gateway check names all"] if more > 0 else ())]
 
 
 def _keys(ring: Keyring) -> object:

@@ -1,4 +1,4 @@
-"""How a process hears that it is to stop: by a signal, and a worker also when its supervisor is gone."""
+"""How a process hears what it is to do: by signals; a worker is to stop also when its supervisor is gone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,19 @@ def asked_to_stop() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+def asked_to_reload(stop: asyncio.Event) -> asyncio.Event:
+    """Set by SIGHUP. Where that tells of a terminal that is gone, `stop` is set, as ever."""
+    reload = asyncio.Event()
+    on_terminal = os.isatty(sys.stderr.fileno())
+
+    def hear() -> None:
+        terminal_is_gone = on_terminal and not os.isatty(sys.stderr.fileno())
+        (stop if terminal_is_gone else reload).set()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hear)
+    return reload
 
 
 def stop_at_end_of_stdin(stop: asyncio.Event) -> None:

@@ -66,11 +66,14 @@ class Supervisor:
         self._stop_limit_s = settings.server.drain_timeout_s + _DRAIN_MARGIN_S
         self._tasks = Tasks()
         self._ready: set[int] = set()
+        self._serving: set[asyncio.subprocess.Process] = set()
         self._failure: StartupError | None = None
         self._drained = True
 
-    async def run(self, stop: asyncio.Event) -> bool:
+    async def run(self, stop: asyncio.Event, reload: asyncio.Event) -> bool:
         """Keep the workers running until `stop` is set, then drain them: whether all ended in time and in order.
+
+        Each time `reload` is set, they are told to read their policies.
 
         Raises StartupError when a port is taken, or a worker cannot start before any other has.
         """
@@ -88,6 +91,8 @@ class Supervisor:
             }
             if self._redis_url is not None:
                 environ["GKT_REDIS_URL"] = self._redis_url
+            telling = self._tasks.spawn("reload", self._pass_on(reload))
+            stack.callback(telling.cancel)
             await asyncio.gather(*(self._keep(number, environ, stop) for number in range(1, self._count + 1)))
         if self._failure is not None:
             raise self._failure
@@ -138,10 +143,20 @@ class Supervisor:
         try:
             word = await _first_word(process)
             if word.addresses is not None:
+                self._serving.add(process)
                 self._is_ready(number, process.pid, word.addresses)
             return _End(await process.wait(), word.error)
         finally:
+            self._serving.discard(process)
             stopping.cancel()
+
+    async def _pass_on(self, reload: asyncio.Event) -> None:
+        while True:
+            await reload.wait()
+            reload.clear()
+            for process in self._serving:  # one that still starts would end by it, and reads them anyway
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGHUP)
 
     def _is_ready(self, number: int, pid: int, addresses: Addresses) -> None:
         log.info("worker_ready", worker=number, pid=pid, process=addresses.process)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 import uvloop
 
-from gateway.app import serve
+from gateway.app import Watched, serve
 from gateway.errors import StartupError
 from gateway.logs import set_up_logs
-from gateway.policy.book import load_all
+from gateway.policy.files import PolicyFiles
 from gateway.workers import FirstWord
-from gateway.workers.stopping import asked_to_stop, stop_at_end_of_stdin
+from gateway.workers.stopping import asked_to_reload, asked_to_stop, stop_at_end_of_stdin
 
 if TYPE_CHECKING:
     from gateway.config import Settings
@@ -34,16 +34,16 @@ def main(config: Path, number: int) -> int:
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as supervisor:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
-            settings, book = load_all(config)
+            settings, book, files = PolicyFiles.open(config)
             set_up_logs(settings.log.level, settings.log.format, worker=number)
-            uvloop.run(_work(settings, book, number, supervisor))
+            uvloop.run(_work(settings, book, files, number, supervisor))
         except StartupError as error:
             _say(supervisor, FirstWord(error=error.message))
             return 1
     return 0
 
 
-async def _work(settings: Settings, book: PolicyBook, number: int, supervisor: BinaryIO) -> None:
+async def _work(settings: Settings, book: PolicyBook, files: PolicyFiles, number: int, supervisor: BinaryIO) -> None:
     stop = asked_to_stop()
     stop_at_end_of_stdin(stop)
     await serve(
@@ -53,6 +53,7 @@ async def _work(settings: Settings, book: PolicyBook, number: int, supervisor: B
         stop=stop,
         announce=lambda addresses: _say(supervisor, FirstWord(addresses=addresses)),
         worker=number,
+        watched=Watched(files, asked_to_reload(stop)),
     )
 
 

@@ -181,6 +181,27 @@ async def test_an_error_reaches_everybody_on_the_flight(
         assert await Request(flights, queue, again, ticket(work="w")).landing == Landing(REPLY, "")
 
 
+async def test_an_engines_words_reach_the_tenant_alone_whose_call_it_was(
+    redis_url: str, redis: Redis, keys: RedisKeys
+) -> None:
+    """They may quote the prompt; another tenant that shared the call hears that it failed, and how."""
+    error = EngineFailed("Engine 'big' answered 500: canary", engine="big")
+    error.reason = "canary"
+    async with flying(redis_url, keys) as (flights, queue):
+        teacher = Teacher()
+        own = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(2)]
+        other = Request(flights, queue, teacher, replace(ticket(work="w"), tenant="globex"))
+        await called(teacher, *own, other)
+        teacher.ending.set_exception(error)
+        landed = await asyncio.gather(*(request.landing for request in (*own, other)), return_exceptions=True)
+        assert landed[:2] == [error] * 2
+        told = landed[2]
+        assert isinstance(told, EngineFailed)
+        assert told.engine == "big"
+        assert "canary" not in f"{told} {told.message} {told.reason} {vars(told)}"
+        await nothing_left(redis, keys, queue)
+
+
 async def test_another_tenants_full_queue_is_nobody_elses(redis_url: str, redis: Redis, keys: RedisKeys) -> None:
     """The flight took off with the ticket of a tenant that may not wait: the other's request takes off anew."""
     async with flying(redis_url, keys, replace(ONE, max_queue=1)) as (flights, queue):

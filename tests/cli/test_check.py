@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -73,6 +74,22 @@ def test_the_sample_writes_every_default_as_it_is(folder: Path) -> None:
     assert bare_settings == settings
     assert bare_book is not None
     assert bare_book.policies == book.policies
+
+
+def test_what_the_sample_has_in_comments_can_be_used_as_it_stands(folder: Path) -> None:
+    """Conditions, and what callers may ask for."""
+    file = folder / "policies" / "default.yaml"
+    text = re.sub(r"(?m)^    # (when|overrides):", r"    \1:", file.read_text())
+    file.write_text(re.sub(r"(?m)^    #   (?=\w)", "      ", text).replace("# overrides: {", "overrides: {"))
+    _, book, mistakes = check_all(folder / "config.yaml")
+    assert mistakes == []
+    assert book is not None
+    (policy,) = book.policies
+    when, rule = policy.routes[0].when, policy.routes[0].overrides
+    assert when is not None
+    assert rule is not None
+    assert [name for name in type(when).model_fields if getattr(when, name) is None] == []
+    assert (bool(policy.overrides), rule.modes, rule.guidance_tokens) == (True, ("student", "teacher"), 80)
 
 
 def test_every_mistake_has_its_line_and_the_exit_code_is_1(folder: Path) -> None:

@@ -235,10 +235,21 @@ async def test_one_failure_is_everybodys_as_an_error_of_its_own(kind: str, statu
     first, *others = outcomes
     first.recorded = True
     assert not any(other.recorded for other in others)
-    assert {other.message for other in others} == {first.message}
+    assert {outcome.message for outcome in outcomes} == {first.message}
     assert {outcome.retry_after_s for outcome in outcomes} == ({7.0} if status == 429 else {None})
     assert {outcome.heard for outcome in outcomes} == {status == 500}
     assert [outcome.is_twin for outcome in outcomes].count(False) == 1, "one call, one failure"
+
+
+async def test_what_an_engine_says_of_a_list_is_told_to_no_member() -> None:
+    """It may quote the prompt of any other, who is perhaps another tenant."""
+    server = ListServer()
+    async with listing(server) as (engine, _):
+        server.refuse = lambda _, listed: 500 if listed else None
+        outcomes = await ask(engine, QUESTIONS)
+    assert {(str(outcome), outcome.reason) for outcome in outcomes} == {
+        ("Engine 'the-engine' failed a call that was made for several requests.", None)
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -485,6 +485,21 @@ async def test_how_it_continues_is_looked_at_once_while_it_stays_up(answer: Any)
         assert (engine.state.continuation, engine.state.warnings) == (found, warned)
 
 
+async def test_an_engine_that_only_embeds_is_not_asked_to_continue_until_an_edit_asks_for_chats() -> None:
+    """And is left alone again when an edit takes that back."""
+    role = {"embeds": True}
+    async with openai(server(vllm), only_embeds=lambda: role["embeds"]) as (engine, fake):
+        await engine.probe()
+        assert (engine.state.continuation, fake.paths.count(CHAT)) == (None, 0)
+        role["embeds"] = False
+        await engine.probe()
+        assert isinstance(engine.state.continuation, Continuation)
+        asked = fake.paths.count(CHAT)
+        role["embeds"] = True
+        await engine.probe()
+        assert (engine.state.continuation, fake.paths.count(CHAT)) == (None, asked)
+
+
 async def test_after_it_was_down_it_is_looked_at_again() -> None:
     """Another server may have come in its place: one that continues otherwise, or not at all."""
     behaviour = [vllm]

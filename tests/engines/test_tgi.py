@@ -505,7 +505,11 @@ async def test_a_configured_concurrency_above_the_servers_is_a_warning() -> None
 async def test_guidance_that_can_never_fit_is_a_warning(tokens: int, *, warned: bool) -> None:
     """The server would refuse every call, and every answer would go unguided."""
     routes = {"/info": replying({**INFO, "max_total_tokens": 8192})}
-    async with tgi(routes, longest_opening=tokens) as (engine, _):
+    asked = {"tokens": 1}
+    async with tgi(routes, longest_opening=lambda: asked["tokens"]) as (engine, _):
+        await engine.probe()
+        assert engine.state.warnings == []
+        asked["tokens"] = tokens  # policies are edited while the engine is there
         await engine.probe()
     assert any("8192" in warning for warning in engine.state.warnings) is warned
 

@@ -40,6 +40,12 @@ class Watched:
             return web.json_response({"error": "loading"}, status=503)
         return web.json_response(said)
 
+    async def until(self, count: int) -> None:
+        """Wait until so many probes have come."""
+        async with asyncio.timeout(5):
+            while len(self.seen) < count:
+                await asyncio.sleep(0.002)
+
     async def probes(self, count: int) -> None:
         """Wait until so many probes were answered, and the next one has come: then what the last one told is known."""
         async with asyncio.timeout(5):
@@ -52,14 +58,14 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(*script: Any, pace: Pace = FAST) -> AsyncIterator[Watched]:
+async def watching(*script: Any, pace: Pace = FAST, at_once: asyncio.Event | None = None) -> AsyncIterator[Watched]:
     watched = Watched(list(script))
     tasks = Tasks()
     async with serving({"/info": watched.answer}) as fake, engine_http(fake.url) as http:
         watched.engine = TGIEngine(NAME, http, max_concurrency=200)
         assert watched.engine.state.up is None
         try:
-            tasks.keep("watch", watch(watched.engine, watched.metrics, pace))
+            tasks.keep("watch", watch(watched.engine, watched.metrics, pace, at_once))
             yield watched
         finally:
             await tasks.close()
@@ -102,6 +108,16 @@ async def test_a_warning_is_logged_once_while_it_lasts() -> None:
             await watched.probes(6)
     warned = [log["warning"] for log in logs if log["event"] == "engine_differs"]
     assert warned == ["max_concurrency 200 is above the server's max_concurrent_requests 128: 128 is used"] * 2
+
+
+async def test_an_engine_is_looked_at_at_once_when_that_is_asked_for() -> None:
+    """As after an edit that gives it another part to play."""
+    at_once = asyncio.Event()
+    async with watching(UP, pace=Pace(look_every_s=3600), at_once=at_once) as watched:
+        for looks in (2, 3):
+            await watched.until(looks - 1)
+            at_once.set()
+            await watched.until(looks)
 
 
 async def test_an_engine_that_is_down_is_looked_at_ever_less_often() -> None:

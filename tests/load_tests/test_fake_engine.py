@@ -17,6 +17,7 @@ from gateway.engines.sse import SseDecoder
 from gateway.errors import EngineOverloaded, EngineUnreachable
 from gateway.model_settings import ModelSettings
 from gateway.policy.book import PolicyBook
+from gateway.policy.policies import Policies
 from load_tests.engine_process import fake_engine
 from load_tests.fake.engine import FakeEngine
 from load_tests.fake.profile import TIMINGS, Profile, read_profile
@@ -50,7 +51,7 @@ async def engine(protocol: str, url: str, **more: Any) -> AsyncIterator[Engine]:
     """The gateway's own, made as the gateway makes it."""
     base = url if protocol == "tgi" else url + "/v1"
     settings = {"name": "it", "protocol": protocol, "api_base": base, "price": {"input_per_1m": 1, "output_per_1m": 1}}
-    made = _engine(ModelSettings.model_validate(settings | more), PolicyBook.of(()), None)
+    made = _engine(ModelSettings.model_validate(settings | more), Policies(PolicyBook.of(())), None)
     try:
         yield made
     finally:

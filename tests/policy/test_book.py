@@ -250,3 +250,75 @@ def test_a_call_may_not_outlive_its_permit(folder: Path) -> None:
     )
     (folder / "config.yaml").write_text("redis: {lease: 30s}\n" + MODELS)
     assert book_of(folder)
+
+
+WHEN = "  - {{model: x, mode: student, student: small, when: {}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("{max_tokens: 80}", "{max_tokens: {eq: 80}}"),
+        ("{header: {X-Team: blue}, tools: true}", "{tools: true, header: {x-team: {equals: blue}}}"),
+        ("{contains: a}", "{contains: [a]}"),
+        ("{matches: 'a+'}", '{matches: "a+"}'),
+        ("{not: {any: [{stream: true}]}}", "{not: {any: [{stream: true}]}}"),
+    ],
+)
+def test_a_route_with_the_conditions_of_an_earlier_one_is_never_reached(folder: Path, first: str, second: str) -> None:
+    """However they are written."""
+    between = "  - {model: y, mode: student, student: small}\n" + WHEN.format("{stream: false}")
+    tenant(folder, "a", keys=("k1",), routes=WHEN.format(first) + between + WHEN.format(second))
+    assert told(folder) == [
+        "policies/a.yaml:6: routes[3].when: never reached: routes[0] takes these requests for x already"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("{max_tokens: 80}", "{max_tokens: 81}"),
+        ("{max_tokens: 80}", "{max_tokens: 80}, default_max_tokens: 80"),
+        ("{matches: a}", "{contains: a}"),
+    ],
+)
+def test_routes_whose_conditions_differ_are_all_reached(folder: Path, first: str, second: str) -> None:
+    tenant(folder, "a", keys=("k1",), routes=WHEN.format(first) + WHEN.format(second))
+    assert book_of(folder)
+
+
+def test_a_route_after_one_without_conditions_is_never_reached(folder: Path) -> None:
+    """One whose `when` is misspelt has a condition all the same: it is one mistake."""
+    plain = "  - {model: x, mode: student, student: small}\n"
+    tenant(folder, "a", keys=("k1",), routes=plain + WHEN.format("{tools: true}"))
+    assert told(folder) == ["policies/a.yaml:4: routes[1].model: never reached: routes[0] takes every request for x"]
+    tenant(folder, "a", keys=("k1",), routes=WHEN.format("{tools: true}").replace("when", "whne") + plain)
+    assert told(folder) == ["policies/a.yaml:3: routes[0].whne: unknown key. Did you mean 'when'?"]
+
+
+def test_one_name_is_of_chats_or_of_embeddings(folder: Path) -> None:
+    chats = WHEN.format("{prompt_bytes: {lt: 100}}")
+    tenant(folder, "a", keys=("k1",), routes=chats + chats.replace("mode: student", "mode: embeddings"))
+    (line,) = told(folder)
+    assert line.startswith("policies/a.yaml:4: routes[1].model: routes[0] has this name too, and only one of the two ")
+
+
+def test_a_deadline_counts_wherever_guidance_may_be_asked_for(folder: Path) -> None:
+    """In shadows, and where a caller may want it: there the call needs a permit as well."""
+    route = "  - {{model: {}, mode: {}, teacher: big, student: small, guidance: {{deadline: 30s}}{}}}\n"
+    routes = route.format("x", "shadow", "") + route.format("y", "student", ", overrides: {modes: [guided]}")
+    tenant(folder, "a", keys=("k1",), routes=routes + route.format("z", "student", ""))
+    places = [line.partition("is longer")[0] for line in told(folder)]
+    assert places == [f"policies/a.yaml:{index + 3}: routes[{index}].guidance.deadline: " for index in (0, 1)]
+
+
+def test_a_teacher_of_shadows_and_of_those_who_may_ask_is_one_of_guidance(folder: Path) -> None:
+    routes = "  - {model: x, mode: shadow, teacher: big, student: small}\n"
+    tenant(folder, "a", keys=("k1",), routes=routes)
+    assert book_of(folder).teachers() == {"big"}
+    tenant(folder, "a", keys=("k1",), routes=routes.replace("shadow", "student"))
+    assert book_of(folder).teachers() == set()
+    (folder / "policies" / "a.yaml").write_text(
+        (folder / "policies" / "a.yaml").read_text() + "overrides: {modes: [guided]}\n"
+    )
+    assert book_of(folder).teachers() == {"big"}

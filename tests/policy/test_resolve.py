@@ -194,3 +194,36 @@ def test_who_thinks_first_gets_the_guidance_as_context(reasoning: Any, effort: s
     plan = resolve(policy, policy.routes[0], parse_chat(orjson.dumps(body)), lambda _: look)
     assert plan.guidance is not None
     assert plan.guidance.placement == placement
+
+
+SHADOW = {"model": "chat", "mode": "shadow", "teacher": "big", "student": "small"}
+
+
+def shadowed(asked: Any = CHAT, draws: float = 0.5, look: Look | None = None, **shadow: Any) -> Plan:
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW | {"shadow": shadow}]})
+    seen = look or Look(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], asked, lambda _: seen, lambda: draws)
+
+
+@pytest.mark.parametrize(("serves", "by"), [("teacher", "big"), ("student", "small")])
+def test_a_shadow_stands_beside_the_answer_of_one_engine_alone(serves: str, by: str) -> None:
+    """The caller's plan is what that mode's would be, and the shadow's what mode guided's would be."""
+    plan = shadowed(serves=serves)
+    assert (plan.mode, plan.finisher, plan.guidance) == (serves, by, None)
+    assert plan.shadow is not None
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW | {"mode": "guided"}]})
+    assert plan.shadow == resolve(policy, policy.routes[0], CHAT, lambda _: Look(Continuation("trailing")))
+
+
+@pytest.mark.parametrize(("sample", "draws", "cast"), [(1, 0.999, True), (0, 0.0, False), (0.1, 0.09, True),
+                                                       (0.1, 0.1, False)])  # fmt: skip
+def test_only_some_requests_have_a_shadow_where_the_policy_says_so(sample: float, draws: float, *, cast: bool) -> None:
+    assert (shadowed(draws=draws, sample=sample).shadow is not None) == cast
+
+
+def test_a_request_that_the_students_cannot_take_is_answered_without_a_shadow() -> None:
+    """The teacher answers it."""
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW]})
+    text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:"}))
+    plan = resolve(policy, policy.routes[0], text, lambda engine: Look("not_probed", takes_prompts=engine != "small"))
+    assert (plan.mode, plan.shadow) == ("teacher", None)

@@ -73,7 +73,19 @@ def test_a_route_knows_every_engine_it_names() -> None:
                 "4: routes[0].student: missing: mode guided needs a student",
             ],
         ),
-        ("model: x, mode: shadow, student: b", ["4: routes[0].mode: must be guided, student, teacher or embeddings"]),
+        ("model: x, mode: shadow, student: b", ["4: routes[0].teacher: missing: mode shadow needs a teacher"]),
+        (
+            "model: x, mode: shadowed, student: b",
+            ["4: routes[0].mode: must be guided, student, teacher, shadow or embeddings. Did you mean 'shadow'?"],
+        ),
+        (
+            "model: x, mode: shadow, teacher: a, student: b, shadow: {serves: guided}",
+            ["4: routes[0].shadow.serves: must be teacher or student"],
+        ),
+        (
+            "model: x, mode: shadow, teacher: a, student: b, shadow: {sample: 10}",
+            ["4: routes[0].shadow.sample: must be at most 1"],
+        ),
         (
             "model: x, mode: student, studen: b",
             ["4: routes[0].studen: unknown key. Did you mean 'student'?"],
@@ -109,14 +121,33 @@ def test_a_route_knows_every_engine_it_names() -> None:
             ["4: routes[0].default_max_tokens: must be at least 1"],
         ),
         (
-            "model: x, mode: student, student: b, when: {}",
+            "model: x, mode: student, student: b, nonsense: {}",
             [
                 (
-                    "4: routes[0].when: unknown key; known here: model, mode, teacher, students, student, retries, "
-                    "baseline, show_cost, "
-                    "default_max_tokens, guidance"
+                    "4: routes[0].nonsense: unknown key; known here: model, mode, when, teacher, students, student, "
+                    "retries, baseline, show_cost, default_max_tokens, guidance, shadow, overrides"
                 ),
             ],
+        ),
+        (
+            "model: x, mode: student, student: b, overrides: {modes: [teacher]}",
+            ["4: routes[0].overrides: modes: teacher needs a teacher, and this route names none"],
+        ),
+        (
+            "model: x, mode: teacher, teacher: b, overrides: {modes: [guided]}",
+            ["4: routes[0].overrides: modes: guided needs a student, and this route names none"],
+        ),
+        (
+            "model: x, mode: student, student: b, overrides: {modes: [techer]}",
+            ["4: routes[0].overrides.modes[0]: must be guided, student or teacher. Did you mean 'teacher'?"],
+        ),
+        (
+            "model: x, mode: student, student: b, overrides: {guidance_tokens: 5000}",
+            ["4: routes[0].overrides.guidance_tokens: must be at most 4096"],
+        ),
+        (
+            "model: x, mode: embeddings, student: b, overrides: {modes: [student]}",
+            ["4: routes[0].overrides: is not for mode embeddings, which has nothing to ask for: remove it"],
         ),
     ],
 )

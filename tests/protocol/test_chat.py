@@ -281,3 +281,42 @@ def test_a_body_too_deep_to_be_sent_on_is_refused(opening: bytes, closing: bytes
 def test_a_wide_body_is_not_deep() -> None:
     """A thousand brackets beside each other are fine."""
     assert parsed(many=[[] for _ in range(1_000)], text="[{" * 1_000).model == "m"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"api_base": "http://169.254.169.254"}, "api_base"),
+        ({"base_url": "http://x"}, "base_url"),
+        ({"api_key": "sk-x"}, "api_key"),
+        ({"extra_headers": {"Authorization": "x"}}, "extra_headers"),
+        ({"custom_llm_provider": "openai"}, "custom_llm_provider"),
+        ({"mock_response": "x"}, "mock_response"),
+        ({"fallbacks": [{"model": "m"}]}, "fallbacks"),
+        ({"user_config": {"model_list": [{"litellm_params": {"api_base": "http://x"}}]}}, "user_config"),
+        ({"extra_body": {"api_base": "http://x"}}, "extra_body.api_base"),
+        ({"deep": [1, {"er": [[{"base_url": "http://x"}]]}]}, "deep[1].er[0][0].base_url"),
+        ({"kv_transfer_params": {"remote_host": "x", "remote_port": 1}}, "kv_transfer_params"),
+        ({"bootstrap_host": "x"}, "bootstrap_host"),
+    ],
+)
+def test_no_field_says_where_a_call_goes_or_as_whom(fields: dict[str, Any], param: str) -> None:
+    """An engine behind the gateway may be a gateway itself, and take it from the body; however deep it stands."""
+    error = refused(orjson.dumps({**LEAST, **fields}))
+    assert error.param == param
+    assert "169.254" not in error.message
+
+
+def test_where_names_are_the_callers_own_any_is_good() -> None:
+    """A function may have a parameter api_key, a schema a property base_url; null says nothing."""
+    schema = {"type": "object", "properties": {"api_key": {"type": "string"}, "base_url": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    form = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
+    nested = {"nvext": {"guided_json": schema}}
+    assert parsed(tools=[tool], response_format=form, metadata={"api_key": "x"}, api_base=None, **nested)
+
+
+def test_a_body_that_is_almost_too_deep_is_looked_through_to_its_end() -> None:
+    """No deeper than what is refused for its depth."""
+    raw = b'{"model": "m", "messages": [{"role": "user", "content": "Why?"}], "x": ' + b"[" * 250 + b'{"api_base": 1}'
+    assert (refused(raw + b"]" * 250 + b"}").param or "").endswith(".api_base")

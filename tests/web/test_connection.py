@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ from aiohttp import web
 from gateway.admission import Admission
 from gateway.metrics import Metrics
 from gateway.web import keys
-from gateway.web.connection import Runner
+from gateway.web.body import read_body
+from gateway.web.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, Runner
 from gateway.web.error_body import errors_as_openai
 
 if TYPE_CHECKING:
@@ -21,15 +24,31 @@ if TYPE_CHECKING:
 
 
 async def hello(request: web.Request) -> web.Response:
-    return web.Response(body=await request.read())
+    return web.Response(body=await read_body(request))
+
+
+async def holds(_: web.Request) -> web.Response:
+    await asyncio.sleep(60)
+    return web.Response()
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[int]:
-    app = web.Application(middlewares=[errors_as_openai])
-    app[keys.ADMISSION] = Admission(1, None, Metrics())  # type: ignore[arg-type]
+async def serving(*, max_connections: int = 100, head_within_s: float = 60.0) -> AsyncIterator[int]:
+    app = web.Application(middlewares=[errors_as_openai], client_max_size=1_000_000)
+    app[keys.METRICS] = metrics = Metrics()
+    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app.router.add_post("/", hello)
-    runner = Runner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    app.router.add_post("/holds", holds)
+    runner = Runner(
+        app,
+        metrics=metrics,
+        listener="public",
+        max_connections=max_connections,
+        head_within_s=head_within_s,
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=0.1,
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -38,18 +57,32 @@ async def serving() -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-async def exchange(raw: bytes, *, hung_up: bool = False) -> tuple[int, dict[str, str], bytes]:
+Reply = tuple[int, dict[str, str], bytes]
+
+
+async def exchange(raw: bytes, *, hung_up: bool = False) -> Reply:
     """Send the bytes, read the reply and, where it is to be the last one, the end of the connection."""
-    async with serving() as port, asyncio.timeout(10):
+    async with serving() as port:
+        return await ask(port, raw, hung_up=hung_up)
+
+
+async def ask(port: int, raw: bytes, *, hung_up: bool = False) -> Reply:
+    async with asyncio.timeout(10):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(raw)
-        head, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-        if hung_up:
-            assert await reader.read() == b""
-        writer.close()
-        await writer.wait_closed()
+        try:
+            writer.write(raw)
+            reply = await read_reply(reader)
+            if hung_up:
+                assert await reader.read() == b""
+        finally:
+            writer.close()
+    return reply
+
+
+async def read_reply(reader: asyncio.StreamReader) -> Reply:
+    head, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines) if name}
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
     return int(head.split()[1]), headers, body
 
 
@@ -69,7 +102,6 @@ def openai_error(headers: dict[str, str], body: bytes) -> dict[str, Any]:
         b"canary\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer canary\x01\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\ncanary\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: x\r\nX-Long: canary" + b"x" * 20_000 + b"\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: canary\r\n\r\n",
     ],
 )
@@ -95,3 +127,174 @@ async def test_a_request_that_can_be_read_is_the_handlers() -> None:
     """With the handler's own reply."""
     status, headers, body = await exchange(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nHello")
     assert (status, headers["server"], body) == (200, "gkt-gateway", b"Hello")
+
+
+def request(*headers: bytes, line: bytes = b"POST / HTTP/1.1", body: bytes = b"") -> bytes:
+    return b"\r\n".join([line, b"Host: x", *headers, b"", body])
+
+
+HEADERS = [b"X-%d: canary" % number for number in range(MAX_HEADERS)]
+LONG = b"canary" + b"x" * MAX_LINE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("raw", "limit"),
+    [
+        (request(line=b"POST /" + LONG + b" HTTP/1.1"), MAX_LINE_BYTES),
+        (request(b"X-Long: " + LONG), MAX_LINE_BYTES),
+        (request(LONG + b": x"), MAX_LINE_BYTES),
+        (request(*HEADERS), MAX_HEADERS),
+    ],
+    ids=["request-line", "value", "name", "headers"],
+)
+async def test_a_head_beyond_its_limits_is_431_and_not_quoted(raw: bytes, limit: int) -> None:
+    """The error says which limit it was."""
+    status, headers, body = await exchange(raw, hung_up=True)
+    error = openai_error(headers, body)
+    assert (status, error["code"]) == (431, "request_too_large")
+    assert str(limit) in error["message"]
+    assert b"canary" not in body
+
+
+async def test_a_head_of_many_long_lines_is_431_before_its_end() -> None:
+    """Each line and their number are within the limits: what is held of an unfinished head is bounded all the same."""
+    line = b"X-Long: " + b"x" * 8000 + b"\r\n"
+    async with serving() as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\n")
+        sent = 0
+        while sent < 4 * MAX_HEAD_BYTES:
+            writer.write(line)
+            sent += len(line)
+            await asyncio.sleep(0.001)  # or it comes as one
+            if reader._buffer:  # type: ignore[attr-defined]
+                break
+        status, headers, body = await read_reply(reader)
+        writer.close()
+    assert status == 431
+    assert str(MAX_HEAD_BYTES) in openai_error(headers, body)["message"]
+    assert sent < 2 * MAX_HEAD_BYTES
+
+
+@pytest.mark.parametrize("part", [b"POST /", b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: canary"])
+async def test_a_head_that_does_not_come_to_its_end_is_408(part: bytes) -> None:
+    """However much of it there is, and though a byte comes now and then."""
+    async with serving(head_within_s=0.3) as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(part)
+        while not reader._buffer:  # type: ignore[attr-defined]
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+        status, headers, body = await read_reply(reader)
+        assert await reader.read() == b""
+        writer.close()
+    assert (status, orjson.loads(body)["error"]["code"]) == (408, "request_timeout")
+    assert "x-should-retry" not in headers
+    assert b"canary" not in body
+
+
+async def test_the_second_head_of_a_connection_has_its_time_too() -> None:
+    """The first one's clock has stopped; an idle connection has none."""
+    async with serving(head_within_s=0.3) as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\n")
+            await asyncio.sleep(0.05)
+            writer.write(b"Content-Length: 0\r\n\r\n")
+            assert (await read_reply(reader))[0] == 200
+            await asyncio.sleep(0.4)
+        writer.write(b"POST ")
+        assert (await read_reply(reader))[0] == 408
+        writer.close()
+
+
+async def test_who_only_holds_connections_shuts_nobody_out() -> None:
+    """One that waits makes room, the oldest first; there are never more than the limit."""
+    async with serving(max_connections=3) as port, asyncio.timeout(10):
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        for _, writer in idle:
+            writer.write(b"POST / HTTP/1.1\r\n")
+        await asyncio.sleep(0.05)
+        assert (await ask(port, request(b"Content-Length: 0")))[0] == 200
+        assert await idle[0][0].read() == b""
+        for _, writer in idle[1:]:
+            writer.write(b"Host: x\r\nContent-Length: 0\r\n\r\n")
+        assert [(await read_reply(reader))[0] for reader, _ in idle[1:]] == [200, 200]
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_connection_too_many_is_503_while_all_others_are_at_work() -> None:
+    """None of those is cut off for it."""
+    async with serving(max_connections=2) as port, asyncio.timeout(10):
+        busy = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for _, writer in busy:
+            writer.write(request(b"Content-Length: 0", line=b"POST /holds HTTP/1.1"))
+        await asyncio.sleep(0.05)
+        status, headers, body = await ask(port, b"", hung_up=True)
+        assert (status, headers["x-should-retry"]) == (503, "true")
+        assert int(headers["retry-after"]) >= 1
+        assert orjson.loads(body)["error"]["code"] == "overloaded"
+        for reader, writer in busy:
+            assert not reader.at_eof()
+            writer.close()
+        await asyncio.sleep(0.05)
+        assert (await ask(port, request(b"Content-Length: 0")))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [b"Content-Length: 5", b"Transfer-Encoding: chunked"],
+        [b"Transfer-Encoding: chunked", b"Content-Length: 5"],
+        [b"Content-Length: 5", b"Content-Length: 6"],
+        [b"Content-Length: 5", b"Content-Length: 5"],
+        [b"Content-Length: 5, 5"],
+        [b"Content-Length: +5"],
+        [b"Content-Length: 0x5"],
+        [b"Content-Length : 5"],
+        [b"Transfer-Encoding: chunked, identity"],
+        [b"Transfer-Encoding: xchunked"],
+        [b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"],
+        [b"Content-Length: 5\nX: y"],
+        [b"X: y\rContent-Length: 5"],
+        [b" X: folded"],
+        [b"Host: y"],
+    ],
+    ids=lambda headers: b"; ".join(headers).decode(),
+)
+async def test_a_request_that_two_servers_could_read_differently_is_refused(headers: list[bytes]) -> None:
+    """So none hides in another's body; what follows is not read as the next one."""
+    hidden = b"0\r\n\r\nPOST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    status, _, _ = await exchange(request(*headers, body=hidden), hung_up=True)
+    assert status == 400
+
+
+async def test_requests_that_come_together_are_answered_in_order() -> None:
+    """However many: those that wait are bounded, and the rest stays in the socket."""
+    count = 300
+    async with serving() as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"".join(request(b"Content-Length: 3", body=b"%03d" % number) for number in range(count)))
+        bodies = [(await read_reply(reader))[2] for _ in range(count)]
+        writer.close()
+    assert bodies == [b"%03d" % number for number in range(count)]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_body_is_bounded_by_what_it_becomes(encoding: str) -> None:
+    """200 MB in 200 kB are refused when the limit is reached, and never lie in memory."""
+    wbits = zlib.MAX_WBITS | 16 if encoding == "gzip" else zlib.MAX_WBITS
+    packer = zlib.compressobj(wbits=wbits)
+    bomb = b"".join(packer.compress(bytes(1_000_000)) for _ in range(200)) + packer.flush()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    heads = b"Content-Encoding: " + encoding.encode(), b"Content-Length: %d" % len(bomb)
+    status, _, body = await exchange(request(*heads, body=bomb))
+    assert (status, orjson.loads(body)["error"]["code"]) == (413, "request_too_large")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+async def test_a_body_in_an_encoding_that_is_not_known_is_read_as_it_came() -> None:
+    """And then is JSON or is not."""
+    status, _, body = await exchange(request(b"Content-Encoding: canary", b"Content-Length: 5", body=b"Hello"))
+    assert (status, body) == (200, b"Hello")

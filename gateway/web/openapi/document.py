@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 import orjson
 from aiohttp import web
 
 from gateway.errors import MethodNotAllowed, NotFound
+from gateway.policy import overrides
+from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode
 from gateway.version import __version__
 from gateway.web.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION
 from gateway.web.keys import Document
 from gateway.web.openapi.operations import FACTS, OPERATIONS, Operation
-from gateway.web.openapi.rules import RULES
+from gateway.web.openapi.rules import RULES, UNKNOWN
 from gateway.web.openapi.shapes import ErrorReply
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> Document:
             "components": {
                 "schemas": _schemas(),
                 "headers": _headers(),
-                "parameters": {"ClientRequestId": _CLIENT_REQUEST_ID},
+                "parameters": {"ClientRequestId": _CLIENT_REQUEST_ID, "Mode": _MODE, "GuidanceTokens": _TOKENS},
                 "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             },
         }
@@ -73,6 +75,8 @@ def _operation(path: str, name: str, about: Operation) -> Json:
     is_api = path.startswith(API)
     if is_api:
         parameters.append({"$ref": "#/components/parameters/ClientRequestId"})
+    if about.streams is not None:
+        parameters += [{"$ref": f"#/components/parameters/{name}"} for name in ("Mode", "GuidanceTokens")]
     if parameters:
         told["parameters"] = parameters
     if about.open:
@@ -163,6 +167,21 @@ _CLIENT_REQUEST_ID: Json = {
     "schema": {"type": "string", "maxLength": MAX_CLIENT_ID_CHARS, "pattern": r"^[\x20-\x7e]*$"},
 }
 
+_MODE: Json = {
+    "name": overrides.MODE,
+    "in": "header",
+    "required": False,
+    "description": "Another mode for this request alone. Refused where the tenant's policy does not allow it.",
+    "schema": {"enum": list(get_args(AskedMode))},
+}
+_TOKENS: Json = {
+    "name": overrides.TOKENS,
+    "in": "header",
+    "required": False,
+    "description": "How long the teacher's opening of this answer may be. Refused where the policy does not allow it.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_GUIDANCE_TOKENS},
+}
+
 
 def _headers() -> Json:
     text: Json = {"type": "string"}
@@ -212,6 +231,7 @@ def _schemas() -> dict[str, Json]:
     for name, schema in schemas.items():
         if name in RULES:
             schema["allOf"] = [RULES[name]]
+    schemas["Unknown"] = UNKNOWN
     return {name: _tidy(schema) for name, schema in schemas.items()}
 
 

@@ -12,6 +12,8 @@ from gateway.errors import (
     EngineError,
     GatewayError,
     GuidanceUnavailable,
+    HeadTooLarge,
+    HeadTooSlow,
     InvalidRequest,
     ModelNotFound,
     NotAuthenticated,
@@ -79,6 +81,7 @@ class Operation:
         own = self.errors
         if self.takes is not None:
             own = (*own, BodyTooLarge, BodyTooSlow)
+        own = (*own, HeadTooLarge, HeadTooSlow)
         if not self.open:
             own = (InvalidRequest, NotAuthenticated, *own)
         return (*own, GatewayError)

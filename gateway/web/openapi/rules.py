@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.protocol.chat import ROLES_WITH_WORDS, SAID_OTHERWISE
+from gateway.protocol.elsewhere import CALLERS_OWN, NOT_THE_CALLERS
 from gateway.protocol.embeddings import MAX_INPUTS
 
 if TYPE_CHECKING:
@@ -35,6 +36,20 @@ def _if_given(field: str, then: Json) -> Json:
 
 _OPTIONS_OF_STREAMS = _if_given("stream_options", {"properties": {"stream": {"const": True}}, "required": ["stream"]})
 
+_NAMES: Json = {
+    "properties": {
+        **{name: {"type": "null"} for name in sorted(NOT_THE_CALLERS)},
+        **{name: {} for name in sorted(CALLERS_OWN)},
+    }
+}
+UNKNOWN: Json = {
+    "description": "What the gateway does not know is passed on, but for what would say where a call goes, or as whom: "
+    "however deep it stands, though no deeper than here in these words.",
+    **_NAMES,
+    "additionalProperties": {**_NAMES, "items": _NAMES},
+}
+_OTHERS: Json = {"$ref": "#/components/schemas/Unknown"}
+
 RULES: dict[str, Json] = {
     "Message": {
         "anyOf": [
@@ -61,12 +76,14 @@ RULES: dict[str, Json] = {
     },
     "ChatBody": {
         "allOf": [
+            _OTHERS,
             _OPTIONS_OF_STREAMS,
             _if_given("max_tokens", {"properties": {"max_completion_tokens": {"type": "null"}}}),
         ]
     },
     "TextBody": {
         "allOf": [
+            _OTHERS,
             _OPTIONS_OF_STREAMS,
             {
                 "anyOf": [
@@ -77,6 +94,7 @@ RULES: dict[str, Json] = {
         ]
     },
     "EmbeddingsBody": {
+        "allOf": [_OTHERS],
         "properties": {"input": {"anyOf": [{"maxItems": MAX_INPUTS}, {"items": {"type": "integer"}}]}},
     },
 }

@@ -1,0 +1,224 @@
+"""What `gkt-gateway check --explain` shows of an explanation: as text, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from decimal import Decimal
+
+    from rich.console import RenderableType
+
+    from gateway.allowances import BudgetRule, LimitsRule
+    from gateway.policy.explain import Explanation
+    from gateway.policy.resolve import GuidancePlan, Plan
+    from gateway.policy.schema import Route
+    from gateway.protocol import Json
+
+
+@dataclass(frozen=True, slots=True)
+class RouteLine:
+    """A route of the name that was sent. `why` it does not take the request; None: an earlier one does."""
+
+    index: int
+    place: str
+    takes: bool = False
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """The request, and what only its configuration tells. `key` None: one without anything of its own."""
+
+    file: str
+    kind: str
+    model: str
+    bytes: int
+    tenant: str
+    key: str | None
+    routes: tuple[RouteLine, ...]
+    reserved_usd: Decimal | None
+
+
+def shown_as_text(about: About, found: Explanation) -> RenderableType:
+    """The whole explanation, for eyes."""
+    key = f"key {about.key}" if about.key is not None else "a key without anything of its own"
+    head = f"{about.file}: {about.kind} for model '{about.model}', {about.bytes} bytes, of tenant {about.tenant}, {key}"
+    parts: list[RenderableType] = [Text(head, "bold")]
+    if about.routes:
+        parts += _section(f"routes named '{about.model}', in their order", map(_route_row, about.routes))
+    if found.refused is not None:
+        parts += [Text(), Text(f"refused with {found.refused.status}: {found.refused.message}", "bold red")]
+    if (plan := found.plan) is not None and (route := found.choice.route) is not None:
+        of_route = "" if plan.mode == route.mode else f", for mode {route.mode}"
+        parts += _section(f"plan{of_route}", _plan_rows(plan, route))
+        if plan.shadow is not None:
+            parts += _section("shadow, beside it and seen by nobody", _shadow_rows(plan.shadow, route))
+    if found.plan is not None:
+        parts += _section("counts against", _allowance_rows(found))
+    if found.plan is not None and about.reserved_usd is not None:
+        parts += _section("reserved", [(_reserved(about.reserved_usd, found.plan),)])
+    parts += [Text(), *(Text(f"assumed: {one}", "dim") for one in found.assumed)] if found.assumed else []
+    return Group(*parts)
+
+
+def as_json(about: About, found: Explanation) -> Json:
+    """The same for programs. Money is text."""
+    refused = found.refused
+    return {
+        "request": {name: getattr(about, name) for name in ("file", "kind", "model", "bytes", "tenant", "key")},
+        "routes": [
+            {"index": one.index, "place": one.place, "takes": one.takes, "why": one.why} for one in about.routes
+        ],
+        "refused": None
+        if refused is None
+        else {"status": refused.status, "code": refused.code, "param": refused.param, "message": refused.message},
+        "plan": None if found.plan is None else _plan_json(found.plan),
+        "limits": {"tenant": _limits_json(found.tenant.limits), "key": _limits_json(found.key.limits)},
+        "budgets": {"tenant": _budget_json(found.tenant.budget), "key": _budget_json(found.key.budget)},
+        "reserved_usd": None if about.reserved_usd is None else f"{about.reserved_usd:f}",
+        "assumed": list(found.assumed),
+    }
+
+
+def _route_row(one: RouteLine) -> tuple[str, ...]:
+    said = (
+        "takes it" if one.takes else "not looked at: an earlier one takes it" if one.why is None else f"no: {one.why}"
+    )
+    return f"routes[{one.index}]", one.place, said
+
+
+def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[RenderableType]:
+    """A title, and below it rows whose columns stand under each other; the last one may be long."""
+    listed = list(rows)
+    widths = [max(map(len, column)) for column in list(zip(*listed, strict=True))[:-1]]
+    lines = [
+        Text("  ".join(["", *(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+        for row in listed
+    ]
+    return [Text(), Text(title, "bold cyan"), *lines]
+
+
+def _plan_rows(plan: Plan, route: Route) -> Iterator[tuple[str, ...]]:
+    yield "mode", plan.mode
+    if plan.guidance is not None:
+        yield "teacher", _guidance(plan.guidance)
+    if plan.unguided is not None:
+        yield "teacher", f"not asked: {plan.unguided} (docs/receipts.md says why)"
+    yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _finishers(plan, route)
+    if plan.mode != "embeddings":
+        yield (
+            "max_tokens",
+            "the engine's own: neither the caller nor the route sets one"
+            if plan.max_tokens is None
+            else str(plan.max_tokens),
+        )
+    yield "baseline", plan.baseline
+    yield "show_cost", "true" if plan.show_cost else "false"
+
+
+def _shadow_rows(shadow: Plan, route: Route) -> Iterator[tuple[str, ...]]:
+    yield "sample", f"{route.shadow.sample:.4g} of the requests"
+    yield from _plan_rows(shadow, route)
+
+
+def _guidance(guidance: GuidancePlan) -> str:
+    otherwise = "503" if guidance.required else "the student answers alone"
+    return (
+        f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {guidance.projection}, placement "
+        f"{guidance.placement}, within {guidance.deadline_s:g}s, else {otherwise}"
+    )
+
+
+def _finishers(plan: Plan, route: Route) -> str:
+    weights = {one.model: one.weight for one in route.all_students if one.weight is not None}
+    names = [
+        f"{one.engine} ({weights[one.engine]:g})" if one.engine in weights else one.engine for one in plan.finishers
+    ]
+    tries = f"each asked up to {plan.retries.num_retries + 1} times" if plan.retries.num_retries else "asked once"
+    if len(names) == 1:
+        return f"{names[0]}, {tries.removeprefix('each ')}"
+    drawn = "; the first is drawn by weight" if weights else ""
+    return f"{', then '.join(names)}; {tries}{drawn}"
+
+
+def _allowance_rows(found: Explanation) -> Iterator[tuple[str, ...]]:
+    for name, one in (("tenant", found.tenant), ("key", found.key)):
+        yield f"{name} limits", _limits(one.limits)
+        yield f"{name} budget", _budget(one.budget)
+
+
+def _reserved(amount: Decimal, plan: Plan) -> str:
+    bound = "" if plan.max_tokens is not None else "; nothing limits the answer, which is taken to have 1024 tokens"
+    return f"{amount.normalize():f} USD, the most that it may cost{bound}"
+
+
+def _limits(limits: LimitsRule) -> str:
+    said = [f"{number} {what}" for name, what in _LIMITS.items() if (number := _limits_json(limits).get(name))]
+    return ", ".join(said) or "none"
+
+
+_LIMITS = {
+    "rpm_limit": "requests a minute",
+    "tpm_limit": "tokens a minute",
+    "max_parallel_requests": "requests at a time",
+}
+
+
+def _budget(budget: BudgetRule | None) -> str:
+    if budget is None:
+        return "none"
+    each = f"each {budget.budget_duration}{' of the calendar' if budget.calendar_aligned else ', rolling'}"
+    soft = f"; from {budget.soft_budget:f} on: {budget.on_soft}" if budget.soft_budget is not None else ""
+    return f"{budget.max_budget:f} USD {each}{soft}; when it is spent: {budget.on_hard}"
+
+
+def _limits_json(limits: LimitsRule) -> Json:
+    return {name: getattr(limits, name) for name in _LIMITS if getattr(limits, name)}
+
+
+def _budget_json(budget: BudgetRule | None) -> Json | None:
+    if budget is None:
+        return None
+    return {
+        "max_budget": f"{budget.max_budget:f}",
+        "soft_budget": None if budget.soft_budget is None else f"{budget.soft_budget:f}",
+        "budget_duration": str(budget.budget_duration),
+        "calendar_aligned": budget.calendar_aligned,
+        "on_soft": budget.on_soft,
+        "on_hard": budget.on_hard,
+    }
+
+
+def _plan_json(plan: Plan) -> Json:
+    guidance = plan.guidance
+    return {
+        "mode": plan.mode,
+        "finishers": [one.engine for one in plan.finishers],
+        "guidance": None
+        if guidance is None
+        else {
+            name: getattr(guidance, name)
+            for name in (
+                "teacher",
+                "tokens",
+                "projection",
+                "placement",
+                "boundary",
+                "deadline_s",
+                "cache_ttl_s",
+                "required",
+            )
+        },
+        "unguided": plan.unguided,
+        "max_tokens": plan.max_tokens,
+        "baseline": plan.baseline,
+        "num_retries": plan.retries.num_retries,
+        "show_cost": plan.show_cost,
+        "shadow": None if plan.shadow is None else _plan_json(plan.shadow),
+    }

@@ -1,0 +1,39 @@
+"""`gkt-gateway schema`: what config.yaml and policy files may say, as JSON Schema, for editors."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import orjson
+import typer
+
+from gateway.policy.json_schema import json_schema
+
+
+class Which(StrEnum):
+    """The files that there is a schema of."""
+
+    CONFIG = "config"
+    POLICY = "policy"
+
+
+def schema(
+    which: Annotated[Which, typer.Argument(help="**config**: of config.yaml. **policy**: of the files in policies/.")],
+) -> None:
+    """Print a JSON Schema, with which editors complete and check what you write.
+
+    Save it, and name it in the first line of the file:
+
+    `gkt-gateway schema policy > policy.schema.json`
+
+    `# yaml-language-server: $schema=policy.schema.json`
+
+    What depends on more than one place, such as a model that config.yaml does not have, `gkt-gateway check` tells.
+    """
+    typer.echo(printed(which.value), nl=False)
+
+
+def printed(which: str) -> str:
+    """The schema as it is printed, and kept under docs/schema."""
+    return orjson.dumps(json_schema(which), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()

@@ -1,0 +1,36 @@
+"""Which limits and which budget hold for a caller: of its tenant, and of its key. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from gateway.allowances import BudgetRule, LimitsRule
+    from gateway.config import Defaults
+    from gateway.policy.book import Caller
+    from gateway.policy.schema import KeyEntry, TenantPolicy
+
+
+class Allowed(NamedTuple):
+    """What one of the two may use and spend."""
+
+    limits: LimitsRule
+    budget: BudgetRule | None
+
+
+def allowed(caller: Caller, defaults: Defaults) -> tuple[Allowed, Allowed]:
+    """(of the tenant, of the key)."""
+    policy, key = caller
+    return allowed_tenant(policy, defaults), allowed_key(policy, key, defaults)
+
+
+def allowed_tenant(policy: TenantPolicy, defaults: Defaults) -> Allowed:
+    """All keys of a tenant together. What its policy says goes before the defaults."""
+    limits = defaults.limits if policy.limits is None else policy.limits
+    return Allowed(limits, policy.budget or defaults.budget)
+
+
+def allowed_key(policy: TenantPolicy, key: KeyEntry, defaults: Defaults) -> Allowed:
+    """One key. What is said for it goes before what its tenant says for keys, and that before the defaults."""
+    limits = defaults.key_limits if policy.key_limits is None else policy.key_limits
+    return Allowed(limits if key.limits is None else key.limits, key.budget or policy.key_budget or defaults.key_budget)

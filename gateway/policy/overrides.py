@@ -1,0 +1,70 @@
+"""What a caller asks for by headers, where the policy lets it. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.policy.schema import AskedMode, Route, TenantPolicy
+
+MODE = "x-gkt-mode"
+TOKENS = "x-gkt-guidance-tokens"
+_MOST_DIGITS = 6
+
+
+def as_asked(policy: TenantPolicy, route: Route, headers: Mapping[str, str]) -> Route:
+    """The route as this request wants it; the route itself where it asks for nothing.
+
+    Raises InvalidRequest, which names the header and what it may say.
+    """
+    mode, tokens = headers.get(MODE), headers.get(TOKENS)
+    if mode is None and tokens is None:
+        return route
+    changed: dict[str, object] = {}
+    if mode is not None:
+        changed["mode"] = _mode(policy, route, mode)
+    if tokens is not None:
+        changed["guidance"] = route.guidance.model_copy(update={"tokens": _tokens(policy, route, tokens)})
+    return route.model_copy(update=changed)
+
+
+def refuse_overrides(headers: Mapping[str, str]) -> None:
+    """Embeddings have nothing to ask for. Raises InvalidRequest where it is asked for all the same."""
+    for name in (MODE, TOKENS):
+        if name in headers:
+            raise InvalidRequest(f"'{name}' says nothing of embeddings: remove the header.", param=name)
+
+
+def modes_of(policy: TenantPolicy, route: Route) -> tuple[AskedMode, ...]:
+    """What MODE may say on this route, apart from its own mode, which it may always say."""
+    return tuple(mode for mode in policy.overrides_of(route).modes if route.has_engines_of(mode))
+
+
+def _mode(policy: TenantPolicy, route: Route, said: str) -> str:
+    said = said.strip().lower()
+    allowed = list(dict.fromkeys([*([route.mode] if route.mode != "shadow" else []), *modes_of(policy, route)]))
+    if said in allowed:
+        return said
+    raise _refused(MODE, route, f"may say {' or '.join(allowed)}" if len(allowed) > 1 else None)
+
+
+def _tokens(policy: TenantPolicy, route: Route, said: str) -> int:
+    most = policy.overrides_of(route).guidance_tokens
+    said = said.strip()
+    if most is not None and said.isascii() and said.isdigit() and len(said) <= _MOST_DIGITS and 1 <= int(said) <= most:
+        return int(said)
+    raise _refused(TOKENS, route, f"may say a whole number from 1 to {most}" if most is not None else None)
+
+
+def _refused(name: str, route: Route, allowed: str | None) -> InvalidRequest:
+    if allowed is None:
+        return InvalidRequest(
+            f"'{name}' may not be sent with model '{route.model}': remove the header, or have whoever runs this "
+            "gateway allow it (`overrides` in the policy).",
+            param=name,
+        )
+    return InvalidRequest(f"'{name}' {allowed} with model '{route.model}': send that, or no such header.", param=name)

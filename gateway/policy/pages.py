@@ -1,0 +1,84 @@
+"""The policy files as they were read last. What has not changed is not parsed again: that takes milliseconds a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from stat import S_ISFIFO
+from typing import TYPE_CHECKING
+
+from gateway.policy.schema import TenantPolicy
+from gateway.yaml_source import Mistake, in_file_order, parse, shown, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from gateway.yaml_source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One file: its data, its policy, and what is wrong with it by itself. Either is None when it cannot be told."""
+
+    digest: str
+    source: Source | None
+    policy: TenantPolicy | None
+    mistakes: tuple[Mistake, ...] = ()
+
+
+class Pages:
+    """Reads policy files, and remembers those without a mistake: as many as the folder has."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, Page] = {}
+        self._digests: dict[Path, str] = {}
+
+    def read(self, file: Path) -> Page:
+        """The file as it is now. Blocks; never raises."""
+        try:
+            if S_ISFIFO(file.stat().st_mode):  # it would be waited for, for ever
+                pipe = Mistake(shown(file), 0, 0, "", "is a pipe, not a file")
+                return self._noted(file, Page("", None, None, (pipe,)))
+            raw = file.read_bytes()
+        except OSError as error:
+            return self._noted(file, Page("", None, None, (unreadable(file, error),)))
+        digest = sha256(raw).hexdigest()
+        kept = self._kept.get(file)
+        return self._noted(file, kept if kept is not None and kept.digest == digest else _page(raw, digest, file))
+
+    def _noted(self, file: Path, page: Page) -> Page:
+        self._digests[file] = page.digest
+        if page.source is None or page.mistakes:
+            self._kept.pop(file, None)
+        else:
+            self._kept[file] = page
+            page.source.forget_places()
+        return page
+
+    def keep_only(self, files: Iterable[Path]) -> None:
+        """Forget all other files."""
+        files = set(files)
+        for remembered in (self._kept, self._digests):
+            for file in remembered.keys() - files:
+                del remembered[file]
+
+    @property
+    def files(self) -> int:
+        """How many files were read."""
+        return len(self._digests)
+
+    @property
+    def version(self) -> str:
+        """A hash over the names and the contents of the files, as they were read last."""
+        lines = sorted(f"{file.name} {digest}" for file, digest in self._digests.items())
+        return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _page(raw: bytes, digest: str, file: Path) -> Page:
+    source, mistakes = parse(raw, shown(file))
+    policy = None
+    if source is not None:
+        policy, wrong = source.check(TenantPolicy)
+        mistakes = [*mistakes, *wrong]
+    return Page(digest, source, policy, tuple(in_file_order(mistakes)))

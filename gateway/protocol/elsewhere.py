@@ -1,0 +1,53 @@
+"""What of a body would say where a call goes, or as whom: that is the configuration's to say, and no caller's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What other gateways and servers take from a request's body for where a call goes, as whom, and with what answer.
+NOT_THE_CALLERS = frozenset(
+    {
+        *(
+            "api_base",
+            "base_url",
+            "api_key",
+            "api_type",
+            "custom_llm_provider",
+            "litellm_params",
+            "litellm_credential_name",
+        ),
+        *("user_config", "model_list", "router_settings_override", "fallbacks", "context_window_fallbacks"),
+        *("mock_response", "mock_tool_calls", "mock_timeout", "mock_testing_fallbacks"),
+        *("extra_headers", "headers", "azure_ad_token", "vertex_credentials"),
+        *("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "aws_bedrock_runtime_endpoint"),
+        *("callbacks", "success_callback", "failure_callback", "langfuse_host", "langsmith_base_url"),
+        # vLLM and SGLang fetch a prompt's work from the server that these name.
+        *("kv_transfer_params", "bootstrap_host", "bootstrap_port", "bootstrap_room"),
+    }
+)
+_HOLDERS = (dict, list)
+# The caller's own words and schemas: there a name is just a name.
+CALLERS_OWN = frozenset(
+    {"messages", "prompt", "input", "suffix", "prediction", "tools", "functions", "tool_choice", "response_format",
+     "logit_bias", "metadata", "structured_outputs", "guided_json", "json_schema", "grammar"}
+)  # fmt: skip
+
+
+def elsewhere_in(body: dict[str, Any]) -> str | None:
+    """The first field, however deep, that some engine could take for an address, a credential or an order to it."""
+    for name, value in body.items():
+        if name in NOT_THE_CALLERS and value is not None:
+            return name
+        if isinstance(value, _HOLDERS) and name not in CALLERS_OWN and (found := _within(value)) is not None:
+            return f"{name}{found}"
+    return None
+
+
+def _within(value: Any) -> str | None:
+    parts: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, part in parts:
+        if name in NOT_THE_CALLERS and part is not None:
+            return f".{name}"
+        if isinstance(part, _HOLDERS) and name not in CALLERS_OWN and (found := _within(part)) is not None:
+            return f".{name}{found}" if isinstance(value, dict) else f"[{name}]{found}"
+    return None

@@ -1,0 +1,294 @@
+"""`check --explain` tells what a gateway would do: the same routes, plan and refusals, without one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from decimal import Decimal
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gateway.cli.check import check
+from gateway.config import OVERRIDES
+from gateway.yaml_source import read
+from tests.fakes import FakeEngine, says
+from tests.gateway_process import KEY, running_gateway
+from tests.readiness import wait_until_looked_at
+
+REPOSITORY = Path(__file__).parents[2]
+ACME = f"""\
+tenant: acme
+keys:
+  - {{id: prod, sha256: {sha256(KEY.encode()).hexdigest()}, limits: {{rpm_limit: 5}}}}
+  - {{id: small-only, sha256: {"a" * 64}, models: [other]}}
+limits: {{rpm_limit: 600, tpm_limit: 400000}}
+budget: {{max_budget: 100, soft_budget: 80.5, on_soft: shorten}}
+key_budget: {{max_budget: 1, budget_duration: 7d, calendar_aligned: false}}
+overrides: {{modes: [student], guidance_tokens: 50}}
+routes:
+  - model: chat
+    mode: teacher
+    teacher: big
+    when: {{header: {{x-team: blue}}}}
+  - model: chat
+    mode: guided
+    teacher: big
+    students: [{{model: small, weight: 3}}, {{model: big, weight: 1}}]
+    default_max_tokens: 100
+    when: {{contains: refund}}
+  - {{model: chat, mode: student, student: small, when: {{max_tokens: {{gte: 80}}}}}}
+  - {{model: chat, mode: shadow, teacher: big, student: small, when: {{tools: false}}, shadow: {{sample: 0.25}}}}
+  - {{model: other, mode: student, student: small}}
+  - {{model: vectors, mode: embeddings, student: small}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for variable in OVERRIDES:
+        monkeypatch.delenv(variable, raising=False)
+    shutil.copy(REPOSITORY / "config.yaml", tmp_path)
+    config = (tmp_path / "config.yaml").read_text()
+    for name, limit in (("limits", 1), ("key_limits", 60)):
+        assert f"  {name}: {{}}" in config
+        config = config.replace(f"  {name}: {{}}", f"  {name}: {{rpm_limit: {limit}}}")
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "acme.yaml").write_text(ACME)
+    return tmp_path
+
+
+def run(*arguments: str, body: object = None, raw: str | None = None) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `check --explain`, with a body on stdin."""
+    app = typer.Typer()
+    app.command()(check)
+    given = raw if raw is not None else json.dumps(body if body is not None else chat())
+    result = CliRunner().invoke(app, ["--explain", "-", *arguments], input=given)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def chat(said: str = "Why?", model: str = "chat", **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": said}], **more}
+
+
+def told(*arguments: str, body: object = None) -> dict[str, Any]:
+    code, out, err = run("--json", *arguments, body=body)
+    assert err == ""
+    found: dict[str, Any] = json.loads(out)
+    assert code == (1 if found["refused"] else 0)
+    return found
+
+
+def test_it_says_which_route_takes_the_request_and_why_the_earlier_ones_do_not(folder: Path) -> None:
+    found = told(body=chat(max_tokens=80))
+    assert found["routes"] == [
+        {"index": 0, "place": "policies/acme.yaml:10", "takes": False, "why": "header x-team is not sent"},
+        {"index": 1, "place": "policies/acme.yaml:14", "takes": False, "why": "contains: it is not there"},
+        {"index": 2, "place": "policies/acme.yaml:20", "takes": True, "why": None},
+        {"index": 3, "place": "policies/acme.yaml:21", "takes": False, "why": None},
+    ]
+    assert found["plan"]["mode"] == "student"
+    assert told("--header", "X-Team:  blue ", body=chat())["plan"]["mode"] == "teacher"
+
+
+def test_it_tells_the_plan(folder: Path) -> None:
+    plan = told("--header", "x-gkt-guidance-tokens: 50", body=chat("my refund"))["plan"]
+    guidance = plan.pop("guidance")
+    assert plan == {
+        "mode": "guided",
+        "finishers": ["small", "big"],
+        "unguided": None,
+        "max_tokens": 100,
+        "baseline": "big",
+        "num_retries": 2,
+        "show_cost": True,
+        "shadow": None,
+    }
+    assert (guidance["teacher"], guidance["tokens"], guidance["placement"], guidance["deadline_s"]) == (
+        "big",
+        50,
+        "prefix",
+        2.0,
+    )
+    assert told(body=chat("my refund", n=2))["plan"]["unguided"] == "n"
+    shadow = told(body=chat())["plan"]
+    assert (shadow["mode"], shadow["shadow"]["mode"]) == ("teacher", "guided")
+    assert told(body={"model": "vectors", "input": "a"})["plan"]["mode"] == "embeddings"
+    assert told(body={"model": "other", "prompt": "a"})["request"]["kind"] == "text completion"
+
+
+def test_it_tells_what_the_request_counts_against(folder: Path) -> None:
+    """The key's own before what its tenant says of keys, before the defaults."""
+    found = told("--key", "prod", body=chat())
+    assert found["limits"] == {"tenant": {"rpm_limit": 600, "tpm_limit": 400000}, "key": {"rpm_limit": 5}}
+    assert found["budgets"]["tenant"] == {
+        "max_budget": "100",
+        "soft_budget": "80.5",
+        "budget_duration": "1mo",
+        "calendar_aligned": True,
+        "on_soft": "shorten",
+        "on_hard": "reject",
+    }
+    assert (found["budgets"]["key"]["max_budget"], found["budgets"]["key"]["budget_duration"]) == ("1", "7d")
+    assert told(body=chat())["limits"]["key"] == {"rpm_limit": 60}
+
+
+def test_it_tells_what_is_reserved(folder: Path) -> None:
+    """The teacher alone at 0.90 USD: a token for each byte and what stands around, the whole limit, and three calls."""
+    found = told("--header", "x-team: blue", body=chat(max_tokens=1000))
+    tokens = found["request"]["bytes"] + 512 + 1000
+    assert Decimal(found["reserved_usd"]) == 3 * tokens * Decimal("0.0000009")
+
+
+def test_what_would_be_refused_is_refused_with_the_reasons(folder: Path) -> None:
+    code, out, _ = run(body=chat(max_tokens=3, tools=[{"type": "function", "function": {"name": "f"}}]))
+    assert code == 1
+    assert "routes[2]  policies/acme.yaml:20  no: max_tokens is 3, not at least 80" in out
+    assert "refused with 404: No route for 'chat' takes this request." in out
+    found = told("--header", "x-gkt-mode: teacher", body=chat("my refund"))
+    assert (found["refused"]["status"], found["refused"]["param"], found["plan"]) == (400, "x-gkt-mode", None)
+    found = told("--key", "small-only", body=chat())
+    assert found["refused"]["code"] == "model_not_found"
+    assert {route["why"] for route in found["routes"]} == {"this key may not use the model"}
+    assert told(body=chat(model="gpt-4"))["routes"] == []
+
+
+def test_for_eyes_it_is_text_of_a_line_each(folder: Path) -> None:
+    code, out, err = run(body=chat())
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines == [line.rstrip() for line in lines], "no blanks at the ends, on a pipe"
+    assert lines[0].startswith("-: chat for model 'chat', ")
+    for line in (
+        "  routes[3]  policies/acme.yaml:21  takes it",
+        "plan, for mode shadow",
+        "  mode        teacher",
+        "  answers     big, asked up to 3 times",
+        "  max_tokens  1024",  # under a budget every answer has an end
+        "shadow, beside it and seen by nobody",
+        "  sample      0.25 of the requests",
+        (
+            "  teacher     big: at most 40 tokens, projection cutoff, placement prefix, within 2s, else the student "
+            "answers alone"
+        ),
+        "  tenant limits  600 requests a minute, 400000 tokens a minute",
+        "  tenant budget  100 USD each 1mo of the calendar; from 80.5 on: shorten; when it is spent: reject",
+        "  key budget     1 USD each 7d, rolling; when it is spent: reject",
+        "assumed: small continues an answer that was begun (continuation: auto finds out)",
+    ):
+        assert line in lines
+    weighted = run(body=chat("my refund"))[1]
+    assert "student     small (3), then big (1); each asked up to 3 times; the first is drawn by weight" in weighted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "raw", "said"),
+    [
+        (["--tenant", "acmee"], None, "--tenant: there is no tenant 'acmee'. Did you mean 'acme'?"),
+        (["--key", "prdo"], None, "--key: the policy of tenant acme has no key 'prdo'. Did you mean 'prod'?"),
+        (["--key", "zzz"], None, "--key: the policy of tenant acme has no key 'zzz'; it has prod, small-only"),
+        (["--header", "x-team=blue"], None, "--header: write a name, a colon and a value, like 'x-team: blue'"),
+        ([], "{", "-: not valid JSON"),
+        ([], "[]", "-: has no messages (a chat), no prompt and no input: write the body that a caller would send"),
+        ([], '{"messages": []}', "-: refused with 400: 'messages': expected a list"),
+    ],
+)
+def test_what_cannot_be_explained_is_said_in_one_line(
+    folder: Path, arguments: list[str], raw: str | None, said: str
+) -> None:
+    code, out, err = run(*arguments, raw=raw)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"gkt-gateway: {said}")
+    assert err.count("\n") == 1
+
+
+def test_whose_request_it_is_must_be_said_where_there_are_several(folder: Path) -> None:
+    other = ACME.replace("tenant: acme", "tenant: globex").replace("a" * 64, "b" * 64)
+    (folder / "policies" / "globex.yaml").write_text(other.replace(sha256(KEY.encode()).hexdigest(), "c" * 64))
+    assert run()[2] == "gkt-gateway: --tenant: say whose request it is: one of acme, globex\n"
+    assert told("--tenant", "globex", body=chat())["routes"][0]["place"] == "policies/globex.yaml:10"
+
+
+def test_a_file_that_is_not_there_and_options_that_need_one(folder: Path) -> None:
+    app = typer.Typer()
+    app.command()(check)
+    result = CliRunner().invoke(app, ["--explain", "none.json"])
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "gkt-gateway: none.json: cannot be read: no such file or directory\n",
+    )
+    assert "--json says nothing without --explain FILE" in CliRunner().invoke(app, ["--json"]).stderr
+
+
+def test_mistakes_of_the_files_come_first(folder: Path) -> None:
+    policy = folder / "policies" / "acme.yaml"
+    policy.write_text(policy.read_text().replace("contains:", "contians:"))
+    code, out, err = run()
+    assert (code, out) == (1, "")
+    assert "policies/acme.yaml:19: routes[1].when.contians: unknown key. Did you mean 'contains'?" in err
+
+
+REQUESTS: list[tuple[dict[str, Any], dict[str, str]]] = [
+    (chat("my refund"), {}),
+    (chat(), {"x-team": "blue"}),
+    (chat(max_tokens=80), {}),
+    (chat(max_tokens=79), {}),
+    (chat(max_tokens=79, tools=[{"type": "function", "function": {"name": "f"}}]), {}),
+    (chat("my refund"), {"x-gkt-mode": "student"}),
+    (chat("my refund"), {"x-gkt-mode": "teacher"}),
+    (chat(model="gpt-4"), {}),
+]
+
+
+def test_a_gateway_does_what_was_told_of_it(folder: Path, redis_url: str) -> None:
+    """The same mode, or the same refusal in the same words."""
+    with FakeEngine(says("The answer to your question", "length")).running() as engine:
+        config = (folder / "config.yaml").read_text()
+        config = config.replace("http://127.0.0.1:8090 ", f"{engine.url} ")
+        config = config.replace("http://127.0.0.1:8091/v1", f"{engine.url}/v1")
+        (folder / "config.yaml").write_text(config.replace("continuation: auto", "continuation: trailing"))
+        expected = [
+            told(*(part for name, value in headers.items() for part in ("--header", f"{name}: {value}")), body=body)
+            for body, headers in REQUESTS
+        ]
+        models = [
+            {"name": "big", "protocol": "tgi", "api_base": engine.url,
+             "price": {"input_per_1m": 1, "output_per_1m": 1}},
+            {"name": "small", "protocol": "openai", "api_base": f"{engine.url}/v1", "continuation": "trailing",
+             "price": {"input_per_1m": 1, "output_per_1m": 1}},
+        ]  # fmt: skip
+        asked = {"acme": {"overrides": {"modes": ["student"], "guidance_tokens": 50}}}
+        where = folder / "running"
+        with running_gateway(
+            where, redis_url=redis_url, models=models, routes=routes(folder), tenants=asked
+        ) as process:
+            wait_until_looked_at(process.admin_url)
+            for (body, headers), plan in zip(REQUESTS, expected, strict=True):
+                answer = httpx.post(
+                    f"{process.url}/v1/chat/completions",
+                    json=body,
+                    headers={"Authorization": f"Bearer {KEY}", **headers},
+                    timeout=20,
+                )
+                if plan["refused"]:
+                    error = answer.json()["error"]
+                    assert (answer.status_code, error["message"]) == (
+                        plan["refused"]["status"],
+                        plan["refused"]["message"],
+                    )
+                else:
+                    assert (answer.status_code, answer.headers["x-gkt-mode"]) == (200, plan["plan"]["mode"])
+
+
+def routes(folder: Path) -> list[dict[str, Any]]:
+    source, _ = read(folder / "policies" / "acme.yaml")
+    assert source is not None
+    found: list[dict[str, Any]] = json.loads(json.dumps(source.items("routes"), default=float))
+    return found

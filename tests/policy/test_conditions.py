@@ -1,0 +1,321 @@
+"""What `when` asks, and of what: each condition by itself, all of them together, and every way to write them wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from multidict import CIMultiDict
+
+from gateway.policy.conditions import MAX_TEXT_CHARS, Facts, When
+from gateway.policy.schema import TenantPolicy
+from gateway.protocol import parse_chat, parse_embeddings, parse_text_completion
+from gateway.yaml_source import load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.protocol import AnyRequest
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+def chat(*said: Any, **more: Any) -> AnyRequest:
+    messages = [{"role": "user", "content": one} for one in said or ("Why is the sky blue?",)]
+    return parse_chat(orjson.dumps({"model": "chat", "messages": messages, **more}))
+
+
+def prompt(given: object, **more: Any) -> AnyRequest:
+    return parse_text_completion(orjson.dumps({"model": "chat", "prompt": given, **more}))
+
+
+def why_not(when: dict[str, Any], asked: AnyRequest, default: int | None = None, **headers: str) -> str | None:
+    named = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
+    return When.model_validate(when).why_not(Facts(asked, named), default)
+
+
+def holds(when: dict[str, Any], asked: AnyRequest, default: int | None = None, **headers: str) -> bool:
+    return why_not(when, asked, default, **headers) is None
+
+
+@pytest.mark.parametrize(
+    ("bounds", "fits"),
+    [
+        ({"gte": 80}, {80, 81}),
+        ({"gt": 80}, {81}),
+        ({"lte": 80}, {79, 80}),
+        ({"lt": 80}, {79}),
+        ({"eq": 80}, {80}),
+        (80, {80}),
+        ({"gt": 79, "lt": 81}, {80}),
+    ],
+)
+def test_numbers_are_compared(bounds: Any, fits: set[int]) -> None:
+    assert {one for one in (79, 80, 81) if holds({"max_tokens": bounds}, chat(max_tokens=one))} == fits
+
+
+def test_a_prompt_is_as_large_as_its_body() -> None:
+    asked = chat("é")
+    size = asked.size_bytes
+    assert holds({"prompt_bytes": size}, asked)
+    assert why_not({"prompt_bytes": {"lt": size}}, asked) == f"prompt_bytes is {size}, not less than {size}"
+
+
+def test_no_limit_is_neither_small_nor_large() -> None:
+    """Where the route has one of its own, that one is meant; of max_completion_tokens the same is true."""
+    for bounds in ({"gte": 1}, {"lte": 10**9}):
+        assert why_not({"max_tokens": bounds}, chat()) == "max_tokens is not set"
+    assert holds({"max_tokens": {"gte": 80}}, chat(), 80)
+    assert not holds({"max_tokens": {"gte": 80}}, chat(max_completion_tokens=79), 80)
+
+
+def test_tools_and_streams_are_told_by_true_and_false() -> None:
+    with_tools, with_functions = chat(tools=[TOOL]), chat(functions=[{"name": "f"}])
+    for asked, offered in ((with_tools, True), (with_functions, True), (chat(tools=[]), False), (prompt("x"), False)):
+        assert holds({"tools": offered}, asked)
+        assert not holds({"tools": not offered}, asked)
+    for asked, streamed in ((chat(stream=True), True), (chat(stream=False), False), (prompt("x", stream=True), True)):
+        assert holds({"stream": streamed}, asked)
+        assert not holds({"stream": not streamed}, asked)
+
+
+def test_a_header_is_compared_as_it_was_sent() -> None:
+    """Its name in any capitals, its value in its own."""
+    assert holds({"header": {"X-Team": "blue"}}, chat(), x_team="blue")
+    for sent in ("Blue", "blue ", "blues"):
+        assert why_not({"header": {"x-team": "blue"}}, chat(), X_Team=sent) == "header x-team has another value"
+    assert why_not({"header": {"x-team": "blue"}}, chat()) == "header x-team is not sent"
+    assert holds({"header": {"x-team": {"matches": "^(blue|red)$"}}}, chat(), x_team="red")
+    assert why_not({"header": {"x-team": {"matches": "^r"}}}, chat(), x_team="blue") == "header x-team does not match"
+    assert holds({"header": {"x-team": {"present": True}}}, chat(), x_team="")
+    assert holds({"header": {"x-team": {"present": False}}}, chat())
+    assert why_not({"header": {"x-team": {"present": False}}}, chat(), x_team="") == "header x-team is sent"
+    both = {"header": {"x-team": "blue", "x-tier": "gold"}}
+    assert holds(both, chat(), x_team="blue", x_tier="gold")
+    assert not holds(both, chat(), x_team="blue")
+
+
+def test_words_are_found_in_any_message_and_any_capitals() -> None:
+    asked = chat("The REFUND policy", [{"type": "text", "text": "in Straße"}, {"type": "image_url", "image_url": {}}])
+    for words in ("refund", ["nothing", "Policy"], "STRASSE"):
+        assert holds({"contains": words}, asked)
+    assert why_not({"contains": ["a-b", "c-d"]}, asked) == "contains: none of it is there"
+
+
+def test_patterns_are_found_in_any_message_as_they_are_written() -> None:
+    asked = chat("first", "The refund of é12")
+    assert holds({"matches": r"\brefund\b.*[0-9]{2}$"}, asked)
+    assert holds({"matches": "(?i)REFUND"}, asked)
+    assert holds({"matches": "é1"}, asked)
+    assert why_not({"matches": "REFUND"}, asked) == "matches: nothing does"
+
+
+def test_raw_prompts_and_embeddings_have_words_too() -> None:
+    """Token ids are none."""
+    assert holds({"contains": "b"}, prompt(["a", "b"]))
+    assert holds({"contains": "b"}, prompt("abc"))
+    assert holds({"contains": "b"}, parse_embeddings(orjson.dumps({"model": "v", "input": ["a", "b"]})))
+    for asked in (prompt([1, 2]), parse_embeddings(orjson.dumps({"model": "v", "input": [[1], [2]]}))):
+        assert not holds({"matches": "."}, asked)
+
+
+def test_only_the_beginning_of_a_long_chat_is_looked_at() -> None:
+    """What stands across the end of it is not seen, whatever messages it is made of."""
+    long = "x" * (MAX_TEXT_CHARS - 6)
+    for asked in (chat(long + "needle"), chat(long[:-1], "needle"), prompt(long + "needle")):
+        assert holds({"contains": "needle"}, asked)
+        assert holds({"matches": "needle"}, asked)
+    for asked in (chat(long + "xneedle"), chat(long, "needle"), chat("x" * MAX_TEXT_CHARS, "needle")):
+        assert not holds({"contains": "needle"}, asked)
+        assert not holds({"matches": "needle"}, asked)
+        assert len(Facts(asked, {}).text) <= MAX_TEXT_CHARS
+
+
+def test_all_that_is_named_must_hold() -> None:
+    when = {"max_tokens": {"gte": 80}, "tools": False, "contains": "sky"}
+    assert holds(when, chat(max_tokens=80))
+    for more in ({"max_tokens": 79}, {"max_tokens": 80, "tools": [TOOL]}):
+        assert not holds(when, chat(**more))
+    assert not holds(when, chat("Why?", max_tokens=80))
+
+
+def test_any_and_not_combine_them() -> None:
+    when = {"any": [{"tools": True}, {"stream": True, "max_tokens": 5}], "not": {"contains": "secret"}}
+    assert holds(when, chat(tools=[TOOL]))
+    assert holds(when, chat(stream=True, max_tokens=5))
+    assert why_not(when, chat(stream=True)) == "any: none holds (it offers no tools, max_tokens is not set)"
+    assert why_not(when, chat("Secret", tools=[TOOL])) == "not: it holds"
+    assert When.model_validate(when).reads_text
+    assert When.model_validate({"any": [{"any": [{"matches": "x"}]}]}).names("matches")
+    assert not When.model_validate({"any": [{"tools": True}]}).reads_text
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(folder: Path, when: str, mode: str = "student") -> list[str]:
+    file = folder / "a.yaml"
+    file.write_text(
+        f"tenant: a\nroutes:\n  - model: x\n    mode: {mode}\n    student: s\n    when:{when}\n", encoding="utf-8"
+    )
+    policy, mistakes = load(file, TenantPolicy)
+    assert (policy is None) == bool(mistakes)
+    return [str(one).removeprefix("a.yaml:") for one in mistakes]
+
+
+@pytest.mark.parametrize(
+    ("when", "line"),
+    [
+        (
+            "",
+            (
+                "6: routes[0].when: empty: name a condition, or remove the line: without `when` a route takes "
+                "every request"
+            ),
+        ),
+        (
+            " {}",
+            ("6: routes[0].when: empty: name a condition, or remove it: without `when` a route takes every request"),
+        ),
+        (" {tols: true}", "6: routes[0].when.tols: unknown key. Did you mean 'tools'?"),
+        (" {tools: yes}", "6: routes[0].when.tools: must be true or false. Did you mean 'true'?"),
+        ("\n      tools:\n      stream: true", "7: routes[0].when.tools: empty: write a value, or remove the line"),
+        (" {max_tokens: '80'}", "6: routes[0].when.max_tokens: must hold keys, one per line, each as 'key: value'"),
+        (" {max_tokens: -1}", "6: routes[0].when.max_tokens.eq: must be at least 0"),
+        (" {max_tokens: {gteq: 80}}", "6: routes[0].when.max_tokens.gteq: unknown key. Did you mean 'gte'?"),
+        (" {max_tokens: {gte: 80, lt: 80}}", "6: routes[0].when.max_tokens: no number fits all of it"),
+        (" {max_tokens: {gt: 80, eq: 80}}", "6: routes[0].when.max_tokens: no number fits all of it"),
+        (" {max_tokens: {lt: 0}}", "6: routes[0].when.max_tokens: no number fits all of it"),
+        (" {max_tokens: {}}", "6: routes[0].when.max_tokens: empty: write a number, or one or two of gte, gt, lte, lt"),
+        (" {prompt_bytes: {lt: 8kB}}", "6: routes[0].when.prompt_bytes.lt: must be a whole number, without quotes"),
+        (
+            " {header: {x-team: 3}}",
+            (
+                "6: routes[0].when.header.x-team: must be the value in quotes, or {matches: ...}, {present: "
+                "true}, {present: false}"
+            ),
+        ),
+        (
+            " {header: {x-team: {match: a}}}",
+            "6: routes[0].when.header.x-team.match: unknown key. Did you mean 'matches'?",
+        ),
+        (
+            " {header: {x-team: {equals: a, present: true}}}",
+            (
+                "6: routes[0].when.header.x-team: must be one of: the value itself, {matches: ...}, {present: "
+                "true}, {present: false}"
+            ),
+        ),
+        (" {header: {}}", "6: routes[0].when.header: must have at least 1 entry"),
+        (
+            " {header: {'x team': a}}",
+            "6: routes[0].when.header: the name of a header has letters, digits and -, like x-team",
+        ),
+        (" {header: {x-a: a, X-A: b}}", "6: routes[0].when.header: names a header twice: capitals do not matter"),
+        (
+            " {header: {Authorization: a}}",
+            (
+                "6: routes[0].when.header: authorization carries a secret and decides nothing here: take a "
+                "header of your own"
+            ),
+        ),
+        (
+            " {header: {cookie: {present: true}}}",
+            ("6: routes[0].when.header: cookie carries a secret and decides nothing here: take a header of your own"),
+        ),
+        (" {contains: []}", "6: routes[0].when.contains: must have at least 1 entry"),
+        (" {contains: ['']}", "6: routes[0].when.contains[0]: must not be empty"),
+        (" {any: []}", "6: routes[0].when.any: must have at least 1 entry"),
+        (
+            "\n      any:\n        - tools: true\n        - {steam: true}",
+            "9: routes[0].when.any[1].steam: unknown key. Did you mean 'stream'?",
+        ),
+        (" {not: {not: {tools: 1}}}", "6: routes[0].when.not.not.tools: must be true or false. Did you mean 'true'?"),
+        (" {matches: 3}", "6: routes[0].when.matches: must be a regular expression: put it in quotes"),
+        (" {matches: '(ab'}", "6: routes[0].when.matches: is no regular expression: a '(' is never closed"),
+        (
+            " {matches: 'ab)'}",
+            (
+                "6: routes[0].when.matches: is no regular expression: a ')' closes nothing; for the character "
+                "itself write \\)"
+            ),
+        ),
+        (" {matches: '[ab'}", "6: routes[0].when.matches: is no regular expression: a '[' is never closed"),
+        (
+            " {matches: 'a|*b'}",
+            (
+                "6: routes[0].when.matches: is no regular expression: '*' at character 3 has nothing to repeat; "
+                "for the character write \\*"
+            ),
+        ),
+        (
+            " {matches: 'ab**'}",
+            ("6: routes[0].when.matches: is no regular expression of RE2: bad repetition operator '**' at character 3"),
+        ),
+        (
+            " {matches: 'é(?=x)'}",
+            (
+                "6: routes[0].when.matches: has look-around at character 2, which takes more than linear time: "
+                "RE2 has none"
+            ),
+        ),
+        (
+            " {matches: 'é(?<!x)'}",
+            (
+                "6: routes[0].when.matches: has look-around at character 2, which takes more than linear time: "
+                "RE2 has none"
+            ),
+        ),
+        (
+            " {matches: '(a)\\1'}",
+            (
+                "6: routes[0].when.matches: has a back-reference at character 4, which takes more than linear "
+                "time: RE2 has none"
+            ),
+        ),
+        (
+            " {matches: 'a{2000}'}",
+            (
+                "6: routes[0].when.matches: repeats too often, or backwards: '{2000}' at character 2; at most "
+                "1000 times in all"
+            ),
+        ),
+        (
+            " {matches: 'a\\'}",
+            (
+                "6: routes[0].when.matches: is no regular expression: it ends in a single \\; for the character "
+                "itself write \\\\"
+            ),
+        ),
+        (
+            " {matches: 'x.{0,900}y'}",
+            (
+                "6: routes[0].when.matches: would take too long: shorten its repetitions, like .{0,300}, or "
+                "leave their upper bound open"
+            ),
+        ),
+        (
+            "\n      header:\n        x-team:\n          matches: '(a'",
+            "9: routes[0].when.header.x-team.matches: is no regular expression: a '(' is never closed",
+        ),
+    ],
+)
+def test_a_condition_that_cannot_hold_or_be_read_is_a_mistake(folder: Path, when: str, line: str) -> None:
+    assert told(folder, when) == [line]
+
+
+@pytest.mark.parametrize("when", ["max_tokens: 1", "tools: true", "not: {stream: true}", "any: [{tools: true}]"])
+def test_embeddings_cannot_be_asked_for_what_they_do_not_have(folder: Path, when: str) -> None:
+    (line,) = told(folder, f" {{{when}}}", "embeddings")
+    name = next(name for name in ("max_tokens", "tools", "stream") if name in when)
+    assert line == f"6: routes[0].when: embeddings have no {name}: ask for prompt_bytes, header, contains or matches"
+
+
+def test_an_evil_pattern_takes_no_longer_than_a_plain_one(folder: Path) -> None:
+    """What makes a backtracking engine take longer than the universe lasts: here it ends, and the test with it."""
+    evil = When.model_validate({"matches": "^(a+)+$"})
+    assert evil.why_not(Facts(chat("a" * 60_000 + "b"), {}), None) == "matches: nothing does"

@@ -1,0 +1,119 @@
+"""What callers may ask for by headers: what the policy names, in its bounds, and nothing of it by default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from multidict import CIMultiDict
+
+from gateway.continuation import Continuation
+from gateway.errors import InvalidRequest
+from gateway.policy.resolve import Look, resolve, resolve_embeddings
+from gateway.policy.schema import TenantPolicy
+from gateway.protocol import parse_chat
+
+if TYPE_CHECKING:
+    from gateway.policy.resolve import Plan
+
+CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}))
+GUIDED = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+
+
+def planned(
+    headers: dict[str, str], route: dict[str, Any] | None = None, of_tenant: dict[str, Any] | None = None
+) -> Plan:
+    policy = TenantPolicy.model_validate(
+        {"tenant": "acme", "routes": [GUIDED | (route or {})], **({"overrides": of_tenant} if of_tenant else {})}
+    )
+    look = Look(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], CHAT, lambda _: look, headers=CIMultiDict(headers))
+
+
+def refused(headers: dict[str, str], **policy: Any) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        planned(headers, **policy)
+    assert caught.value.param in {"x-gkt-mode", "x-gkt-guidance-tokens"}
+    assert f"'{caught.value.param}'" in caught.value.message
+    return caught.value.message
+
+
+ALL = {"overrides": {"modes": ["guided", "student", "teacher"], "guidance_tokens": 80}}
+
+
+@pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
+@pytest.mark.parametrize("asked", ["guided", "student", "teacher"])
+def test_a_caller_gets_the_mode_that_it_asks_for(own: str, asked: str) -> None:
+    """The engines are those of the route, in that mode; a shadow is not cast beside it."""
+    plan = planned({"X-GKT-Mode": asked.upper()}, ALL | {"mode": own})
+    assert plan.mode == asked
+    assert plan.finisher == ("big" if asked == "teacher" else "small")
+    assert (plan.guidance is not None) == (asked == "guided")
+    assert plan.shadow is None
+
+
+def test_a_caller_gets_the_length_that_it_asks_for() -> None:
+    """Its own limit on the answer bounds it still; in a mode without guidance it means nothing."""
+    for number in (1, 41, 80):
+        plan = planned({"x-gkt-guidance-tokens": str(number)}, ALL)
+        assert plan.guidance is not None
+        assert plan.guidance.tokens == number
+    assert planned({"x-gkt-guidance-tokens": "80", "x-gkt-mode": "student"}, ALL).guidance is None
+
+
+def test_nothing_may_be_asked_for_by_default() -> None:
+    assert refused({"x-gkt-mode": "teacher"}) == (
+        "'x-gkt-mode' may not be sent with model 'chat': remove the header, or have whoever runs this gateway allow it "
+        "(`overrides` in the policy)."
+    )
+    assert refused({"x-gkt-guidance-tokens": "1"}).startswith("'x-gkt-guidance-tokens' may not be sent with model")
+    assert planned({"x-gkt-mode": "guided"}).mode == "guided", "it asks for what it would get"
+
+
+@pytest.mark.parametrize("said", ["teacher", "shadow", "embeddings", "", "guided,student", "s3cret"])
+def test_a_mode_that_is_not_allowed_is_refused_with_those_that_are(said: str) -> None:
+    assert refused({"x-gkt-mode": said}, route={"overrides": {"modes": ["student"]}}) == (
+        "'x-gkt-mode' may say guided or student with model 'chat': send that, or no such header."
+    )
+
+
+@pytest.mark.parametrize("said", ["0", "81", "-1", "1e1", "40.0", "", "\uff14\uff10", "9" * 5000, "s3cret"])
+def test_a_length_that_is_none_or_too_great_is_refused_with_the_greatest(said: str) -> None:
+    assert refused({"x-gkt-guidance-tokens": said}, route=ALL) == (
+        "'x-gkt-guidance-tokens' may say a whole number from 1 to 80 with model 'chat': send that, or no such header."
+    )
+
+
+def test_what_a_route_says_takes_the_place_of_what_its_tenant_says() -> None:
+    """All of it; and of the tenant's, a route can do what it has the engines for."""
+    both = {"modes": ["student", "teacher"], "guidance_tokens": 50}
+    assert planned({"x-gkt-mode": "teacher"}, of_tenant=both).mode == "teacher"
+    assert "may say guided or student with" in refused(
+        {"x-gkt-mode": "teacher"}, route={"overrides": {"modes": ["student"]}}, of_tenant=both
+    )
+    assert "may not be sent" in refused({"x-gkt-guidance-tokens": "5"}, route={"overrides": {}}, of_tenant=both)
+    alone = {"mode": "student", "teacher": None}
+    assert "may not be sent" in refused({"x-gkt-mode": "teacher"}, route=alone, of_tenant=both)
+
+
+def test_embeddings_have_nothing_to_ask_for() -> None:
+    route = {"model": "v", "mode": "embeddings", "student": "small"}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route], **ALL})
+    with pytest.raises(InvalidRequest, match="'x-gkt-mode' says nothing of embeddings"):
+        resolve_embeddings(policy.routes[0], lambda _: False, headers={"x-gkt-mode": "student"})
+
+
+def test_a_teacher_may_be_asked_for_as_much_as_any_request_may_ask_for() -> None:
+    """By this its engine knows how long an opening can be, and the queue which teachers there are."""
+
+    def most(**route: Any) -> int:
+        policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | route]})
+        return policy.most_guidance_tokens(policy.routes[0])
+
+    assert most() == 40
+    assert most(overrides={"guidance_tokens": 80}) == 80
+    assert most(overrides={"guidance_tokens": 8}) == 40
+    assert most(mode="student") == most(mode="teacher", overrides={"modes": ["student"]}) == 0
+    assert most(mode="student", overrides={"modes": ["guided"], "guidance_tokens": 80}) == 80
+    assert most(mode="shadow") == 40

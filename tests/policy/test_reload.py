@@ -1,0 +1,311 @@
+"""Policies are followed while the gateway runs: what is right holds, what is wrong changes nothing and is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.config import OVERRIDES
+from gateway.metrics import Metrics
+from gateway.policy import pages
+from gateway.policy.files import PolicyFiles
+from gateway.policy.policies import Policies
+from gateway.policy.reload import ConfigEdit, Pace, Quiet, Reloader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+LIMIT_S = 20.0
+FAST = Pace(look_every_s=0.01, latest_s=0.2)
+CONFIG = """\
+models:
+  - {name: big, protocol: tgi, api_base: "http://t:1", price: {input_per_1m: 1, output_per_1m: 1}}
+  - {name: small, protocol: openai, api_base: "http://s:1", price: {input_per_1m: 1, output_per_1m: 1}}
+"""
+
+
+def policy(tenant: str, model: str = "chat", student: str = "small") -> str:
+    digest = sha256(tenant.encode()).hexdigest()
+    return (
+        f"tenant: {tenant}\n"
+        f"keys: [{{id: only, sha256: {digest}}}]\n"
+        f"routes: [{{model: {model}, mode: student, student: {student}}}]\n"
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a right config.yaml and two tenants."""
+    monkeypatch.chdir(tmp_path)
+    for variable in OVERRIDES:
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "policies").mkdir()
+    for tenant in ("acme", "globex"):
+        (tmp_path / "policies" / f"{tenant}.yaml").write_text(policy(tenant))
+    return tmp_path
+
+
+@dataclass
+class Following:
+    policies: Policies
+    metrics: Metrics
+    reloader: Reloader
+    now: asyncio.Event
+    log: list[Any]
+
+    def models(self) -> dict[str, list[str]]:
+        """Each tenant's models, as they hold."""
+        return {one.tenant: [route.model for route in one.routes] for one in self.policies.book.policies}
+
+    def told(self, event: str) -> list[Any]:
+        return [line for line in self.log if line["event"] == event]
+
+    def counted(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+    async def until(self, true: Callable[[], object]) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while not true():
+                await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def following(folder: Path, pace: Pace = FAST) -> AsyncIterator[Following]:
+    _, book, files = PolicyFiles.open(folder / "config.yaml")
+    policies, metrics, now = Policies(book, files.edition()), Metrics(), asyncio.Event()
+    reloader = Reloader(files, policies, metrics, now, pace)
+    with capture_logs() as log:
+        running = asyncio.create_task(reloader.run())  # noqa: TID251
+        try:
+            yield Following(policies, metrics, reloader, now, log)
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+
+async def test_a_new_a_changed_and_a_removed_file_hold(folder: Path) -> None:
+    shelf = folder / "policies"
+    async with following(folder) as seen:
+        (shelf / "initech.yaml").write_text(policy("initech"))
+        await seen.until(lambda: "initech" in seen.models())
+        (shelf / "acme.yaml").write_text(policy("acme", "other"))
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+        (shelf / "globex.yaml").unlink()
+        await seen.until(lambda: seen.models().keys() == {"acme", "initech"})
+        assert seen.policies.book.tenant_of_key("globex") is None
+        assert seen.counted("gkt_policy_reloads_total", result="loaded") == 3
+        assert seen.counted("gkt_policy_stale") == 0
+        assert seen.counted("gkt_policy_loaded_timestamp_seconds") == seen.policies.edition.loaded_at
+    changes = [(line["added"], line["changed"], line["removed"]) for line in seen.told("policies_loaded")]
+    assert changes == [(["initech"], [], []), ([], ["acme"], []), ([], [], ["globex"])]
+
+
+async def test_a_removed_tenant_is_still_looked_after(folder: Path) -> None:
+    """What its requests reserved in a process that died is settled by who sweeps, who asks for the tenants."""
+    async with following(folder) as seen:
+        (folder / "policies" / "globex.yaml").unlink()
+        await seen.until(lambda: seen.models().keys() == {"acme"})
+        assert seen.policies.tenants() == ["acme", "globex"]
+
+
+async def test_a_wrong_edit_changes_nothing_and_each_mistake_is_told_with_its_line(folder: Path) -> None:
+    shelf = folder / "policies"
+    async with following(folder) as seen:
+        before, version = seen.policies.book, seen.policies.edition.version
+        (shelf / "acme.yaml").write_text(policy("acme", student="smal") + "colour: red\n")
+        (shelf / "globex.yaml").write_text("tenant: [\n")
+        await seen.until(lambda: len(seen.policies.mistakes) == 3)
+        assert seen.policies.book is before
+        assert seen.policies.edition.version == version
+        assert seen.counted("gkt_policy_stale") == 1
+        line = seen.told("policies_refused")[-1]
+        assert line["holds"] == version
+        assert [mistake.split(" ")[0] for mistake in line["mistakes"]] == [
+            "policies/acme.yaml:3:", "policies/acme.yaml:4:", "policies/globex.yaml:2:",
+        ]  # fmt: skip
+        (shelf / "acme.yaml").write_text(policy("acme"))
+        (shelf / "globex.yaml").write_text(policy("globex"))
+        await seen.until(lambda: not seen.policies.mistakes)
+        assert seen.counted("gkt_policy_stale") == 0
+        assert seen.policies.book is before, "it was taken back: nothing is new"
+    assert seen.told("policies_mended")
+    assert not seen.told("policies_loaded")
+
+
+async def test_the_last_key_cannot_be_taken_away(folder: Path) -> None:
+    """A folder that is empty for a moment, or cannot be read, closes no door."""
+    async with following(folder) as seen:
+        for file in (folder / "policies").iterdir():
+            file.unlink()
+        await seen.until(lambda: seen.policies.mistakes)
+        (folder / "policies").rmdir()
+        await seen.until(lambda: "cannot be read" in "".join(seen.policies.mistakes))
+        assert seen.models().keys() == {"acme", "globex"}
+
+
+async def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    async with following(folder) as seen:
+        os.mkfifo(folder / "policies" / "pipe.yaml")
+        await seen.until(lambda: seen.policies.mistakes == ("policies/pipe.yaml: is a pipe, not a file",))
+
+
+async def test_a_mistake_between_files_names_the_line_in_one_that_was_not_read_again(folder: Path) -> None:
+    async with following(folder) as seen:
+        # It comes first in the folder, so the mistake is found in the one that was remembered.
+        (folder / "policies" / "a.yaml").write_text(policy("globex").replace("only", "first"))
+        await seen.until(lambda: seen.policies.mistakes)
+        assert seen.policies.mistakes == (
+            "policies/globex.yaml:1: tenant: policies/a.yaml is of tenant globex too: one file each",
+            "policies/globex.yaml:2: keys[0].sha256: the same key as policies/a.yaml: keys[0]: a key has one owner",
+        )
+
+
+async def test_an_edit_that_keeps_size_and_time_is_seen(folder: Path) -> None:
+    """As `rsync -t` and `cp -p` make them."""
+    file = folder / "policies" / "acme.yaml"
+    was = file.stat()
+    async with following(folder) as seen:
+        await seen.until(lambda: seen.reloader._quiet._read is not None)  # it has read what it was started with
+        file.write_text(policy("acme", "tach"))
+        os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+        assert (file.stat().st_size, file.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+        await seen.until(lambda: seen.models()["acme"] == ["tach"])
+
+
+async def test_an_editor_that_writes_by_renaming_is_followed(folder: Path) -> None:
+    async with following(folder) as seen:
+        fresh = folder / "policies" / ".acme.yaml.swp"
+        fresh.write_text(policy("acme", "other"))
+        fresh.rename(folder / "policies" / "acme.yaml")
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+
+
+async def test_a_config_map_of_kubernetes_is_followed(folder: Path) -> None:
+    """There each file is a link into ..data, which is a link itself and is turned around."""
+    shelf = folder / "policies"
+    for file in shelf.iterdir():
+        file.unlink()
+    for number, model in enumerate(("chat", "other")):
+        (shelf / f"..{number}").mkdir()
+        (shelf / f"..{number}" / "acme.yaml").write_text(policy("acme", model))
+    (shelf / "..data").symlink_to("..0")
+    (shelf / "acme.yaml").symlink_to("..data/acme.yaml")
+    async with following(folder) as seen:
+        assert seen.models() == {"acme": ["chat"]}
+        (shelf / "..data_tmp").symlink_to("..1")
+        (shelf / "..data_tmp").rename(shelf / "..data")
+        await seen.until(lambda: seen.models() == {"acme": ["other"]})
+        assert not seen.told("policies_refused")
+
+
+async def test_files_are_read_at_once_when_that_is_asked_for(folder: Path) -> None:
+    """Also where no look was due yet."""
+    async with following(folder, Pace(look_every_s=3600)) as seen:
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
+        seen.now.set()
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+
+
+async def test_only_what_changed_is_parsed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    parse = pages.parse
+
+    def noting(raw: bytes, file: str) -> Any:
+        parsed.append(file)
+        return parse(raw, file)
+
+    async with following(folder) as seen:
+        untouched = seen.policies.book.policies[1]
+        monkeypatch.setattr(pages, "parse", noting)
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+        assert parsed == ["policies/acme.yaml"]
+        assert seen.policies.book.policies[1] is untouched
+
+
+async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folder: Path) -> None:
+    """Policies are still checked against the models that the process runs with."""
+    config, shelf = folder / "config.yaml", folder / "policies"
+    async with following(folder) as seen:
+        config.write_text(CONFIG.replace("name: small", "name: tiny"))
+        await seen.until(lambda: seen.reloader.config.changed)
+        assert {one.split(" ")[0] for one in seen.reloader.config.mistakes} == {
+            "policies/acme.yaml:3:", "policies/globex.yaml:3:",
+        }  # fmt: skip
+        assert not seen.policies.mistakes
+        (shelf / "acme.yaml").write_text(policy("acme", "other"))
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+        (shelf / "acme.yaml").write_text(policy("acme", student="tiny"))
+        await seen.until(lambda: seen.policies.mistakes)
+        config.write_text(CONFIG)
+        await seen.until(lambda: seen.reloader.config == ConfigEdit())
+    assert seen.told("config_changed")[0]["then"] == "it takes a restart, which would fail now"
+    assert seen.told("config_edit_taken_back")
+
+
+async def test_whoever_listens_hears_of_each_book_that_holds(folder: Path) -> None:
+    heard: list[object] = []
+    async with following(folder) as seen:
+        seen.policies.on_change(heard.append)
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", student="smal"))
+        await seen.until(lambda: seen.policies.mistakes)
+        assert heard == []
+        (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
+        await seen.until(lambda: heard)
+        assert heard == [seen.policies.book]
+
+
+async def test_a_reading_that_breaks_does_not_end_the_watch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.policy.reload._REST_S", 0.01)
+    async with following(folder) as seen:
+        with monkeypatch.context() as broken:
+            broken.setattr(PolicyFiles, "read", lambda _: 1 / 0)
+            (folder / "policies" / "acme.yaml").write_text(policy("acme", "other"))
+            await seen.until(lambda: seen.told("reload_broke"))
+        await seen.until(lambda: seen.models()["acme"] == ["other"])
+
+
+async def test_a_disk_that_hangs_is_told_and_asked_by_one_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    monkeypatch.setattr("gateway.policy.reload._DISK_LIMIT_S", 0.05)
+    hangs, calls = threading.Event(), []
+
+    def signature(_: PolicyFiles) -> tuple[object, ...]:
+        calls.append(1)
+        hangs.wait(LIMIT_S)
+        return ()
+
+    async with following(folder) as seen:
+        with monkeypatch.context() as hung:
+            hung.setattr(PolicyFiles, "signature", signature)
+            await seen.until(lambda: seen.policies.mistakes)
+            assert seen.policies.mistakes == ("the disk has not answered for 0.05 s",)
+            await asyncio.sleep(0.2)
+            assert len(calls) == 1
+        monkeypatch.setattr("gateway.policy.reload._DISK_LIMIT_S", LIMIT_S)
+        hangs.set()
+        await seen.until(lambda: not seen.policies.mistakes)
+
+
+def test_an_edit_is_whole_when_two_looks_saw_the_same() -> None:
+    quiet = Quiet(latest_s=10)
+    assert [quiet.is_whole((n,), at) for at, n in enumerate([1, 2, 2])] == [False, False, True]
+    quiet.was_read((2,))
+    assert not quiet.is_whole((2,), 3)
+    assert not quiet.is_whole((3,), 4)
+    assert not quiet.is_whole((2,), 5), "it was taken back: there is nothing to read"
+
+
+def test_files_that_always_change_are_read_all_the_same() -> None:
+    quiet = Quiet(latest_s=3)
+    assert [quiet.is_whole((at,), at) for at in range(5)] == [False, False, False, True, True]
