@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from gateway.admin.key_views import time_shown
@@ -37,7 +38,7 @@ class Owner(NamedTuple):
 
     def account(self, defaults: Defaults) -> Account | None:
         """Its budget; None if it has none, or if this version does not understand the key."""
-        if not self._has_budget(defaults):
+        if not self.has_budget(defaults):
             return None
         if self.key is None:
             scope = tenant_scope(self.policy, defaults)
@@ -49,8 +50,8 @@ class Owner(NamedTuple):
             scope = key_scope(self.policy, entry, defaults)
         return None if scope is None or scope.budget is None else Account(self.policy.tenant, scope)
 
-    def _has_budget(self, defaults: Defaults) -> bool:
-        """Told without reading all the terms of a key, of which there may be many."""
+    def has_budget(self, defaults: Defaults) -> bool:
+        """Told without reading all the terms of a key: there may be many keys."""
         if self.key is None:
             return (self.policy.budget or defaults.budget) is not None
         own = self.key.terms.budget if isinstance(self.key, HeldKey) else self.key.budget
@@ -76,22 +77,18 @@ def page_of(
 ) -> tuple[list[tuple[Owner, Account]], str | None]:
     """The budgets that come after `tenant/id`, or `tenant/` for its own; and the last one's name if more follow.
 
-    It takes tens of milliseconds where there are many: call it in a thread.
+    It takes tenths of a second where there are 100,000: call it in a thread. A page may hold less than it could.
     """
     start = after.partition("/")[::2]
     found: dict[tuple[str, str], Owner] = {}
     for owner in all_owners:
-        if tenant in {None, owner.policy.tenant} and (not after or owner.name > start):
+        if tenant in {None, owner.policy.tenant} and (not after or owner.name > start) and owner.has_budget(defaults):
             found.setdefault(owner.name, owner)
-    page: list[tuple[Owner, Account]] = []
-    for name in sorted(found):
-        account = found[name].account(defaults)
-        if account is None:
-            continue
-        if len(page) == most:
-            return page, "/".join(page[-1][0].name)
-        page.append((found[name], account))
-    return page, None
+    # Not `sorted`, which would let no other thread go on until it is done.
+    first = nsmallest(most + 1, found)
+    accounts = ((found[name], found[name].account(defaults)) for name in first[:most])
+    page = [(owner, account) for owner, account in accounts if account is not None]
+    return page, "/".join(first[most - 1]) if len(first) > most else None
 
 
 def view(owner: Owner, account: Account, balance: Balance) -> View:
