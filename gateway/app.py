@@ -52,16 +52,11 @@ from gateway.redis_keys import RedisKeys
 from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
 from gateway.web import keys
-from gateway.web.completions import chat_completions, text_completions
 from gateway.web.connection import Runner
-from gateway.web.embeddings import embeddings
 from gateway.web.error_body import errors_as_openai
 from gateway.web.headers import name_reply
-from gateway.web.limits import show_limits
-from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.openapi.document import document
-from gateway.web.openapi.route import openapi_json
-from gateway.web.probes import healthz, readyz
+from gateway.web.routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -74,18 +69,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-ROUTES = [
-    web.post("/v1/chat/completions", chat_completions),
-    web.post("/v1/completions", text_completions),
-    web.post("/v1/embeddings", embeddings),
-    web.get("/v1/models", list_models),
-    web.get("/v1/models/{model:.+}", show_model),
-    web.get("/v1/receipts/{id}", show_receipt),
-    web.get("/v1/limits", show_limits),
-    web.get("/healthz", healthz),
-    web.get("/readyz", readyz),
-    web.get("/openapi.json", openapi_json),
-]
 MIDDLEWARES = [errors_as_openai]
 
 _ADMIN_CONNECTIONS = 256
@@ -228,13 +211,12 @@ async def gateway(
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
         admin[keys.KEYS_IN_REDIS] = keys_in_redis
-        budgets = Budgets(redis.commands, redis_keys)
         admin[keys.AUDIT] = AuditTrail(redis.commands, redis_keys.keyring().audit)
         for app in (public, admin):
             app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
             app[keys.DEFAULTS] = settings.defaults
-            app[keys.BUDGETS] = budgets
+            app[keys.BUDGETS] = Budgets(redis.commands, redis_keys)
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines

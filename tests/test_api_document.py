@@ -10,8 +10,8 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 
-from gateway.app import ROUTES
 from gateway.web.openapi.document import document
+from gateway.web.routes import ROUTES
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 

@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gateway.app import ROUTES
 from gateway.errors import EngineError, GatewayError, RequestError, ServiceError
 from gateway.web.openapi.document import document
 from gateway.web.openapi.operations import FACTS, OPERATIONS, family
 from gateway.web.openapi.rules import RULES
+from gateway.web.routes import ROUTES
 from tests.test_docs import page
 
 WRITTEN = document(ROUTES)

@@ -1,0 +1,25 @@
+"""What the callers' listener answers."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.web.completions import chat_completions, text_completions
+from gateway.web.embeddings import embeddings
+from gateway.web.limits import show_limits
+from gateway.web.lookups import list_models, show_model, show_receipt
+from gateway.web.openapi.route import openapi_json
+from gateway.web.probes import healthz, readyz
+
+ROUTES = [
+    web.post("/v1/chat/completions", chat_completions),
+    web.post("/v1/completions", text_completions),
+    web.post("/v1/embeddings", embeddings),
+    web.get("/v1/models", list_models),
+    web.get("/v1/models/{model:.+}", show_model),
+    web.get("/v1/receipts/{id}", show_receipt),
+    web.get("/v1/limits", show_limits),
+    web.get("/healthz", healthz),
+    web.get("/readyz", readyz),
+    web.get("/openapi.json", openapi_json),
+]
