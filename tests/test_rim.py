@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
-from gateway.app import ROUTES
+from gateway.web.routes import ROUTES
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
 
@@ -168,6 +168,7 @@ def test_the_routes_are_those_that_somebody_looked_at() -> None:
         ("GET", "/v1/models"),
         ("GET", "/v1/models/{model:.+}"),
         ("GET", "/v1/receipts/{id}"),
+        ("GET", "/v1/limits"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
         ("GET", "/openapi.json"),
