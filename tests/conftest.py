@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import httpx
@@ -23,6 +24,12 @@ from tests.readiness import wait_until_probed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: most tests wait for a process that they have started."""
+    return (os.cpu_count() or 1) + 1
+
 
 SMALL_MODEL = "smollm2-135m-instruct"
 

@@ -259,7 +259,7 @@ def run(schedule: Schedule, board: AnyBoard) -> Story:
     return story
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(schedule=schedules)
 def test_whatever_happens_the_rules_hold(schedule: Schedule) -> None:
     """One answer for each request, never more calls than the teacher takes, none after its deadline, nothing left."""
