@@ -15,15 +15,14 @@ from redis.asyncio import Redis
 from gateway.allowances import Period
 from gateway.ledger.budgets import KEPT_S, Account, Balance, Budgets, Raise
 from gateway.ledger.intent import abandoned
-from gateway.ledger.redis_ledger import Candidate, Settlement, Variant
-from gateway.ledger.scopes import dollars, picodollars
+from gateway.ledger.redis_ledger import MOST_UNASKED_USD, Candidate, Settlement, Variant
+from gateway.ledger.scopes import Scope, dollars, picodollars
 from tests.ledger.purse import Purse, budget, older
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.ledger.intent import Intent
-    from gateway.ledger.scopes import Scope
 
 
 @pytest_asyncio.fixture
@@ -117,6 +116,34 @@ async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> 
     await purse.settle(unknown, "0.6")
     assert await purse.money(scope) == (Decimal("1.3"), 0)
     assert (await purse.ask("0.000001", scope)).no is not None
+
+
+@pytest.mark.parametrize("old_first", [True, False])
+async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, *, old_first: bool) -> None:
+    """Told in one breath: neither is charged for what the other's policy says, nor let in past its own."""
+    before, after = Scope("tenant", 5, 0, 0), budget("1")
+    old, new, dear = purse.request("9", before), purse.request("0.7", after), purse.request("0.7", after)
+    others = [Candidate((after,), (Variant(1, one),)) for one in (new, dear)]
+    late = Candidate((before,), (Variant(1, old),))
+    brought = await purse.tell(*([late, *others] if old_first else [*others, late]))
+    assert [brought.verdicts[one.id][0].no is None for one in (old, new, dear)] == [True, True, False]
+    assert await purse.money(after) == (0, Decimal("0.7"))
+    await purse.settle(old, "0.2")
+    await purse.settle(new, "0.1")
+    assert await purse.money(after) == (Decimal("0.1"), 0)
+
+
+async def test_no_request_that_went_on_unasked_is_too_dear_to_be_counted(purse: Purse) -> None:
+    """One error of the script would fail the news of every other request with it."""
+    scope = budget("1")
+    asked = [Candidate((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)]
+    let_in = [one.let_in(one.variants[0]) for one in asked]
+    await purse.tell(*let_in)
+    assert await purse.money(scope) == (0, 1000 * MOST_UNASKED_USD)
+    left = {one.id: one.variants[0].intent for one in let_in}
+    settlements = {name: Settlement(abandoned(one, 0), one) for name, one in left.items()}
+    assert len(await purse.processes["bob"].abandon("acme", "ann", settlements)) == 1000
+    assert await purse.money(scope) == (1000 * MOST_UNASKED_USD, 0)
 
 
 async def test_a_period_of_the_calendar_begins_with_nothing_spent(purse: Purse) -> None:
