@@ -213,6 +213,18 @@ async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) ->
     assert purse.events == [("tenant", "soft")] * 2
 
 
+async def test_a_rolling_budget_is_told_of_again_after_as_long(purse: Purse) -> None:
+    """It has no next period; else a budget of a day that is spent each day would be told of on the first alone."""
+    scope = budget("1", period=Period(1, "d"), aligned=False)
+    key = purse.keys.scope("acme", "tenant")[2]
+    for told_ago_s, events in ((None, 1), (86_390, 1), (86_401, 2), (None, 2)):
+        if told_ago_s is not None:
+            now_s = int((await purse.redis.time())[0])
+            await purse.redis.hset(key, "hard_told", str((now_s - told_ago_s) * 1_000_000))
+        assert (await purse.ask("2", scope)).no is not None
+        assert purse.events == [("tenant", "hard")] * events
+
+
 async def test_past_the_soft_line_answers_become_cheaper(purse: Purse) -> None:
     """As the budget says: half the guidance, or none. A request that has no cheaper way goes as planned."""
     ways = {1: "0.3", 2: "0.2", 3: "0.1"}
