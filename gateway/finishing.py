@@ -15,7 +15,7 @@ from gateway.engines.chat import read_usage
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected
 from gateway.ledger.draft import Call
-from gateway.messages import words
+from gateway.messages import words, written
 from gateway.opening import UNGUIDED
 from gateway.placing import is_prefix, seam, send, thoughts, writes_again
 from gateway.policy.resolve import Look
@@ -84,12 +84,12 @@ class Finisher:
         call = _begin(plan, finisher, draft, opening, sent)
         # Until it has answered, nobody knows how much of this it wrote.
         limit = sent.body.get(asked.limit_field)
-        call.lost_tokens, call.unbounded = (limit or 0) * asked.choices, limit is None
+        call.lost_tokens, call.unbounded = (limit or 0) * asked.drafts, limit is None
         with self._failures(plan, draft):
             reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
         call.lost_tokens, call.unbounded = 0, False
         call.usage = read_usage(reply.get("usage"))
-        call.text.write(_text_of(reply, "message"))
+        call.text.write("".join(map(written, _said(reply, "message"))))
         return reply
 
     async def stream(
@@ -140,9 +140,10 @@ class Finisher:
                 async for chunks in groups:
                     relayed = []
                     for chunk in chunks:
-                        if text := _text_of(chunk, "delta"):
-                            draft.saw_first_token()
-                            call.text.write(text)
+                        for said in _said(chunk, "delta"):
+                            call.text.write(written(said))
+                            if words(said.get("content")):
+                                draft.saw_first_token()
                         if (one := relay.feed(chunk)) is not None:
                             relayed.append(one)
                         if relay.done:
@@ -191,7 +192,6 @@ def _set_call(plan: Plan, draft: Draft, call: Call | None) -> None:
         draft.student = call
 
 
-def _text_of(reply: Json, holder: str) -> str:
-    """The words in a reply or a chunk, over all its choices. `holder`: what has them, a `message` or a `delta`."""
-    said = (choice.get(holder) or {} for choice in reply["choices"])
-    return "".join(text for one in said if (text := words(one.get("content"))))
+def _said(reply: Json, holder: str) -> list[Json]:
+    """What the choices of a reply or a chunk say. `holder`: what has it, a `message` or a `delta`."""
+    return [choice.get(holder) or {} for choice in reply["choices"]]

@@ -41,6 +41,17 @@ def words(content: Any) -> str | None:
     return "".join(said) if said else None
 
 
+def written(said: Mapping[str, Any]) -> str:
+    """All that was written for a message or a delta, and is paid for: its words, its thoughts, and what it calls."""
+    texts = [words(said.get("content")), said.get("reasoning_content") or said.get("reasoning"), said.get("refusal")]
+    calls = said.get("tool_calls")
+    functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    for function in (*functions, said.get("function_call")):
+        if isinstance(function, dict):
+            texts += [function.get("name"), function.get("arguments")]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
 def _content_with(content: Any, before: str, after: str, gap: str) -> str | list[Any]:
     if not isinstance(content, list | tuple):
         return _text_with(content or "", before, after, gap)

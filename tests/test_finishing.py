@@ -126,6 +126,35 @@ def test_where_nobody_counts_every_answer_is_estimated(world: World, stream: boo
     assert share["output_tokens"] == 12
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"reasoning_content": "one two three four"},
+        {"tool_calls": [{"index": 0, "id": "1", "function": {"name": "one", "arguments": " two three four"}}]},
+        {"function_call": {"name": "one", "arguments": " two three four"}},
+        {"refusal": "one two three four"},
+    ],
+)
+def test_where_nobody_counts_all_that_was_written_is_estimated(
+    world: World, said: dict[str, Any], *, stream: bool
+) -> None:
+    """Not its words alone: else whoever hangs up at the end of a tool call would have it for nothing."""
+    choice = {"index": 0, "finish_reason": "stop", "delta" if stream else "message": {"role": "assistant", **said}}
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not stream:
+            return web.json_response({"choices": [choice]})
+        response = await begin_events(request)
+        await response.write(event({"choices": [choice]}) + b"data: [DONE]\n\n")
+        return response
+
+    world.student.behave = behave
+    tools = [{"type": "function", "function": {"name": "one"}}]
+    share = world.receipt(world.ask(tools=tools, stream=stream))["student"]
+    assert (share["estimated"], share["output_tokens"]) == (True, 4)
+
+
 NO_PREFILL = "Assistant response prefill is incompatible with enable_thinking."
 
 

@@ -152,6 +152,8 @@ local function budget(scope)
       b.spent, b.soft_told, b.hard_told = 0, false, false
     end
   elseif rolling_s > 0 then
+    -- It has no next period: what was told of it is news again after as long.
+    if terms and b.hard_told and tonumber(b.hard_told) <= now - rolling_s * second then b.hard_told = false end
     b.rolling = ring(key .. ':' .. whole(rolling_s), { 'usd' }, math.floor(rolling_s * second / shares), shares)
     b.spent = b.rolling.sums.usd
   end
@@ -340,8 +342,8 @@ local function admit(asked)
   if no then
     local b = budget(scopes[no.scope])
     if not b.hard_told then
-      b.hard_told = '1'
-      redis.call('HSET', b.key, 'hard_told', '1')
+      b.hard_told = whole(now)
+      redis.call('HSET', b.key, 'hard_told', b.hard_told)
       tell(no.scope, 'hard', b)
     end
   else

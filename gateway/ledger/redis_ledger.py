@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from decimal import Decimal
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from gateway.ledger.scopes import Charge
     from gateway.ledger.verdict import BudgetEvent, Verdict
     from gateway.redis_keys import RedisKeys
+
+
+MOST_UNASKED_USD = Decimal(100)
+"""No budget bounds what a request reserves that went on without being asked for, and Redis counts to 9 million USD:
+beyond, it would refuse the news of every other request with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,13 @@ class Candidate:
     @property
     def tenant(self) -> str:
         return self.variants[0].intent.tenant
+
+    def let_in(self, variant: Variant) -> Candidate:
+        """The same, when it goes on and is only to be counted."""
+        intent = variant.intent
+        if intent.reserved_usd > MOST_UNASKED_USD:
+            variant = Variant(variant.kind, msgspec.structs.replace(intent, reserved_usd=MOST_UNASKED_USD))
+        return Candidate(self.scopes, (variant,), force=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +127,18 @@ class RedisLedger:
         Args:
             beats: tenants that have requests under way here.
         """
-        tenants: dict[str, _TenantNews] = defaultdict(_TenantNews)
+        tenants: dict[str, list[_TenantNews]] = defaultdict(lambda: [_TenantNews()])
         for candidate in admitted:
-            tenants[candidate.tenant].admitted.append(candidate)
+            calls = tenants[candidate.tenant]
+            # Around an edit of the policy two may go by different limits of one scope: each is counted by its own.
+            if not calls[-1].agrees(candidate):
+                calls.append(_TenantNews())
+            calls[-1].add(candidate)
         for settlement in settled:
-            tenants[settlement.receipt.tenant].settled.append(settlement)
+            tenants[settlement.receipt.tenant][0].settled.append(settlement)
         for tenant in beats:
-            tenants[tenant].beat = True
-        return await self._tell(tenants, self._owner)
+            tenants[tenant][0].beat = True
+        return await self._tell([(tenant, news) for tenant, calls in tenants.items() for news in calls], self._owner)
 
     async def abandon(self, tenant: str, owner: str, left: Mapping[str, Settlement]) -> set[str]:
         """Settle intents of a process that is gone, by id. Raises RedisError and OSError.
@@ -129,15 +146,15 @@ class RedisLedger:
         Returns the ids that this call settled, and no other process did.
         """
         news = _TenantNews(settled=list(left.values()), gone=True)
-        return (await self._tell({tenant: news}, owner)).settled
+        return (await self._tell([(tenant, news)], owner)).settled
 
-    async def _tell(self, tenants: Mapping[str, _TenantNews], owner: str) -> Exchanged:
+    async def _tell(self, told_of: Sequence[tuple[str, _TenantNews]], owner: str) -> Exchanged:
         calls = []
-        for tenant, news in tenants.items():
+        for tenant, news in told_of:
             news.number_scopes()
             calls.append((self._named(tenant, owner, news), news.encoded(owner, self._ttl_s, self._lease_us)))
         brought = Exchanged()
-        for (tenant, news), raw in zip(tenants.items(), await self._script.run(calls), strict=True):
+        for (tenant, news), raw in zip(told_of, await self._script.run(calls), strict=True):
             told = msgspec.msgpack.decode(raw, type=Told)
             scopes = tuple(news.scopes.values())
             for candidate, verdict in zip(news.admitted, told.verdicts, strict=True):
@@ -196,7 +213,7 @@ class RedisLedger:
 
 @dataclass(slots=True)
 class _TenantNews:
-    """What is to be told of one tenant."""
+    """What one call of the script is to tell of one tenant."""
 
     admitted: list[Candidate] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
@@ -205,11 +222,16 @@ class _TenantNews:
     scopes: dict[str, Scope] = field(default_factory=dict)
     numbers: dict[str, int] = field(default_factory=dict)
 
+    def agrees(self, candidate: Candidate) -> bool:
+        """Whether it goes by the same limits as those that ask already."""
+        return all(self.scopes.get(scope.name, scope) == scope for scope in candidate.scopes)
+
+    def add(self, candidate: Candidate) -> None:
+        self.admitted.append(candidate)
+        self.scopes.update((scope.name, scope) for scope in candidate.scopes)
+
     def number_scopes(self) -> None:
-        """Every scope that any request touches. What settles needs no limits, so those of who asks go first."""
-        for candidate in self.admitted:
-            for scope in candidate.scopes:
-                self.scopes[scope.name] = scope
+        """Every scope that any request touches. What settles needs no limits, so those of who asks went first."""
         for one in self.settled:
             for charge in one.intent.charges if one.intent is not None else ():
                 self.scopes.setdefault(charge.scope, Scope(charge.scope, 0, 0, 0))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -82,19 +81,12 @@ class ReceiptStore:
             StoreUnavailable: Redis is away and the request requires it.
         """
         # Told again before there is a verdict, it is only to be counted: then it was let in.
-        self._under_way[candidate.id] = replace(candidate, variants=candidate.variants[:1], force=True)
+        self._under_way[candidate.id] = candidate.let_in(candidate.variants[0])
         admitted = await self._told(candidate)
         if admitted is None:
             self._metrics.intents_missed.inc()
             if required:
                 raise StoreUnavailable("Redis is away, and here requests need it. Try again.")
-            return None
-        verdict = admitted[0]
-        if verdict.no is not None:
-            self._under_way.pop(candidate.id, None)
-        elif verdict.variant != candidate.variants[0].kind and candidate.id in self._under_way:
-            chosen = tuple(one for one in candidate.variants if one.kind == verdict.variant)
-            self._under_way[candidate.id] = replace(candidate, variants=chosen, force=True)
         return admitted
 
     async def _told(self, candidate: Candidate) -> Admitted:
@@ -190,6 +182,8 @@ class ReceiptStore:
                 self._refused = True
                 return False
         self._refused = False
+        for candidate in candidates:
+            self._decided(candidate, brought.verdicts[candidate.id][0])
         self._answer([candidate.id for candidate in candidates], brought)
         for one in settled:
             self._waiting.pop(one.receipt.id, None)
@@ -202,6 +196,16 @@ class ReceiptStore:
         if self._untold or len(settled) == _BATCH:
             self._news.set()
         return True
+
+    def _decided(self, candidate: Candidate, verdict: Verdict) -> None:
+        """Note what became of a request at once: who asks may hear of it only after the next exchange has begun."""
+        if candidate.id not in self._under_way:
+            return  # its receipt came meanwhile
+        if verdict.no is not None:
+            del self._under_way[candidate.id]
+        elif verdict.variant != candidate.variants[0].kind:
+            chosen = next(one for one in candidate.variants if one.kind == verdict.variant)
+            self._under_way[candidate.id] = candidate.let_in(chosen)
 
     def _answer(self, ids: Iterable[str], brought: Exchanged | None) -> None:
         """Let requests go on that wait for admission; one that was cancelled meanwhile no longer does."""

@@ -15,15 +15,14 @@ from redis.asyncio import Redis
 from gateway.allowances import Period
 from gateway.ledger.budgets import KEPT_S, Account, Balance, Budgets, Raise
 from gateway.ledger.intent import abandoned
-from gateway.ledger.redis_ledger import Candidate, Settlement, Variant
-from gateway.ledger.scopes import dollars, picodollars
+from gateway.ledger.redis_ledger import MOST_UNASKED_USD, Candidate, Settlement, Variant
+from gateway.ledger.scopes import Scope, dollars, picodollars
 from tests.ledger.purse import Purse, budget, older
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.ledger.intent import Intent
-    from gateway.ledger.scopes import Scope
 
 
 @pytest_asyncio.fixture
@@ -119,6 +118,34 @@ async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> 
     assert (await purse.ask("0.000001", scope)).no is not None
 
 
+@pytest.mark.parametrize("old_first", [True, False])
+async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, *, old_first: bool) -> None:
+    """Told in one breath: neither is charged for what the other's policy says, nor let in past its own."""
+    before, after = Scope("tenant", 5, 0, 0), budget("1")
+    old, new, dear = purse.request("9", before), purse.request("0.7", after), purse.request("0.7", after)
+    others = [Candidate((after,), (Variant(1, one),)) for one in (new, dear)]
+    late = Candidate((before,), (Variant(1, old),))
+    brought = await purse.tell(*([late, *others] if old_first else [*others, late]))
+    assert [brought.verdicts[one.id][0].no is None for one in (old, new, dear)] == [True, True, False]
+    assert await purse.money(after) == (0, Decimal("0.7"))
+    await purse.settle(old, "0.2")
+    await purse.settle(new, "0.1")
+    assert await purse.money(after) == (Decimal("0.1"), 0)
+
+
+async def test_no_request_that_went_on_unasked_is_too_dear_to_be_counted(purse: Purse) -> None:
+    """One error of the script would fail the news of every other request with it."""
+    scope = budget("1")
+    asked = [Candidate((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)]
+    let_in = [one.let_in(one.variants[0]) for one in asked]
+    await purse.tell(*let_in)
+    assert await purse.money(scope) == (0, 1000 * MOST_UNASKED_USD)
+    left = {one.id: one.variants[0].intent for one in let_in}
+    settlements = {name: Settlement(abandoned(one, 0), one) for name, one in left.items()}
+    assert len(await purse.processes["bob"].abandon("acme", "ann", settlements)) == 1000
+    assert await purse.money(scope) == (1000 * MOST_UNASKED_USD, 0)
+
+
 async def test_a_period_of_the_calendar_begins_with_nothing_spent(purse: Purse) -> None:
     """What is still under way stays reserved, and is paid out of the period in which it ends."""
     scope = budget("1")
@@ -184,6 +211,18 @@ async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) ->
     assert not (await purse.ask("0.5", scope)).soft
     assert (await purse.ask("0.001", scope)).soft
     assert purse.events == [("tenant", "soft")] * 2
+
+
+async def test_a_rolling_budget_is_told_of_again_after_as_long(purse: Purse) -> None:
+    """It has no next period; else a budget of a day that is spent each day would be told of on the first alone."""
+    scope = budget("1", period=Period(1, "d"), aligned=False)
+    key = purse.keys.scope("acme", "tenant")[2]
+    for told_ago_s, events in ((None, 1), (86_390, 1), (86_401, 2), (None, 2)):
+        if told_ago_s is not None:
+            now_s = int((await purse.redis.time())[0])
+            await purse.redis.hset(key, "hard_told", str((now_s - told_ago_s) * 1_000_000))
+        assert (await purse.ask("2", scope)).no is not None
+        assert purse.events == [("tenant", "hard")] * events
 
 
 async def test_past_the_soft_line_answers_become_cheaper(purse: Purse) -> None:

@@ -19,6 +19,7 @@ from gateway.errors import StoreUnavailable
 from gateway.ledger import store as store_module
 from gateway.ledger.receipt import Receipt
 from gateway.ledger.redis_ledger import RedisLedger
+from gateway.ledger.scopes import Scope
 from gateway.ledger.store import ReceiptStore
 from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
@@ -339,3 +340,29 @@ async def test_a_redis_that_refuses_intents_is_not_away(redis_url: str) -> None:
         assert part.client.up
         part.store.put(receipt_of(one))
         await until(lambda: part.written(one))
+
+
+async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if Redis is told anew before the request has heard: nobody would ever give back what that reserves."""
+    async with kept(redis_url) as part:
+        scope = Scope("tenant", 0, 0, 1)
+        holder, late = intent(), intent()
+        await part.store.admit(candidate(holder, scope), required=False)
+        exchange = part.in_redis.exchange
+
+        async def as_redis_forgets(*args: Any) -> Any:
+            brought = await exchange(*args)
+            part.store.tell_again()
+            return brought
+
+        with monkeypatch.context() as forgetting:
+            forgetting.setattr(part.in_redis, "exchange", as_redis_forgets)
+            admitted = await part.store.admit(candidate(late, scope), required=False)
+        assert admitted is not None
+        assert admitted[0].no is not None
+        before = part.exchanges
+        part.store.tell_again()
+        await until(lambda: part.exchanges > before)
+        part.store.put(receipt_of(holder))
+        await until(lambda: part.written(holder))
+        assert await part.intents() == set()
