@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from gateway.protocol import CompletionRequest, Json
 
 
+# Names of the token limit that some engine puts before the one that was asked for: llama.cpp before `max_tokens`, TGI's
+# route for chats as well. With a second one a caller would write more than was reserved.
+_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict", "max_new_tokens")
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """What one finisher is asked.
@@ -67,6 +72,7 @@ def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
     if plan.max_tokens is not None:
         # Who writes the opening again does so within the limit.
         written = opening.tokens if prefix and not writes_again(finisher) else 0
+        body = {name: value for name, value in body.items() if name not in _LIMITS or value is None}
         body[asked.limit_field] = plan.max_tokens - written
     if isinstance(asked, TextRequest):
         if asked.prompt is not None and opening.text:

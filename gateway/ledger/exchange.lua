@@ -165,6 +165,10 @@ local function spend(b, pico)
   if pico == '0' then return end
   if b.rolling then
     add(b.rolling, b.rolling.slot, 'usd', tonumber(pico))
+  elseif b.spent + tonumber(pico) < 0 then
+    -- A process that was taken for dead tells what it did cost, and what it was taken to cost left with its period.
+    pico = whole(-b.spent)
+    redis.call('HSET', b.key, 'spent', '0')
   else
     redis.call('HINCRBY', b.key, 'spent', pico)
   end

@@ -98,6 +98,18 @@ async def test_the_dead_pay_what_they_had_reserved_until_the_truth_is_known(purs
     assert await purse.money(scope) == (Decimal("0.123456789012"), 0)
 
 
+async def test_what_the_dead_paid_too_much_in_one_period_is_not_had_in_the_next(purse: Purse) -> None:
+    scope = budget("1")
+    await purse.ask("0.9", scope)
+    left = purse.last
+    await purse.processes["bob"].abandon("acme", "ann", {left.id: Settlement(abandoned(left, 0), left)})
+    await purse.redis.hset(purse.keys.scope("acme", "tenant")[2], "period", "mo1:12")
+    await purse.ask("0.01", scope)
+    assert await purse.settle(left, "0.1") == [left.id]
+    assert await purse.money(scope) == (0, Decimal("0.01"))
+    assert (await purse.ask("1", scope)).no is not None
+
+
 async def test_a_failed_request_gives_back_all_that_it_did_not_spend(purse: Purse) -> None:
     scope = budget("1")
     await purse.ask("1", scope)

@@ -1,0 +1,37 @@
+"""What a finisher is sent."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from gateway.opening import UNGUIDED
+from gateway.placing import send
+from gateway.policy.resolve import FinisherPlan
+from gateway.protocol import CompletionRequest, parse_chat, parse_text_completion
+from tests.ledger.drafts import plan
+
+
+def _asked(*, raw: bool, **limits: int) -> CompletionRequest:
+    if raw:
+        return parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Hello", **limits}))
+    messages = [{"role": "user", "content": "Hello"}]
+    return parse_chat(orjson.dumps({"model": "chat", "messages": messages, **limits}))
+
+
+@pytest.mark.parametrize(
+    ("raw", "limits", "field"),
+    [
+        (False, {}, "max_tokens"),
+        (False, {"max_tokens": 7, "n_predict": 100_000}, "max_tokens"),
+        (False, {"max_completion_tokens": 7, "max_new_tokens": 100_000}, "max_completion_tokens"),
+        (True, {"max_tokens": 7, "max_completion_tokens": 100_000}, "max_tokens"),
+        (True, {"n_predict": -1}, "max_tokens"),
+    ],
+)
+def test_an_engine_is_told_of_one_limit_which_is_the_one_that_was_reserved_for(
+    raw: bool, limits: dict[str, int], field: str
+) -> None:
+    asked = _asked(raw=raw, **limits)
+    body = send(plan("student"), FinisherPlan("small", None), asked, UNGUIDED).body
+    assert {name: body[name] for name in body if name not in {"model", "messages", "prompt"}} == {field: 100}
