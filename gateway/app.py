@@ -166,6 +166,7 @@ async def gateway(
             redis,
             in_redis,
             ledger,
+            holds=store.holds,
             tenants=policies.tenants,
             lease_s=lease_s,
         )

@@ -204,6 +204,24 @@ class RedisLedger:
             alive = dict(zip(asked, await pipe.execute(), strict=True))
         return [(tenant, owner) for tenant, owner in quiet if not alive[owner]]
 
+    @property
+    def owner(self) -> str:
+        """This process's id."""
+        return self._owner
+
+    async def own_intents(self, tenants: Sequence[str], most: int) -> dict[str, list[str]]:
+        """By tenant, the ids of some intents of this process. Raises RedisError and OSError."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for tenant in tenants:
+                pipe.hrandfield(self._keys.intents(tenant, self._owner), most)
+            found = await pipe.execute() if tenants else []
+        return {tenant: [raw.decode() for raw in ids] for tenant, ids in zip(tenants, found, strict=True) if ids}
+
+    async def own_intents_of(self, tenant: str, ids: Sequence[str]) -> Mapping[str, bytes]:
+        """Of these requests the intents as JSON, where there are any. Raises RedisError and OSError."""
+        held: Any = await self._redis.hmget(self._keys.intents(tenant, self._owner), list(ids))
+        return {one: raw.partition(b"\n")[2] for one, raw in zip(ids, held, strict=True) if raw is not None}
+
     async def intents(self, tenant: str, owner: str, most: int) -> Mapping[str, bytes]:
         """Some of a process's intents as JSON, by request id. Raises RedisError and OSError."""
         flat: Any = await self._redis.hrandfield(self._keys.intents(tenant, owner), most, withvalues=True)

@@ -128,6 +128,10 @@ class ReceiptStore:
                 self._redis.failed(error)
         raise StoreUnavailable("Receipts cannot be read while Redis is away. Try again.")
 
+    def holds(self, request_id: str) -> bool:
+        """Whether a request is under way here, or its receipt is still to be told."""
+        return request_id in self._under_way or request_id in self._waiting
+
     def beat(self) -> None:
         """Let Redis know that this process lives, for every tenant that has requests under way here."""
         self._beats = {candidate.tenant for candidate in self._under_way.values()}

@@ -32,6 +32,7 @@ class Sweeper:
 
     Args:
         tenants: those to look after, asked anew each round.
+        holds: whether this process still works on a request, or still has its receipt to tell.
         lease_s: after this long without a heartbeat a process counts as gone.
     """
 
@@ -42,12 +43,14 @@ class Sweeper:
         ledger: Ledger,
         *,
         tenants: Callable[[], Iterable[str]],
+        holds: Callable[[str], bool],
         lease_s: float,
     ) -> None:
         self._redis = redis
         self._in_redis = in_redis
         self._ledger = ledger
         self._tenants = tenants
+        self._holds = holds
         self._lease_s = lease_s
         self._next = 0
 
@@ -72,18 +75,35 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """One round: how many requests it settled. Raises RedisError and OSError."""
-        looked_at, settled = 0, 0
-        for tenant, owner in await self._in_redis.gone_owners(self._some_tenants(), self._lease_s):
+        tenants = self._some_tenants()
+        looked_at, settled = 0, await self._sweep_own(tenants)
+        for tenant, owner in await self._in_redis.gone_owners(tenants, self._lease_s):
             left = await self._in_redis.intents(tenant, owner, _INTENTS_PER_ROUND - looked_at)
-            settlements = _settlements(left, time.time())
-            won = await self._in_redis.abandon(tenant, owner, settlements)
-            for request_id, settlement in settlements.items():
-                if request_id in won:
-                    self._ledger.abandoned(settlement.receipt)
-            looked_at, settled = looked_at + len(left), settled + len(won)
+            looked_at, settled = looked_at + len(left), settled + await self._abandon(tenant, owner, left)
             if looked_at >= _INTENTS_PER_ROUND:
                 break
         return settled
+
+    async def _sweep_own(self, tenants: Sequence[str]) -> int:
+        """What Redis still holds for this process and this process has done with: a replica that took over may not know
+        of the receipt, and a receipt may have been dropped. It would hold its part of a budget for ever.
+        """
+        settled = 0
+        for tenant, ids in (await self._in_redis.own_intents(tenants, _INTENTS_PER_ROUND)).items():
+            # Redis was read first: what it did not have then was told since, and what it had is still held here.
+            forgotten = [one for one in ids if not self._holds(one)]
+            if forgotten:
+                left = await self._in_redis.own_intents_of(tenant, forgotten)
+                settled += await self._abandon(tenant, self._in_redis.owner, left)
+        return settled
+
+    async def _abandon(self, tenant: str, owner: str, left: Mapping[str, bytes]) -> int:
+        settlements = _settlements(left, time.time())
+        won = await self._in_redis.abandon(tenant, owner, settlements)
+        for request_id, settlement in settlements.items():
+            if request_id in won:
+                self._ledger.abandoned(settlement.receipt)
+        return len(won)
 
     def _some_tenants(self) -> Sequence[str]:
         """All of them, or the next ones in turn."""

@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
@@ -25,7 +26,7 @@ from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
 from tests.batching.process import until
-from tests.ledger.drafts import ENCODINGS, PRICES, candidate, intent
+from tests.ledger.drafts import ENCODINGS, PRICES, candidate, closed, guided, intent
 from tests.redis_faults import paused
 
 if TYPE_CHECKING:
@@ -58,7 +59,14 @@ class Process:
             beaten=self.store.beat,
             lapsed=self.store.tell_again,
         )
-        self.sweeper = Sweeper(self.client, self.in_redis, self.ledger, tenants=lambda: tenants, lease_s=LEASE_S)
+        self.sweeper = Sweeper(
+            self.client,
+            self.in_redis,
+            self.ledger,
+            tenants=lambda: tenants,
+            holds=self.store.holds,
+            lease_s=LEASE_S,
+        )
 
     def value(self, name: str, **labels: str) -> float:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -205,3 +213,21 @@ async def test_a_redis_that_lost_its_memory_between_two_heartbeats_is_told_anew(
             return bool(await ann.redis.hexists(keys.intents("acme", "ann"), one.id))
 
         await until(told)
+
+
+async def test_what_redis_holds_for_a_process_that_has_done_with_it_is_settled(redis_url: str, keys: RedisKeys) -> None:
+    """A replica that took over knew of the intent and not of the receipt. What is under way stays."""
+    async with process(redis_url, keys, "ann", sweeps=False) as ann:
+        done, running = intent(), intent()
+        for one in (done, running):
+            await ann.admit(one)
+        name = keys.intents("acme", "ann")
+        before = await ann.redis.hgetall(name)
+        ann.store.put(msgspec.structs.replace(closed(guided()), id=done.id))
+        await until(lambda: ann.in_redis.receipt("acme", done.id))
+        await ann.redis.hset(name, mapping=before)
+        await ann.redis.delete(keys.receipt("acme", done.id))
+        assert await ann.sweeper.sweep() == 1
+        assert set(await ann.redis.hgetall(name)) == {running.id.encode()}
+        assert [(one.id, one.status) for one in await ann.receipts()] == [(done.id, "abandoned")]
+        assert await ann.sweeper.sweep() == 0
