@@ -215,6 +215,11 @@ class Fleet:
     async def _receipts_kept(self) -> int:
         return len(await self.redis.keys("*crashes:tenant:*:receipt:*"))
 
+    async def accounts_for_every_call(self) -> None:
+        """One that was given up in the moment in which it was made stands on its receipt, and may not have arrived."""
+        calls, late = await self.calls_on_receipts(*self.all), sum(self.got, Counter[str]())["teacher_late"]
+        assert calls - late <= self.teacher.asked <= calls
+
     async def calls_on_receipts(self, *alive: int) -> int:
         """The teacher calls that stand on receipts of these gateways."""
         found = [receipt for at in alive for receipt in await self.receipts(at)]
@@ -302,7 +307,7 @@ async def test_told_to_stop_under_load(here: Fleet) -> None:
     assert here.gateways[0].wait_for_log("stopped")["receipts_kept"] is True
     assert await here.redis.zcard(KEYS.teacher("big").owners) == len(here.others)
     await here.settled(*here.others)
-    assert here.teacher.asked == await here.calls_on_receipts(*here.all)
+    await here.accounts_for_every_call()
     assert [counts.total() for counts in here.got] == [8] + [9] * len(here.others)
     await here.accounted()
     await here.report(exit_code=code)
@@ -420,7 +425,7 @@ async def test_redis_fails_under_load(here: Fleet, trouble: Callable[[Fleet], An
     assert set(got) <= {"guided", "teacher_late"}, got
     assert got["guided"] > got.total() / 4
     await here.settled(*here.all)
-    assert here.teacher.asked == await here.calls_on_receipts(*here.all)
+    await here.accounts_for_every_call()
     if trouble is _stands_still:  # the others begin anew with an empty Redis, and what it kept is gone
         assert await here.accounted() == 0
     await here.report(trouble=trouble.__name__.strip("_"))
