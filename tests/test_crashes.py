@@ -204,8 +204,10 @@ class Fleet:
         """
         await until(self._receipts_kept, sum(counts.total() for counts in self.got), 2 * LEASE_S + 5)
         assert await self.redis.keys("*crashes:tenant:*:intents:*") == []
+        lost = sum(counts["lost"] for counts in self.got)
+        await until(lambda: len(self._abandoned()) >= lost, True, 5)  # the log has them a moment after Redis
         abandoned = self._abandoned()
-        assert len(set(abandoned)) == len(abandoned) >= sum(counts["lost"] for counts in self.got)
+        assert len(set(abandoned)) == len(abandoned)
         return len(abandoned)
 
     def _abandoned(self) -> list[str]:
