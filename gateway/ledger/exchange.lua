@@ -173,14 +173,14 @@ local function spend(b, pico)
     redis.call('HINCRBY', b.key, 'spent', pico)
   end
   b.spent = b.spent + tonumber(pico)
-  redis.call('EXPIRE', b.key, keep_money_s)
+  b.touched = true
 end
 
 local function reserve(b, pico, sign)
   if pico == '0' then return end
   redis.call('HINCRBY', b.key, 'reserved', sign .. pico)
   b.reserved = b.reserved + tonumber(sign .. pico)
-  redis.call('EXPIRE', b.key, keep_money_s)
+  b.touched = true
 end
 
 local events = {}
@@ -420,6 +420,7 @@ if news.gone and redis.call('EXISTS', intents) == 0 then redis.call('ZREM', owne
 
 for _, scope in ipairs(scopes) do
   if scope.window then write(scope.window) end
+  if scope.budget and scope.budget.touched then redis.call('EXPIRE', scope.budget.key, keep_money_s) end
   if scope.budget and scope.budget.rolling then write(scope.budget.rolling) end
 end
 

@@ -6,37 +6,21 @@ import json
 import os
 import re
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
 from gateway.cli.budgets_print import bar_of, budgets_shown, colour_of
-from gateway.cli.commands import app
-from gateway.errors import StartupError
+from tests.cli import in_process
+from tests.cli.in_process import ADMIN_KEY
 from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ADMIN_KEY = "an-admin-key-for-tests"
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: str, **environment: str) -> Done:
-    """As `main` would; in this process, since to start one takes seconds."""
-    names = {"GKT_ADMIN_KEY": ADMIN_KEY, "NO_COLOR": "1", "LOGNAME": "carol", "COLUMNS": "200"}
-    done = CliRunner().invoke(app, ["budgets", *arguments], env={**names, **environment})
-    if isinstance(done.exception, StartupError):
-        return Done(1, done.stdout, done.stderr + done.exception.message)
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return Done(done.exit_code, done.stdout, done.stderr)
+run = partial(in_process.run, "budgets")
 
 
 @pytest.fixture(scope="module")

@@ -6,38 +6,22 @@ import hashlib
 import json
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from typer.testing import CliRunner
 
-from gateway.cli.commands import app
-from gateway.errors import StartupError
 from gateway.policy.book import load_all
+from tests.cli import in_process
+from tests.cli.in_process import ADMIN_KEY
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ADMIN_KEY = "an-admin-key-for-tests"
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: str, **environment: str) -> Done:
-    """As `main` would; in this process, since to start one takes seconds."""
-    names = {"GKT_ADMIN_KEY": ADMIN_KEY, "NO_COLOR": "1", "LOGNAME": "carol", "COLUMNS": "200"}
-    done = CliRunner().invoke(app, ["keys", *arguments], env={**names, **environment})
-    if isinstance(done.exception, StartupError):
-        return Done(1, done.stdout, done.stderr + done.exception.message)
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return Done(done.exit_code, done.stdout, done.stderr)
+run = partial(in_process.run, "keys")
 
 
 @pytest.fixture(scope="module")
