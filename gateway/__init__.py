@@ -3,10 +3,11 @@
 The path of one request, in the order of the rooms it walks through:
 
     1 receive       web/completions.py         bytes -> ChatRequest or TextRequest
-    2 authenticate  web/auth.py                bearer key -> Caller
+    2 authenticate  web/auth.py + keyring/     bearer key, of a policy file or of Redis -> Caller
     3 resolve       policy/                    (caller, request) -> the first route that takes it (routing.py) -> Plan
                                                (resolve.py); all that follows reads the Plan only
-    4 admit         admission.py               a place in this process and an intent in Redis, or 503
+    4 admit         admission.py + ledger/     a place in this process, room in limits and budgets, and an intent in
+                                               Redis: one script; or 429, or 503
     5 guide         guidance/ + batching/      Plan -> Opening, or the reason why there is none
     6 complete      engines/                   the opening placed -> the student's answer, caller's sampling kept
     7 reply         web/                       JSON at once, or SSE with the guidance first
