@@ -12,13 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gateway.config import Defaults
 from gateway.errors import GatewayError, Overloaded
 from gateway.ledger.content import Content
 from gateway.ledger.refusals import refused
 from gateway.ledger.scopes import Scopes
 from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
+from gateway.sections import Defaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

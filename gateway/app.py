@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import gc
 import secrets
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,7 +13,6 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
-from gateway import open_files
 from gateway.admin.auth import needs_key
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
@@ -28,7 +25,6 @@ from gateway.completion import Completions
 from gateway.embedding import Embeddings
 from gateway.engines.build import build
 from gateway.engines.watch import watch
-from gateway.errors import StartupError
 from gateway.finishing import Finisher
 from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
@@ -42,7 +38,6 @@ from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
-from gateway.logs import tell_of_loop
 from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
@@ -52,7 +47,6 @@ from gateway.redis_keys import RedisKeys
 from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
 from gateway.web import keys
-from gateway.web.connection import Runner
 from gateway.web.error_body import errors_as_openai
 from gateway.web.headers import name_reply
 from gateway.web.openapi.document import document
@@ -71,17 +65,11 @@ log = structlog.get_logger()
 
 MIDDLEWARES = [errors_as_openai]
 
-_ADMIN_CONNECTIONS = 256
-_OTHER_FILES = 256
 _ADMIN_BODY_BYTES = 65_536
 
-# After the drain, for handlers that are cut.
-_CUT_S = 2.0
 # How long an engine may keep the gateway from being ready, by not answering its first probe.
 _FIRST_PROBES_S = 5.0
 _MAX_SHADOWS = 64
-# How many more objects there must be before Python looks for cycles. Its own 700 are less than a request makes.
-_COLLECT_AFTER = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +82,6 @@ class Gateway:
     batcher: Batcher
     store: ReceiptStore
     tasks: Tasks
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where a running gateway listens, and its process's name in Redis, which `gkt-gateway queue` shows."""
-
-    public: str
-    admin: str
-    process: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,98 +269,3 @@ def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[]
         return configured if own is None or own >= configured.max_in_flight else configured.of_cap(own)
 
     return now
-
-
-async def serve(
-    settings: Settings,
-    book: PolicyBook,
-    redis_url: str,
-    *,
-    stop: asyncio.Event,
-    announce: Callable[[Addresses], None],
-    worker: int | None = None,
-    watched: Watched | None = None,
-) -> None:
-    """Serve until `stop` is set, then drain: refuse what is new, finish what is under way, keep every receipt.
-
-    `worker` is this process's number among those that share its ports; None when it is alone. Raises StartupError when
-    a port is taken or Redis is not there.
-    """
-    async with gateway(settings, book, redis_url, worker, watched) as parts, AsyncExitStack() as stack:
-        _allow_open_files(settings)
-        metrics = parts.public[keys.METRICS]
-        public = Runner(
-            parts.public,
-            metrics=metrics,
-            listener="public",
-            max_connections=settings.server.max_connections,
-            access_log=None,
-            handler_cancellation=True,
-            shutdown_timeout=_CUT_S,
-        )
-        admin = Runner(
-            parts.admin,
-            metrics=metrics,
-            listener="admin",
-            max_connections=_ADMIN_CONNECTIONS,
-            access_log=None,
-            shutdown_timeout=_CUT_S,
-        )
-        for runner in (admin, public):
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-        shared = worker is not None
-        await _listen(public, settings.server.host, settings.server.port, "server.port", shared=shared)
-        await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
-        _spare_the_collector()
-        asyncio.get_running_loop().set_exception_handler(tell_of_loop)
-        announce(Addresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
-        await stop.wait()
-
-        log.info("draining", in_flight=parts.admission.in_flight)
-        if shared:  # the other workers take what connects now
-            for site in list(public.sites):
-                await site.stop()
-        # While requests finish, new ones still get an answer: a 503 that sends them to another replica.
-        cut = await parts.admission.drain(settings.server.drain_timeout_s)
-        await public.cleanup()
-        await parts.tasks.drain(_CUT_S)
-        await parts.batcher.stop()
-        kept = await parts.store.flush()
-        log.info("stopped", cut=cut, receipts_kept=kept)
-
-
-def _allow_open_files(settings: Settings) -> None:
-    """For all connections that may be: of callers, of operators, and two to engines for each request."""
-    server = settings.server
-    wanted = server.max_connections + _ADMIN_CONNECTIONS + 2 * server.max_in_flight + _OTHER_FILES
-    if (allowed := open_files.allow(wanted)) < wanted:
-        log.warning("few_open_files", allowed=allowed, wanted=wanted, hint="raise the hard limit: ulimit -Hn")
-
-
-def _spare_the_collector() -> None:
-    """What is here at the start stays: modules, schemas, price tables. Looking through took an eighth of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
-
-
-async def _listen(runner: web.AppRunner, host: str, port: int, field: str, *, shared: bool) -> None:
-    try:
-        await web.TCPSite(runner, host, port, reuse_port=shared).start()
-    except OSError as error:
-        raise cannot_listen(error, host, port, field) from error
-
-
-def cannot_listen(error: OSError, host: str, port: int, field: str) -> StartupError:
-    """What to say when `host:port`, out of the setting `field`, cannot be listened on."""
-    why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be opened ({error.strerror})"
-    return StartupError(
-        f"{host}:{port} {why}. Stop what listens there, or choose another port: {field} in config.yaml, --port of "
-        "the demo."
-    )
-
-
-def _url(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
-    return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{port}"  # noqa: S104  compared, not bound

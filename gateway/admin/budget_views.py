@@ -13,9 +13,9 @@ from gateway.ledger.scopes import dollars, in_short, key_scope, tenant_scope
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from gateway.config import Defaults
     from gateway.ledger.budgets import Balance
     from gateway.policy.schema import KeyEntry, TenantPolicy
+    from gateway.sections import Defaults
 
 View: TypeAlias = dict[str, Any]
 _HOLDS = {"active", "grace"}

@@ -17,10 +17,11 @@ from gateway.yaml_source import shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.config import Admin, Settings
+    from gateway.config import Settings
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.schema import Route, TenantPolicy
+    from gateway.sections import Admin
 
 DEVELOPMENT_KEY = "gk-dev"
 """The key that policies/default.yaml is delivered with. Everybody knows it."""

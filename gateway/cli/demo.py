@@ -15,8 +15,6 @@ import typer
 import uvloop
 from rich.console import Console
 
-from gateway.app import Addresses
-from gateway.app import serve as serve_gateway
 from gateway.cli.demo_print import print_answer, print_how_to_call, print_where
 from gateway.config import Settings
 from gateway.errors import StartupError
@@ -26,6 +24,8 @@ from gateway.local.stack import LocalStack
 from gateway.logs import set_up_logs
 from gateway.policy.book import PolicyBook
 from gateway.policy.schema import GuidanceRule, Projection, TenantPolicy
+from gateway.serving import Addresses
+from gateway.serving import serve as serve_gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,18 +11,18 @@ import typer
 import uvloop
 
 from gateway.app import Watched
-from gateway.app import serve as serve_gateway
-from gateway.config import MAX_WORKERS
 from gateway.logs import set_up_logs
 from gateway.policy.files import PolicyFiles
+from gateway.sections import MAX_WORKERS
+from gateway.serving import serve as serve_gateway
 from gateway.version import __version__
 from gateway.workers.stopping import asked_to_reload, asked_to_stop
 from gateway.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from gateway.app import Addresses
     from gateway.config import Settings
     from gateway.policy.book import PolicyBook
+    from gateway.serving import Addresses
 
 log = structlog.get_logger()
 

@@ -11,9 +11,9 @@ from gateway.policy.allowed import allowed_key, allowed_tenant
 
 if TYPE_CHECKING:
     from gateway.allowances import BudgetRule, LimitsRule
-    from gateway.config import Defaults
     from gateway.policy.book import Caller
     from gateway.policy.schema import KeyEntry, TenantPolicy
+    from gateway.sections import Defaults
 
 TENANT = "tenant"
 _MOST_KNOWN = 10_000

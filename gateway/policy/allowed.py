@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from gateway.allowances import BudgetRule, LimitsRule
-    from gateway.config import Defaults
     from gateway.policy.book import Caller
     from gateway.policy.schema import KeyEntry, TenantPolicy
+    from gateway.sections import Defaults
 
 
 class Allowed(NamedTuple):

@@ -10,7 +10,6 @@ from gateway.admission import Admission
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
-from gateway.config import Defaults
 from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
 from gateway.keyring.callers import Callers
@@ -25,6 +24,7 @@ from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
+from gateway.sections import Defaults
 
 
 @dataclass(frozen=True, slots=True)

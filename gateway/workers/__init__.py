@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.app import Addresses
+from gateway.serving import Addresses
 
 
 class FirstWord(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -10,7 +10,7 @@ import socket
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from gateway.app import cannot_listen
+from gateway.serving import cannot_listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

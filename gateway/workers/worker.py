@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 import uvloop
 
-from gateway.app import Watched, serve
+from gateway.app import Watched
 from gateway.errors import StartupError
 from gateway.logs import set_up_logs
 from gateway.policy.files import PolicyFiles
+from gateway.serving import serve
 from gateway.workers import FirstWord
 from gateway.workers.stopping import asked_to_reload, asked_to_stop, stop_at_end_of_stdin
 
