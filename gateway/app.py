@@ -35,6 +35,8 @@ from gateway.ledger.budgets import Budgets
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.redis_ledger import RedisLedger
+from gateway.ledger.roller import Roller
+from gateway.ledger.rollups import Retention, Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
@@ -126,7 +128,12 @@ async def gateway(
             metrics=metrics,
         )
         lease_s = settings.redis.lease_s
-        in_redis = RedisLedger(redis.commands, redis_keys, owner, settings.receipts.ttl_s, lease_s)
+        receipts, kept = settings.receipts, settings.rollups
+        in_redis = RedisLedger(redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, receipts.max_buffered)
+        rollups = Rollups(
+            redis.commands, redis_keys, Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
+        )
+        roller = Roller(redis, redis.commands, redis_keys, rollups, owner)
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         store = ReceiptStore(redis, in_redis, on_event=alarm.tell, metrics=metrics)
@@ -196,6 +203,7 @@ async def gateway(
             app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
             app[keys.DEFAULTS] = settings.defaults
+            app[keys.ROLLUPS] = rollups
             app[keys.BUDGETS] = Budgets(redis.commands, redis_keys)
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
@@ -213,6 +221,7 @@ async def gateway(
         tasks.keep("receipts", store.run())
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
+        tasks.keep("roller", roller.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())

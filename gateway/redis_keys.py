@@ -51,6 +51,31 @@ class KeyringKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerKeys:
+    """What receipts add up to, over all tenants. One process at a time adds, and only to what it read (`state`)."""
+
+    tenants: str  # set: tenants that ever had a receipt
+    state: str  # hash: the version, one more with each addition
+    cursors: str  # hash: tenant -> the last entry of its outbox that is added up
+    latest: str  # stream: the last receipts of all tenants, capped
+    archived: str  # hash: tenant -> up to where its outbox is archived
+    lease: str  # the process that adds up now; gone when it does not say so anew
+    base: str
+
+    def rows(self, granularity: str, period: int, tenant: str) -> str:
+        """Hash: dims -> row, of one tenant in the period that begins at that Unix second."""
+        return f"{self.base}rows:{granularity}:{period}:{tenant}"
+
+    def total(self, granularity: str, period: int) -> str:
+        """The row of all tenants together."""
+        return f"{self.base}total:{granularity}:{period}"
+
+    def seen(self, granularity: str, period: int) -> str:
+        """Set: tenants that have rows there."""
+        return f"{self.base}seen:{granularity}:{period}"
+
+
+@dataclass(frozen=True, slots=True)
 class RedisKeys:
     prefix: str
 
@@ -87,6 +112,18 @@ class RedisKeys:
 
     def receipt(self, tenant: str, receipt_id: str) -> str:
         return f"{self._tenant(tenant)}receipt:{receipt_id}"
+
+    def outbox(self, tenant: str) -> str:
+        """Stream: a tenant's receipts as they are settled, until they are added up and archived.
+
+        Fields of an entry: `receipt`, and `instead` where it takes the place of an abandoned one. Both are JSON.
+        """
+        return f"{self._tenant(tenant, 'v2')}outbox"
+
+    def ledger(self) -> LedgerKeys:
+        base = f"{{{self.prefix}:ledger}}:v1:"
+        names = [part.name for part in fields(LedgerKeys) if part.name != "base"]
+        return LedgerKeys(**{name: base + name for name in names}, base=base)
 
     def keyring(self) -> KeyringKeys:
         base = f"{{{self.prefix}:admin}}:v1:"

@@ -201,11 +201,11 @@ def test_gates_are_refused_when_their_systems_are_left_out() -> None:
         compare.main(only="bare,upstream,student", with_gates=True)
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 def pairs(started: tuple[systems.System, ...]) -> list[tuple[systems.System, systems.System]]:
     return list(zip(started[::2], started[1::2], strict=True))
 
 
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
     """As they are configured, whatever the gateway's defaults are by now: a row that goes unguided does not start."""
     with ExitStack() as stack:

@@ -5,13 +5,13 @@
 -- To run it twice with the same news does no harm: a reply can be lost, and then the news is told again. Nor does it
 -- matter which of two calls comes first: an intent never comes after its receipt.
 --
--- KEYS  intents of the owner, owners, then the receipt of each request: the admitted first, then the settled; then of
+-- KEYS  intents of the owner, owners, outbox, then the receipt of each request: the admitted first, then the settled; then of
 --       each scope its window, its slots in use (parallel), and its budget
 -- ARGV  News (verdict.py), as MessagePack. Money is in picodollars (1e-12 USD), as text: it may have 19 digits
 -- Returns News' answer (verdict.py: Told), as MessagePack
 
 local news = cmsgpack.unpack(ARGV[1])
-local intents, owners = KEYS[1], KEYS[2]
+local intents, owners, outbox = KEYS[1], KEYS[2], KEYS[3]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -89,7 +89,7 @@ local function period_of(budget)
 end
 
 -- What is known of each scope, read when it is first needed and written at the end.
-local first_scope = 2 + #news.admitted + #news.settled
+local first_scope = 3 + #news.admitted + #news.settled
 local scopes = {}
 for place, rule in ipairs(news.scopes) do
   local at = first_scope + 3 * (place - 1)
@@ -378,15 +378,23 @@ end
 
 local verdicts, replaced, settled = {}, {}, {}
 
+-- Whoever adds receipts up, and archives them, finds each here once. What it does not fetch in time is bounded.
+local function post(receipt, ...)
+  redis.call('XADD', outbox, 'MAXLEN', '~', whole(news.max_buffered), '*', 'receipt', receipt, ...)
+end
+
 if #news.admitted > 0 or news.beat then redis.call('ZADD', owners, whole(now), news.owner) end
 
 for place, one in ipairs(news.settled) do
-  local receipt = KEYS[2 + #news.admitted + place]
+  local receipt = KEYS[3 + #news.admitted + place]
   local held = redis.call('HGET', intents, one.id)
   if one.abandoned then
     if held then
       local first = redis.call('SET', receipt, one.receipt, 'EX', news.ttl_s, 'NX')
-      if first then settled[#settled + 1] = one.id end
+      if first then
+        settled[#settled + 1] = one.id
+        post(one.receipt)
+      end
       settle(one, held, first and one.usd or false)
     end
   else
@@ -397,11 +405,14 @@ for place, one in ipairs(news.settled) do
       if string.find(kept, '"status":"abandoned"', 1, true) then
         redis.call('SET', receipt, one.receipt, 'EX', news.ttl_s)
         replaced[#replaced + 1] = one.id
+        post(one.receipt, 'instead', kept)
         -- It was taken to cost all that it had reserved.
         spent = whole(tonumber(one.usd) - math.floor(tonumber(cjson.decode(kept).cost_usd) * 1e12 + 0.5))
       else
         spent = false
       end
+    else
+      post(one.receipt)
     end
     settle(one, held, spent)
   end
@@ -409,7 +420,7 @@ for place, one in ipairs(news.settled) do
 end
 
 for place, one in ipairs(news.admitted) do
-  if redis.call('EXISTS', KEYS[2 + place]) == 1 then
+  if redis.call('EXISTS', KEYS[3 + place]) == 1 then
     verdicts[place] = { variant = one.variants[1].kind }
   else
     verdicts[place] = admit(one)

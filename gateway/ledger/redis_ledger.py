@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from redis.exceptions import NoScriptError
 
 from gateway.ledger.scopes import Scope, picodollars
+from gateway.ledger.script import Script
 from gateway.ledger.verdict import AdmittedNews, ChargeNews, News, SettledNews, Told, VariantNews
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 MOST_UNASKED_USD = Decimal(100)
 """No budget bounds what a request reserves that went on without being asked for, and Redis counts to 9 million USD:
 beyond, it would refuse the news of every other request with it."""
+MOST_BUFFERED = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +109,26 @@ class RedisLedger:
     owner: this process's id; no other process has it.
     ttl_s: how long a receipt can be asked for.
     lease_s: after so long without a word, what a process held in parallel is free again.
+    max_buffered: about how many of a tenant's receipts may wait to be added up and archived.
     """
 
-    def __init__(self, redis: Redis, keys: RedisKeys, owner: str, ttl_s: float, lease_s: float) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        keys: RedisKeys,
+        owner: str,
+        ttl_s: float,
+        lease_s: float,
+        max_buffered: int = MOST_BUFFERED,
+    ) -> None:
         self._redis = redis
         self._keys = keys
         self._owner = owner
         self._ttl_s = max(1, round(ttl_s))
         self._lease_us = round(lease_s * 1_000_000)
-        self._script = _Script(redis, "exchange.lua")
+        self._max_buffered = max_buffered
+        self._named_tenants: set[str] = set()
+        self._script = Script(redis, "exchange.lua")
 
     async def exchange(
         self, admitted: Sequence[Candidate], settled: Sequence[Settlement], beats: Iterable[str] = ()
@@ -152,7 +163,9 @@ class RedisLedger:
         calls = []
         for tenant, news in told_of:
             news.number_scopes()
-            calls.append((self._named(tenant, owner, news), news.encoded(owner, self._ttl_s, self._lease_us)))
+            raw = news.encoded(owner, self._ttl_s, self._lease_us, self._max_buffered)
+            calls.append((self._named(tenant, owner, news), [raw]))
+        await self._name_tenants({tenant for tenant, news in told_of if news.settled})
         brought = Exchanged()
         for (tenant, news), raw in zip(told_of, await self._script.run(calls), strict=True):
             told = msgspec.msgpack.decode(raw, type=Told)
@@ -164,8 +177,19 @@ class RedisLedger:
             brought.events += [TenantEvent(tenant, scopes[event.scope - 1], event) for event in told.events]
         return brought
 
+    async def _name_tenants(self, settled: set[str]) -> None:
+        """Before a tenant's first receipt: whoever adds receipts up must know where to look."""
+        if new := settled - self._named_tenants:
+            told: Any = self._redis.sadd(self._keys.ledger().tenants, *new)
+            await told
+            self._named_tenants |= new
+
+    def forget(self) -> None:
+        """Take nothing for known in Redis: it may have lost what it was told."""
+        self._named_tenants.clear()
+
     def _named(self, tenant: str, owner: str, news: _TenantNews) -> list[str]:
-        keys = [self._keys.intents(tenant, owner), self._keys.owners(tenant)]
+        keys = [self._keys.intents(tenant, owner), self._keys.owners(tenant), self._keys.outbox(tenant)]
         ids = [candidate.id for candidate in news.admitted] + [one.receipt.id for one in news.settled]
         keys += [self._keys.receipt(tenant, one) for one in ids]
         for scope in news.scopes:
@@ -255,7 +279,7 @@ class _TenantNews:
                 self.scopes.setdefault(charge.scope, Scope(charge.scope, 0, 0, 0))
         self.numbers = {name: place for place, name in enumerate(self.scopes, 1)}
 
-    def encoded(self, owner: str, ttl_s: int, lease_us: int) -> bytes:
+    def encoded(self, owner: str, ttl_s: int, lease_us: int, max_buffered: int) -> bytes:
         return msgspec.msgpack.encode(
             News(
                 owner=owner,
@@ -264,6 +288,7 @@ class _TenantNews:
                 scopes=list(self.scopes.values()),
                 admitted=[self._admitted(candidate) for candidate in self.admitted],
                 settled=[self._settled(one) for one in self.settled],
+                max_buffered=max_buffered,
                 beat=self.beat,
                 gone=self.gone,
             )
@@ -295,29 +320,3 @@ class _TenantNews:
 
     def _charge(self, charge: Charge) -> ChargeNews:
         return ChargeNews(self.numbers[charge.scope], charge.window, charge.parallel, charge.budget)
-
-
-class _Script:
-    """A script by its hash. (redis-py's own asks for the hash before each pipeline, which is a round trip more.)"""
-
-    def __init__(self, redis: Redis, name: str) -> None:
-        self._redis = redis
-        self._text = files("gateway.ledger").joinpath(name).read_text("utf-8")
-        self._sha = redis.register_script(self._text).sha
-
-    async def run(self, calls: Sequence[tuple[list[str], bytes]]) -> list[Any]:
-        """What each call returned. A script that Redis does not know yet is told, and all calls are made again."""
-        try:
-            return await self._run(calls)
-        except NoScriptError:
-            await self._redis.script_load(self._text)
-            return await self._run(calls)
-
-    async def _run(self, calls: Sequence[tuple[list[str], bytes]]) -> list[Any]:
-        if len(calls) == 1:
-            keys, news = calls[0]
-            return [await self._redis.evalsha(self._sha, len(keys), *keys, news)]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for keys, news in calls:
-                pipe.evalsha(self._sha, len(keys), *keys, news)
-            return await pipe.execute()

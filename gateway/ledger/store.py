@@ -141,6 +141,7 @@ class ReceiptStore:
     def tell_again(self) -> None:
         """Redis may have forgotten: let it know anew of every request that is under way."""
         self._unsure = True
+        self._ledger.forget()
         self._news.set()
 
     async def run(self) -> None:

@@ -17,6 +17,7 @@ from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.rollups import Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.verdict import Allowance
@@ -43,6 +44,7 @@ KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
 KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
 AUDIT = web.AppKey("audit", AuditTrail)
 BUDGETS = web.AppKey("budgets", Budgets)
+ROLLUPS = web.AppKey("rollups", Rollups)
 SPEEDS = web.AppKey("speeds", Speeds)
 DEFAULTS = web.AppKey("defaults", Defaults)
 COMPLETIONS = web.AppKey("completions", Completions)

@@ -67,7 +67,12 @@ class World:
     def __init__(self, folder: Path, redis_socket: str, canaries: Canaries) -> None:
         self.canaries = canaries
         self.folder = folder
-        self.redis = Redis(unix_socket_path=redis_socket, password=canaries["redis-password"], decode_responses=True)
+        self.redis = Redis(
+            unix_socket_path=redis_socket,
+            password=canaries["redis-password"],
+            decode_responses=True,
+            encoding_errors="backslashreplace",  # rows of sums are binary
+        )
         self.commands: list[str] = []  # all that Redis was told
         self.posted: list[str] = []  # all that came to the webhook
         self.teacher = FakeEngine(engine(self._words, "teacher"))

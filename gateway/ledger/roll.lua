@@ -1,0 +1,44 @@
+-- Writes what receipts add up to. Whoever adds reads the rows, adds what is new, and writes them whole: nothing is
+-- written if anybody else has written since. So each entry of an outbox is counted once, whoever dies when.
+--
+-- KEYS  state, cursors, latest, then the keys that are written
+-- ARGV  Roll (rollups.py), as MessagePack, then what is binary: the latest receipts, each row after its field, totals
+-- Returns 1, or 0 where the version is another one by now
+
+local roll = cmsgpack.unpack(ARGV[1])
+local state, cursors, latest = KEYS[1], KEYS[2], KEYS[3]
+
+if (redis.call('HGET', state, 'version') or '0') ~= roll.version then return 0 end
+redis.call('HINCRBY', state, 'version', 1)
+
+local key, value = 3, 1
+local function next_key()
+  key = key + 1
+  return KEYS[key]
+end
+local function next_value()
+  value = value + 1
+  return ARGV[value]
+end
+
+for tenant, id in pairs(roll.cursors) do redis.call('HSET', cursors, tenant, id) end
+for _ = 1, roll.latest do
+  redis.call('XADD', latest, 'MAXLEN', '~', roll.keep_latest, '*', 'receipt', next_value())
+end
+for _, one in ipairs(roll.rows) do
+  local rows = next_key()
+  for _ = 1, one.count do
+    local field = next_value()
+    redis.call('HSET', rows, field, next_value())
+  end
+  redis.call('EXPIREAT', rows, one.ends)
+end
+for _, ends in ipairs(roll.totals) do
+  redis.call('SET', next_key(), next_value(), 'EXAT', ends)
+end
+for _, one in ipairs(roll.seen) do
+  local seen = next_key()
+  for _, tenant in ipairs(one.tenants) do redis.call('SADD', seen, tenant) end
+  redis.call('EXPIREAT', seen, one.ends)
+end
+return 1
