@@ -90,7 +90,7 @@ def _saved(row: dict[str, Any]) -> Text:
 
 def _seconds(row: dict[str, Any], part: str) -> Text:
     spent_ms = row["latency_ms"]["total"][part]
-    return Text(_NONE if spent_ms is None else f"{float(spent_ms) / 1000:.3g}")
+    return Text(_NONE if spent_ms is None else f"{float(spent_ms) / 1000:,.3f}")
 
 
 _FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
@@ -111,13 +111,11 @@ _LEFT_OUT_FIRST = ("p50 s", "unguided", "student tokens", "teacher tokens", "p95
 
 
 def usd(amount: str) -> str:
-    """To the millionth of a dollar, with a minus where it is negative."""
+    """To the millionth of a dollar, so that amounts stand below each other; with a minus where it is negative."""
     value = Decimal(amount)
     if value and abs(value) < Decimal("0.000001"):
         return f"{'>-' if value < 0 else '<'}0.000001"
-    # Cents at least: amounts stand below each other.
-    whole, _, cents = f"{value:,.6f}".rstrip("0").partition(".")
-    return f"{whole}.{cents:0<2}"
+    return f"{value:,.6f}"
 
 
 def _percent(share: Decimal | float | None) -> str:

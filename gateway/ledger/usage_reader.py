@@ -36,13 +36,15 @@ class UsageReader:
         self.retention = retention
         self._rollups = rollups
         self._turns = asyncio.Semaphore(_AT_ONCE)
-        self._asking: Counter[str] = Counter()
+        self._asking: Counter[str | None] = Counter()
 
-    async def read(self, ask: Ask, *, whose: str = "", shows_money: Callable[[Dims], bool] = lambda _: True) -> Usage:
+    async def read(
+        self, ask: Ask, *, whose: str | None = None, shows_money: Callable[[Dims], bool] = lambda _: True
+    ) -> Usage:
         """The answer. Raises InvalidRequest where it is too long, Overloaded, RedisError and OSError.
 
         Args:
-            whose: who asks: of each there are few questions at once.
+            whose: who asks, where there are few questions of each at once.
         """
         async with self._turn(whose):
             usage, periods = Usage(ask, shows_money), ask.span.periods
@@ -56,8 +58,9 @@ class UsageReader:
             return usage
 
     @asynccontextmanager
-    async def _turn(self, whose: str) -> AsyncIterator[None]:
-        if self._asking[whose] >= _MOST_OF_ONE or self._asking.total() >= _MOST:
+    async def _turn(self, whose: str | None) -> AsyncIterator[None]:
+        too_many = whose is not None and self._asking[whose] >= _MOST_OF_ONE
+        if too_many or self._asking.total() >= _MOST:
             raise Overloaded("Too many ask for usage at this moment. Try again.")
         self._asking[whose] += 1
         try:

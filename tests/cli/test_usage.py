@@ -7,8 +7,10 @@ import io
 import json
 import os
 import re
+import shlex
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -67,7 +69,7 @@ def test_the_table_tells_each_and_all(gateway: GatewayProcess) -> None:
     for cell in ("30 + 6", "0.000004", "0.000036", "0.000032", "10.0 %", "0.0 %"):
         assert cell in " ".join(student)
     teacher = " ".join(next(line for line in lines if "chat-teacher" in line).split())
-    assert "acme chat-teacher 1 0 0 10 + 2 0 + 0 0.000012 0.000012 0.00 100.0 % 100.0 %" in teacher
+    assert "acme chat-teacher 1 0 0 10 + 2 0 + 0 0.000012 0.000012 0.000000 100.0 % 100.0 %" in teacher
     assert " ".join(next(line for line in lines if line.strip().startswith("all ")).split()).startswith("all 4 0 0 ")
 
 
@@ -79,6 +81,16 @@ def test_it_is_told_to_programs_as_csv_and_json(gateway: GatewayProcess) -> None
     assert (told["granularity"], told["by"], told["total"]["requests"]) == ("hour", [], 3)
     assert sum(row["requests"] for row in told["rows"]) == 3
     assert len(told["rows"]) >= 24
+
+
+def test_the_pages_commands_run(gateway: GatewayProcess) -> None:
+    """Whatever docs/usage.md says to type, less where its output is to go."""
+    page = (Path(__file__).parents[2] / "docs" / "usage.md").read_text("utf-8")
+    lines = re.findall(r"^\$ gkt-gateway usage ([^>\n]*)", page, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        done = run(*shlex.split(line), "--url", gateway.admin_url)
+        assert (done.returncode, done.stderr) == (0, ""), line
 
 
 def test_a_time_without_requests_says_so(gateway: GatewayProcess) -> None:
@@ -133,7 +145,7 @@ def test_what_was_not_saved_has_a_minus(capsys: pytest.CaptureFixture[str]) -> N
     usage_shown(told("-0.3"))
     shown = capsys.readouterr().out
     assert "2026-11-24 18:00 to 2026-11-25 18:25 UTC" in shown
-    for cell in ("(none)", "1,234 + 5", "-0.30", "250.0 %", " - ", "1.23"):
+    for cell in ("(none)", "1,234 + 5", "-0.300000", "250.0 %", " - ", "1.234"):
         assert cell in shown
 
 
@@ -170,8 +182,8 @@ def test_a_narrow_terminal_shows_fewer_columns_and_says_which(
 @pytest.mark.parametrize(
     ("amount", "shown"),
     [
-        ("0", "0.00"),
-        ("1234567.8", "1,234,567.80"),
+        ("0", "0.000000"),
+        ("1234567.8", "1,234,567.800000"),
         ("-0.0000004", ">-0.000001"),
         ("0.0000004", "<0.000001"),
         ("12.345678901", "12.345679"),
