@@ -43,7 +43,8 @@ ADMIN_KEY = "an-admin-key-for-tests"
 SECOND_KEY, HIDDEN_KEY = "gk-test-second-of-acme", "gk-test-of-hides"
 LIMIT_S = 30.0
 NO_RETRIES = {"retries": {"num_retries": 0}, "default_max_tokens": 100}
-ROUTES = [one | NO_RETRIES for one in (guided(), STUDENT_ONLY, TEACHER_ONLY)]
+SHADOWED = {"model": "chat-shadowed", "mode": "shadow", "teacher": "big", "student": "small"}
+ROUTES = [one | NO_RETRIES for one in (guided(), STUDENT_ONLY, TEACHER_ONLY, SHADOWED)]
 STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 
 
@@ -108,6 +109,7 @@ def receipts(gateway: GatewayProcess) -> dict[str, dict[str, Any]]:
         (KEY, "chat-student", {"stream": True}),
         (SECOND_KEY, "chat-teacher", {}),
         (KEY, "chat", {"n": 2}),
+        (SECOND_KEY, "chat-shadowed", {}),
         (OTHER_KEY, "chat", {}),
         (OTHER_KEY, "chat-student", {"words": "fail"}),
         (HIDDEN_KEY, "chat", {}),
@@ -115,6 +117,7 @@ def receipts(gateway: GatewayProcess) -> dict[str, dict[str, Any]]:
     ]
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda one: ask(gateway, one[0], one[1], **one[2]), kinds * 6))
+    ids += [f"{one}-shadow" for one, kind in zip(ids, kinds * 6, strict=True) if kind[1] == "chat-shadowed"]
     until(lambda: usage(gateway)["total"]["requests"] == len(ids))
     assert {line["worker"] for line in gateway.log if line["event"] == "request"} == {1, 2}
     found = {one["id"]: one for one in admin(gateway, "/receipts?limit=1000").json()["data"]}
@@ -152,8 +155,9 @@ def holds(told: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
     assert told["requests"] == len(receipts) > 0
     assert told["errors"] == Counter(one["status"] for one in receipts if one["status"] != "ok")
     assert told["unguided"] == Counter(one["unguided"] for one in receipts if one["unguided"])
-    for name in ("cost_usd", "baseline_usd", "savings_usd"):
-        assert Decimal(told[name]) == total_of(receipts, name)
+    cost = total_of(receipts, "cost_usd")
+    assert Decimal(told["cost_usd"]) == cost
+    assert Decimal(told["savings_usd"]) == Decimal(told["baseline_usd"]) - cost
     for role in ("teacher", "student"):
         shares = [one[role] for one in receipts if one[role] and not one[role].get("shared")]
         cached = sum(share.get("cached_input_tokens", 0) for share in shares)
@@ -169,8 +173,15 @@ def holds(told: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
         if spent_ms:
             assert told["latency_ms"][stage]["mean"] == pytest.approx(sum(spent_ms) / len(spent_ms), abs=0.001)
             assert told["latency_ms"][stage]["p50"] <= told["latency_ms"][stage]["p95"] <= max(spent_ms) * 1.06
-    baseline = total_of(receipts, "baseline_usd")
-    share = float(total_of(receipts, "cost_usd") / baseline) if baseline else None
+    whole = [one for one in receipts if one["status"] == "ok" and one["mode"] != "shadow"]
+    opened = sum(one["guidance"]["kept_tokens"] for one in whole if one["guidance"])
+    alone = sum(one["teacher"]["output_tokens"] for one in whole if one["mode"] == "teacher")
+    finished = sum(one["student"]["output_tokens"] for one in whole if one["student"])
+    assert told["tokens"]["answer_by_teacher"] == opened + alone
+    assert told["tokens"]["answer"] == opened + alone + finished
+    baseline = sum((Decimal(one["baseline_usd"]) for one in receipts if one["mode"] != "shadow"), Decimal(0))
+    assert Decimal(told["baseline_usd"]) == baseline
+    share = float(cost / baseline) if baseline else None
     assert told["cost_share"] == (pytest.approx(share, abs=1e-6) if share is not None else None)
 
 
@@ -228,6 +239,11 @@ def test_money_is_told_where_receipts_tell_it(gateway: GatewayProcess, receipts:
     assert "cost_usd" in own(gateway, "route=chat&since=1h", HIDDEN_KEY).json()["total"]
     mine = [one for one in receipts.values() if one["tenant"] == "hides"]
     holds(usage(gateway, "tenant=hides&since=1h")["total"], mine)
+
+
+def test_without_a_beginning_there_is_one_that_fits_the_granularity(gateway: GatewayProcess) -> None:
+    for granularity, most in (("minute", 61), ("hour", 25), ("day", 31)):
+        assert len(usage(gateway, f"granularity={granularity}")["rows"]) in {most - 1, most}
 
 
 def test_filters_leave_what_they_name(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:

@@ -37,12 +37,13 @@ def usage(
         ),
     ] = "tenant",
     since: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Where to begin: 24h or 7d ago, a date, a time, today, yesterday, this_month or last_month.",
             metavar="WHEN",
+            show_default="24h; by the minute 1h, by the day 30d",
         ),
-    ] = "24h",
+    ] = None,
     until: Annotated[
         str | None,
         typer.Option(

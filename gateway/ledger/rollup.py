@@ -65,7 +65,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         baseline_pico: of a shadow 0: it spares nothing, since its request was answered, and paid for, as well.
         baseline_estimated: receipts whose baseline is an estimate.
         stages: by STAGES; a stage that did not happen is not counted.
-        answer_tokens: what callers were given, counted by whoever wrote it; of shadows nothing.
+        answer_tokens: of answers that callers got, to their end, counted by whoever wrote them.
         teacher_answer_tokens: of these, what teachers wrote: openings that were shown, and answers of theirs alone.
     """
 
@@ -202,11 +202,11 @@ def _tokens(share: EngineShare) -> Tokens:
 
 
 def _answer_tokens(receipt: Receipt) -> tuple[int, int]:
-    """What of the answer its teacher wrote, and its student; of a shadow, which nobody got, nothing.
+    """What of the answer its teacher wrote, and its student; nothing of one that did not come, or that nobody got.
 
     An opening that only the student read, as its context, is no part of the answer.
     """
-    if receipt.shadow_of is not None:
+    if receipt.shadow_of is not None or receipt.status != "ok":
         return 0, 0
     teacher, student, guidance = receipt.teacher, receipt.student, receipt.guidance
     opened = 0

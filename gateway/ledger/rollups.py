@@ -327,8 +327,11 @@ def _dims(tenant: str, field: bytes) -> Dims:
 
 
 def _at_once(asked: int, came: int) -> int:
-    """How many to ask for next: few where each holds many, since what comes at once is parsed on the event loop."""
-    return max(1, min(_KEYS_PER_CALL, asked * _PARTS_PER_PAGE // max(1, came)))
+    """How many to ask for next: few where each holds many, since what comes at once is parsed on the event loop.
+
+    Not many more than before, since the next ones may hold more.
+    """
+    return max(1, min(_KEYS_PER_CALL, 4 * asked, asked * _PARTS_PER_PAGE // max(1, came)))
 
 
 def _batched(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:

@@ -121,8 +121,12 @@ class Usage:
         return not any(row.requests for row in self._rows.values())
 
     def rows(self) -> list[tuple[Group, Row]]:
-        """By time; of one time, what cost most comes first."""
-        return sorted(self._rows.items(), key=lambda one: (one[0].start or 0, -one[1].cost_pico, one[0].names))
+        """By time; of one time, what cost most comes first. Money that is not told is not told by the order either."""
+        return sorted(self._rows.items(), key=self._place)
+
+    def _place(self, one: tuple[Group, Row]) -> tuple[int, int, tuple[str, ...]]:
+        group, row = one
+        return group.start or 0, -row.cost_pico if self.tells(group) else 0, group.names
 
     def ends(self, group: Group) -> tuple[int, int]:
         """Of which time a row is: [start, end) in Unix seconds."""

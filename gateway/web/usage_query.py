@@ -24,20 +24,27 @@ DIMENSIONS = ("key", "route", "mode", "teacher", "student")
 FILTERS = ("key", "route", "mode")
 
 PARAMETERS: dict[str, tuple[str, Json]] = {
-    "since": (f"Where it begins: {TIMES}.", {"type": "string", "default": "24h"}),
+    "since": (
+        f"Where it begins: {TIMES}. Without it 24h; with granularity minute 1h, and with day 30d.",
+        {"type": "string"},
+    ),
     "until": ("Before when it ends, in the same words; without it, now.", {"type": "string"}),
-    "granularity": ("One row for each of these; without it, for the whole time.", {"enum": [*get_args(Granularity)]}),
+    "granularity": (
+        "One row for each of these; without it, for the whole time.",
+        {"enum": ["", *get_args(Granularity)]},
+    ),
     "by": (
         f"What to tell apart, with commas between: {', '.join(DIMENSIONS)}; model is understood as route.",
         {"type": "string"},
     ),
     **{name: (f"Only what is counted for this {name}.", {"type": "string"}) for name in ("key", "route", "model")},
-    "mode": ("Only what was answered so.", {"enum": [*MODES]}),
+    "mode": ("Only what was answered so.", {"enum": ["", *MODES]}),
 }
-"""What a tenant may say, for the description of the API."""
+"""What a tenant may say, for the description of the API. What is empty is not said."""
 
 _ALIASES = {"model": "route"}
-_DEFAULT_SINCE = "24h"
+# As far back as a chart of it is read at one look.
+_DEFAULT_SINCE: dict[Granularity | None, str] = {None: "24h", "minute": "1h", "hour": "24h", "day": "30d"}
 
 
 def read_ask(
@@ -67,7 +74,7 @@ def read_ask(
     )
     now = time.time()
     granularity = _granularity(request.query.get("granularity", ""))
-    asked = asked_range(request.query.get("since") or _DEFAULT_SINCE, request.query.get("until", ""), now)
+    asked = asked_range(request.query.get("since") or _DEFAULT_SINCE[granularity], request.query.get("until", ""), now)
     only = {}
     for name, value in request.query.items():
         if value and (dimension := _ALIASES.get(name, name)) in filters:

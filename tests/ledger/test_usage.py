@@ -216,6 +216,18 @@ def test_a_name_is_no_formula() -> None:
     assert [safe(name) for name in ("\tx", "\rx", "a=b", "")] == ["'\tx", "'\rx", "a=b", ""]
 
 
+def test_money_that_is_not_told_is_not_told_by_the_order() -> None:
+    """Rows without money come last, by their names."""
+    names = [("k", route, "guided", "big", "small") for route in ("dear", "cheap", "b-hidden", "a-hidden")]
+    rows = [Row(requests=1, cost_pico=cost).to_bytes() for cost in (9, 1, 99, 5)]
+    fields = {msgspec.msgpack.encode(one): row for one, row in zip(names, rows, strict=True)}
+    answer = Usage(ask("route"), lambda where: "hidden" not in where.route)
+    answer.add_page(Page(Period.of("hour", NOW), "acme", fields))
+    told = answer.as_dict()
+    assert [row["route"] for row in told["rows"]] == ["dear", "cheap", "a-hidden", "b-hidden"]
+    assert ["cost_usd" in row for row in (*told["rows"], told["total"])] == [True, True, False, False, False]
+
+
 class Shelf:
     """Some receipts of three tenants over the last days, in Redis as rows."""
 

@@ -191,7 +191,7 @@ class RoleTokens(Struct):
 
 
 class UsageTokens(Struct):
-    """`kept` opened answers; `answer` is what callers were given, and `answer_by_teacher` the teacher's part of it."""
+    """`kept` opened answers; `answer` is what callers got to its end, `answer_by_teacher` the teacher's part of it."""
 
     teacher: RoleTokens
     student: RoleTokens
