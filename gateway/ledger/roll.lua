@@ -1,17 +1,17 @@
 -- Writes what receipts add up to. Whoever adds reads the rows, adds what is new, and writes them whole: nothing is
 -- written if anybody else has written since. So each entry of an outbox is counted once, whoever dies when.
 --
--- KEYS  state, cursors, latest, then the keys that are written
--- ARGV  Roll (rollups.py), as MessagePack, then what is binary: the latest receipts, each row after its field, totals
+-- KEYS  state, cursors, latest, counted, then the keys that are written
+-- ARGV  Roll (adder.py), as MessagePack, then what is binary: the latest receipts, each row after its field, totals
 -- Returns 1, or 0 where the version is another one by now
 
 local roll = cmsgpack.unpack(ARGV[1])
-local state, cursors, latest = KEYS[1], KEYS[2], KEYS[3]
+local state, cursors, latest, counted = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 if (redis.call('HGET', state, 'version') or '0') ~= roll.version then return 0 end
 redis.call('HINCRBY', state, 'version', 1)
 
-local key, value = 3, 1
+local key, value = 4, 1
 local function next_key()
   key = key + 1
   return KEYS[key]
@@ -21,7 +21,12 @@ local function next_value()
   return ARGV[value]
 end
 
-for tenant, id in pairs(roll.cursors) do redis.call('HSET', cursors, tenant, id) end
+for tenant, id in pairs(roll.cursors) do
+  -- Where the count was lost it begins anew when it can be known (janitor.py): half of it would be wrong.
+  if redis.call('HSET', cursors, tenant, id) == 1 or redis.call('HEXISTS', counted, tenant) == 1 then
+    redis.call('HINCRBY', counted, tenant, roll.counted[tenant] or 0)
+  end
+end
 for _ = 1, roll.latest do
   redis.call('XADD', latest, 'MAXLEN', '~', roll.keep_latest, '*', 'receipt', next_value())
 end
