@@ -55,7 +55,7 @@ class LedgerKeys:
     """What receipts add up to, over all tenants. One process at a time adds, and only to what it read (`state`)."""
 
     tenants: str  # set: tenants that ever had a receipt
-    state: str  # hash: the version, one more with each addition, and the generation of rows that is read
+    state: str  # hash: the version, another one with each addition, and the generation of rows that is read
     cursors: str  # hash: tenant -> the last entry of its outbox that is added up
     latest: str  # stream: the last receipts of all tenants, capped
     archived: str  # hash: tenant -> up to where its outbox is archived
@@ -72,7 +72,7 @@ class LedgerKeys:
         return replace(self, rows_base=f"{self.base}g{generation}:" if generation else self.base)
 
     def build(self, generation: int) -> str:
-        """Hash: the version of a generation that is being made, one more with each addition."""
+        """Hash: the version of a generation that is being made, another one with each addition."""
         return f"{self.base}build:{generation}"
 
     def rows(self, granularity: str, period: int, tenant: str) -> str:

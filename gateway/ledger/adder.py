@@ -110,8 +110,8 @@ class Adder:
         latest: Sequence[bytes],
         now: float,
         counted: Mapping[str, int] | None = None,
-    ) -> bool:
-        """Add these sums, and move the cursors, unless somebody has written since `mark`: whether it was done.
+    ) -> str | None:
+        """Add these sums, and move the cursors, unless somebody has written since `mark`: the next version, or None.
 
         Args:
             sums: by the minute, the hour and the day.
@@ -192,7 +192,7 @@ class Adder:
         cursors: Mapping[str, str],
         latest: Sequence[bytes],
         counted: Mapping[str, int],
-    ) -> bool:
+    ) -> str | None:
         seen: dict[Period, list[str]] = defaultdict(list)
         for period, tenant in news.rows:
             seen[period].append(tenant)
@@ -218,8 +218,8 @@ class Adder:
             if steps % _ROWS_AT_ONCE == 0:
                 await asyncio.sleep(0)
         binary += [total.to_bytes() for total in news.totals.values()]
-        (done,) = await self._script.run([(keys, [msgspec.msgpack.encode(roll), *binary])])
-        return bool(done)
+        (version,) = await self._script.run([(keys, [msgspec.msgpack.encode(roll), *binary])])
+        return version.decode() or None
 
     def _ends(self, period: Period) -> int:
         return self._retention.ends(period.granularity, period.start)

@@ -71,5 +71,6 @@ redis.call('HSET', builds, redis.call('HGET', state, 'generation') or '0', strin
 redis.call('HDEL', builds, generation)
 redis.call('HDEL', state, 'held_until', 'building')
 redis.call('HSET', state, 'generation', generation)
-redis.call('HINCRBY', state, 'version', 1)
+local version = tonumber(redis.call('HGET', state, 'version') or '0')
+redis.call('HSET', state, 'version', string.format('%.0f', math.max(version + 1, clock[1] * 1000000 + clock[2])))
 return 1

@@ -3,13 +3,16 @@
 --
 -- KEYS  state, cursors, latest, counted, then the keys that are written
 -- ARGV  Roll (adder.py), as MessagePack, then what is binary: the latest receipts, each row after its field, totals
--- Returns 1, or 0 where the version is another one by now
+-- Returns the next version, or an empty text where it is another one by now. Versions go by the time: a Redis that lost
+-- what it had counts none of them again
 
 local roll = cmsgpack.unpack(ARGV[1])
 local state, cursors, latest, counted = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
-if (redis.call('HGET', state, 'version') or '0') ~= roll.version then return 0 end
-redis.call('HINCRBY', state, 'version', 1)
+if (redis.call('HGET', state, 'version') or '0') ~= roll.version then return '' end
+local clock = redis.call('TIME')
+local version = string.format('%.0f', math.max(tonumber(roll.version) + 1, clock[1] * 1000000 + clock[2]))
+redis.call('HSET', state, 'version', version)
 
 local key, value = 4, 1
 local function next_key()
@@ -46,4 +49,4 @@ for _, one in ipairs(roll.seen) do
   for _, tenant in ipairs(one.tenants) do redis.call('SADD', seen, tenant) end
   redis.call('EXPIREAT', seen, one.ends)
 end
-return 1
+return version

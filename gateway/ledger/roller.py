@@ -111,11 +111,12 @@ class Roller:
                 await asyncio.sleep(0)
         counted = {tenant: len(entries) for tenant, entries in posted.items()}
         # Whoever does not hear that it was done finds another version, and the cursors that belong to it.
-        if not await self._rollups.write(mark, sums.spread(), cursors, latest, time.time(), counted):
+        version = await self._rollups.write(mark, sums.spread(), cursors, latest, time.time(), counted)
+        if version is None:
             self._mark = None
             self._behind = list(cursors)
             return 0
-        self._mark = Mark(str(int(mark.version) + 1), {**mark.cursors, **cursors}, mark.generation)
+        self._mark = Mark(version, {**mark.cursors, **cursors}, mark.generation)
         oldest_ms = min(made_ms(entries[0][0].decode()) for entries in posted.values())
         self.state.rolled(sum(counted.values()), oldest_ms if self._behind else None)
         return sum(counted.values())

@@ -100,7 +100,7 @@ class Rollups:
         latest: Sequence[bytes],
         now: float,
         counted: Mapping[str, int] | None = None,
-    ) -> bool:
+    ) -> str | None:
         """Add to what is there (Adder.write)."""
         return await self._adder.write(mark, sums, cursors, latest, now, counted)
 

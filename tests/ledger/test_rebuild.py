@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -227,7 +226,7 @@ async def test_a_reply_that_is_lost_adds_nothing_twice(books: Books, monkeypatch
     await shelf.fetch()
     write, lost = Adder.write, 2
 
-    async def loses(self: Adder, *what: Any) -> bool:
+    async def loses(self: Adder, *what: Any) -> str | None:
         nonlocal lost
         lost -= 1
         if lost == 1:
@@ -253,15 +252,16 @@ async def test_readers_see_whole_rows_at_every_moment(books: Books) -> None:
     shelf.during = lambda: asyncio.sleep(0.002)
     seen = set()
 
+    done = False
+
     async def look() -> None:
-        while True:
+        while not done:
             seen.add((await books.total("day")).requests)
             seen.add(sum(row.requests for row in (await books.rows_of_today()).values()))
 
-    looking = asyncio.ensure_future(look())  # noqa: TID251
-    for _ in range(3):
-        await rebuild(books, shelf).run()
-    looking.cancel()
-    with suppress(asyncio.CancelledError):
-        await looking
+    async with asyncio.TaskGroup() as group:
+        group.create_task(look())
+        for _ in range(3):
+            await rebuild(books, shelf).run()
+        done = True
     assert seen == {60}

@@ -125,3 +125,19 @@ async def test_what_cannot_be_read_is_passed_over(books: Books) -> None:
     await books.settle(told[1])
     assert await books.ann.roll() == 4
     assert await books.rows() == plainly(told)
+
+
+async def test_a_redis_that_lost_everything_is_not_taken_for_what_it_was(books: Books) -> None:
+    """What a process knows of the last round holds for that history alone."""
+    told = receipts(3)
+    for place in range(3):
+        if place == 2:
+            for name in await books.redis.keys(f"*{books.keys.prefix}*"):
+                await books.redis.delete(name)
+            books.ledger.forget()
+            await books.settle(*receipts(1, "beta"))
+            await books.bob.roll()
+        await books.settle(told[place])
+        assert await books.ann.roll() == 1
+    assert (await books.total("day")).requests == 2
+    assert len(await books.redis.hgetall(books.keys.ledger().cursors)) == 2
