@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -18,7 +19,7 @@ from gateway.ledger.script import Script
 from gateway.ledger.sums import OTHER, Period, Retention, Sums
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 KEPT_LATEST = 1_000
 """About how many of the last receipts of all tenants stay at hand."""
 
-_ROWS_AT_ONCE = 32  # about a millisecond of the event loop
+# About a millisecond of the event loop.
+_ROWS_AT_ONCE = 64
+_KEYS_AT_ONCE = 24
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,45 +132,42 @@ class Adder:
         """The rows as they are to be written."""
         news = _News(generation)
         for period, by_dims in sums.rows.items():
-            if self._ends(period) <= now:
-                continue
-            await asyncio.sleep(0)
-            for where, row in by_dims.items():
-                news.rows[period, where.tenant][where] = row
-                news.totals[period].merge(row)
-        held, totals = await self._held(news)
-        full = [at for place, at in enumerate(news.rows) if await self._merged(news.rows[at], *held[place])]
-        for total, raw in zip(news.totals.values(), totals, strict=True):
-            if raw is not None:
-                total.merge(Row.from_bytes(raw))
+            if self._ends(period) > now:
+                news.totals[period] = sums.totals[period]
+                for where, row in by_dims.items():
+                    news.rows[period, where.tenant][where] = row
+        full: list[tuple[Period, str]] = []
+        for some in batched(news.rows, _KEYS_AT_ONCE):
+            held = await self._held(news, some)
+            full += [
+                at for at, (raws, there) in zip(some, held, strict=True) if self._merged(news.rows[at], raws, there)
+            ]
+        keys = self._keys.of(generation)
+        totals: Any = await self._redis.mget([keys.total(one.granularity, one.start) for one in news.totals] or [""])
+        for period, raw in zip(list(news.totals), totals, strict=False):
+            news.totals[period] = _added_to(raw, news.totals[period])
         if full:
             await self._add_others(news, full)
         return news
 
-    async def _held(self, news: _News) -> tuple[list[tuple[list[bytes | None], int]], list[bytes | None]]:
-        """Of each period and tenant what stands in Redis of its rows, and how many rows do; then the totals."""
+    async def _held(self, news: _News, places: Sequence[tuple[Period, str]]) -> list[tuple[list[bytes | None], int]]:
+        """Of each period and tenant what stands in Redis of its rows, and how many rows do."""
         keys = self._keys.of(news.generation)
         async with self._redis.pipeline(transaction=False) as pipe:
-            for (period, tenant), rows in news.rows.items():
+            for period, tenant in places:
                 name = keys.rows(period.granularity, period.start, tenant)
-                pipe.hmget(name, [field_of(where) for where in rows])
+                pipe.hmget(name, [field_of(where) for where in news.rows[period, tenant]])
                 pipe.hlen(name)
-            for period in news.totals:
-                pipe.get(keys.total(period.granularity, period.start))
             held = await pipe.execute()
-        until = 2 * len(news.rows)
-        return list(zip(held[0:until:2], held[1:until:2], strict=True)), held[until:]
+        return list(zip(held[::2], held[1::2], strict=True))
 
-    async def _merged(self, rows: dict[Dims, Row], raws: Sequence[bytes | None], there: int) -> bool:
-        """Add what stands in Redis; whether there was no room for all that is new."""
+    def _merged(self, rows: dict[Dims, Row], raws: Sequence[bytes | None], there: int) -> bool:
+        """Add to what stands in Redis; whether there was no room for all that is new."""
         new = []
-        for step, ((where, row), raw) in enumerate(zip(rows.items(), raws, strict=True), 1):
-            if raw is not None:
-                row.merge(Row.from_bytes(raw))
-            elif not is_other(where):
+        for where, raw in zip(list(rows), raws, strict=True):
+            if raw is None and not is_other(where):
                 new.append(where)
-            if step % _ROWS_AT_ONCE == 0:
-                await asyncio.sleep(0)
+            rows[where] = _added_to(raw, rows[where])
         beyond = new[max(0, self._retention.max_rows - there) :]
         _put_together(rows, beyond)
         return bool(beyond)
@@ -182,8 +183,7 @@ class Adder:
         for at, raws in zip(full, held, strict=True):
             rows = news.rows[at]
             for where, raw in zip([one for one in rows if is_other(one)], raws, strict=True):
-                if raw is not None:
-                    rows[where].merge(Row.from_bytes(raw))
+                rows[where] = _added_to(raw, rows[where])
 
     async def _write(
         self,
@@ -231,7 +231,15 @@ class _News:
     def __init__(self, generation: int) -> None:
         self.generation = generation
         self.rows: dict[tuple[Period, str], dict[Dims, Row]] = defaultdict(dict)
-        self.totals: dict[Period, Row] = defaultdict(Row)
+        self.totals: dict[Period, Row] = {}
+
+
+def _added_to(raw: bytes | None, row: Row) -> Row:
+    if raw is None:
+        return row
+    held = Row.from_bytes(raw)
+    held.merge(row)  # the smaller one into the larger one
+    return held
 
 
 def _put_together(rows: dict[Dims, Row], beyond: Sequence[Dims]) -> None:
@@ -243,6 +251,13 @@ def _put_together(rows: dict[Dims, Row], beyond: Sequence[Dims]) -> None:
 def is_other(where: Dims) -> bool:
     """Whether it is a row of what is beyond the bound."""
     return where.key == OTHER
+
+
+def batched(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
+    """These, some at a time."""
+    rest = iter(items)
+    while some := list(islice(rest, most)):
+        yield some
 
 
 def field_of(where: Dims) -> bytes:

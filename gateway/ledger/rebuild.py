@@ -16,7 +16,7 @@ import msgspec
 import structlog
 from redis.exceptions import RedisError
 
-from gateway.ledger.adder import Adder, Mark
+from gateway.ledger.adder import Adder, Mark, batched
 from gateway.ledger.entries import NOTHING, before, parts
 from gateway.ledger.rollups import Sums
 from gateway.ledger.script import Script
@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.ledger.receipt import Receipt
-    from gateway.ledger.rollups import Retention
+    from gateway.ledger.rollup import Dims
+    from gateway.ledger.rollups import Period, Retention
     from gateway.redis_keys import RedisKeys
 
 log = structlog.get_logger()
 
 LEASE_S = 60
 _MOST_PASSES = 5
-_ROWS_AT_ONCE = 2_000
+_MOST_ROWS = 20_000  # in memory
+_ROWS_PER_CALL = 500
 _TRIES = 5
 _TENANTS_PER_CALL = 500
 
@@ -117,23 +119,29 @@ class Rebuild:
         async for batch in self._source.batches(low.by_tenant):
             for one in batch:
                 for receipt, times in between(one, low.of(one.tenant), high.of(one.tenant)):
-                    if self._retention.counts(receipt.created, now):
-                        sums.add(receipt, times)
+                    if (finest := self._retention.finest(receipt.created, now)) is not None:
+                        sums.add(receipt, times, finest)
             self._read += len(batch)
             self._on_progress(self._read)
-            if sum(map(len, sums.rows.values())) >= _ROWS_AT_ONCE:
-                await self._add(adder, high.generation, sums)
+            if sum(map(len, sums.rows.values())) >= _MOST_ROWS:
+                await self._add_all(adder, high.generation, sums)
                 sums = Sums()
             elif time.time() - now > LEASE_S / 4:
                 await self._renew(high.generation)
                 now = time.time()
-        await self._add(adder, high.generation, sums)
+        await self._add_all(adder, high.generation, sums)
 
-    async def _add(self, adder: Adder, generation: int, sums: Sums) -> None:
-        """Add to the new rows, once, although a reply may be lost."""
-        await self._renew(generation)
-        version = await adder.version()
+    async def _add_all(self, adder: Adder, generation: int, sums: Sums) -> None:
+        """In calls that hold Redis for a moment each; what has its row in common with more goes together."""
         raw = [(period, where, row.to_bytes()) for period, rows in sums.rows.items() for where, row in rows.items()]
+        raw.sort(key=lambda one: (one[1], one[0].start))
+        for some in batched(raw, _ROWS_PER_CALL):
+            await self._renew(generation)
+            await self._add(adder, generation, some)
+
+    async def _add(self, adder: Adder, generation: int, raw: Sequence[tuple[Period, Dims, bytes]]) -> None:
+        """Add to the new rows, once, although a reply may be lost."""
+        version = await adder.version()
         for left in range(_TRIES - 1, -1, -1):
             try:
                 fresh = Sums.of_rows(raw).spread()

@@ -45,7 +45,9 @@ _RECEIPTS_PER_ROUND = 500
 _TENANTS_PER_CALL = 250
 _CALLS_WHILE_BEHIND = 4
 _KNOWN_FOR_S = 5.0
-_RECEIPTS_AT_ONCE = 64  # about a millisecond of the event loop
+# About a millisecond of the event loop.
+_RECEIPTS_AT_ONCE = 64
+_ROWS_AT_ONCE = 64
 
 
 class Roller:
@@ -109,9 +111,12 @@ class Roller:
                 latest.append(fields[b"receipt"])
             if step % _RECEIPTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
+        for step, _ in enumerate(sums.spreading(), 1):
+            if step % _ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
         counted = {tenant: len(entries) for tenant, entries in posted.items()}
         # Whoever does not hear that it was done finds another version, and the cursors that belong to it.
-        version = await self._rollups.write(mark, sums.spread(), cursors, latest, time.time(), counted)
+        version = await self._rollups.write(mark, sums, cursors, latest, time.time(), counted)
         if version is None:
             self._mark = None
             self._behind = list(cursors)

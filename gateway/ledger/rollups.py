@@ -6,17 +6,16 @@ the other in one step, and the other stays for a minute for whoever still reads 
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.ledger.adder import KEPT_LATEST, Adder, Mark
+from gateway.ledger.adder import KEPT_LATEST, Adder, Mark, batched
 from gateway.ledger.rollup import Dims, Row
 from gateway.ledger.sums import OTHER, SECONDS, Granularity, Period, Retention, Sums, periods
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 _KEYS_PER_CALL = 2_000
-_Item = TypeVar("_Item")
 
 
 class Rollups:
@@ -54,7 +52,7 @@ class Rollups:
         keys = await self._current()
         places = [(period, tenant) for period in wanted] if tenant is not None else await self._places(keys, wanted)
         found = []
-        for some in _batched(places, _KEYS_PER_CALL):
+        for some in batched(places, _KEYS_PER_CALL):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for period, whose in some:
                     pipe.hgetall(keys.rows(period.granularity, period.start, whose))
@@ -67,7 +65,7 @@ class Rollups:
         """Of each period all tenants together; a period without receipts has an empty row. Raises as `rows`."""
         keys = await self._current()
         found = []
-        for some in _batched(wanted, _KEYS_PER_CALL):
+        for some in batched(wanted, _KEYS_PER_CALL):
             held: Any = await self._redis.mget([keys.total(one.granularity, one.start) for one in some])
             found += [
                 (period, Row() if raw is None else Row.from_bytes(raw)) for period, raw in zip(some, held, strict=True)
@@ -110,7 +108,7 @@ class Rollups:
 
     async def _places(self, keys: LedgerKeys, wanted: Sequence[Period]) -> list[tuple[Period, str]]:
         places = []
-        for some in _batched(wanted, _KEYS_PER_CALL):
+        for some in batched(wanted, _KEYS_PER_CALL):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for period in some:
                     pipe.smembers(keys.seen(period.granularity, period.start))
@@ -129,9 +127,3 @@ class _Whose(msgspec.Struct):
 def _dims(tenant: str, field: bytes) -> Dims:
     key, route, mode, teacher, student = msgspec.msgpack.decode(field, type=tuple[str, str, str, str, str])
     return Dims(tenant, key, route, mode, teacher, student)
-
-
-def _batched(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
-    rest = iter(items)
-    while some := list(islice(rest, most)):
-        yield some

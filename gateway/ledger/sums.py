@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from gateway.ledger.rollup import Dims, Row, dims, row_in
+from gateway.ledger.rollup import Dims, Row, dims, merge_in, row_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,9 +40,12 @@ class Retention(msgspec.Struct, frozen=True):
         kept_s: float = getattr(self, granularity)
         return round(period + SECONDS[granularity] + kept_s)
 
-    def counts(self, created: float, now: float) -> bool:
-        """Whether a receipt of that moment still has a row somewhere."""
-        return any(self.ends(one, Period.of(one, created).start) > now for one in SECONDS)
+    def finest(self, created: float, now: float) -> Granularity | None:
+        """By what a receipt of that moment is still counted, at the finest; None: it is no longer."""
+        for one in SECONDS:
+            if self.ends(one, Period.of(one, created).start) > now:
+                return one
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +71,24 @@ def periods(granularity: Granularity, since: float, until: float) -> Iterator[Pe
 
 
 class Sums:
-    """What some receipts add up to, to be added to what is there."""
+    """What some receipts add up to, to be added to what is there.
+
+    Attributes:
+        rows: by period; after `spread` by the hour and the day as well.
+        totals: after `spread`, of each period all its rows together.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[Period, dict[Dims, Row]] = defaultdict(dict)
+        self.totals: dict[Period, Row] = {}
 
-    def add(self, receipt: Receipt, times: int = 1) -> None:
-        """Count a receipt, in its minute; `spread` takes it to the hours and days."""
-        row_in(self.rows[Period.of("minute", receipt.created)], dims(receipt)).add(receipt, times)
+    def add(self, receipt: Receipt, times: int = 1, finest: Granularity = "minute") -> None:
+        """Count a receipt in its minute, or in what else is the finest that counts; `spread` takes it to the others."""
+        row_in(self.rows[Period.of(finest, receipt.created)], dims(receipt)).add(receipt, times)
 
     @classmethod
     def of_rows(cls, raw: Iterable[tuple[Period, Dims, bytes]]) -> Sums:
-        """From rows as they are kept, which are not touched."""
+        """From rows as they are kept, before they are spread; they are not touched."""
         sums = cls()
         for period, where, row in raw:
             sums.rows[period][where] = Row.from_bytes(row)
@@ -87,9 +96,21 @@ class Sums:
 
     def spread(self) -> Sums:
         """The same, by the hour and the day as well. Call it once, when all are counted."""
-        for period, rows in list(self.rows.items()):
-            for granularity in ("hour", "day"):
-                wider = self.rows[Period.of(granularity, period.start)]
-                for where, row in rows.items():
-                    row_in(wider, where).merge(row)
+        for _ in self.spreading():
+            pass
         return self
+
+    def spreading(self) -> Iterator[None]:
+        """Do the same in steps of some microseconds."""
+        # The days first: what the minutes bring to the hours is brought to the days by the minutes.
+        for period, rows in sorted(self.rows.items(), key=lambda one: -SECONDS[one[0].granularity]):
+            wider = [Period.of(name, period.start) for name in SECONDS if SECONDS[name] > SECONDS[period.granularity]]
+            held = [self.rows[one] for one in wider]
+            total = Row()
+            for where, row in rows.items():
+                total.merge(row)
+                for by_dims in held:
+                    merge_in(by_dims, where, row)
+                yield
+            for one in (period, *wider):
+                merge_in(self.totals, one, total)
