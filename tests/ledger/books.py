@@ -92,10 +92,12 @@ class Books:
 @asynccontextmanager
 async def open_books(redis_url: str, retention: Retention = RETENTION) -> AsyncIterator[Books]:
     client = RedisClient(redis_url, timeout_s=5, metrics=Metrics())
-    await client.require()
-    async with Redis.from_url(redis_url) as redis:
-        yield Books(redis, client, retention)
-    await client.close()
+    try:
+        await client.require()
+        async with Redis.from_url(redis_url) as redis:
+            yield Books(redis, client, retention)
+    finally:
+        await client.close()
 
 
 def plainly(receipts: Iterable[Receipt]) -> dict[Period, dict[Dims, Row]]:
