@@ -4,7 +4,8 @@
 
 Receipts are posted to outboxes as they are settled, in the order of a day that ends now, and added up by the roller
 with the janitor beside it, as in a gateway. Meanwhile a clock ticks on the same event loop: what is computed between
-two ticks is how long the loop was held. Then all rows are made anew from the same receipts, read from a file. It ends by itself.
+two ticks is how long the loop was held. Then all rows are made anew from the same receipts, read from a file. It ends
+by itself.
 """
 
 from __future__ import annotations
@@ -213,17 +214,27 @@ class Day:
         self.rolling_cpu_s += time.process_time() - cpu
         ticking.cancel()
 
-    async def rebuilt(self) -> float:
-        """How long it took to make all rows anew, in seconds."""
+    async def idle_ms(self) -> dict[str, float]:
+        """The CPU of a look at all outboxes where nothing is new, in milliseconds."""
+        found = {}
+        for name, look in {"roller": self.roller.roll, "janitor": self.janitor.tidy}.items():
+            await look()
+            cpu = time.process_time()
+            await look()
+            found[name] = (time.process_time() - cpu) * 1000
+        return found
+
+    async def rebuilt(self) -> tuple[float, float]:
+        """How long it took to make all rows anew, in seconds, and of the process's CPU."""
         bar = self.progress.add_task("made anew", total=self.count)
         of = self.keys.ledger()
         cursors: Any = self.redis.hgetall(of.cursors)
         await self.redis.hset(of.archived, mapping=await cursors)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         await Rebuild(
             self.redis, self.keys, RETENTION, Shelf(self.path), lambda read: self.progress.update(bar, completed=read)
         ).run()
-        return time.perf_counter() - began
+        return time.perf_counter() - began, time.process_time() - cpu
 
     async def total(self) -> Row:
         total = Row()
@@ -298,9 +309,10 @@ async def run(count: int, tenants: int, console: Console) -> None:
                 await day.add_up()
                 full = await used_bytes(day.redis)
                 total = await day.total()
+                idle = await day.idle_ms()
                 reads = await day.read_ms()
                 memory = await day.memory()
-                rebuild_s = await day.rebuilt()
+                rebuild_s, rebuild_cpu_s = await day.rebuilt()
                 again = await day.total()
             stats = (await day.redis.info("latencystats")).get("latency_percentiles_usec_evalsha", {})
             await client.close()
@@ -322,8 +334,9 @@ async def run(count: int, tenants: int, console: Console) -> None:
             "the loop was held meanwhile",
             f"p50 {day.held.at(0.5):.2f} ms, p99 {day.held.at(0.99):.2f} ms, at most {day.held.at(1):.1f} ms",
         ),
+        ("CPU of a look where nothing is new", ", ".join(f"{name} {spent:.1f} ms" for name, spent in idle.items())),
         ("scripts in Redis", ", ".join(f"{name} {spent / 1000:.2f} ms" for name, spent in stats.items())),
-        ("made anew from a file", f"{rebuild_s:.1f} s, {count / rebuild_s:,.0f} receipts/s"),
+        ("made anew from a file", f"{rebuild_s:.1f} s, {count / rebuild_s:,.0f} receipts/s, CPU {rebuild_cpu_s:.1f} s"),
         ("Redis before, after", f"{empty / 1e6:.1f} MB, {full / 1e6:.1f} MB"),
     ]
     lines += [

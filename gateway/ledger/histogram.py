@@ -23,7 +23,7 @@ RELATIVE_ERROR = 0.05
 _BOUNDS = [*accumulate(repeat(None, 256), lambda last, _: last + max(1, last // 10), initial=1)]
 
 
-class Histogram(msgspec.Struct, array_like=True):
+class Histogram(msgspec.Struct, array_like=True, gc=False):
     """Times, by bucket.
 
     Attributes:

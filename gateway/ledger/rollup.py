@@ -38,7 +38,7 @@ class Dims(NamedTuple):
     student: str
 
 
-class Tokens(msgspec.Struct, array_like=True):
+class Tokens(msgspec.Struct, array_like=True, gc=False):
     """Tokens of one role. `input` was read afresh, `cached` read from the engine's prefix cache; as in metrics."""
 
     input: int = 0
@@ -55,8 +55,10 @@ class Tokens(msgspec.Struct, array_like=True):
         self.output += times * other.output
 
 
-class Row(msgspec.Struct, array_like=True):
+class Row(msgspec.Struct, array_like=True, gc=False):
     """Some receipts, added up. Its order is what Redis and the archive hold: new attributes go to the end.
+
+    Nothing in a row leads back to it, so the garbage collector need not look at what may be very many of them.
 
     Attributes:
         errors: receipts by their status, where that is not `ok`.
