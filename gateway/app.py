@@ -33,7 +33,9 @@ from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.heartbeat import Heartbeat
+from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.ledger_state import LedgerState
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.roller import Roller
 from gateway.ledger.rollups import Retention, Rollups
@@ -133,7 +135,17 @@ async def gateway(
         in_redis = RedisLedger(redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, receipts.max_buffered)
         retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
         rollups = Rollups(redis.commands, redis_keys, retention)
-        roller = Roller(redis, redis.commands, redis_keys, rollups, owner)
+        ledger_state = LedgerState(metrics)
+        roller = Roller(redis, redis.commands, redis_keys, rollups, owner, ledger_state)
+        janitor = Janitor(
+            redis,
+            redis.commands,
+            redis_keys,
+            ledger_state,
+            most=receipts.max_buffered,
+            archived=settings.archive.url is not None,
+            retention=retention,
+        )
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         store = ReceiptStore(redis, in_redis, on_event=alarm.tell, metrics=metrics)
@@ -194,6 +206,7 @@ async def gateway(
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
+        admin[keys.LEDGER_STATE] = ledger_state
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
@@ -224,6 +237,7 @@ async def gateway(
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("roller", roller.run())
+        tasks.keep("janitor", janitor.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())

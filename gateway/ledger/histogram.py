@@ -47,14 +47,19 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
         """Count all that another one has counted."""
         self.count += other.count
         self.sum_us += other.sum_us
-        # In place: whoever adds up many rows spends most of its time here.
-        buckets = self.buckets
+        mine = self.buckets
+        if not mine:
+            self.buckets = other.buckets.copy()
+            return
         for place, times in other.buckets.items():
-            left = buckets.get(place, 0) + times
-            if left:
-                buckets[place] = left
+            if left := mine.get(place, 0) + times:
+                mine[place] = left
             else:
-                del buckets[place]
+                del mine[place]
+
+    def copy(self) -> Histogram:
+        """Another one that counts the same."""
+        return Histogram(self.count, self.sum_us, self.buckets.copy())
 
     def quantile_us(self, part: float) -> float | None:
         """The time that this part of all did not take longer than; None where nothing was counted."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.ledger.receipt import EngineShare, Receipt
 
 _Name = TypeVar("_Name", int, str)
+_Where = TypeVar("_Where")
 
 STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 """The order of `Row.stages`."""
@@ -44,6 +45,9 @@ class Tokens(msgspec.Struct, array_like=True, gc=False):
     cached: int = 0
     output: int = 0
 
+    def copy(self) -> Tokens:
+        return Tokens(self.input, self.cached, self.output)
+
     def merge(self, other: Tokens, times: int = 1) -> None:
         """Count another's too; with `times` -1 no longer."""
         self.input += times * other.input
@@ -53,6 +57,8 @@ class Tokens(msgspec.Struct, array_like=True, gc=False):
 
 class Row(msgspec.Struct, array_like=True, gc=False):
     """Some receipts, added up. Its order is what Redis and the archive hold: new attributes go to the end.
+
+    Nothing in a row leads back to it, so the garbage collector need not look at what may be very many of them.
 
     Attributes:
         errors: receipts by their status, where that is not `ok`.
@@ -156,6 +162,19 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         self.answer_tokens += other.answer_tokens
         self.teacher_answer_tokens += other.teacher_answer_tokens
 
+    def copy(self) -> Row:
+        """Another one that counts the same."""
+        return msgspec.structs.replace(
+            self,
+            errors=self.errors.copy(),
+            unguided=self.unguided.copy(),
+            batches=self.batches.copy(),
+            teacher=self.teacher.copy(),
+            student=self.student.copy(),
+            failed=self.failed.copy(),
+            stages=[one.copy() for one in self.stages],
+        )
+
     def to_bytes(self) -> bytes:
         return msgspec.msgpack.encode(self)
 
@@ -183,6 +202,15 @@ def row_in(rows: MutableMapping[Dims, Row], where: Dims) -> Row:
     if row is None:
         row = rows[where] = Row()
     return row
+
+
+def merge_in(rows: MutableMapping[_Where, Row], where: _Where, row: Row) -> None:
+    """Count all that a row does in the row of that place; neither is the other's afterwards."""
+    held = rows.get(where)
+    if held is None:
+        rows[where] = row.copy()
+    else:
+        held.merge(row)
 
 
 def pico(usd: Decimal) -> int:

@@ -16,7 +16,18 @@ from aiohttp import web
 
 from gateway.continuation import Continuation, Known
 from gateway.policy.reload import ConfigEdit
-from gateway.web.keys import ADMISSION, ENGINES, KEYRING, OWNER, POLICIES, READY_BY, REDIS, RELOADER, WORKER
+from gateway.web.keys import (
+    ADMISSION,
+    ENGINES,
+    KEYRING,
+    LEDGER_STATE,
+    OWNER,
+    POLICIES,
+    READY_BY,
+    REDIS,
+    RELOADER,
+    WORKER,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +74,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "policies": _policies(request.app[POLICIES]),
         "config": _config(request.app.get(RELOADER)),
         "keys": _keys(request.app[KEYRING]),
+        "ledger": request.app[LEDGER_STATE].as_dict(),
         "engines": engines,
     }
     return web.Response(
