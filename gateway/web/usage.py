@@ -30,7 +30,7 @@ async def show_usage(request: web.Request) -> web.Response:
     if not redis.up:
         raise away
     try:
-        usage = await reader.read(ask, whose=policy.tenant, shows_money=lambda where: _shows_money(policy, where))
+        usage = await reader.read(ask, whose=policy.tenant, shows_money=lambda where: shows_money(policy, where))
     except (RedisError, OSError) as error:
         # The client is not told of it: no request is to go without Redis because a look was slow.
         raise away from error
@@ -50,7 +50,7 @@ def encoded(usage: Usage) -> bytes:
     return b'%b,"rows":[%b],"total":%b}\n' % (orjson.dumps(usage.head())[:-1], b",".join(rows), total)
 
 
-def _shows_money(policy: TenantPolicy, where: Dims) -> bool:
+def shows_money(policy: TenantPolicy, where: Dims) -> bool:
     """Where receipts do: a sum would tell what they do not. Of what counts together, where those of all routes do."""
     routes_of = policy.routes_of
     routes = [route for _, route in routes_of.get(where.route, ())]
