@@ -22,6 +22,7 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.local.redis import EmbeddedRedis
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import (
     KEY,
@@ -67,7 +68,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
             running_gateway(
                 folder,
                 redis_url=redis_url,
-                redis={"prefix": f"u{os.urandom(4).hex()}"},
+                redis={"prefix": f"u{os.urandom(4).hex()}", "timeout": "5s"},
                 server={"workers": 2},
                 admin={"key": "file:admin.key"},
                 models=[
@@ -358,3 +359,23 @@ def test_a_wrong_question_is_told_what_is_wrong(gateway: GatewayProcess, query: 
 def test_a_wrong_question_of_an_operator_likewise(gateway: GatewayProcess, path: str, status: int, param: str) -> None:
     answer = admin(gateway, path)
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+
+
+async def test_without_redis_it_is_said_that_usage_cannot_be_read(tmp_path: Path) -> None:
+    """To callers and to operators, as something that may be tried again."""
+    (tmp_path / "admin.key").write_text(ADMIN_KEY)
+    async with EmbeddedRedis() as redis:
+        with running_gateway(
+            tmp_path,
+            redis_url=redis.url,
+            redis={"timeout": "5s"},
+            admin={"key": "file:admin.key"},
+            models=[model("small", "openai", "http://127.0.0.1:1/v1", continuation="trailing", echo=False)],
+            routes=[STUDENT_ONLY | {"baseline": "small"}],
+        ) as process:
+            before = own(process)
+            assert (before.status_code, before.json()["total"]["requests"]) == (200, 0), before.text
+            await redis.stop()
+            for answer in (own(process), own(process), admin(process, "/usage"), admin(process, "/receipts")):
+                assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "true")
+                assert answer.json()["error"]["code"] == "store_unavailable"

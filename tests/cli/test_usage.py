@@ -38,7 +38,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
         running_gateway(
             folder,
             redis_url=redis_url,
-            redis={"prefix": f"c{os.urandom(4).hex()}"},
+            redis={"prefix": f"c{os.urandom(4).hex()}", "timeout": "5s"},
             admin={"key": "file:admin.key"},
             models=[
                 model("big", "tgi", engine.url),
