@@ -7,11 +7,13 @@ caller, who has its answer by then, never waits for it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from gateway.admission import Admission
     from gateway.finishing import Finisher
     from gateway.ledger.draft import Draft
@@ -20,13 +22,22 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.protocol import CompletionRequest
     from gateway.tasks import Tasks
+    from gateway.tracing import Tracing
 
 
 class Shadows:
     """Casts them, at most `most` at a time; those beyond are dropped."""
 
     def __init__(
-        self, guide: Guide, finisher: Finisher, admission: Admission, metrics: Metrics, tasks: Tasks, *, most: int
+        self,
+        guide: Guide,
+        finisher: Finisher,
+        admission: Admission,
+        metrics: Metrics,
+        tasks: Tasks,
+        *,
+        most: int,
+        tracing: Tracing | None = None,
     ) -> None:
         self._guide = guide
         self._finisher = finisher
@@ -34,6 +45,7 @@ class Shadows:
         self._ended = metrics.shadows
         self._tasks = tasks
         self._most = most
+        self._tracing = tracing
         self._under_way = 0
 
     def cast(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
@@ -44,11 +56,19 @@ class Shadows:
             self._ended.labels("dropped").inc()
         else:
             self._under_way += 1
-            task = self._tasks.spawn(draft.id, self._counted(draft, _whole(asked), caller))
+            made = self._counted(draft, _whole(asked), caller)
+            if self._tracing is not None:
+                made = self._traced(made, self._tracing)
+            task = self._tasks.spawn(draft.id, made)
             task.add_done_callback(lambda _: self._ends())
 
     def _ends(self) -> None:
         self._under_way -= 1
+
+    @staticmethod
+    async def _traced(made: Coroutine[Any, Any, None], tracing: Tracing) -> None:
+        with tracing.shadow():
+            await made
 
     async def _counted(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
         result = "failed"
