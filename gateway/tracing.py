@@ -106,7 +106,12 @@ class RequestTrace:
         _end(span, failed, self.at(ended))
 
     def call(self, name: str, attributes: Attributes) -> CallSpan:
-        """`with trace.call(...) as call`: a call to an engine, whose requests carry this span's id."""
+        """`with trace.call(...) as call`: a call to an engine, whose requests carry this span's id.
+
+        Where nothing of the trace is told they carry the request's own: a span that nobody sees needs none.
+        """
+        if not self.recorded:
+            return CallSpan(self._span, self._context, self)
         span = self._tracer.start_span(
             name, self._context, SpanKind.CLIENT, attributes, start_time=self.at(time.perf_counter())
         )
@@ -174,7 +179,8 @@ class CallSpan:
             failed = getattr(error, "label", None) or type(error).__name__
             if (status := getattr(error, "status_sent", None)) is not None:
                 self.span.set_attribute(names.HTTP_STATUS, status)
-        _end(self.span, failed, self._trace.at(time.perf_counter()))
+        if self.recorded:
+            _end(self.span, failed, self._trace.at(time.perf_counter()))
 
     def heard(self) -> None:
         """Something of the answer has come. The first time counts."""
