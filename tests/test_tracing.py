@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import socket
 import threading
@@ -13,7 +14,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from tests.collector import Collector
+from tests.collector import Collector, Trace
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_looked_at
@@ -266,6 +267,31 @@ def test_a_caller_who_left_is_named_and_is_nobodys_fault(world: World) -> None:
     assert student.attributes.get("gkt.ended_early") or student.attributes["error.type"] == "cancelled"
 
 
+def test_a_caller_who_left_before_any_reply_has_a_span_without_a_status(world: World) -> None:
+    begun = threading.Event()
+
+    async def sleeps(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
+        begun.set()
+        await asyncio.sleep(20)
+        raise AssertionError("nobody hangs up")
+
+    world.student.behave = sleeps
+    trace_id = PARENT_TRACE.replace("0af", "2b1")
+    with socket.create_connection(tuple(world.gateway.url.removeprefix("http://").split(":"))) as caller:  # type: ignore[arg-type]
+        body = json.dumps({"model": "chat", "messages": [{"role": "user", "content": QUESTION}]})
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        head += f"traceparent: {PARENT.replace('0af', '2b1')}\r\nContent-Length: {len(body)}\r\n\r\n"
+        caller.sendall((head + body).encode())
+        assert begun.wait(20)
+    root = world.collector.wait_for(lambda one: one.trace == trace_id and one.kind == "server")
+    assert not root.failed
+    assert facts(root, "error.type", "http.response.status_code", "gkt.mode") == {
+        "error.type": "client_gone", "http.response.status_code": None, "gkt.mode": "guided"
+    }  # fmt: skip
+    student = Trace(root, world.collector.spans).named("chat small-1")
+    assert student.attributes["error.type"] == "cancelled"
+
+
 def test_a_shadow_stands_below_its_request_with_calls_of_its_own(world: World) -> None:
     answer = world.ask("chat-shadow")
     request_id = answer.headers["x-request-id"]
@@ -440,6 +466,23 @@ def test_what_waits_is_sent_before_the_process_ends(tmp_path: Path, redis_url: s
         assert gateway.terminate() == 0
         ids = {one.attributes.get("gkt.request.id") for one in collector.spans}
         assert {answer.headers["x-request-id"] for answer in answers} <= ids
+
+
+def test_each_worker_tells_for_itself_and_sends_what_waits_at_its_end(
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
+) -> None:
+    with Collector().running() as collector:
+        with start(tmp_path, redis_url, engines, {"endpoint": collector.url}, server={"workers": 2}) as gateway:
+            world = World(gateway, collector, *engines)
+            answers = [world.ask() for _ in range(24)]  # each on a connection of its own: one of the two takes it
+            assert gateway.terminate() == 0
+        told = {
+            one.attributes["gkt.request.id"]: one.resource["service.instance.id"]
+            for one in collector.spans
+            if one.kind == "server"
+        }
+        assert set(told) == {answer.headers["x-request-id"] for answer in answers}
+        assert len(set(told.values())) == 2
 
 
 def test_a_collector_that_refuses_costs_spans_and_nothing_else(

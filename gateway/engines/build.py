@@ -69,7 +69,9 @@ def _traced(engine: Engine, model: ModelSettings) -> Engine:
     address = None
     if parts is not None and host is not None:
         address = (host, parts.port or (443 if parts.scheme == "https" else 80))
-    return TracedEngine(engine, model.model, provider_of(model.protocol, model.model, host), address)
+    provider = provider_of(model.protocol, model.model, host)
+    name = model.model.partition("/")[2] if model.protocol == "litellm" else model.model
+    return TracedEngine(engine, name, provider, address)
 
 
 def _engine(
