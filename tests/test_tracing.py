@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from tests.collector import Collector, Trace
-from tests.fakes import FakeEngine, begin_events, chunk, event, says
+from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_looked_at
 
@@ -192,6 +192,27 @@ def test_what_lies_within_a_request_lies_within_its_time(world: World) -> None:
     times = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])["timings"]
     assert (admission.end_ns - admission.start_ns) / 1e6 == pytest.approx(times["admission_ms"], abs=0.002)
     assert (wait.end_ns - wait.start_ns) / 1e6 == pytest.approx(times["batch_wait_ms"], abs=0.002)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_span_waits_for_a_receipt_whose_tokens_must_be_estimated(world: World, stream: bool) -> None:
+    """It ends when the reply did, and tells the receipt all the same."""
+
+    async def uncounted(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not body.get("stream"):
+            return web.json_response(reply(REST, usage={}))
+        response = await begin_events(request)
+        await response.write(event(chunk({"content": REST}, "stop")) + b"data: [DONE]\n\n")
+        return response
+
+    world.student.behave = uncounted
+    answer = world.ask(stream=stream)
+    receipt = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+    assert receipt["student"]["estimated"]
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert trace.tree() == TREE
+    assert trace.root.attributes["gkt.cost_usd"] == receipt["cost_usd"]
+    assert "gen_ai.usage.output_tokens" not in trace.named("chat small-1").attributes
 
 
 def test_every_failed_call_is_a_span_of_its_own_that_says_why(world: World) -> None:
