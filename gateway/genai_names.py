@@ -9,6 +9,11 @@ ones. `gkt.*` are the gateway's own, and stay as they are.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 ERROR_TYPE = "error.type"
 HTTP_METHOD = "http.request.method"
 HTTP_ROUTE = "http.route"
@@ -77,6 +82,15 @@ _HOSTS = {
     "api.mistral.ai": "mistral_ai",
     "api.openai.com": "openai",
 }
+# As OpenAI has them, and engines of their own.
+_FINISHES = frozenset(
+    {"stop", "length", "tool_calls", "content_filter", "function_call", "eos_token", "stop_sequence", "abort", "error"}
+)
+
+
+def finishes(reasons: Iterable[str | None]) -> list[str]:
+    """Why answers ended. What is no known word is left out: it could be anything that an engine wrote."""
+    return [reason for reason in reasons if reason in _FINISHES and reason is not None]
 
 
 def provider_of(protocol: str, model: str, host: str | None) -> str:

@@ -7,13 +7,11 @@ caller, who has its answer by then, never waits for it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from gateway.admission import Admission
     from gateway.finishing import Finisher
     from gateway.ledger.draft import Draft
@@ -56,19 +54,17 @@ class Shadows:
             self._ended.labels("dropped").inc()
         else:
             self._under_way += 1
-            made = self._counted(draft, _whole(asked), caller)
-            if self._tracing is not None:
-                made = self._traced(made, self._tracing)
-            task = self._tasks.spawn(draft.id, made)
+            make = self._counted if self._tracing is None else self._traced
+            task = self._tasks.spawn(draft.id, make(draft, _whole(asked), caller))
             task.add_done_callback(lambda _: self._ends())
 
     def _ends(self) -> None:
         self._under_way -= 1
 
-    @staticmethod
-    async def _traced(made: Coroutine[Any, Any, None], tracing: Tracing) -> None:
-        with tracing.shadow():
-            await made
+    async def _traced(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
+        assert self._tracing is not None
+        with self._tracing.shadow():
+            await self._counted(draft, asked, caller)
 
     async def _counted(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
         result = "failed"

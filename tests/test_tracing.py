@@ -439,12 +439,12 @@ def test_the_requests_line_in_the_log_names_its_trace(world: World) -> None:
 def test_nothing_that_was_said_and_no_key_is_in_what_is_sent(world: World) -> None:
     """Questions, answers, stop texts, errors that quote them, keys."""
     world.teacher.behave = says("An 0pening of the teacher's", "length")
-    world.student.behave = fails_first(1, says(" and a t41l."))
+    world.student.behave = fails_first(1, says(" and a t41l.", "because of the r3ason"))
     answers = [world.ask(stop=["st0ptext"], user="us3r"), world.ask(stream=True)]
     for answer in answers:
         world.collector.trace_of(answer.headers["x-request-id"])
     sent = b"".join(world.collector.raw)
-    for secret in ("s3cret", "0pening", "t41l", "st0ptext", "us3r", "cannot do", KEY, "c0llectors", "canary"):
+    for secret in ("s3cret", "0pening", "t41l", "st0ptext", "us3r", "r3ason", "cannot do", KEY, "c0llectors", "canary"):
         assert secret.encode() not in sent, secret
 
 

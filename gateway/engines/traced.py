@@ -33,10 +33,6 @@ _ASKED = {
     "presence_penalty": names.REQUEST_PRESENCE_PENALTY,
     "n": names.REQUEST_CHOICES,
 }
-# As OpenAI has them, and engines of their own.
-_FINISHES = frozenset(
-    {"stop", "length", "tool_calls", "content_filter", "function_call", "eos_token", "stop_sequence", "abort", "error"}
-)
 
 
 class TracedEngine:
@@ -182,6 +178,4 @@ def _asked(body: Json, *, stream: bool) -> Iterable[tuple[str, AttributeValue | 
 
 
 def _finishes(parts: Iterable[Json]) -> list[str]:
-    """Why choices ended. What is no known word is left out: it would be an engine's own."""
-    reasons = (choice.get("finish_reason") for part in parts for choice in part["choices"])
-    return [reason for reason in reasons if reason in _FINISHES]
+    return names.finishes(choice.get("finish_reason") for part in parts for choice in part["choices"])

@@ -66,7 +66,7 @@ def _facts(receipt: Receipt, draft: Draft) -> dict[str, AttributeValue]:
         [
             (names.REQUEST_MODEL, receipt.route),
             (names.REQUEST_STREAM, receipt.stream),
-            (names.RESPONSE_FINISH_REASONS, [receipt.finish_reason] if receipt.finish_reason else None),
+            (names.RESPONSE_FINISH_REASONS, names.finishes([receipt.finish_reason]) or None),
             (names.REQUEST_ID, receipt.id),
             (names.SHADOW_OF, receipt.shadow_of),
             (names.TENANT, receipt.tenant),
