@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.ledger.draft import Draft
     from gateway.ledger.receipt import EngineShare, Receipt
     from gateway.ledger.scopes import Scope
+    from gateway.ledger.spans import ReceiptSpans
     from gateway.ledger.store import Admitted, ReceiptStore
     from gateway.metrics import Metrics
     from gateway.policy.resolve import Plan
@@ -36,6 +37,7 @@ class Ledger:
     prices: USD per token by model.
     encodings: the tiktoken encoding by model, for estimates.
     owner: this process's id; no other process has it.
+    spans: where traces are on, what tells them of receipts.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Ledger:
         owner: str,
         metrics: Metrics,
         tasks: Tasks,
+        spans: ReceiptSpans | None = None,
     ) -> None:
         self._store = store
         self._prices = prices
@@ -54,6 +57,7 @@ class Ledger:
         self._owner = owner
         self._metrics = metrics
         self._tasks = tasks
+        self._spans = spans
         # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
         self._child = cache(_child)
 
@@ -88,6 +92,8 @@ class Ledger:
 
     def settle(self, draft: Draft, status: str) -> None:
         """Settle off the caller's path. Called exactly once for each draft, when its request ended in any way."""
+        if self._spans is not None:
+            self._spans.due(draft)
         if draft.receipt is None and draft.needs_estimate:
             self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
         else:
@@ -108,6 +114,8 @@ class Ledger:
         self._store.put(receipt)
         self._count(receipt)
         self._count_times(receipt)
+        if self._spans is not None:
+            self._spans.put(receipt, draft)
         if log.is_enabled_for(logging.INFO):
             content = {} if draft.content is None else {"content": draft.content.as_dict()}
             log.info("request", **receipt.as_dict(), **content)
