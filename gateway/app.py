@@ -42,6 +42,7 @@ from gateway.ledger.rollups import Retention, Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
+from gateway.ledger.usage_reader import UsageReader
 from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
@@ -216,6 +217,8 @@ async def gateway(
             app[keys.POLICIES] = policies
             app[keys.DEFAULTS] = settings.defaults
             app[keys.ROLLUPS] = rollups
+            # One each, so that callers who ask often take no operator's turn.
+            app[keys.USAGE] = UsageReader(rollups, retention)
             app[keys.BUDGETS] = Budgets(redis.commands, redis_keys)
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics

@@ -6,7 +6,7 @@ the other in one step, and the other stays for a minute for whoever still reads 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -15,7 +15,7 @@ from gateway.ledger.rollup import Dims, Row
 from gateway.ledger.sums import OTHER, SECONDS, Granularity, Period, Retention, Sums, periods
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -27,6 +27,7 @@ __all__ = [
     "SECONDS",
     "Granularity",
     "Mark",
+    "Page",
     "Period",
     "Retention",
     "Rollups",
@@ -35,6 +36,22 @@ __all__ = [
 ]
 
 _KEYS_PER_CALL = 2_000
+_FIRST_KEYS, _PARTS_PER_PAGE = 10, 1_000
+
+
+class Page(NamedTuple):
+    """The rows of one tenant and period, as they are kept."""
+
+    period: Period
+    tenant: str
+    fields: Mapping[bytes, bytes]
+
+    def rows(self, only: Mapping[str, str]) -> Iterator[tuple[Dims, Row]]:
+        """Those of these dims. Raises msgspec.DecodeError."""
+        for field, raw in self.fields.items():
+            where = _dims(self.tenant, field)
+            if all(getattr(where, name) == wanted for name, wanted in only.items()):
+                yield where, Row.from_bytes(raw)
 
 
 class Rollups:
@@ -71,6 +88,31 @@ class Rollups:
                 (period, Row() if raw is None else Row.from_bytes(raw)) for period, raw in zip(some, held, strict=True)
             ]
         return found
+
+    async def pages(self, wanted: Sequence[Period], tenant: str | None = None) -> AsyncIterator[list[Page]]:
+        """The same rows as `rows`, as they are kept and some at a time: whoever reads many decodes them in a thread.
+
+        Raises as `rows`.
+        """
+        keys = await self._current()
+        done, most = 0, _FIRST_KEYS
+        while some := wanted[done : done + most]:
+            places = [(period, tenant) for period in some] if tenant is not None else await self._places(keys, some)
+            async for page in self._pages(keys, places):
+                yield page
+            done += len(some)
+            most = _at_once(len(some), len(places))
+
+    async def _pages(self, keys: LedgerKeys, places: Sequence[tuple[Period, str]]) -> AsyncIterator[list[Page]]:
+        done, most = 0, _FIRST_KEYS
+        while some := places[done : done + most]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for period, whose in some:
+                    pipe.hgetall(keys.rows(period.granularity, period.start, whose))
+                held = await pipe.execute()
+            yield [Page(period, whose, fields) for (period, whose), fields in zip(some, held, strict=True)]
+            done += len(some)
+            most = _at_once(len(some), sum(map(len, held)))
 
     async def latest(self, most: int, tenant: str | None = None) -> list[bytes]:
         """The last receipts that were added up, the newest first, as JSON. Raises as `rows`."""
@@ -127,3 +169,11 @@ class _Whose(msgspec.Struct):
 def _dims(tenant: str, field: bytes) -> Dims:
     key, route, mode, teacher, student = msgspec.msgpack.decode(field, type=tuple[str, str, str, str, str])
     return Dims(tenant, key, route, mode, teacher, student)
+
+
+def _at_once(asked: int, came: int) -> int:
+    """How many to ask for next: few where each holds many, since what comes at once is parsed on the event loop.
+
+    Not many more than before, since the next ones may hold more.
+    """
+    return max(1, min(_KEYS_PER_CALL, 4 * asked, asked * _PARTS_PER_PAGE // max(1, came)))

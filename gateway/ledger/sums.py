@@ -35,10 +35,14 @@ class Retention(msgspec.Struct, frozen=True):
     day: float
     max_rows: int = 1_000
 
+    def of(self, granularity: Granularity) -> float:
+        """For how long, in seconds."""
+        kept_s: float = getattr(self, granularity)
+        return kept_s
+
     def ends(self, granularity: Granularity, period: int) -> int:
         """When the rows of a period go, in Unix seconds."""
-        kept_s: float = getattr(self, granularity)
-        return round(period + SECONDS[granularity] + kept_s)
+        return round(period + SECONDS[granularity] + self.of(granularity))
 
     def finest(self, created: float, now: float) -> Granularity | None:
         """By what a receipt of that moment is still counted, at the finest; None: it is no longer."""
