@@ -136,6 +136,13 @@ class Shop:
                 )
                 await asyncio.sleep(0.2)
 
+    def one_adds_up(self) -> None:
+        """Of those who live one leads, and all it has left is nothing."""
+        told = [httpx.get(f"{one.admin_url}/readyz").json()["ledger"] for one in self.gateways.values()]
+        (leader,) = [one for one in told if one["adds_up"]]
+        assert leader["lost"] == {"sums": 0, "archive": 0}
+        assert [one for one in told if one is not leader] == [{"adds_up": False}] * (len(told) - 1)
+
     async def report(self, what: str, receipts: list[Receipt]) -> None:
         statuses = {
             status: sum(one.status == status for one in receipts) for status in {one.status for one in receipts}
@@ -178,6 +185,7 @@ async def test_gateways_that_are_killed_while_they_settle_and_add_up_lose_and_do
                 await here.start(kill % 2)
             await asyncio.sleep(1)
         await here.report(f"{kills} kills of gateways", await here.settled())
+        here.one_adds_up()
 
 
 async def test_a_redis_that_is_killed_and_syncs_always_loses_and_doubles_nothing(tmp_path: Path) -> None:

@@ -142,10 +142,11 @@ class Adder:
             full += [
                 at for at, (raws, there) in zip(some, held, strict=True) if self._merged(news.rows[at], raws, there)
             ]
-        keys = self._keys.of(generation)
-        totals: Any = await self._redis.mget([keys.total(one.granularity, one.start) for one in news.totals] or [""])
-        for period, raw in zip(list(news.totals), totals, strict=False):
-            news.totals[period] = _added_to(raw, news.totals[period])
+        if news.totals:
+            keys = self._keys.of(generation)
+            totals: Any = await self._redis.mget([keys.total(one.granularity, one.start) for one in news.totals])
+            for period, raw in zip(list(news.totals), totals, strict=True):
+                news.totals[period] = _added_to(raw, news.totals[period])
         if full:
             await self._add_others(news, full)
         return news

@@ -378,7 +378,8 @@ end
 
 local verdicts, replaced, settled = {}, {}, {}
 
--- Whoever adds receipts up, and archives them, finds each here once. What it does not fetch in time is bounded.
+-- Whoever adds receipts up, and archives them, finds each here once. The janitor bounds all outboxes together; where nobody
+-- adds up there is none, and this bounds each.
 local function post(receipt, ...)
   redis.call('XADD', outbox, 'MAXLEN', '~', whole(news.max_buffered), '*', 'receipt', receipt, ...)
 end

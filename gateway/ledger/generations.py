@@ -39,7 +39,7 @@ class Generations:
         over = [int(one) for one, until in builds.items() if int(until) + _LAPSED_FOR_S < now]
         for generation in over:
             for granularity in SECONDS:
-                kept_s: float = getattr(self._retention, granularity)
+                kept_s = self._retention.of(granularity)
                 every = list(periods(granularity, now - kept_s - 2 * SECONDS[granularity], now + SECONDS[granularity]))
                 for start in range(0, len(every), _PERIODS_PER_CALL):
                     await self._drop(generation, every[start : start + _PERIODS_PER_CALL])

@@ -47,6 +47,7 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
         """Count all that another one has counted."""
         self.count += other.count
         self.sum_us += other.sum_us
+        # In place: whoever adds up many rows spends most of its time here.
         mine = self.buckets
         if not mine:
             self.buckets = other.buckets.copy()

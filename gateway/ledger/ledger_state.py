@@ -36,6 +36,13 @@ class LedgerState:
         self.lost: dict[Of, int] = {"sums": 0, "archive": 0}
         self._rolled_at = time.monotonic()
 
+    def lead(self, *, leads: bool) -> None:
+        """Whether this process adds up from now on. Of what it no longer knows it says 0, not what it knew last."""
+        if self.leads and not leads:
+            self._lag(0.0)
+            self.looked(0, 0)
+        self.leads = leads
+
     def rolled(self, count: int, oldest_ms: int | None) -> None:
         """A round is over. `oldest_ms`: when the first of what it added was settled, if more waits."""
         self.added += count

@@ -1,0 +1,32 @@
+"""load_tests/ledger_day.py: that its sums are right, and that it prints what it says; no figure is judged here."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+
+from load_tests.ledger_day import DAY_S, day_of_receipts, run
+
+
+async def test_a_small_day_is_added_up_and_made_anew_and_its_cost_is_printed() -> None:
+    console = Console(record=True, width=200)
+    await run(2_000, 20, console)
+    printed = console.export_text()
+    assert "2,000 receipts of 20 tenants" in printed
+    assert "sums are right" in printed
+    for line in ("added up, receipts/s", "the loop was held", "made anew", "Redis before, after", "rows by the minute"):
+        assert f"| {line}" in printed
+    assert "| read totals of 24 h by the hour |" in printed
+
+
+def test_a_day_has_the_order_of_its_time_and_ends_now() -> None:
+    now = time.time()
+    told = list(day_of_receipts(5_000, 50, now))
+    created = [one.created for one in told]
+    assert created == sorted(created)
+    assert now - DAY_S <= created[0]
+    assert created[-1] <= now
+    first = sum(one.tenant == "tenant-000" for one in told)
+    assert first > 5 * sum(one.tenant == "tenant-040" for one in told) > 0
+    assert len({one.id for one in told}) == len(told)
