@@ -31,6 +31,7 @@ from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
+from gateway.ledger.archiving import archiving
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
     from gateway.engines.base import Engine
+    from gateway.ledger.archiver import Archiver
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.files import PolicyFiles
@@ -76,13 +78,14 @@ _MAX_SHADOWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One process's parts that serving needs."""
+    """One process's parts that serving needs. `archiver` is None where this process does not fill the archive."""
 
     public: web.Application
     admin: web.Application
     admission: Admission
     batcher: Batcher
     store: ReceiptStore
+    archiver: Archiver | None
     tasks: Tasks
 
 
@@ -136,7 +139,16 @@ async def gateway(
         roller = Roller(redis, redis.commands, redis_keys, rollups, owner)
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
-        store = ReceiptStore(redis, in_redis, on_event=alarm.tell, metrics=metrics)
+        archive = archiving(settings, redis, redis_keys, owner, metrics)
+        if archive is not None:
+            stack.push_async_callback(archive.close)
+        store = ReceiptStore(
+            redis,
+            in_redis,
+            on_event=alarm.tell,
+            older=archive.archive.find if archive is not None else None,
+            metrics=metrics,
+        )
         ledger = Ledger(
             store,
             prices={model.name: model.price for model in settings.models},
@@ -194,6 +206,8 @@ async def gateway(
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
+        if archive is not None:
+            admin[keys.ARCHIVE_BOARD] = archive.board
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
@@ -222,12 +236,15 @@ async def gateway(
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("roller", roller.run())
+        if archive is not None:
+            tasks.keep("archive", archive.archiver.run() if archive.fills else archive.board.follow(redis))
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
-        yield Gateway(public, admin, admission, batcher, store, tasks)
+        archiver = archive.archiver if archive is not None and archive.fills else None
+        yield Gateway(public, admin, admission, batcher, store, archiver, tasks)
 
 
 def _most_shadows(settings: Settings) -> int:

@@ -102,6 +102,8 @@ async def serve(
         await parts.tasks.drain(_CUT_S)
         await parts.batcher.stop()
         kept = await parts.store.flush()
+        if parts.archiver is not None:
+            await parts.archiver.finish()
         log.info("stopped", cut=cut, receipts_kept=kept)
 
 

@@ -24,7 +24,7 @@ from gateway.errors import StoreUnavailable
 from gateway.ledger.redis_ledger import Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from gateway.ledger.receipt import Receipt
     from gateway.ledger.redis_ledger import Candidate, Exchanged, RedisLedger, TenantEvent
@@ -42,6 +42,8 @@ _BATCH = 200
 _LINGER_S = 0.02
 
 
+Older: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
+"""Where receipts are looked for that Redis does not have: by tenant and id."""
 Admitted: TypeAlias = "tuple[Verdict, tuple[Scope, ...], int] | None"
 """What Redis says of a request, with the scopes that it speaks of and Redis TIME; None: it cannot be asked."""
 
@@ -49,11 +51,19 @@ Admitted: TypeAlias = "tuple[Verdict, tuple[Scope, ...], int] | None"
 class ReceiptStore:
     """Args:
     on_event: told what came of budgets.
+    older: asked for a tenant's receipt that Redis does not have; raises StoreUnavailable.
     """
 
     def __init__(
-        self, redis: RedisClient, ledger: RedisLedger, *, on_event: Callable[[TenantEvent], None], metrics: Metrics
+        self,
+        redis: RedisClient,
+        ledger: RedisLedger,
+        *,
+        on_event: Callable[[TenantEvent], None],
+        older: Older | None = None,
+        metrics: Metrics,
     ) -> None:
+        self._older = older
         self._redis = redis
         self._ledger = ledger
         self._on_event = on_event
@@ -121,12 +131,17 @@ class ReceiptStore:
         waiting = self._waiting.get(receipt_id)
         if waiting is not None:
             return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
+        found, asked = None, False
         if self._redis.up:
             try:
-                return await self._ledger.receipt(tenant, receipt_id)
+                found, asked = await self._ledger.receipt(tenant, receipt_id), True
             except (RedisError, OSError) as error:
                 self._redis.failed(error)
-        raise StoreUnavailable("Receipts cannot be read while Redis is away. Try again.")
+        if found is None and self._older is not None:
+            found = await self._older(tenant, receipt_id)
+        if found is None and not asked:
+            raise StoreUnavailable("Receipts cannot be read while Redis is away. Try again.")
+        return found
 
     def holds(self, request_id: str) -> bool:
         """Whether a request is under way here, or its receipt is still to be told."""

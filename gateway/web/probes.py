@@ -11,17 +11,30 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
 import orjson
 from aiohttp import web
 
 from gateway.continuation import Continuation, Known
 from gateway.policy.reload import ConfigEdit
-from gateway.web.keys import ADMISSION, ENGINES, KEYRING, OWNER, POLICIES, READY_BY, REDIS, RELOADER, WORKER
+from gateway.web.keys import (
+    ADMISSION,
+    ARCHIVE_BOARD,
+    ENGINES,
+    KEYRING,
+    OWNER,
+    POLICIES,
+    READY_BY,
+    REDIS,
+    RELOADER,
+    WORKER,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.keyring.ring import Keyring
+    from gateway.ledger.archive_state import ArchiveBoard
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
 
@@ -60,6 +73,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "process": request.app[OWNER],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
+        "archive": _archive(request.app.get(ARCHIVE_BOARD)),
         "policies": _policies(request.app[POLICIES]),
         "config": _config(request.app.get(RELOADER)),
         "keys": _keys(request.app[KEYRING]),
@@ -70,6 +84,10 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         status=503 if status in _NOT_READY else 200,
         content_type="application/json",
     )
+
+
+def _archive(board: ArchiveBoard | None) -> object:
+    return None if board is None else {"where": board.where, **msgspec.to_builtins(board.state)}
 
 
 def _policies(policies: Policies) -> dict[str, object]:
