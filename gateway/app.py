@@ -39,6 +39,7 @@ from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.roller import Roller
 from gateway.ledger.rollups import Retention, Rollups
 from gateway.ledger.speeds import Speeds
+from gateway.ledger.spooler import Spooler
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
 from gateway.metrics import Metrics
@@ -85,6 +86,7 @@ class Gateway:
     admission: Admission
     batcher: Batcher
     store: ReceiptStore
+    spooler: Spooler
     archiver: Archiver | None
     tasks: Tasks
 
@@ -149,6 +151,16 @@ async def gateway(
             older=archive.archive.find if archive is not None else None,
             metrics=metrics,
         )
+        redis.on_restart = store.tell_again
+        spooler = Spooler(
+            redis,
+            in_redis,
+            store,
+            settings.data / "spool" / settings.redis.prefix,
+            receipts.spool_bytes,
+            metrics,
+        )
+        stack.push_async_callback(spooler.close)
         ledger = Ledger(
             store,
             prices={model.name: model.price for model in settings.models},
@@ -233,6 +245,7 @@ async def gateway(
             tasks.keep("reload", reloader.run())
         batcher.start(tasks)
         tasks.keep("receipts", store.run())
+        tasks.keep("spooler", spooler.run())
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("roller", roller.run())
@@ -244,7 +257,7 @@ async def gateway(
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
         archiver = archive.archiver if archive is not None and archive.fills else None
-        yield Gateway(public, admin, admission, batcher, store, archiver, tasks)
+        yield Gateway(public, admin, admission, batcher, store, spooler, archiver, tasks)
 
 
 def _most_shadows(settings: Settings) -> int:
