@@ -34,7 +34,9 @@ from gateway.ledger.alarm import Alarm
 from gateway.ledger.archiving import archiving
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.heartbeat import Heartbeat
+from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.ledger_state import LedgerState
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.roller import Roller
 from gateway.ledger.rollups import Retention, Rollups
@@ -135,10 +137,19 @@ async def gateway(
         lease_s = settings.redis.lease_s
         receipts, kept = settings.receipts, settings.rollups
         in_redis = RedisLedger(redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, receipts.max_buffered)
-        rollups = Rollups(
-            redis.commands, redis_keys, Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
+        retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
+        rollups = Rollups(redis.commands, redis_keys, retention)
+        ledger_state = LedgerState(metrics)
+        roller = Roller(redis, redis.commands, redis_keys, rollups, owner, ledger_state)
+        janitor = Janitor(
+            redis,
+            redis.commands,
+            redis_keys,
+            ledger_state,
+            most=receipts.max_buffered,
+            archived=settings.archive.url is not None,
+            retention=retention,
         )
-        roller = Roller(redis, redis.commands, redis_keys, rollups, owner)
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         archive = archiving(settings, redis, redis_keys, owner, metrics)
@@ -220,6 +231,7 @@ async def gateway(
         admin[keys.BATCHER] = batcher
         if archive is not None:
             admin[keys.ARCHIVE_BOARD] = archive.board
+        admin[keys.LEDGER_STATE] = ledger_state
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
@@ -251,6 +263,7 @@ async def gateway(
         tasks.keep("roller", roller.run())
         if archive is not None:
             tasks.keep("archive", archive.archiver.run() if archive.fills else archive.board.follow(redis))
+        tasks.keep("janitor", janitor.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())

@@ -251,6 +251,33 @@ class Metrics:
         self.archive_deleted = Counter(
             "gkt_archive_deleted", "Receipts deleted from the archive after their time.", registry=registry
         )
+        self.receipts_added_up = Counter(
+            "gkt_receipts_added_up", "Receipts that this process added to the sums.", registry=registry
+        )
+        self.receipts_not_added_up = Gauge(
+            "gkt_receipts_not_added_up",
+            "Receipts in Redis that are not in the sums yet, over the fleet.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.rollup_lag = Gauge(
+            "gkt_rollup_lag_seconds",
+            "The age of the oldest receipt in Redis that is not in the sums yet.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.receipts_buffered = Gauge(
+            "gkt_receipts_buffered",
+            "Receipts in Redis that wait to be added up or archived, over the fleet.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.receipts_unkept = Counter(
+            "gkt_receipts_unkept",
+            "Receipts that went from Redis before they were in the sums (sums), or in the archive (archive).",
+            ("of",),
+            registry=registry,
+        )
         self.limited = Counter(
             "gkt_limited",
             "Requests refused for a limit of their tenant or key: requests, tokens, parallel, budget.",

@@ -7,7 +7,7 @@ names, so that two versions can stand side by side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +55,39 @@ class LedgerKeys:
     """What receipts add up to, over all tenants. One process at a time adds, and only to what it read (`state`)."""
 
     tenants: str  # set: tenants that ever had a receipt
-    state: str  # hash: the version, one more with each addition
+    state: str  # hash: the version, another one with each addition, and the generation of rows that is read
     cursors: str  # hash: tenant -> the last entry of its outbox that is added up
     latest: str  # stream: the last receipts of all tenants, capped
     archived: str  # hash: tenant -> up to where its outbox is archived
     lease: str  # the process that adds up now; gone when it does not say so anew
     archiver: str  # the process that archives now, likewise
     archive: str  # what that one last said of the archive, as JSON; gone when it says no more
+    counted: str  # hash: tenant -> how many entries of its outbox ever came before its cursor
+    holds: str  # hash: tenant -> the entry beyond which nothing goes from its outbox, while rows are made anew
+    builds: str  # hash: generation of rows that is not read (any more) -> Unix second from which on it may go
+    leaving: str  # sorted set: tenants that were quiet for long, by when they left `tenants`
     base: str
+    rows_base: str
+
+    def of(self, generation: int) -> LedgerKeys:
+        """The same, with the rows of this generation: a number, one more with each time that rows are made anew."""
+        return replace(self, rows_base=f"{self.base}g{generation}:" if generation else self.base)
+
+    def build(self, generation: int) -> str:
+        """Hash: the version of a generation that is being made, another one with each addition."""
+        return f"{self.base}build:{generation}"
 
     def rows(self, granularity: str, period: int, tenant: str) -> str:
         """Hash: dims -> row, of one tenant in the period that begins at that Unix second."""
-        return f"{self.base}rows:{granularity}:{period}:{tenant}"
+        return f"{self.rows_base}rows:{granularity}:{period}:{tenant}"
 
     def total(self, granularity: str, period: int) -> str:
         """The row of all tenants together."""
-        return f"{self.base}total:{granularity}:{period}"
+        return f"{self.rows_base}total:{granularity}:{period}"
 
     def seen(self, granularity: str, period: int) -> str:
         """Set: tenants that have rows there."""
-        return f"{self.base}seen:{granularity}:{period}"
+        return f"{self.rows_base}seen:{granularity}:{period}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +137,8 @@ class RedisKeys:
 
     def ledger(self) -> LedgerKeys:
         base = f"{{{self.prefix}:ledger}}:v1:"
-        names = [part.name for part in fields(LedgerKeys) if part.name != "base"]
-        return LedgerKeys(**{name: base + name for name in names}, base=base)
+        names = [part.name for part in fields(LedgerKeys) if not part.name.endswith("base")]
+        return LedgerKeys(**{name: base + name for name in names}, base=base, rows_base=base)
 
     def keyring(self) -> KeyringKeys:
         base = f"{{{self.prefix}:admin}}:v1:"

@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.errors import StoreUnavailable
 from gateway.ledger.archive_db import ArchiveDatabase, ArchiveError, Where
 from gateway.ledger.archive_tables import entry_id, entry_parts
+from gateway.ledger.rebuild import Archived
 from gateway.ledger.receipt import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from gateway.ledger.archive_db import Entry
-
-Archived: TypeAlias = "tuple[str, str, Receipt]"
-"""A tenant, the entry of its outbox that brought the receipt, and the receipt."""
 
 _Result = TypeVar("_Result")
 _MOST_LOOK_UPS = 16
 _LOOK_UP_S = 5.0
 _END: Any = object()
+_ALL: Mapping[str, str] = MappingProxyType({})
+_EVERYWHERE = Where()
 
 
 class Archive:
@@ -83,16 +84,15 @@ class Archive:
             yield found
 
     async def batches(
-        self, upto: Mapping[str, str] | None = None, where: Where | None = None, size: int = 1_000
+        self, since: Mapping[str, str] = _ALL, where: Where = _EVERYWHERE, size: int = 1_000
     ) -> AsyncIterator[list[Archived]]:
-        """All receipts by time, each with the entry that brought it. Raises ArchiveError.
+        """All receipts by time, each once, with the entry that brought it. Raises ArchiveError.
 
         Args:
-            upto: by tenant an entry: then what the archive held when it had come so far. A receipt that came in an
-                abandoned one's place after that is still the abandoned one; a tenant without an entry has none.
+            since: by tenant an entry: what came with it or before is left out.
         """
-        lists = self._database.rows(where or Where(), size)
-        while (found := await self._in(self._readers, _next_batch, lists, upto)) is not None:
+        lists = self._database.rows(where, size)
+        while (found := await self._in(self._readers, _next_batch, lists, since)) is not None:
             yield found
 
     async def close(self) -> None:
@@ -106,24 +106,19 @@ class Archive:
         return await asyncio.get_running_loop().run_in_executor(threads, partial(work, *args))
 
 
-def _next_batch(lists: Any, upto: Mapping[str, str] | None) -> list[Archived] | None:
+def _next_batch(lists: Iterator[list[Any]], since: Mapping[str, str]) -> list[Archived] | None:
     rows = next(lists, None)
     if rows is None:
         return None
-    found = []
-    for row in rows:
-        held = _as_of(row, None if upto is None else entry_parts(upto.get(row.tenant, "0-0")))
-        if held is not None:
-            (ms, seq), raw = held
-            found.append((row.tenant, entry_id(ms, seq), Receipt.from_json(raw.encode())))
-    return found
-
-
-def _as_of(row: Any, upto: tuple[int, int] | None) -> tuple[tuple[int, int], str] | None:
-    """The entry and the receipt that a row held then."""
-    entry = row.entry_ms, row.entry_seq
-    if upto is None or entry <= upto:
-        return entry, row.receipt
-    if row.instead is not None and (before := (row.instead_ms, row.instead_seq)) <= upto:
-        return before, row.instead
-    return None
+    after = {tenant: entry_parts(entry) for tenant, entry in since.items()}
+    return [
+        Archived(
+            row.tenant,
+            entry_id(row.entry_ms, row.entry_seq),
+            Receipt.from_json(row.receipt.encode()),
+            None if row.instead is None else Receipt.from_json(row.instead.encode()),
+            "" if row.instead is None else entry_id(row.instead_ms, row.instead_seq),
+        )
+        for row in rows
+        if (row.entry_ms, row.entry_seq) > after.get(row.tenant, (-1, 0))
+    ]

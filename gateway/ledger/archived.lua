@@ -11,8 +11,8 @@ for _, found in ipairs(redis.call('XINFO', 'GROUPS', outbox)) do
   for place = 1, #found, 2 do facts[found[place]] = found[place + 1] end
   if facts['name'] == group then
     delivered = facts['last-delivered-id']
-    -- Redis does not know it after entries were deleted.
-    behind = facts['lag'] or redis.call('XLEN', outbox)
+    -- Redis does not always know it after entries were deleted; then at most a thousand are counted.
+    behind = facts['lag'] or #redis.call('XRANGE', outbox, '(' .. delivered, '+', 'COUNT', 1000)
   end
 end
 

@@ -47,8 +47,19 @@ class Histogram(msgspec.Struct, array_like=True):
         """Count all that another one has counted."""
         self.count += other.count
         self.sum_us += other.sum_us
+        mine = self.buckets
+        if not mine:
+            self.buckets = other.buckets.copy()
+            return
         for place, times in other.buckets.items():
-            self._put(place, times)
+            if left := mine.get(place, 0) + times:
+                mine[place] = left
+            else:
+                del mine[place]
+
+    def copy(self) -> Histogram:
+        """Another one that counts the same."""
+        return Histogram(self.count, self.sum_us, self.buckets.copy())
 
     def quantile_us(self, part: float) -> float | None:
         """The time that this part of all did not take longer than; None where nothing was counted."""

@@ -5,6 +5,7 @@ The script (exchange.lua) counts limits and budgets in the same breath.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -32,6 +33,8 @@ MOST_UNASKED_USD = Decimal(100)
 """No budget bounds what a request reserves that went on without being asked for, and Redis counts to 9 million USD:
 beyond, it would refuse the news of every other request with it."""
 MOST_BUFFERED = 200_000
+NAMED_FOR_S = 3600.0
+"""How long a process knows that Redis knows of a tenant with receipts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ class RedisLedger:
         self._ttl_s = max(1, round(ttl_s))
         self._lease_us = round(lease_s * 1_000_000)
         self._max_buffered = max_buffered
-        self._named_tenants: set[str] = set()
+        self._named_tenants: dict[str, float] = {}  # until when they need not be named again
         self._script = Script(redis, "exchange.lua")
 
     async def exchange(
@@ -185,11 +188,15 @@ class RedisLedger:
         return brought
 
     async def _name_tenants(self, settled: set[str]) -> None:
-        """Before a tenant's first receipt: whoever adds receipts up must know where to look."""
-        if new := settled - self._named_tenants:
+        """Before a tenant's first receipt: whoever adds receipts up must know where to look.
+
+        It is told again after a while, since a tenant that was quiet for long is forgotten (leavers.py).
+        """
+        now = time.monotonic()
+        if new := [tenant for tenant in settled if self._named_tenants.get(tenant, now) <= now]:
             told: Any = self._redis.sadd(self._keys.ledger().tenants, *new)
             await told
-            self._named_tenants |= new
+            self._named_tenants.update(dict.fromkeys(new, now + NAMED_FOR_S))
 
     def forget(self) -> None:
         """Take nothing for known in Redis: it may have lost what it was told."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.ledger.receipt import EngineShare, Receipt
 
 _Name = TypeVar("_Name", int, str)
+_Where = TypeVar("_Where")
 
 STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 """The order of `Row.stages`."""
@@ -43,6 +44,9 @@ class Tokens(msgspec.Struct, array_like=True):
     input: int = 0
     cached: int = 0
     output: int = 0
+
+    def copy(self) -> Tokens:
+        return Tokens(self.input, self.cached, self.output)
 
     def merge(self, other: Tokens, times: int = 1) -> None:
         """Count another's too; with `times` -1 no longer."""
@@ -147,6 +151,19 @@ class Row(msgspec.Struct, array_like=True):
         for mine_us, theirs_us in zip(self.stages, other.stages, strict=True):
             mine_us.merge(theirs_us)
 
+    def copy(self) -> Row:
+        """Another one that counts the same."""
+        return msgspec.structs.replace(
+            self,
+            errors=self.errors.copy(),
+            unguided=self.unguided.copy(),
+            batches=self.batches.copy(),
+            teacher=self.teacher.copy(),
+            student=self.student.copy(),
+            failed=self.failed.copy(),
+            stages=[one.copy() for one in self.stages],
+        )
+
     def to_bytes(self) -> bytes:
         return msgspec.msgpack.encode(self)
 
@@ -174,6 +191,15 @@ def row_in(rows: MutableMapping[Dims, Row], where: Dims) -> Row:
     if row is None:
         row = rows[where] = Row()
     return row
+
+
+def merge_in(rows: MutableMapping[_Where, Row], where: _Where, row: Row) -> None:
+    """Count all that a row does in the row of that place; neither is the other's afterwards."""
+    held = rows.get(where)
+    if held is None:
+        rows[where] = row.copy()
+    else:
+        held.merge(row)
 
 
 def pico(usd: Decimal) -> int:

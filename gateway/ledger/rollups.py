@@ -1,135 +1,40 @@
-"""What receipts add up to, in Redis: rows by the minute, the hour and the day, and how they are read and written.
+"""What receipts add up to, in Redis: rows by the minute, the hour and the day, and how they are read.
 
-A receipt belongs to the period in which its request came in (`created`), whenever it was settled: so that the same
-receipts, read from the archive, make the same rows.
+Who adds to them is adder.py. Readers see one generation of rows as a whole: one that is built anew takes the place of
+the other in one step, and the other stays for a minute for whoever still reads it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.ledger.rollup import Dims, Row, dims, row_in
-from gateway.ledger.script import Script
+from gateway.ledger.adder import KEPT_LATEST, Adder, Mark, batched
+from gateway.ledger.rollup import Dims, Row
+from gateway.ledger.sums import OTHER, SECONDS, Granularity, Period, Retention, Sums, periods
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio import Redis
 
-    from gateway.ledger.receipt import Receipt
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis_keys import LedgerKeys, RedisKeys
 
-Granularity = Literal["minute", "hour", "day"]
-SECONDS: dict[Granularity, int] = {"minute": 60, "hour": 3600, "day": 86_400}
-"""How long a period is. All begin with the Unix epoch, so days are UTC's."""
-
-KEPT_LATEST = 1_000
-"""About how many of the last receipts of all tenants stay at hand."""
+__all__ = [
+    "KEPT_LATEST",
+    "OTHER",
+    "SECONDS",
+    "Granularity",
+    "Mark",
+    "Period",
+    "Retention",
+    "Rollups",
+    "Sums",
+    "periods",
+]
 
 _KEYS_PER_CALL = 2_000
-_Item = TypeVar("_Item")
-OTHER = "(other)"
-"""The key, and the route, of what is beyond the bound of rows. It has brackets, so nothing else is called so."""
-
-
-class Retention(msgspec.Struct, frozen=True):
-    """How long rows are kept after their period, in seconds; and how many for one tenant and period."""
-
-    minute: float
-    hour: float
-    day: float
-    max_rows: int = 1_000
-
-    def ends(self, granularity: Granularity, period: int) -> int:
-        """When the rows of a period go, in Unix seconds."""
-        kept_s: float = getattr(self, granularity)
-        return round(period + SECONDS[granularity] + kept_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Period:
-    """Some time, from `start` in Unix seconds."""
-
-    granularity: Granularity
-    start: int
-
-    @classmethod
-    def of(cls, granularity: Granularity, moment: float) -> Period:
-        """The one in which a moment lies."""
-        length = SECONDS[granularity]
-        return cls(granularity, int(moment // length * length))
-
-
-def periods(granularity: Granularity, since: float, until: float) -> Iterator[Period]:
-    """All that lie in [since, until), the first and the last with their whole length."""
-    one = Period.of(granularity, since)
-    while one.start < until:
-        yield one
-        one = Period(granularity, one.start + SECONDS[granularity])
-
-
-class Sums:
-    """What some receipts add up to, to be added to what is there."""
-
-    def __init__(self) -> None:
-        self.rows: dict[Period, dict[Dims, Row]] = defaultdict(dict)
-
-    def add(self, receipt: Receipt, times: int = 1) -> None:
-        """Count a receipt, in its minute; `spread` takes it to the hours and days."""
-        row_in(self.rows[Period.of("minute", receipt.created)], dims(receipt)).add(receipt, times)
-
-    def spread(self) -> Sums:
-        """The same, by the hour and the day as well. Call it once, when all are counted."""
-        for period, rows in list(self.rows.items()):
-            for granularity in ("hour", "day"):
-                wider = self.rows[Period.of(granularity, period.start)]
-                for where, row in rows.items():
-                    row_in(wider, where).merge(row)
-        return self
-
-
-class RowsNews(msgspec.Struct, frozen=True):
-    """How many rows of one tenant and period follow, and when they go, in Unix seconds."""
-
-    ends: int
-    count: int
-
-
-class SeenNews(msgspec.Struct, frozen=True):
-    """Tenants that have rows in a period."""
-
-    ends: int
-    tenants: list[str]
-
-
-class Roll(msgspec.Struct, frozen=True):
-    """What one call of the script writes, if nobody has written since `version`. The keys follow in this order.
-
-    Attributes:
-        latest: how many receipts follow.
-        totals: for each, when it goes.
-    """
-
-    version: str
-    cursors: dict[str, str]
-    latest: int
-    keep_latest: int
-    rows: list[RowsNews]
-    totals: list[int]
-    seen: list[SeenNews]
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """Up to where outboxes are added up: entry ids by tenant. `version` says what was read."""
-
-    version: str
-    cursors: Mapping[str, str]
 
 
 class Rollups:
@@ -140,17 +45,17 @@ class Rollups:
     def __init__(self, redis: Redis, keys: RedisKeys, retention: Retention) -> None:
         self._redis = redis
         self._keys = keys.ledger()
-        self._retention = retention
-        self._script = Script(redis, "roll.lua")
+        self._adder = Adder(redis, keys, retention)
 
     async def rows(self, wanted: Sequence[Period], tenant: str | None = None) -> list[tuple[Period, Dims, Row]]:
         """The rows of these periods, of one tenant or of all. Raises RedisError and OSError."""
-        places = [(period, tenant) for period in wanted] if tenant is not None else await self._places(wanted)
+        keys = await self._current()
+        places = [(period, tenant) for period in wanted] if tenant is not None else await self._places(keys, wanted)
         found = []
-        for some in _batched(places, _KEYS_PER_CALL):
+        for some in batched(places, _KEYS_PER_CALL):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for period, whose in some:
-                    pipe.hgetall(self._keys.rows(period.granularity, period.start, whose))
+                    pipe.hgetall(keys.rows(period.granularity, period.start, whose))
                 held = await pipe.execute()
             for (period, whose), fields in zip(some, held, strict=True):
                 found += [(period, _dims(whose, field), Row.from_bytes(raw)) for field, raw in fields.items()]
@@ -158,9 +63,10 @@ class Rollups:
 
     async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, Row]]:
         """Of each period all tenants together; a period without receipts has an empty row. Raises as `rows`."""
+        keys = await self._current()
         found = []
-        for some in _batched(wanted, _KEYS_PER_CALL):
-            held: Any = await self._redis.mget([self._keys.total(one.granularity, one.start) for one in some])
+        for some in batched(wanted, _KEYS_PER_CALL):
+            held: Any = await self._redis.mget([keys.total(one.granularity, one.start) for one in some])
             found += [
                 (period, Row() if raw is None else Row.from_bytes(raw)) for period, raw in zip(some, held, strict=True)
             ]
@@ -169,120 +75,55 @@ class Rollups:
     async def latest(self, most: int, tenant: str | None = None) -> list[bytes]:
         """The last receipts that were added up, the newest first, as JSON. Raises as `rows`."""
         found: Any = await self._redis.xrevrange(self._keys.latest, count=KEPT_LATEST if tenant else most)
-        raw = [fields[b"receipt"] for _, fields in found]
-        if tenant is not None:
-            raw = [one for one in raw if msgspec.json.decode(one, type=_Whose).tenant == tenant]
-        return raw[:most]
+        raw: dict[str, bytes] = {}  # by id: where rows were made anew, some are added up again
+        for _, fields in found:
+            whose = msgspec.json.decode(fields[b"receipt"], type=_Whose)
+            if tenant is None or whose.tenant == tenant:
+                raw.setdefault(whose.id, fields[b"receipt"])
+        return list(raw.values())[:most]
 
     async def mark(self) -> Mark:
         """Up to where all is added up. Raises as `rows`."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hget(self._keys.state, "version")
-            pipe.hgetall(self._keys.cursors)
-            version, cursors = await pipe.execute()
-        return Mark(
-            version.decode() if version is not None else "0",
-            {tenant.decode(): one.decode() for tenant, one in cursors.items()},
-        )
+        return await self._adder.mark()
+
+    async def version(self) -> str:
+        """What `mark` would name, without the rest. Raises as `rows`."""
+        return await self._adder.version()
 
     async def write(
-        self, mark: Mark, sums: Sums, cursors: Mapping[str, str], latest: Sequence[bytes], now: float
-    ) -> bool:
-        """Add these sums, and move the cursors, unless somebody has written since `mark`: whether it was done.
-
-        Args:
-            sums: by the minute, the hour and the day.
-            latest: receipts as JSON, the oldest first.
-            now: Unix seconds; what would be forgotten at once is not written.
-
-        Raises as `rows`.
-        """
-        alive = {period: rows for period, rows in sums.rows.items() if self._ends(period) > now}
-        by_tenant: dict[tuple[Period, str], dict[bytes, Row]] = defaultdict(dict)
-        totals: dict[Period, Row] = defaultdict(Row)
-        for period, by_dims in alive.items():
-            for where, row in by_dims.items():
-                by_tenant[period, where.tenant][_field(where)] = row
-                totals[period].merge(row)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for (period, tenant), rows in by_tenant.items():
-                pipe.hmget(self._keys.rows(period.granularity, period.start, tenant), list(rows))
-            for period in totals:
-                pipe.get(self._keys.total(period.granularity, period.start))
-            held = await pipe.execute()
-        for rows, raws in zip(by_tenant.values(), held[: len(by_tenant)], strict=True):
-            for row, raw in zip(rows.values(), raws, strict=True):
-                if raw is not None:
-                    row.merge(Row.from_bytes(raw))
-        for total, raw in zip(totals.values(), held[len(by_tenant) :], strict=True):
-            if raw is not None:
-                total.merge(Row.from_bytes(raw))
-        return await self._write(mark, by_tenant, totals, cursors, latest)
-
-    async def _write(
         self,
         mark: Mark,
-        by_tenant: Mapping[tuple[Period, str], Mapping[bytes, Row]],
-        totals: Mapping[Period, Row],
+        sums: Sums,
         cursors: Mapping[str, str],
         latest: Sequence[bytes],
-    ) -> bool:
-        roll = Roll(
-            version=mark.version,
-            cursors=dict(cursors),
-            latest=len(latest),
-            keep_latest=KEPT_LATEST,
-            rows=[RowsNews(self._ends(period), len(rows)) for (period, _), rows in by_tenant.items()],
-            totals=[self._ends(period) for period in totals],
-            seen=[
-                SeenNews(self._ends(period), [tenant for one, tenant in by_tenant if one == period])
-                for period in totals
-            ],
-        )
-        keys = [self._keys.state, self._keys.cursors, self._keys.latest]
-        keys += [self._keys.rows(period.granularity, period.start, tenant) for period, tenant in by_tenant]
-        keys += [self._keys.total(period.granularity, period.start) for period in totals]
-        keys += [self._keys.seen(period.granularity, period.start) for period in totals]
-        # Redis' MessagePack knows text alone, so what is binary stands beside it.
-        binary = list(latest)
-        for rows in by_tenant.values():
-            for field, row in rows.items():
-                binary += [field, row.to_bytes()]
-        binary += [total.to_bytes() for total in totals.values()]
-        call = (keys, [msgspec.msgpack.encode(roll), *binary])
-        (done,) = await self._script.run([call])
-        return bool(done)
+        now: float,
+        counted: Mapping[str, int] | None = None,
+    ) -> str | None:
+        """Add to what is there (Adder.write)."""
+        return await self._adder.write(mark, sums, cursors, latest, now, counted)
 
-    async def _places(self, wanted: Sequence[Period]) -> list[tuple[Period, str]]:
+    async def _current(self) -> LedgerKeys:
+        generation: Any = await self._redis.hget(self._keys.state, "generation")
+        return self._keys.of(int(generation or 0))
+
+    async def _places(self, keys: LedgerKeys, wanted: Sequence[Period]) -> list[tuple[Period, str]]:
         places = []
-        for some in _batched(wanted, _KEYS_PER_CALL):
+        for some in batched(wanted, _KEYS_PER_CALL):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for period in some:
-                    pipe.smembers(self._keys.seen(period.granularity, period.start))
+                    pipe.smembers(keys.seen(period.granularity, period.start))
                 held = await pipe.execute()
             places += [
                 (period, raw.decode()) for period, tenants in zip(some, held, strict=True) for raw in sorted(tenants)
             ]
         return places
 
-    def _ends(self, period: Period) -> int:
-        return self._retention.ends(period.granularity, period.start)
-
 
 class _Whose(msgspec.Struct):
+    id: str
     tenant: str
-
-
-def _field(where: Dims) -> bytes:
-    return msgspec.msgpack.encode(where[1:])
 
 
 def _dims(tenant: str, field: bytes) -> Dims:
     key, route, mode, teacher, student = msgspec.msgpack.decode(field, type=tuple[str, str, str, str, str])
     return Dims(tenant, key, route, mode, teacher, student)
-
-
-def _batched(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:
-    rest = iter(items)
-    while some := list(islice(rest, most)):
-        yield some

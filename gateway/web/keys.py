@@ -18,6 +18,7 @@ from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.archive_state import ArchiveBoard
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.ledger_state import LedgerState
 from gateway.ledger.rollups import Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
@@ -62,6 +63,7 @@ OWNER = web.AppKey("owner", str)  # this process's name in Redis
 TRY = web.AppKey("try", str)  # what a listener names to who asks for something that it has not
 READY_BY = web.AppKey("ready_by", float)  # until then, on the loop's clock, readiness waits for the first probes
 BATCHER = web.AppKey("batcher", Batcher)
+LEDGER_STATE = web.AppKey("ledger_state", LedgerState)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it

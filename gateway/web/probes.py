@@ -22,6 +22,7 @@ from gateway.web.keys import (
     ARCHIVE_BOARD,
     ENGINES,
     KEYRING,
+    LEDGER_STATE,
     OWNER,
     POLICIES,
     READY_BY,
@@ -77,6 +78,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "policies": _policies(request.app[POLICIES]),
         "config": _config(request.app.get(RELOADER)),
         "keys": _keys(request.app[KEYRING]),
+        "ledger": request.app[LEDGER_STATE].as_dict(),
         "engines": engines,
     }
     return web.Response(

@@ -79,7 +79,7 @@ class Fed:
         return receipt
 
     async def ids(self) -> list[str]:
-        return [receipt.id async for some in self.archive.batches() for _, _, receipt in some]
+        return [one.receipt.id async for some in self.archive.batches() for one in some]
 
     def value(self, name: str) -> float:
         return self.metrics.registry.get_sample_value(name) or 0.0

@@ -22,6 +22,7 @@ from gateway.ledger.archive import Archive
 from gateway.ledger.archive_db import ArchiveDatabase, ArchiveError, Entry, Where
 from gateway.ledger.archive_tables import SCHEMA
 from gateway.ledger.intent import abandoned
+from gateway.ledger.rebuild import Archived
 from gateway.ledger.rollup import Row, pico
 from gateway.units import Wrong
 from tests.ledger.archives import address, entry
@@ -44,6 +45,10 @@ async def an_archive(url: str, data: Path) -> AsyncIterator[Archive]:
 
 
 async def held(archive: Archive, **more: Any) -> list[tuple[str, str, Receipt]]:
+    return [(one.tenant, one.entry, one.receipt) for one in await whole(archive, **more)]
+
+
+async def whole(archive: Archive, **more: Any) -> list[Archived]:
     return [one async for some in archive.batches(**more) for one in some]
 
 
@@ -113,10 +118,9 @@ async def test_a_true_receipt_stands_whenever_the_abandoned_one_comes(
         for place in (*order, *order):
             await archive.write([brought[place]])
         assert await held(archive) == [("acme", "8-0", true)]
-        assert await held(archive, upto={"acme": "8-0"}) == [("acme", "8-0", true)]
-        assert await held(archive, upto={"acme": "7-9"}) == [("acme", "5-0", gone)]
-        assert await held(archive, upto={"acme": "4-0"}) == []
-        assert await held(archive, upto={"globex": "9-0"}) == []
+        assert await whole(archive) == [Archived("acme", "8-0", true, gone, "5-0")]
+        assert await held(archive, since={"acme": "7-9", "globex": "9-0"}) == [("acme", "8-0", true)]
+        assert await held(archive, since={"acme": "8-0"}) == []
         assert [row.cost_pico for row in await sql(archive, "SELECT cost_pico FROM receipts")] == [pico(true.cost_usd)]
 
 
@@ -125,9 +129,8 @@ async def test_both_in_one_batch_are_the_true_one(archive_url: str, data: Path) 
     true = msgspec.structs.replace(closed(guided()), id=one.id)
     async with an_archive(archive_url, data) as archive:
         await archive.write([entry(true, "8-0"), entry(abandoned(one, time.time()), "5-0")])
-        assert [(at, found.status) for _, at, found in await held(archive, upto={"acme": "6-0"})] == [
-            ("5-0", "abandoned")
-        ]
+        (found,) = await whole(archive)
+        assert (found.instead_entry, found.instead and found.instead.status) == ("5-0", "abandoned")
         assert await held(archive) == [("acme", "8-0", true)]
 
 

@@ -66,7 +66,7 @@ async def test_what_is_settled_is_archived_and_told_of(fed: Fed) -> None:
     assert await fed.feed.archived() == last
     assert fed.value("gkt_archived_total") == 37
     assert (fed.value("gkt_archive_up"), fed.value("gkt_archive_waiting")) == (1, 0)
-    assert {(at, one.id) async for some in fed.archive.batches(last) for _, at, one in some} == {
+    assert {(one.entry, one.receipt.id) async for some in fed.archive.batches() for one in some} == {
         (at.decode(), msgspec.json.decode(fields[b"receipt"])["id"])
         for tenant in last
         for at, fields in await fed.redis.xrange(fed.keys.outbox(tenant))
@@ -132,12 +132,10 @@ async def test_a_true_receipt_takes_an_abandoned_ones_place(fed: Fed) -> None:
     await fed.ledger.exchange([candidate(one)], [])
     gone = await fed.abandon(one, time.time())
     await fed.ann._turn()
-    before = await fed.feed.archived()
     await fed.settle(true)
     await fed.ann._turn()
-    found = [receipt async for some in fed.archive.batches() for _, _, receipt in some]
-    assert found == [true]
-    assert [receipt async for some in fed.archive.batches(before) for _, _, receipt in some] == [gone]
+    found = [one async for some in fed.archive.batches() for one in some]
+    assert [(one.receipt, one.instead) for one in found] == [(true, gone)]
 
 
 async def test_what_redis_forgets_is_archived_all_the_same_when_it_is_told_again(fed: Fed) -> None:

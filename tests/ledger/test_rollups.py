@@ -2,76 +2,27 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest_asyncio
-from redis.asyncio import Redis
 
 from gateway.ledger.intent import abandoned
-from gateway.ledger.redis_ledger import RedisLedger, Settlement
-from gateway.ledger.roller import Roller
+from gateway.ledger.redis_ledger import Settlement
 from gateway.ledger.rollup import Row, usd
-from gateway.ledger.rollups import Period, Retention, Rollups, Sums, periods
-from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
-from tests.ledger.drafts import candidate, closed, guided, intent
+from gateway.ledger.rollups import OTHER, Period, Retention, Sums
+from tests.ledger.books import Books, open_books, plainly, receipts
+from tests.ledger.drafts import candidate, intent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.ledger.receipt import Receipt
-
-RETENTION = Retention(minute=3600, hour=86_400, day=10 * 86_400)
-
-
-class Books:
-    """A Redis, a ledger that settles into it, and two processes that add up."""
-
-    def __init__(self, redis: Redis, client: RedisClient) -> None:
-        self.redis = redis
-        self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
-        self.ledger = RedisLedger(redis, self.keys, "ann", 100, 10)
-        self.rollups = Rollups(redis, self.keys, RETENTION)
-        self.ann = Roller(client, redis, self.keys, self.rollups, "ann")
-        self.bob = Roller(client, redis, self.keys, self.rollups, "bob")
-
-    async def settle(self, *receipts: Receipt) -> None:
-        await self.ledger.exchange([], [Settlement(one, None) for one in receipts])
-
-    async def total(self, granularity: str) -> Row:
-        now = time.time()
-        total = Row()
-        for _, row in await self.rollups.totals(list(periods(granularity, now - 7200, now + 1))):  # type: ignore[arg-type]
-            total.merge(row)
-        return total
-
 
 @pytest_asyncio.fixture
 async def books(redis_url: str) -> AsyncIterator[Books]:
-    client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
-    await client.require()
-    async with Redis.from_url(redis_url) as redis:
-        yield Books(redis, client)
-    await client.close()
-
-
-def receipts(count: int, tenant: str = "acme") -> list[Receipt]:
-    """Of now, each with another id and another price."""
-    return [
-        msgspec.structs.replace(
-            closed(guided(), "ok" if place % 3 else "engine_timeout"),
-            id=f"{tenant}-{secrets.token_hex(6)}",
-            tenant=tenant,
-            created=int(time.time()),
-            cost_usd=Decimal(f"0.{place:012d}"),
-        )
-        for place in range(1, count + 1)
-    ]
+    async with open_books(redis_url) as one:
+        yield one
 
 
 async def test_the_sum_of_receipts_is_the_sum_of_rows_in_every_granularity(books: Books) -> None:
@@ -122,3 +73,71 @@ async def test_the_last_receipts_stand_ready_the_newest_first(books: Books) -> N
     await books.ann.roll()
     found = [msgspec.json.decode(raw)["id"] for raw in await books.rollups.latest(3)]
     assert found == [one.id for one in told[:2:-1]]
+
+
+async def test_rows_beyond_the_bound_count_together_and_those_that_are_there_go_on(redis_url: str) -> None:
+    bound = 4
+    async with open_books(redis_url, Retention(3600, 86_400, 10 * 86_400, max_rows=bound)) as books:
+        told = [msgspec.structs.replace(one, key=f"k{place % 9}") for place, one in enumerate(receipts(45))]
+        for start in range(0, 45, 3):
+            await books.settle(*told[start : start + 3])
+            await books.ann.roll()
+        for period, rows in (await books.rows()).items():
+            names = {(where.key, where.route) for where in rows}
+            assert names == {("k0", "chat"), ("k1", "chat"), ("k2", "chat"), ("k3", "chat"), (OTHER, OTHER)}
+            expected = [row.requests for where, row in plainly(told)[period].items() if where.key in {"k0", "k3"}]
+            assert [row.requests for where, row in rows.items() if where.key in {"k0", "k3"}] == expected
+            together = Row()
+            for row in rows.values():
+                together.merge(row)
+            assert together == (await books.rollups.totals([period]))[0][1]
+        assert (await books.total("day")).requests == 45
+
+
+async def test_a_round_reads_of_everybody_and_in_equal_parts_of_who_has_more(books: Books) -> None:
+    await books.settle(*receipts(3_000, "loud"), *receipts(700, "noisy"))
+    for place in range(20):
+        await books.settle(*receipts(1, f"quiet{place:02}"))
+    assert 500 <= await books.ann.roll() <= 750
+    by_tenant = {
+        where.tenant: row.requests for _, where, row in await books.rollups.rows([Period.of("day", time.time())])
+    }
+    assert sum(count for tenant, count in by_tenant.items() if tenant.startswith("quiet")) == 20
+    assert by_tenant["loud"] == by_tenant["noisy"]
+    assert await books.roll_all() == 3_720 - sum(by_tenant.values())
+    assert (await books.total("hour")).requests == 3_720
+
+
+async def test_a_process_that_was_not_first_takes_up_where_the_other_one_is(books: Books) -> None:
+    told = receipts(30)
+    for place in range(0, 30, 3):
+        await books.settle(*told[place : place + 3])
+        await (books.ann if place % 2 else books.bob).roll()
+        await books.bob.roll()
+    assert await books.rows() == plainly(told)
+
+
+async def test_what_cannot_be_read_is_passed_over(books: Books) -> None:
+    told = receipts(2)
+    await books.settle(told[0])
+    await books.redis.xadd(books.keys.outbox("acme"), {"receipt": "{}"})
+    await books.redis.xadd(books.keys.outbox("acme"), {"later": "x"})
+    await books.settle(told[1])
+    assert await books.ann.roll() == 4
+    assert await books.rows() == plainly(told)
+
+
+async def test_a_redis_that_lost_everything_is_not_taken_for_what_it_was(books: Books) -> None:
+    """What a process knows of the last round holds for that history alone."""
+    told = receipts(3)
+    for place in range(3):
+        if place == 2:
+            for name in await books.redis.keys(f"*{books.keys.prefix}*"):
+                await books.redis.delete(name)
+            books.ledger.forget()
+            await books.settle(*receipts(1, "beta"))
+            await books.bob.roll()
+        await books.settle(told[place])
+        assert await books.ann.roll() == 1
+    assert (await books.total("day")).requests == 2
+    assert len(await books.redis.hgetall(books.keys.ledger().cursors)) == 2
