@@ -135,6 +135,10 @@ class Archiver:
         except (RedisError, TimeoutError, *ArchiveError, StartupError) as error:
             log.warning("archive_unfinished", error=type(error).__name__)
 
+    async def behind(self) -> Behind:
+        """What waits to be archived. Raises RedisError and OSError."""
+        return await self._feed.behind()
+
     async def _turn(self) -> float:
         """One round: how long to rest after it."""
         leads = await self._lease.held()
