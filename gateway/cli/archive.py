@@ -49,9 +49,9 @@ archive = typer.Typer(
     name="archive",
     help=(
         "The archive of receipts: in SQLite, or in PostgreSQL, as `archive.url` of config.yaml says.\n\nThe gateway "
-        "fills it by itself, unless `archive.run` says `command`: then `gkt-gateway archive run` does, in a process of its "
-        "own. `status` says how far it is, `export` writes receipts as CSV or JSON lines, and `rebuild` makes the sums "
-        "in Redis anew from it.\n\ndocs/archive.md tells all of it, with SQL to begin with."
+        "fills it by itself, unless `archive.run` says `command`: then `gkt-gateway archive run` does, in a process of "
+        "its own. `status` says how far it is, `export` writes receipts as CSV or JSON lines, and `rebuild` makes the "
+        "sums in Redis anew from it.\n\ndocs/archive.md tells all of it, with SQL to begin with."
     ),
     no_args_is_help=True,
     **SETTINGS,

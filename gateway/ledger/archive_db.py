@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -300,6 +301,7 @@ def _write(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         rest = more
 
 
+@cache
 def _upsert(dialect: str) -> Any:
     """A row, unless there is one of that id: then what both say together.
 

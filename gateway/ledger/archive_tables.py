@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """The version of the tables, one more with each change."""
 
+_NUL = b"\\u0000"
+
 METADATA = MetaData()
 
 VERSION = Table("gkt_archive", METADATA, Column("version", Integer, primary_key=True, autoincrement=False))
@@ -144,8 +146,10 @@ def row_of(receipt: Receipt, raw: bytes, entry: str) -> dict[str, Any]:
         "receipt": raw.decode(),
         **dict.fromkeys(INSTEAD),
     }
-    # PostgreSQL has no place for it in a text, and JSON writes it in another way.
-    return {name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in row.items()}
+    if _NUL in raw:
+        # PostgreSQL has no place for it in a text. The JSON writes it in another way, and stays as it is.
+        return {name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in row.items()}
+    return row
 
 
 def _share(role: str, share: EngineShare | None) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import stat
+import sys
 import time
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from pathlib import Path
 from threading import Barrier, Thread
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +33,6 @@ from tests.ledger.drafts import call, closed, draft, guided, intent, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from gateway.ledger.receipt import Receipt
 
@@ -240,6 +242,14 @@ async def test_an_archive_that_is_away_says_so_to_who_looks_for_a_receipt(tmp_pa
             assert "s3cret" not in archive.where
 
 
+async def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    async with an_archive("postgresql://gkt:s3cret@127.0.0.1:1/gkt", tmp_path) as archive:
+        with pytest.raises(StartupError, match=r"needs the extra `postgres`") as failed:
+            await archive.open()
+        assert "s3cret" not in str(failed.value)
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -297,3 +307,22 @@ def test_any_order_and_repetition_ends_the_same(
             assert row.entry_ms == max(at + 10 * is_true for is_true, at in mine)
     finally:
         database.close()
+
+
+QUERIES = re.findall(
+    r"```sql\n(.*?)```", (Path(__file__).parents[2] / "docs" / "archive.md").read_text("utf-8"), re.DOTALL
+)
+
+
+async def test_the_queries_of_the_page_can_be_asked(archive_url: str, data: Path) -> None:
+    """And the first says what was paid."""
+    receipts = [msgspec.structs.replace(closed(guided()), created=1_793_491_200 + place) for place in range(3)]
+    other = "SQLite" if archive_url != "sqlite" else "PostgreSQL"
+    async with an_archive(archive_url, data) as archive:
+        await archive.write([entry(one, f"{place}-0") for place, one in enumerate(receipts)])
+        found = [await sql(archive, query) for query in QUERIES if f"-- {other}" not in query]
+    assert len(found) == len(QUERIES) - 1 >= 4
+    ((tenant, requests, cost_usd, *_),) = found[0]
+    assert (tenant, requests) == ("acme", 3)
+    assert float(cost_usd) == pytest.approx(float(sum(one.cost_usd for one in receipts)))
+    assert str(found[1][0][0]) == "2026-11-01"
