@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -74,6 +75,7 @@ class ArchiveDatabase:
     def __init__(self, address: str) -> None:
         self._address = address
         self._engine: Engine | None = None
+        self._opening = Lock()
 
     def open(self) -> None:
         """Connect, and make the tables where there are none. Nothing happens where that was done.
@@ -83,7 +85,9 @@ class ArchiveDatabase:
             NewerArchive: its tables are a newer version's.
             StartupError: what connects to such a database is not installed.
         """
-        if self._engine is None:
+        with self._opening:
+            if self._engine is not None:
+                return
             engine = self._connected()
             try:
                 _prepare(engine)
@@ -218,9 +222,13 @@ class ArchiveDatabase:
         return self._ready().execution_options(writes=True).begin()
 
     def _ready(self) -> Engine:
-        self.open()
-        assert self._engine is not None
-        return self._engine
+        engine = self._engine
+        if engine is None:
+            self.open()
+            engine = self._engine
+            if engine is None:
+                raise OSError("the archive was closed")
+        return engine
 
     def __str__(self) -> str:
         return shown(self._address)

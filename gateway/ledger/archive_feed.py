@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 GROUP = "archive"
 # One name for all: whoever works is the only one, and of two that believe so each gets other entries.
 _CONSUMER = "archiver"
-_TENANTS_PER_CALL = 500
+_TENANTS_PER_CALL = 250
 _ACKS_PER_CALL = 500
 
 

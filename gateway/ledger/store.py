@@ -231,6 +231,7 @@ class ReceiptStore:
             settled = list(islice(chain(self._waiting.values(), self._again.values()), _BATCH))
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
+                self._refused = False  # what was refused is no more
                 return True
             try:
                 brought = await self._ledger.exchange(candidates, settled, beats)
