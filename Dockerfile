@@ -2,7 +2,7 @@
 # The gateway alone: engines and Redis run elsewhere. Build:  docker build -t gkt-gateway .
 #
 # Run, with your own configuration in ./gkt (config.yaml with its redis.url, and policies/):
-#   docker run -p 8080:8080 -v "$PWD/gkt":/etc/gkt:ro gkt-gateway
+#   docker run -p 8080:8080 -v "$PWD/gkt":/etc/gkt:ro -v gkt-data:/var/lib/gkt gkt-gateway
 # With -e GKT_WORKERS=4 it uses four cores.
 # The image holds no configuration: the sample's development key is known to everybody.
 ARG PYTHON=3.13.9-slim-bookworm
@@ -28,8 +28,12 @@ FROM python:${PYTHON}
 ENV PATH=/opt/gkt/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gkt
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gkt \
+    && install -d -o 10001 -g 10001 -m 0700 /var/lib/gkt
 COPY --from=build /opt/gkt /opt/gkt
+# The archive, and what Redis did not take yet: they must outlive the container.
+ENV GKT_DATA=/var/lib/gkt
+VOLUME /var/lib/gkt
 USER 10001
 RUN gkt-gateway version
 EXPOSE 8080

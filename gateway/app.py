@@ -32,6 +32,7 @@ from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
+from gateway.ledger.archiving import archiving
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.janitor import Janitor
@@ -41,6 +42,7 @@ from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.roller import Roller
 from gateway.ledger.rollups import Retention, Rollups
 from gateway.ledger.speeds import Speeds
+from gateway.ledger.spooler import Spooler
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
 from gateway.ledger.usage_reader import UsageReader
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
     from gateway.engines.base import Engine
+    from gateway.ledger.archiver import Archiver
     from gateway.ledger.spans import ReceiptSpans
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
@@ -84,13 +87,15 @@ _MAX_SHADOWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One process's parts that serving needs."""
+    """One process's parts that serving needs. `archiver` is None where this process does not fill the archive."""
 
     public: web.Application
     admin: web.Application
     admission: Admission
     batcher: Batcher
     store: ReceiptStore
+    spooler: Spooler
+    archiver: Archiver | None
     tasks: Tasks
 
 
@@ -157,7 +162,26 @@ async def gateway(
         )
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
-        store = ReceiptStore(redis, in_redis, on_event=alarm.tell, metrics=metrics)
+        archive = archiving(settings, redis, redis_keys, owner, metrics)
+        if archive is not None:
+            stack.push_async_callback(archive.close)
+        store = ReceiptStore(
+            redis,
+            in_redis,
+            on_event=alarm.tell,
+            older=archive.archive.find if archive is not None else None,
+            metrics=metrics,
+        )
+        redis.on_restart = store.tell_again
+        spooler = Spooler(
+            redis,
+            in_redis,
+            store,
+            settings.data / "spool" / settings.redis.prefix,
+            receipts.spool_bytes,
+            metrics,
+        )
+        stack.push_async_callback(spooler.close)
         ledger = Ledger(
             store,
             prices={model.name: model.price for model in settings.models},
@@ -219,6 +243,8 @@ async def gateway(
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
+        if archive is not None:
+            admin[keys.ARCHIVE_BOARD] = archive.board
         admin[keys.LEDGER_STATE] = ledger_state
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
@@ -247,16 +273,20 @@ async def gateway(
             tasks.keep("reload", reloader.run())
         batcher.start(tasks)
         tasks.keep("receipts", store.run())
+        tasks.keep("spooler", spooler.run())
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("roller", roller.run())
+        if archive is not None:
+            tasks.keep("archive", archive.archiver.run() if archive.fills else archive.board.follow(redis))
         tasks.keep("janitor", janitor.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
-        yield Gateway(public, admin, admission, batcher, store, tasks)
+        archiver = archive.archiver if archive is not None and archive.fills else None
+        yield Gateway(public, admin, admission, batcher, store, spooler, archiver, tasks)
 
 
 def _most_shadows(settings: Settings) -> int:

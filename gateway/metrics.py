@@ -202,6 +202,55 @@ class Metrics:
         self.receipts_lost = Counter(
             "gkt_receipts_lost", "Receipts dropped because too many were waiting for Redis.", registry=registry
         )
+        self.receipts_retold = Counter(
+            "gkt_receipts_retold",
+            "Receipts told again to a Redis that was started anew, in case it had forgotten them.",
+            registry=registry,
+        )
+        self.spool_receipts = Gauge(
+            "gkt_spool_receipts",
+            "Receipts in the spools of these processes.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.spool_bytes = Gauge(
+            "gkt_spool_bytes", "Size of the spools of these processes.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.spooled = Counter("gkt_spooled", "Receipts written to a spool.", registry=registry)
+        self.spool_failures = Counter("gkt_spool_failures", "Writes to a spool that failed.", registry=registry)
+        self.spool_told = Counter(
+            "gkt_spool_told",
+            "Receipts of spools that were told to Redis, by whose spool it was: own, dead.",
+            ("spool",),
+            registry=registry,
+        )
+        self.archive_up = Gauge(
+            "gkt_archive_up",
+            "1 while the archive takes receipts.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.archive_lag = Gauge(
+            "gkt_archive_lag_seconds",
+            "For how long the oldest receipt waits for the archive, over the fleet.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.archive_waiting = Gauge(
+            "gkt_archive_waiting",
+            "Receipts that wait in Redis for the archive, over the fleet.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.archived = Counter(
+            "gkt_archived", "Receipts that this process brought into the archive.", registry=registry
+        )
+        self.archive_missed = Counter(
+            "gkt_archive_missed", "Receipts that were trimmed before they were archived.", registry=registry
+        )
+        self.archive_deleted = Counter(
+            "gkt_archive_deleted", "Receipts deleted from the archive after their time.", registry=registry
+        )
         self.receipts_added_up = Counter(
             "gkt_receipts_added_up", "Receipts that this process added to the sums.", registry=registry
         )

@@ -24,6 +24,8 @@ from gateway.errors import StartupError
 from gateway.redis_address import ENCODE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.metrics import Metrics
 
 log = structlog.get_logger()
@@ -64,6 +66,7 @@ class RedisClient:
     timeout_s: how long a command may take.
 
     Attributes:
+        on_restart: called when Redis is another one than before, or was started anew: it may have forgotten something.
         up: False from the first failure until the watch has seen Redis answer, after a rest. Whoever is about to await
             Redis for a request asks this first, and goes on without Redis when it says False.
     """
@@ -91,6 +94,8 @@ class RedisClient:
                 f"redis.url cannot be read: correct it in config.yaml or GKT_REDIS_URL, and {ENCODE}."
             ) from None
         self._metrics = metrics
+        self.on_restart: Callable[[], None] = _nothing
+        self._run_id: str | None = None
         self.up = True
         self._rest = Rest(_LOOK_EVERY_S)
         self._answers = asyncio.Event()
@@ -122,19 +127,27 @@ class RedisClient:
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
             wanted = ".".join(map(str, MINIMUM_VERSION))
             raise StartupError(f"Redis {version} is too old: at least {wanted} is needed.")
+        self._run_id = info.get("run_id")
         self._metrics.redis_up.set(1)
 
     async def watch(self) -> None:
         """Look twice a second, for ever. A process that asks Redis for nothing learns of its absence here too."""
         while True:
             try:
-                await self.commands.ping()
+                info = await self.commands.info("server")
             except (RedisError, OSError) as error:
                 self._turn(up=False, error=type(error).__name__)
             else:
+                self._know(info.get("run_id"))
                 if asyncio.get_running_loop().time() >= self._rest.until:
                     self._turn(up=True)
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _know(self, run_id: str | None) -> None:
+        before, self._run_id = self._run_id, run_id
+        if before is not None and run_id != before:
+            log.warning("redis_restarted")
+            self.on_restart()
 
     def _turn(self, *, up: bool, error: str | None = None) -> None:
         self._metrics.redis_up.set(int(up))
@@ -151,3 +164,7 @@ class RedisClient:
     async def close(self) -> None:
         await self.commands.aclose()
         await self.listening.aclose()
+
+
+def _nothing() -> None:
+    return

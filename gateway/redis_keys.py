@@ -60,6 +60,8 @@ class LedgerKeys:
     latest: str  # stream: the last receipts of all tenants, capped
     archived: str  # hash: tenant -> up to where its outbox is archived
     lease: str  # the process that adds up now; gone when it does not say so anew
+    archiver: str  # the process that archives now, likewise
+    archive: str  # what that one last said of the archive, as JSON; gone when it says no more
     counted: str  # hash: tenant -> how many entries of its outbox ever came before its cursor
     holds: str  # hash: tenant -> the entry beyond which nothing goes from its outbox, while rows are made anew
     builds: str  # hash: generation of rows that is not read (any more) -> Unix second from which on it may go

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from gateway.allowances import BudgetRule, LimitsRule
+from gateway.archive_address import check_archive
 from gateway.redis_address import check_address
 from gateway.units import (
     Duration,
@@ -172,6 +173,13 @@ class Archive(Shape):
     """How long; null: for ever."""
     run: Literal["gateway", "command"] = "gateway"
     """Who fills it: the gateway's own processes, or `gkt-gateway archive run`."""
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_read(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            check_archive(url.get_secret_value())
+        return url
 
 
 class MetricsSettings(Shape):

@@ -102,7 +102,10 @@ async def serve(
         await parts.tasks.drain(_CUT_S)
         await parts.batcher.stop()
         kept = await parts.store.flush()
-        log.info("stopped", cut=cut, receipts_kept=kept)
+        spooled = 0 if kept else await parts.spooler.save()
+        if parts.archiver is not None:
+            await parts.archiver.finish()
+        log.info("stopped", cut=cut, receipts_kept=kept, receipts_spooled=spooled)
 
 
 def _allow_open_files(settings: Settings) -> None:

@@ -93,6 +93,7 @@ class _Setup:
                 "server": {"host": "127.0.0.1", "port": self.port},
                 "admin": {"port": 0},
                 "redis": {"lease": _GUIDANCE_DEADLINE_S},
+                "archive": {"url": None},  # it leaves nothing behind
                 "models": [
                     {
                         "name": "teacher",

@@ -154,6 +154,13 @@ class RedisLedger:
             tenants[tenant][0].beat = True
         return await self._tell([(tenant, news) for tenant, calls in tenants.items() for news in calls], self._owner)
 
+    async def settle(self, owner: str, settled: Sequence[Settlement]) -> Exchanged:
+        """Settle requests of a process, this one or one that is gone. Raises RedisError and OSError."""
+        tenants: dict[str, _TenantNews] = defaultdict(_TenantNews)
+        for settlement in settled:
+            tenants[settlement.receipt.tenant].settled.append(settlement)
+        return await self._tell(list(tenants.items()), owner)
+
     async def abandon(self, tenant: str, owner: str, left: Mapping[str, Settlement]) -> set[str]:
         """Settle intents of a process that is gone, by id. Raises RedisError and OSError.
 
@@ -234,6 +241,11 @@ class RedisLedger:
                 pipe.exists(self._keys.heartbeat(owner))
             alive = dict(zip(asked, await pipe.execute(), strict=True))
         return [(tenant, owner) for tenant, owner in quiet if not alive[owner]]
+
+    @property
+    def ttl_s(self) -> int:
+        """How long a receipt can be asked for."""
+        return self._ttl_s
 
     @property
     def owner(self) -> str:

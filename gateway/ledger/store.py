@@ -5,16 +5,19 @@ What a tenant or a key may use is counted by the same exchange, which may refuse
 One exchange is under way at a time, and what comes meanwhile goes out together with the next, so that under load one
 round trip serves many requests. Receipts wait for such company a moment; who asks for admission does not.
 
-While Redis is away receipts wait in memory, bounded, and go out when it is back; a process that is told to stop first
-gives them one more try. Requests go on without an intent then, or are refused, as configured. (A durable archive is the
-ledger's next step.)
+While Redis is away receipts wait in memory, bounded, and on disk (spooler.py), and go out when it is back; a process
+that is told to stop first gives them one more try. Requests go on without an intent then, or are refused, as
+configured.
+
+A Redis that was started anew may have forgotten the last it was told, though it said that it knew: so that is kept for
+a moment, and told again then. The script knows what it did not forget.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from itertools import islice
+from collections import OrderedDict, deque
+from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
@@ -24,7 +27,7 @@ from gateway.errors import StoreUnavailable
 from gateway.ledger.redis_ledger import Settlement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 
     from gateway.ledger.receipt import Receipt
     from gateway.ledger.redis_ledger import Candidate, Exchanged, RedisLedger, TenantEvent
@@ -38,10 +41,14 @@ log = structlog.get_logger()
 _MAX_WAITING = 10_000
 _RETRY_S = 1.0
 _BATCH = 200
+# With appendfsync everysec Redis may forget two seconds, and it takes half a second to see that it is another one.
+_REMEMBERED_S = 3.0
 # A receipt is in no hurry: a request that is admitted meanwhile takes it along.
 _LINGER_S = 0.02
 
 
+Older: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
+"""Where receipts are looked for that Redis does not have: by tenant and id."""
 Admitted: TypeAlias = "tuple[Verdict, tuple[Scope, ...], int] | None"
 """What Redis says of a request, with the scopes that it speaks of and Redis TIME; None: it cannot be asked."""
 
@@ -49,11 +56,19 @@ Admitted: TypeAlias = "tuple[Verdict, tuple[Scope, ...], int] | None"
 class ReceiptStore:
     """Args:
     on_event: told what came of budgets.
+    older: asked for a tenant's receipt that Redis does not have; raises StoreUnavailable.
     """
 
     def __init__(
-        self, redis: RedisClient, ledger: RedisLedger, *, on_event: Callable[[TenantEvent], None], metrics: Metrics
+        self,
+        redis: RedisClient,
+        ledger: RedisLedger,
+        *,
+        on_event: Callable[[TenantEvent], None],
+        older: Older | None = None,
+        metrics: Metrics,
     ) -> None:
+        self._older = older
         self._redis = redis
         self._ledger = ledger
         self._on_event = on_event
@@ -62,6 +77,10 @@ class ReceiptStore:
         self._untold: dict[str, Candidate] = {}  # of these, those that go out with the next exchange
         self._admitting: dict[str, asyncio.Future[Admitted]] = {}
         self._waiting: OrderedDict[str, Settlement] = OrderedDict()
+        self._on_disk: set[str] = set()  # those that wait, and are in the spool as well
+        self._shed: set[str] = set()  # those that are in the spool alone
+        self._taken: deque[tuple[float, Settlement]] = deque(maxlen=_MAX_WAITING)  # what Redis took last, and when
+        self._again: OrderedDict[str, Settlement] = OrderedDict()  # of that, what it may have forgotten
         self._unsure = False  # Redis may lack intents of requests that are under way
         self._beats: set[str] = set()  # tenants for which this process is to be heard of
         self._refused = False  # the last exchange failed
@@ -110,27 +129,63 @@ class ReceiptStore:
         self._waiting[receipt.id] = Settlement(receipt, candidate.variants[0].intent if candidate is not None else None)
         if len(self._waiting) > _MAX_WAITING:
             oldest, lost = self._waiting.popitem(last=False)
-            self._metrics.receipts_lost.inc()
-            # Not silently: the log line is now the only place where this receipt stands.
-            log.error("receipt_lost", id=oldest, receipt=lost.receipt.as_dict())
+            if oldest in self._on_disk:
+                self._on_disk.discard(oldest)
+                self._shed.add(oldest)
+            else:
+                self._metrics.receipts_lost.inc()
+                # Not silently: the log line is now the only place where this receipt stands.
+                log.error("receipt_lost", id=oldest, receipt=lost.receipt.as_dict())
         self._metrics.receipts_waiting.set(len(self._waiting))
         self._look_in(_LINGER_S)
 
     async def get(self, tenant: str, receipt_id: str) -> bytes | None:
         """A tenant's receipt as JSON, or None. Raises StoreUnavailable."""
-        waiting = self._waiting.get(receipt_id)
+        waiting = self._waiting.get(receipt_id) or self._again.get(receipt_id)
         if waiting is not None:
             return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
+        found, asked = None, False
         if self._redis.up:
             try:
-                return await self._ledger.receipt(tenant, receipt_id)
+                found, asked = await self._ledger.receipt(tenant, receipt_id), True
             except (RedisError, OSError) as error:
                 self._redis.failed(error)
-        raise StoreUnavailable("Receipts cannot be read while Redis is away. Try again.")
+        if found is None and self._older is not None:
+            found = await self._older(tenant, receipt_id)
+        if found is None and not asked:
+            raise StoreUnavailable("Receipts cannot be read while Redis is away. Try again.")
+        return found
 
     def holds(self, request_id: str) -> bool:
         """Whether a request is under way here, or its receipt is still to be told."""
-        return request_id in self._under_way or request_id in self._waiting
+        return any(request_id in held for held in (self._under_way, self._waiting, self._shed, self._again))
+
+    @property
+    def stuck(self) -> bool:
+        """Whether Redis does not take receipts at present, as far as is known."""
+        return not self._redis.up or self._refused
+
+    def to_spool(self, most: int) -> list[Settlement]:
+        """Some that wait, and are not in the spool, the oldest first."""
+        return list(islice((one for name, one in self._waiting.items() if name not in self._on_disk), most))
+
+    def spooled(self, ids: Iterable[str]) -> None:
+        """These are in the spool. Redis may have taken them meanwhile."""
+        self._on_disk.update(one for one in ids if one in self._waiting)
+
+    @property
+    def has_spooled(self) -> bool:
+        """Whether anything is still to be told that is in the spool."""
+        return bool(self._on_disk or self._shed)
+
+    @property
+    def shed(self) -> Set[str]:
+        """What is to be told out of the spool: there was no room for it in memory."""
+        return self._shed
+
+    def told_from_spool(self, ids: Iterable[str]) -> None:
+        """Redis took these."""
+        self._shed.difference_update(ids)
 
     def beat(self) -> None:
         """Let Redis know that this process lives, for every tenant that has requests under way here."""
@@ -139,8 +194,12 @@ class ReceiptStore:
             self._news.set()
 
     def tell_again(self) -> None:
-        """Redis may have forgotten: let it know anew of every request that is under way."""
+        """Redis may have forgotten: let it know anew of every request that is under way, and of the last receipts."""
         self._unsure = True
+        # Once it has forgotten a receipt in due time, it would take the same for a new one.
+        since = asyncio.get_running_loop().time() - self._ledger.ttl_s / 2
+        self._again.update((one.receipt.id, one) for at, one in self._taken if at > since)
+        self._taken.clear()
         self._ledger.forget()
         self._news.set()
 
@@ -157,7 +216,7 @@ class ReceiptStore:
 
     async def flush(self) -> bool:
         """Write every receipt that waits; False when Redis did not take it."""
-        while self._waiting:
+        while self._waiting or self._again:
             if not await self._exchange():
                 return False
         return True
@@ -169,9 +228,10 @@ class ReceiptStore:
                 # What asks to be admitted still asks.
                 self._untold, self._unsure = {**self._under_way, **self._untold}, False
             candidates = [self._untold.pop(one) for one in list(islice(self._untold, _BATCH))]
-            settled = list(islice(self._waiting.values(), _BATCH))
+            settled = list(islice(chain(self._waiting.values(), self._again.values()), _BATCH))
             beats, self._beats = self._beats, set()
             if not candidates and not settled and not beats:
+                self._refused = False  # what was refused is no more
                 return True
             try:
                 brought = await self._ledger.exchange(candidates, settled, beats)
@@ -190,8 +250,7 @@ class ReceiptStore:
         for candidate in candidates:
             self._decided(candidate, brought.verdicts[candidate.id][0])
         self._answer([candidate.id for candidate in candidates], brought)
-        for one in settled:
-            self._waiting.pop(one.receipt.id, None)
+        self._took(settled)
         self._metrics.receipts_waiting.set(len(self._waiting))
         if brought.replaced:
             # This process was taken for dead. What others said of these requests holds no longer.
@@ -201,6 +260,18 @@ class ReceiptStore:
         if self._untold or len(settled) == _BATCH:
             self._news.set()
         return True
+
+    def _took(self, settled: Sequence[Settlement]) -> None:
+        now, again = asyncio.get_running_loop().time(), 0
+        for one in settled:
+            self._waiting.pop(one.receipt.id, None)
+            self._on_disk.discard(one.receipt.id)
+            again += self._again.pop(one.receipt.id, None) is not None
+            self._taken.append((now, one))
+        if again:
+            self._metrics.receipts_retold.inc(again)
+        while self._taken and self._taken[0][0] < now - _REMEMBERED_S:
+            self._taken.popleft()
 
     def _decided(self, candidate: Candidate, verdict: Verdict) -> None:
         """Note what became of a request at once: who asks may hear of it only after the next exchange has begun."""

@@ -16,6 +16,7 @@ from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
+from gateway.ledger.archive_state import ArchiveBoard
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.ledger_state import LedgerState
 from gateway.ledger.rollups import Rollups
@@ -53,6 +54,7 @@ DEFAULTS = web.AppKey("defaults", Defaults)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
+ARCHIVE_BOARD = web.AppKey("archive_board", ArchiveBoard)  # there where an archive is configured
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)

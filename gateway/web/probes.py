@@ -11,6 +11,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
 import orjson
 from aiohttp import web
 
@@ -18,6 +19,7 @@ from gateway.continuation import Continuation, Known
 from gateway.policy.reload import ConfigEdit
 from gateway.web.keys import (
     ADMISSION,
+    ARCHIVE_BOARD,
     ENGINES,
     KEYRING,
     LEDGER_STATE,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.keyring.ring import Keyring
+    from gateway.ledger.archive_state import ArchiveBoard
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
 
@@ -71,6 +74,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "process": request.app[OWNER],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
+        "archive": _archive(request.app.get(ARCHIVE_BOARD)),
         "policies": _policies(request.app[POLICIES]),
         "config": _config(request.app.get(RELOADER)),
         "keys": _keys(request.app[KEYRING]),
@@ -82,6 +86,10 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         status=503 if status in _NOT_READY else 200,
         content_type="application/json",
     )
+
+
+def _archive(board: ArchiveBoard | None) -> object:
+    return None if board is None else {"where": board.where, **msgspec.to_builtins(board.state)}
 
 
 def _policies(policies: Policies) -> dict[str, object]:

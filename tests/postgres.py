@@ -1,0 +1,83 @@
+"""A real PostgreSQL for tests: a server in a temporary folder, on a unix socket, as a user who may run one."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LIMIT_S = 60
+
+
+def _binaries() -> Path | None:
+    found = shutil.which("initdb")
+    if found is not None:
+        return Path(found).parent
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return folders[-1] if folders else None
+
+
+class Postgres:
+    """One server. `url` is what config.yaml says; `stop` ends it hard, `start` starts it again."""
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self._binaries = binaries
+        self._folder = folder
+        self._user = None
+        if os.getuid() == 0:  # it refuses to run as root
+            names = {entry.pw_name for entry in pwd.getpwall()}
+            self._user = "postgres" if "postgres" in names else "nobody"
+            shutil.chown(folder, self._user)
+        self._run("initdb", "-D", str(folder / "data"), "-U", "gkt", "-A", "trust", "-E", "UTF8", "--no-sync")
+        self.url = f"postgresql://gkt:a-password@/postgres?host={folder}"
+
+    def start(self) -> None:
+        options = f"-k {self._folder} -c listen_addresses=''"
+        self._run(
+            "pg_ctl", "start", "-w", "-D", str(self._folder / "data"), "-l", str(self._folder / "log"), "-o", options
+        )
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", str(self._folder / "data"))
+
+    def _run(self, name: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [self._binaries / name, *arguments],
+            user=self._user,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if name == "initdb" else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            timeout=_LIMIT_S,
+            cwd=self._folder,
+            check=False,
+        )
+        assert done.returncode == 0, (done.stdout or b"").decode()
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """Start, hand over, stop. Skips where there is none, unless in CI."""
+    binaries = _binaries()
+    if binaries is None:
+        assert not os.environ.get("CI"), "CI needs PostgreSQL's server: scripts/system installs it"
+        pytest.skip("no PostgreSQL server on this machine: scripts/system installs it")
+    folder = Path(tempfile.mkdtemp(prefix="gkt-pg-"))
+    try:
+        server = Postgres(binaries, folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
