@@ -31,9 +31,11 @@ from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
+from gateway.ledger.budget_watch import BudgetWatch
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.log_sample import LogSample
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.roller import Roller
 from gateway.ledger.rollups import Retention, Rollups
@@ -48,6 +50,7 @@ from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
+from gateway.vitals import VitalSigns
 from gateway.web import keys
 from gateway.web.error_body import errors_as_openai
 from gateway.web.headers import name_reply
@@ -109,6 +112,8 @@ async def gateway(
         policies = Policies(book, watched.files.edition() if watched is not None else None)
         _name_series(metrics, policies.book)
         policies.on_change(partial(_name_series, metrics))
+        _show_deadlines(metrics, policies.book)
+        policies.on_change(partial(_show_deadlines, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
@@ -144,6 +149,7 @@ async def gateway(
             owner=owner,
             metrics=metrics,
             tasks=tasks,
+            sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
         )
         heartbeat = Heartbeat(
             redis, redis_keys.heartbeat(owner), lease_s=lease_s, beaten=store.beat, lapsed=store.tell_again
@@ -173,6 +179,7 @@ async def gateway(
             ledger=ledger,
         )
 
+        budgets = Budgets(redis.commands, redis_keys)
         ring, keys_in_redis = Keyring(), RedisKeyring(redis.commands, redis_keys)
         follower = KeyFollower(redis, keys_in_redis, ring)
         await follower.start()
@@ -204,7 +211,7 @@ async def gateway(
             app[keys.POLICIES] = policies
             app[keys.DEFAULTS] = settings.defaults
             app[keys.ROLLUPS] = rollups
-            app[keys.BUDGETS] = Budgets(redis.commands, redis_keys)
+            app[keys.BUDGETS] = budgets
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines
@@ -222,6 +229,11 @@ async def gateway(
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("roller", roller.run())
+        watch_budgets = BudgetWatch(redis, budgets, policies, settings.defaults, metrics)
+        tasks.keep("budgets", watch_budgets.run())
+        signs = VitalSigns(metrics)
+        tasks.keep("vitals", signs.run())
+        tasks.keep("loop_lag", signs.watch_loop())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
@@ -239,6 +251,17 @@ def _name_series(metrics: Metrics, book: PolicyBook) -> None:
     """In the order of the files, so that all workers name the same tenants."""
     for policy in book.policies:
         metrics.series.name(policy.tenant, (route.model for route in policy.routes))
+
+
+def _show_deadlines(metrics: Metrics, book: PolicyBook) -> None:
+    """By teacher. One that guides no route any more has no deadline that its queue could come near."""
+    shortest: dict[str, float] = {}
+    for policy in book.policies:
+        for route in policy.routes:
+            if route.teacher is not None and policy.most_guidance_tokens(route):
+                deadline_s = route.guidance.deadline_s
+                shortest[route.teacher] = min(deadline_s, shortest.get(route.teacher, deadline_s))
+    metrics.show_deadlines(shortest)
 
 
 def _when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:

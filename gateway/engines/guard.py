@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
 
+    from prometheus_client import Gauge
+
     from gateway.continuation import Prefill
     from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest
     from gateway.engines.breaker import Breaker, BreakerState
@@ -45,6 +47,7 @@ class GuardedEngine:
         self._metrics = metrics
         self._clock = clock
         self._told: BreakerState = "closed"
+        self._under_way = UnderWay(metrics.engine_in_flight.labels(engine.name))
         metrics.engine_breaker.labels(engine.name).set(0)
 
     @property
@@ -103,7 +106,7 @@ class GuardedEngine:
         await self._engine.close()
 
     def _guarded(self) -> _Verdict:
-        return _Verdict(self.name, self._breaker, self._clock, self._tell)
+        return _Verdict(self.name, self._breaker, self._clock, self._tell, self._under_way)
 
     def _tell(self) -> None:
         """Let operators know what the breaker is now, if that is news to them."""
@@ -115,16 +118,39 @@ class GuardedEngine:
         log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
 
 
+class UnderWay:
+    """How many calls there are, and the gauge that tells it. It is set, and not moved: one write, and never adrift."""
+
+    __slots__ = ("_calls", "_gauge")
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._calls = 0
+        self._gauge = gauge
+        gauge.set(0)
+
+    def add(self, calls: int) -> None:
+        self._calls += calls
+        self._gauge.set(self._calls)
+
+
 class _Verdict:
     """One call: entering may raise EngineResting, leaving tells the breaker how the call ended."""
 
-    __slots__ = ("_breaker", "_clock", "_engine", "_tell", "_trial", "begun")
+    __slots__ = ("_breaker", "_clock", "_engine", "_tell", "_trial", "_under_way", "begun")
 
-    def __init__(self, engine: str, breaker: Breaker, clock: Callable[[], float], tell: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: str,
+        breaker: Breaker,
+        clock: Callable[[], float],
+        tell: Callable[[], None],
+        under_way: UnderWay,
+    ) -> None:
         self._engine = engine
         self._breaker = breaker
         self._clock = clock
         self._tell = tell
+        self._under_way = under_way
         self._trial = False
         self.begun = False
 
@@ -138,6 +164,7 @@ class _Verdict:
                 retry_after_s=wait_s,
             )
         self._trial = self._breaker.begin(now)
+        self._under_way.add(1)
         self._tell()
         return self
 
@@ -156,6 +183,7 @@ class _Verdict:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._under_way.add(-1)
         breaker = self._breaker
         match error:
             case None:
