@@ -24,6 +24,7 @@ from gateway.batching.ticket import Limits
 from gateway.completion import Completions
 from gateway.embedding import Embeddings
 from gateway.engines.build import build
+from gateway.engines.guard import show_calls
 from gateway.engines.watch import watch
 from gateway.finishing import Finisher
 from gateway.keyring.callers import Callers
@@ -237,6 +238,7 @@ async def gateway(
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
+        tasks.keep("calls", show_calls(engines.values(), metrics))
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
         yield Gateway(public, admin, admission, batcher, store, tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import aclosing
@@ -12,10 +13,8 @@ import structlog
 from gateway.errors import EngineCannot, EngineError, EngineOverloaded, EngineRejected, EngineResting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterable
     from types import TracebackType
-
-    from prometheus_client import Gauge
 
     from gateway.continuation import Prefill
     from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from gateway.protocol import Json
 
 log = structlog.get_logger()
+
+_SHOW_EVERY_S = 0.5
 
 AS_NUMBER = {"closed": 0, "half_open": 1, "open": 2}
 """The breaker's states, as the metric tells them."""
@@ -47,7 +48,7 @@ class GuardedEngine:
         self._metrics = metrics
         self._clock = clock
         self._told: BreakerState = "closed"
-        self._under_way = UnderWay(metrics.engine_in_flight.labels(engine.name))
+        self._under_way = UnderWay()
         metrics.engine_breaker.labels(engine.name).set(0)
 
     @property
@@ -62,6 +63,11 @@ class GuardedEngine:
     def breaker(self) -> str:
         """What the breaker is now: closed, open or half_open."""
         return self._breaker.state(self._clock())
+
+    @property
+    def calls(self) -> int:
+        """How many are under way; probes do not count."""
+        return self._under_way.calls
 
     @property
     def rests(self) -> bool:
@@ -119,18 +125,21 @@ class GuardedEngine:
 
 
 class UnderWay:
-    """How many calls there are, and the gauge that tells it. It is set, and not moved: one write, and never adrift."""
+    """How many calls there are. A gauge that each call moved would cost more than all else that is done here."""
 
-    __slots__ = ("_calls", "_gauge")
+    __slots__ = ("calls",)
 
-    def __init__(self, gauge: Gauge) -> None:
-        self._calls = 0
-        self._gauge = gauge
-        gauge.set(0)
+    def __init__(self) -> None:
+        self.calls = 0
 
-    def add(self, calls: int) -> None:
-        self._calls += calls
-        self._gauge.set(self._calls)
+
+async def show_calls(engines: Iterable[GuardedEngine], metrics: Metrics) -> None:
+    """Show, again and again, how many calls each engine has under way."""
+    shown = [(metrics.engine_in_flight.labels(engine.name), engine) for engine in engines]
+    while True:
+        for gauge, engine in shown:
+            gauge.set(engine.calls)
+        await asyncio.sleep(_SHOW_EVERY_S)
 
 
 class _Verdict:
@@ -164,7 +173,7 @@ class _Verdict:
                 retry_after_s=wait_s,
             )
         self._trial = self._breaker.begin(now)
-        self._under_way.add(1)
+        self._under_way.calls += 1
         self._tell()
         return self
 
@@ -183,7 +192,7 @@ class _Verdict:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._under_way.add(-1)
+        self._under_way.calls -= 1
         breaker = self._breaker
         match error:
             case None:
