@@ -12,8 +12,8 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 # What changes seldom comes first. /opt/gkt has no pip of its own: nothing can be installed in the image that runs.
 RUN python -m venv --without-pip /opt/gkt
-COPY requirements.lock ./
-RUN pip --python /opt/gkt install --require-hashes --only-binary :all: -r requirements.lock
+COPY requirements-image.lock ./
+RUN pip --python /opt/gkt install --require-hashes --only-binary :all: -r requirements-image.lock
 COPY scripts/build.lock scripts/
 RUN python -m venv /opt/build \
     && /opt/build/bin/pip install --require-hashes --only-binary :all: -r scripts/build.lock

@@ -26,6 +26,7 @@ from gateway.embedding import Embeddings
 from gateway.engines.build import build
 from gateway.engines.guard import show_calls
 from gateway.engines.watch import watch
+from gateway.errors import StartupError
 from gateway.finishing import Finisher
 from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
@@ -61,11 +62,15 @@ from gateway.web.routes import ROUTES
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
+    from aiohttp.typedefs import Middleware
+
     from gateway.config import Settings
     from gateway.engines.base import Engine
+    from gateway.ledger.spans import ReceiptSpans
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.files import PolicyFiles
+    from gateway.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -119,10 +124,14 @@ async def gateway(
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
-        engines = await build(settings.models, policies, metrics)
+        owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
+        traces = _traces(settings, owner, metrics)
+        if traces is not None:
+            stack.push_async_callback(traces.tracing.close)
+        tracing = None if traces is None else traces.tracing
+        engines = await build(settings.models, policies, metrics, tracing)
         for engine in engines.values():
             stack.push_async_callback(engine.close)
-        owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         batcher = Batcher(
             redis,
             redis_keys,
@@ -151,6 +160,7 @@ async def gateway(
             metrics=metrics,
             tasks=tasks,
             sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
+            spans=None if traces is None else traces.spans,
         )
         heartbeat = Heartbeat(
             redis, redis_keys.heartbeat(owner), lease_s=lease_s, beaten=store.beat, lapsed=store.tell_again
@@ -175,7 +185,7 @@ async def gateway(
         completions = Completions(
             guide=guide,
             finisher=finisher,
-            shadows=Shadows(guide, finisher, admission, metrics, tasks, most=_most_shadows(settings)),
+            shadows=Shadows(guide, finisher, admission, metrics, tasks, most=_most_shadows(settings), tracing=tracing),
             admission=admission,
             ledger=ledger,
         )
@@ -185,7 +195,10 @@ async def gateway(
         follower = KeyFollower(redis, keys_in_redis, ring)
         await follower.start()
 
-        public = web.Application(client_max_size=settings.server.max_body_bytes, middlewares=MIDDLEWARES)
+        public = web.Application(
+            client_max_size=settings.server.max_body_bytes,
+            middlewares=[*MIDDLEWARES, *(() if traces is None else (traces.middleware,))],
+        )
         public.add_routes(ROUTES)
         public[keys.TRY] = "POST /v1/chat/completions"
         admin = web.Application(
@@ -247,6 +260,32 @@ async def gateway(
 def _most_shadows(settings: Settings) -> int:
     """How many shadows of requests may be under way: never so many that callers would miss their places."""
     return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
+
+
+@dataclass(frozen=True, slots=True)
+class _Traces:
+    """What makes a gateway tell traces."""
+
+    tracing: Tracing
+    spans: ReceiptSpans
+    middleware: Middleware
+
+
+def _traces(settings: Settings, owner: str, metrics: Metrics) -> _Traces | None:
+    """None where no collector is configured: then nothing of it is imported. Raises StartupError without the extra."""
+    if settings.tracing.endpoint is None:
+        return None
+    try:
+        from gateway.ledger.spans import ReceiptSpans
+        from gateway.tracing import Tracing
+        from gateway.web.traced import traced
+    except ImportError as error:
+        raise StartupError(
+            "tracing.endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, and OpenTelemetry is not installed "
+            f"({error.name}). Install the extra: pip install 'gkt-gateway[otel]'. Or set no endpoint."
+        ) from error
+    tracing = Tracing(settings.tracing, owner, metrics)
+    return _Traces(tracing, ReceiptSpans(), traced(tracing))
 
 
 def _name_series(metrics: Metrics, book: PolicyBook) -> None:

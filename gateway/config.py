@@ -30,6 +30,7 @@ from gateway.sections import (
     RedisSettings,
     RollupSettings,
     Server,
+    TracingSettings,
 )
 from gateway.units import Origin, Wrong, origin
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
@@ -53,6 +54,8 @@ OVERRIDES: Mapping[str, Loc] = {
     "GKT_POLICIES": ("policies",),
     "GKT_DATA": ("data",),
     "GKT_ARCHIVE_URL": ("archive", "url"),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
+    "OTEL_SERVICE_NAME": ("tracing", "service"),
 }
 _NUMBERS: Mapping[str | int, str] = {
     "port": "must be a port: a whole number up to 65535",
@@ -81,6 +84,8 @@ class Settings(Shape):
     """What the process says."""
     metrics: MetricsSettings = MetricsSettings()
     """How much is told apart in metrics."""
+    tracing: TracingSettings = TracingSettings()
+    """Where the spans of requests go."""
     defaults: Defaults = Defaults()
     """What holds for tenants and keys whose policy says nothing of it."""
     alerts: Alerts = Alerts()

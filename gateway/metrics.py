@@ -296,6 +296,12 @@ class Metrics:
         self.webhooks = Counter(
             "gkt_webhooks", "Events posted to the webhook, by outcome: ok, failed.", ("outcome",), registry=registry
         )
+        self.spans = Counter(
+            "gkt_spans",
+            "Spans of traces, by what became of them: sent, failed (the collector did not take them), dropped.",
+            ("outcome",),
+            registry=registry,
+        )
         self.intents_missed = Counter(
             "gkt_intents_missed", "Requests whose intent could not be kept: Redis was away.", registry=registry
         )

@@ -169,11 +169,13 @@ class Guide:
             draft.guided = time.perf_counter()
             return self._without(plan, guidance, draft, "teacher_late", None, heard)
         except QueueFull as full:
+            draft.guided = time.perf_counter()
             draft.unguided = full.label
             if guidance.reject_when_full:
                 raise
             return UNGUIDED
         except TicketUnreadable as unreadable:
+            draft.guided = time.perf_counter()
             return self._without(plan, guidance, draft, unreadable.label, None)
         except EngineError as error:
             draft.guided = time.perf_counter()
@@ -242,7 +244,12 @@ class Guide:
         draft.guided = time.perf_counter()
         reply = landing.reply
         draft.teacher = Call(
-            guidance.teacher, _messages(request), reply.usage, StringIO(reply.text), shared=landing.shared
+            guidance.teacher,
+            _messages(request),
+            reply.usage,
+            StringIO(reply.text),
+            shared=landing.shared,
+            span=reply.span,
         )
         return reply
 

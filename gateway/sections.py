@@ -5,15 +5,31 @@ Attributes carry their units (`_s` seconds, `_bytes`); YAML keys do not, since t
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from gateway.allowances import BudgetRule, LimitsRule
 from gateway.redis_address import check_address
-from gateway.units import Duration, Number, Secret, SecretOrText, Size, Whole, Wrong, lasting, sized
+from gateway.units import (
+    Duration,
+    Flag,
+    HttpBase,
+    Number,
+    Reference,
+    Secret,
+    SecretOrText,
+    Size,
+    Whole,
+    Wrong,
+    dereference,
+    lasting,
+    origin,
+    sized,
+)
 from gateway.yaml_source import Shape
 
 MAX_WORKERS = 256
@@ -173,6 +189,52 @@ class RequestLines(Shape):
     """What part of all other requests; chosen by their ids, so that every process would choose the same."""
     slow_s: Annotated[Duration, lasting("1ms", "1h")] | None = Field(10.0, alias="slow")
     """From this long on a request is slow; null: none is."""
+
+
+def _header(value: object, info: ValidationInfo) -> SecretStr:
+    """As a secret, but there may be spaces in it: `Bearer ...`."""
+    if isinstance(value, SecretStr):
+        return value
+    source = origin(info)
+    text = dereference(value, source) if source and isinstance(value, str) else None
+    if text is None:
+        raise Wrong("a header's value must not stand in this file: write env:NAME or file:/path")
+    if not (text.isascii() and text.isprintable()):
+        raise Wrong("holds a character that cannot travel in a header")
+    return SecretStr(text)
+
+
+def _headers_name(value: str) -> str:
+    if not _TOKEN.fullmatch(value):
+        raise Wrong("must be the name of a header, like authorization")
+    return value
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
+_HeaderName = Annotated[str, AfterValidator(_headers_name)]
+_HeaderValue = Annotated[SecretStr, BeforeValidator(_header, json_schema_input_type=Reference)]
+
+
+class TracingSettings(Shape):
+    """OpenTelemetry: the spans of each request, to a collector that speaks OTLP over HTTP."""
+
+    endpoint: HttpBase | None = None
+    """The collector's address without /v1/traces, like http://otel:4318. None: there are no traces, and none of the
+    cost."""
+    headers: dict[_HeaderName, _HeaderValue] = Field({}, max_length=16)
+    """What goes with each export, such as a key: references, env:NAME or file:/path."""
+    sample: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    """The part of the traces that begin here which is sent."""
+    service: Annotated[str, Field(min_length=1, max_length=255)] = "gkt-gateway"
+    """What the gateway is called there."""
+    follow_callers: Flag = True
+    """Whether a caller's traceparent is followed: its trace goes on here, and is sent if it says so."""
+    tell_engines: Flag = True
+    """Whether calls to engines carry a traceparent."""
+    max_queue: Annotated[Whole, Field(ge=64, le=1_000_000)] = 8192
+    """Spans of one process that may wait to be sent; those beyond are dropped, and counted."""
+    timeout_s: Annotated[Duration, lasting("100ms", "1m")] = Field(10.0, alias="timeout")
+    """How long the collector may take for one export, retries included."""
 
 
 class Log(Shape):

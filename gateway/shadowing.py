@@ -20,13 +20,22 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
     from gateway.protocol import CompletionRequest
     from gateway.tasks import Tasks
+    from gateway.tracing import Tracing
 
 
 class Shadows:
     """Casts them, at most `most` at a time; those beyond are dropped."""
 
     def __init__(
-        self, guide: Guide, finisher: Finisher, admission: Admission, metrics: Metrics, tasks: Tasks, *, most: int
+        self,
+        guide: Guide,
+        finisher: Finisher,
+        admission: Admission,
+        metrics: Metrics,
+        tasks: Tasks,
+        *,
+        most: int,
+        tracing: Tracing | None = None,
     ) -> None:
         self._guide = guide
         self._finisher = finisher
@@ -34,6 +43,7 @@ class Shadows:
         self._ended = metrics.shadows
         self._tasks = tasks
         self._most = most
+        self._tracing = tracing
         self._under_way = 0
 
     def cast(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
@@ -44,11 +54,17 @@ class Shadows:
             self._ended.labels("dropped").inc()
         else:
             self._under_way += 1
-            task = self._tasks.spawn(draft.id, self._counted(draft, _whole(asked), caller))
+            make = self._counted if self._tracing is None else self._traced
+            task = self._tasks.spawn(draft.id, make(draft, _whole(asked), caller))
             task.add_done_callback(lambda _: self._ends())
 
     def _ends(self) -> None:
         self._under_way -= 1
+
+    async def _traced(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
+        assert self._tracing is not None
+        with self._tracing.shadow():
+            await self._counted(draft, asked, caller)
 
     async def _counted(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
         result = "failed"

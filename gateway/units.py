@@ -220,7 +220,7 @@ def _http_base(value: str) -> str:
     except ValueError:
         raise Wrong("must be an address like http://host:8080") from None
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        raise Wrong("must not hold a user name or a password: use api_key")
+        raise Wrong("must not hold a user name or a password: a key stands in a field of its own, api_key or headers")
     if parts.scheme not in {"http", "https"} or not host or port == 0 or re.search(r"\s", value):
         raise Wrong("must be an address like http://host:8080 or https://host/v1")
     if "?" in value or "#" in value:
@@ -243,7 +243,8 @@ _DurationText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?(m
 _SizeText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?([kKmMgG]?[bB]|[kKmMgG][iI][bB])$")]
 _Dollars: TypeAlias = Annotated[float, Field(ge=0, le=int(_MAX_USD))]
 _PerSecond: TypeAlias = Annotated[float, Field(gt=0, le=int(_MAX_RATE))]
-_Reference: TypeAlias = Annotated[str, Field(pattern=r"^(env:|os\.environ/|file:).+$")]
+Reference: TypeAlias = Annotated[str, Field(pattern=r"^(env:|os\.environ/|file:).+$")]
+"""A reference to a secret, as YAML spells it."""
 
 Duration: TypeAlias = Annotated[float, BeforeValidator(_duration, json_schema_input_type=_DurationText)]
 """Seconds."""
@@ -256,7 +257,7 @@ Rate: TypeAlias = Annotated[Decimal, BeforeValidator(_rate, json_schema_input_ty
 Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
 Whole: TypeAlias = Annotated[int, Strict()]
 Flag: TypeAlias = Annotated[bool, Strict()]
-Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret, json_schema_input_type=_Reference)]
+Secret: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret, json_schema_input_type=Reference)]
 """Out of YAML only by reference; never shown."""
 SecretOrText: TypeAlias = Annotated[SecretStr, BeforeValidator(_secret_or_text, json_schema_input_type=str)]
 """A reference or the text itself; never shown either way."""

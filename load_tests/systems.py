@@ -136,10 +136,11 @@ class GatewayProcess:
     headers: Mapping[str, str]
 
 
-def run_gateway(site: Site) -> GatewayProcess:
-    """`gkt-gateway serve` with the configuration in peers/gateway."""
+def run_gateway(site: Site, more: str = "") -> GatewayProcess:
+    """`gkt-gateway serve` with the configuration in peers/gateway, and `more` sections behind it."""
     port, admin = free_ports(2)
     config = site.fill("gateway/config.yaml", port=port, admin=admin)
+    config.write_text(f"{config.read_text()}\n{more}")
     for policy in ("bench", "limited"):
         site.fill(f"gateway/policies/{policy}.yaml")
     child = site.start("gateway", sys.executable, "-m", "gateway", "serve", "--config", config)

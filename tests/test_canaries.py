@@ -116,7 +116,7 @@ class Callers:
 
 @pytest.mark.timeout(180)
 def test_no_secret_is_found_where_it_should_not_be(tmp_path: Path) -> None:
-    """Keys, prompts and answers in logs, metrics, readiness, queues, receipts, others' replies, Redis, files, argv."""
+    """Keys, prompts, answers in logs, metrics, traces, readiness, queues, receipts, others' replies, Redis, files..."""
     canaries = Canaries()
 
     async def with_redis() -> None:
@@ -136,6 +136,7 @@ def test_no_secret_is_found_where_it_should_not_be(tmp_path: Path) -> None:
                 finally:
                     process.close()
             await asyncio.to_thread(_look_at_the_log, world)
+            await asyncio.to_thread(_look_at_the_spans, world)
             world.redis.close()
 
     asyncio.run(with_redis())
@@ -431,6 +432,13 @@ def _look_at_the_log(world: World) -> None:
         f"engine_{kind}" for kind in ("unreachable", "timeout", "overloaded", "rejected", "failed", "garbled")
     }
     world.canaries.search("line of the log", *world.process.raw_log.splitlines())
+
+
+def _look_at_the_spans(world: World) -> None:
+    assert {headers["x-key"] for headers in world.collector.headers} == {world.canaries["collector-key"]}
+    names = {one.name for one in world.collector.spans}
+    assert {"chat tgi", "chat small", "chat fake", "embeddings small", "GET /v1/receipts/{id}"} <= names
+    world.canaries.search("export of spans", *(raw.decode("latin-1") for raw in world.collector.raw))
 
 
 def _summary(canaries: Canaries) -> str:

@@ -229,8 +229,14 @@ def test_an_engine_address_loses_its_closing_slash(value: str, kept: str) -> Non
         ("http://h /v1", "must be an address like http://host:8080 or https://host/v1"),
         ("http://h:99999", "must be an address like http://host:8080"),
         ("http://[::1", "must be an address like http://host:8080"),
-        ("http://u:s3cret@h", "must not hold a user name or a password: use api_key"),
-        ("http://@h", "must not hold a user name or a password: use api_key"),
+        (
+            "http://u:s3cret@h",
+            "must not hold a user name or a password: a key stands in a field of its own, api_key or headers",
+        ),
+        (
+            "http://@h",
+            "must not hold a user name or a password: a key stands in a field of its own, api_key or headers",
+        ),
         ("http://h?a=1", "must end with its path: no '?' and no '#'"),
         ("http://h/#", "must end with its path: no '?' and no '#'"),
     ],

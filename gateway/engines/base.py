@@ -55,6 +55,7 @@ class OpeningReply:
     text: str
     finish: Finish
     usage: Usage | None
+    span: Any = field(default=None, compare=False)  # where traces are on: that of the call
 
 
 @dataclass(frozen=True, slots=True)

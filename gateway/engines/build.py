@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
+from gateway.genai_names import provider_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.engines.base import Engine
     from gateway.engines.litellm_library import Library
@@ -19,9 +21,12 @@ if TYPE_CHECKING:
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.policies import Policies
+    from gateway.tracing import Tracing
 
 
-async def build(models: Sequence[ModelSettings], policies: Policies, metrics: Metrics) -> dict[str, GuardedEngine]:
+async def build(
+    models: Sequence[ModelSettings], policies: Policies, metrics: Metrics, tracing: Tracing | None = None
+) -> dict[str, GuardedEngine]:
     """The engines, by their configured names. Nothing is asked of them yet; each must be closed.
 
     What a policy asks an engine for may change while it is there: it looks that up when it is probed.
@@ -30,8 +35,10 @@ async def build(models: Sequence[ModelSettings], policies: Policies, metrics: Me
     library = await _litellm(through_litellm) if through_litellm else None
     engines = {}
     for model in models:
-        engine = _engine(model, policies, library)
+        engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing)
         engine.state.reasoning = model.reasoning
+        if tracing is not None:
+            engine = _traced(engine, model)
         engines[model.name] = GuardedEngine(engine, Breaker(_breaker_rule(model)), metrics)
     return engines
 
@@ -53,7 +60,26 @@ def _longest_opening(model: str, book: PolicyBook) -> int:
     return max((policy.most_guidance_tokens(route) for policy, route in routes if route.teacher == model), default=0)
 
 
-def _engine(model: ModelSettings, policies: Policies, library: Library | None) -> Engine:
+def _traced(engine: Engine, model: ModelSettings) -> Engine:
+    """Within its breaker: a call that is not made is no span."""
+    from gateway.engines.traced import TracedEngine
+
+    parts = None if model.api_base is None else urlsplit(model.api_base)
+    host = None if parts is None else parts.hostname
+    address = None
+    if parts is not None and host is not None:
+        address = (host, parts.port or (443 if parts.scheme == "https" else 80))
+    provider = provider_of(model.protocol, model.model, host)
+    name = model.model.partition("/")[2] if model.protocol == "litellm" else model.model
+    return TracedEngine(engine, name, provider, address)
+
+
+def _engine(
+    model: ModelSettings,
+    policies: Policies,
+    library: Library | None,
+    outgoing: Callable[[], Mapping[str, str] | None] | None,
+) -> Engine:
     timeouts = model.timeouts
     deadlines = Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
     api_key = model.api_key.get_secret_value() if model.api_key is not None else None
@@ -72,9 +98,10 @@ def _engine(model: ModelSettings, policies: Policies, library: Library | None) -
             options=model.options,
             continuation=model.continuation,
             echo=echo,
+            outgoing=outgoing,
         )
     assert model.api_base is not None, "only protocol litellm goes without"
-    http = EngineHttp(model.name, model.api_base, api_key=api_key, deadlines=deadlines)
+    http = EngineHttp(model.name, model.api_base, api_key=api_key, deadlines=deadlines, outgoing=outgoing)
     if model.protocol == "tgi":
         return TGIEngine(
             model.name,

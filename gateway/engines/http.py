@@ -1,7 +1,7 @@
 """The HTTP side of every engine: one pooled session each, with deadlines and bounds.
 
 Redirects are not followed and proxies from the environment are not used: an engine is where the configuration says it
-is. Bodies are bounded. Nothing of the caller's headers goes out.
+is. Bodies are bounded. Nothing of the caller's headers goes out, but for the ids of its trace where traces are on.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class EngineHttp:
         base_url: without a trailing slash.
         api_key: sent as a bearer token when given.
         max_reply_bytes: bound on a JSON reply.
+        outgoing: asked at each call for headers that go with it; None: there are none.
     """
 
     def __init__(
@@ -110,11 +111,13 @@ class EngineHttp:
         api_key: str | None,
         deadlines: Deadlines,
         max_reply_bytes: int = _MAX_REPLY_BYTES,
+        outgoing: Callable[[], Mapping[str, str] | None] | None = None,
     ) -> None:
         self._name = name
         self._base_url = base_url.rstrip("/")
         self._deadlines = deadlines
         self._max_reply_bytes = max_reply_bytes
+        self._outgoing = outgoing
         self._host = urlsplit(base_url).hostname or ""
         self._hidden = hidden_in(self._base_url, api_key)
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
@@ -277,11 +280,12 @@ class EngineHttp:
         that the engine had for a while, does not: that is a failure, which costs, and is counted.
         """
         data = None if payload is None else orjson.dumps(payload)
+        headers = None if self._outgoing is None else self._outgoing()
         loop = asyncio.get_running_loop()
         while True:
             _made_anew.set(False)
             lost_until = loop.time() + _LOST_WITHIN_S
-            sending = self._session.request(method, url, data=data, allow_redirects=False)
+            sending = self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
             try:
                 return await (sending if due is None else self._by(due, sending))
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):

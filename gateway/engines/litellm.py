@@ -65,6 +65,7 @@ class LiteLLMEngine:
         options: what else the provider's calls need, such as Azure's `api_version`.
         continuation: how it continues an assistant message; `auto` probes for it, `none` never tries.
         echo: whether it repeats the message it continues; None leaves that to the probe.
+        outgoing: asked at each call for headers that go with it; None: there are none.
     """
 
     def __init__(
@@ -79,13 +80,14 @@ class LiteLLMEngine:
         options: Mapping[str, str] | None = None,
         continuation: Mode | Literal["auto", "none"] = "auto",
         echo: bool | None = None,
+        outgoing: Callable[[], Mapping[str, str] | None] | None = None,
     ) -> None:
         self._name = name
         self._model = model
         self._provider = model.partition("/")[0]
         self._library = library
         self._deadlines = deadlines
-        self._pool = EnginePool(api_base, deadlines)
+        self._pool = EnginePool(api_base, deadlines, outgoing=outgoing)
         self._hidden = hidden_in(api_base, api_key)
         self._fixed: Json = {
             "model": model,

@@ -21,7 +21,7 @@ import httpx
 from gateway.engines.refusal import BLAMES_CREDENTIALS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from gateway.engines.http import Deadlines
 
@@ -75,11 +75,20 @@ class EnginePool:
 
     Args:
         api_base: where every call must go; None: wherever the provider is.
+        outgoing: asked at each call for headers that go with it; None: there are none.
     """
 
-    def __init__(self, api_base: str | None, deadlines: Deadlines, *, max_reply_bytes: int = _MAX_REPLY_BYTES) -> None:
+    def __init__(
+        self,
+        api_base: str | None,
+        deadlines: Deadlines,
+        *,
+        max_reply_bytes: int = _MAX_REPLY_BYTES,
+        outgoing: Callable[[], Mapping[str, str] | None] | None = None,
+    ) -> None:
         self._own = None if api_base is None else _origin(api_base)
         self._idle_s = deadlines.idle_s
+        self._outgoing = outgoing
         self._max_reply_bytes = max_reply_bytes
         # Reading and writing have no limits here: the engine keeps the time.
         self._timeouts = {"connect": deadlines.connect_s, "pool": None, "read": None, "write": None}
@@ -108,6 +117,8 @@ class EnginePool:
 
     async def send(self, request: httpx.Request, call: Call) -> httpx.Response:
         self.check(request, call)
+        if self._outgoing is not None:
+            request.headers.update(self._outgoing() or {})
         request.headers["Accept-Encoding"] = "identity"  # a few bytes that stand for gigabytes are no answer
         request.extensions["timeout"] = self._timeouts
         call.status, call.retry_after, call.said, call.broke, call.unread_bytes = None, None, b"", None, 0

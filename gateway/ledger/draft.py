@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from decimal import Decimal
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.ledger.estimate import count_messages, count_text
 from gateway.ledger.receipt import Attempt, BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
@@ -35,6 +35,7 @@ class Call:
     lost_tokens: int = 0  # an upper bound on tokens written that never reached us
     shared: str = ""  # "flight" or "cache": what another request's call fetched, and paid for
     unbounded: bool = False  # tokens may have been written that never reached us, and nothing bounds them
+    span: Any = None  # where traces are on: that of the call, whoever made it
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.ledger.log_sample import LogSample
     from gateway.ledger.receipt import EngineShare, Receipt
     from gateway.ledger.scopes import Scope
+    from gateway.ledger.spans import ReceiptSpans
     from gateway.ledger.store import Admitted, ReceiptStore
     from gateway.metrics import Metrics
     from gateway.policy.resolve import Plan
@@ -38,6 +39,7 @@ class Ledger:
     encodings: the tiktoken encoding by model, for estimates.
     owner: this process's id; no other process has it.
     sample: which requests have a line in the log.
+    spans: where traces are on, what tells them of receipts.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Ledger:
         metrics: Metrics,
         tasks: Tasks,
         sample: LogSample,
+        spans: ReceiptSpans | None = None,
     ) -> None:
         self._store = store
         self._prices = prices
@@ -58,6 +61,7 @@ class Ledger:
         self._metrics = metrics
         self._tasks = tasks
         self._sample = sample
+        self._spans = spans
         # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
         self._child = cache(_child)
 
@@ -92,6 +96,8 @@ class Ledger:
 
     def settle(self, draft: Draft, status: str) -> None:
         """Settle off the caller's path. Called exactly once for each draft, when its request ended in any way."""
+        if self._spans is not None:
+            self._spans.due(draft)
         if draft.receipt is None and draft.needs_estimate:
             self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
         else:
@@ -112,6 +118,8 @@ class Ledger:
         self._store.put(receipt)
         self._count(receipt)
         self._count_times(receipt)
+        if self._spans is not None:
+            self._spans.put(receipt, draft)
         if not log.is_enabled_for(logging.INFO):
             return
         if not self._sample.takes(receipt):

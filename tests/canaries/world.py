@@ -15,6 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tests.canaries.engine import engine
+from tests.collector import Collector
 from tests.fakes import FakeEngine, served
 from tests.gateway_process import STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, sha256
 
@@ -75,6 +76,7 @@ class World:
         )
         self.commands: list[str] = []  # all that Redis was told
         self.posted: list[str] = []  # all that came to the webhook
+        self.collector = Collector()  # all that traces tell
         self.teacher = FakeEngine(engine(self._words, "teacher"))
         self.student = FakeEngine(engine(self._words, "student"))
         self._temporary = folder / "tmp"
@@ -86,6 +88,7 @@ class World:
             "TRANSLATED_KEY": canaries["translated-key"],
             "ADMIN_KEY": canaries["admin-key"],
             "WEBHOOK_SECRET": canaries["webhook-secret"],
+            "COLLECTOR_KEY": canaries["collector-key"],
             "REDIS_URL": f"unix://:{canaries['redis-password']}@{redis_socket}",
         }
         (folder / "student.key").write_text(canaries["student-key"], "utf-8")
@@ -103,7 +106,7 @@ class World:
 
     @contextmanager
     def surroundings(self) -> Iterator[None]:
-        """Both engines, and who is told of budgets."""
+        """Both engines, who is told of budgets, and who of traces."""
 
         async def hook(request: web.Request) -> web.Response:
             self.posted.append(f"{request.headers!r} {await request.text()}")
@@ -111,7 +114,7 @@ class World:
 
         app = web.Application()
         app.router.add_post(f"/{self.canaries['webhook-path']}", hook)
-        with self.teacher.running(), self.student.running(), served(app) as url:
+        with self.teacher.running(), self.student.running(), self.collector.running(), served(app) as url:
             self._secrets["WEBHOOK"] = f"{url}/{self.canaries['webhook-path']}"
             yield
 
@@ -136,6 +139,7 @@ class World:
             redis={"timeout": "300ms"},
             admin={"key": "env:ADMIN_KEY"},
             log={"level": "debug"},
+            tracing={"endpoint": self.collector.url, "headers": {"x-key": "env:COLLECTOR_KEY"}},
             server={"drain_timeout": "1s", "max_body": "20kB"},
             models=[
                 model("big", "tgi", self.teacher.url, api_key="env:TEACHER_KEY", **patient),

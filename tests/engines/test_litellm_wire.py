@@ -107,3 +107,13 @@ async def test_a_reason_for_ending_is_seen_and_not_one_in_a_text(body: bytes, en
         with pool.call() as call:
             await client.get(there.url + "/")
         assert call.ended is ended
+
+
+async def test_what_goes_with_a_call_is_asked_anew_for_each() -> None:
+    """The ids of a trace, where traces are on. Of what LiteLLM does by itself between calls nothing is told."""
+    told: list[dict[str, str] | None] = [{"traceparent": "one"}, {"traceparent": "two"}, None]
+    async with serving({}) as there, pool_of(there.url, outgoing=lambda: told.pop(0)) as (pool, client):
+        for _ in range(3):
+            with pool.call():
+                await client.post(there.url)
+        assert [request.headers.get("traceparent") for request in there.requests] == ["one", "two", None]

@@ -1,0 +1,181 @@
+"""An engine whose calls are spans of the request on whose behalf they are made. There only where traces are on."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gateway import genai_names as names
+from gateway.engines.chat import read_usage
+from gateway.engines.texts import is_text
+from gateway.tracing import attributes_of, current
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Iterable
+
+    from opentelemetry.util.types import AttributeValue
+
+    from gateway.continuation import Prefill
+    from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest, Usage
+    from gateway.protocol import Json
+    from gateway.tracing import CallSpan, RequestTrace
+
+# What stop texts and logit biases say is the caller's own. These are numbers.
+_ASKED = {
+    "max_tokens": names.REQUEST_MAX_TOKENS,
+    "max_completion_tokens": names.REQUEST_MAX_TOKENS,
+    "temperature": names.REQUEST_TEMPERATURE,
+    "top_p": names.REQUEST_TOP_P,
+    "top_k": names.REQUEST_TOP_K,
+    "seed": names.REQUEST_SEED,
+    "frequency_penalty": names.REQUEST_FREQUENCY_PENALTY,
+    "presence_penalty": names.REQUEST_PRESENCE_PENALTY,
+    "n": names.REQUEST_CHOICES,
+}
+
+
+class TracedEngine:
+    """Passes calls on to `engine`. What it does by itself, such as a probe, is nobody's, and no span.
+
+    Args:
+        model: what the engine calls its model.
+        provider: who serves it, in the words of the conventions.
+        address: host and port, where they are known.
+    """
+
+    def __init__(self, engine: Engine, model: str, provider: str, address: tuple[str, int] | None) -> None:
+        self._engine = engine
+        self._model = model
+        host, port = address or (None, None)
+        self._always = attributes_of(
+            [
+                (names.PROVIDER, provider),
+                (names.REQUEST_MODEL, model),
+                (names.ENGINE, engine.name),
+                (names.SERVER_ADDRESS, host),
+                (names.SERVER_PORT, port),
+            ]
+        )
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    @property
+    def state(self) -> EngineState:
+        return self._engine.state
+
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
+    ) -> OpeningReply:
+        trace = current()
+        if trace is None:
+            return await self._engine.opening(request, batch=batch, tell=tell)
+        asked = [
+            (names.REQUEST_MAX_TOKENS, request.max_tokens),
+            (names.REQUEST_TEMPERATURE, request.temperature),
+            (names.REQUEST_TOP_P, request.top_p),
+            (names.REQUEST_SEED, request.seed),
+            (names.REQUEST_STREAM, tell is not None),
+            (names.BATCH_ID, batch),
+        ]
+        operation = names.CHAT if request.messages is not None else names.TEXT
+        with self._call(trace, "opening", operation, asked) as call:
+            told = tell if tell is None else _heard(call, tell)
+            reply = await self._engine.opening(request, batch=batch, tell=told)
+            self._answered(call, [reply.finish], reply.usage)
+            # For those who share it: their traces tell where it was fetched.
+            return replace(reply, span=call.span.get_span_context())
+
+    async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
+        trace = current()
+        if trace is None:
+            return await self._engine.complete(body, prefill)
+        with self._call(trace, "answer", _operation(body), _asked(body, stream=False)) as call:
+            reply = await self._engine.complete(body, prefill)
+            self._answered(call, _finishes([reply]), read_usage(reply.get("usage")))
+            return reply
+
+    async def stream(self, body: Json, prefill: Prefill | None = None) -> AsyncGenerator[list[Json], None]:
+        trace = current()
+        async with aclosing(self._engine.stream(body, prefill)) as groups:
+            if trace is None:
+                async for chunks in groups:
+                    yield chunks
+                return
+            finishes: list[str] = []
+            usage: Usage | None = None
+            with self._call(trace, "answer", _operation(body), _asked(body, stream=True)) as call:
+                try:
+                    async for chunks in groups:
+                        call.heard()
+                        if call.recorded:
+                            finishes += _finishes(chunks)
+                            for chunk in chunks:
+                                usage = read_usage(chunk.get("usage")) or usage
+                        yield chunks
+                finally:
+                    self._answered(call, finishes, usage)
+
+    async def embed(self, body: Json) -> EmbeddingsReply:
+        trace = current()
+        if trace is None:
+            return await self._engine.embed(body)
+        with self._call(trace, "embeddings", names.EMBEDDINGS, ()) as call:
+            reply = await self._engine.embed(body)
+            if reply.usage is not None:
+                call.span.set_attribute(names.USAGE_INPUT, reply.usage.input_tokens)
+            return reply
+
+    async def probe(self) -> None:
+        await self._engine.probe()
+
+    async def close(self) -> None:
+        await self._engine.close()
+
+    def _call(
+        self, trace: RequestTrace, call: str, operation: str, asked: Iterable[tuple[str, AttributeValue | None]]
+    ) -> CallSpan:
+        attributes = (
+            {**self._always, names.OPERATION: operation, names.CALL: call, **attributes_of(asked)}
+            if trace.recorded
+            else {}
+        )
+        return trace.call(f"{operation} {self._model}", attributes)
+
+    @staticmethod
+    def _answered(call: CallSpan, finishes: list[str], usage: Usage | None) -> None:
+        if not call.recorded:
+            return
+        if finishes:
+            call.span.set_attribute(names.RESPONSE_FINISH_REASONS, finishes)
+        if usage is not None:
+            call.span.set_attribute(names.USAGE_INPUT, usage.input_tokens)
+            call.span.set_attribute(names.USAGE_OUTPUT, usage.output_tokens)
+            if usage.cached_input_tokens:
+                call.span.set_attribute(names.USAGE_CACHED, usage.cached_input_tokens)
+
+
+def _heard(call: CallSpan, tell: Callable[[str], None]) -> Callable[[str], None]:
+    def told(piece: str) -> None:
+        call.heard()
+        tell(piece)
+
+    return told
+
+
+def _operation(body: Json) -> str:
+    return names.TEXT if is_text(body) else names.CHAT
+
+
+def _asked(body: Json, *, stream: bool) -> Iterable[tuple[str, AttributeValue | None]]:
+    yield names.REQUEST_STREAM, stream
+    for field, name in _ASKED.items():
+        value: Any = body.get(field)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def _finishes(parts: Iterable[Json]) -> list[str]:
+    return names.finishes(choice.get("finish_reason") for part in parts for choice in part["choices"])
