@@ -24,6 +24,7 @@ from gateway.batching.ticket import Limits
 from gateway.completion import Completions
 from gateway.embedding import Embeddings
 from gateway.engines.build import build
+from gateway.engines.guard import show_calls
 from gateway.engines.watch import watch
 from gateway.errors import StartupError
 from gateway.finishing import Finisher
@@ -33,11 +34,13 @@ from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
 from gateway.ledger.archiving import archiving
+from gateway.ledger.budget_watch import BudgetWatch
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.ledger_state import LedgerState
+from gateway.ledger.log_sample import LogSample
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.roller import Roller
 from gateway.ledger.rollups import Retention, Rollups
@@ -54,6 +57,7 @@ from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
+from gateway.vitals import VitalSigns
 from gateway.web import keys
 from gateway.web.error_body import errors_as_openai
 from gateway.web.headers import name_reply
@@ -122,6 +126,8 @@ async def gateway(
         policies = Policies(book, watched.files.edition() if watched is not None else None)
         _name_series(metrics, policies.book)
         policies.on_change(partial(_name_series, metrics))
+        _show_deadlines(metrics, policies.book)
+        policies.on_change(partial(_show_deadlines, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
@@ -189,6 +195,7 @@ async def gateway(
             owner=owner,
             metrics=metrics,
             tasks=tasks,
+            sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
             spans=None if traces is None else traces.spans,
         )
         heartbeat = Heartbeat(
@@ -219,6 +226,7 @@ async def gateway(
             ledger=ledger,
         )
 
+        budgets = Budgets(redis.commands, redis_keys)
         ring, keys_in_redis = Keyring(), RedisKeyring(redis.commands, redis_keys)
         follower = KeyFollower(redis, keys_in_redis, ring)
         await follower.start()
@@ -258,7 +266,7 @@ async def gateway(
             app[keys.ROLLUPS] = rollups
             # One each, so that callers who ask often take no operator's turn.
             app[keys.USAGE] = UsageReader(rollups, retention)
-            app[keys.BUDGETS] = Budgets(redis.commands, redis_keys)
+            app[keys.BUDGETS] = budgets
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines
@@ -280,9 +288,15 @@ async def gateway(
         if archive is not None:
             tasks.keep("archive", archive.archiver.run() if archive.fills else archive.board.follow(redis))
         tasks.keep("janitor", janitor.run())
+        watch_budgets = BudgetWatch(redis, budgets, policies, settings.defaults, metrics)
+        tasks.keep("budgets", watch_budgets.run())
+        signs = VitalSigns(metrics)
+        tasks.keep("vitals", signs.run())
+        tasks.keep("loop_lag", signs.watch_loop())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
+        tasks.keep("calls", show_calls(engines.values(), metrics))
         for engine in engines.values():
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
         archiver = archive.archiver if archive is not None and archive.fills else None
@@ -324,6 +338,17 @@ def _name_series(metrics: Metrics, book: PolicyBook) -> None:
     """In the order of the files, so that all workers name the same tenants."""
     for policy in book.policies:
         metrics.series.name(policy.tenant, (route.model for route in policy.routes))
+
+
+def _show_deadlines(metrics: Metrics, book: PolicyBook) -> None:
+    """By teacher. One that guides no route any more has no deadline that its queue could come near."""
+    shortest: dict[str, float] = {}
+    for policy in book.policies:
+        for route in policy.routes:
+            if route.teacher is not None and policy.most_guidance_tokens(route):
+                deadline_s = route.guidance.deadline_s
+                shortest[route.teacher] = min(deadline_s, shortest.get(route.teacher, deadline_s))
+    metrics.show_deadlines(shortest)
 
 
 def _when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:

@@ -95,11 +95,18 @@ def _to_json(record: Any, **_: Any) -> str:
     return orjson.dumps(record, default=str).decode()
 
 
-def set_up_logs(level: str, form: Literal["auto", "json", "console"], *, worker: int | None = None) -> None:
+def set_up_logs(
+    level: str,
+    form: Literal["auto", "json", "console"],
+    *,
+    worker: int | None = None,
+    for_eyes: Processor | None = None,
+) -> None:
     """Send structlog's events, and those of libraries that use `logging`, down one path.
 
     Args:
         worker: this process's number among several; it stands in each line.
+        for_eyes: what makes events shorter for a terminal.
     """
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -112,7 +119,12 @@ def set_up_logs(level: str, form: Literal["auto", "json", "console"], *, worker:
         shared.append(lambda _, __, event: {**event, "worker": worker})
     rendered: list[Processor] = (
         # Never with the values of local variables: they hold prompts and keys.
-        [structlog.dev.ConsoleRenderer(exception_formatter=lambda out, info: print("\n" + _told(info), file=out))]
+        [
+            *([for_eyes] if for_eyes is not None else ()),
+            structlog.dev.ConsoleRenderer(
+                sort_keys=False, exception_formatter=lambda out, info: print("\n" + _told(info), file=out)
+            ),
+        ]
         if console
         else [structlog.processors.ExceptionRenderer(_told), structlog.processors.JSONRenderer(serializer=_to_json)]
     )

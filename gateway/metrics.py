@@ -5,6 +5,10 @@ One process alone counts in its memory. Several workers count in files of one fo
 
 from __future__ import annotations
 
+import math
+import platform
+from typing import TYPE_CHECKING, NamedTuple
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -14,9 +18,15 @@ from prometheus_client import (
     generate_latest,
     values,
 )
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
-from gateway.series import Series
+from gateway.series import OTHER, Series
+from gateway.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable in which prometheus_client looks for that folder."""
@@ -24,9 +34,48 @@ MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _BATCH_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 disable_created_metrics()  # a second series for each counter, which nobody reads
+
+
+class BudgetFigures(NamedTuple):
+    """A tenant's budget: what may be spent (a raise included), what is, and what is neither spent nor reserved.
+
+    Floats: for a graph, not for a bill.
+    """
+
+    limit_usd: float
+    spent_usd: float
+    left_usd: float
+
+
+class BudgetGauges(Collector):
+    """What this process last saw of the tenants' budgets. Redis counts them, so they need no sum over workers.
+
+    A plain gauge would go on telling of a budget that is taken away: its series could not be.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Mapping[str, BudgetFigures] = {}
+
+    def show(self, seen: Mapping[str, BudgetFigures]) -> None:
+        """From now on tell of these, and of no others."""
+        self._seen = dict(seen)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """For prometheus_client, in whatever thread renders."""
+        seen = self._seen  # the loop may put another one in its place meanwhile
+        for field, what in (
+            ("limit_usd", "What a tenant's budget lets it spend, raises included."),
+            ("spent_usd", "What is spent of a tenant's budget."),
+            ("left_usd", "What is neither spent nor reserved of a tenant's budget."),
+        ):
+            family = GaugeMetricFamily(f"gkt_budget_{field}", what, labels=("tenant",))
+            for tenant, figures in seen.items():
+                family.add_metric((tenant,), getattr(figures, field))
+            yield family
 
 
 class Metrics:
@@ -38,6 +87,7 @@ class Metrics:
 
     Attributes:
         series: whose label stands for a tenant and a route; nobody else's may.
+        worker: the label that stands for this process.
     """
 
     def __init__(self, worker: int | None = None, max_tenants: int = 1000) -> None:
@@ -46,6 +96,7 @@ class Metrics:
             # it ended, and files do not become more.
             values.ValueClass = values.MultiProcessValue(lambda: worker)
         self._shared = worker is not None
+        self.worker = str(worker or 1)
         self.series = Series(max_tenants)
         if self._shared:
             # What the one before it counted stays in its files, so it has its place already.
@@ -85,11 +136,18 @@ class Metrics:
         )
         self.tokens = Counter(
             "gkt_tokens",
-            "Tokens as the engines counted them, by role (teacher, student) and direction (input, cached, output).",
+            "Tokens as the engines counted them, by role (teacher, student, failed) and direction (input, cached, "
+            "output).",
             ("tenant", "role", "engine", "direction"),
             registry=registry,
         )
         self.cost_usd = Counter("gkt_cost_usd", "What the answers cost.", ("tenant", "route"), registry=registry)
+        self.engine_cost_usd = Counter(
+            "gkt_engine_cost_usd",
+            "The same by engine and role: teacher, student, failed.",
+            ("engine", "role"),
+            registry=registry,
+        )
         self.baseline_usd = Counter(
             "gkt_baseline_usd",
             "What the baseline model alone would have cost for the same answers.",
@@ -166,6 +224,20 @@ class Metrics:
         )
         self.in_flight = Gauge(
             "gkt_in_flight", "Requests held, by all workers.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.guidance_deadline = Gauge(
+            "gkt_guidance_deadline_seconds",
+            "The shortest deadline of the routes that this teacher guides.",
+            ("teacher",),
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.engine_in_flight = Gauge(
+            "gkt_engine_in_flight",
+            "Calls to the engine under way, in any role, by all workers.",
+            ("engine",),
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.engine_up = Gauge(
             "gkt_engine_up",
@@ -326,18 +398,79 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self.config_stale = Gauge(
+            "gkt_config_stale",
+            "1 while config.yaml says something else than what some worker runs with.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.policy_loaded = Gauge(
             "gkt_policy_loaded_timestamp_seconds",
             "When the policies that hold were loaded; of several workers, by the one that loaded first.",
             registry=registry,
             multiprocess_mode="livemin",
         )
+        self.lines_left_out = Counter(
+            "gkt_log_requests_left_out",
+            "Requests without a line in the log, as log.requests.sample wants it.",
+            registry=registry,
+        )
+
+        # What prometheus_client tells of a process by itself is that of the one worker that happens to answer.
+        self.loop_lag = Histogram(
+            "gkt_event_loop_lag_seconds",
+            "How much later than asked for the event loop let a timer ring, looked at four times a second.",
+            buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+        self.resident = self._of_worker("gkt_process_resident_memory_bytes", "Memory of the process that is resident.")
+        self.open_files = self._of_worker("gkt_process_open_fds", "Files and connections that the process has open.")
+        self.max_files = self._of_worker("gkt_process_max_fds", "How many it may have open.")
+        self.started = self._of_worker(
+            "gkt_process_start_timestamp_seconds", "When the process began to serve, in Unix seconds."
+        )
+        self.cpu_seconds = Counter(
+            "gkt_process_cpu_seconds", "Processor time, user's and system's.", ("worker",), registry=registry
+        )
+        self.build = Gauge(
+            "gkt_build_info",
+            "1; the labels say which version runs, and on which Python.",
+            ("version", "python"),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.build.labels(__version__, platform.python_version()).set(1)
+        self._deadlines: Mapping[str, float] = {}
+        self.budgets = BudgetGauges()
+        registry.register(self.budgets)
+        # What may be alerted on must be there at 0 before it grows: Prometheus sees no growth in what appears.
+        for outcome in ("ok", "failed"):
+            self.webhooks.labels(outcome)
+        for result in ("loaded", "refused"):
+            self.policy_reloads.labels(result)
+
+    def _of_worker(self, name: str, what: str) -> Gauge:
+        return Gauge(name, what, ("worker",), registry=self.registry, multiprocess_mode="livemax")
+
+    def show_deadlines(self, shortest_s: Mapping[str, float]) -> None:
+        """By teacher. Of one that is not named, and was before, there is none: as good as infinite."""
+        for teacher in self._deadlines.keys() - shortest_s.keys():
+            self.guidance_deadline.labels(teacher).set(math.inf)
+        for teacher, deadline_s in shortest_s.items():
+            self.guidance_deadline.labels(teacher).set(deadline_s)
+        self._deadlines = {**self._deadlines, **shortest_s}
+
+    def has_name(self, tenant: str) -> bool:
+        """Whether a tenant has series of its own."""
+        return self.series.tenant(tenant) != OTHER
 
     def render(self) -> bytes:
         """The Prometheus text format, summed over the workers. Takes milliseconds; any thread may call it."""
         if not self._shared:
             return generate_latest(self.registry)
-        return generate_latest(self._of_all_workers())
+        everybody = self._of_all_workers()
+        everybody.register(self.budgets)
+        return generate_latest(everybody)
 
     @staticmethod
     def _of_all_workers() -> CollectorRegistry:

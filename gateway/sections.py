@@ -189,6 +189,16 @@ class MetricsSettings(Shape):
     """Tenants with series of their own; the others count together."""
 
 
+class RequestLines(Shape):
+    """Which requests have a line in the log. Those that failed, were given up, went unguided because something failed
+    or are slow always have theirs."""
+
+    sample: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    """What part of all other requests; chosen by their ids, so that every process would choose the same."""
+    slow_s: Annotated[Duration, lasting("1ms", "1h")] | None = Field(10.0, alias="slow")
+    """From this long on a request is slow; null: none is."""
+
+
 def _header(value: object, info: ValidationInfo) -> SecretStr:
     """As a secret, but there may be spaces in it: `Bearer ...`."""
     if isinstance(value, SecretStr):
@@ -242,6 +252,8 @@ class Log(Shape):
     """The least that is logged."""
     format: Literal["auto", "json", "console"] = "auto"
     """For eyes, for machines, or whichever fits."""
+    requests: RequestLines = RequestLines()
+    """Which requests have a line."""
 
 
 class Defaults(Shape):

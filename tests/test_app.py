@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.app import _when_role_changes
+import math
+
+from gateway.app import _show_deadlines, _when_role_changes
+from gateway.metrics import Metrics
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Edition, Policies
 from gateway.policy.schema import TenantPolicy
@@ -32,3 +35,25 @@ def test_an_engine_is_probed_anew_when_an_edit_changes_what_it_is_for() -> None:
     assert told(CHATS, EMBEDS, {"model": "s", "mode": "student", "student": "small"}) == ["small"]
     assert told(CHATS) == []
     assert told(CHATS, EMBEDS) == ["small"]
+
+
+def test_the_shortest_deadline_of_each_teacher_is_told_and_goes_with_its_last_route() -> None:
+    """A queue cannot come near the deadline of routes that are no more."""
+    metrics = Metrics(max_tenants=1)
+
+    def told(*deadlines: tuple[str, float]) -> dict[str, float]:
+        routes = [
+            {"model": f"r{number}", "mode": "guided", "teacher": teacher, "student": "small",
+             "guidance": {"deadline": deadline_s}}
+            for number, (teacher, deadline_s) in enumerate(deadlines)
+        ]  # fmt: skip
+        _show_deadlines(metrics, PolicyBook.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})]))
+        return {
+            sample.labels["teacher"]: sample.value
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "gkt_guidance_deadline_seconds"
+        }
+
+    assert told(("big", 4.0), ("big", 2.0), ("huge", 10.0)) == {"big": 2.0, "huge": 10.0}
+    assert told(("big", 4.0)) == {"big": 4.0, "huge": math.inf}

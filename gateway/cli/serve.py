@@ -11,6 +11,7 @@ import typer
 import uvloop
 
 from gateway.app import Watched
+from gateway.ledger.request_line import in_short
 from gateway.logs import set_up_logs
 from gateway.policy.files import PolicyFiles
 from gateway.sections import MAX_WORKERS
@@ -50,7 +51,7 @@ def serve(
     GKT_ADMIN_PORT, GKT_REDIS_URL and GKT_POLICIES override it.
     """
     settings, book, files = PolicyFiles.open(config)
-    set_up_logs(settings.log.level, settings.log.format)
+    set_up_logs(settings.log.level, settings.log.format, for_eyes=in_short)
     if not uvloop.run(run(settings, book, files, config, workers or settings.server.workers)):
         raise typer.Exit(1)
 

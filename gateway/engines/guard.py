@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import aclosing
@@ -12,7 +13,7 @@ import structlog
 from gateway.errors import EngineCannot, EngineError, EngineOverloaded, EngineRejected, EngineResting
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterable
     from types import TracebackType
 
     from gateway.continuation import Prefill
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from gateway.protocol import Json
 
 log = structlog.get_logger()
+
+_SHOW_EVERY_S = 0.5
 
 AS_NUMBER = {"closed": 0, "half_open": 1, "open": 2}
 """The breaker's states, as the metric tells them."""
@@ -45,6 +48,7 @@ class GuardedEngine:
         self._metrics = metrics
         self._clock = clock
         self._told: BreakerState = "closed"
+        self._under_way = UnderWay()
         metrics.engine_breaker.labels(engine.name).set(0)
 
     @property
@@ -59,6 +63,11 @@ class GuardedEngine:
     def breaker(self) -> str:
         """What the breaker is now: closed, open or half_open."""
         return self._breaker.state(self._clock())
+
+    @property
+    def calls(self) -> int:
+        """How many are under way; probes do not count."""
+        return self._under_way.calls
 
     @property
     def rests(self) -> bool:
@@ -103,7 +112,7 @@ class GuardedEngine:
         await self._engine.close()
 
     def _guarded(self) -> _Verdict:
-        return _Verdict(self.name, self._breaker, self._clock, self._tell)
+        return _Verdict(self.name, self._breaker, self._clock, self._tell, self._under_way)
 
     def _tell(self) -> None:
         """Let operators know what the breaker is now, if that is news to them."""
@@ -115,16 +124,42 @@ class GuardedEngine:
         log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
 
 
+class UnderWay:
+    """How many calls there are. A gauge that each call moved would cost more than all else that is done here."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+async def show_calls(engines: Iterable[GuardedEngine], metrics: Metrics) -> None:
+    """Show, again and again, how many calls each engine has under way."""
+    shown = [(metrics.engine_in_flight.labels(engine.name), engine) for engine in engines]
+    while True:
+        for gauge, engine in shown:
+            gauge.set(engine.calls)
+        await asyncio.sleep(_SHOW_EVERY_S)
+
+
 class _Verdict:
     """One call: entering may raise EngineResting, leaving tells the breaker how the call ended."""
 
-    __slots__ = ("_breaker", "_clock", "_engine", "_tell", "_trial", "begun")
+    __slots__ = ("_breaker", "_clock", "_engine", "_tell", "_trial", "_under_way", "begun")
 
-    def __init__(self, engine: str, breaker: Breaker, clock: Callable[[], float], tell: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: str,
+        breaker: Breaker,
+        clock: Callable[[], float],
+        tell: Callable[[], None],
+        under_way: UnderWay,
+    ) -> None:
         self._engine = engine
         self._breaker = breaker
         self._clock = clock
         self._tell = tell
+        self._under_way = under_way
         self._trial = False
         self.begun = False
 
@@ -138,6 +173,7 @@ class _Verdict:
                 retry_after_s=wait_s,
             )
         self._trial = self._breaker.begin(now)
+        self._under_way.calls += 1
         self._tell()
         return self
 
@@ -156,6 +192,7 @@ class _Verdict:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._under_way.calls -= 1
         breaker = self._breaker
         match error:
             case None:

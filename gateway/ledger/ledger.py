@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.ledger.draft import Draft
+    from gateway.ledger.log_sample import LogSample
     from gateway.ledger.receipt import EngineShare, Receipt
     from gateway.ledger.scopes import Scope
     from gateway.ledger.spans import ReceiptSpans
@@ -37,6 +38,7 @@ class Ledger:
     prices: USD per token by model.
     encodings: the tiktoken encoding by model, for estimates.
     owner: this process's id; no other process has it.
+    sample: which requests have a line in the log.
     spans: where traces are on, what tells them of receipts.
     """
 
@@ -49,6 +51,7 @@ class Ledger:
         owner: str,
         metrics: Metrics,
         tasks: Tasks,
+        sample: LogSample,
         spans: ReceiptSpans | None = None,
     ) -> None:
         self._store = store
@@ -57,6 +60,7 @@ class Ledger:
         self._owner = owner
         self._metrics = metrics
         self._tasks = tasks
+        self._sample = sample
         self._spans = spans
         # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
         self._child = cache(_child)
@@ -116,7 +120,11 @@ class Ledger:
         self._count_times(receipt)
         if self._spans is not None:
             self._spans.put(receipt, draft)
-        if log.is_enabled_for(logging.INFO):
+        if not log.is_enabled_for(logging.INFO):
+            return
+        if not self._sample.takes(receipt):
+            self._metrics.lines_left_out.inc()
+        else:
             content = {} if draft.content is None else {"content": draft.content.as_dict()}
             log.info("request", **receipt.as_dict(), **content)
 
@@ -132,7 +140,10 @@ class Ledger:
             child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
         for role, share in (("teacher", receipt.teacher), ("student", receipt.student)):
             if share is not None and not share.shared:
-                self._count_tokens(tenant, role, share)
+                self._count_share(tenant, role, share)
+        for attempt in receipt.attempts:
+            if attempt.share is not None:
+                self._count_share(tenant, "failed", attempt.share)
         if receipt.guidance is not None and receipt.teacher is not None:
             child(metrics.guidance, receipt.teacher.model, receipt.teacher.shared or "teacher").inc()
 
@@ -148,7 +159,8 @@ class Ledger:
             if spent_ms is not None:
                 self._child(self._metrics.stage_seconds, stage, receipt.mode).observe(spent_ms / 1000)
 
-    def _count_tokens(self, tenant: str, role: str, share: EngineShare) -> None:
+    def _count_share(self, tenant: str, role: str, share: EngineShare) -> None:
+        self._child(self._metrics.engine_cost_usd, share.model, role).inc(float(share.cost_usd))
         for direction, tokens in (
             ("input", share.input_tokens - share.cached_input_tokens),
             ("cached", share.cached_input_tokens),

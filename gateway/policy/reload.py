@@ -100,6 +100,7 @@ class Reloader:
         self._on_disk: asyncio.Future[Any] | None = None
         self.config = ConfigEdit()
         metrics.policy_stale.set(0)
+        metrics.config_stale.set(0)
         metrics.policy_loaded.set(policies.edition.loaded_at)
 
     async def run(self) -> None:
@@ -166,6 +167,7 @@ class Reloader:
             if self.config.changed:
                 log.info("config_edit_taken_back")
             self.config = ConfigEdit()
+            self._metrics.config_stale.set(0)
             return
         edit = ConfigEdit(changed=True, mistakes=await self._in_thread(self._files.config_mistakes))
         if edit != self.config:
@@ -175,6 +177,7 @@ class Reloader:
                 mistakes=edit.mistakes[:_MOST_SAID],
             )
         self.config = edit
+        self._metrics.config_stale.set(1)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         """What blocks. A disk that hangs is left to hang in one thread. Raises TimeoutError then."""

@@ -18,6 +18,7 @@ import uvloop
 
 from gateway.app import Watched
 from gateway.errors import StartupError
+from gateway.ledger.request_line import in_short
 from gateway.logs import set_up_logs
 from gateway.policy.files import PolicyFiles
 from gateway.serving import serve
@@ -36,7 +37,7 @@ def main(config: Path, number: int) -> int:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
             settings, book, files = PolicyFiles.open(config)
-            set_up_logs(settings.log.level, settings.log.format, worker=number)
+            set_up_logs(settings.log.level, settings.log.format, worker=number, for_eyes=in_short)
             uvloop.run(_work(settings, book, files, number, supervisor))
         except StartupError as error:
             _say(supervisor, FirstWord(error=error.message))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from gateway.engines.base import EngineState
 from gateway.engines.breaker import Breaker, BreakerRule
-from gateway.engines.guard import GuardedEngine
+from gateway.engines.guard import GuardedEngine, show_calls
 from gateway.errors import EngineCannot, EngineError, EngineFailed, EngineOverloaded, EngineResting
 from gateway.metrics import Metrics
 
@@ -157,3 +158,29 @@ async def test_a_breaker_that_opens_is_said_once(calls: int, capsys: pytest.Capt
         with pytest.raises(EngineOverloaded):
             await anext(one)
     assert capsys.readouterr().out.count("breaker") == 1
+
+
+async def test_calls_are_counted_while_they_are_under_way_however_they_end() -> None:
+    """Answered, failed, left by their reader, or not made at all."""
+    world = World([WORD, WORD], [WORD, WORD], [failed()], [failed()], [WORD])
+    async with aclosing(world.engine.stream({})) as one, aclosing(world.engine.stream({})) as other:
+        await anext(one)
+        assert world.engine.calls == 1
+        await anext(other)
+        assert world.engine.calls == 2
+    assert world.engine.calls == 0
+    for _ in range(2):
+        assert isinstance(await world.call(), EngineFailed)
+    assert isinstance(await world.call(), EngineResting)
+    assert world.engine.calls == 0
+
+
+async def test_operators_see_the_calls_that_are_under_way() -> None:
+    world = World([WORD, WORD])
+    told = world.metrics.engine_in_flight.labels("small")._value
+    async with aclosing(world.engine.stream({})) as one:
+        await anext(one)
+        showing = asyncio.get_running_loop().create_task(show_calls([world.engine], world.metrics))
+        while told.get() != 1:
+            await asyncio.sleep(0)
+        showing.cancel()

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from gateway.ledger import draft as draft_module
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.log_sample import LogSample
 from gateway.metrics import Metrics
 from gateway.tasks import Tasks
 from tests.ledger.drafts import ENCODINGS, PRICES, call, closed, draft, guided, plan
@@ -46,6 +47,7 @@ class Books:
             owner="ann",
             metrics=self.metrics,
             tasks=self.tasks,
+            sample=LogSample(1.0, None),
         )
 
     def value(self, name: str, **labels: str) -> float:

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from gateway.ledger import sweeper as sweeper_module
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.log_sample import LogSample
 from gateway.ledger.receipt import Receipt
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.store import ReceiptStore
@@ -50,7 +51,13 @@ class Process:
         self.in_redis = RedisLedger(self.client.commands, keys, owner, 100, LEASE_S)
         self.store = ReceiptStore(self.client, self.in_redis, on_event=lambda _: None, metrics=self.metrics)
         self.ledger = Ledger(
-            self.store, prices=PRICES, encodings=ENCODINGS, owner=owner, metrics=self.metrics, tasks=self.tasks
+            self.store,
+            prices=PRICES,
+            encodings=ENCODINGS,
+            owner=owner,
+            metrics=self.metrics,
+            tasks=self.tasks,
+            sample=LogSample(1.0, None),
         )
         self.heartbeat = Heartbeat(
             self.client,

@@ -238,6 +238,7 @@ async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folde
     async with following(folder) as seen:
         config.write_text(CONFIG.replace("name: small", "name: tiny"))
         await seen.until(lambda: seen.reloader.config.changed)
+        assert seen.counted("gkt_config_stale") == 1
         assert {one.split(" ")[0] for one in seen.reloader.config.mistakes} == {
             "policies/acme.yaml:3:", "policies/globex.yaml:3:",
         }  # fmt: skip
@@ -248,6 +249,7 @@ async def test_an_edit_of_config_yaml_is_checked_and_told_and_not_followed(folde
         await seen.until(lambda: seen.policies.mistakes)
         config.write_text(CONFIG)
         await seen.until(lambda: seen.reloader.config == ConfigEdit())
+        assert seen.counted("gkt_config_stale") == 0
     assert seen.told("config_changed")[0]["then"] == "it takes a restart, which would fail now"
     assert seen.told("config_edit_taken_back")
 

@@ -1,0 +1,27 @@
+"""Writes the four dashboards beside it: python -m deploy.grafana.build
+
+What is on them stands in the modules that DASHBOARDS names; edit there, then run this.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from deploy.grafana.batcher import BATCHER
+from deploy.grafana.cost import COST
+from deploy.grafana.engines import ENGINES
+from deploy.grafana.latency import LATENCY
+
+FOLDER = Path(__file__).parent
+DASHBOARDS = {"cost": COST, "latency": LATENCY, "batcher": BATCHER, "engines": ENGINES}
+
+
+def text(name: str) -> str:
+    """The file of a dashboard, as it should be."""
+    return json.dumps(DASHBOARDS[name].json(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    for name in DASHBOARDS:
+        (FOLDER / f"{name}.json").write_text(text(name), "utf-8")

@@ -1,0 +1,185 @@
+"""What answers cost, and what they would have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deploy.grafana.panels import Choice, Dashboard, Panel, Query
+
+_WHO = '{tenant=~"$tenant", route=~"$route"}'
+_TENANT = '{tenant=~"$tenant"}'
+_COST = f"sum(increase(gkt_cost_usd_total{_WHO}[$__range]))"
+_BASELINE = f"sum(increase(gkt_baseline_usd_total{_WHO}[$__range]))"
+_SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
+
+
+def _by(labels: str, metric: str) -> str:
+    return f"sum by ({labels}) (increase({metric}{_WHO}[$__range]))"
+
+
+COST = Dashboard(
+    "gkt-cost",
+    "GKT: cost and savings",
+    "What answers cost, what the baseline model alone would have cost for them, and who spent it.",
+    (Choice("tenant", "gkt_requests_total"), Choice("route", 'gkt_requests_total{tenant=~"$tenant"}')),
+    (
+        Panel("Cost", "What the answers of the chosen time cost.", "currencyUSD", (Query(_COST),), **_SMALL),
+        Panel(
+            "Baseline",
+            "What the baseline model alone would have cost for them. Shadows are left out: they spare nothing.",
+            "currencyUSD",
+            (Query(_BASELINE),),
+            **_SMALL,
+        ),
+        Panel(
+            "Saved",
+            "Baseline minus cost. Below zero guidance cost more than it spared. Unguided answers count too: a teacher "
+            "that is down makes answers cheap.",
+            "currencyUSD",
+            (Query(f"{_BASELINE} - {_COST}"),),
+            falling=True,
+            bad=0,
+            least=None,
+            **_SMALL,
+        ),
+        Panel(
+            "Saved, of the baseline",
+            "Which part of the baseline was saved.",
+            "percentunit",
+            (Query(f"1 - {_COST} / {_BASELINE}"),),
+            falling=True,
+            bad=0,
+            warn=0.2,
+            least=None,
+            **_SMALL,
+        ),
+        Panel(
+            "Teacher's part of the tokens",
+            "Of all tokens written for the chosen tenants, those of teachers. Calls that failed are left out.",
+            "percentunit",
+            (
+                Query(
+                    'sum(increase(gkt_tokens_total{tenant=~"$tenant", role="teacher", direction="output"}[$__range]))'
+                    " / "
+                    'sum(increase(gkt_tokens_total{tenant=~"$tenant", role!="failed", direction="output"}[$__range]))'
+                ),
+            ),
+            **_SMALL,
+        ),
+        Panel(
+            "Teacher's part of the cost",
+            "Of all that was paid, by all tenants, what the teachers' calls cost. It is more than their part of the "
+            "tokens: they are dearer, and read every prompt.",
+            "percentunit",
+            (
+                Query(
+                    'sum(increase(gkt_engine_cost_usd_total{role="teacher"}[$__range])) / '
+                    "sum(increase(gkt_engine_cost_usd_total[$__range]))"
+                ),
+            ),
+            **_SMALL,
+        ),
+        "Over time",
+        Panel(
+            "Cost against baseline, per hour",
+            "The gap between the lines is what is saved.",
+            "currencyUSD",
+            (
+                Query(f"sum(rate(gkt_cost_usd_total{_WHO}[$__rate_interval])) * 3600", "cost"),
+                Query(f"sum(rate(gkt_baseline_usd_total{_WHO}[$__rate_interval])) * 3600", "baseline"),
+            ),
+            width=12,
+        ),
+        Panel(
+            "Saved per hour, by route",
+            "Baseline minus cost. What lies below zero costs more than its baseline: short answers read two prompts.",
+            "currencyUSD",
+            (
+                Query(
+                    f"(sum by (tenant, route) (rate(gkt_baseline_usd_total{_WHO}[$__rate_interval])) - "
+                    f"sum by (tenant, route) (rate(gkt_cost_usd_total{_WHO}[$__rate_interval]))) * 3600",
+                    "{{tenant}} {{route}}",
+                ),
+            ),
+            width=12,
+            least=None,
+            falling=True,
+            bad=0,
+        ),
+        Panel(
+            "Cost per hour, by engine",
+            "Of all tenants. `failed` is what calls may have cost in whose place others were made.",
+            "currencyUSD",
+            (
+                Query(
+                    "sum by (engine, role) (rate(gkt_engine_cost_usd_total[$__rate_interval])) * 3600",
+                    "{{engine}} as {{role}}",
+                ),
+            ),
+            stacked=True,
+        ),
+        Panel(
+            "Tokens per second",
+            "By role, and by what was done with them: input is read afresh, cached is read from the engine's prefix "
+            "cache, output is written.",
+            "short",
+            (
+                Query(
+                    f"sum by (role, direction) (rate(gkt_tokens_total{_TENANT}[$__rate_interval]))",
+                    "{{role}} {{direction}}",
+                ),
+            ),
+            stacked=True,
+        ),
+        Panel(
+            "Answers per second, by mode",
+            "guided and teacher_complete are opened by the teacher; student and teacher are made by one model alone.",
+            "reqps",
+            (Query(f"sum by (mode) (rate(gkt_requests_total{_WHO}[$__rate_interval]))", "{{mode}}"),),
+            stacked=True,
+        ),
+        "By tenant and route",
+        Panel(
+            "Who spent what",
+            "Over the chosen time.",
+            "short",
+            (
+                Query(_by("tenant, route", "gkt_cost_usd_total")),
+                Query(_by("tenant, route", "gkt_baseline_usd_total")),
+                Query(
+                    f"{_by('tenant, route', 'gkt_baseline_usd_total')} - {_by('tenant, route', 'gkt_cost_usd_total')}"
+                ),
+                Query(_by("tenant, route", "gkt_requests_total")),
+            ),
+            kind="table",
+            width=24,
+            height=9,
+            least=None,
+            columns=("Cost, USD", "Baseline, USD", "Saved, USD", "Requests"),
+        ),
+        "Budgets",
+        Panel(
+            "Left of each budget",
+            "What is neither spent nor reserved, as a part of what may be spent; a raise counts. Tenants without a "
+            "budget of their own are not here, and keys are not.",
+            "percentunit",
+            (Query(f"min by (tenant) (gkt_budget_left_usd{_TENANT} / gkt_budget_limit_usd{_TENANT})", "{{tenant}}"),),
+            kind="bargauge",
+            width=12,
+            falling=True,
+            bad=0.1,
+            warn=0.3,
+            most=1,
+        ),
+        Panel(
+            "Spent of each budget",
+            "In the present period: it falls to zero with the next one.",
+            "currencyUSD",
+            (
+                Query(f"max by (tenant) (gkt_budget_spent_usd{_TENANT})", "{{tenant}}"),
+                Query(f"max by (tenant) (gkt_budget_limit_usd{_TENANT})", "{{tenant}}, may be"),
+            ),
+            width=12,
+        ),
+    ),
+)

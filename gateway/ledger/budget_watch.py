@@ -1,0 +1,77 @@
+"""Lets operators watch the tenants' budgets: what Redis counts, shown in the metrics.
+
+Keys' budgets are left out: there may be any number of keys, and no label names one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+from redis.exceptions import RedisError
+
+from gateway.ledger.budgets import Account
+from gateway.ledger.scopes import tenant_scope
+from gateway.metrics import BudgetFigures
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.ledger.budgets import Budgets
+    from gateway.metrics import Metrics
+    from gateway.policy.policies import Policies
+    from gateway.policy.schema import TenantPolicy
+    from gateway.redis_client import RedisClient
+    from gateway.sections import Defaults
+
+log = structlog.get_logger()
+
+_EVERY_S = 10.0
+_PER_CALL = 100
+"""Tenants looked at in one go, for which the event loop is held."""
+
+
+class BudgetWatch:
+    """Looks at the budgets of all tenants that have series of their own, again and again."""
+
+    def __init__(
+        self, client: RedisClient, budgets: Budgets, policies: Policies, defaults: Defaults, metrics: Metrics
+    ) -> None:
+        self._client = client
+        self._budgets = budgets
+        self._policies = policies
+        self._defaults = defaults
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """For ever. What cannot be seen is not shown: an old figure would pass for a new one."""
+        while True:
+            try:
+                self._metrics.budgets.show(await self.look() if self._client.up else {})
+            except Exception as error:
+                self._metrics.budgets.show({})
+                self._client.failed(error)
+                unexpected = not isinstance(error, RedisError | OSError)
+                log.warning("budgets_unseen", error=type(error).__name__, exc_info=unexpected)
+            await asyncio.sleep(_EVERY_S)
+
+    async def look(self) -> dict[str, BudgetFigures]:
+        """How each stands, by tenant. Raises RedisError and OSError."""
+        seen = {}
+        policies = self._policies.book.policies
+        for start in range(0, len(policies), _PER_CALL):
+            accounts = self._accounts(policies[start : start + _PER_CALL])
+            for account, balance in zip(accounts, await self._budgets.look(accounts), strict=True):
+                seen[account.tenant] = BudgetFigures(
+                    float(balance.most_usd), float(balance.spent_usd), float(balance.left_usd)
+                )
+        return seen
+
+    def _accounts(self, policies: Iterable[TenantPolicy]) -> list[Account]:
+        scopes = (
+            (policy.tenant, tenant_scope(policy, self._defaults))
+            for policy in policies
+            if self._metrics.has_name(policy.tenant)
+        )
+        return [Account(tenant, scope) for tenant, scope in scopes if scope is not None and scope.budget is not None]
