@@ -31,7 +31,9 @@ from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
+from gateway.ledger.baseline import Encoding
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.estimate import FALLBACK, load
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.redis_ledger import RedisLedger
@@ -134,13 +136,19 @@ async def gateway(
             redis.commands, redis_keys, Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
         )
         roller = Roller(redis, redis.commands, redis_keys, rollups, owner)
+        encodings = {
+            model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
+            for model in settings.models
+        }
+        # Now, while nobody waits: some hold up the whole process while they load.
+        await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         store = ReceiptStore(redis, in_redis, on_event=alarm.tell, metrics=metrics)
         ledger = Ledger(
             store,
             prices={model.name: model.price for model in settings.models},
-            encodings={model.name: model.tokenizer for model in settings.models},
+            encodings=encodings,
             owner=owner,
             metrics=metrics,
             tasks=tasks,

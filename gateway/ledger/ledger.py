@@ -18,6 +18,7 @@ from gateway.ledger.redis_ledger import Candidate, Variant
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.ledger.baseline import Encoding
     from gateway.ledger.draft import Draft
     from gateway.ledger.receipt import EngineShare, Receipt
     from gateway.ledger.scopes import Scope
@@ -34,7 +35,7 @@ log = structlog.get_logger()
 class Ledger:
     """Args:
     prices: USD per token by model.
-    encodings: the tiktoken encoding by model, for estimates.
+    encodings: what counts tokens, by model.
     owner: this process's id; no other process has it.
     """
 
@@ -43,7 +44,7 @@ class Ledger:
         store: ReceiptStore,
         *,
         prices: Mapping[str, Price],
-        encodings: Mapping[str, str],
+        encodings: Mapping[str, Encoding],
         owner: str,
         metrics: Metrics,
         tasks: Tasks,
@@ -77,23 +78,52 @@ class Ledger:
         )
         return await self._store.admit(Candidate(scopes, variants), required=required)
 
-    async def close(self, draft: Draft, status: str = "ok") -> Receipt:
-        """Fix the receipt, for a reply that shows it. The event loop is not held by estimates."""
-        if draft.receipt is None and draft.needs_estimate:
-            receipt = await asyncio.to_thread(draft.sum_up, status, self._prices, self._encodings)
-            # Fixed here and not in the thread, which runs on when the caller hangs up: the receipt then says so.
-            if draft.receipt is None:
-                draft.receipt = receipt
-        return draft.close(status, self._prices, self._encodings)
+    async def close(self, draft: Draft, status: str = "ok", *, shown: bool = True) -> Receipt:
+        """The receipt for a reply that shows it. The event loop is not held by counting.
+
+        Args:
+            shown: whether the reply shows its baseline. If not, that is counted when the request settles, and until
+                then the receipt is not fixed.
+        """
+        if draft.receipt is not None:
+            return draft.receipt
+        if draft.needs_estimate:
+            receipt = await asyncio.to_thread(self._counted, draft, status)
+        else:
+            receipt = self._told(draft, status)
+            if draft.wants_recount(receipt, self._encodings):
+                if not shown:
+                    draft.told = receipt
+                    return receipt
+                receipt = await asyncio.to_thread(draft.recounted, receipt, self._prices, self._encodings)
+        # Fixed here and not in the thread, which runs on when the caller hangs up: the receipt then says so.
+        if draft.receipt is None:
+            draft.receipt = receipt
+        return draft.receipt
+
+    def _counted(self, draft: Draft, status: str) -> Receipt:
+        told = draft.sum_up(status, self._prices, self._encodings)
+        return draft.recounted(told, self._prices, self._encodings)
+
+    def _told(self, draft: Draft, status: str) -> Receipt:
+        """What a reply was told holds, unless something went wrong behind it."""
+        if draft.told is not None and draft.told.status == status:
+            return draft.told
+        return draft.sum_up(status, self._prices, self._encodings)
 
     def settle(self, draft: Draft, status: str) -> None:
         """Settle off the caller's path. Called exactly once for each draft, when its request ended in any way."""
-        if draft.receipt is None and draft.needs_estimate:
-            self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
-        else:
-            receipt = draft.close(status, self._prices, self._encodings)
-            # Not before the reply has left: what follows costs as much as reading the request did.
-            asyncio.get_running_loop().call_soon(self._show, receipt, draft)
+        if draft.receipt is None:
+            if draft.needs_estimate:
+                self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
+                return
+            draft.told = self._told(draft, status)
+            if draft.wants_recount(draft.told, self._encodings):
+                self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
+                return
+            draft.receipt = draft.told
+        # Not before the reply has left: what follows costs as much as reading the request did.
+        asyncio.get_running_loop().call_soon(self._show, draft.receipt, draft)
 
     async def _settle_later(self, draft: Draft, status: str) -> None:
         self._show(await self.close(draft, status), draft)

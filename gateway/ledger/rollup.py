@@ -65,6 +65,8 @@ class Row(msgspec.Struct, array_like=True):
         baseline_pico: of a shadow 0: it spares nothing, since its request was answered, and paid for, as well.
         baseline_estimated: receipts whose baseline is an estimate.
         stages: by STAGES; a stage that did not happen is not counted.
+        baseline_error_pico: by how much `baseline_pico` may be wrong, either way: the bounds of its receipts together.
+        engines: of `cost_pico`, what each engine was paid, failed calls too.
     """
 
     requests: int = 0
@@ -82,6 +84,8 @@ class Row(msgspec.Struct, array_like=True):
     baseline_pico: int = 0
     baseline_estimated: int = 0
     stages: list[Histogram] = msgspec.field(default_factory=lambda: [Histogram() for _ in STAGES])
+    baseline_error_pico: int = 0
+    engines: dict[str, int] = {}
 
     @property
     def savings_pico(self) -> int:
@@ -103,16 +107,17 @@ class Row(msgspec.Struct, array_like=True):
         if receipt.shadow_of is None:
             self.baseline_pico += times * pico(receipt.baseline_usd)
             self.baseline_estimated += times * receipt.baseline_estimated
+            self.baseline_error_pico += times * pico(receipt.baseline_error_usd or Decimal(0))
         if receipt.teacher is not None:
             self.teacher.merge(_tokens(receipt.teacher), times)
-            self.teacher_pico += times * pico(receipt.teacher.cost_usd)
+            self.teacher_pico += times * self._pay(receipt.teacher, times)
         if receipt.student is not None:
             self.student.merge(_tokens(receipt.student), times)
-            self.student_pico += times * pico(receipt.student.cost_usd)
+            self.student_pico += times * self._pay(receipt.student, times)
         for attempt in receipt.attempts:
             if attempt.share is not None:
                 self.failed.merge(_tokens(attempt.share), times)
-                self.failed_pico += times * pico(attempt.share.cost_usd)
+                self.failed_pico += times * self._pay(attempt.share, times)
         timings = receipt.timings
         for stage, spent_ms in zip(
             self.stages,
@@ -127,6 +132,13 @@ class Row(msgspec.Struct, array_like=True):
         ):
             if spent_ms is not None:
                 stage.add(round(spent_ms * 1000), times)
+
+    def _pay(self, share: EngineShare, times: int) -> int:
+        """Count what an engine was paid, and return it."""
+        paid = pico(share.cost_usd)
+        if paid:
+            _count(self.engines, share.model, times * paid)
+        return paid
 
     def merge(self, other: Row) -> None:
         """Count all that another row does."""
@@ -146,6 +158,8 @@ class Row(msgspec.Struct, array_like=True):
         self.baseline_estimated += other.baseline_estimated
         for mine_us, theirs_us in zip(self.stages, other.stages, strict=True):
             mine_us.merge(theirs_us)
+        self.baseline_error_pico += other.baseline_error_pico
+        _merge(self.engines, other.engines)
 
     def to_bytes(self) -> bytes:
         return msgspec.msgpack.encode(self)
