@@ -42,6 +42,7 @@ from gateway.ledger.rollups import Retention, Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
+from gateway.ledger.uptime import Uptime
 from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
@@ -58,6 +59,7 @@ from gateway.web.routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
+    from decimal import Decimal
 
     from gateway.config import Settings
     from gateway.engines.base import Engine
@@ -136,6 +138,7 @@ async def gateway(
             redis.commands, redis_keys, Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
         )
         roller = Roller(redis, redis.commands, redis_keys, rollups, owner)
+        uptime = Uptime(redis, redis.commands, redis_keys, _hourly(settings), kept.days_s)
         encodings = {
             model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
             for model in settings.models
@@ -202,6 +205,7 @@ async def gateway(
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
+        admin[keys.UPTIME] = uptime
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
@@ -230,11 +234,13 @@ async def gateway(
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("roller", roller.run())
+        tasks.keep("uptime", uptime.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
         for engine in engines.values():
-            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
+            at_once = role_changed[engine.name]
+            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=at_once, saw=uptime.saw))
         yield Gateway(public, admin, admission, batcher, store, tasks)
 
 
@@ -267,6 +273,12 @@ def _when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, 
 def _webhook(settings: Settings) -> tuple[str | None, str | None]:
     url, secret = settings.alerts.webhook, settings.alerts.webhook_secret
     return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
+
+
+def _hourly(settings: Settings) -> dict[str, Decimal]:
+    """What an hour costs, of the engines that are paid by it."""
+    priced = {model.name: model.price_rule.hourly_usd for model in settings.models if model.price_rule is not None}
+    return {name: hourly_usd for name, hourly_usd in priced.items() if hourly_usd is not None}
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:
