@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+MOST_RECOUNTS = 256
+"""Baselines that are counted at a time: a process that cannot keep up states estimates, and holds no queue of texts."""
+
 
 class Ledger:
     """Args:
@@ -55,6 +58,7 @@ class Ledger:
         self._owner = owner
         self._metrics = metrics
         self._tasks = tasks
+        self._recounting = 0
         # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
         self._child = cache(_child)
 
@@ -91,11 +95,15 @@ class Ledger:
             receipt = await asyncio.to_thread(self._counted, draft, status)
         else:
             receipt = self._told(draft, status)
-            if draft.wants_recount(receipt, self._encodings):
+            if self._recounts(draft, receipt):
                 if not shown:
                     draft.told = receipt
                     return receipt
-                receipt = await asyncio.to_thread(draft.recounted, receipt, self._prices, self._encodings)
+                self._recounting += 1
+                try:
+                    receipt = await asyncio.to_thread(draft.recounted, receipt, self._prices, self._encodings)
+                finally:
+                    self._recounting -= 1
         # Fixed here and not in the thread, which runs on when the caller hangs up: the receipt then says so.
         if draft.receipt is None:
             draft.receipt = receipt
@@ -104,6 +112,10 @@ class Ledger:
     def _counted(self, draft: Draft, status: str) -> Receipt:
         told = draft.sum_up(status, self._prices, self._encodings)
         return draft.recounted(told, self._prices, self._encodings)
+
+    def _recounts(self, draft: Draft, told: Receipt) -> bool:
+        """Whether the baseline is to be counted anew; it stays an estimate where too many are being counted."""
+        return self._recounting < MOST_RECOUNTS and draft.wants_recount(told, self._encodings)
 
     def _told(self, draft: Draft, status: str) -> Receipt:
         """What a reply was told holds, unless something went wrong behind it."""
@@ -118,7 +130,7 @@ class Ledger:
                 self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
                 return
             draft.told = self._told(draft, status)
-            if draft.wants_recount(draft.told, self._encodings):
+            if self._recounts(draft, draft.told):
                 self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
                 return
             draft.receipt = draft.told

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from gateway.ledger import baseline as baseline_module
 from gateway.ledger import draft as draft_module
+from gateway.ledger import ledger as ledger_module
 from gateway.ledger.baseline import Encoding
 from gateway.ledger.ledger import Ledger
 from gateway.metrics import Metrics
@@ -169,6 +170,45 @@ async def test_a_request_that_fails_behind_its_reply_says_so_on_the_receipt() ->
     books.ledger.settle(one, "internal")
     await books.tasks.drain(5)
     assert [receipt.status for receipt in books.store.receipts] == ["internal"]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_a_process_that_cannot_keep_up_with_counting_states_estimates(
+    recounting: list[int], monkeypatch: pytest.MonkeyPatch, *, shown: bool
+) -> None:
+    """No more are counted at a time than that; the others wait for nothing."""
+    monkeypatch.setattr(ledger_module, "MOST_RECOUNTS", 0)
+    books, one = tokenizing(), written()
+    await books.ledger.close(one, shown=shown)
+    books.ledger.settle(one, "ok")
+    await asyncio.sleep(0)
+    assert [receipt.baseline_basis for receipt in books.store.receipts] == ["estimate"]
+    assert recounting == []
+
+
+async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they last; later ones are counted again."""
+    monkeypatch.setattr(ledger_module, "MOST_RECOUNTS", 3)
+    go = threading.Event()
+    count = baseline_module.count_text
+
+    def slow(encoding: str, text: str) -> int:
+        assert go.wait(5)
+        return count(encoding, text)
+
+    monkeypatch.setattr(baseline_module, "count_text", slow)
+    books = tokenizing()
+    for _ in range(8):
+        books.ledger.settle(written(), "ok")
+    while len(books.store.receipts) < 5:
+        await asyncio.sleep(0)
+    assert {receipt.baseline_basis for receipt in books.store.receipts} == {"estimate"}
+    go.set()
+    assert await books.tasks.drain(5) == 0
+    assert Counter(one.baseline_basis for one in books.store.receipts) == {"estimate": 5, "tokenizer": 3}
+    books.ledger.settle(written(), "ok")
+    assert await books.tasks.drain(5) == 0
+    assert books.store.receipts[-1].baseline_basis == "tokenizer"
 
 
 async def test_an_exact_baseline_is_never_counted_again(recounting: list[int]) -> None:
