@@ -41,6 +41,7 @@ _LEAST_CHARS = 20
 _MOST_PER_KIND = 400
 ROOT = Path(__file__).parents[1]
 _LANGUAGE = "language "
+_SAME = frozenset({"o200k_harmony", "p50k_edit"})
 _CATALOGUES = (Path("/usr/share/locale"), Path("/usr/share/vim"))
 
 
@@ -80,7 +81,11 @@ def tokenizers() -> dict[str, Count]:
     assert spec is not None
     assert spec.origin is not None
     folder = Path(spec.origin).parent / "litellm_core_utils" / "tokenizers"
-    names = [*ENCODINGS, *(str(file) for file in sorted(folder.glob("*_tokenizer.json")))]
+    # Two of the encodings have the vocabulary of another one: to hold those together would only dilute.
+    names = [
+        *(name for name in ENCODINGS if name not in _SAME),
+        *(str(file) for file in sorted(folder.glob("*_tokenizer.json"))),
+    ]
     return {Path(name).stem: partial(count_text, name) for name in names}
 
 
@@ -98,8 +103,8 @@ def llama(name: str) -> Count:
     return count
 
 
-def samples(places: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """(kind, text) of the project's own pages and code, of the catalogues of this machine, and of what was named."""
+def samples() -> Iterator[tuple[str, str]]:
+    """(kind, text) of the project's own pages and code, and of the catalogues of this machine."""
     for file in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]):
         yield "English, Markdown", file.read_text("utf-8")
     for file in sorted(ROOT.glob("gateway/**/*.py")):
@@ -111,7 +116,13 @@ def samples(places: Sequence[Path]) -> Iterator[tuple[str, str]]:
             language = file.parts[-3].partition(".")[0].partition("_")[0]
             if text := _catalogue(file):
                 yield f"{_LANGUAGE}{language}", text
+
+
+def _named(places: Sequence[Path]) -> Iterator[tuple[str, str]]:
     for place in places:
+        if place.suffix != ".jsonl":
+            yield f"named, *{place.suffix}", place.read_text("utf-8", "ignore")
+            continue
         for line in place.read_text("utf-8").splitlines():
             texts = [value for value in json.loads(line).values() if isinstance(value, str)]
             yield place.stem, "\n".join(texts)
@@ -138,18 +149,20 @@ def chunks(text: str, chance: random.Random) -> Iterator[str]:
 
 
 def main(
-    places: Annotated[list[Path] | None, typer.Argument(help="JSON Lines whose texts are counted as well.")] = None,
+    places: Annotated[list[Path] | None, typer.Argument(help="Texts, or JSON Lines of them, to count as well.")] = None,
     gguf: Annotated[
         list[str] | None, typer.Option(help="A model of gateway/local/weights.py, or a .gguf file.")
     ] = None,
     most: Annotated[int, typer.Option(help="Texts of each kind.")] = _MOST_PER_KIND,
     *,
+    only: Annotated[bool, typer.Option("--only", help="Nothing but the texts that are named.")] = False,
     each: Annotated[bool, typer.Option("--each", help="A line for each language of the catalogues.")] = False,
 ) -> None:
     """Count, and print a table."""
     chance = random.Random(7)
     by_kind: dict[str, list[str]] = defaultdict(list)
-    for kind, text in samples(places or []):
+    named = places or []
+    for kind, text in itertools.chain(_named(named), () if only else samples()):
         by_kind[kind] += chunks(text, chance)
     counts = tokenizers()
     counts |= {name: llama(name) for name in gguf or []}
