@@ -34,8 +34,10 @@ from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
 from gateway.ledger.archiving import archiving
+from gateway.ledger.baseline import Encoding
 from gateway.ledger.budget_watch import BudgetWatch
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.estimate import FALLBACK, load
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger
@@ -48,6 +50,7 @@ from gateway.ledger.speeds import Speeds
 from gateway.ledger.spooler import Spooler
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
+from gateway.ledger.uptime import Uptime
 from gateway.ledger.usage_reader import UsageReader
 from gateway.metrics import Metrics
 from gateway.opening import Guide
@@ -66,6 +69,7 @@ from gateway.web.routes import ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
+    from decimal import Decimal
 
     from aiohttp.typedefs import Middleware
 
@@ -166,6 +170,13 @@ async def gateway(
             archived=settings.archive.url is not None,
             retention=retention,
         )
+        uptime = Uptime(redis, redis.commands, redis_keys, _hourly(settings), kept.days_s)
+        encodings = {
+            model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
+            for model in settings.models
+        }
+        # Now, while nobody waits: some hold up the whole process while they load.
+        await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
         archive = archiving(settings, redis, redis_keys, owner, metrics)
@@ -191,7 +202,7 @@ async def gateway(
         ledger = Ledger(
             store,
             prices={model.name: model.price for model in settings.models},
-            encodings={model.name: model.tokenizer for model in settings.models},
+            encodings=encodings,
             owner=owner,
             metrics=metrics,
             tasks=tasks,
@@ -254,6 +265,7 @@ async def gateway(
         if archive is not None:
             admin[keys.ARCHIVE_BOARD] = archive.board
         admin[keys.LEDGER_STATE] = ledger_state
+        admin[keys.UPTIME] = uptime
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
@@ -293,12 +305,14 @@ async def gateway(
         signs = VitalSigns(metrics)
         tasks.keep("vitals", signs.run())
         tasks.keep("loop_lag", signs.watch_loop())
+        tasks.keep("uptime", uptime.run())
         tasks.keep("redis", redis.watch())
         tasks.keep("keys", follower.follow())
         tasks.keep("key_uses", follower.tell())
         tasks.keep("calls", show_calls(engines.values(), metrics))
         for engine in engines.values():
-            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=role_changed[engine.name]))
+            at_once = role_changed[engine.name]
+            tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=at_once, saw=uptime.saw))
         archiver = archive.archiver if archive is not None and archive.fills else None
         yield Gateway(public, admin, admission, batcher, store, spooler, archiver, tasks)
 
@@ -369,6 +383,12 @@ def _when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, 
 def _webhook(settings: Settings) -> tuple[str | None, str | None]:
     url, secret = settings.alerts.webhook, settings.alerts.webhook_secret
     return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
+
+
+def _hourly(settings: Settings) -> dict[str, Decimal]:
+    """What an hour costs, of the engines that are paid by it."""
+    priced = {model.name: model.price_rule.hourly_usd for model in settings.models if model.price_rule is not None}
+    return {name: hourly_usd for name, hourly_usd in priced.items() if hourly_usd is not None}
 
 
 def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:

@@ -117,7 +117,7 @@ class Completions:
             else:
                 reply = await self._finisher.complete(plan, asked, opening, draft)
             draft.finish_reason = reply["choices"][0].get("finish_reason")
-            receipt = await self._ledger.close(draft)
+            receipt = await self._ledger.close(draft, shown=plan.show_cost)
             usage = _caller_usage(plan, draft, receipt)
             body = head.completion(reply["choices"], usage) | passed_on(reply)
             if draft.content is not None:
@@ -147,7 +147,7 @@ class Completions:
                     yield chunks
             draft.finish_reason = relay.finish_reason
             if asked.wants_usage:
-                receipt = await self._ledger.close(draft)
+                receipt = await self._ledger.close(draft, shown=plan.show_cost)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
             self._cast(visit, plan, asked)

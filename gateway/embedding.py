@@ -64,7 +64,7 @@ class Embeddings:
         with self._admission.settled(draft), self._admission.place():
             await self._admission.reserve(draft, asked, visit.caller)
             reply = await self._embed(plan, asked, draft)
-            receipt = await self._ledger.close(draft)
+            receipt = await self._ledger.close(draft, shown=plan.show_cost)
             named = {**reply.fields, "model": asked.model}
             return Vectors(msgspec.json.encode(named), receipt, plan.show_cost)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -13,9 +15,12 @@ from gateway.engine_kinds import TGI
 from gateway.pricing import Price, litellm_table
 from gateway.providers import providers
 from gateway.reasoning import Reasoning
-from gateway.units import Duration, HttpBase, Name, Rate, Secret, Size, Usd, Whole, Wrong, lasting, sized
+from gateway.units import Duration, HttpBase, Name, Rate, Secret, Size, Usd, Whole, Wrong, lasting, origin, sized
 from gateway.yaml_source import Shape
 from gateway.yaml_words import MISSING, nearest
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 
 class Batch(Shape):
@@ -85,6 +90,37 @@ class BreakerSettings(Shape):
 ENCODINGS = ("cl100k_base", "o200k_base", "o200k_harmony", "p50k_base", "p50k_edit")
 """The tiktoken encodings whose vocabularies are installed with LiteLLM: an estimate never waits for a download."""
 
+
+def tokenizer_file(name: str, folder: Path) -> str:
+    """The path of a tokenizer.json, which is looked for on this machine alone. Raises Wrong."""
+    if name.endswith(".json"):
+        found = str(folder / name)
+    elif re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", name):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "tokenizer.json")
+        if not isinstance(cached, str):
+            raise Wrong(
+                f"the hub's cache on this machine has no tokenizer.json of {name}: run `hf download {name} "
+                "tokenizer.json` as the gateway's user, or write the path of the file"
+            )
+        found = cached
+    else:
+        raise Wrong(
+            f"must be one of {', '.join(ENCODINGS)}, or the path of a tokenizer.json, or a name on the hub like "
+            "Qwen/Qwen2.5-7B-Instruct",
+            nearest(name, ENCODINGS),
+        )
+    # Only here: most gateways name none, and need not pay for the library.
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(found)
+    except Exception as error:  # noqa: BLE001  the library raises nothing narrower
+        raise Wrong(f"no tokenizer could be read from {found}: {error}") from None
+    return found
+
+
 _SCALE = "prices here are USD per 1M tokens: multiply by 1,000,000 and call it "
 
 
@@ -98,11 +134,13 @@ class PriceRule(Shape):
     cached_input_per_1m: Usd | None = None
     """Of those read, from the engine's prefix cache. Default: as input_per_1m."""
     gpu_usd_per_hour: Usd | None = None
-    """USD for an hour of the engine."""
+    """USD for an hour of the engine, or of each of its `gpus`."""
     input_tokens_per_s: Rate | None = None
     """What it reads in a second, over all requests at once."""
     output_tokens_per_s: Rate | None = None
     """What it writes in a second, over all requests at once."""
+    gpus: Annotated[Whole, Field(ge=1, le=100_000)] | None = None
+    """How many of these the engine has. Default: 1."""
     foreign: ClassVar[Mapping[str, str]] = {
         "input_cost_per_token": _SCALE + "input_per_1m",
         "output_cost_per_token": _SCALE + "output_per_1m",
@@ -114,10 +152,10 @@ class PriceRule(Shape):
         by_token = {"input_per_1m", "output_per_1m"}
         by_hour = {"gpu_usd_per_hour", "input_tokens_per_s", "output_tokens_per_s"}
         given = {name for name in type(self).model_fields if getattr(self, name) is not None}
-        kinds = [kind for kind in (by_token | {"cached_input_per_1m"}, by_hour) if given & kind]
+        kinds = [kind for kind in (by_token | {"cached_input_per_1m"}, by_hour | {"gpus"}) if given & kind]
         if len(kinds) > 1:
             return "is either per 1M tokens or per GPU hour: keep one of the two"
-        needed = by_hour if given & by_hour else by_token
+        needed = by_hour if given & (by_hour | {"gpus"}) else by_token
         if needed - given:
             return f"needs {' and '.join(name for name in type(self).model_fields if name in needed - given)} too"
         return None
@@ -126,10 +164,16 @@ class PriceRule(Shape):
         """The price per token. Only for a rule without a problem."""
         if self.input_per_1m is not None and self.output_per_1m is not None:
             return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m)
-        assert self.gpu_usd_per_hour is not None
+        hourly_usd = self.hourly_usd
+        assert hourly_usd is not None
         assert self.input_tokens_per_s is not None
         assert self.output_tokens_per_s is not None
-        return Price.of_gpu_hour(self.gpu_usd_per_hour, self.input_tokens_per_s, self.output_tokens_per_s)
+        return Price.of_gpu_hour(hourly_usd, self.input_tokens_per_s, self.output_tokens_per_s)
+
+    @property
+    def hourly_usd(self) -> Decimal | None:
+        """What an hour of the whole engine costs; None where it is paid by the token."""
+        return None if self.gpu_usd_per_hour is None else self.gpu_usd_per_hour * (self.gpus or 1)
 
 
 Option: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
@@ -167,8 +211,9 @@ class ModelSettings(Shape):
     """With protocol litellm and a model of vertex_ai."""
     vertex_location: Option | None = None
     """With protocol litellm and a model of vertex_ai."""
-    tokenizer: str = "o200k_base"
-    """A tiktoken encoding; for estimates only, the engine's own counts win."""
+    tokenizer: str | None = None
+    """The model's own: a tiktoken encoding, the path of its tokenizer.json, or its name on the hub, out of the hub's
+    cache. For what the engine did not count. Default: not known; then such counts are estimates."""
     max_concurrency: Annotated[Whole, Field(ge=1, le=100_000)] = 96
     """Calls in flight over the whole fleet while this model is a teacher."""
     batch: Batch = Batch()
@@ -253,10 +298,11 @@ class ModelSettings(Shape):
 
     @field_validator("tokenizer")
     @classmethod
-    def _known_tokenizer(cls, tokenizer: str) -> str:
-        if tokenizer not in ENCODINGS:
-            raise Wrong(f"must be one of {', '.join(ENCODINGS)}", nearest(tokenizer, ENCODINGS))
-        return tokenizer
+    def _known_tokenizer(cls, tokenizer: str | None, info: ValidationInfo) -> str | None:
+        if tokenizer is None or tokenizer in ENCODINGS:
+            return tokenizer
+        source = origin(info)
+        return tokenizer_file(tokenizer, source.folder if source else Path())
 
     @field_validator("batch")
     @classmethod

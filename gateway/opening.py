@@ -286,6 +286,7 @@ class Guide:
         if isinstance(asked, TextRequest) and shown:
             # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
             text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
+        draft.opening = text
         return Opening(text, trimmed.owed, tokens, whole)
 
     def _without(
@@ -318,6 +319,7 @@ class Guide:
             draft.teacher.text.write(told)
             draft.teacher.lost_tokens = max(0, guidance.tokens - heard.tokens)
         draft.kept_tokens = tokens
+        draft.opening = heard.shown
         draft.cut_short = reason
         # A student cannot be asked for nothing.
         whole = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None

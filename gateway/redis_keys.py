@@ -89,6 +89,18 @@ class LedgerKeys:
         """Set: tenants that have rows there."""
         return f"{self.rows_base}seen:{granularity}:{period}"
 
+    def up(self, engine: str, day: int) -> str:
+        """Bitmap: the minutes of the day that begins at that Unix second in which the engine was up."""
+        return f"{self.base}up:{day}:{engine}"
+
+    def seen_up(self, engine: str, day: int) -> str:
+        """Bitmap: those in which anybody looked."""
+        return f"{self.base}looked:{day}:{engine}"
+
+    def rates(self, day: int) -> str:
+        """Hash: engine that is paid by the hour -> USD for an hour of it, on that day."""
+        return f"{self.base}rates:{day}"
+
 
 @dataclass(frozen=True, slots=True)
 class RedisKeys:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_all_but_the_models_has_a_default(folder: Path) -> None:
     assert settings.policies == folder / "policies"
     big = settings.by_name["big"]
     assert (big.model, big.continuation, big.echo, big.api_key) == ("tgi", "trailing", "auto", None)
-    assert (big.tokenizer, big.max_concurrency) == ("o200k_base", 96)
+    assert (big.tokenizer, big.max_concurrency) == (None, 96)
     assert big.batch.model_dump() == {
         "max_size": 32, "max_prompt_tokens": 32768, "low_water": 8, "max_queue": 1000, "calls": "single"
     }  # fmt: skip
@@ -155,6 +156,46 @@ def test_an_unknown_or_half_a_price_is_a_mistake(folder: Path, price: str | None
     assert told(folder, model(price=price)) == [message]
 
 
+def test_an_engine_of_several_gpus_costs_as_much_as_they_all_do(folder: Path) -> None:
+    hourly = "{gpu_usd_per_hour: 1.25, gpus: 4, input_tokens_per_s: 9000, output_tokens_per_s: 1500}"
+    one = settings_of(folder, model(price=hourly)).models[0]
+    assert one.price == Price.of_gpu_hour(Decimal(5), Decimal(9000), Decimal(1500))
+    assert one.price_rule is not None
+    assert one.price_rule.hourly_usd == Decimal(5)
+    assert told(folder, model(price="{input_per_1m: 1, output_per_1m: 1, gpus: 2}")) == [
+        "1: models[0].price: is either per 1M tokens or per GPU hour: keep one of the two"
+    ]
+    assert told(folder, model(price="{gpus: 2}"))[0].startswith("1: models[0].price: needs gpu_usd_per_hour and ")
+
+
+def test_a_tokenizer_is_an_encoding_or_a_file_beside_the_configuration_or_out_of_the_hubs_cache(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is fetched; each is read when the configuration is, so that a wrong one is told there."""
+    bundled = litellm_tokenizers() / "anthropic_tokenizer.json"
+    assert settings_of(folder, model(tokenizer="cl100k_base")).models[0].tokenizer == "cl100k_base"
+    (folder / "big.json").symlink_to(bundled)
+    assert settings_of(folder, model(tokenizer="big.json")).models[0].tokenizer == str(folder / "big.json")
+    assert settings_of(folder, model(tokenizer=str(bundled))).models[0].tokenizer == str(bundled)
+    repo = folder / "hub" / "models--Org--big"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    cached = repo / "snapshots" / "abc" / "tokenizer.json"
+    cached.symlink_to(bundled)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    assert settings_of(folder, model(tokenizer="Org/big")).models[0].tokenizer == str(cached)
+    (folder / "wrong.json").write_text("{}")
+    assert told(folder, model(tokenizer="wrong.json"))[0].startswith("1: models[0].tokenizer: no tokenizer could be ")
+
+
+def litellm_tokenizers() -> Path:
+    spec = find_spec("litellm")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "litellm_core_utils" / "tokenizers"
+
+
 def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder: Path) -> None:
     lines = told(folder, model(price=None, api_base="nowhere", tokenizer="gpt4"))
     assert [line.split(": ")[1] for line in lines] == ["models[0].price", "models[0].api_base", "models[0].tokenizer"]
@@ -193,6 +234,11 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
         ),
         (model(protocol="tgi", echo="true"), "1: models[0].echo: TGI never repeats the text that it continues"),
         (model(name="'a b'"), "1: models[0].name: must be 1 to 128 letters, digits or any of . _ : / -"),
+        (model(tokenizer="none.json"), "1: models[0].tokenizer: no tokenizer could be read from /"),
+        (
+            model(tokenizer="Org/never-fetched"),
+            "1: models[0].tokenizer: the hub's cache on this machine has no tokenizer.json of Org/never-fetched: run ",
+        ),
         (model(tokenizer="o200k"), "1: models[0].tokenizer: must be one of cl100k_base, "),
         (
             model(api_key="sk-123"),

@@ -11,6 +11,7 @@ from gateway.admin.audit import show_audit
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.queue import queue
+from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
 from gateway.web.keys import METRICS
 from gateway.web.probes import healthz, readyz_in_detail
@@ -43,5 +44,6 @@ KEYED_ROUTES = [
     web.get("/audit", show_audit),
     web.get("/usage", show_usage),
     web.get("/receipts", list_receipts),
+    web.get("/reconciliation", reconciliation),
 ]
 ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]

@@ -11,7 +11,19 @@ from typer.core import TyperGroup
 from gateway.cli import SETTINGS
 from gateway.version import __version__
 
-COMMANDS = ("serve", "demo", "check", "schema", "keys", "budgets", "usage", "archive", "queue", "version")
+COMMANDS = (
+    "serve",
+    "demo",
+    "check",
+    "schema",
+    "keys",
+    "budgets",
+    "usage",
+    "reconcile",
+    "archive",
+    "queue",
+    "version",
+)
 
 
 class _Commands(TyperGroup):

@@ -13,6 +13,8 @@ from gateway.engines.failures import cause_of
 from gateway.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.engines.base import Engine
     from gateway.metrics import Metrics
 
@@ -28,8 +30,17 @@ class Pace:
     last_retry_s: float = 10.0
 
 
-async def watch(engine: Engine, metrics: Metrics, pace: Pace = Pace(), at_once: asyncio.Event | None = None) -> None:
-    """Probe for ever; without waiting when `at_once` is set, which is then cleared."""
+async def watch(
+    engine: Engine,
+    metrics: Metrics,
+    pace: Pace = Pace(),
+    at_once: asyncio.Event | None = None,
+    saw: Callable[[str, bool], None] | None = None,
+) -> None:
+    """Probe for ever; without waiting when `at_once` is set, which is then cleared.
+
+    `saw` hears after each probe of which engine it was, and whether that is up.
+    """
     at_once = at_once or asyncio.Event()
     retry_s = pace.first_retry_s
     while True:
@@ -49,6 +60,8 @@ async def watch(engine: Engine, metrics: Metrics, pace: Pace = Pace(), at_once: 
             state.up, state.detail = True, "answers"
             wait_s, retry_s = pace.look_every_s, pace.first_retry_s
         metrics.engine_up.labels(engine.name).set(int(state.up))
+        if saw is not None:
+            saw(engine.name, state.up)
         if state.up != was_up:
             log.log(20 if state.up else 30, "engine", engine=engine.name, up=state.up, detail=state.detail)
         for warning in state.warnings:

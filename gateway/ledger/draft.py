@@ -8,16 +8,20 @@ from decimal import Decimal
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from gateway.ledger.baseline import baseline
 from gateway.ledger.estimate import count_messages, count_text
 from gateway.ledger.receipt import Attempt, BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
 from gateway.ledger.verdict import Allowance
-from gateway.pricing import baseline_usd, cost_usd, quantized, savings_usd, total_usd
+from gateway.pricing import cost_usd, quantized, savings_usd, total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.engines.base import Usage
     from gateway.errors import EngineError
+    from gateway.ledger.baseline import Encoding
     from gateway.ledger.content import Content
     from gateway.policy.resolve import Plan
     from gateway.pricing import Price
@@ -69,6 +73,7 @@ class Draft:
     failed: list[FailedCall] = field(default_factory=list)
     batch: BatchFacts | None = None
     kept_tokens: int = 0
+    opening: str = ""  # what these are in words
     cut_short: str | None = None  # why the teacher ended early, after its words had been shown
     rewritten: bool = False  # the finisher wrote the guidance again: it is in its count
     placed: str | None = None  # where the guidance stands, as soon as a finisher got it
@@ -76,6 +81,7 @@ class Draft:
     unguided: str | None = None
     finish_reason: str | None = None
     receipt: Receipt | None = None
+    told: Receipt | None = None  # what a reply was told that does not show the baseline; that is counted afterwards
     shadow_of: str | None = None  # the id of the request beside which this was done, for nobody to see
     allowance: Allowance = field(default_factory=Allowance)
     content: Content | None = None  # where its tenant wants it in the log
@@ -88,7 +94,7 @@ class Draft:
 
     def drop_guidance(self, reason: str) -> None:
         """The answer does without the guidance that there was; the teacher's call stays, and is paid for."""
-        self.unguided, self.kept_tokens, self.rewritten = reason, 0, False
+        self.unguided, self.kept_tokens, self.opening, self.rewritten = reason, 0, "", False
 
     def set_aside(self, plan: Plan, error: EngineError) -> None:
         """Another call will be made in the place of the finisher's, which failed; it stays, and is paid for."""
@@ -125,14 +131,33 @@ class Draft:
             return "student"
         return "teacher_complete" if self.complete and self.student is None else "guided"
 
-    def close(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, str]) -> Receipt:
-        """Fix the receipt; a second call returns the first one's."""
+    def close(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
+        """Fix the receipt, with all counts done; a second call returns the first one's."""
         if self.receipt is None:
-            self.receipt = self.sum_up(status, prices, encodings)
+            self.receipt = self.recounted(self.sum_up(status, prices, encodings), prices, encodings)
         return self.receipt
 
-    def sum_up(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, str]) -> Receipt:
-        """Do the sums, without fixing them.
+    def wants_recount(self, told: Receipt, encodings: Mapping[str, Encoding]) -> bool:
+        """Whether the baseline can be had better than as an estimate, which takes milliseconds."""
+        return told.baseline_basis == "estimate" and encodings[told.baseline_model].own
+
+    def recounted(self, told: Receipt, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
+        """The same, its baseline counted in that model's own tokenizer, where there is one. Not on the event loop."""
+        if not self.wants_recount(told, encodings):
+            return told
+        model = told.baseline_model
+        found = baseline(self, told.teacher, told.student, prices[model], encodings[model].name)
+        return msgspec.structs.replace(
+            told,
+            baseline_usd=found.usd,
+            baseline_estimated=found.basis == "estimate",
+            savings_usd=savings_usd(found.usd, told.cost_usd),
+            baseline_basis=found.basis,
+            baseline_error_usd=found.error_usd,
+        )
+
+    def sum_up(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
+        """Do the sums, without fixing them, and without `recounted`.
 
         Where an engine did not count, its tokens are estimated here, which takes milliseconds: when `needs_estimate`,
         call this off the event loop.
@@ -144,7 +169,7 @@ class Draft:
         )
         shares = (teacher, student, *(attempt.share for attempt in attempts))
         cost = total_usd(*(share.cost_usd for share in shares if share is not None))
-        baseline, estimated = self._baseline(teacher, student, prices)
+        alone = baseline(self, teacher, student, prices[self.plan.baseline], None)
         return Receipt(
             id=self.id,
             created=self.created,
@@ -162,13 +187,15 @@ class Draft:
             batch=self.batch,
             cost_usd=cost,
             baseline_model=self.plan.baseline,
-            baseline_usd=baseline,
-            baseline_estimated=estimated,
-            savings_usd=savings_usd(baseline, cost),
+            baseline_usd=alone.usd,
+            baseline_estimated=alone.basis == "estimate",
+            savings_usd=savings_usd(alone.usd, cost),
             timings=self._timings(),
             attempts=attempts,
             shadow_of=self.shadow_of,
             budget=self.budget,
+            baseline_basis=alone.basis,
+            baseline_error_usd=alone.error_usd,
         )
 
     def facts(self) -> Json:
@@ -211,36 +238,6 @@ class Draft:
             cut_short=self.cut_short,
         )
 
-    def _baseline(
-        self, teacher: EngineShare | None, student: EngineShare | None, prices: Mapping[str, Price]
-    ) -> tuple[Decimal, bool]:
-        """The baseline model alone: the prompt as it counts it where that is known, the answer the caller got.
-
-        The prompt is read once. What the baseline model had of it in its cache when it read it, it would have had alone
-        as well. It is exact only where the baseline model itself read the caller's prompt and wrote the answer. Tokens
-        counted by another model's tokenizer, and the instruction a projection adds to the prompt, make it an estimate.
-        """
-        shares = [share for share in (teacher, student) if share is not None]
-        if not shares:
-            return Decimal(0), False
-        plan, guidance = self.plan, self.plan.guidance
-        own = next((share for share in shares if share.model == plan.baseline), None)
-        # A count beats an estimate, whoever counted.
-        read = own if own is not None and (student is None or not own.estimated) else student or shares[0]
-        # The student read the guidance as a part of its prompt; the caller did not send it.
-        prompt = max(0, read.input_tokens - self.kept_tokens) if read is student else read.input_tokens
-        if guidance is None:
-            written = shares[-1].output_tokens
-        else:
-            # Guidance is a part of the answer where the caller sees it: in front, or as all there is.
-            opened = self.shown_tokens if student is not None else self.kept_tokens
-            written = opened + (student.output_tokens if student is not None else 0)
-        whole = guidance is not None and guidance.projection == "cutoff" and self.kept_tokens == read.output_tokens
-        as_sent = guidance is None or teacher is None or whole
-        exact = own is not None and len(shares) == 1 and not own.estimated and as_sent
-        cached = own.cached_input_tokens if own is not None and own is read else 0
-        return quantized(baseline_usd(prices[plan.baseline], prompt, written, cached)), not exact
-
     def _timings(self) -> Timings:
         return Timings(
             total_ms=_ms(self.started, time.perf_counter()) or 0.0,
@@ -251,14 +248,14 @@ class Draft:
         )
 
 
-def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[str, str]) -> EngineShare | None:
+def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> EngineShare | None:
     if call is None:
         return None
     if call.usage is not None:
         read, written, cached = call.usage.input_tokens, call.usage.output_tokens, call.usage.cached_input_tokens
         estimated = call.usage.estimated
     else:
-        encoding = encodings[call.model]
+        encoding = encodings[call.model].name
         read, cached, estimated = count_messages(encoding, call.messages), 0, True
         written = count_text(encoding, call.text.getvalue()) + call.lost_tokens
     cost = Decimal(0) if call.shared else cost_usd(prices[call.model], read, written, cached)

@@ -131,4 +131,6 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         timings=Timings(total_ms=max(0.0, round((now - intent.created) * 1000, 3))),
         shadow_of=intent.shadow_of,
         attempts=tuple(Attempt(share.model, ABANDONED, share) for share in intent.more),
+        baseline_basis="estimate",
+        baseline_error_usd=cost,  # it may have done nothing, and nobody knows what it answered
     )

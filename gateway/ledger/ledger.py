@@ -18,6 +18,7 @@ from gateway.ledger.redis_ledger import Candidate, Variant
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.ledger.baseline import Encoding
     from gateway.ledger.draft import Draft
     from gateway.ledger.log_sample import LogSample
     from gateway.ledger.receipt import EngineShare, Receipt
@@ -32,11 +33,14 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+MOST_RECOUNTS = 256
+"""Baselines that are counted at a time: a process that cannot keep up states estimates, and holds no queue of texts."""
+
 
 class Ledger:
     """Args:
     prices: USD per token by model.
-    encodings: the tiktoken encoding by model, for estimates.
+    encodings: what counts tokens, by model.
     owner: this process's id; no other process has it.
     sample: which requests have a line in the log.
     spans: where traces are on, what tells them of receipts.
@@ -47,7 +51,7 @@ class Ledger:
         store: ReceiptStore,
         *,
         prices: Mapping[str, Price],
-        encodings: Mapping[str, str],
+        encodings: Mapping[str, Encoding],
         owner: str,
         metrics: Metrics,
         tasks: Tasks,
@@ -62,6 +66,7 @@ class Ledger:
         self._tasks = tasks
         self._sample = sample
         self._spans = spans
+        self._recounting = 0
         # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
         self._child = cache(_child)
 
@@ -85,25 +90,62 @@ class Ledger:
         )
         return await self._store.admit(Candidate(scopes, variants), required=required)
 
-    async def close(self, draft: Draft, status: str = "ok") -> Receipt:
-        """Fix the receipt, for a reply that shows it. The event loop is not held by estimates."""
-        if draft.receipt is None and draft.needs_estimate:
-            receipt = await asyncio.to_thread(draft.sum_up, status, self._prices, self._encodings)
-            # Fixed here and not in the thread, which runs on when the caller hangs up: the receipt then says so.
-            if draft.receipt is None:
-                draft.receipt = receipt
-        return draft.close(status, self._prices, self._encodings)
+    async def close(self, draft: Draft, status: str = "ok", *, shown: bool = True) -> Receipt:
+        """The receipt for a reply that shows it. The event loop is not held by counting.
+
+        Args:
+            shown: whether the reply shows its baseline. If not, that is counted when the request settles, and until
+                then the receipt is not fixed.
+        """
+        if draft.receipt is not None:
+            return draft.receipt
+        if draft.needs_estimate:
+            receipt = await asyncio.to_thread(self._counted, draft, status)
+        else:
+            receipt = self._told(draft, status)
+            if self._recounts(draft, receipt):
+                if not shown:
+                    draft.told = receipt
+                    return receipt
+                self._recounting += 1
+                try:
+                    receipt = await asyncio.to_thread(draft.recounted, receipt, self._prices, self._encodings)
+                finally:
+                    self._recounting -= 1
+        # Fixed here and not in the thread, which runs on when the caller hangs up: the receipt then says so.
+        if draft.receipt is None:
+            draft.receipt = receipt
+        return draft.receipt
+
+    def _counted(self, draft: Draft, status: str) -> Receipt:
+        told = draft.sum_up(status, self._prices, self._encodings)
+        return draft.recounted(told, self._prices, self._encodings)
+
+    def _recounts(self, draft: Draft, told: Receipt) -> bool:
+        """Whether the baseline is to be counted anew; it stays an estimate where too many are being counted."""
+        return self._recounting < MOST_RECOUNTS and draft.wants_recount(told, self._encodings)
+
+    def _told(self, draft: Draft, status: str) -> Receipt:
+        """What a reply was told holds, unless something went wrong behind it."""
+        if draft.told is not None and draft.told.status == status:
+            return draft.told
+        return draft.sum_up(status, self._prices, self._encodings)
 
     def settle(self, draft: Draft, status: str) -> None:
         """Settle off the caller's path. Called exactly once for each draft, when its request ended in any way."""
         if self._spans is not None:
             self._spans.due(draft)
-        if draft.receipt is None and draft.needs_estimate:
-            self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
-        else:
-            receipt = draft.close(status, self._prices, self._encodings)
-            # Not before the reply has left: what follows costs as much as reading the request did.
-            asyncio.get_running_loop().call_soon(self._show, receipt, draft)
+        if draft.receipt is None:
+            if draft.needs_estimate:
+                self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
+                return
+            draft.told = self._told(draft, status)
+            if self._recounts(draft, draft.told):
+                self._tasks.spawn(f"settle:{draft.id}", self._settle_later(draft, status))
+                return
+            draft.receipt = draft.told
+        # Not before the reply has left: what follows costs as much as reading the request did.
+        asyncio.get_running_loop().call_soon(self._show, draft.receipt, draft)
 
     async def _settle_later(self, draft: Draft, status: str) -> None:
         self._show(await self.close(draft, status), draft)

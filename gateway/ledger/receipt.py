@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -92,6 +92,8 @@ class Receipt(msgspec.Struct, frozen=True):
         budget: "soft" where a budget of the tenant or the key had passed its soft line.
         attempts: the calls that failed before the answer came; what they may have cost is in the cost.
         shadow_of: of a shadow, the id of that request.
+        baseline_basis: where its counts are from: engine, tokenizer or estimate; None on receipts of earlier versions.
+        baseline_error_usd: by how much it may be wrong, either way; None likewise.
     """
 
     id: str
@@ -117,6 +119,8 @@ class Receipt(msgspec.Struct, frozen=True):
     attempts: tuple[Attempt, ...] = ()
     shadow_of: str | None = None
     budget: str | None = None
+    baseline_basis: Literal["engine", "tokenizer", "estimate"] | None = None
+    baseline_error_usd: Decimal | None = None
 
     @property
     def tokens(self) -> int:

@@ -73,6 +73,8 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         stages: by STAGES; a stage that did not happen is not counted.
         answer_tokens: of answers that callers got, to their end, counted by whoever wrote them.
         teacher_answer_tokens: of these, what teachers wrote: openings that were shown, and answers of theirs alone.
+        baseline_error_pico: by how much `baseline_pico` may be wrong, either way: the bounds of its receipts together.
+        engines: of `cost_pico`, what each engine was paid, failed calls too.
     """
 
     requests: int = 0
@@ -92,6 +94,8 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     stages: list[Histogram] = msgspec.field(default_factory=lambda: [Histogram() for _ in STAGES])
     answer_tokens: int = 0
     teacher_answer_tokens: int = 0
+    baseline_error_pico: int = 0
+    engines: dict[str, int] = {}
 
     @property
     def savings_pico(self) -> int:
@@ -113,16 +117,17 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         if receipt.shadow_of is None:
             self.baseline_pico += times * pico(receipt.baseline_usd)
             self.baseline_estimated += times * receipt.baseline_estimated
+            self.baseline_error_pico += times * pico(receipt.baseline_error_usd or Decimal(0))
         if receipt.teacher is not None:
             self.teacher.merge(_tokens(receipt.teacher), times)
-            self.teacher_pico += times * pico(receipt.teacher.cost_usd)
+            self.teacher_pico += times * self._pay(receipt.teacher, times)
         if receipt.student is not None:
             self.student.merge(_tokens(receipt.student), times)
-            self.student_pico += times * pico(receipt.student.cost_usd)
+            self.student_pico += times * self._pay(receipt.student, times)
         for attempt in receipt.attempts:
             if attempt.share is not None:
                 self.failed.merge(_tokens(attempt.share), times)
-                self.failed_pico += times * pico(attempt.share.cost_usd)
+                self.failed_pico += times * self._pay(attempt.share, times)
         timings = receipt.timings
         for stage, spent_ms in zip(
             self.stages,
@@ -140,6 +145,13 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         by_teacher, by_student = _answer_tokens(receipt)
         self.teacher_answer_tokens += times * by_teacher
         self.answer_tokens += times * (by_teacher + by_student)
+
+    def _pay(self, share: EngineShare, times: int) -> int:
+        """Count what an engine was paid, and return it."""
+        paid = pico(share.cost_usd)
+        if paid:
+            _count(self.engines, share.model, times * paid)
+        return paid
 
     def merge(self, other: Row) -> None:
         """Count all that another row does."""
@@ -161,6 +173,8 @@ class Row(msgspec.Struct, array_like=True, gc=False):
             mine_us.merge(theirs_us)
         self.answer_tokens += other.answer_tokens
         self.teacher_answer_tokens += other.teacher_answer_tokens
+        self.baseline_error_pico += other.baseline_error_pico
+        _merge(self.engines, other.engines)
 
     def copy(self) -> Row:
         """Another one that counts the same."""
@@ -173,6 +187,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
             student=self.student.copy(),
             failed=self.failed.copy(),
             stages=[one.copy() for one in self.stages],
+            engines=self.engines.copy(),
         )
 
     def to_bytes(self) -> bytes:

@@ -22,6 +22,7 @@ from gateway.ledger.ledger_state import LedgerState
 from gateway.ledger.rollups import Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
+from gateway.ledger.uptime import Uptime
 from gateway.ledger.usage_reader import UsageReader
 from gateway.ledger.verdict import Allowance
 from gateway.metrics import Metrics
@@ -49,6 +50,7 @@ AUDIT = web.AppKey("audit", AuditTrail)
 BUDGETS = web.AppKey("budgets", Budgets)
 ROLLUPS = web.AppKey("rollups", Rollups)
 USAGE = web.AppKey("usage", UsageReader)
+UPTIME = web.AppKey("uptime", Uptime)
 SPEEDS = web.AppKey("speeds", Speeds)
 DEFAULTS = web.AppKey("defaults", Defaults)
 COMPLETIONS = web.AppKey("completions", Completions)

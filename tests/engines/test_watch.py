@@ -17,7 +17,7 @@ from gateway.tasks import Tasks
 from tests.engines.fake_server import NAME, engine_http, serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 UP = {"model_id": "org/model", "max_concurrent_requests": 128}
 DOWN = None
@@ -58,14 +58,19 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(*script: Any, pace: Pace = FAST, at_once: asyncio.Event | None = None) -> AsyncIterator[Watched]:
+async def watching(
+    *script: Any,
+    pace: Pace = FAST,
+    at_once: asyncio.Event | None = None,
+    saw: Callable[[str, bool], None] | None = None,
+) -> AsyncIterator[Watched]:
     watched = Watched(list(script))
     tasks = Tasks()
     async with serving({"/info": watched.answer}) as fake, engine_http(fake.url) as http:
         watched.engine = TGIEngine(NAME, http, max_concurrency=200)
         assert watched.engine.state.up is None
         try:
-            tasks.keep("watch", watch(watched.engine, watched.metrics, pace, at_once))
+            tasks.keep("watch", watch(watched.engine, watched.metrics, pace, at_once, saw))
             yield watched
         finally:
             await tasks.close()
@@ -78,6 +83,14 @@ async def test_an_engine_that_answers_is_up() -> None:
         assert watched.engine.state.up is True
         assert watched.engine.state.detail == "answers"
         assert watched.up == 1
+
+
+async def test_who_keeps_the_hours_hears_of_every_probe() -> None:
+    """Whether it found the engine up or not."""
+    heard: list[tuple[str, bool]] = []
+    async with watching(UP, DOWN, UP, saw=lambda engine, up: heard.append((engine, up))) as watched:
+        await watched.probes(3)
+    assert heard[:3] == [(NAME, True), (NAME, False), (NAME, True)]
 
 
 async def test_an_engine_that_does_not_answer_is_down_and_says_why() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.engines.base import Usage
+from gateway.ledger.baseline import Encoding
 from gateway.ledger.draft import Call, Draft
 from gateway.ledger.intent import Intent, intend
 from gateway.ledger.receipt import BatchFacts, Receipt
@@ -26,7 +27,7 @@ PRICES = {
     "small": Price.of_tokens(Decimal("0.2"), Decimal("0.5")),
     "huge": Price.of_tokens(Decimal(20), Decimal(100)),
 }
-ENCODINGS = dict.fromkeys(PRICES, "cl100k_base")
+ENCODINGS = dict.fromkeys(PRICES, Encoding("cl100k_base"))
 MESSAGES = [{"role": "user", "content": "Write a story about a ship."}]
 _ids = itertools.count()
 

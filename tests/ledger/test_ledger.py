@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.ledger import baseline as baseline_module
 from gateway.ledger import draft as draft_module
+from gateway.ledger import ledger as ledger_module
+from gateway.ledger.baseline import Encoding
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.log_sample import LogSample
 from gateway.metrics import Metrics
@@ -20,6 +23,8 @@ from gateway.tasks import Tasks
 from tests.ledger.drafts import ENCODINGS, PRICES, call, closed, draft, guided, plan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.ledger.receipt import Receipt
 
 
@@ -36,14 +41,14 @@ class ListStore:
 class Books:
     """A ledger with everything that sees its receipts."""
 
-    def __init__(self) -> None:
+    def __init__(self, encodings: Mapping[str, Encoding] = ENCODINGS) -> None:
         self.store = ListStore()
         self.metrics = Metrics()
         self.tasks = Tasks()
         self.ledger = Ledger(
             self.store,
             prices=PRICES,
-            encodings=ENCODINGS,
+            encodings=encodings,
             owner="ann",
             metrics=self.metrics,
             tasks=self.tasks,
@@ -100,6 +105,120 @@ async def test_estimates_do_not_hold_the_event_loop(books: Books, counting_threa
     await books.ledger.close(uncounted_draft())
     assert len(counting_thread) == 2
     assert threading.get_ident() not in counting_thread
+
+
+@pytest.fixture
+def recounting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where the baseline model's own tokenizer is known: the threads in which it counted."""
+    threads: list[int] = []
+    count = baseline_module.count_text
+
+    def counted(encoding: str, text: str) -> int:
+        threads.append(threading.get_ident())
+        return count(encoding, text)
+
+    monkeypatch.setattr(baseline_module, "count_text", counted)
+    return threads
+
+
+def tokenizing() -> Books:
+    """A ledger that knows the tokenizer of `big`."""
+    return Books(ENCODINGS | {"big": Encoding("cl100k_base", own=True)})
+
+
+def written() -> draft_module.Draft:
+    return guided(
+        teacher=call("big", 100, 4), student=call("small", 150, 5, text=StringIO(" sailed far away.")),
+        kept_tokens=4, opening="Once a ship",
+    )  # fmt: skip
+
+
+async def test_a_baseline_is_counted_behind_the_reply_and_off_the_event_loop(recounting: list[int]) -> None:
+    """Where the reply does not show it, it holds up nobody; but for that, the receipt is what the reply was told."""
+    books, one = tokenizing(), written()
+    told = await books.ledger.close(one, shown=False)
+    assert (one.receipt, recounting, told.baseline_basis) == (None, [], "estimate")
+    books.ledger.settle(one, "ok")
+    assert books.store.receipts == []
+    assert await books.tasks.drain(5) == 0
+    (kept,) = books.store.receipts
+    assert kept.baseline_basis == "tokenizer"
+    assert kept.baseline_error_usd is not None
+    assert told.baseline_error_usd is not None
+    assert kept.baseline_error_usd < told.baseline_error_usd
+    same = {"baseline_basis", "baseline_error_usd", "baseline_usd", "baseline_estimated", "savings_usd"}
+    assert all(getattr(kept, name) == getattr(told, name) for name in set(kept.__struct_fields__) - same)
+    assert recounting
+    assert threading.get_ident() not in recounting
+
+
+async def test_a_baseline_that_the_reply_shows_is_counted_before(recounting: list[int]) -> None:
+    """The reply and the receipt say the same; and it is not counted twice."""
+    books, one = tokenizing(), written()
+    shown = await books.ledger.close(one)
+    assert shown.baseline_basis == "tokenizer"
+    times = len(recounting)
+    books.ledger.settle(one, "ok")
+    await asyncio.sleep(0)
+    assert books.store.receipts == [shown]
+    assert len(recounting) == times > 0
+    assert threading.get_ident() not in recounting
+
+
+async def test_a_request_that_fails_behind_its_reply_says_so_on_the_receipt() -> None:
+    """What the reply was told is not kept then."""
+    books, one = tokenizing(), written()
+    await books.ledger.close(one, shown=False)
+    books.ledger.settle(one, "internal")
+    await books.tasks.drain(5)
+    assert [receipt.status for receipt in books.store.receipts] == ["internal"]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_a_process_that_cannot_keep_up_with_counting_states_estimates(
+    recounting: list[int], monkeypatch: pytest.MonkeyPatch, *, shown: bool
+) -> None:
+    """No more are counted at a time than that; the others wait for nothing."""
+    monkeypatch.setattr(ledger_module, "MOST_RECOUNTS", 0)
+    books, one = tokenizing(), written()
+    await books.ledger.close(one, shown=shown)
+    books.ledger.settle(one, "ok")
+    await asyncio.sleep(0)
+    assert [receipt.baseline_basis for receipt in books.store.receipts] == ["estimate"]
+    assert recounting == []
+
+
+async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they last; later ones are counted again."""
+    monkeypatch.setattr(ledger_module, "MOST_RECOUNTS", 3)
+    go = threading.Event()
+    count = baseline_module.count_text
+
+    def slow(encoding: str, text: str) -> int:
+        assert go.wait(5)
+        return count(encoding, text)
+
+    monkeypatch.setattr(baseline_module, "count_text", slow)
+    books = tokenizing()
+    for _ in range(8):
+        books.ledger.settle(written(), "ok")
+    while len(books.store.receipts) < 5:
+        await asyncio.sleep(0)
+    assert {receipt.baseline_basis for receipt in books.store.receipts} == {"estimate"}
+    go.set()
+    assert await books.tasks.drain(5) == 0
+    assert Counter(one.baseline_basis for one in books.store.receipts) == {"estimate": 5, "tokenizer": 3}
+    books.ledger.settle(written(), "ok")
+    assert await books.tasks.drain(5) == 0
+    assert books.store.receipts[-1].baseline_basis == "tokenizer"
+
+
+async def test_an_exact_baseline_is_never_counted_again(recounting: list[int]) -> None:
+    books = tokenizing()
+    books.ledger.settle(draft(plan("teacher"), teacher=call("big", 100, 200)), "ok")
+    await asyncio.sleep(0)
+    assert [receipt.baseline_basis for receipt in books.store.receipts] == ["engine"]
+    assert recounting == []
 
 
 async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, counting_thread: list[int]) -> None:

@@ -1,0 +1,163 @@
+"""The baseline of one request: what its baseline model alone would have cost, on what that rests, and its error bound.
+
+The model reads the caller's prompt, once, and writes the whole answer that the caller got. What it counted itself in
+this request is taken as it is. The rest is counted in its own tokenizer, where config.yaml names that, or else taken
+from whoever did count, and bounded by how far tokenizers are apart (bounds.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+from gateway.guidance.projection import PROJECTIONS
+from gateway.ledger.bounds import Extent, off_recounted, off_template, off_tokens
+from gateway.ledger.estimate import TOKENS_PER_MESSAGE, count_messages, count_text, counts, texts_of
+from gateway.pricing import baseline_usd, cost_usd, quantized
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from gateway.ledger.draft import Call, Draft
+    from gateway.ledger.receipt import EngineShare
+    from gateway.pricing import Price
+
+Basis: TypeAlias = Literal["engine", "tokenizer", "estimate"]
+_FROM_BEST: tuple[Basis, ...] = ("engine", "tokenizer", "estimate")
+_BYTES_PER_TOKEN = 4
+
+
+class Encoding(NamedTuple):
+    """What counts a model's tokens. `own`: it is the model's own tokenizer, and no stand-in."""
+
+    name: str
+    own: bool = False
+
+
+class Baseline(NamedTuple):
+    """The truth lies within `error_usd` of `usd`; `basis` is that of its weaker part."""
+
+    usd: Decimal
+    error_usd: Decimal
+    basis: Basis
+
+
+class Counted(NamedTuple):
+    """A number of tokens, and how many it may be off by."""
+
+    tokens: int
+    off: int = 0
+    basis: Basis = "engine"
+
+
+def baseline(
+    draft: Draft, teacher: EngineShare | None, student: EngineShare | None, price: Price, tokenizer: str | None
+) -> Baseline:
+    """Args:
+    price: the baseline model's.
+    tokenizer: the baseline model's own, to count in, which takes milliseconds; None: nothing is counted here.
+    """
+    shares = [share for share in (teacher, student) if share is not None]
+    if not shares:
+        return Baseline(quantized(cost_usd(price, 0, 0)), quantized(cost_usd(price, 0, 0)), "engine")
+    own = next((share for share in shares if share.model == draft.plan.baseline), None)
+    # A count beats an estimate, whoever counted.
+    read = own if own is not None and (student is None or not own.estimated) else student or shares[0]
+    prompt = _prompt(draft, read, teacher, tokenizer)
+    answer = _answer(draft, teacher, student, tokenizer)
+    cached = own.cached_input_tokens if own is not None and own is read else 0
+    return Baseline(
+        quantized(baseline_usd(price, prompt.tokens, answer.tokens, cached)),
+        quantized(cost_usd(price, prompt.off, answer.off)),
+        max(prompt.basis, answer.basis, key=_FROM_BEST.index),
+    )
+
+
+def _prompt(draft: Draft, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
+    """The caller's prompt. `read` is the share that tells how long it was, with what was added to it."""
+    call = draft.teacher if read is teacher else draft.student
+    assert call is not None, "a share is of a call"
+    own = read.model == draft.plan.baseline and not read.estimated
+    added = _added(draft, call)
+    # The guidance was counted by who wrote it; other text that was added is ours, and English.
+    guidance = draft.kept_tokens if call is draft.student else 0
+    if own and not added and not guidance:
+        return Counted(read.input_tokens)
+    ours = max(0, len(added) - (len(draft.opening) if guidance else 0)) // _BYTES_PER_TOKEN
+    prompt = max(0, read.input_tokens - guidance - ours)
+    extent = Extent.of(text for message in call.messages for text in texts_of(message))
+    if own:
+        said = Counted(prompt, off_tokens(guidance + ours, Extent.of([added])), "estimate")
+    else:
+        template = off_template(len(call.messages), TOKENS_PER_MESSAGE)
+        said = Counted(prompt, off_tokens(prompt, extent) + template, "estimate")
+    if tokenizer is None or read.estimated or not counts(tokenizer, extent.chars):
+        return said
+    less = count_text(tokenizer, added) + (TOKENS_PER_MESSAGE if draft.shown_tokens and guidance else 0)
+    if own:
+        return Counted(max(0, read.input_tokens - less), off_recounted(less), "tokenizer")
+    counted = max(0, count_messages(tokenizer, call.messages) - less)
+    # An engine that read much more than the words read tools or images as well, which are not counted here.
+    return said if abs(counted - said.tokens) > said.off else Counted(counted, template, "tokenizer")
+
+
+def _added(draft: Draft, call: Call) -> str:
+    """What a call's prompt holds that the caller did not send."""
+    guidance = draft.plan.guidance
+    if guidance is None:
+        return ""
+    projection = PROJECTIONS[guidance.projection]
+    if call is draft.teacher:
+        return projection.instruction or ""
+    if draft.kept_tokens and draft.placement == "context":
+        return projection.introduction.replace("{guidance}", draft.opening)
+    return draft.opening
+
+
+def _answer(draft: Draft, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None) -> Counted:
+    """The answer that the caller got."""
+    model, guided = draft.plan.baseline, draft.plan.guidance is not None
+    last = student or teacher
+    assert last is not None, "there is no answer without a call"
+    call = draft.student if student is not None else draft.teacher
+    assert call is not None, "a share is of a call"
+    if not guided or student is not None:
+        opened = draft.shown_tokens if guided else 0
+        wrote = last.output_tokens
+    else:
+        opened, wrote = draft.kept_tokens, 0  # all that the caller got is the teacher's
+    opening = _opening(draft, teacher, opened, own=teacher is not None and teacher.model == model)
+    rest = Counted(wrote) if wrote == 0 or (last.model == model and not last.estimated) else _foreign(call, wrote)
+    said = Counted(
+        opening.tokens + rest.tokens, opening.off + rest.off, max(opening.basis, rest.basis, key=_FROM_BEST.index)
+    )
+    if said.basis == "engine" or tokenizer is None:
+        return said
+    text = call.text.getvalue() if wrote else ""
+    shown = draft.opening if opened else ""
+    if text.lstrip().startswith(shown.strip()):
+        shown = ""  # an engine that repeats what it goes on with
+    if (wrote and not text) or not counts(tokenizer, len(shown) + len(text)):
+        return said
+    counted = count_text(tokenizer, shown + text)
+    # Who wrote much more than the caller's words thought unseen, or called tools: that is not counted here.
+    if (call.usage is None and call.lost_tokens) or abs(counted - said.tokens) > said.off:
+        return said
+    return Counted(counted, off_recounted(counted), "tokenizer")
+
+
+def _opening(draft: Draft, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
+    """What the teacher wrote of the answer. Of an opening that was cut, it did not count the part."""
+    if teacher is None or kept == 0:
+        return Counted(kept)
+    extent = Extent.of([draft.opening])
+    if not own or teacher.estimated:
+        return Counted(kept, off_tokens(kept, extent), "estimate")
+    less = max(0, teacher.output_tokens - kept)
+    return Counted(kept, off_tokens(min(kept, less), extent), "estimate") if less else Counted(kept)
+
+
+def _foreign(call: Call, wrote: int) -> Counted:
+    """What was counted by another model's tokenizer, or by none."""
+    lost = call.lost_tokens if call.usage is None else 0
+    counted = max(0, wrote - lost)
+    return Counted(wrote, off_tokens(counted, Extent.of([call.text.getvalue()])) + lost, "estimate")

@@ -1,0 +1,68 @@
+"""By how much a token count may be wrong that another model's tokenizer made. Pure.
+
+The bounds are measured: `load_tests/token_counts.py` prints how far tokenizers are apart on real text, and how often
+one lies outside; docs/prices.md has what it printed.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MOST_BYTES_PER_CHAR = {"ascii": 1.0, "latin": 1.2}
+_RATIO = {"ascii": 0.6, "latin": 0.8, "other": 7.0}
+_FIXED_TOKENS = 4  # short texts vary by more
+_RECOUNT_RATIO = 0.02
+_RECOUNT_FIXED_TOKENS = 2
+_TEMPLATE_FIXED_TOKENS = 32
+
+
+class Extent(NamedTuple):
+    """How long some text is. What it is written in shows in how many bytes its characters take."""
+
+    chars: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Extent:
+        """Of all of them together."""
+        chars = size = 0
+        for text in texts:
+            chars += len(text)
+            size += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        return cls(chars, size)
+
+    @property
+    def script(self) -> str:
+        """ascii, latin (with some letters more) or other."""
+        for script, most in _MOST_BYTES_PER_CHAR.items():
+            if self.size_bytes <= most * self.chars:
+                return script
+        return "other"
+
+
+def off_tokens(counted: int, extent: Extent) -> int:
+    """How many tokens more or fewer another tokenizer may make of what one made `counted` of.
+
+    No tokenizer makes more tokens of a text than it has bytes.
+    """
+    if counted == 0 and extent.size_bytes == 0:
+        return 0
+    off = ceil(counted * _RATIO[extent.script]) + _FIXED_TOKENS
+    return min(off, max(extent.size_bytes - counted, counted))
+
+
+def off_recounted(counted: int) -> int:
+    """The same of an answer that was counted in the model's own tokenizer.
+
+    A model may write a text in other tokens than its tokenizer would, and it counts the one that ends its answer.
+    """
+    return ceil(counted * _RECOUNT_RATIO) + _RECOUNT_FIXED_TOKENS
+
+
+def off_template(messages: int, tokens_per_message: int) -> int:
+    """The same of what a chat template adds: around each message, and before them all."""
+    return messages * tokens_per_message + _TEMPLATE_FIXED_TOKENS

@@ -1,0 +1,158 @@
+"""In which minutes engines that are paid by the hour were up: two bitmaps in Redis for each engine and UTC day.
+
+Every process looks at every engine twice a minute; whichever sees it up, sets that minute's bit. A second bitmap says
+in which minutes anybody looked, so that a gateway that was not there is not taken for an engine that was not. The price
+of that day stands beside them: it may be another one tomorrow. Days go by this machine's clock, as receipts do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from redis.exceptions import RedisError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from redis.asyncio import Redis
+
+    from gateway.redis_client import RedisClient
+    from gateway.redis_keys import RedisKeys
+
+log = structlog.get_logger()
+
+DAY_S = 86_400
+MINUTES_A_DAY = 1_440
+_REST_S = 1.0
+_MOST_DAYS = 3
+"""How many days wait for a Redis that is away; of those before, it is never known."""
+
+
+@dataclass(slots=True)
+class Minutes:
+    """Of one engine and day: those in which it was up, and those in which anybody looked."""
+
+    up: set[int] = field(default_factory=set)
+    seen: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What is known of one engine and day. `hourly_usd` is its price then."""
+
+    hourly_usd: Decimal
+    up_minutes: int
+    seen_minutes: int
+
+
+class Uptime:
+    """Args:
+    hourly_usd: by engine, for those that are paid by the hour; others are not written down.
+    kept_s: how long, after the day.
+    clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        redis: Redis,
+        keys: RedisKeys,
+        hourly_usd: Mapping[str, Decimal],
+        kept_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._redis = redis
+        self._keys = keys.ledger()
+        self._hourly_usd = hourly_usd
+        self.kept_s = kept_s
+        self.clock = clock
+        self._untold: dict[int, dict[str, Minutes]] = {}
+        self._news = asyncio.Event()
+
+    def saw(self, engine: str, up: bool) -> None:
+        """Note how an engine was found just now."""
+        if engine not in self._hourly_usd:
+            return
+        day, second = divmod(int(self.clock()), DAY_S)
+        minutes = self._untold.setdefault(day * DAY_S, defaultdict(Minutes))[engine]
+        minutes.seen.add(second // 60)
+        if up:
+            minutes.up.add(second // 60)
+        while len(self._untold) > _MOST_DAYS:
+            del self._untold[min(self._untold)]
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write down what was seen, for ever. While Redis is away it waits."""
+        while True:
+            await self._news.wait()
+            await self._client.wait_up()
+            try:
+                await self.tell()
+            except (RedisError, OSError) as error:
+                self._client.failed(error)
+                log.warning("uptime_not_told", error=type(error).__name__)
+                await asyncio.sleep(_REST_S)
+
+    async def tell(self) -> None:
+        """Write down what was seen and is not written yet. What fails is kept. Raises RedisError and OSError."""
+        self._news.clear()
+        told, self._untold = self._untold, {}
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for day, engines in told.items():
+                    self._put(pipe, day, engines)
+                await pipe.execute()
+        except BaseException:
+            self._take_back(told)
+            raise
+
+    def _put(self, pipe: Any, day: int, engines: Mapping[str, Minutes]) -> None:
+        ends = round(day + DAY_S + self.kept_s)
+        for engine, minutes in engines.items():
+            for key, some in (
+                (self._keys.up(engine, day), minutes.up),
+                (self._keys.seen_up(engine, day), minutes.seen),
+            ):
+                for minute in some:
+                    pipe.setbit(key, minute, 1)
+                if some:
+                    pipe.expireat(key, ends)
+        rates = self._keys.rates(day)
+        pipe.hset(rates, mapping={engine: str(self._hourly_usd[engine]) for engine in engines})
+        pipe.expireat(rates, ends)
+
+    def _take_back(self, told: Mapping[int, Mapping[str, Minutes]]) -> None:
+        for day, engines in told.items():
+            now = self._untold.setdefault(day, defaultdict(Minutes))
+            for engine, minutes in engines.items():
+                now[engine].up |= minutes.up
+                now[engine].seen |= minutes.seen
+        self._news.set()
+
+    async def look(self, days: Sequence[int]) -> list[dict[str, Watched]]:
+        """By day, in Unix seconds of its beginning, and by engine. Raises RedisError and OSError."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for day in days:
+                pipe.hgetall(self._keys.rates(day))
+            rates = await pipe.execute()
+        places = [(day, name) for day, of_day in zip(days, rates, strict=True) for name in of_day]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for day, name in places:
+                pipe.bitcount(self._keys.up(name.decode(), day))
+                pipe.bitcount(self._keys.seen_up(name.decode(), day))
+            counted = iter(await pipe.execute() if places else ())
+        return [
+            {
+                name.decode(): Watched(Decimal(rate.decode()), next(counted), next(counted))
+                for name, rate in of_day.items()
+            }
+            for of_day in rates
+        ]
