@@ -16,6 +16,7 @@ from aiohttp import web
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
 from gateway.admin.login import ATTEMPTS, Attempts
+from gateway.admin.overview import OVERVIEW, Overview
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.session import SESSIONS, Sessions
@@ -191,6 +192,7 @@ async def gateway(
         admin.add_routes(ADMIN_ROUTES)
         admin[keys.TRY] = "GET /readyz"
         admin[SESSIONS] = sessions
+        admin[OVERVIEW] = Overview(rollups, {model.name: model.batch.max_size for model in settings.models})
         admin[ATTEMPTS] = Attempts()
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DOCUMENT] = document(ROUTES)

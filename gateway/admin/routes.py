@@ -12,6 +12,7 @@ from gateway.admin.audit import show_audit
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.login import log_in, log_out, show_session
+from gateway.admin.overview import show_overview, show_policies
 from gateway.admin.queue import queue
 from gateway.web.keys import METRICS
 from gateway.web.probes import healthz, readyz_in_detail
@@ -54,5 +55,7 @@ KEYED_ROUTES = [
     web.post("/budgets/{tenant}/raise", raise_budget),
     web.post("/budgets/{tenant}/keys/{id}/raise", raise_budget),
     web.get("/audit", show_audit),
+    web.get("/overview", show_overview),
+    web.get("/policies", show_policies),
 ]
 ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]

@@ -25,6 +25,8 @@ _Name = TypeVar("_Name", int, str)
 STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 """The order of `Row.stages`."""
 
+_GUIDED = frozenset({"guided", "teacher_complete"})
+
 
 class Dims(NamedTuple):
     """What receipts are told apart by. `teacher` and `student` are the engines that were called; empty: none."""
@@ -65,6 +67,7 @@ class Row(msgspec.Struct, array_like=True):
         baseline_pico: of a shadow 0: it spares nothing, since its request was answered, and paid for, as well.
         baseline_estimated: receipts whose baseline is an estimate.
         stages: by STAGES; a stage that did not happen is not counted.
+        guided: receipts whose answer a teacher opened; no shadows.
     """
 
     requests: int = 0
@@ -82,6 +85,7 @@ class Row(msgspec.Struct, array_like=True):
     baseline_pico: int = 0
     baseline_estimated: int = 0
     stages: list[Histogram] = msgspec.field(default_factory=lambda: [Histogram() for _ in STAGES])
+    guided: int = 0
 
     @property
     def savings_pico(self) -> int:
@@ -93,6 +97,7 @@ class Row(msgspec.Struct, array_like=True):
         self.requests += times
         if receipt.status != "ok":
             _count(self.errors, receipt.status, times)
+        self.guided += times * (receipt.mode in _GUIDED)
         if receipt.unguided is not None:
             _count(self.unguided, receipt.unguided, times)
         if receipt.batch is not None:
@@ -146,6 +151,7 @@ class Row(msgspec.Struct, array_like=True):
         self.baseline_estimated += other.baseline_estimated
         for mine_us, theirs_us in zip(self.stages, other.stages, strict=True):
             mine_us.merge(theirs_us)
+        self.guided += other.guided
 
     def to_bytes(self) -> bytes:
         return msgspec.msgpack.encode(self)
