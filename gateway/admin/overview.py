@@ -17,15 +17,15 @@ from redis.exceptions import RedisError
 from gateway.admin.bodies import only_query
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
-from gateway.ledger.rollup import STAGES, Row, usd
+from gateway.ledger.rollup import Row
 from gateway.ledger.rollups import Period, periods
+from gateway.ledger.usage import figures
 from gateway.web.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
 from gateway.web.probes import config_shown, policies_shown, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from gateway.ledger.rollup import Tokens
     from gateway.ledger.rollups import Rollups
     from gateway.policy.schema import TenantPolicy
 
@@ -138,36 +138,8 @@ async def show_policies(request: web.Request) -> web.Response:
 
 
 def summary(row: Row) -> dict[str, Any]:
-    """A row in the words of GET /usage, as far as tiles need it."""
-    return {
-        "requests": row.requests,
-        "errors": row.errors,
-        "guided": row.guided,
-        "unguided": row.unguided,
-        "tokens": {"teacher": _tokens(row.teacher), "student": _tokens(row.student), "kept": row.kept_tokens},
-        "cost_usd": f"{usd(row.cost_pico):f}",
-        "baseline_usd": f"{usd(row.baseline_pico):f}",
-        "savings_usd": f"{usd(row.savings_pico):f}",
-        "baseline_estimated": row.baseline_estimated,
-        "latency_ms": {
-            name: {
-                "count": stage.count,
-                "mean": _ms(stage.mean_us),
-                "p50": _ms(stage.quantile_us(0.5)),
-                "p95": _ms(stage.quantile_us(0.95)),
-                "p99": _ms(stage.quantile_us(0.99)),
-            }
-            for name, stage in zip(STAGES, row.stages, strict=True)
-        },
-        "batches": _batches(row.batches),
-    }
-
-
-def _batches(receipts_by_size: Mapping[int, int]) -> dict[str, Any]:
-    """Of batches that are partly in these rows a part counts."""
-    receipts = sum(receipts_by_size.values())
-    count = sum(times / size for size, times in receipts_by_size.items() if size)
-    return {"count": round(count, 3), "mean_size": receipts / count if count else None}
+    """As GET /usage tells a row; and of how many answers a teacher wrote the opening."""
+    return {**figures(row), "guided": row.guided}
 
 
 def _together(rows: Iterable[Row]) -> Row:
@@ -175,14 +147,6 @@ def _together(rows: Iterable[Row]) -> Row:
     for row in rows:
         total.merge(row)
     return total
-
-
-def _tokens(tokens: Tokens) -> dict[str, int]:
-    return {"input": tokens.input, "cached": tokens.cached, "output": tokens.output}
-
-
-def _ms(us: float | None) -> float | None:
-    return None if us is None else round(us / 1000, 3)
 
 
 def _policy(policy: TenantPolicy) -> dict[str, Any]:
