@@ -1,4 +1,5 @@
 // Budgets and how they burn down: what is spent of each, beside how much of its time is past.
+import { burndown } from "./burndown.js";
 import { h } from "./dom.js";
 import { fetchJson } from "./fetching.js";
 import { day, minuteOfDay, money, share } from "./format.js";
@@ -61,7 +62,7 @@ export function budgets(box) {
     search: "Search budgets", sort: "part", empty: "No tenant and no key has a budget.",
     find: (row) => `${row.tenant} ${row.key ?? ""}`,
     columns: [
-      { key: "tenant", title: "Tenant", value: (row) => row.tenant, show: (row) => row.tenant },
+      { key: "tenant", title: "Tenant", value: (row) => row.tenant, show: (row) => h("button", { type: "button", class: "link", "aria-haspopup": "dialog", onclick: () => burndown(row, began(row), most(row)) }, row.tenant) },
       { key: "key", title: "Key", value: (row) => row.key ?? "", show: (row) => row.key ?? "all" },
       { key: "part", title: "Burn-down", number: false, value: (row) => part(row), show: bar },
       number("used", "Used", part, (value) => share(value)),

@@ -1,6 +1,6 @@
 // The charts over a range: each with a sentence that says what it shows, and a table of the same figures.
 import { h, colour } from "./dom.js";
-import { day, duration, minuteOfDay, money, moment, tokens, whole } from "./format.js";
+import { day, duration, minuteOfDay, money, moment, share, tokens, whole } from "./format.js";
 import { periodsOf } from "./ranges.js";
 
 const { Chart } = globalThis;
@@ -47,10 +47,11 @@ const CHARTS = [
       { title: "Saved", token: "--series-saved", legend: true, of: (row) => Number(row.savings_usd) },
       { title: "Cost more", token: "--series-lost", legend: true, table: false },
     ],
-    words(rows) {
+    words(rows, all) {
       const [cost, baseline] = [total(rows, (row) => Number(row.cost_usd)), total(rows, (row) => Number(row.baseline_usd))];
       const saved = baseline - cost;
-      return `Cost ${money(cost)}; the teacher alone would have cost ${money(baseline)}; ${saved < 0 ? `${money(-saved)} more was spent than that` : `${money(saved)} saved`}.`;
+      const guessed = all.baseline_estimated ? ` The teacher's cost is an estimate for ${tokens(all.baseline_estimated)} of ${tokens(all.requests)} requests.` : "";
+      return `Cost ${money(cost)}, which is ${share(all.cost_share)} of what the teacher alone would have cost, ${money(baseline)}; ${saved < 0 ? `${money(-saved)} more was spent than that` : `${money(saved)} saved`}.${guessed}`;
     },
   },
   {
@@ -87,9 +88,9 @@ const CHARTS = [
       { title: "Student read", token: "--series-cost", of: (row) => row.tokens.student.input + row.tokens.student.cached },
       { title: "Student wrote", token: "--series-saved", of: (row) => row.tokens.student.output },
     ],
-    words(rows) {
+    words(rows, all) {
       const [teacher, student] = ["teacher", "student"].map((role) => total(rows, (row) => row.tokens[role].output));
-      return `The teacher wrote ${tokens(teacher)} tokens, the student ${tokens(student)}.`;
+      return `The teacher wrote ${tokens(teacher)} tokens, the student ${tokens(student)}. Of the answers, ${share(all.teacher_token_share)} is the teacher's.`;
     },
   },
   {
@@ -124,14 +125,14 @@ class Figure {
     this.toggle.setAttribute("aria-pressed", String(table));
   }
 
-  draw(range, rows) {
-    this.last = [range, rows];
+  draw(range, rows, all) {
+    this.last = [range, rows, all];
     const starts = periodsOf(range);
     const byStart = new Map(rows.map((row) => [Date.parse(row.start), row]));
     const found = starts.map((start) => byStart.get(start) ?? null);
     const series = this.spec.series(rows);
     const empty = !rows.some((row) => row.requests);
-    this.caption.textContent = empty ? "" : this.spec.words(rows);
+    this.caption.textContent = empty ? "" : this.spec.words(rows, all);
     this.none.hidden = !empty;
     this.none.textContent = "Nothing happened in this time.";
     this.canvas.setAttribute("aria-label", `${this.spec.title}, ${range.words}. ${empty ? "Nothing happened." : this.caption.textContent}`);
@@ -151,7 +152,7 @@ class Figure {
     this.body.replaceChildren(h("table", {}, h("caption", { class: "visually-hidden" }, `${this.spec.title}, ${range.words}`),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, `From, by the ${range.granularity}`), columns.map((one) => h("th", { scope: "col", class: "num" }, one.title)))),
       h("tbody", {}, lines.map(([start, row]) => h("tr", {}, h("th", { scope: "row" }, label(start, range.granularity)),
-        columns.map((one) => h("td", { class: "num" }, (one.right ? this.spec.showRight : this.spec.show)(one.of(row))))))))); 
+        columns.map((one) => h("td", { class: "num" }, (one.right ? this.spec.showRight : this.spec.show)(one.of(row)))))))));
   }
 
   paint(starts, found, series, range, empty) {
@@ -167,7 +168,7 @@ class Figure {
       backgroundColor: colour(one.token),
       borderWidth: one.line ? 2 : 0,
       borderDash: one.dashed ? [6, 4] : [],
-      pointRadius: found.length > 40 ? 0 : 2,
+      pointRadius: ({ dataIndex: at, dataset: { data: of } }) => (found.length <= 40 || (of[at - 1] ?? null) === null || (of[at + 1] ?? null) === null ? 2.5 : 0),
       pointHitRadius: 8,
       spanGaps: true,
       order: one.line ? 0 : 1,
@@ -209,5 +210,5 @@ class Figure {
 export function charts(box) {
   const all = CHARTS.map((spec) => new Figure(box, spec));
   document.addEventListener("themechange", () => all.forEach((one) => one.repaint()));
-  return (range, rows) => all.forEach((one) => one.draw(range, rows));
+  return (range, rows, together) => all.forEach((one) => one.draw(range, rows, together));
 }

@@ -14,14 +14,14 @@ import { usage } from "./usage.js";
 
 await openPage("dashboard");
 
-const range = ranges(byId("ranges"), () => { history(); who(); });
+const range = ranges(byId("ranges"), () => { past(); who(); });
 
 const draw = charts(byId("charts"));
 let wanted = 0;
-const history = poll(async () => {
+const past = poll(async () => {
   const [ticket, of] = [(wanted += 1), range()];
   const reply = await fetchJson(`/usage?${query(of, { granularity: of.granularity })}`);
-  if (ticket === wanted) draw(of, reply.rows);
+  if (ticket === wanted) draw(of, reply.rows, reply.total);
 }, 15_000, { about: "history", what: "The charts" });
 
 const table = usage(byId("usage-by"), byId("usage"), () => who());

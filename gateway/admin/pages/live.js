@@ -73,7 +73,7 @@ export function tiles(box) {
   const requests = figure(box, "Requests a second");
   box.lastChild.append(line);
   const guided = figure(box, "Guided share");
-  const first = three(box, "First token");
+  const first = three(box, "First token of streams");
   const total = three(box, "Whole answer");
   const fill = figure(box, "Batch fill");
   const errors = figure(box, "Errors");

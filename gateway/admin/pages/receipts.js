@@ -80,7 +80,7 @@ export function receipts(box) {
     if (event.target === event.currentTarget) event.currentTarget.close(); // the ground around it
   });
   const view = table(box, {
-    caption: "Latest receipts", sort: "at", search: "Search receipts", empty: "No request has been answered yet.",
+    caption: "Table of receipts", sort: "at", search: "Search receipts", empty: "No request has been answered yet.",
     find: (row) => [row.id, row.tenant, row.key, row.route, row.mode, row.status, row.teacher?.model, row.student?.model, row.unguided].join(" "),
     columns: [
       { key: "id", title: "Receipt", value: (row) => row.id, show: (row) => h("button", { type: "button", class: "link", "aria-haspopup": "dialog", onclick: () => open(row) }, row.id) },

@@ -17,7 +17,7 @@ export function engines(box, note) {
   let queues = {};
   let last = [];
   const view = table(box, {
-    caption: "Engines", sort: "name", descending: false, empty: "No engine is configured.",
+    caption: "Table of engines", sort: "name", descending: false, empty: "No engine is configured.",
     columns: [
       { key: "name", title: "Engine", value: (row) => row.name, show: (row) => row.name },
       { key: "up", title: "State", value: (row) => String(row.up), show: state },
@@ -45,7 +45,7 @@ export function engines(box, note) {
 export function policies(box) {
   let held = null;
   const view = table(box, {
-    caption: "Policies", sort: "tenant", descending: false, search: "Search policies", empty: "There is no policy.",
+    caption: "Table of policies", sort: "tenant", descending: false, search: "Search policies", empty: "There is no policy.",
     find: (row) => `${row.tenant} ${row.routes.map((one) => one.model).join(" ")}`,
     columns: [
       { key: "tenant", title: "Tenant", value: (row) => row.tenant, show: (row) => row.tenant },

@@ -25,6 +25,7 @@ const FIGURES = [
   figure("requests", "Requests", (row) => row.requests, tokens),
   figure("errors", "Errors", (row) => count(row.errors)),
   figure("written", "Tokens written", written, tokens),
+  figure("teacher", "Teacher's words", (row) => row.teacher_token_share, (value) => share(value)),
   figure("cost", "Cost", (row) => Number(row.cost_usd), money),
   figure("baseline", "Teacher alone", (row) => Number(row.baseline_usd), money),
   { key: "saved", title: "Saved", number: true, value: (row) => Number(row.savings_usd), show: signed },
