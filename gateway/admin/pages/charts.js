@@ -131,10 +131,11 @@ class Figure {
     const byStart = new Map(rows.map((row) => [Date.parse(row.start), row]));
     const found = starts.map((start) => byStart.get(start) ?? null);
     const series = this.spec.series(rows);
-    const empty = !rows.some((row) => row.requests);
-    this.caption.textContent = empty ? "" : this.spec.words(rows, all);
+    const idle = !rows.some((row) => row.requests);
+    const empty = idle || series.length === 0;
+    this.caption.textContent = idle ? "" : this.spec.words(rows, all);
     this.none.hidden = !empty;
-    this.none.textContent = "Nothing happened in this time.";
+    this.none.textContent = idle ? "Nothing happened in this time." : `No ${this.spec.title.toLowerCase()} in this time.`;
     this.canvas.setAttribute("aria-label", `${this.spec.title}, ${range.words}. ${empty ? "Nothing happened." : this.caption.textContent}`);
     this.legend.replaceChildren(...series.map((one) => {
       const swatch = h("span", { class: `swatch${one.line ? " line" : ""}${one.dashed ? " dashed" : ""}` });
@@ -176,7 +177,7 @@ class Figure {
     }));
     const axis = (show, extra = {}) => ({
       beginAtZero: true, stacked: true, border: { display: false }, grid: { color: grid },
-      ticks: { color: ink, maxTicksLimit: 5, callback: (value) => show(value) }, ...extra,
+      ticks: { color: ink, maxTicksLimit: 5, precision: this.spec.show === whole || this.spec.show === tokens ? 0 : undefined, callback: (value) => show(value) }, ...extra,
     });
     const scales = {
       x: { stacked: true, grid: { display: false }, border: { color: grid }, ticks: { color: ink, maxRotation: 0, autoSkip: true, autoSkipPadding: 24 } },
