@@ -99,8 +99,8 @@ const CHARTS = [
   },
 ];
 
-function label(start, granularity) {
-  return granularity === "day" ? day(start) : granularity === "hour" ? `${day(start)}, ${minuteOfDay(start)}` : minuteOfDay(start);
+function label(start, { granularity, since, until }) {
+  return granularity === "day" ? day(start) : until - since > 86_400_000 ? `${day(start)}, ${minuteOfDay(start)}` : minuteOfDay(start);
 }
 
 class Figure {
@@ -152,7 +152,7 @@ class Figure {
     const lines = starts.map((start, index) => [start, found[index]]).filter(([, row]) => row).reverse();
     this.body.replaceChildren(h("table", {}, h("caption", { class: "visually-hidden" }, `${this.spec.title}, ${range.words}`),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, `From, by the ${range.granularity}`), columns.map((one) => h("th", { scope: "col", class: "num" }, one.title)))),
-      h("tbody", {}, lines.map(([start, row]) => h("tr", {}, h("th", { scope: "row" }, label(start, range.granularity)),
+      h("tbody", {}, lines.map(([start, row]) => h("tr", {}, h("th", { scope: "row" }, label(start, range)),
         columns.map((one) => h("td", { class: "num" }, (one.right ? this.spec.showRight : this.spec.show)(one.of(row)))))))));
   }
 
@@ -172,6 +172,8 @@ class Figure {
       pointRadius: ({ dataIndex: at, dataset: { data: of } }) => (found.length <= 40 || (of[at - 1] ?? null) === null || (of[at + 1] ?? null) === null ? 2.5 : 0),
       pointHitRadius: 8,
       spanGaps: true,
+      barPercentage: 1,
+      categoryPercentage: found.length > 60 ? 1 : 0.8,
       order: one.line ? 0 : 1,
       fill: one.fillTo === undefined ? false : { target: one.fillTo, above: faint("--series-saved", 0.3), below: faint("--series-lost", 0.4) },
     }));
@@ -197,9 +199,11 @@ class Figure {
         },
       },
     };
-    const data = { labels: starts.map((start) => label(start, range.granularity)), datasets };
+    if (empty) datasets.length = 0;
+    const data = { labels: starts.map((start) => label(start, range)), datasets };
     this.chart?.destroy();
     this.chart = new Chart(this.canvas, { type: "bar", data, options });
+    if (!performance.getEntriesByName("first-chart").length) performance.mark("first-chart");
   }
 
   repaint() {
