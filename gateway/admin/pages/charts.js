@@ -201,7 +201,11 @@ class Figure {
     };
     if (empty) datasets.length = 0;
     const data = { labels: starts.map((start) => label(start, range)), datasets };
-    this.chart?.destroy();
+    if (this.chart) {
+      Object.assign(this.chart, { data, options }); // and not a new one: who points at it keeps what is told of the point
+      this.chart.update("none");
+      return;
+    }
     this.chart = new Chart(this.canvas, { type: "bar", data, options });
     if (!performance.getEntriesByName("first-chart").length) performance.mark("first-chart");
   }
