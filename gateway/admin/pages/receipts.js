@@ -53,7 +53,7 @@ function open(receipt) {
       ["Cost", money(receipt.cost_usd)],
       [`${receipt.baseline_model} alone${receipt.baseline_estimated ? " (estimate)" : ""}`, money(receipt.baseline_usd) + within(receipt.baseline_error_usd)],
       ["Saved", receipt.savings_usd === undefined ? null : h("span", { class: saved < 0 ? "bad" : "good" }, money(receipt.savings_usd))],
-      ["Batch", receipt.batch ? `${receipt.batch.size} calls (${receipt.batch.id})` : null],
+      ["Batch", receipt.batch ? `${receipt.batch.size} ${receipt.batch.size === 1 ? "call" : "calls"} (${receipt.batch.id})` : null],
       ["Teacher", shown(receipt.teacher)],
       ["Student", shown(receipt.student)],
       ["Failed calls", receipt.attempts?.length ? receipt.attempts.map((one) => `${one.engine}: ${one.error}`).join("; ") : null],
