@@ -26,6 +26,8 @@ _Where = TypeVar("_Where")
 STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 """The order of `Row.stages`."""
 
+_GUIDED = frozenset({"guided", "teacher_complete"})
+
 
 class Dims(NamedTuple):
     """What receipts are told apart by. `teacher` and `student` are the engines that were called; empty: none."""
@@ -73,6 +75,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         stages: by STAGES; a stage that did not happen is not counted.
         answer_tokens: of answers that callers got, to their end, counted by whoever wrote them.
         teacher_answer_tokens: of these, what teachers wrote: openings that were shown, and answers of theirs alone.
+        guided: receipts whose answer a teacher opened; no shadows.
         baseline_error_pico: by how much `baseline_pico` may be wrong, either way: the bounds of its receipts together.
         engines: of `cost_pico`, what each engine was paid, failed calls too.
     """
@@ -94,6 +97,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     stages: list[Histogram] = msgspec.field(default_factory=lambda: [Histogram() for _ in STAGES])
     answer_tokens: int = 0
     teacher_answer_tokens: int = 0
+    guided: int = 0
     baseline_error_pico: int = 0
     engines: dict[str, int] = {}
 
@@ -107,6 +111,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         self.requests += times
         if receipt.status != "ok":
             _count(self.errors, receipt.status, times)
+        self.guided += times * (receipt.mode in _GUIDED)
         if receipt.unguided is not None:
             _count(self.unguided, receipt.unguided, times)
         if receipt.batch is not None:
@@ -173,6 +178,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
             mine_us.merge(theirs_us)
         self.answer_tokens += other.answer_tokens
         self.teacher_answer_tokens += other.teacher_answer_tokens
+        self.guided += other.guided
         self.baseline_error_pico += other.baseline_error_pico
         _merge(self.engines, other.engines)
 
