@@ -187,13 +187,13 @@ async def gateway(
         admin.add_routes(ADMIN_ROUTES)
         admin[keys.TRY] = "GET /readyz"
         public[keys.DOCUMENT] = document(ROUTES)
-        public[keys.COMPLETIONS] = completions
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
-        public[keys.RECEIPTS] = store
         public[keys.SPEEDS] = Speeds(redis.commands, redis_keys, lease_s)
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
+        admin[keys.LEDGER] = ledger
+        admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
@@ -202,6 +202,8 @@ async def gateway(
         for app in (public, admin):
             app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
+            app[keys.COMPLETIONS] = completions
+            app[keys.RECEIPTS] = store
             app[keys.DEFAULTS] = settings.defaults
             app[keys.ROLLUPS] = rollups
             app[keys.BUDGETS] = Budgets(redis.commands, redis_keys)

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from gateway.admin.audit import show_audit
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
+from gateway.admin.playground import options, receipt, run
 from gateway.admin.queue import queue
 from gateway.web.keys import METRICS
 from gateway.web.probes import healthz, readyz_in_detail
@@ -40,5 +41,8 @@ KEYED_ROUTES = [
     web.post("/budgets/{tenant}/raise", raise_budget),
     web.post("/budgets/{tenant}/keys/{id}/raise", raise_budget),
     web.get("/audit", show_audit),
+    web.get("/playground/options", options),
+    web.post("/playground/run", run),
+    web.get("/playground/receipts/{tenant}/{id}", receipt),
 ]
 ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]

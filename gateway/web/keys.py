@@ -17,6 +17,7 @@ from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.ledger import Ledger
 from gateway.ledger.rollups import Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
@@ -36,6 +37,14 @@ class Document:
     etag: str
 
 
+@dataclass(slots=True)
+class CallersListener:
+    """Where callers are listened to. Port 0: nowhere yet."""
+
+    host: str = ""
+    port: int = 0
+
+
 POLICIES = web.AppKey("policies", Policies)
 RELOADER = web.AppKey("reloader", Reloader)  # there where files are watched
 CALLERS = web.AppKey("callers", Callers)
@@ -47,9 +56,11 @@ BUDGETS = web.AppKey("budgets", Budgets)
 ROLLUPS = web.AppKey("rollups", Rollups)
 SPEEDS = web.AppKey("speeds", Speeds)
 DEFAULTS = web.AppKey("defaults", Defaults)
+CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
+LEDGER = web.AppKey("ledger", Ledger)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)
