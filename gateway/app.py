@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
+from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
+from gateway.admin.login import ATTEMPTS, Attempts
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
+from gateway.admin.session import SESSIONS, Sessions
 from gateway.admission import Admission
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
@@ -180,12 +183,16 @@ async def gateway(
         public = web.Application(client_max_size=settings.server.max_body_bytes, middlewares=MIDDLEWARES)
         public.add_routes(ROUTES)
         public[keys.TRY] = "POST /v1/chat/completions"
+        sessions = Sessions(settings.admin.key)
         admin = web.Application(
             client_max_size=_ADMIN_BODY_BYTES,
-            middlewares=[*MIDDLEWARES, needs_key(settings.admin.key, OPEN_ADMIN_ROUTES)],
+            middlewares=[*MIDDLEWARES, needs_key(sessions, OPEN_ADMIN_ROUTES)],
         )
         admin.add_routes(ADMIN_ROUTES)
         admin[keys.TRY] = "GET /readyz"
+        admin[SESSIONS] = sessions
+        admin[ATTEMPTS] = Attempts()
+        admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DOCUMENT] = document(ROUTES)
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
         public[keys.SPEEDS] = Speeds(redis.commands, redis_keys, lease_s)

@@ -5,6 +5,7 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── InvalidRequest           400
 │   ├── NotAuthenticated         401
 │   ├── AdminKeyUnset            403: only on the admin listener
+│   ├── CrossOrigin              403: only on the admin listener
 │   ├── ModelNotFound            404
 │   ├── NotFound                 404
 │   ├── MethodNotAllowed         405
@@ -92,6 +93,12 @@ class AdminKeyUnset(RequestError):
     label = "admin_key_unset"
     status = 403
     code = "admin_key_unset"
+
+
+class CrossOrigin(RequestError):
+    label = "cross_origin"
+    status = 403
+    code = "cross_origin"
 
 
 class ModelNotFound(RequestError):

@@ -7,9 +7,11 @@ import asyncio
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from gateway.admin.assets import show_file, show_page, show_root
 from gateway.admin.audit import show_audit
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
+from gateway.admin.login import log_in, log_out, show_session
 from gateway.admin.playground import options, receipt, run
 from gateway.admin.queue import queue
 from gateway.web.keys import METRICS
@@ -23,12 +25,24 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
+# What pages are made of, and how a browser comes to a session. They hold nothing secret.
+PAGE_ROUTES = [
+    web.get("/", show_root),
+    web.get("/login", show_page),
+    web.get("/dashboard", show_page),
+    web.get("/playground", show_page),
+    web.get("/static/{path:.+}", show_file),
+    web.get("/session", show_session),
+    web.post("/session", log_in),
+    web.delete("/session", log_out),
+]
 # For whoever reaches the listener, which is why it is at home by default.
 OPEN_ROUTES = [
     web.get("/metrics", metrics),
     web.get("/queue", queue),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz_in_detail),
+    *PAGE_ROUTES,
 ]
 # These ask for the admin key, as does all that is not in OPEN_ROUTES.
 KEYED_ROUTES = [

@@ -11,7 +11,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from pydantic import SecretStr
 
 from gateway.admin.auth import needs_key
-from gateway.admin.routes import OPEN_ROUTES, ROUTES
+from gateway.admin.routes import OPEN_ROUTES, PAGE_ROUTES, ROUTES
+from gateway.admin.session import Sessions
 from gateway.admission import Admission
 from gateway.metrics import Metrics
 from gateway.web import keys
@@ -36,7 +37,7 @@ async def ask(
 ) -> tuple[int, dict[str, Any] | str]:
     """Status and body of a listener with one open route and one that is not."""
     open_to_all = [web.get("/open", said)]
-    guard = needs_key(None if key is None else SecretStr(key), open_to_all)
+    guard = needs_key(Sessions(None if key is None else SecretStr(key)), open_to_all)
     app = web.Application(middlewares=[errors_as_openai, guard])
     app.add_routes([*open_to_all, web.get("/secret", secret), web.post("/{any:[a-z]+/open}", secret)])
     app[keys.METRICS] = metrics = Metrics()
@@ -95,8 +96,8 @@ async def test_errors_have_openais_shape() -> None:
     assert (status, isinstance(body, dict) and body["error"]["code"]) == (405, "method_not_allowed")
 
 
-def test_only_probes_metrics_and_queues_are_open() -> None:
-    assert {(route.method, route.path) for route in OPEN_ROUTES} == {
+def test_only_probes_metrics_queues_and_pages_are_open() -> None:
+    assert {(route.method, route.path) for route in OPEN_ROUTES if route not in PAGE_ROUTES} == {
         ("GET", "/metrics"),
         ("GET", "/queue"),
         ("GET", "/healthz"),
@@ -106,7 +107,7 @@ def test_only_probes_metrics_and_queues_are_open() -> None:
 
 async def test_every_other_route_of_the_listener_asks_for_the_key() -> None:
     """The router is walked, so a route that is added tomorrow is asked for it too."""
-    app = web.Application(middlewares=[errors_as_openai, needs_key(SecretStr(ADMIN_KEY), OPEN_ROUTES)])
+    app = web.Application(middlewares=[errors_as_openai, needs_key(Sessions(SecretStr(ADMIN_KEY)), OPEN_ROUTES)])
     app.add_routes(ROUTES)
     app[keys.METRICS] = metrics = Metrics()
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ def test_a_rule_is_one_of_a_body_that_is_in_it() -> None:
 def test_every_error_that_an_answer_may_meet_is_told_with_its_status_and_whether_to_retry() -> None:
     """Those of the engines as well as those of waiting."""
     refusals = operations()["post", "/v1/chat/completions"]["responses"]
-    never = {"not_found", "method_not_allowed", "ticket_unreadable", "admin_key_unset", "conflict"}
+    never = {"not_found", "method_not_allowed", "ticket_unreadable", "admin_key_unset", "cross_origin", "conflict"}
     for error in (*family(RequestError), *family(ServiceError), *family(EngineError), GatewayError):
         if error.label in never:
             continue

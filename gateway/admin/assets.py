@@ -1,0 +1,112 @@
+"""The pages of the admin listener, out of gateway/admin/pages: read once, and told by their hash from then on.
+
+They hold nothing secret, so they ask for no key. What they show they fetch, which needs a session.
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from gateway.errors import NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from importlib.resources.abc import Traversable
+
+_TYPES = {
+    "css": "text/css",
+    "html": "text/html",
+    "js": "text/javascript",
+    "md": "text/markdown",
+    "svg": "image/svg+xml",
+}
+_HEADERS = {
+    # Nothing inline, nothing of others. Scripts may set styles one by one, which charts do.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # Kept, and asked for anew: a gateway that was upgraded must not be met with an old page.
+    "Cache-Control": "no-cache",
+    "Vary": "Accept-Encoding",
+}
+_WORTH_PACKING_BYTES = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """One file. `packed` is its gzip, where that is worth it."""
+
+    body: bytes
+    packed: bytes | None
+    content_type: str
+    etag: str
+
+
+class Assets:
+    """All files, by their path under pages/."""
+
+    def __init__(self, by_path: Mapping[str, Asset]) -> None:
+        self._by_path = by_path
+
+    @classmethod
+    def read(cls) -> Assets:
+        """Out of the package. It reads the disk: not for the event loop once it serves."""
+        return cls({path: _asset(path, body) for path, body in _walk(files("gateway.admin").joinpath("pages"))})
+
+    def reply(self, request: web.Request, path: str) -> web.Response:
+        """The file, or 304 to who has it. Raises NotFound."""
+        found = self._by_path.get(path)
+        if found is None:
+            raise NotFound("There is no such file. The pages are /dashboard, /playground and /login.")
+        headers = {**_HEADERS, "ETag": f"W/{found.etag}"}  # weak: packed or not, it is the same
+        asked = request.headers.get("If-None-Match", "")
+        if found.etag in (one.strip().removeprefix("W/") for one in asked.split(",")):
+            return web.Response(status=304, headers=headers)
+        body = found.body
+        if found.packed is not None and "gzip" in request.headers.get("Accept-Encoding", ""):
+            body = found.packed
+            headers["Content-Encoding"] = "gzip"
+        return web.Response(body=body, content_type=found.content_type, charset="utf-8", headers=headers)
+
+
+ASSETS = web.AppKey("assets", Assets)
+
+
+async def show_root(_: web.Request) -> web.Response:
+    """GET /: to the dashboard."""
+    return web.Response(status=302, headers={"Location": "/dashboard"})
+
+
+async def show_page(request: web.Request) -> web.Response:
+    """GET /dashboard, /playground, /login."""
+    return request.app[ASSETS].reply(request, f"{request.path.strip('/')}.html")
+
+
+async def show_file(request: web.Request) -> web.Response:
+    """GET /static/...: what pages are made of."""
+    return request.app[ASSETS].reply(request, request.match_info["path"])
+
+
+def _walk(folder: Traversable, under: str = "") -> Iterator[tuple[str, bytes]]:
+    for one in folder.iterdir():
+        if one.is_dir():
+            yield from _walk(one, f"{under}{one.name}/")
+        elif one.name.rpartition(".")[2] in _TYPES:
+            yield under + one.name, one.read_bytes()
+
+
+def _asset(path: str, body: bytes) -> Asset:
+    packed = gzip.compress(body, mtime=0) if len(body) >= _WORTH_PACKING_BYTES else None
+    return Asset(body, packed, _TYPES[path.rpartition(".")[2]], f'"{sha256(body).hexdigest()[:32]}"')

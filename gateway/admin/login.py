@@ -1,0 +1,134 @@
+"""POST, GET and DELETE /session: a browser shows the admin key once, and has a cookie from then on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from gateway.admin.key_views import time_shown
+from gateway.admin.replies import json_reply
+from gateway.admin.session import SESSIONS, comes_from_here
+from gateway.errors import AdminKeyUnset, CrossOrigin, InvalidRequest, NotAuthenticated, RateLimited
+from gateway.web.body import read_body
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.admin.session import Session, Sessions
+
+log = structlog.get_logger()
+
+_FORM = "application/x-www-form-urlencoded"
+
+
+class Attempts:
+    """Slows down whoever guesses. A wrong key is answered late, and few may wait for that at a time.
+
+    Who comes when too many wait is refused before the key is looked at: else guessing would be as fast as asking.
+
+    Args:
+        pause_s: by how much later.
+        most: waiting, in this process; `most_each` of one address.
+    """
+
+    def __init__(self, pause_s: float = 1.0, most: int = 32, most_each: int = 4) -> None:
+        self._pause_s = pause_s
+        self._most = most
+        self._most_each = most_each
+        self._waiting: Counter[str] = Counter()
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting.total()
+
+    def admit(self, remote: str) -> None:
+        """Raises RateLimited."""
+        if self._waiting[remote] >= self._most_each or self._waiting.total() >= self._most:
+            raise RateLimited("Too many logins with a wrong key. Wait a few seconds.", retry_after_s=self._pause_s)
+
+    async def fail(self, remote: str) -> None:
+        """Wait, as a wrong key must."""
+        self._waiting[remote] += 1
+        try:
+            await asyncio.sleep(self._pause_s)
+        finally:
+            self._waiting[remote] -= 1
+            if not self._waiting[remote]:
+                del self._waiting[remote]
+
+
+ATTEMPTS = web.AppKey("attempts", Attempts)
+
+
+class _Login(msgspec.Struct, forbid_unknown_fields=True):
+    key: str
+
+
+async def log_in(request: web.Request) -> web.Response:
+    """POST /session: `{"key": ...}`, or the form that a browser without scripts sends."""
+    sessions, attempts = request.app[SESSIONS], request.app[ATTEMPTS]
+    if any(name in request.headers for name in ("Origin", "Sec-Fetch-Site")) and not comes_from_here(request):
+        raise CrossOrigin("Only a page of this listener may log in. Open its /login.")
+    remote = request.remote or ""
+    attempts.admit(remote)
+    if not sessions.key_set:
+        raise AdminKeyUnset("This gateway has no admin key. Set admin.key in config.yaml, and start it again.")
+    shown = _key_in(await read_body(request), request.content_type)
+    if not sessions.is_key(shown):
+        log.warning("admin_login_failed", remote=request.remote)
+        await attempts.fail(remote)
+        raise NotAuthenticated("This is not the admin key: admin.key of config.yaml. Callers' keys do not hold here.")
+    session = sessions.begin()
+    log.info("admin_login", remote=request.remote)
+    if request.content_type == _FORM:
+        response = web.Response(status=303, headers={"Location": "/dashboard", "Cache-Control": "no-store"})
+    else:
+        response = json_reply(_shown(sessions, session))
+    sessions.hand_out(request, response, session)
+    return response
+
+
+async def show_session(request: web.Request) -> web.Response:
+    """GET /session: whether the browser is in one. It says so with 200 either way, since it asks before it knows."""
+    sessions = request.app[SESSIONS]
+    return json_reply(_shown(sessions, sessions.of(request)))
+
+
+async def log_out(request: web.Request) -> web.Response:
+    """DELETE /session: the browser forgets its cookie."""
+    if not comes_from_here(request):
+        raise CrossOrigin("Only a page of this listener may log out.")
+    response = web.Response(status=204, headers={"Cache-Control": "no-store"})
+    request.app[SESSIONS].take_back(request, response)
+    return response
+
+
+def _key_in(body: bytes, content_type: str) -> str:
+    try:
+        if content_type == _FORM:
+            return _one(parse_qs(body.decode(), strict_parsing=True, max_num_fields=8).get("key"))
+        return msgspec.json.decode(body, type=_Login).key
+    except (msgspec.DecodeError, ValueError):  # the error itself may quote the key
+        raise InvalidRequest('The body must be {"key": "the admin key"}.', param="key") from None
+
+
+def _one(values: list[str] | None) -> str:
+    if values is None or len(values) != 1:
+        raise ValueError
+    return values[0]
+
+
+def _shown(sessions: Sessions, session: Session | None) -> Mapping[str, object]:
+    return {
+        "object": "session",
+        "active": session is not None,
+        "who": "admin" if session is not None else None,
+        "until": time_shown(session.until) if session is not None else None,
+        "key_set": sessions.key_set,
+    }

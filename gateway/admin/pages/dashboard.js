@@ -1,0 +1,3 @@
+import { openPage } from "./shell.js";
+
+await openPage("dashboard");

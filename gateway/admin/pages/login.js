@@ -1,0 +1,51 @@
+import { byId } from "./dom.js";
+import { ask, fetchJson } from "./fetching.js";
+import { say } from "./status.js";
+
+const WHY = {
+  ended: ["Your session has ended. Log in again.", "warn"],
+  left: ["You are logged out.", "info"],
+};
+
+const asked = new URLSearchParams(location.search);
+
+/** Where to go on: a page of this listener, whatever the address says. */
+function next() {
+  const wanted = new URL(asked.get("next") ?? "/dashboard", location.origin);
+  return wanted.origin === location.origin && !wanted.pathname.startsWith("/login") ? wanted.pathname + wanted.search : "/dashboard";
+}
+
+const form = byId("login");
+const key = byId("key");
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = form.querySelector("button");
+  button.disabled = true;
+  say("");
+  try {
+    await ask("/session", { method: "POST", body: { key: key.value } });
+    key.value = "";
+    location.replace(next());
+  } catch (error) {
+    say(error.message, "bad");
+    key.setAttribute("aria-invalid", "true");
+    key.select();
+    key.focus();
+  } finally {
+    button.disabled = false;
+  }
+});
+
+const [words, kind] = WHY[asked.get("why")] ?? ["", "info"];
+say(words, kind);
+try {
+  const session = await fetchJson("/session");
+  if (!session.key_set) {
+    form.hidden = true;
+    byId("unset").hidden = false;
+  } else if (session.active) location.replace(next());
+  else key.focus();
+} catch (error) {
+  say(error.message, "bad");
+}

@@ -1,0 +1,304 @@
+"""Sessions of operators' browsers: begun with the admin key, ended by time, by hand and with the key."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from gateway.admin.assets import ASSETS, Assets
+from gateway.admin.auth import needs_key
+from gateway.admin.login import ATTEMPTS, Attempts
+from gateway.admin.routes import PAGE_ROUTES
+from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, Sessions
+from gateway.admission import Admission
+from gateway.metrics import Metrics
+from gateway.web import keys
+from gateway.web.error_body import errors_as_openai
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+KEY = "an-admin-key-for-tests"
+HERE = {"Sec-Fetch-Site": "same-origin"}
+
+
+class Clock:
+    now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def answer(request: web.Request) -> web.Response:
+    return web.json_response({"did": request.method})
+
+
+@asynccontextmanager
+async def listener(
+    clock: Clock, key: str | None = KEY, attempts: Attempts | None = None
+) -> AsyncIterator[TestClient[web.Request, web.Application]]:
+    """The pages, the session routes, and one route that needs the key."""
+    sessions = Sessions(None if key is None else SecretStr(key), clock)
+    app = web.Application(middlewares=[errors_as_openai, needs_key(sessions, PAGE_ROUTES)])
+    app.add_routes([*PAGE_ROUTES, web.get("/secret", answer), web.post("/secret", answer)])
+    app[SESSIONS] = sessions
+    app[ATTEMPTS] = attempts or Attempts(pause_s=0.0)
+    app[ASSETS] = Assets.read()
+    app[keys.METRICS] = metrics = Metrics()
+    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
+    app[keys.TRY] = "GET /open"
+    async with TestClient(TestServer(app)) as client:
+        yield client
+
+
+async def log_in(client: TestClient[web.Request, web.Application]) -> str:
+    """The cookie's whole header."""
+    async with client.post("/session", json={"key": KEY}, headers=HERE) as reply:
+        assert reply.status == 200
+        assert (await reply.json())["active"] is True
+        return reply.headers["Set-Cookie"]
+
+
+async def status(client: TestClient[web.Request, web.Application], method: str = "GET", **headers: str) -> int:
+    async with client.request(method, "/secret", headers=headers) as reply:
+        return reply.status
+
+
+async def test_the_admin_key_begins_a_session_whose_cookie_no_script_and_no_other_site_gets() -> None:
+    async with listener(Clock()) as client:
+        assert await status(client) == 401
+        cookie = await log_in(client)
+        assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
+        assert "Secure" not in cookie
+        assert KEY not in cookie
+        assert await status(client) == 200
+        async with client.get("/session") as reply:
+            assert await reply.json() == {
+                "object": "session",
+                "active": True,
+                "who": "admin",
+                "until": "2027-01-15T10:00:00Z",
+                "key_set": True,
+            }
+
+
+async def test_under_https_the_cookie_is_for_https_only() -> None:
+    async with (
+        listener(Clock()) as client,
+        client.post("/session", json={"key": KEY}, headers={**HERE, "X-Forwarded-Proto": "https"}) as reply,
+    ):
+        assert "Secure" in reply.headers["Set-Cookie"].split("; ")
+
+
+@pytest.mark.parametrize("shown", ["", "gk-dev", KEY + "x", KEY[:-1], "\udcff"])
+async def test_a_wrong_key_is_refused_and_logged_without_it(shown: str) -> None:
+    async with listener(Clock()) as client:
+        with capture_logs() as lines:
+            async with client.post("/session", json={"key": shown}, headers=HERE) as reply:
+                body = await reply.json()
+                assert reply.status in {400, 401}
+                assert "Set-Cookie" not in reply.headers
+        assert not shown or shown not in str(body)
+        if reply.status == 401:
+            assert [line["event"] for line in lines] == ["admin_login_failed"]
+            assert not shown or shown not in str(lines)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"key": 1}', b'{"key": "k-of-mine", "x": 1}', b'{"keys": "k"}'])
+async def test_a_body_that_is_no_login_is_refused_without_quoting_it(body: bytes) -> None:
+    async with listener(Clock()) as client, client.post("/session", data=body, headers=HERE) as reply:
+        error = (await reply.json())["error"]
+        assert (reply.status, error["param"]) == (400, "key")
+        assert "k-of-mine" not in str(error)
+
+
+async def test_a_form_will_do_where_there_are_no_scripts() -> None:
+    async with listener(Clock()) as client:
+        async with client.post("/session", data={"key": KEY}, headers=HERE, allow_redirects=False) as reply:
+            assert (reply.status, reply.headers["Location"]) == (303, "/dashboard")
+        assert await status(client) == 200
+        async with client.post("/session", data={"key": "no"}, headers=HERE, allow_redirects=False) as reply:
+            assert reply.status == 401
+
+
+async def test_a_session_ends_when_nothing_is_done_in_it() -> None:
+    clock = Clock()
+    async with listener(clock) as client:
+        await log_in(client)
+        clock.now += IDLE_S
+        async with client.get("/secret") as reply:
+            assert reply.status == 401
+            assert "session has ended" in (await reply.json())["error"]["message"]
+
+
+async def test_what_is_done_in_a_session_lengthens_it_and_never_beyond_its_end() -> None:
+    clock = Clock()
+    async with listener(clock) as client:
+        await log_in(client)
+        began = clock.now
+        while clock.now + IDLE_S / 2 < began + LONGEST_S:
+            clock.now += IDLE_S / 2
+            assert await status(client) == 200
+        clock.now = began + LONGEST_S - 1
+        assert await status(client) == 200
+        clock.now = began + LONGEST_S
+        assert await status(client) == 401
+
+
+async def test_a_cookie_is_not_made_anew_at_every_request() -> None:
+    clock = Clock()
+    async with listener(clock) as client:
+        await log_in(client)
+        async with client.get("/secret") as reply:
+            assert "Set-Cookie" not in reply.headers
+        clock.now += 61
+        async with client.get("/secret") as reply:
+            assert "Set-Cookie" in reply.headers
+
+
+def cookie_of(sessions: Sessions) -> str:
+    response = web.Response()
+    sessions.hand_out(make_mocked_request("GET", "/"), response, sessions.begin())
+    return response.cookies[sessions.cookie].value
+
+
+def holds(sessions: Sessions, cookie: str, name: str | None = None) -> bool:
+    request = make_mocked_request("GET", "/", headers={"Cookie": f"{name or sessions.cookie}={cookie}"})
+    return sessions.of(request) is not None
+
+
+def test_every_replica_with_the_key_takes_the_cookie_and_none_with_another() -> None:
+    clock = Clock()
+    mine, replica, other = (Sessions(SecretStr(key), clock) for key in (KEY, KEY, KEY + "2"))
+    cookie = cookie_of(mine)
+    assert holds(replica, cookie)
+    assert not holds(other, cookie)
+    assert other.cookie != mine.cookie
+    assert not holds(Sessions(None, clock), cookie)
+
+
+def test_a_cookie_that_was_changed_holds_no_more() -> None:
+    clock = Clock()
+    sessions = Sessions(SecretStr(KEY), clock)
+    cookie = cookie_of(sessions)
+    began, seen, mac = cookie.split(".")
+    changed = [
+        f"{int(began) + 3600}.{seen}.{mac}",
+        f"{began}.{int(seen) + 30}.{mac}",
+        f"{began}{seen}..{mac}",
+        f"{began}.{seen}.{'0' * 64}",
+        f"{began}.{seen}.{mac[:-1]}",
+        f"{began}.{seen}.{mac}0",
+        f"{began}.{seen}",
+        "",
+        "." * 3,
+    ]
+    assert holds(sessions, cookie)
+    assert [one for one in changed if holds(sessions, one)] == []
+
+
+async def test_to_change_something_in_a_session_the_page_must_be_of_this_listener() -> None:
+    async with listener(Clock()) as client:
+        await log_in(client)
+        here = f"http://{client.host}:{client.port}"
+        assert await status(client, "POST", **HERE) == 200
+        assert await status(client, "POST", Origin=here) == 200
+        for headers in (
+            {},
+            {"Sec-Fetch-Site": "same-site"},
+            {"Sec-Fetch-Site": "cross-site", "Origin": here},
+            {"Sec-Fetch-Site": "none"},
+            {"Origin": f"http://{client.host}:1"},
+            {"Origin": "null"},
+            {"Origin": "https://evil.example"},
+        ):
+            assert await status(client, "POST", **headers) == 403, headers
+        assert await status(client, "POST", Authorization=f"Bearer {KEY}") == 200
+
+
+async def test_no_other_site_logs_a_browser_in_or_out() -> None:
+    async with listener(Clock()) as client:
+        evil = {"Sec-Fetch-Site": "cross-site"}
+        async with client.post("/session", json={"key": KEY}, headers=evil) as reply:
+            assert (reply.status, (await reply.json())["error"]["code"]) == (403, "cross_origin")
+        await log_in(client)
+        async with client.delete("/session", headers=evil) as reply:
+            assert reply.status == 403
+        async with client.delete("/session", headers=HERE) as reply:
+            assert reply.status == 204
+        assert await status(client) == 401
+
+
+async def test_a_bearer_key_that_is_wrong_is_not_mended_by_a_session() -> None:
+    async with listener(Clock()) as client:
+        await log_in(client)
+        assert await status(client, Authorization="Bearer nothing") == 401
+
+
+async def test_few_may_guess_at_a_time_and_who_is_refused_does_not_learn_whether_the_key_was_right() -> None:
+    attempts = Attempts(pause_s=30.0, most=8, most_each=2)
+    async with listener(Clock(), attempts=attempts) as client:
+
+        async def guess(key: str) -> int:
+            async with client.post("/session", json={"key": key}, headers=HERE) as reply:
+                return reply.status
+
+        async with asyncio.TaskGroup() as group:
+            slow = [group.create_task(guess(f"wrong-{number}")) for number in range(2)]
+            while attempts.waiting < 2:
+                await asyncio.sleep(0)
+            assert await guess("another") == 429
+            assert await guess(KEY) == 429
+            for task in slow:
+                task.cancel()
+
+
+async def test_without_an_admin_key_nobody_logs_in_and_the_page_can_tell() -> None:
+    async with listener(Clock(), key=None) as client:
+        async with client.get("/session") as reply:
+            assert (await reply.json())["key_set"] is False
+        async with client.post("/session", json={"key": ""}, headers=HERE) as reply:
+            assert (reply.status, (await reply.json())["error"]["code"]) == (403, "admin_key_unset")
+
+
+async def test_pages_are_strict_about_what_they_load_and_are_asked_for_anew() -> None:
+    async with listener(Clock()) as client:
+        async with client.get("/", allow_redirects=False) as reply:
+            assert (reply.status, reply.headers["Location"]) == (302, "/dashboard")
+        for path in ("/dashboard", "/login", "/playground", "/static/base.css", "/static/vendor/chart.umd.min.js"):
+            async with client.get(path) as reply:
+                assert reply.status == 200, path
+                policy = reply.headers["Content-Security-Policy"]
+                assert "default-src 'none'" in policy
+                assert "unsafe" not in policy
+                assert "http" not in policy
+                assert reply.headers["X-Content-Type-Options"] == "nosniff"
+                assert reply.headers["Referrer-Policy"] == "no-referrer"
+                tag = reply.headers["ETag"]
+            async with client.get(path, headers={"If-None-Match": tag}) as reply:
+                assert (reply.status, await reply.read()) == (304, b"")
+            async with client.get(path, headers={"If-None-Match": '"other"'}) as reply:
+                assert reply.status == 200
+
+
+@pytest.mark.parametrize("path", ["nothing.js", "../auth.py", "%2e%2e/auth.py", "vendor/../../auth.py", "/etc/passwd"])
+async def test_no_file_but_those_of_the_pages_is_given(path: str) -> None:
+    async with listener(Clock()) as client, client.get(f"/static/{path}") as reply:
+        assert reply.status == 404
+
+
+async def test_who_takes_no_gzip_gets_the_same_bytes() -> None:
+    async with listener(Clock()) as client:
+        async with client.get("/static/base.css", headers={"Accept-Encoding": "gzip"}) as reply:
+            assert reply.headers["Content-Encoding"] == "gzip"
+            packed = await reply.read()
+        async with client.get("/static/base.css", headers={"Accept-Encoding": "identity"}) as reply:
+            assert "Content-Encoding" not in reply.headers
+            assert await reply.read() == packed

@@ -1,0 +1,169 @@
+"""A real Chromium over the pages of a running gateway, whose engines are fakes that answer at once.
+
+A page of these tests fails what it is used in when it logs an error, when a script of it breaks, and when it asks any
+other host for anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from playwright.async_api import async_playwright
+
+from load_tests.engine_process import fake_engine
+from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_up
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request
+
+ADMIN_KEY = "an-admin-key-for-browsers"
+SCREENSHOTS = Path(__file__).parents[2] / ".screenshots"
+AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text("utf-8")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+_LIMIT_MS = 15_000
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncIterator[Browser]:
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("there is no chromium here: scripts/system installs it")
+        pytest.skip("there is no chromium here: scripts/system installs it")
+    async with async_playwright() as playwright:
+        launched = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=_ARGUMENTS)
+        yield launched
+        await launched.close()
+
+
+@pytest.fixture(scope="session")
+def pages(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway with an admin key, a teacher, a student, and three ways to use them."""
+    with (
+        fake_engine("instant", dialect="tgi") as teacher,
+        fake_engine("instant", dialect="openai") as student,
+        running_gateway(
+            tmp_path_factory.mktemp("pages"),
+            models=[
+                model("big", "tgi", teacher),
+                model("small", "openai", student + "/v1", continuation="trailing"),
+            ],
+            routes=[guided(), STUDENT_ONLY, TEACHER_ONLY],
+            redis_url=redis_url,
+            redis={"prefix": "pages"},
+            admin={"key": "env:PAGES_ADMIN_KEY"},
+            environ={"PAGES_ADMIN_KEY": ADMIN_KEY},
+            tenants={
+                "acme": {"budget": {"max_budget": 5, "soft_budget": 4}},
+                "globex": {},
+            },
+        ) as process,
+    ):
+        wait_until_up(process.admin_url)
+        yield process
+
+
+async def send(gateway: GatewayProcess, count: int, *, key: str = KEY, route: str = "chat") -> list[str]:
+    """Questions, eight at a time, each another one: the ids of their receipts."""
+    shown = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=gateway.url, headers=shown, timeout=60) as client:
+        gate = asyncio.Semaphore(8)
+
+        async def one(number: int) -> str:
+            async with gate:
+                content = f"Question {number} of {count}: why is the sky blue?"
+                reply = await client.post(
+                    "/v1/chat/completions",
+                    json={"model": route, "max_tokens": 40, "messages": [{"role": "user", "content": content}]},
+                )
+                reply.raise_for_status()
+                return reply.headers["x-request-id"]
+
+        return list(await asyncio.gather(*(one(number) for number in range(count))))
+
+
+class Watched:
+    """What a page did that it should not have done."""
+
+    def __init__(self, own: str, forgive: str) -> None:
+        self.wrong: list[str] = []
+        self._own = own
+        self._forgive = re.compile(forgive) if forgive else None
+
+    def follow(self, page: Page) -> None:
+        page.on("console", self._said)
+        page.on("pageerror", lambda error: self._note(f"a script broke: {error}"))
+        page.on("request", self._asked)
+
+    def _said(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self._note(f"{message.type}: {message.text}")
+
+    def _asked(self, request: Request) -> None:
+        if not request.url.startswith((self._own + "/", "data:")):
+            self._note(f"a request to {request.url}")
+
+    def _note(self, what: str) -> None:
+        if self._forgive is None or not self._forgive.search(what):
+            self.wrong.append(what)
+
+
+@asynccontextmanager
+async def opened(
+    browser: Browser, gateway: GatewayProcess, *, path: str = "/login", forgive: str = "", **context: Any
+) -> AsyncIterator[Page]:
+    """A page in a browser of its own. `forgive` is a pattern of errors that the test provokes."""
+    context.setdefault("viewport", {"width": 1280, "height": 900})
+    own: BrowserContext = await browser.new_context(base_url=gateway.admin_url, **context)
+    own.set_default_timeout(_LIMIT_MS)
+    watched = Watched(gateway.admin_url, forgive)
+    own.on("page", watched.follow)
+    try:
+        page = await own.new_page()
+        await page.goto(path)
+        yield page
+    finally:
+        await own.close()
+    assert watched.wrong == []
+
+
+async def log_in(page: Page, key: str = ADMIN_KEY) -> None:
+    await page.get_by_label("Admin key", exact=True).fill(key)
+    await page.get_by_role("button", name="Log in").click()
+
+
+async def shoot(page: Page, name: str) -> None:
+    """A picture for people, in a folder that git ignores."""
+    SCREENSHOTS.mkdir(exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+async def accessible(page: Page) -> list[str]:
+    """What axe finds against WCAG 2.2 AA and its best practices, each with where it is."""
+    await page.evaluate(AXE)  # not as an element: the page lets no inline script in
+    found = await page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{one['id']}: {node['target']} {node['failureSummary']}"
+        for one in found["violations"]
+        for node in one["nodes"]
+    ]

@@ -1,0 +1,67 @@
+"""Logging in and out, in a real browser."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.conftest import accessible, log_in, opened, shoot
+from tests.gateway_process import model, running_gateway
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from playwright.async_api import Browser
+
+    from tests.gateway_process import GatewayProcess
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def test_a_wrong_key_is_told_and_the_right_one_leads_to_where_one_wanted_to_go(
+    browser: Browser, pages: GatewayProcess
+) -> None:
+    async with opened(browser, pages, path="/playground", forgive="401") as page:
+        await expect(page).to_have_url(f"{pages.admin_url}/login?why=none&next=%2Fplayground")
+        assert await accessible(page) == []
+        await shoot(page, "login")
+        await log_in(page, "certainly-not-the-admin-key")
+        await expect(page.get_by_role("status")).to_contain_text("This is not the admin key")
+        assert await accessible(page) == []
+        await log_in(page)
+        await expect(page).to_have_url(f"{pages.admin_url}/playground")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Playground")
+
+
+async def test_who_logs_out_has_to_log_in_again(browser: Browser, pages: GatewayProcess) -> None:
+    async with opened(browser, pages) as page:
+        await log_in(page)
+        await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_role("status")).to_contain_text("You are logged out")
+        await page.goto("/dashboard")
+        await expect(page).to_have_url(f"{pages.admin_url}/login?why=none&next=%2Fdashboard")
+
+
+async def test_login_leads_to_no_other_site(browser: Browser, pages: GatewayProcess) -> None:
+    for wanted in ("https://evil.example/", "//evil.example/", "javascript:alert(1)", "/login", "\\\\evil.example"):
+        async with opened(browser, pages, path=f"/login?next={wanted}") as page:
+            await log_in(page)
+            await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
+
+
+async def test_without_an_admin_key_the_page_says_how_to_set_one(
+    browser: Browser, redis_url: str, tmp_path: Path
+) -> None:
+    nowhere = model("small", "openai", "http://127.0.0.1:9/v1", continuation="trailing")
+    route = {"model": "chat", "mode": "student", "student": "small"}
+    with running_gateway(
+        tmp_path, models=[nowhere], routes=[route], redis_url=redis_url, redis={"prefix": "keyless"}
+    ) as keyless:
+        async with opened(browser, keyless, path="/dashboard") as page:
+            await expect(page.get_by_role("heading", name="This gateway has no admin key")).to_be_visible()
+            await expect(page.get_by_text("admin: {key: env:GKT_ADMIN_KEY}")).to_be_visible()
+            await expect(page.get_by_role("button", name="Log in")).to_be_hidden()
+            assert await accessible(page) == []
