@@ -38,6 +38,7 @@ from gateway.web.keys import (
     REQUEST_ID,
     STARTED,
 )
+from gateway.web.lookups import RECEIPT_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -55,6 +56,7 @@ PLAYGROUND = KeyEntry(id="playground", sha256="0" * 64)
 """Under this name its requests stand in receipts, limits and rollups. No key has this hash: nobody calls with it."""
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared, not bound
 _LOOKS_EVERY_S = 0.2
+_RECEIPT_LOOKS = 15
 
 
 async def options(request: web.Request) -> web.Response:
@@ -86,13 +88,26 @@ async def run(request: web.Request) -> web.StreamResponse:
 
 
 async def receipt(request: web.Request) -> web.Response:
-    """GET /playground/receipts/{tenant}/{id}: what came of a run that was stopped, or refused."""
+    """GET /playground/receipts/{tenant}/{id}: what came of a run that was stopped, or failed before its first word.
+
+    Whoever has just hung up asks before the gateway has noticed: it waits for a moment.
+    """
     only_query(request)
-    found = await request.app[RECEIPTS].get(request.match_info["tenant"], request.match_info["id"])
+    found = await _found(request, request.match_info["tenant"], request.match_info["id"])
     one = Receipt.from_json(found) if found is not None else None
     if one is None or one.key != PLAYGROUND.id:
         raise NotFound("The playground has no such receipt. It is written when its answer has ended.", param="id")
     return json_reply(one.as_dict())
+
+
+async def _found(request: web.Request, tenant: str, receipt_id: str) -> bytes | None:
+    if not RECEIPT_ID.fullmatch(receipt_id):  # whatever else is none of Redis' business
+        return None
+    for _ in range(_RECEIPT_LOOKS):
+        if (found := await request.app[RECEIPTS].get(tenant, receipt_id)) is not None:
+            return found
+        await asyncio.sleep(_LOOKS_EVERY_S)
+    return None
 
 
 def _policy(request: web.Request, wish: Run) -> TenantPolicy:

@@ -12,7 +12,7 @@ const asked = new URLSearchParams(location.search);
 /** Where to go on: a page of this listener, whatever the address says. */
 function next() {
   const wanted = new URL(asked.get("next") ?? "/dashboard", location.origin);
-  return wanted.origin === location.origin && !wanted.pathname.startsWith("/login") ? wanted.pathname + wanted.search : "/dashboard";
+  return wanted.origin === location.origin && !wanted.pathname.startsWith("/login") ? wanted.pathname + wanted.search + wanted.hash : "/dashboard";
 }
 
 const form = byId("login");

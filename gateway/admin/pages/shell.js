@@ -55,7 +55,7 @@ async function logOut() {
 /** Draw the bar, and see that there is a session; without one it goes to the login page, and nothing follows. */
 export async function openPage(name) {
   byId("bar").append(
-    h("a", { class: "brand", href: "/dashboard" }, h("img", { src: "/static/icon.svg", alt: "" }), h("span", {}, "GKT Gateway")),
+    h("a", { class: "brand", href: "/dashboard", "aria-label": "GKT Gateway" }, h("img", { src: "/static/icon.svg", alt: "" }), h("span", {}, "GKT Gateway")),
     h("nav", { "aria-label": "Pages" }, PAGES.map(([path, title]) =>
       h("a", { href: `/${path}`, "aria-current": path === name ? "page" : null }, title))),
     h("div", { class: "bar-end" }, themeButton(), h("button", { type: "button", class: "quiet", id: "logout", onclick: logOut }, "Log out")),
