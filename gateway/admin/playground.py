@@ -24,7 +24,7 @@ from gateway.ledger.draft import Draft
 from gateway.ledger.receipt import Receipt
 from gateway.policy.book import Caller
 from gateway.policy.routing import NO_HEADERS
-from gateway.policy.schema import KeyEntry
+from gateway.policy.schema import PLAYGROUND, KeyEntry
 from gateway.web.error_body import error_body, internal_error
 from gateway.web.events import DONE, begin, event, reads, send
 from gateway.web.keys import (
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-PLAYGROUND = KeyEntry(id="playground", sha256="0" * 64)
-"""Under this name its requests stand in receipts, limits and rollups. No key has this hash: nobody calls with it."""
+_KEY = KeyEntry.model_construct(id=PLAYGROUND, sha256="0" * 64)
+"""In the place of a caller's key. Nobody shows it: it is in no book, and no key has this hash."""
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared, not bound
 _LOOKS_EVERY_S = 0.2
 _RECEIPT_LOOKS = 15
@@ -76,7 +76,7 @@ async def run(request: web.Request) -> web.StreamResponse:
     asked = wish.chat()
     visit = Visit(
         request[REQUEST_ID],
-        Caller(policy, PLAYGROUND),
+        Caller(policy, _KEY),
         int(time.time()),
         request[STARTED],
         NO_HEADERS,
@@ -95,7 +95,7 @@ async def receipt(request: web.Request) -> web.Response:
     only_query(request)
     found = await _found(request, request.match_info["tenant"], request.match_info["id"])
     one = Receipt.from_json(found) if found is not None else None
-    if one is None or one.key != PLAYGROUND.id:
+    if one is None or one.key != PLAYGROUND:
         raise NotFound("The playground has no such receipt. It is written when its answer has ended.", param="id")
     return json_reply(one.as_dict())
 

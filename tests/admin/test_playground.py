@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import orjson
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from pydantic import ValidationError
 
+from gateway.admin.playground import _base_url
+from gateway.policy.schema import KeyEntry
+from gateway.web import keys
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from aiohttp import web
 
 ADMIN_KEY = "an-admin-key-for-tests"
 OPENING = "The answer to your question is this"
@@ -263,6 +267,23 @@ def test_the_form_gets_what_it_offers(world: World) -> None:
 
 
 @pytest.mark.parametrize(
+    ("listens", "seen_from", "expected"),
+    [
+        ("127.0.0.1", "gateway.example:8081", "http://127.0.0.1:9000/v1"),
+        ("0.0.0.0", "gateway.example:8081", "http://gateway.example:9000/v1"),
+        ("::", "[2001:db8::1]:8081", "http://[2001:db8::1]:9000/v1"),
+        ("::1", "localhost:8081", "http://[::1]:9000/v1"),
+    ],
+)
+def test_callers_are_told_to_call_where_they_are_listened_to(listens: str, seen_from: str, expected: str) -> None:
+    """On all addresses of a machine, at the one by which the operator came."""
+    app = web.Application()
+    app[keys.CALLERS_LISTENER] = keys.CallersListener(listens, 9000)
+    request = make_mocked_request("GET", "/playground/options", {"Host": seen_from}, app=app)
+    assert _base_url(request) == expected
+
+
+@pytest.mark.parametrize(
     ("change", "status", "param", "words"),
     [
         ({"tenant": None}, 400, "tenant", "empty: write a value"),
@@ -327,6 +348,15 @@ def test_receipts_of_callers_are_not_the_playgrounds_to_show(world: World) -> No
     assert (refused.status_code, refused.json()["error"]["param"]) == (404, "id")
     mine = world.run("student").id
     assert world.admin("GET", f"/playground/receipts/globex/{mine}").status_code == 404
+
+
+def test_no_key_is_called_as_the_playground_is(world: World) -> None:
+    """Else its receipts, limits and budget would be the playground's as well."""
+    refused = world.admin("POST", "/keys", {"tenant": "acme", "id": "playground"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "id")
+    assert "choose another" in refused.json()["error"]["message"]
+    with pytest.raises(ValidationError, match="choose another"):
+        KeyEntry(id="playground", sha256="0" * 64)
 
 
 def test_callers_streams_are_not_marked(world: World) -> None:

@@ -70,6 +70,7 @@ function compare() {
     parts.push(". ");
   }
   if (student) parts.push(`The student alone cost ${money(student.cost_usd)} and took ${duration(student.timings.total_ms)}. `);
+  parts.push(h("span", { class: "soft" }, "They were written at the same time, by engines that they shared."));
   line.replaceChildren(...parts);
   announce(line.textContent);
 }
