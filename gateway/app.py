@@ -16,6 +16,7 @@ from aiohttp import web
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
 from gateway.admin.login import ATTEMPTS, Attempts
+from gateway.admin.overview import OVERVIEW, Overview
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.session import SESSIONS, Sessions
@@ -43,6 +44,7 @@ from gateway.ledger.rollups import Retention, Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
+from gateway.ledger.usage_reader import UsageReader
 from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
@@ -133,9 +135,8 @@ async def gateway(
         lease_s = settings.redis.lease_s
         receipts, kept = settings.receipts, settings.rollups
         in_redis = RedisLedger(redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, receipts.max_buffered)
-        rollups = Rollups(
-            redis.commands, redis_keys, Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
-        )
+        retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
+        rollups = Rollups(redis.commands, redis_keys, retention)
         roller = Roller(redis, redis.commands, redis_keys, rollups, owner)
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
@@ -191,6 +192,7 @@ async def gateway(
         admin.add_routes(ADMIN_ROUTES)
         admin[keys.TRY] = "GET /readyz"
         admin[SESSIONS] = sessions
+        admin[OVERVIEW] = Overview(rollups, {model.name: model.batch.max_size for model in settings.models})
         admin[ATTEMPTS] = Attempts()
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DOCUMENT] = document(ROUTES)
@@ -213,6 +215,8 @@ async def gateway(
             app[keys.RECEIPTS] = store
             app[keys.DEFAULTS] = settings.defaults
             app[keys.ROLLUPS] = rollups
+            # One each, so that callers who ask often take no operator's turn.
+            app[keys.USAGE] = UsageReader(rollups, retention)
             app[keys.BUDGETS] = Budgets(redis.commands, redis_keys)
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics

@@ -59,7 +59,7 @@ _LOOKS_EVERY_S = 0.2
 _RECEIPT_LOOKS = 15
 
 
-async def options(request: web.Request) -> web.Response:
+async def show_options(request: web.Request) -> web.Response:
     """GET /playground/options: what the form offers."""
     only_query(request)
     app = request.app
@@ -69,7 +69,7 @@ async def options(request: web.Request) -> web.Response:
     return json_reply(shown)
 
 
-async def run(request: web.Request) -> web.StreamResponse:
+async def run_playground(request: web.Request) -> web.StreamResponse:
     """POST /playground/run: one answer, as events like OpenAI's, and at the end its receipt."""
     wish = await read_shape(request, Run)
     policy = _policy(request, wish)
@@ -87,7 +87,7 @@ async def run(request: web.Request) -> web.StreamResponse:
         return await _as_events(request, parts, reading)
 
 
-async def receipt(request: web.Request) -> web.Response:
+async def show_run(request: web.Request) -> web.Response:
     """GET /playground/receipts/{tenant}/{id}: what came of a run that was stopped, or failed before its first word.
 
     Whoever has just hung up asks before the gateway has noticed: it waits for a moment.

@@ -12,8 +12,10 @@ from gateway.admin.audit import show_audit
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.login import log_in, log_out, show_session
-from gateway.admin.playground import options, receipt, run
+from gateway.admin.overview import show_overview, show_policies
+from gateway.admin.playground import run_playground, show_options, show_run
 from gateway.admin.queue import queue
+from gateway.admin.usage import list_receipts, show_usage
 from gateway.web.keys import METRICS
 from gateway.web.probes import healthz, readyz_in_detail
 
@@ -55,8 +57,12 @@ KEYED_ROUTES = [
     web.post("/budgets/{tenant}/raise", raise_budget),
     web.post("/budgets/{tenant}/keys/{id}/raise", raise_budget),
     web.get("/audit", show_audit),
-    web.get("/playground/options", options),
-    web.post("/playground/run", run),
-    web.get("/playground/receipts/{tenant}/{id}", receipt),
+    web.get("/overview", show_overview),
+    web.get("/policies", show_policies),
+    web.get("/usage", show_usage),
+    web.get("/receipts", list_receipts),
+    web.get("/playground/options", show_options),
+    web.post("/playground/run", run_playground),
+    web.get("/playground/receipts/{tenant}/{id}", show_run),
 ]
 ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]

@@ -45,6 +45,7 @@ class GuardedEngine:
         self._metrics = metrics
         self._clock = clock
         self._told: BreakerState = "closed"
+        self._calls = 0
         metrics.engine_breaker.labels(engine.name).set(0)
 
     @property
@@ -59,6 +60,11 @@ class GuardedEngine:
     def breaker(self) -> str:
         """What the breaker is now: closed, open or half_open."""
         return self._breaker.state(self._clock())
+
+    @property
+    def in_flight(self) -> int:
+        """Calls of this process that it has not done with."""
+        return self._calls
 
     @property
     def rests(self) -> bool:
@@ -103,7 +109,10 @@ class GuardedEngine:
         await self._engine.close()
 
     def _guarded(self) -> _Verdict:
-        return _Verdict(self.name, self._breaker, self._clock, self._tell)
+        return _Verdict(self.name, self._breaker, self._clock, self._tell, self._count)
+
+    def _count(self, more: int) -> None:
+        self._calls += more
 
     def _tell(self) -> None:
         """Let operators know what the breaker is now, if that is news to them."""
@@ -118,13 +127,21 @@ class GuardedEngine:
 class _Verdict:
     """One call: entering may raise EngineResting, leaving tells the breaker how the call ended."""
 
-    __slots__ = ("_breaker", "_clock", "_engine", "_tell", "_trial", "begun")
+    __slots__ = ("_breaker", "_clock", "_count", "_engine", "_tell", "_trial", "begun")
 
-    def __init__(self, engine: str, breaker: Breaker, clock: Callable[[], float], tell: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        engine: str,
+        breaker: Breaker,
+        clock: Callable[[], float],
+        tell: Callable[[], None],
+        count: Callable[[int], None],
+    ) -> None:
         self._engine = engine
         self._breaker = breaker
         self._clock = clock
         self._tell = tell
+        self._count = count
         self._trial = False
         self.begun = False
 
@@ -138,6 +155,7 @@ class _Verdict:
                 retry_after_s=wait_s,
             )
         self._trial = self._breaker.begin(now)
+        self._count(1)
         self._tell()
         return self
 
@@ -157,6 +175,7 @@ class _Verdict:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         breaker = self._breaker
+        self._count(-1)
         match error:
             case None:
                 return

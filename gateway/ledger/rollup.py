@@ -25,6 +25,8 @@ _Name = TypeVar("_Name", int, str)
 STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 """The order of `Row.stages`."""
 
+_GUIDED = frozenset({"guided", "teacher_complete"})
+
 
 class Dims(NamedTuple):
     """What receipts are told apart by. `teacher` and `student` are the engines that were called; empty: none."""
@@ -65,6 +67,9 @@ class Row(msgspec.Struct, array_like=True):
         baseline_pico: of a shadow 0: it spares nothing, since its request was answered, and paid for, as well.
         baseline_estimated: receipts whose baseline is an estimate.
         stages: by STAGES; a stage that did not happen is not counted.
+        answer_tokens: what callers were given, counted by whoever wrote it; of shadows nothing.
+        teacher_answer_tokens: of these, what teachers wrote: openings that were shown, and answers of theirs alone.
+        guided: receipts whose answer a teacher opened; no shadows.
     """
 
     requests: int = 0
@@ -82,6 +87,9 @@ class Row(msgspec.Struct, array_like=True):
     baseline_pico: int = 0
     baseline_estimated: int = 0
     stages: list[Histogram] = msgspec.field(default_factory=lambda: [Histogram() for _ in STAGES])
+    answer_tokens: int = 0
+    teacher_answer_tokens: int = 0
+    guided: int = 0
 
     @property
     def savings_pico(self) -> int:
@@ -93,6 +101,7 @@ class Row(msgspec.Struct, array_like=True):
         self.requests += times
         if receipt.status != "ok":
             _count(self.errors, receipt.status, times)
+        self.guided += times * (receipt.mode in _GUIDED)
         if receipt.unguided is not None:
             _count(self.unguided, receipt.unguided, times)
         if receipt.batch is not None:
@@ -127,6 +136,9 @@ class Row(msgspec.Struct, array_like=True):
         ):
             if spent_ms is not None:
                 stage.add(round(spent_ms * 1000), times)
+        by_teacher, by_student = _answer_tokens(receipt)
+        self.teacher_answer_tokens += times * by_teacher
+        self.answer_tokens += times * (by_teacher + by_student)
 
     def merge(self, other: Row) -> None:
         """Count all that another row does."""
@@ -146,6 +158,9 @@ class Row(msgspec.Struct, array_like=True):
         self.baseline_estimated += other.baseline_estimated
         for mine_us, theirs_us in zip(self.stages, other.stages, strict=True):
             mine_us.merge(theirs_us)
+        self.answer_tokens += other.answer_tokens
+        self.teacher_answer_tokens += other.teacher_answer_tokens
+        self.guided += other.guided
 
     def to_bytes(self) -> bytes:
         return msgspec.msgpack.encode(self)
@@ -190,6 +205,22 @@ def _tokens(share: EngineShare) -> Tokens:
     if share.shared:
         return Tokens()
     return Tokens(share.input_tokens - share.cached_input_tokens, share.cached_input_tokens, share.output_tokens)
+
+
+def _answer_tokens(receipt: Receipt) -> tuple[int, int]:
+    """What of the answer its teacher wrote, and its student; of a shadow, which nobody got, nothing.
+
+    An opening that only the student read, as its context, is no part of the answer.
+    """
+    if receipt.shadow_of is not None:
+        return 0, 0
+    teacher, student, guidance = receipt.teacher, receipt.student, receipt.guidance
+    opened = 0
+    if guidance is not None:
+        opened = guidance.kept_tokens if guidance.placement == "prefix" or student is None else 0
+    elif teacher is not None and receipt.mode == "teacher":
+        opened = teacher.output_tokens
+    return opened, student.output_tokens if student is not None else 0
 
 
 def _count(counts: dict[_Name, int], name: _Name, times: int) -> None:

@@ -21,6 +21,7 @@ from gateway.ledger.ledger import Ledger
 from gateway.ledger.rollups import Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
+from gateway.ledger.usage_reader import UsageReader
 from gateway.ledger.verdict import Allowance
 from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
@@ -54,6 +55,7 @@ KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
 AUDIT = web.AppKey("audit", AuditTrail)
 BUDGETS = web.AppKey("budgets", Budgets)
 ROLLUPS = web.AppKey("rollups", Rollups)
+USAGE = web.AppKey("usage", UsageReader)
 SPEEDS = web.AppKey("speeds", Speeds)
 DEFAULTS = web.AppKey("defaults", Defaults)
 CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)

@@ -36,13 +36,13 @@ async def healthz(_: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """GET /readyz: whether to send requests here, in one word."""
-    status = _status(request.app)
+    status = status_of(request.app)
     return web.Response(text=status + "\n", status=503 if status in _NOT_READY else 200)
 
 
 async def readyz_in_detail(request: web.Request) -> web.Response:
     """GET /readyz on the admin listener: the same, and why. It speaks for one worker and names it."""
-    status = _status(request.app)
+    status = status_of(request.app)
     engines = {
         name: {
             "up": engine.state.up,
@@ -60,8 +60,8 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "process": request.app[OWNER],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
-        "policies": _policies(request.app[POLICIES]),
-        "config": _config(request.app.get(RELOADER)),
+        "policies": policies_shown(request.app[POLICIES]),
+        "config": config_shown(request.app.get(RELOADER)),
         "keys": _keys(request.app[KEYRING]),
         "engines": engines,
     }
@@ -72,7 +72,8 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
     )
 
 
-def _policies(policies: Policies) -> dict[str, object]:
+def policies_shown(policies: Policies) -> dict[str, object]:
+    """Which edition of the policies folder holds, and whether the folder is another one by now."""
     edition = policies.edition
     return {
         "version": edition.version,
@@ -83,7 +84,8 @@ def _policies(policies: Policies) -> dict[str, object]:
     }
 
 
-def _config(reloader: Reloader | None) -> dict[str, object]:
+def config_shown(reloader: Reloader | None) -> dict[str, object]:
+    """Whether config.yaml is what the process was started with."""
     edit = reloader.config if reloader is not None else ConfigEdit()
     return {"changed": edit.changed, "needs": "a restart" if edit.changed else None, "error": _some(edit.mistakes)}
 
@@ -102,7 +104,8 @@ def _continuation(known: Known) -> object:
     return {"mode": known.mode, "echo": known.echo} if isinstance(known, Continuation) else None
 
 
-def _status(app: web.Application) -> str:
+def status_of(app: web.Application) -> str:
+    """starting, ready, degraded or draining."""
     if app[ADMISSION].draining:
         return "draining"
     if (

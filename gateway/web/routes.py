@@ -10,6 +10,7 @@ from gateway.web.limits import show_limits
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.openapi.route import openapi_json
 from gateway.web.probes import healthz, readyz
+from gateway.web.usage import show_usage
 
 ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
@@ -19,6 +20,7 @@ ROUTES = [
     web.get("/v1/models/{model:.+}", show_model),
     web.get("/v1/receipts/{id}", show_receipt),
     web.get("/v1/limits", show_limits),
+    web.get("/v1/usage", show_usage),
     web.get("/healthz", healthz),
     web.get("/readyz", readyz),
     web.get("/openapi.json", openapi_json),

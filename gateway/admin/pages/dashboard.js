@@ -1,3 +1,57 @@
+import { budgets } from "./budgets.js";
+import { charts } from "./charts.js";
+import { byId } from "./dom.js";
+import { fetchJson } from "./fetching.js";
+import { timeOfDay } from "./format.js";
+import { tiles } from "./live.js";
+import { isPaused, poll, setPaused } from "./polling.js";
+import { query, ranges } from "./ranges.js";
+import { receipts } from "./receipts.js";
 import { openPage } from "./shell.js";
+import { engines, policies } from "./standing.js";
+import { say } from "./status.js";
+import { usage } from "./usage.js";
 
 await openPage("dashboard");
+
+const range = ranges(byId("ranges"), () => { past(); who(); });
+
+const draw = charts(byId("charts"));
+let wanted = 0;
+const past = poll(async () => {
+  const [ticket, of] = [(wanted += 1), range()];
+  const reply = await fetchJson(`/usage?${query(of, { granularity: of.granularity })}`);
+  if (ticket === wanted) draw(of, reply.rows, reply.total);
+}, 15_000, { about: "history", what: "The charts" });
+
+const table = usage(byId("usage-by"), byId("usage"), () => who());
+const who = poll(async () => {
+  const [by, of] = [table.by(), range()];
+  const reply = await fetchJson(`/usage?${query(of, { by })}`);
+  byId("usage-range").textContent = `Of ${of.words}.`;
+  table.rows(by, reply.rows);
+}, 15_000, { about: "usage", what: "The usage figures" });
+
+const showTiles = tiles(byId("tiles"));
+const showEngines = engines(byId("engines"), byId("engines-note"));
+const showPolicies = policies(byId("policies"));
+poll(async () => {
+  const overview = await fetchJson("/overview");
+  byId("pulse").textContent = isPaused() ? "paused" : `as of ${timeOfDay(overview.at)}`;
+  const away = !overview.redis.up || !overview.redis.answered;
+  say(away ? "Redis is away: sums stand still, and the gateway goes on as redis.on_failure says." : "", "bad", "redis");
+  say(overview.status === "draining" ? "This gateway is shutting down." : "", "warn", "draining");
+  showTiles(overview);
+  showEngines.show(overview);
+  await showPolicies(overview);
+}, 2_000, { about: "live", what: "The figures" });
+poll(() => showEngines.look(), 4_000, { about: "queues", what: "The queues" });
+poll(receipts(byId("receipts")), 4_000, { about: "receipts", what: "The receipts" });
+poll(budgets(byId("budgets")), 15_000, { about: "budgets", what: "The budgets" });
+
+const pause = byId("pause");
+pause.addEventListener("click", () => {
+  setPaused(!isPaused());
+  pause.setAttribute("aria-pressed", String(isPaused()));
+  if (isPaused()) byId("pulse").textContent = "paused";
+});

@@ -28,6 +28,7 @@ export function money(value) {
 export function duration(ms) {
   if (!known(ms)) return NOTHING;
   const value = Number(ms);
+  if (value === 0) return "0 ms";
   if (value < 10) return `${value.toFixed(value < 1 ? 2 : 1)} ms`;
   if (value < 999.5) return `${Math.round(value)} ms`;
   if (value < 59_950) return `${(value / 1000).toPrecision(3)} s`;

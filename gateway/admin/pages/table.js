@@ -46,13 +46,28 @@ export function table(box, { caption, columns, sort, descending = true, search =
     const found = all.filter((row) => !wanted || find(row).toLowerCase().includes(wanted)).sort(compare);
     body.replaceChildren(...found.slice(0, most).map((row) => h("tr", {}, columns.map((column, index) =>
       h(index ? "td" : "th", { scope: index ? null : "row", class: column.number ? "num" : null }, column.show(row))))));
-    grid.hidden = found.length === 0;
+    frame.hidden = found.length === 0;
     none.hidden = found.length > 0;
     none.textContent = all.length ? `Nothing matches "${wanted}".` : empty;
     note.hidden = found.length <= most;
     note.textContent = `The first ${most} of ${found.length}. Search to see the others.`;
   }
 
+  // Who has the focus on a row must not lose it to a redraw: new figures wait until it leaves.
+  let waits = false;
+  body.addEventListener("focusout", () => queueMicrotask(() => {
+    if (waits && !body.contains(document.activeElement)) {
+      waits = false;
+      draw();
+    }
+  }));
+
   draw();
-  return { rows(list) { all = list; draw(); } };
+  return {
+    rows(list) {
+      all = list;
+      waits = body.contains(document.activeElement);
+      if (!waits) draw();
+    },
+  };
 }

@@ -72,6 +72,10 @@ def _operation(path: str, name: str, about: Operation) -> Json:
         {"name": part, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for part in re.findall(r"{(\w+)}", path)
     ]
+    parameters += [
+        {"name": name, "in": "query", "required": False, "description": words, "schema": schema}
+        for name, (words, schema) in about.query.items()
+    ]
     is_api = path.startswith(API)
     if is_api:
         parameters.append({"$ref": "#/components/parameters/ClientRequestId"})

@@ -40,13 +40,18 @@ from gateway.web.openapi.shapes import (
     Model,
     Models,
     TextCompletion,
+    UsageReply,
 )
 from gateway.web.probes import healthz, readyz
+from gateway.web.usage import show_usage
+from gateway.web.usage_query import PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from msgspec import Struct
+
+    from gateway.protocol import Json
 
 ErrorType = type[GatewayError]
 
@@ -62,6 +67,7 @@ class Operation:
         accounted: whether the receipt's facts come as headers.
         open: whether it needs no key.
         errors: beyond those that every handler has.
+        query: by name, what may stand in the query: a description, and a schema.
         otherwise: by status, what else it answers that is no error: a description, and the words of a plain text.
     """
 
@@ -73,6 +79,7 @@ class Operation:
     accounted: bool = False
     open: bool = False
     errors: tuple[ErrorType, ...] = ()
+    query: Mapping[str, tuple[str, Json]] = field(default_factory=dict)
     otherwise: Mapping[int, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
@@ -144,6 +151,13 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         "Limits",
         gives=LimitsReply,
         errors=(StoreUnavailable,),
+    ),
+    show_usage: Operation(
+        "What the key's tenant has used, and what it cost and saved. It counts for no limit itself.",
+        "Usage",
+        gives=UsageReply,
+        query=PARAMETERS,
+        errors=(Overloaded, StoreUnavailable),
     ),
     healthz: Operation("The process lives.", "Probes", gives=("ok\n",), open=True),
     readyz: Operation(

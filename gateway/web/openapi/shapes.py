@@ -182,6 +182,93 @@ class LimitsReply(Struct):
     key: Allowed
 
 
+class RoleTokens(Struct):
+    """Read afresh, read from the engine's prefix cache, and written."""
+
+    input: Count
+    cached: Count
+    output: Count
+
+
+class UsageTokens(Struct):
+    """`kept` opened answers; `answer` is what callers were given, and `answer_by_teacher` the teacher's part of it."""
+
+    teacher: RoleTokens
+    student: RoleTokens
+    failed: RoleTokens
+    kept: Count
+    answer: Count
+    answer_by_teacher: Count
+
+
+class Latency(Struct):
+    """Milliseconds. Means are exact, quantiles within 5 %; null where there were none."""
+
+    count: Count
+    mean: float | None
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Latencies(Struct):
+    admission: Latency
+    batch_wait: Latency
+    teacher: Latency
+    first_token: Latency
+    total: Latency
+
+
+class Batches(Struct):
+    """A batch of which others have a part counts as that part."""
+
+    count: float
+    mean_size: float | None
+
+
+class Figures(Struct):
+    """Sums of receipts. Money is text, in US dollars, and left out where receipts do not tell it."""
+
+    requests: Count
+    errors: dict[str, Count]
+    unguided: dict[str, Count]
+    tokens: UsageTokens
+    teacher_token_share: float | None
+    batches: Batches
+    latency_ms: Latencies
+    cost_usd: Decimal | None = None
+    teacher_cost_usd: Decimal | None = None
+    student_cost_usd: Decimal | None = None
+    failed_cost_usd: Decimal | None = None
+    baseline_usd: Decimal | None = None
+    savings_usd: Decimal | None = None
+    baseline_estimated: Count | None = None
+    cost_share: float | None = None
+
+
+class UsageRow(Figures):
+    """Of the period that begins at `start`, and of what was asked to be told apart."""
+
+    start: str | None = None
+    key: str | None = None
+    route: str | None = None
+    mode: str | None = None
+    teacher: str | None = None
+    student: str | None = None
+
+
+class UsageReply(Struct):
+    """`since` and `until` are what is covered, in whole periods; RFC 3339, in UTC."""
+
+    object: Literal["usage"]
+    since: str
+    until: str
+    granularity: Literal["minute", "hour", "day"] | None
+    by: list[Literal["key", "route", "mode", "teacher", "student"]]
+    rows: list[UsageRow]
+    total: Figures
+
+
 class Error(Struct):
     message: str
     type: str

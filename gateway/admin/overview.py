@@ -1,0 +1,161 @@
+"""GET /overview and GET /policies: what the dashboard shows of now, in one call, and what holds.
+
+The sums are the fleet's, out of Redis. Engines, breakers and what is in flight are the process's that answers, which
+says which one it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from redis.exceptions import RedisError
+
+from gateway.admin.bodies import only_query
+from gateway.admin.key_views import time_shown
+from gateway.admin.replies import json_reply
+from gateway.ledger.rollup import Row
+from gateway.ledger.rollups import Period, periods
+from gateway.ledger.usage import figures
+from gateway.web.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
+from gateway.web.probes import config_shown, policies_shown, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from gateway.ledger.rollups import Rollups
+    from gateway.policy.schema import TenantPolicy
+
+_FRESH_S = 0.9
+_DAY_FRESH_S = 60.0
+_LIMIT_S = 2.0
+
+
+class Overview:
+    """Sums of the last minutes, of today and of the month, read once for all who look at the same time.
+
+    Args:
+        max_batch: what a batch of each model may hold, by its name.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, rollups: Rollups, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time) -> None:
+        self.max_batch = max_batch
+        self._rollups = rollups
+        self._clock = clock
+        self._reading = asyncio.Lock()
+        self._read_at = 0.0
+        self._read: dict[str, Any] = {}
+        self._past: dict[Period, tuple[float, Row]] = {}
+
+    async def sums(self) -> dict[str, Any]:
+        """`at`, `live`, `today` and `month`. Raises RedisError and OSError."""
+        async with self._reading:
+            now = self._clock()
+            if not 0 <= now - self._read_at < _FRESH_S:
+                self._read, self._read_at = await self._look(now), now
+            return self._read
+
+    async def _look(self, now: float) -> dict[str, Any]:
+        today = Period.of("day", now)
+        first = datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+        past = [day for day in periods("day", first, now) if day != today]
+        # Days that are over hardly change: their rows are decoded once a minute, not every time.
+        known = {day: held for day in past if (held := self._past.get(day)) and 0 <= now - held[0] < _DAY_FRESH_S}
+        minutes = [Period.of("minute", now - 60), Period.of("minute", now)]
+        wanted = [*minutes, today, *(day for day in past if day not in known)]
+        found = dict(await self._rollups.totals(wanted))
+        self._past = known | {day: (now, found[day]) for day in past if day in found}
+        month = _together([found[today], *(row for _, row in self._past.values())])
+        return {
+            "at": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "live": {
+                "since": time_shown(minutes[0].start),
+                "seconds": round(now - minutes[0].start, 3),
+                **summary(_together(found[minute] for minute in minutes)),
+            },
+            "today": {"since": time_shown(today.start), **summary(found[today])},
+            "month": {"since": time_shown(first), **summary(month)},
+        }
+
+
+OVERVIEW = web.AppKey("overview", Overview)
+
+
+async def show_overview(request: web.Request) -> web.Response:
+    """GET /overview: without Redis, too; then the sums are null."""
+    only_query(request)
+    app = request.app
+    sums: dict[str, Any] = {"live": None, "today": None, "month": None}
+    # Nobody's request is to go without Redis because an operator's look failed: the client is not told of it.
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            sums = await app[OVERVIEW].sums()
+    except (RedisError, OSError, TimeoutError):
+        pass
+    return json_reply(
+        {
+            "object": "overview",
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "status": status_of(app),
+            "worker": app[WORKER],
+            "process": app[OWNER],
+            "in_flight": app[ADMISSION].in_flight,
+            "redis": {"up": app[REDIS].up, "answered": sums["live"] is not None},
+            **sums,
+            "max_batch_size": max(
+                (app[OVERVIEW].max_batch.get(name, 0) for name in app[POLICIES].book.teachers()), default=None
+            ),
+            "engines": [
+                {
+                    "name": name,
+                    "up": engine.state.up,
+                    "detail": engine.state.detail,
+                    "breaker": engine.breaker,
+                    "in_flight": engine.in_flight,
+                    "warnings": engine.state.warnings,
+                }
+                for name, engine in app[ENGINES].items()
+            ],
+            "policies": policies_shown(app[POLICIES]),
+            "config": config_shown(app.get(RELOADER)),
+        }
+    )
+
+
+async def show_policies(request: web.Request) -> web.Response:
+    """GET /policies: what holds of each tenant, and why the folder, as it is now, does not."""
+    only_query(request)
+    policies = request.app[POLICIES]
+    body = policies_shown(policies) | {
+        "object": "policies",
+        "data": [_policy(one) for one in policies.book.policies],
+    }
+    return json_reply(body)
+
+
+def summary(row: Row) -> dict[str, Any]:
+    """As GET /usage tells a row; and of how many answers a teacher wrote the opening."""
+    return {**figures(row), "guided": row.guided}
+
+
+def _together(rows: Iterable[Row]) -> Row:
+    total = Row()
+    for row in rows:
+        total.merge(row)
+    return total
+
+
+def _policy(policy: TenantPolicy) -> dict[str, Any]:
+    return {
+        "tenant": policy.tenant,
+        "keys": len(policy.keys),
+        "budget": policy.budget is not None,
+        "routes": [
+            {"model": one.model, "mode": one.mode, "teacher": one.teacher, "student": one.student}
+            for one in policy.routes
+        ],
+    }

@@ -1,0 +1,214 @@
+// The charts over a range: each with a sentence that says what it shows, and a table of the same figures.
+import { h, colour } from "./dom.js";
+import { day, duration, minuteOfDay, money, moment, share, tokens, whole } from "./format.js";
+import { periodsOf } from "./ranges.js";
+
+const { Chart } = globalThis;
+Chart.defaults.animation = false;
+Chart.defaults.maintainAspectRatio = false;
+Chart.defaults.plugins.legend.display = false;
+Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
+
+const total = (rows, of) => rows.reduce((all, row) => all + of(row), 0);
+const count = (counts) => Object.values(counts ?? {}).reduce((all, one) => all + one, 0);
+const faint = (token, part) => colour(token).replace(/^rgb\((.*)\)$/, (_, inner) => `rgba(${inner}, ${part})`);
+
+/** Mean milliseconds of a stage over all requests, those too in which it did not happen: so stages add up. */
+function perRequest(row, stage) {
+  const { count: times, mean } = row.latency_ms[stage] ?? {};
+  const all = row.latency_ms.total?.count ?? 0;
+  return all && times ? (mean * times) / all : 0;
+}
+function rest(row) {
+  const whole_ = row.latency_ms.total?.mean ?? 0;
+  return Math.max(0, whole_ - perRequest(row, "admission") - perRequest(row, "batch_wait") - perRequest(row, "teacher"));
+}
+
+const ERROR_TOKENS = ["--series-lost", "--series-baseline", "--series-cost", "--series-wait", "--series-saved"];
+const OTHERS = "others";
+
+function errorSeries(rows) {
+  const sums = new Map();
+  for (const row of rows) for (const [label, times] of Object.entries(row.errors)) sums.set(label, (sums.get(label) ?? 0) + times);
+  const labels = [...sums].sort((one, other) => other[1] - one[1]).map(([label]) => label);
+  const own = labels.slice(0, ERROR_TOKENS.length);
+  const series = own.map((label, index) => ({ title: label, token: ERROR_TOKENS[index], of: (row) => row.errors[label] ?? 0 }));
+  if (labels.length > own.length) series.push({ title: OTHERS, token: "--series-admission", of: (row) => count(row.errors) - total(own, (label) => row.errors[label] ?? 0) });
+  return series;
+}
+
+// `of` is a figure of one period's row; `line` draws a line, all others are bars upon each other.
+const CHARTS = [
+  {
+    id: "money", title: "Cost against the teacher alone", wide: true, show: money,
+    series: () => [
+      { title: "Cost", token: "--series-cost", line: true, of: (row) => Number(row.cost_usd) },
+      { title: "Teacher alone", token: "--series-baseline", line: true, dashed: true, of: (row) => Number(row.baseline_usd), fillTo: 0 },
+      { title: "Saved", token: "--series-saved", legend: true, of: (row) => Number(row.savings_usd) },
+      { title: "Cost more", token: "--series-lost", legend: true, table: false },
+    ],
+    words(rows, all) {
+      const [cost, baseline] = [total(rows, (row) => Number(row.cost_usd)), total(rows, (row) => Number(row.baseline_usd))];
+      const saved = baseline - cost;
+      const guessed = all.baseline_estimated ? ` The teacher's cost is an estimate for ${tokens(all.baseline_estimated)} of ${tokens(all.requests)} requests.` : "";
+      return `Cost ${money(cost)}, which is ${share(all.cost_share)} of what the teacher alone would have cost, ${money(baseline)}; ${saved < 0 ? `${money(-saved)} more was spent than that` : `${money(saved)} saved`}.${guessed}`;
+    },
+  },
+  {
+    id: "latency", title: "Where the time goes", show: duration,
+    series: () => [
+      { title: "Admission", token: "--series-admission", of: (row) => perRequest(row, "admission") },
+      { title: "Wait for a batch", token: "--series-wait", of: (row) => perRequest(row, "batch_wait") },
+      { title: "Teacher", token: "--series-teacher", of: (row) => perRequest(row, "teacher") },
+      { title: "Student and reply", token: "--series-student", of: rest },
+    ],
+    words(rows) {
+      const all = total(rows, (row) => row.latency_ms.total?.count ?? 0);
+      const mean = total(rows, (row) => (row.latency_ms.total?.mean ?? 0) * (row.latency_ms.total?.count ?? 0)) / all;
+      return `An answer took ${duration(mean)} in the mean, over ${tokens(all)} requests.`;
+    },
+  },
+  {
+    id: "batches", title: "Batch size and wait", show: (value) => value?.toFixed(1) ?? "-", showRight: duration,
+    series: () => [
+      { title: "Mean wait", token: "--series-wait", right: true, of: (row) => row.latency_ms.batch_wait?.mean ?? null },
+      { title: "Calls in a batch", token: "--series-teacher", line: true, of: (row) => row.batches.mean_size },
+    ],
+    words(rows) {
+      const batches = total(rows, (row) => row.batches.count);
+      const size = total(rows, (row) => row.batches.count * (row.batches.mean_size ?? 0)) / batches;
+      return batches ? `${tokens(Math.round(batches))} batches of ${size.toFixed(1)} calls in the mean.` : "No batches.";
+    },
+  },
+  {
+    id: "tokens", title: "Tokens", show: tokens,
+    series: () => [
+      { title: "Teacher read", token: "--series-baseline", of: (row) => row.tokens.teacher.input + row.tokens.teacher.cached },
+      { title: "Teacher wrote", token: "--series-lost", of: (row) => row.tokens.teacher.output },
+      { title: "Student read", token: "--series-cost", of: (row) => row.tokens.student.input + row.tokens.student.cached },
+      { title: "Student wrote", token: "--series-saved", of: (row) => row.tokens.student.output },
+    ],
+    words(rows, all) {
+      const [teacher, student] = ["teacher", "student"].map((role) => total(rows, (row) => row.tokens[role].output));
+      return `The teacher wrote ${tokens(teacher)} tokens, the student ${tokens(student)}. Of the answers, ${share(all.teacher_token_share)} is the teacher's.`;
+    },
+  },
+  {
+    id: "errors", title: "Errors", show: whole, series: errorSeries,
+    words: (rows) => `${whole(total(rows, (row) => count(row.errors)))} of ${whole(total(rows, (row) => row.requests))} requests ended in an error.`,
+  },
+];
+
+function label(start, granularity) {
+  return granularity === "day" ? day(start) : granularity === "hour" ? `${day(start)}, ${minuteOfDay(start)}` : minuteOfDay(start);
+}
+
+class Figure {
+  constructor(box, spec) {
+    this.spec = spec;
+    this.canvas = h("canvas", { role: "img" });
+    this.plot = h("div", { class: "plot" }, this.canvas);
+    this.none = h("p", { class: "nothing", hidden: true });
+    this.plot.append(this.none);
+    this.legend = h("ul", { class: "legend" });
+    this.caption = h("figcaption", {});
+    this.body = h("div", { class: "table-box", hidden: true, tabindex: "0", role: "region", "aria-label": `${spec.title}, as a table` });
+    this.toggle = h("button", { type: "button", class: "quiet", "aria-pressed": "false", "aria-label": `${spec.title} as a table`, onclick: () => this.flip() }, "Table");
+    box.append(h("figure", { class: `card chart${spec.wide ? " wide" : ""}`, id: `chart-${spec.id}` },
+      h("div", { class: "row apart" }, h("h3", {}, spec.title), this.toggle), this.caption, this.legend, this.plot, this.body));
+  }
+
+  flip() {
+    const table = this.body.hidden;
+    this.body.hidden = !table;
+    this.plot.hidden = this.legend.hidden = table;
+    this.toggle.setAttribute("aria-pressed", String(table));
+  }
+
+  draw(range, rows, all) {
+    this.last = [range, rows, all];
+    const starts = periodsOf(range);
+    const byStart = new Map(rows.map((row) => [Date.parse(row.start), row]));
+    const found = starts.map((start) => byStart.get(start) ?? null);
+    const series = this.spec.series(rows);
+    const empty = !rows.some((row) => row.requests);
+    this.caption.textContent = empty ? "" : this.spec.words(rows, all);
+    this.none.hidden = !empty;
+    this.none.textContent = "Nothing happened in this time.";
+    this.canvas.setAttribute("aria-label", `${this.spec.title}, ${range.words}. ${empty ? "Nothing happened." : this.caption.textContent}`);
+    this.legend.replaceChildren(...series.map((one) => {
+      const swatch = h("span", { class: `swatch${one.line ? " line" : ""}${one.dashed ? " dashed" : ""}` });
+      swatch.style.background = one.legend ? faint(one.token, 0.45) : `var(${one.token})`;
+      swatch.style.borderColor = `var(${one.token})`;
+      return h("li", {}, swatch, one.title);
+    }));
+    this.tabulate(starts, found, series, range);
+    this.paint(starts, found, series.filter((one) => !one.legend), range, empty);
+  }
+
+  tabulate(starts, found, series, range) {
+    const columns = series.filter((one) => one.table !== false);
+    const lines = starts.map((start, index) => [start, found[index]]).filter(([, row]) => row).reverse();
+    this.body.replaceChildren(h("table", {}, h("caption", { class: "visually-hidden" }, `${this.spec.title}, ${range.words}`),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, `From, by the ${range.granularity}`), columns.map((one) => h("th", { scope: "col", class: "num" }, one.title)))),
+      h("tbody", {}, lines.map(([start, row]) => h("tr", {}, h("th", { scope: "row" }, label(start, range.granularity)),
+        columns.map((one) => h("td", { class: "num" }, (one.right ? this.spec.showRight : this.spec.show)(one.of(row)))))))));
+  }
+
+  paint(starts, found, series, range, empty) {
+    const ink = colour("--ink-soft");
+    const grid = faint("--line", 0.7);
+    const datasets = series.map((one) => ({
+      label: one.title,
+      data: found.map((row) => (row ? one.of(row) : one.line && this.spec.id !== "money" ? null : 0)),
+      type: one.line ? "line" : "bar",
+      yAxisID: one.right ? "right" : "y",
+      stack: one.line ? `line ${one.title}` : one.right ? "right" : "bars",
+      borderColor: colour(one.token),
+      backgroundColor: colour(one.token),
+      borderWidth: one.line ? 2 : 0,
+      borderDash: one.dashed ? [6, 4] : [],
+      pointRadius: ({ dataIndex: at, dataset: { data: of } }) => (found.length <= 40 || (of[at - 1] ?? null) === null || (of[at + 1] ?? null) === null ? 2.5 : 0),
+      pointHitRadius: 8,
+      spanGaps: true,
+      order: one.line ? 0 : 1,
+      fill: one.fillTo === undefined ? false : { target: one.fillTo, above: faint("--series-saved", 0.3), below: faint("--series-lost", 0.4) },
+    }));
+    const axis = (show, extra = {}) => ({
+      beginAtZero: true, stacked: true, border: { display: false }, grid: { color: grid },
+      ticks: { color: ink, maxTicksLimit: 5, callback: (value) => show(value) }, ...extra,
+    });
+    const scales = {
+      x: { stacked: true, grid: { display: false }, border: { color: grid }, ticks: { color: ink, maxRotation: 0, autoSkip: true, autoSkipPadding: 24 } },
+      y: axis(this.spec.show, { display: !empty }),
+    };
+    if (series.some((one) => one.right)) scales.right = axis(this.spec.showRight, { position: "right", grid: { display: false }, display: !empty });
+    const options = {
+      interaction: { mode: "index", intersect: false },
+      scales,
+      plugins: {
+        tooltip: {
+          callbacks: {
+            title: ([item]) => moment(starts[item.dataIndex]),
+            label: (item) => `${item.dataset.label}: ${(item.dataset.yAxisID === "right" ? this.spec.showRight : this.spec.show)(item.raw)}`,
+            footer: (items) => (this.spec.id === "money" && items.length === 2 ? `Saved: ${money(items[1].raw - items[0].raw)}` : ""),
+          },
+        },
+      },
+    };
+    const data = { labels: starts.map((start) => label(start, range.granularity)), datasets };
+    this.chart?.destroy();
+    this.chart = new Chart(this.canvas, { type: "bar", data, options });
+  }
+
+  repaint() {
+    if (this.last) this.draw(...this.last);
+  }
+}
+
+/** Draw the charts into `box`. Returns a function that takes a range and its rows, as GET /usage gives them. */
+export function charts(box) {
+  const all = CHARTS.map((spec) => new Figure(box, spec));
+  document.addEventListener("themechange", () => all.forEach((one) => one.repaint()));
+  return (range, rows, together) => all.forEach((one) => one.draw(range, rows, together));
+}

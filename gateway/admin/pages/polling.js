@@ -1,0 +1,58 @@
+// Asking again and again while somebody looks.
+import { say } from "./status.js";
+import { timeOfDay } from "./format.js";
+
+let paused = false;
+let left = false;
+document.addEventListener("leaving", () => { left = true; });
+
+export const isPaused = () => paused;
+export function setPaused(yes) {
+  paused = yes;
+  document.dispatchEvent(new Event("pausechange"));
+}
+
+/**
+ * Call `look` every `everyMs` while the page is visible and not paused, never twice at a time. What fails is said in
+ * the status line, with how old the figures are by then, and is tried again. Returns a function that looks at once.
+ */
+export function poll(look, everyMs, { about, what }) {
+  let timer = null;
+  let running = false;
+  let again = false;
+  let lastGood = null;
+  let failures = 0;
+
+  async function turn() {
+    clearTimeout(timer);
+    if (running) {
+      again = true;
+      return;
+    }
+    running = true;
+    try {
+      await look();
+      lastGood = Date.now();
+      failures = 0;
+      say("", "warn", about);
+    } catch (error) {
+      failures += 1;
+      const old = lastGood ? ` ${what} are of ${timeOfDay(lastGood)}.` : "";
+      if (!left) say(`${error.message}${old}`, "bad", about);
+    }
+    running = false;
+    plan(again ? 0 : Math.min(30_000, everyMs * 2 ** Math.min(failures, 4)));
+    again = false;
+  }
+
+  function plan(inMs) {
+    clearTimeout(timer);
+    if (!left && !paused && document.visibilityState === "visible") timer = setTimeout(turn, inMs);
+  }
+
+  document.addEventListener("visibilitychange", () => plan(0));
+  document.addEventListener("pausechange", () => plan(0));
+  document.addEventListener("leaving", () => clearTimeout(timer));
+  turn();
+  return turn;
+}

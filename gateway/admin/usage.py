@@ -1,0 +1,91 @@
+"""The admin API's usage: of all tenants, or of one; and the last receipts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+
+from gateway.admin.bodies import meant, number_of, only_query
+from gateway.admin.replies import needs_redis
+from gateway.admin.usage_csv import as_csv
+from gateway.errors import InvalidRequest, NotFound
+from gateway.ledger.receipt import Receipt
+from gateway.ledger.rollups import KEPT_LATEST
+from gateway.ledger.usage_range import shown
+from gateway.web.keys import POLICIES, ROLLUPS, USAGE
+from gateway.web.usage import encoded
+from gateway.web.usage_query import DIMENSIONS, FILTERS, read_ask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.ledger.usage import Ask
+
+_PAGE = 50
+_FORMATS = ("json", "csv")
+
+
+@needs_redis
+async def show_usage(request: web.Request) -> web.Response:
+    """GET /usage: rows of receipts added up, told apart by what `by` names; as JSON, or as CSV for a spreadsheet."""
+    reader = request.app[USAGE]
+    ask = read_ask(
+        request,
+        reader.retention,
+        dimensions=("tenant", *DIMENSIONS),
+        filters=("tenant", *FILTERS),
+        more=("format",),
+    )
+    form = request.query.get("format", "json")
+    if form not in _FORMATS:
+        raise InvalidRequest(f"'format' must be {' or '.join(_FORMATS)}.{meant(form, [*_FORMATS])}", param="format")
+    usage = await reader.read(ask)
+    if usage.is_empty:
+        _check_tenant(request, ask.only.get("tenant"))
+    if form == "csv":
+        return _download(await asyncio.to_thread(as_csv, usage), ask)
+    return _json(await asyncio.to_thread(encoded, usage))
+
+
+@needs_redis
+async def list_receipts(request: web.Request) -> web.Response:
+    """GET /receipts: the last ones, the newest first, of all tenants or of one."""
+    only_query(request, "limit", "tenant")
+    most = number_of(request, "limit", default=_PAGE, most=KEPT_LATEST)
+    tenant = request.query.get("tenant") or None
+    found = await request.app[ROLLUPS].latest(most, tenant)
+    if not found:
+        _check_tenant(request, tenant)
+    return _json(await asyncio.to_thread(_listed, found))
+
+
+def _check_tenant(request: web.Request, tenant: str | None) -> None:
+    """Of a tenant that has nothing: whether there is one. Raises NotFound."""
+    book = request.app[POLICIES].book
+    if tenant is not None and book.policy_of(tenant) is None:
+        close = meant(tenant, [one.tenant for one in book.policies])
+        raise NotFound(
+            f"No policy file is of tenant '{tenant[:64]}', and nothing is counted for it.{close}", param="tenant"
+        )
+
+
+def _listed(found: Iterable[bytes]) -> bytes:
+    data = [Receipt.from_json(raw).as_dict() for raw in found]
+    return orjson.dumps({"object": "list", "data": data}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def _download(body: bytes, ask: Ask) -> web.Response:
+    days = "_".join(shown(moment)[:10] for moment in ask.span[:2])
+    return web.Response(
+        body=body,
+        content_type="text/csv",
+        charset="utf-8",
+        headers={"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="usage_{days}.csv"'},
+    )

@@ -1,0 +1,83 @@
+"""Usage as CSV, for spreadsheets. Pure.
+
+A cell that a program would run as a formula gets an apostrophe before it; only names can be such. Amounts are plain
+numbers, negative ones too.
+"""
+
+from __future__ import annotations
+
+import csv
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from gateway.ledger.usage import figures
+from gateway.ledger.usage_range import shown
+
+if TYPE_CHECKING:
+    from gateway.ledger.rollup import Row
+    from gateway.ledger.usage import Usage
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_ROLES = ("teacher", "student", "failed")
+_KINDS = ("input", "cached", "output")
+_MONEY = (
+    "cost_usd",
+    "teacher_cost_usd",
+    "student_cost_usd",
+    "failed_cost_usd",
+    "baseline_usd",
+    "savings_usd",
+    "baseline_estimated",
+    "cost_share",
+)
+_LATENCIES = ("total", "first_token", "teacher", "batch_wait", "admission")
+COLUMNS = (
+    "requests",
+    "errors",
+    "unguided",
+    *(f"{role}_{kind}_tokens" for role in _ROLES for kind in _KINDS),
+    "kept_tokens",
+    "answer_tokens",
+    "answer_by_teacher_tokens",
+    "teacher_token_share",
+    *_MONEY,
+    "batches",
+    "mean_batch_size",
+    *(f"{stage}_{part}_ms" for stage in _LATENCIES for part in ("p50", "p95", "p99")),
+)
+"""What follows the time and the names."""
+
+
+def as_csv(usage: Usage) -> bytes:
+    """With a line of titles, in UTF-8, as RFC 4180 has it. Without a total, which would be added up once more."""
+    out = StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["start", "end", *usage.by, *COLUMNS])
+    for group, row in usage.rows():
+        times = [shown(moment) for moment in usage.ends(group)]
+        writer.writerow([*times, *(safe(name) for name in group.names), *_cells(row)])
+    return out.getvalue().encode()
+
+
+def safe(name: str) -> str:
+    """A name that no spreadsheet takes for a formula."""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+def _cells(row: Row) -> list[object]:
+    told = figures(row)
+    tokens, batches, latency = told["tokens"], told["batches"], told["latency_ms"]
+    return [
+        told["requests"],
+        sum(told["errors"].values()),
+        sum(told["unguided"].values()),
+        *(tokens[role][kind] for role in _ROLES for kind in _KINDS),
+        tokens["kept"],
+        tokens["answer"],
+        tokens["answer_by_teacher"],
+        told["teacher_token_share"],
+        *(told[name] for name in _MONEY),
+        batches["count"],
+        batches["mean_size"],
+        *(latency[stage][part] for stage in _LATENCIES for part in ("p50", "p95", "p99")),
+    ]

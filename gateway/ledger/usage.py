@@ -1,0 +1,227 @@
+"""What was used, by whom: rows of the ledger, grouped as somebody asks, and the shape in which it is told. Pure.
+
+Sums are those of the receipts, exactly. Only latencies and shares are rounded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from gateway.errors import InvalidRequest
+from gateway.ledger.rollup import STAGES, Dims, Row, usd
+from gateway.ledger.rollups import SECONDS, Period
+from gateway.ledger.usage_range import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gateway.ledger.rollup import Tokens
+    from gateway.ledger.rollups import Granularity, Page
+    from gateway.ledger.usage_range import Span
+    from gateway.protocol import Json
+
+MOST_ROWS = 10_000
+"""Rows of one answer."""
+MOST_ADDED = 500_000
+"""Rows of the ledger that one answer may be added up from: some ten seconds of one core."""
+
+MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow")
+"""What a receipt's `mode` may be."""
+_SHARE_DIGITS = 6
+
+
+class Ask(NamedTuple):
+    """A question.
+
+    Attributes:
+        by: what to tell apart, besides the time.
+        granularity: how long a period each row is of; None: one row for the whole time.
+        only: what rows must be counted under.
+    """
+
+    span: Span
+    granularity: Granularity | None
+    by: tuple[str, ...]
+    only: Mapping[str, str]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the sums of all tenants together answer it."""
+        return not self.by and not self.only
+
+    def of_tenant(self, tenant: str) -> Ask:
+        """The same, asked of one tenant."""
+        return self._replace(only={**self.only, "tenant": tenant})
+
+
+class Group(NamedTuple):
+    """A row of an answer: of what time, and of what."""
+
+    start: int | None
+    names: tuple[str, ...]
+
+
+class Usage:
+    """The answer to a question, as it grows.
+
+    Args:
+        shows_money: whether money of such rows may be told.
+    """
+
+    def __init__(self, ask: Ask, shows_money: Callable[[Dims], bool] = lambda _: True) -> None:
+        self._ask = ask
+        self._shows_money = shows_money
+        self._rows: dict[Group, Row] = {}
+        self._mute: set[Group] = set()
+        self._added = 0
+        if ask.granularity is not None and not ask.by:
+            # A chart has a place for every period, whether anything happened or not.
+            self._rows = {Group(one.start, ()): Row() for one in ask.span.periods}
+
+    def add_page(self, page: Page) -> None:
+        """Count what belongs to the answer. Raises InvalidRequest where it becomes too long."""
+        self._added += len(page.fields)
+        if self._added > MOST_ADDED:
+            raise _too_much(f"more than {MOST_ADDED:,} sums would have to be added up")
+        for where, row in page.decoded():
+            if all(getattr(where, name) == wanted for name, wanted in self._ask.only.items()):
+                self._add(page.period, where, row)
+
+    def add_total(self, period: Period, row: Row) -> None:
+        """Count all tenants of a period together: for a question that is plain."""
+        self._merge(Group(self._start(period), ()), row)
+
+    def _add(self, period: Period, where: Dims, row: Row) -> None:
+        group = Group(self._start(period), tuple(getattr(where, name) for name in self._ask.by))
+        if not self._shows_money(where):
+            self._mute.add(group)
+        self._merge(group, row)
+
+    def _merge(self, group: Group, row: Row) -> None:
+        mine = self._rows.get(group)
+        if mine is None:
+            if len(self._rows) >= MOST_ROWS:
+                raise _too_much(f"the answer would have more than {MOST_ROWS:,} rows")
+            mine = self._rows[group] = Row()
+        mine.merge(row)
+
+    def _start(self, period: Period) -> int | None:
+        return None if self._ask.granularity is None else Period.of(self._ask.granularity, period.start).start
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """What the names of a group are."""
+        return self._ask.by
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing at all was counted."""
+        return not any(row.requests for row in self._rows.values())
+
+    def rows(self) -> list[tuple[Group, Row]]:
+        """By time; of one time, what cost most comes first."""
+        return sorted(self._rows.items(), key=lambda one: (one[0].start or 0, -one[1].cost_pico, one[0].names))
+
+    def ends(self, group: Group) -> tuple[int, int]:
+        """Of which time a row is: [start, end) in Unix seconds."""
+        span, granularity = self._ask.span, self._ask.granularity
+        if group.start is None or granularity is None:
+            return span.since, span.until
+        return group.start, group.start + SECONDS[granularity]
+
+    def as_dict(self) -> Json:
+        """What is told. It takes some 20 us a row."""
+        ask, total = self._ask, Row()
+        told: list[Json] = []
+        for group, row in self.rows():
+            total.merge(row)
+            names = {"start": shown(group.start)} if group.start is not None else {}
+            told.append(
+                {**names, **dict(zip(ask.by, group.names, strict=True)), **figures(row, money=self.tells(group))}
+            )
+        return {
+            "object": "usage",
+            "since": shown(ask.span.since),
+            "until": shown(ask.span.until),
+            "granularity": ask.granularity,
+            "by": list(ask.by),
+            "rows": told,
+            "total": figures(total, money=not self._mute),
+        }
+
+    def tells(self, group: Group) -> bool:
+        """Whether a row tells of money."""
+        return group not in self._mute
+
+
+def _too_much(why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"This asks for too much: {why}. Ask for a shorter time (since, until), a coarser granularity, or fewer "
+        "dimensions (by); or for one tenant, key, route or mode alone.",
+        param="by",
+    )
+
+
+def figures(row: Row, *, money: bool = True) -> Json:
+    """A row as it is told: counts, tokens, money as text, shares and latencies."""
+    told: Json = {
+        "requests": row.requests,
+        "errors": dict(sorted(row.errors.items())),
+        "unguided": dict(sorted(row.unguided.items())),
+        "tokens": {
+            "teacher": _tokens(row.teacher),
+            "student": _tokens(row.student),
+            "failed": _tokens(row.failed),
+            "kept": row.kept_tokens,
+            "answer": row.answer_tokens,
+            "answer_by_teacher": row.teacher_answer_tokens,
+        },
+        "teacher_token_share": _share(row.teacher_answer_tokens, row.answer_tokens),
+        "batches": _batches(row.batches),
+        "latency_ms": {stage: _latency(row, place) for place, stage in enumerate(STAGES)},
+    }
+    if money:
+        told |= {
+            "cost_usd": text(row.cost_pico),
+            "teacher_cost_usd": text(row.teacher_pico),
+            "student_cost_usd": text(row.student_pico),
+            "failed_cost_usd": text(row.failed_pico),
+            "baseline_usd": text(row.baseline_pico),
+            "savings_usd": text(row.savings_pico),
+            "baseline_estimated": row.baseline_estimated,
+            "cost_share": _share(row.cost_pico, row.baseline_pico),
+        }
+    return told
+
+
+def text(picos: int) -> str:
+    """USD as receipts tell it: without an exponent, which every reader takes."""
+    return f"{usd(picos).normalize():f}"
+
+
+def _tokens(tokens: Tokens) -> Json:
+    return msgspec.structs.asdict(tokens)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, _SHARE_DIGITS) if whole > 0 else None
+
+
+def _batches(sizes: Mapping[int, int]) -> Json:
+    """A batch of which others have a part counts as that part."""
+    calls = sum(sizes.values())
+    count = sum(times / size for size, times in sizes.items())
+    whole = round(count) if abs(count - round(count)) < 1e-6 else round(count, 3)
+    return {"count": whole, "mean_size": round(calls / count, 3) if calls else None}
+
+
+def _latency(row: Row, place: int) -> Json:
+    times = row.stages[place]
+    told: dict[str, Any] = {"count": times.count, "mean": _ms(times.mean_us)}
+    return told | {f"p{part}": _ms(times.quantile_us(part / 100)) for part in (50, 95, 99)}
+
+
+def _ms(microseconds: float | None) -> float | None:
+    return None if microseconds is None else round(microseconds / 1000, 3)

@@ -1,0 +1,55 @@
+"""GET /v1/usage: what the caller's tenant has used, and what it cost and saved."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+from redis.exceptions import RedisError
+
+from gateway.errors import StoreUnavailable
+from gateway.ledger.rollups import OTHER
+from gateway.web.auth import authenticate
+from gateway.web.keys import REDIS, USAGE
+from gateway.web.usage_query import read_ask
+
+if TYPE_CHECKING:
+    from gateway.ledger.rollup import Dims
+    from gateway.ledger.usage import Usage
+    from gateway.policy.schema import TenantPolicy
+
+
+async def show_usage(request: web.Request) -> web.Response:
+    """GET /v1/usage. Of the caller's tenant, all its keys together unless they are told apart; of nobody else."""
+    policy = authenticate(request).policy
+    reader, redis = request.app[USAGE], request.app[REDIS]
+    ask = read_ask(request, reader.retention).of_tenant(policy.tenant)
+    away = StoreUnavailable("Usage cannot be read while Redis is away. Try again.")
+    if not redis.up:
+        raise away
+    try:
+        usage = await reader.read(ask, whose=policy.tenant, shows_money=lambda where: _shows_money(policy, where))
+    except (RedisError, OSError) as error:
+        # The client is not told of it: no request is to go without Redis because a look was slow.
+        raise away from error
+    return web.Response(
+        body=await asyncio.to_thread(encoded, usage),
+        content_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+def encoded(usage: Usage) -> bytes:
+    """As JSON. Call it in a thread: there may be many rows."""
+    return orjson.dumps(usage.as_dict(), option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _shows_money(policy: TenantPolicy, where: Dims) -> bool:
+    """Where receipts do: a sum would tell what they do not. Of what counts together, where those of all routes do."""
+    routes_of = policy.routes_of
+    routes = [route for _, route in routes_of.get(where.route, ())]
+    if where.route == OTHER:
+        routes = [route for same in routes_of.values() for _, route in same]
+    return bool(routes) and all(route.show_cost for route in routes)
