@@ -152,13 +152,14 @@ export class Form {
       }
     }
     this._slide();
+    const untouched = location.hash === "";
     say(lost.length ? `The address asks for what there is not, or what cannot be: ${lost.join(", ")}.` : "", "warn", "address");
-    this._write();
+    this._write({ tell: !untouched });
     this._chosen(this.route);
   }
 
   /** Into the address, but for the question; and what has been changed, in words. */
-  _write() {
+  _write({ tell = true } = {}) {
     const said = new URLSearchParams({ tenant: byId("tenant").value, model: byId("model").value });
     const changed = [];
     for (const name of GUIDANCE) {
@@ -171,7 +172,7 @@ export class Form {
       said.set(name, byId(name).value);
       changed.push({ max_tokens: "max tokens" }[name] ?? name);
     }
-    history.replaceState(null, "", `#${said}`);
+    if (tell) history.replaceState(null, "", `#${said}`);
     byId("changed").textContent = changed.length ? `Changed: ${changed.join(", ")}` : "As the route has it";
     byId("settings-in-short").textContent = `${this.tenant?.tenant ?? ""} / ${this.route?.model ?? ""}, ${byId("tokens").value} tokens`;
     byId("reset").disabled = changed.length === 0;
