@@ -202,6 +202,7 @@ async def gateway(
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
         admin[keys.LEDGER] = ledger
+        admin[keys.LEASE_S] = lease_s
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring

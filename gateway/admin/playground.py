@@ -32,6 +32,7 @@ from gateway.web.keys import (
     CALLERS_LISTENER,
     COMPLETIONS,
     ENGINES,
+    LEASE_S,
     LEDGER,
     POLICIES,
     RECEIPTS,
@@ -80,7 +81,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         int(time.time()),
         request[STARTED],
         NO_HEADERS,
-        wanted=wish.wanted,
+        wanted=wish.wanted(request.app[LEASE_S]),
     )
     parts = request.app[COMPLETIONS].stream(visit, asked, MarkedRelay)
     with reads(request) as reading, _Presence(request):
@@ -148,7 +149,9 @@ async def _as_events(
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[REQUEST_ID])
                 error = internal_error(request[REQUEST_ID])
-            status, end = error.label, b""
+            # What the receipt says, too: the path heard of a cut as of a caller who is gone.
+            status = "shutdown" if request.app[ADMISSION].cutting else error.label
+            end = b""
             await send(response, event(error_body(error)), reading)
     assert response is not None
     assert draft is not None

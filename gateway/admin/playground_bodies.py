@@ -59,10 +59,10 @@ class Run(Shape):
             raise Wrong("system goes with a prompt: put it into messages")
         return prompt
 
-    @property
-    def wanted(self) -> Wanted:
-        """What is wanted of the route."""
-        return Wanted(self.mode, self.guidance.tokens, self.guidance.projection, self.guidance.placement)
+    def wanted(self, lease_s: float) -> Wanted:
+        """What is wanted of the route; `lease_s` is how long a permit of the teacher's holds."""
+        guidance = self.guidance
+        return Wanted(self.mode, guidance.tokens, guidance.projection, guidance.placement, lease_s)
 
     def chat(self) -> ChatRequest:
         """The question as a caller would put it. Raises InvalidRequest, which names the field."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,14 @@ class Wanted:
 
     Attributes:
         tokens: how long the opening may be.
+        lease_s: no opening takes longer: a route that is never guided may say what would outlive its permit.
     """
 
     mode: AskedMode
     tokens: int | None = None
     projection: Projection | None = None
     placement: Placement | None = None
+    lease_s: float = math.inf
 
     def of(self, route: Route) -> Route:
         """The route as it is wanted. Raises InvalidRequest where it names no engine for that."""
@@ -38,7 +41,8 @@ class Wanted:
                 f"'{route.model}' cannot be answered in mode {self.mode}: its route names {lacks}.", param="mode"
             )
         wanted = {"tokens": self.tokens, "projection": self.projection, "placement": self.placement}
-        changed = {name: value for name, value in wanted.items() if value is not None}
+        changed: dict[str, object] = {name: value for name, value in wanted.items() if value is not None}
+        changed["deadline_s"] = min(route.guidance.deadline_s, self.lease_s)
         return route.model_copy(update={"mode": self.mode, "guidance": route.guidance.model_copy(update=changed)})
 
 

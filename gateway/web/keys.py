@@ -62,6 +62,7 @@ CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
+LEASE_S = web.AppKey("lease_s", float)  # how long a permit of a teacher's holds
 LEDGER = web.AppKey("ledger", Ledger)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)

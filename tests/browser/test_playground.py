@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from playwright.async_api import Browser, Page
 
@@ -66,10 +67,18 @@ def playground(
         yield process
 
 
-async def at_the_playground(page: Page, settings: str = "tenant=acme&model=chat&max_tokens=24&temperature=0") -> None:
-    await log_in(page)
-    await expect(page.get_by_role("button", name="Ask all three")).to_be_enabled()
-    await page.goto(f"/playground#{settings}")
+@asynccontextmanager
+async def at_the_playground(
+    browser: Browser,
+    gateway: GatewayProcess,
+    settings: str = "tenant=acme&model=chat&max_tokens=24&temperature=0",
+    **more: Any,
+) -> AsyncIterator[Page]:
+    """Logged in, with what the address asks for: it outlives the login."""
+    async with opened(browser, gateway, path=f"/playground#{settings}", **more) as page:
+        await log_in(page)
+        await expect(page.get_by_role("button", name="Ask all three")).to_be_enabled()
+        yield page
 
 
 async def ask(page: Page, question: str = "List the planets.") -> None:
@@ -99,8 +108,7 @@ async def test_three_answers_stream_and_the_teachers_words_are_marked(
     browser: Browser, playground: GatewayProcess
 ) -> None:
     """What is marked is what the teacher alone begins with; the seam tells of as many tokens as the receipt does."""
-    async with opened(browser, playground, path="/playground") as page:
-        await at_the_playground(page)
+    async with at_the_playground(browser, playground) as page:
         await shoot(page, "playground-empty")
         assert await accessible(page) == []
         seen = len(playground.log)
@@ -140,8 +148,7 @@ async def test_three_answers_stream_and_the_teachers_words_are_marked(
 async def test_length_and_placement_change_the_guided_answer_and_stand_in_the_address(
     browser: Browser, playground: GatewayProcess
 ) -> None:
-    async with opened(browser, playground, path="/playground") as page:
-        await at_the_playground(page)
+    async with at_the_playground(browser, playground) as page:
         await page.get_by_label("Length, in the teacher's tokens").fill("5")
         assert await page.locator("#slider").input_value() == "5"
         seen = len(playground.log)
@@ -177,8 +184,9 @@ async def test_length_and_placement_change_the_guided_answer_and_stand_in_the_ad
 
 
 async def test_an_address_that_asks_for_what_there_is_not_is_told(browser: Browser, playground: GatewayProcess) -> None:
-    async with opened(browser, playground, path="/playground") as page:
-        await at_the_playground(page, "tenant=nobody&model=chat&tokens=99999&placement=end&temperature=0.5")
+    async with at_the_playground(
+        browser, playground, "tenant=nobody&model=chat&tokens=99999&placement=end&temperature=0.5"
+    ) as page:
         await expect(page.locator("#status")).to_contain_text("tenant nobody, placement end, tokens 99999")
         await expect(page.get_by_label("Temperature")).to_have_value("0.5")
 
@@ -186,8 +194,9 @@ async def test_an_address_that_asks_for_what_there_is_not_is_told(browser: Brows
 async def test_an_engine_that_is_down_fails_in_its_columns_and_the_others_finish(
     browser: Browser, playground: GatewayProcess
 ) -> None:
-    async with opened(browser, playground, path="/playground", forgive="50[0-9]") as page:
-        await at_the_playground(page, "tenant=acme&model=chat-gone&max_tokens=24")
+    async with at_the_playground(
+        browser, playground, "tenant=acme&model=chat-gone&max_tokens=24", forgive="50[0-9]"
+    ) as page:
         await expect(page.locator("#status")).to_contain_text("Not answering now: gone.")
         await ask(page)
         await ends(page, "student", "failed")
@@ -201,8 +210,7 @@ async def test_an_engine_that_is_down_fails_in_its_columns_and_the_others_finish
 
 
 async def test_stop_ends_the_answers_and_their_receipts_say_so(browser: Browser, playground: GatewayProcess) -> None:
-    async with opened(browser, playground, path="/playground") as page:
-        await at_the_playground(page, "tenant=acme&model=chat&max_tokens=800")
+    async with at_the_playground(browser, playground, "tenant=acme&model=chat&max_tokens=800") as page:
         seen = len(playground.log)
         await ask(page, "Tell me a very long story about a lighthouse, with many chapters.")
         await ends(page, "guided", "writing")
@@ -215,11 +223,31 @@ async def test_stop_ends_the_answers_and_their_receipts_say_so(browser: Browser,
         await expect(page.get_by_role("button", name="Ask all three")).to_be_enabled()
 
 
+async def test_another_route_ends_what_is_under_way_and_nothing_of_it_comes_later(
+    browser: Browser, playground: GatewayProcess
+) -> None:
+    async with at_the_playground(browser, playground, "tenant=acme&model=chat&max_tokens=800") as page:
+        seen = len(playground.log)
+        await ask(page, "Tell me a very long story about a mountain, with many chapters.")
+        await ends(page, "guided", "writing")
+        await page.get_by_label("Route").select_option("chat-open")
+        assert (await receipt_of(playground, seen, "guided"))["status"] == "client_gone"
+        await expect(page.get_by_role("button", name="Ask all three")).to_be_enabled()
+        assert await page.locator("[data-state=idle]").count() == 3
+        assert await page.locator(".figures").all_inner_texts() == [
+            "First token\n-\nTotal\n-\nTokens written\n-\nCost\n-\nSaved\n-"
+        ] * 3  # fmt: skip
+
+
 async def test_what_is_copied_runs(browser: Browser, playground: GatewayProcess) -> None:
     """As it is, but for the key; and it gets the mode and the length that the page shows, where callers may ask."""
     rights = ["clipboard-read", "clipboard-write"]
-    async with opened(browser, playground, path="/playground", permissions=rights) as page:
-        await at_the_playground(page, "tenant=acme&model=chat-open&tokens=7&max_tokens=16&temperature=0.5&seed=3")
+    async with at_the_playground(
+        browser,
+        playground,
+        "tenant=acme&model=chat-open&tokens=7&max_tokens=16&temperature=0.5&seed=3",
+        permissions=rights,
+    ) as page:
         await page.get_by_label("Question").fill('What\'s "2 + 2"? \\ $HOME `id`\nÜber 🌍.')
         for mode, title in zip(MODES, ("Teacher alone", "Student alone", "Guided"), strict=True):
             for kind, program in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-W", "error", "-c"])):
@@ -252,8 +280,7 @@ async def test_what_is_copied_runs(browser: Browser, playground: GatewayProcess)
 
 
 async def test_where_the_browser_copies_nothing_the_text_is_shown(browser: Browser, playground: GatewayProcess) -> None:
-    async with opened(browser, playground, path="/playground") as page:
-        await at_the_playground(page)
+    async with at_the_playground(browser, playground) as page:
         await page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('no')); }")
         await page.get_by_label("Question").fill("Why?")
         await page.get_by_role("button", name="Copy as curl: Guided").click()
@@ -263,8 +290,7 @@ async def test_where_the_browser_copies_nothing_the_text_is_shown(browser: Brows
 
 
 async def test_all_of_it_goes_by_keyboard(browser: Browser, playground: GatewayProcess) -> None:
-    async with opened(browser, playground, path="/playground") as page:
-        await at_the_playground(page)
+    async with at_the_playground(browser, playground) as page:
         await page.keyboard.press("Tab")
         await expect(page.get_by_text("Skip to the content")).to_be_focused()
         await page.keyboard.press("Enter")
@@ -291,8 +317,7 @@ async def test_all_of_it_goes_by_keyboard(browser: Browser, playground: GatewayP
 
 
 async def test_nothing_is_asked_without_a_question(browser: Browser, playground: GatewayProcess) -> None:
-    async with opened(browser, playground, path="/playground") as page:
-        await at_the_playground(page)
+    async with at_the_playground(browser, playground) as page:
         await page.get_by_role("button", name="Ask all three").click()
         await expect(page.get_by_label("Question")).to_be_focused()
         await page.get_by_label("Question").fill("Why?")
@@ -303,8 +328,7 @@ async def test_nothing_is_asked_without_a_question(browser: Browser, playground:
 
 
 async def test_a_phone_shows_it_one_below_the_other(browser: Browser, playground: GatewayProcess) -> None:
-    async with opened(browser, playground, path="/playground", viewport=PHONE, color_scheme="dark") as page:
-        await at_the_playground(page)
+    async with at_the_playground(browser, playground, viewport=PHONE, color_scheme="dark") as page:
         await expect(page.get_by_label("Projection")).to_be_hidden()
         await ask(page)
         for mode in MODES:

@@ -22,6 +22,11 @@ const UNGUIDED = {
   student_not_probed: "it is not known yet how the student continues an answer",
 };
 
+const SHARED = {
+  cache: "The same opening had been asked for before, and was kept",
+  flight: "Another request was asking for the same opening, and paid for it",
+};
+
 let numbered = 0;
 
 export class Column {
@@ -57,6 +62,7 @@ export class Column {
   }
 
   clear() {
+    this._turn = {}; // what still comes of an earlier run is of another one
     this.receipt = null;
     this._opening = this._words = this._seam = this._tipNode = null;
     for (const line of [this.note, this.problem, this.legend]) line.hidden = true;
@@ -65,16 +71,19 @@ export class Column {
     const empty = this.possible
       ? { teacher: "The teacher writes all of it.", student: "The student writes all of it.", guided: "The teacher writes the first words, the student the rest." }[this.mode]
       : { teacher: "This route names no teacher.", student: "This route names no student.", guided: "This route does not name both a teacher and a student." }[this.mode];
+    this.answer.removeAttribute("aria-busy");
     this.answer.replaceChildren(h("p", { class: "empty" }, empty));
   }
 
   /** Ask, and show what comes. Never raises: what goes wrong stands in the column. */
   async run(wish, signal) {
     this.clear();
+    const turn = this._turn;
+    const current = () => turn === this._turn;
     this.answer.replaceChildren();
     this.answer.setAttribute("aria-busy", "true");
     this._state("waiting");
-    this._clock(performance.now());
+    const ticking = this._clock(performance.now(), current);
     let id = null;
     try {
       const { sampling, system, ...rest } = wish;
@@ -84,18 +93,24 @@ export class Column {
       id = run.id;
       let wrong = null;
       for await (const [name, data] of run.events) {
+        if (!current()) return;
         if (name === "chunk") this._show(data);
         else if (name === "error") wrong = data.message;
         else this._settle(data);
       }
+      if (!current()) return;
       if (wrong) this._fail(wrong);
       else if (this.receipt) this._state("done");
       else this._fail("The stream broke off before its end.");
     } catch (error) {
-      await this._broke(error, id, wish.tenant, signal);
+      clearInterval(ticking);
+      if (current()) await this._broke(error, id, wish.tenant, signal, current);
     } finally {
-      clearInterval(this._ticking);
-      this.answer.removeAttribute("aria-busy");
+      clearInterval(ticking);
+      if (current()) {
+        this._state(this.element.dataset.state); // without the clock
+        this.answer.removeAttribute("aria-busy");
+      }
     }
   }
 
@@ -106,7 +121,7 @@ export class Column {
     return `${this.title}: done after ${duration(this.receipt.timings.total_ms)}, ${money(this.receipt.cost_usd)}.`;
   }
 
-  async _broke(error, id, tenant, signal) {
+  async _broke(error, id, tenant, signal, current) {
     if (signal.aborted) {
       this._state("stopped");
       if (!id) this._note("Stopped before the first word. What it cost stands in its receipt, under the key playground.");
@@ -117,9 +132,10 @@ export class Column {
     if (!id) return;
     try {
       // It waits there until the receipt is written.
-      this._settle(await fetchJson(`/playground/receipts/${encodeURIComponent(tenant)}/${id}`));
+      const receipt = await fetchJson(`/playground/receipts/${encodeURIComponent(tenant)}/${id}`);
+      if (current()) this._settle(receipt);
     } catch (missing) {
-      this._note(missing.message);
+      if (current()) this._note(missing.message);
     }
   }
 
@@ -189,9 +205,9 @@ export class Column {
     this.stateLine.textContent = STATES[state];
   }
 
-  _clock(since) {
-    this._ticking = setInterval(() => {
-      this.stateLine.textContent = `${STATES[this.element.dataset.state]}, ${((performance.now() - since) / 1000).toFixed(1)} s`;
+  _clock(since, current) {
+    return setInterval(() => {
+      if (current()) this.stateLine.textContent = `${STATES[this.element.dataset.state]}, ${((performance.now() - since) / 1000).toFixed(1)} s`;
     }, 100);
   }
 
@@ -218,7 +234,7 @@ function remarks(mode, receipt) {
   else if (receipt.mode !== mode) said.push(`Answered in mode ${receipt.mode}: a budget wanted it cheaper.`);
   if (receipt.guidance && receipt.guidance.placement !== "prefix" && receipt.mode === "guided") said.push("The teacher's words stand in the student's prompt, and not in the answer.");
   if (receipt.guidance?.cut_short) said.push(`The teacher was cut short: ${UNGUIDED[receipt.guidance.cut_short] ?? receipt.guidance.cut_short}.`);
-  if (receipt.teacher?.shared) said.push("The same opening had been asked for before: it came out of the cache, at no cost and in no time.");
+  if (receipt.teacher?.shared) said.push(`${SHARED[receipt.teacher.shared]}: here it cost nothing.`);
   if (receipt.attempts?.length) said.push(`Failed calls before it: ${counted(receipt.attempts.map((one) => `${one.engine} (${one.error})`))}.`);
   if (receipt.status === "client_gone") said.push("The receipt says client_gone, and counts what was written until then.");
   return said;

@@ -26,7 +26,7 @@ function chosen(route) {
   stopping?.abort();
   for (const column of columns) column.choose(route);
   byId("summary").hidden = true;
-  byId("run").disabled = !route;
+  byId("run").disabled = !route || stopping !== null;
   say(route ? "" : "This tenant has no route that answers chats.", "warn", "route");
   say(route?.conditional ? `${route.model} is several routes: the first whose conditions take the question answers it.` : "", "info", "conditional");
   const out = route ? options.engines.filter((one) => [route.teacher, ...route.students].includes(one.name) && (one.up === false || one.rests)) : [];
@@ -69,6 +69,7 @@ function compare() {
     if (Number.isFinite(less)) parts.push(": guided is ", strong(`${share(Math.abs(less))} ${less >= 0 ? "cheaper" : "dearer"}`), " here");
     parts.push(". ");
   }
+  if (guided.teacher?.shared) parts.push("The guided one got its opening for nothing, since the same had been asked for already. ");
   if (student) parts.push(`The student alone cost ${money(student.cost_usd)} and took ${duration(student.timings.total_ms)}. `);
   parts.push(h("span", { class: "soft" }, "They were written at the same time, by engines that they shared."));
   line.replaceChildren(...parts);
