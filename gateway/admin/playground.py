@@ -19,7 +19,7 @@ from gateway.admin.playground_bodies import Run
 from gateway.admin.playground_views import engine_shown, options_shown
 from gateway.admin.replies import json_reply
 from gateway.completion import Visit
-from gateway.errors import GatewayError, ModelNotFound, NotFound
+from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
 from gateway.ledger.draft import Draft
 from gateway.ledger.receipt import Receipt
 from gateway.policy.book import Caller
@@ -104,9 +104,13 @@ async def show_run(request: web.Request) -> web.Response:
 async def _found(request: web.Request, tenant: str, receipt_id: str) -> bytes | None:
     if not RECEIPT_ID.fullmatch(receipt_id):  # whatever else is none of Redis' business
         return None
-    for _ in range(_RECEIPT_LOOKS):
-        if (found := await request.app[RECEIPTS].get(tenant, receipt_id)) is not None:
-            return found
+    for looks_left in reversed(range(_RECEIPT_LOOKS)):
+        try:
+            if (found := await request.app[RECEIPTS].get(tenant, receipt_id)) is not None:
+                return found
+        except StoreUnavailable:
+            if not looks_left:
+                raise
         await asyncio.sleep(_LOOKS_EVERY_S)
     return None
 

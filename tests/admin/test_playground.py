@@ -130,7 +130,7 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             running_gateway(
                 folder,
                 redis_url=redis_url,
-                redis={"prefix": "playground"},
+                redis={"prefix": "playground", "timeout": "2s"},
                 admin={"key": "file:admin.key"},
                 models=[
                     model("big", "tgi", teacher.url, **calm),

@@ -59,7 +59,7 @@ def playground(
             TEACHER_ONLY,
         ],
         redis_url=redis_url,
-        redis={"prefix": "playground-pages"},
+        redis={"prefix": "playground-pages", "timeout": "2s"},
         admin={"key": "env:PAGES_ADMIN_KEY"},
         environ={"PAGES_ADMIN_KEY": ADMIN_KEY},
     ) as process:
@@ -94,14 +94,14 @@ def figure(page: Page, mode: str, name: str) -> Any:
     return page.locator(f"[data-mode={mode}] .figures > div", has=page.get_by_text(name, exact=False)).locator("dd")
 
 
-async def receipt_of(gateway: GatewayProcess, seen: int, mode: str) -> dict[str, Any]:
-    """The first receipt of the playground's, in this mode, after the first `seen` lines of the log."""
-    for _ in range(200):
+async def receipt_of(gateway: GatewayProcess, seen: int, *modes: str, key: str = "playground") -> dict[str, Any]:
+    """The first receipt with this key, in one of these modes, after the first `seen` lines of the log."""
+    for _ in range(400):
         for line in gateway.log[seen:]:
-            if line.get("event") == "request" and line["key"] == "playground" and line["mode"] == mode:
+            if line.get("event") == "request" and line["key"] == key and line["mode"] in modes:
                 return line
         await asyncio.sleep(0.05)
-    raise AssertionError(f"no receipt in mode {mode}")
+    raise AssertionError(f"no receipt in mode {modes}")
 
 
 async def test_three_answers_stream_and_the_teachers_words_are_marked(
@@ -266,10 +266,8 @@ async def test_what_is_copied_runs(browser: Browser, playground: GatewayProcess)
                 )
                 assert ran.returncode == 0, ran.stderr
                 assert ('"chat.completion"' in ran.stdout) if kind == "curl" else ran.stdout.strip()
-                receipt = next(
-                    line for line in playground.log[seen:] if line.get("event") == "request" and line["key"] == "only"
-                )
-                assert receipt["mode"] in {mode, "teacher_complete" if mode == "guided" else mode}
+                modes = (mode, "teacher_complete") if mode == "guided" else (mode,)
+                receipt = await receipt_of(playground, seen, *modes, key="only")
                 if mode == "guided":
                     assert receipt["guidance"]["tokens"] == 7
 
