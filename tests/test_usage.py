@@ -7,11 +7,14 @@ import io
 import json
 import os
 import re
+import shutil
+import subprocess
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -233,6 +236,37 @@ def test_filters_leave_what_they_name(gateway: GatewayProcess, receipts: dict[st
     mine = [o for o in receipts.values() if (o["tenant"], o["key"], o["route"]) == ("acme", "second", "chat")]
     holds(told["total"], mine)
     assert usage(gateway, "since=1h&route=nothing")["rows"] == []
+
+
+def test_the_pages_commands_run(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """With nothing but a shell: what curl is told, and what a bill is checked with."""
+    missing = [name for name in ("curl", "python3", "grep") if shutil.which(name) is None]
+    if missing and "CI" not in os.environ:
+        pytest.skip(f"not run: this machine has no {missing[0]}")
+    (tmp_path / "gateway.log").write_text(gateway.raw_log)
+    page = (Path(__file__).parents[1] / "docs" / "usage.md").read_text("utf-8")
+    scripts = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    told = [in_shell(gateway, script, tmp_path) for script in scripts]
+    assert len(told) == 3
+    mine = [one for one in receipts.values() if one["tenant"] == "acme"]
+    holds(json.loads(told[0])["total"], mine)
+    assert sum(int(line["requests"]) for line in csv.DictReader(io.StringIO(told[1]))) == len(receipts)
+    assert Decimal(told[2]) == total_of(mine, "cost_usd") > 0
+
+
+def in_shell(gateway: GatewayProcess, script: str, folder: Path) -> str:
+    for said, meant in (
+        ("http://127.0.0.1:8080", gateway.url),
+        ("http://127.0.0.1:8081", gateway.admin_url),
+        ("gk-demo", KEY),
+    ):
+        script = script.replace(said, meant)
+    environ = {**os.environ, "GKT_ADMIN_KEY": ADMIN_KEY}
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_csv_says_what_json_does(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:

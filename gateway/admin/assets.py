@@ -35,7 +35,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     # Kept, and asked for anew: a gateway that was upgraded must not be met with an old page.
     "Cache-Control": "no-cache",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from redis.exceptions import RedisError
@@ -30,8 +30,16 @@ if TYPE_CHECKING:
     from gateway.policy.schema import TenantPolicy
 
 _FRESH_S = 0.9
-_DAY_FRESH_S = 60.0
+_PAST_FRESH_S = 60.0
 _LIMIT_S = 2.0
+
+
+class _Past(NamedTuple):
+    """The days of the month that are over. They hardly change, so they are read once a minute, not every time."""
+
+    read_at: float
+    until: int
+    month: Row
 
 
 class Overview:
@@ -49,7 +57,7 @@ class Overview:
         self._reading = asyncio.Lock()
         self._read_at = 0.0
         self._read: dict[str, Any] = {}
-        self._past: dict[Period, tuple[float, Row]] = {}
+        self._past: _Past | None = None
 
     async def sums(self) -> dict[str, Any]:
         """`at`, `live`, `today` and `month`. Raises RedisError and OSError."""
@@ -62,14 +70,16 @@ class Overview:
     async def _look(self, now: float) -> dict[str, Any]:
         today = Period.of("day", now)
         first = datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
-        past = [day for day in periods("day", first, now) if day != today]
-        # Days that are over hardly change: their rows are decoded once a minute, not every time.
-        known = {day: held for day in past if (held := self._past.get(day)) and 0 <= now - held[0] < _DAY_FRESH_S}
         minutes = [Period.of("minute", now - 60), Period.of("minute", now)]
-        wanted = [*minutes, today, *(day for day in past if day not in known)]
+        wanted = [*minutes, today]
+        past = self._past
+        if past is None or past.until != today.start or not 0 <= now - past.read_at < _PAST_FRESH_S:
+            past = None
+            wanted += periods("day", first, today.start)
         found = dict(await self._rollups.totals(wanted))
-        self._past = known | {day: (now, found[day]) for day in past if day in found}
-        month = _together([found[today], *(row for _, row in self._past.values())])
+        if past is None:
+            past = self._past = _Past(now, today.start, _together(found[day] for day in wanted[3:]))
+        month = _together([found[today], past.month])
         return {
             "at": datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "live": {

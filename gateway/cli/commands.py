@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from gateway.cli import SETTINGS
 from gateway.version import __version__
 
-COMMANDS = ("serve", "demo", "check", "schema", "keys", "budgets", "queue", "version")
+COMMANDS = ("serve", "demo", "check", "schema", "keys", "budgets", "usage", "queue", "version")
 
 
 class _Commands(TyperGroup):

@@ -39,7 +39,7 @@ class Dims(NamedTuple):
     student: str
 
 
-class Tokens(msgspec.Struct, array_like=True):
+class Tokens(msgspec.Struct, array_like=True, gc=False):
     """Tokens of one role. `input` was read afresh, `cached` read from the engine's prefix cache; as in metrics."""
 
     input: int = 0
@@ -53,7 +53,7 @@ class Tokens(msgspec.Struct, array_like=True):
         self.output += times * other.output
 
 
-class Row(msgspec.Struct, array_like=True):
+class Row(msgspec.Struct, array_like=True, gc=False):
     """Some receipts, added up. Its order is what Redis and the archive hold: new attributes go to the end.
 
     Attributes:

@@ -32,7 +32,7 @@ KEPT_LATEST = 1_000
 """About how many of the last receipts of all tenants stay at hand."""
 
 _KEYS_PER_CALL = 2_000
-_FIRST_KEYS, _ROWS_PER_PAGE = 20, 2_000
+_FIRST_KEYS, _PARTS_PER_PAGE = 10, 1_000
 _Item = TypeVar("_Item")
 OTHER = "(other)"
 """The key, and the route, of what is beyond the bound of rows. It has brackets, so nothing else is called so."""
@@ -144,10 +144,12 @@ class Page(NamedTuple):
     tenant: str
     fields: Mapping[bytes, bytes]
 
-    def decoded(self) -> Iterator[tuple[Dims, Row]]:
-        """Takes some 10 us a row. Raises msgspec.DecodeError."""
+    def rows(self, only: Mapping[str, str]) -> Iterator[tuple[Dims, Row]]:
+        """Those of these dims. Raises msgspec.DecodeError."""
         for field, raw in self.fields.items():
-            yield _dims(self.tenant, field), Row.from_bytes(raw)
+            where = _dims(self.tenant, field)
+            if all(getattr(where, name) == wanted for name, wanted in only.items()):
+                yield where, Row.from_bytes(raw)
 
 
 class Rollups:
@@ -189,7 +191,15 @@ class Rollups:
 
         Raises as `rows`.
         """
-        places = [(period, tenant) for period in wanted] if tenant is not None else await self._places(wanted)
+        done, most = 0, _FIRST_KEYS
+        while some := wanted[done : done + most]:
+            places = [(period, tenant) for period in some] if tenant is not None else await self._places(some)
+            async for page in self._pages(places):
+                yield page
+            done += len(some)
+            most = _at_once(len(some), len(places))
+
+    async def _pages(self, places: Sequence[tuple[Period, str]]) -> AsyncIterator[list[Page]]:
         done, most = 0, _FIRST_KEYS
         while some := places[done : done + most]:
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -198,8 +208,7 @@ class Rollups:
                 held = await pipe.execute()
             yield [Page(period, whose, fields) for (period, whose), fields in zip(some, held, strict=True)]
             done += len(some)
-            # Few where each holds many rows: what comes at once is parsed on the event loop.
-            most = max(1, min(_KEYS_PER_CALL, len(some) * _ROWS_PER_PAGE // max(1, sum(map(len, held)))))
+            most = _at_once(len(some), sum(map(len, held)))
 
     async def latest(self, most: int, tenant: str | None = None) -> list[bytes]:
         """The last receipts that were added up, the newest first, as JSON. Raises as `rows`."""
@@ -315,6 +324,11 @@ def _field(where: Dims) -> bytes:
 def _dims(tenant: str, field: bytes) -> Dims:
     key, route, mode, teacher, student = msgspec.msgpack.decode(field, type=tuple[str, str, str, str, str])
     return Dims(tenant, key, route, mode, teacher, student)
+
+
+def _at_once(asked: int, came: int) -> int:
+    """How many to ask for next: few where each holds many, since what comes at once is parsed on the event loop."""
+    return max(1, min(_KEYS_PER_CALL, asked * _PARTS_PER_PAGE // max(1, came)))
 
 
 def _batched(items: Iterable[_Item], most: int) -> Iterator[list[_Item]]:

@@ -71,8 +71,9 @@ def asked_range(since: str, until: str, now: float) -> Asked:
 def span(asked: Asked, granularity: Granularity | None, retention: Retention, now: float) -> Span:
     """Which rows to add up; with a granularity, rows of that alone. Raises InvalidRequest where they are not kept."""
     kept = _Kept(retention, now)
-    kept.require(asked.since, granularity)
     among: tuple[Granularity, ...] = GRANULARITIES if granularity is None else (granularity,)
+    if not kept.reach(asked.since, among):
+        raise kept.refusal(asked.since, granularity)
     # Nothing is later than now, so periods that have begun may be taken whole.
     open_end = asked.until >= now
     since = start = kept.floor(asked.since, among)
@@ -81,6 +82,8 @@ def span(asked: Asked, granularity: Granularity | None, retention: Retention, no
         one = kept.widest(start, math.inf if open_end else asked.until, among)
         found.append(one)
         start += SECONDS[one.granularity]
+    if not found:  # all of it is about to be forgotten
+        raise kept.refusal(asked.since, granularity)
     return Span(since, _ceiling(now, SECONDS[among[0]]) if open_end else start, found)
 
 
@@ -91,14 +94,12 @@ class _Kept:
         self._retention = retention
         self._now = now
 
-    def has(self, granularity: Granularity, start: int) -> bool:
-        return self._retention.ends(granularity, start) > self._now + _MARGIN_S
+    def reach(self, since: float, among: Sequence[Granularity]) -> bool:
+        """Whether they go back so far, or but for the part of one period."""
+        return any(since >= self._now - self._retention.of(one) - SECONDS[one] for one in among)
 
-    def require(self, since: float, granularity: Granularity | None) -> None:
-        """Raises InvalidRequest, which says what is kept."""
-        among = GRANULARITIES if granularity is None else (granularity,)
-        if any(since >= self._now - self._retention.of(one) - SECONDS[one] for one in among):
-            return
+    def refusal(self, since: float, granularity: Granularity | None) -> InvalidRequest:
+        """What to say of a range that they do not reach: what is kept."""
         kept = ", ".join(f"by the {one} for {in_short(self._retention.of(one))}" for one in GRANULARITIES)
         finest = next((one for one in GRANULARITIES if since >= self._now - self._retention.of(one)), None)
         if finest is None:
@@ -107,7 +108,7 @@ class _Kept:
         else:
             oldest = shown(self._now - self._retention.of(granularity or finest))
             fix = f"ask with granularity={finest}, or since {oldest} at the earliest"
-        raise InvalidRequest(
+        return InvalidRequest(
             f"'since' ({shown(since)}) is older than what is kept. Usage is kept {kept}: {fix}.", param="since"
         )
 
@@ -117,8 +118,8 @@ class _Kept:
             one = Period.of(granularity, since)
             if self._has(one):
                 return one.start
-        last = Period.of(among[-1], since)
-        return last.start + SECONDS[among[-1]]
+        longest = max(among, key=self._retention.of)
+        return Period.of(longest, since).start + SECONDS[longest]
 
     def widest(self, start: int, until: float, among: Sequence[Granularity]) -> Period:
         """The longest period that begins there and does not go beyond; where none does, the shortest that is kept."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import pytest_asyncio
-from playwright.async_api import async_playwright
+from playwright.async_api import async_playwright, expect
 
 from load_tests.engine_process import fake_engine
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
@@ -50,6 +50,7 @@ async def browser() -> AsyncIterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail("there is no chromium here: scripts/system installs it")
         pytest.skip("there is no chromium here: scripts/system installs it")
+    expect.set_options(timeout=_LIMIT_MS)
     async with async_playwright() as playwright:
         launched = await playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=_ARGUMENTS)
         yield launched
@@ -70,7 +71,7 @@ def pages(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             ],
             routes=[guided(), STUDENT_ONLY, TEACHER_ONLY],
             redis_url=redis_url,
-            redis={"prefix": "pages"},
+            redis={"prefix": "pages", "timeout": "2s"},  # a busy machine is not what is tried here
             admin={"key": "env:PAGES_ADMIN_KEY"},
             environ={"PAGES_ADMIN_KEY": ADMIN_KEY},
             tenants={

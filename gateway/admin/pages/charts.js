@@ -99,8 +99,8 @@ const CHARTS = [
   },
 ];
 
-function label(start, granularity) {
-  return granularity === "day" ? day(start) : granularity === "hour" ? `${day(start)}, ${minuteOfDay(start)}` : minuteOfDay(start);
+function label(start, { granularity, since, until }) {
+  return granularity === "day" ? day(start) : until - since > 86_400_000 ? `${day(start)}, ${minuteOfDay(start)}` : minuteOfDay(start);
 }
 
 class Figure {
@@ -131,10 +131,11 @@ class Figure {
     const byStart = new Map(rows.map((row) => [Date.parse(row.start), row]));
     const found = starts.map((start) => byStart.get(start) ?? null);
     const series = this.spec.series(rows);
-    const empty = !rows.some((row) => row.requests);
-    this.caption.textContent = empty ? "" : this.spec.words(rows, all);
+    const idle = !rows.some((row) => row.requests);
+    const empty = idle || series.length === 0;
+    this.caption.textContent = idle ? "" : this.spec.words(rows, all);
     this.none.hidden = !empty;
-    this.none.textContent = "Nothing happened in this time.";
+    this.none.textContent = idle ? "Nothing happened in this time." : `No ${this.spec.title.toLowerCase()} in this time.`;
     this.canvas.setAttribute("aria-label", `${this.spec.title}, ${range.words}. ${empty ? "Nothing happened." : this.caption.textContent}`);
     this.legend.replaceChildren(...series.map((one) => {
       const swatch = h("span", { class: `swatch${one.line ? " line" : ""}${one.dashed ? " dashed" : ""}` });
@@ -151,7 +152,7 @@ class Figure {
     const lines = starts.map((start, index) => [start, found[index]]).filter(([, row]) => row).reverse();
     this.body.replaceChildren(h("table", {}, h("caption", { class: "visually-hidden" }, `${this.spec.title}, ${range.words}`),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, `From, by the ${range.granularity}`), columns.map((one) => h("th", { scope: "col", class: "num" }, one.title)))),
-      h("tbody", {}, lines.map(([start, row]) => h("tr", {}, h("th", { scope: "row" }, label(start, range.granularity)),
+      h("tbody", {}, lines.map(([start, row]) => h("tr", {}, h("th", { scope: "row" }, label(start, range)),
         columns.map((one) => h("td", { class: "num" }, (one.right ? this.spec.showRight : this.spec.show)(one.of(row)))))))));
   }
 
@@ -171,12 +172,14 @@ class Figure {
       pointRadius: ({ dataIndex: at, dataset: { data: of } }) => (found.length <= 40 || (of[at - 1] ?? null) === null || (of[at + 1] ?? null) === null ? 2.5 : 0),
       pointHitRadius: 8,
       spanGaps: true,
+      barPercentage: 1,
+      categoryPercentage: found.length > 60 ? 1 : 0.8,
       order: one.line ? 0 : 1,
       fill: one.fillTo === undefined ? false : { target: one.fillTo, above: faint("--series-saved", 0.3), below: faint("--series-lost", 0.4) },
     }));
     const axis = (show, extra = {}) => ({
       beginAtZero: true, stacked: true, border: { display: false }, grid: { color: grid },
-      ticks: { color: ink, maxTicksLimit: 5, callback: (value) => show(value) }, ...extra,
+      ticks: { color: ink, maxTicksLimit: 5, precision: this.spec.show === whole || this.spec.show === tokens ? 0 : undefined, callback: (value) => show(value) }, ...extra,
     });
     const scales = {
       x: { stacked: true, grid: { display: false }, border: { color: grid }, ticks: { color: ink, maxRotation: 0, autoSkip: true, autoSkipPadding: 24 } },
@@ -196,9 +199,15 @@ class Figure {
         },
       },
     };
-    const data = { labels: starts.map((start) => label(start, range.granularity)), datasets };
-    this.chart?.destroy();
+    if (empty) datasets.length = 0;
+    const data = { labels: starts.map((start) => label(start, range)), datasets };
+    if (this.chart) {
+      Object.assign(this.chart, { data, options }); // and not a new one: who points at it keeps what is told of the point
+      this.chart.update("none");
+      return;
+    }
     this.chart = new Chart(this.canvas, { type: "bar", data, options });
+    if (!performance.getEntriesByName("first-chart").length) performance.mark("first-chart");
   }
 
   repaint() {

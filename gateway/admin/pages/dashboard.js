@@ -1,3 +1,4 @@
+import { books } from "./books.js";
 import { budgets } from "./budgets.js";
 import { charts } from "./charts.js";
 import { byId } from "./dom.js";
@@ -46,6 +47,7 @@ poll(async () => {
   await showPolicies(overview);
 }, 2_000, { about: "live", what: "The figures" });
 poll(() => showEngines.look(), 4_000, { about: "queues", what: "The queues" });
+poll(books(byId("books")), 4_000, { about: "books", what: "The state of the archive" });
 poll(receipts(byId("receipts")), 4_000, { about: "receipts", what: "The receipts" });
 poll(budgets(byId("budgets")), 15_000, { about: "budgets", what: "The budgets" });
 

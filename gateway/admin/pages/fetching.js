@@ -17,8 +17,11 @@ export function toLogin(why) {
   location.assign(`/login?${new URLSearchParams({ why, next: here })}`);
 }
 
-/** The reply of a request to this listener, whatever its kind. Raises Refused. `signal` may end it. */
-export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_MS } = {}) {
+/**
+ * The reply of a request to this listener, whatever its kind. Raises Refused. `signal` may end it; `also` are statuses
+ * that are no errors here.
+ */
+export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_MS, also = [] } = {}) {
   const signals = [signal, limitMs ? AbortSignal.timeout(limitMs) : null].filter(Boolean);
   let reply;
   try {
@@ -33,7 +36,7 @@ export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_
     if (signal?.aborted) throw error;
     throw new Refused("The gateway does not answer. It may have stopped, or be out of reach.", 0, "unreachable");
   }
-  if (reply.ok) return reply;
+  if (reply.ok || also.includes(reply.status)) return reply;
   let said = {};
   try {
     said = (await reply.json()).error ?? {};

@@ -45,7 +45,8 @@ export const seconds = (s) => (known(s) ? duration(Number(s) * 1000) : NOTHING);
 export function share(part, of = 1) {
   if (!known(part) || !known(of) || Number(of) === 0) return NOTHING;
   const percent = (100 * Number(part)) / Number(of);
-  if (percent !== 0 && Math.abs(percent) < 0.1) return percent > 0 ? "<0.1 %" : ">\u22120.1 %";
+  if (percent === 0) return "0 %";
+  if (Math.abs(percent) < 0.1) return percent > 0 ? "<0.1 %" : ">\u22120.1 %";
   return `${percent.toFixed(Math.abs(percent) < 10 ? 1 : 0).replace("-", "\u2212")} %`;
 }
 

@@ -84,7 +84,8 @@ export function tiles(box) {
   function savings(set, period, below) {
     const usd = Number(period.savings_usd);
     const part = share(usd, Number(period.baseline_usd));
-    set(money(period.savings_usd), usd < 0 ? `cost more than the teacher alone` : below(part), usd < 0 ? "bad" : usd > 0 ? "good" : "");
+    const words = usd < 0 ? "cost more than the teacher alone" : Number(period.baseline_usd) ? below(part) : "nothing to save on yet";
+    set(money(period.savings_usd), words, usd < 0 ? "bad" : usd > 0 ? "good" : "");
   }
 
   document.addEventListener("themechange", () => drawLine(line));
@@ -107,6 +108,6 @@ export function tiles(box) {
     errors(whole(wrong), wrong ? `${share(wrong, live.requests)}, ${mostOf(live.errors)}` : "in the last minutes", wrong ? "bad" : "");
     cost(money(today.cost_usd), `teacher alone ${money(today.baseline_usd)}`);
     savings(saved, today, (part) => `${part} of the teacher alone`);
-    savings(month, overview.month, (part) => `${part} of ${money(overview.month.baseline_usd)}, which the teacher alone would have cost; spent ${money(overview.month.cost_usd)}`);
+    savings(month, overview.month, (part) => `${part} of the teacher alone, ${money(overview.month.baseline_usd)}; spent ${money(overview.month.cost_usd)}`);
   };
 }

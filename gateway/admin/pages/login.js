@@ -11,7 +11,9 @@ const asked = new URLSearchParams(location.search);
 
 /** Where to go on: a page of this listener, whatever the address says. */
 function next() {
-  const wanted = new URL(asked.get("next") ?? "/dashboard", location.origin);
+  const named = asked.get("next") ?? "/dashboard";
+  if (!URL.canParse(named, location.origin)) return "/dashboard";
+  const wanted = new URL(named, location.origin);
   return wanted.origin === location.origin && !wanted.pathname.startsWith("/login") ? wanted.pathname + wanted.search + wanted.hash : "/dashboard";
 }
 

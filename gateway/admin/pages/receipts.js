@@ -2,24 +2,10 @@
 import { h, byId } from "./dom.js";
 import { fetchJson } from "./fetching.js";
 import { duration, moment, money, timeOfDay, whole } from "./format.js";
+import { stages } from "./stages.js";
 import { table } from "./table.js";
 
 const shown = (share) => (share ? `${share.model}: ${whole(share.input_tokens)} read, ${whole(share.output_tokens)} written${share.estimated ? " (estimated)" : ""}${share.shared ? `, shared (${share.shared})` : ""}` : "-");
-
-/** Stages of one request, from when it came in: [title, from, took, token]. What is left is the student's and the reply's. */
-export function stages(receipt) {
-  const { admission_ms: admission, batch_wait_ms: wait, teacher_ms: teacher, total_ms: total } = receipt.timings;
-  const found = [];
-  let at = 0;
-  for (const [title, took, token] of [["Admission", admission, "--series-admission"], ["Wait for a batch", wait, "--series-wait"], ["Teacher", teacher, "--series-teacher"]]) {
-    if (took === undefined || took === null) continue;
-    const from = Math.min(at, total);
-    found.push([title, from, Math.min(took, total - from), token, took]);
-    at += took;
-  }
-  if (total > at) found.push([receipt.student ? "Student and reply" : "Reply", at, total - at, "--series-student", total - at]);
-  return found;
-}
 
 function waterfall(receipt) {
   const { total_ms: total, first_token_ms: first } = receipt.timings;

@@ -26,7 +26,7 @@ export function engines(box, note) {
       { key: "fleet", title: "Permits, fleet", number: true, value: (row) => queues[row.name]?.in_flight ?? null, show: (row) => (queues[row.name] ? `${whole(queues[row.name].in_flight)} of ${whole(queues[row.name].cap)}` : "-") },
       { key: "waiting", title: "Waiting", number: true, value: (row) => queues[row.name]?.waiting ?? null, show: (row) => (queues[row.name] ? whole(queues[row.name].waiting) : "-") },
       { key: "oldest", title: "Oldest wait", number: true, value: (row) => queues[row.name]?.oldest_wait_s ?? null, show: (row) => seconds(queues[row.name]?.oldest_wait_s) },
-      { key: "detail", title: "Says", value: (row) => row.detail, show: (row) => [row.detail, ...row.warnings].join("; ") },
+      { key: "detail", title: "Says", wrap: true, value: (row) => row.detail, show: (row) => [row.detail, ...row.warnings].join("; ") },
     ],
   });
   return {
@@ -49,7 +49,7 @@ export function policies(box) {
     find: (row) => `${row.tenant} ${row.routes.map((one) => one.model).join(" ")}`,
     columns: [
       { key: "tenant", title: "Tenant", value: (row) => row.tenant, show: (row) => row.tenant },
-      { key: "routes", title: "Routes", value: (row) => row.routes.length, show: (row) => row.routes.map((one) => `${one.model} (${one.mode})`).join(", ") },
+      { key: "routes", title: "Routes", wrap: true, value: (row) => row.routes.length, show: (row) => row.routes.map((one) => `${one.model} (${one.mode})`).join(", ") },
       { key: "keys", title: "Keys in the file", number: true, value: (row) => row.keys, show: (row) => whole(row.keys) },
       { key: "budget", title: "Budget of its own", value: (row) => String(row.budget), show: (row) => (row.budget ? "yes" : "no") },
     ],

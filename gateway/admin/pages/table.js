@@ -2,7 +2,7 @@
 import { h } from "./dom.js";
 
 /**
- * A table under `box`. `columns`: {key, title, value(row) to sort by, show(row) as text or node, number: right aligned}.
+ * A table under `box`. `columns`: {key, title, value(row) to sort by, show(row) as text or node, number: right aligned, wrap: may be long}.
  * The first column names the row. `caption` is read out. Call `rows(list)` with what it shows.
  */
 export function table(box, { caption, columns, sort, descending = true, search = null, empty = "Nothing yet.", most = 500, find = (row) => columns.map((one) => one.value(row)).join(" ") }) {
@@ -45,7 +45,7 @@ export function table(box, { caption, columns, sort, descending = true, search =
     });
     const found = all.filter((row) => !wanted || find(row).toLowerCase().includes(wanted)).sort(compare);
     body.replaceChildren(...found.slice(0, most).map((row) => h("tr", {}, columns.map((column, index) =>
-      h(index ? "td" : "th", { scope: index ? null : "row", class: column.number ? "num" : null }, column.show(row))))));
+      h(index ? "td" : "th", { scope: index ? null : "row", class: column.number ? "num" : column.wrap ? "wrap" : null }, column.show(row))))));
     frame.hidden = found.length === 0;
     none.hidden = found.length > 0;
     none.textContent = all.length ? `Nothing matches "${wanted}".` : empty;

@@ -1,0 +1,55 @@
+"""What GET /usage might say of far more traffic than a test can send: to see whether the page bears it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+
+def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
+    """A row's figures; its stages take one another's double."""
+    stages = ("admission", "batch_wait", "teacher", "first_token", "total")
+    spent = {
+        name: {"count": requests, "mean": 2.0**place, "p50": 2.0**place, "p95": 3.0**place, "p99": 4.0**place}
+        for place, name in enumerate(stages)
+    }
+    read = {"input": 40 * requests, "cached": 10 * requests, "output": 30 * requests}
+    return {
+        "requests": requests,
+        "errors": {f"label_{place}": requests // 1000 * place for place in range(1, 9)},
+        "unguided": {},
+        "tokens": {"teacher": read, "student": read, "failed": read, "kept": 0, "answer": 1, "answer_by_teacher": 0},
+        "teacher_token_share": 0.25,
+        "batches": {"count": requests // 4, "mean_size": 4.0},
+        "latency_ms": spent,
+        "cost_usd": f"{cost:f}",
+        "baseline_usd": f"{baseline:f}",
+        "savings_usd": f"{baseline - cost:f}",
+        "baseline_estimated": requests // 3,
+        "cost_share": cost / baseline if baseline else None,
+    }
+
+
+def by_tenant(count: int) -> dict[str, Any]:
+    """Tenants of which the first cost most; every tenth costs more than the teacher alone."""
+    rows = []
+    for place in range(count):
+        cost = 1e6 - place
+        told = figures((count - place) * 9_999_999, cost, cost * (0.5 if place % 10 == 9 else 3))
+        rows.append({"tenant": f"tenant-{place:03d}", **told})
+    return {"object": "usage", "rows": rows, "total": figures(1, 1, 1)}
+
+
+def over_time(hours: int) -> dict[str, Any]:
+    """Hours up to now: they save by day and lose by night."""
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    starts = [now - timedelta(hours=back) for back in reversed(range(hours))]
+    rows = [
+        {
+            "start": start.isoformat().replace("+00:00", "Z"),
+            **figures(90_000 + 3_000 * start.hour, 40 + start.hour, 90 if start.hour % 12 > 3 else 30),
+        }
+        for start in starts
+    ]
+    total = figures(sum(row["requests"] for row in rows), 1234.5, 2345.6)
+    return {"object": "usage", "rows": rows, "total": total}
