@@ -125,7 +125,7 @@ async def show_overview(request: web.Request) -> web.Response:
                     "up": engine.state.up,
                     "detail": engine.state.detail,
                     "breaker": engine.breaker,
-                    "in_flight": engine.in_flight,
+                    "in_flight": engine.calls,
                     "warnings": engine.state.warnings,
                 }
                 for name, engine in app[ENGINES].items()

@@ -45,7 +45,7 @@ class GuardedEngine:
         self._metrics = metrics
         self._clock = clock
         self._told: BreakerState = "closed"
-        self._calls = 0
+        self._under_way = UnderWay()
         metrics.engine_breaker.labels(engine.name).set(0)
 
     @property
@@ -62,9 +62,9 @@ class GuardedEngine:
         return self._breaker.state(self._clock())
 
     @property
-    def in_flight(self) -> int:
-        """Calls of this process that it has not done with."""
-        return self._calls
+    def calls(self) -> int:
+        """How many are under way; probes do not count."""
+        return self._under_way.calls
 
     @property
     def rests(self) -> bool:
@@ -109,10 +109,7 @@ class GuardedEngine:
         await self._engine.close()
 
     def _guarded(self) -> _Verdict:
-        return _Verdict(self.name, self._breaker, self._clock, self._tell, self._count)
-
-    def _count(self, more: int) -> None:
-        self._calls += more
+        return _Verdict(self.name, self._breaker, self._clock, self._tell, self._under_way)
 
     def _tell(self) -> None:
         """Let operators know what the breaker is now, if that is news to them."""
@@ -124,10 +121,19 @@ class GuardedEngine:
         log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
 
 
+class UnderWay:
+    """How many calls there are. A gauge that each call moved would cost more than all else that is done here."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
 class _Verdict:
     """One call: entering may raise EngineResting, leaving tells the breaker how the call ended."""
 
-    __slots__ = ("_breaker", "_clock", "_count", "_engine", "_tell", "_trial", "begun")
+    __slots__ = ("_breaker", "_clock", "_engine", "_tell", "_trial", "_under_way", "begun")
 
     def __init__(
         self,
@@ -135,13 +141,13 @@ class _Verdict:
         breaker: Breaker,
         clock: Callable[[], float],
         tell: Callable[[], None],
-        count: Callable[[int], None],
+        under_way: UnderWay,
     ) -> None:
         self._engine = engine
         self._breaker = breaker
         self._clock = clock
         self._tell = tell
-        self._count = count
+        self._under_way = under_way
         self._trial = False
         self.begun = False
 
@@ -155,7 +161,7 @@ class _Verdict:
                 retry_after_s=wait_s,
             )
         self._trial = self._breaker.begin(now)
-        self._count(1)
+        self._under_way.calls += 1
         self._tell()
         return self
 
@@ -174,8 +180,8 @@ class _Verdict:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._under_way.calls -= 1
         breaker = self._breaker
-        self._count(-1)
         match error:
             case None:
                 return

@@ -159,10 +159,14 @@ async def test_two_hundred_tenants_are_sorted_and_searched(browser: Browser, pag
         await expect(page.get_by_text('Nothing matches "nobody".')).to_be_visible()
         await page.get_by_label("Search tenants").fill("")
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await expect(page.get_by_role("link", name="As CSV")).to_have_attribute(
+            "href", re.compile("by=tenant&format=csv")
+        )
         assert await accessible(page) == []
         await shoot(page, "dashboard-large")
 
 
+@pytest.mark.long
 async def test_savings_that_are_negative_are_said_and_not_only_coloured(
     browser: Browser, pages: GatewayProcess
 ) -> None:
@@ -219,6 +223,7 @@ async def test_all_of_it_can_be_reached_by_keyboard_and_the_focus_is_seen(
         await expect(page.get_by_role("button", name="6 h")).to_have_attribute("aria-pressed", "true")
 
 
+@pytest.mark.long
 async def test_new_figures_do_not_take_the_focus_away(browser: Browser, pages: GatewayProcess) -> None:
     first = (await send(pages, 1))[0]
     async with dashboard(browser, pages) as page:
@@ -234,7 +239,7 @@ async def test_new_figures_do_not_take_the_focus_away(browser: Browser, pages: G
         await expect(page.locator("#receipts").get_by_role("button", name=second)).to_be_visible()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.long), "dark"])
 async def test_it_fits_a_phone(browser: Browser, pages: GatewayProcess, scheme: Any) -> None:
     await send(pages, 5)
     phone = {"viewport": {"width": 360, "height": 740}, "device_scale_factor": 2, "has_touch": True}
@@ -267,6 +272,7 @@ async def test_colours_follow_the_system_or_the_switch_and_the_switch_is_kept(
         assert await page.evaluate(ground) == dark
 
 
+@pytest.mark.long
 async def test_who_wants_no_motion_gets_none(browser: Browser, pages: GatewayProcess) -> None:
     async with dashboard(browser, pages, reduced_motion="reduce") as page:
         moving = await page.evaluate(
@@ -287,6 +293,7 @@ async def test_a_session_that_ends_leads_to_the_login_and_back(browser: Browser,
         await expect(page.get_by_role("button", name="6 h")).to_have_attribute("aria-pressed", "true")
 
 
+@pytest.mark.long
 async def test_who_pauses_is_asked_no_more(browser: Browser, pages: GatewayProcess) -> None:
     async with dashboard(browser, pages) as page:
         requests: list[str] = []

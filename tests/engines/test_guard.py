@@ -157,15 +157,3 @@ async def test_a_breaker_that_opens_is_said_once(calls: int, capsys: pytest.Capt
         with pytest.raises(EngineOverloaded):
             await anext(one)
     assert capsys.readouterr().out.count("breaker") == 1
-
-
-async def test_a_call_is_in_flight_until_it_ends_however_it_ends() -> None:
-    world = World([WORD, WORD], [failed()], [failed()], [WORD])
-    async with aclosing(world.engine.stream({})) as groups:
-        await anext(groups)
-        assert world.engine.in_flight == 1
-    assert world.engine.in_flight == 0
-    await world.call()
-    await world.call()
-    assert isinstance(await world.call(), EngineResting)  # refused, and so never made
-    assert world.engine.in_flight == 0

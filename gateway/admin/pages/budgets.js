@@ -73,6 +73,8 @@ export function budgets(box) {
       { key: "forecast", title: "At this pace", value: (row) => forecast(row), show: (row) => forecast(row) },
     ],
   });
+  const more = h("p", { class: "soft small", hidden: true }, `These are the first ${MOST_PAGES * 500}; gkt-gateway budgets lists all.`);
+  box.append(more);
   return async () => {
     const all = [];
     let after = null;
@@ -82,6 +84,7 @@ export function budgets(box) {
       after = reply.next;
       if (!after) break;
     }
+    more.hidden = !after;
     view.rows(all);
   };
 }

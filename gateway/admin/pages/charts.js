@@ -50,7 +50,7 @@ const CHARTS = [
     words(rows, all) {
       const [cost, baseline] = [total(rows, (row) => Number(row.cost_usd)), total(rows, (row) => Number(row.baseline_usd))];
       const saved = baseline - cost;
-      const guessed = all.baseline_estimated ? ` The teacher's cost is an estimate for ${tokens(all.baseline_estimated)} of ${tokens(all.requests)} requests.` : "";
+      const guessed = all.baseline_estimated ? ` The teacher's cost is an estimate for ${tokens(all.baseline_estimated)} of ${tokens(all.requests)} requests${Number(all.baseline_error_usd) ? `, and may be wrong by ${money(all.baseline_error_usd)}` : ""}.` : "";
       return `Cost ${money(cost)}, which is ${share(all.cost_share)} of what the teacher alone would have cost, ${money(baseline)}; ${saved < 0 ? `${money(-saved)} more was spent than that` : `${money(saved)} saved`}.${guessed}`;
     },
   },

@@ -23,15 +23,16 @@ const past = poll(async () => {
   const [ticket, of] = [(wanted += 1), range()];
   const reply = await fetchJson(`/usage?${query(of, { granularity: of.granularity })}`);
   if (ticket === wanted) draw(of, reply.rows, reply.total);
-}, 15_000, { about: "history", what: "The charts" });
+}, 15_000, { about: "history" });
 
 const table = usage(byId("usage-by"), byId("usage"), () => who());
 const who = poll(async () => {
   const [by, of] = [table.by(), range()];
   const reply = await fetchJson(`/usage?${query(of, { by })}`);
   byId("usage-range").textContent = `Of ${of.words}.`;
+  byId("usage-csv").href = `/usage?${query(of, { by, format: "csv" })}`;
   table.rows(by, reply.rows);
-}, 15_000, { about: "usage", what: "The usage figures" });
+}, 15_000, { about: "usage" });
 
 const showTiles = tiles(byId("tiles"));
 const showEngines = engines(byId("engines"), byId("engines-note"));
@@ -46,10 +47,10 @@ poll(async () => {
   showEngines.show(overview);
   await showPolicies(overview);
 }, 2_000, { about: "live", what: "The figures" });
-poll(() => showEngines.look(), 4_000, { about: "queues", what: "The queues" });
-poll(books(byId("books")), 4_000, { about: "books", what: "The state of the archive" });
-poll(receipts(byId("receipts")), 4_000, { about: "receipts", what: "The receipts" });
-poll(budgets(byId("budgets")), 15_000, { about: "budgets", what: "The budgets" });
+poll(() => showEngines.look(), 4_000, { about: "queues" });
+poll(books(byId("books")), 4_000, { about: "books" });
+poll(receipts(byId("receipts")), 4_000, { about: "receipts" });
+poll(budgets(byId("budgets")), 15_000, { about: "budgets" });
 
 const pause = byId("pause");
 pause.addEventListener("click", () => {

@@ -14,9 +14,10 @@ export function setPaused(yes) {
 
 /**
  * Call `look` every `everyMs` while the page is visible and not paused, never twice at a time. What fails is said in
- * the status line, with how old the figures are by then, and is tried again. Returns a function that looks at once.
+ * the status line under `about`, and is tried again; with `what`, how old that is by then. Returns a function that looks
+ * at once.
  */
-export function poll(look, everyMs, { about, what }) {
+export function poll(look, everyMs, { about, what = "" }) {
   let timer = null;
   let running = false;
   let again = false;
@@ -35,10 +36,13 @@ export function poll(look, everyMs, { about, what }) {
       lastGood = Date.now();
       failures = 0;
       say("", "warn", about);
+      say("", "warn", `${about}, age`);
     } catch (error) {
       failures += 1;
-      const old = lastGood ? ` ${what} are of ${timeOfDay(lastGood)}.` : "";
-      if (!left) say(`${error.message}${old}`, "bad", about);
+      if (!left) {
+        say(error.message, "bad", about);
+        say(what && lastGood ? `${what} are of ${timeOfDay(lastGood)}.` : "", "bad", `${about}, age`);
+      }
     }
     running = false;
     plan(again ? 0 : Math.min(30_000, everyMs * 2 ** Math.min(failures, 4)));

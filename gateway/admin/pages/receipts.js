@@ -34,6 +34,9 @@ function facts(pairs) {
   return h("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
 }
 
+/** By how much an estimate may be wrong, where that is told. */
+const within = (error) => (Number(error) ? ` \u00b1 ${money(error)}` : "");
+
 function open(receipt) {
   const dialog = byId("dialog");
   const { total_ms: total, first_token_ms: first } = receipt.timings;
@@ -48,9 +51,9 @@ function open(receipt) {
       ["Mode", receipt.unguided ? `${receipt.mode}, unguided: ${receipt.unguided}` : receipt.mode],
       ["Status", receipt.status],
       ["Cost", money(receipt.cost_usd)],
-      [`${receipt.baseline_model} alone${receipt.baseline_estimated ? " (estimate)" : ""}`, money(receipt.baseline_usd)],
+      [`${receipt.baseline_model} alone${receipt.baseline_estimated ? " (estimate)" : ""}`, money(receipt.baseline_usd) + within(receipt.baseline_error_usd)],
       ["Saved", receipt.savings_usd === undefined ? null : h("span", { class: saved < 0 ? "bad" : "good" }, money(receipt.savings_usd))],
-      ["Batch", receipt.batch ? `${receipt.batch.size} calls (${receipt.batch.id})` : null],
+      ["Batch", receipt.batch ? `${receipt.batch.size} ${receipt.batch.size === 1 ? "call" : "calls"} (${receipt.batch.id})` : null],
       ["Teacher", shown(receipt.teacher)],
       ["Student", shown(receipt.student)],
       ["Failed calls", receipt.attempts?.length ? receipt.attempts.map((one) => `${one.engine}: ${one.error}`).join("; ") : null],

@@ -9,7 +9,7 @@ export function say(text, kind = "warn", about = "page") {
   else said.delete(about);
   const line = byId("status");
   const all = [...said.values()];
-  const words = all.map((one) => one.text).join(" ");
+  const words = [...new Set(all.map((one) => one.text))].join(" "); // of many that fail alike, once
   if (line.textContent !== words) line.textContent = words;
   line.hidden = all.length === 0;
   line.dataset.kind = all.some((one) => one.kind === "bad") ? "bad" : all.some((one) => one.kind === "warn") ? "warn" : "info";
