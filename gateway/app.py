@@ -264,9 +264,7 @@ async def gateway(
         admin[ATTEMPTS] = Attempts()
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DOCUMENT] = document(ROUTES)
-        public[keys.COMPLETIONS] = completions
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
-        public[keys.RECEIPTS] = store
         public[keys.SPEEDS] = Speeds(redis.commands, redis_keys, lease_s)
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
@@ -275,6 +273,9 @@ async def gateway(
             admin[keys.ARCHIVE_BOARD] = archive.board
         admin[keys.LEDGER_STATE] = ledger_state
         admin[keys.UPTIME] = uptime
+        admin[keys.LEDGER] = ledger
+        admin[keys.LEASE_S] = lease_s
+        admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
         admin[keys.KEY_FOLLOWER] = follower
@@ -283,6 +284,8 @@ async def gateway(
         for app in (public, admin):
             app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
+            app[keys.COMPLETIONS] = completions
+            app[keys.RECEIPTS] = store
             app[keys.DEFAULTS] = settings.defaults
             app[keys.ROLLUPS] = rollups
             # One each, so that callers who ask often take no operator's turn.

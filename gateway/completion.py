@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gateway.finishing import RESTARTED
 from gateway.ledger.draft import Draft
@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from gateway.ledger.receipt import Receipt
     from gateway.opening import Guide, Opening
     from gateway.policy.book import Caller
+    from gateway.policy.overrides import Wanted
     from gateway.policy.resolve import Plan
     from gateway.protocol import CompletionRequest, Json
     from gateway.shadowing import Shadows
+
+    class RelayMaker(Protocol):
+        def __call__(self, head: ReplyHead, *, wants_usage: bool) -> StreamRelay: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class Visit:
     """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
 
     `headers` are the request's own, read where a route asks for one. `allowance` is filled in as soon as it is known.
+    `wanted` is how an operator wants it answered, in the place of what a caller may ask for.
     """
 
     id: str
@@ -47,6 +52,7 @@ class Visit:
     started: float
     headers: Mapping[str, str]
     allowance: Allowance = field(default_factory=Allowance)
+    wanted: Wanted | None = None
 
     def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
         """The receipt of what comes of this, to be filled in."""
@@ -125,17 +131,20 @@ class Completions:
             self._cast(visit, plan, asked)
             return Answer(body, receipt, plan.show_cost)
 
-    async def stream(self, visit: Visit, asked: CompletionRequest) -> AsyncGenerator[Draft | list[Json], None]:
+    async def stream(
+        self, visit: Visit, asked: CompletionRequest, relay_of: RelayMaker = StreamRelay
+    ) -> AsyncGenerator[Draft | list[Json], None]:
         """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
 
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
+        `relay_of` makes what turns the engines' chunks into the caller's.
         """
         plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place():
             plan = await self._admission.reserve(draft, asked, visit.caller)
-            relay = StreamRelay(head, wants_usage=asked.wants_usage)
+            relay = relay_of(head, wants_usage=asked.wants_usage)
             announced = False
             async with aclosing(self._chunks(plan, asked, relay, draft)) as groups:
                 async for chunks in groups:
@@ -186,7 +195,9 @@ class Completions:
 
     async def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
         route = await find_route(visit.caller, asked, visit.headers)
-        return resolve(visit.caller.policy, route, asked, self._finisher.look, headers=visit.headers)
+        return resolve(
+            visit.caller.policy, route, asked, self._finisher.look, headers=visit.headers, wanted=visit.wanted
+        )
 
 
 def _head(visit: Visit, asked: CompletionRequest) -> ReplyHead:

@@ -87,6 +87,8 @@ async def serve(
         shared = worker is not None
         await _listen(public, settings.server.host, settings.server.port, "server.port", shared=shared)
         await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
+        there = parts.admin[keys.CALLERS_LISTENER]
+        there.host, there.port = public.addresses[0][:2]
         _spare_the_collector()
         asyncio.get_running_loop().set_exception_handler(tell_of_loop)
         announce(Addresses(_url(public), _url(admin), parts.admin[keys.OWNER]))

@@ -15,9 +15,9 @@ def detail(admin_url: str) -> dict[str, Any]:
     return reply
 
 
-def wait_until_probed(admin_url: str) -> dict[str, Any]:
-    """Until every engine is up and known to continue; returns readiness in detail."""
-    return _wait(admin_url, "up", "continuation")
+def wait_until_probed(admin_url: str, *engines: str) -> dict[str, Any]:
+    """Until every engine, or each of these, is up and known to continue; returns readiness in detail."""
+    return _wait(admin_url, "up", "continuation", engines=engines)
 
 
 def wait_until_up(admin_url: str) -> dict[str, Any]:
@@ -25,11 +25,12 @@ def wait_until_up(admin_url: str) -> dict[str, Any]:
     return _wait(admin_url, "up")
 
 
-def _wait(admin_url: str, *wanted: str) -> dict[str, Any]:
+def _wait(admin_url: str, *wanted: str, engines: tuple[str, ...] = ()) -> dict[str, Any]:
     give_up = time.monotonic() + LIMIT_S
     while True:
         seen = detail(admin_url)
-        if all(engine[name] for engine in seen["engines"].values() for name in wanted):
+        looked_at = [seen["engines"][one] for one in engines or seen["engines"]]
+        if all(engine[name] for engine in looked_at for name in wanted):
             return seen
         assert time.monotonic() < give_up, f"not probed in {LIMIT_S:g} s: {seen}"
         time.sleep(0.1)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 from gateway.allowances import BudgetRule, LimitsRule
 from gateway.errors import InvalidRequest
 from gateway.keyring.redis_keyring import NEVER, Expiry
-from gateway.policy.schema import Label, Moment
+from gateway.policy.schema import PLAYGROUND, Label, Moment
 from gateway.units import Duration, Name, Wrong, duration_s, lasting
 from gateway.web.body import read_body
 from gateway.yaml_source import Shape, Source
@@ -29,9 +29,11 @@ _ACTOR = re.compile(r"[A-Za-z0-9@._+-]{1,64}", re.ASCII)
 _MOMENT: TypeAdapter[float] = TypeAdapter(Moment)
 
 
-def _short(value: str) -> str:
+def _a_keys(value: str) -> str:
     if len(value) > MOST_ID_CHARS:
         raise Wrong(f"must be at most {MOST_ID_CHARS} characters long")
+    if value == PLAYGROUND:
+        raise Wrong("is what the playground's requests are called in receipts: choose another")
     return value
 
 
@@ -50,7 +52,7 @@ def _expiry(value: object) -> Expiry:
     return Expiry(at_s=_MOMENT.validate_python(text))
 
 
-KeyId: TypeAlias = Annotated[Label, BeforeValidator(lambda value: _short(value) if isinstance(value, str) else value)]
+KeyId: TypeAlias = Annotated[Label, BeforeValidator(lambda value: _a_keys(value) if isinstance(value, str) else value)]
 ExpiryText: TypeAlias = Annotated[Expiry, BeforeValidator(_expiry)]
 
 

@@ -13,6 +13,7 @@ from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.login import log_in, log_out, show_session
 from gateway.admin.overview import show_overview, show_policies
+from gateway.admin.playground import run_playground, show_options, show_run
 from gateway.admin.queue import queue
 from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
@@ -62,5 +63,8 @@ KEYED_ROUTES = [
     web.get("/usage", show_usage),
     web.get("/receipts", list_receipts),
     web.get("/reconciliation", reconciliation),
+    web.get("/playground/options", show_options),
+    web.post("/playground/run", run_playground),
+    web.get("/playground/receipts/{tenant}/{id}", show_run),
 ]
 ROUTES = [*OPEN_ROUTES, *KEYED_ROUTES]

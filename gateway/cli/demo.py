@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,12 +45,13 @@ _PROBE_LIMIT_S = 120.0
 _PROBE_EVERY_S = 0.1
 _INTERRUPTED = 130
 _PORT = 8080
+_MOST_TOKENS = 400
 _MODELS = f"{', '.join(weights.CATALOGUE)}, or the path of a .gguf file."
 
 
 def demo(
     ask: Annotated[str | None, typer.Option(help="Ask this one question, print the answer, and leave.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=400, help="How many tokens the teacher writes (m).")] = 40,
+    tokens: Annotated[int, typer.Option(min=1, max=_MOST_TOKENS, help="How many tokens the teacher writes (m).")] = 40,
     projection: Annotated[Projection, typer.Option(help="How the teacher is asked.")] = "cutoff",
     teacher: Annotated[str, typer.Option(help=_MODELS)] = TEACHER,
     student: Annotated[str, typer.Option(help=_MODELS)] = STUDENT,
@@ -80,6 +82,7 @@ class _Setup:
     tokens: int
     projection: Projection
     port: int
+    admin_key: str = field(default_factory=lambda: secrets.token_urlsafe(12), repr=False)
 
     @property
     def models(self) -> dict[str, str]:
@@ -91,7 +94,7 @@ class _Setup:
         return Settings.model_validate(
             {
                 "server": {"host": "127.0.0.1", "port": self.port},
-                "admin": {"port": 0},
+                "admin": {"port": 0, "key": self.admin_key},
                 "redis": {"lease": _GUIDANCE_DEADLINE_S},
                 "archive": {"url": None},  # it leaves nothing behind
                 "models": [
@@ -115,8 +118,11 @@ class _Setup:
 
     def book(self) -> PolicyBook:
         guidance = {"tokens": self.tokens, "projection": self.projection, "deadline": _GUIDANCE_DEADLINE_S}
+        # So that what is tried in the playground can be copied and sent.
+        overrides = {"modes": ["teacher", "student"], "guidance_tokens": _MOST_TOKENS}
+        chat = {"model": "chat", "mode": "guided", "teacher": "teacher", "student": "student"}
         routes = [
-            {"model": "chat", "mode": "guided", "teacher": "teacher", "student": "student", "guidance": guidance},
+            chat | {"guidance": guidance, "overrides": overrides},
             {"model": "chat-student", "mode": "student", "student": "student", "baseline": "teacher"},
             {"model": "chat-teacher", "mode": "teacher", "teacher": "teacher"},
         ]
@@ -150,7 +156,7 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
             starting.update("asking the engines what they can do")
             await _until_probed(session, at.admin)
         if ask is None:
-            print_where(console, at, stack)
+            print_where(console, at, stack, setup.admin_key)
         placement = GuidanceRule(projection=setup.projection).placement
         await print_answer(console, session, at.public, ask or QUESTION, placement=placement, models=setup.models)
         if ask is not None:

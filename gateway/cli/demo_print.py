@@ -157,11 +157,12 @@ def _usd(amount: str) -> str:
     return f"{Decimal(amount):.7f}"
 
 
-def print_where(console: Console, gateway: Addresses, engines: LocalStack) -> None:
-    """What listens where: enough to write a config.yaml against the demo's engines."""
+def print_where(console: Console, gateway: Addresses, engines: LocalStack, admin_key: str) -> None:
+    """What listens where: enough to write a config.yaml against the demo's engines, and to look at its pages."""
     console.print(
         f"gateway {gateway.public}/v1   admin {gateway.admin}/readyz, /metrics\n"
-        f"teacher {engines.teacher_url} (protocol tgi)   student {engines.student_url}/v1 (protocol openai)",
+        f"teacher {engines.teacher_url} (protocol tgi)   student {engines.student_url}/v1 (protocol openai)\n"
+        f"pages   {gateway.admin}/playground, /dashboard   their admin key, until it stops: {admin_key}",
         highlight=False,
         soft_wrap=True,
     )

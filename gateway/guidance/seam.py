@@ -64,6 +64,7 @@ class SeamJoin:
         stop: Sequence[str] = (),
         written_again: bool = False,
     ) -> None:
+        self.guidance = guidance
         expect_echo = written_again or (echo_detectable(guidance) if echo is None else echo)
         self._echo = guidance.lstrip() if expect_echo else ""
         self._reply = ""  # student text that may yet turn out to be the echo

@@ -1,7 +1,9 @@
-"""What a caller asks for by headers, where the policy lets it. Pure."""
+"""What a caller asks for by headers, where the policy lets it; and what an operator asks for. Pure."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.errors import InvalidRequest
@@ -9,11 +11,39 @@ from gateway.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.policy.schema import AskedMode, Route, TenantPolicy
+    from gateway.policy.schema import AskedMode, Placement, Projection, Route, TenantPolicy
 
 MODE = "x-gkt-mode"
 TOKENS = "x-gkt-guidance-tokens"
 _MOST_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How an operator wants a route to answer, whatever its policy lets callers ask for. None: as the route has it.
+
+    Attributes:
+        tokens: how long the opening may be.
+        lease_s: no opening takes longer: a route that is never guided may say what would outlive its permit.
+    """
+
+    mode: AskedMode
+    tokens: int | None = None
+    projection: Projection | None = None
+    placement: Placement | None = None
+    lease_s: float = math.inf
+
+    def of(self, route: Route) -> Route:
+        """The route as it is wanted. Raises InvalidRequest where it names no engine for that."""
+        if not route.has_engines_of(self.mode):
+            lacks = "no teacher" if route.teacher is None and self.mode != "student" else "no student"
+            raise InvalidRequest(
+                f"'{route.model}' cannot be answered in mode {self.mode}: its route names {lacks}.", param="mode"
+            )
+        wanted = {"tokens": self.tokens, "projection": self.projection, "placement": self.placement}
+        changed: dict[str, object] = {name: value for name, value in wanted.items() if value is not None}
+        changed["deadline_s"] = min(route.guidance.deadline_s, self.lease_s)
+        return route.model_copy(update={"mode": self.mode, "guidance": route.guidance.model_copy(update=changed)})
 
 
 def as_asked(policy: TenantPolicy, route: Route, headers: Mapping[str, str]) -> Route:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.continuation import Known
+    from gateway.policy.overrides import Wanted
     from gateway.policy.schema import Boundary, Mode, Placement, Route, TenantPolicy
     from gateway.protocol import ChatRequest, CompletionRequest
     from gateway.reasoning import Reasoning
@@ -147,6 +148,7 @@ def resolve(
     look: Callable[[str], Look],
     draw: Callable[[], float] = random.random,
     headers: Mapping[str, str] = NO_HEADERS,
+    wanted: Wanted | None = None,
 ) -> Plan:
     """Decide what this request gets.
 
@@ -154,13 +156,14 @@ def resolve(
         look: what is known now of an engine.
         draw: a number from 0 to 1, for students that share the requests by weight, and shadows that only some have.
         headers: the caller's, which may ask for another mode or length where the policy lets them.
+        wanted: an operator's wish, which needs nobody's leave; headers are not read then.
 
     Raises InvalidRequest where the route answers no chats, or chats alone and this is none, or where a header asks
     for what the policy does not allow.
     """
     if route.mode == "embeddings":
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
-    route = as_asked(policy, route, headers)
+    route = wanted.of(route) if wanted is not None else as_asked(policy, route, headers)
     if route.mode != "shadow":
         return _plan(policy, route, asked, look, draw)
     served = _plan(policy, route.model_copy(update={"mode": route.shadow.serves}), asked, look, draw)

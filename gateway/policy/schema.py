@@ -25,6 +25,9 @@ Boundary = Literal["word", "sentence", "token"]
 _NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", "student", "shadow", "embeddings"}}
 _NOT_OF_EMBEDDINGS = ("max_tokens", "tools", "stream")
 
+PLAYGROUND = "playground"
+"""Under this name, in the place of a key's, stands in receipts what operators ask in the playground. No key has it."""
+
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -73,6 +76,13 @@ class KeyEntry(Shape):
     """Its own limits, beside its tenant's; None: the tenant's `key_limits`."""
     budget: BudgetRule | None = None
     """Its own budget, beside its tenant's; None: the tenant's `key_budget`."""
+
+    @field_validator("id")
+    @classmethod
+    def _not_the_playgrounds(cls, value: str) -> str:
+        if value == PLAYGROUND:
+            raise Wrong("is what the playground's requests are called in receipts: choose another")
+        return value
 
     @field_validator("sha256")
     @classmethod

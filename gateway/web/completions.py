@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -15,11 +14,10 @@ from gateway.completion import Visit
 from gateway.errors import GatewayError
 from gateway.ledger.draft import Draft
 from gateway.protocol import parse_chat, parse_text_completion
-from gateway.watchdog import Watchdog
 from gateway.web.auth import authenticate
 from gateway.web.body import read_body
-from gateway.web.connection import SERVER
 from gateway.web.error_body import error_body, internal_error
+from gateway.web.events import DONE, begin, event, reads, send
 from gateway.web.headers import fact_headers
 from gateway.web.keys import ADMISSION, ALLOWANCE, COMPLETIONS, REQUEST_ID, STARTED
 
@@ -28,10 +26,9 @@ if TYPE_CHECKING:
 
     from gateway.policy.book import Caller
     from gateway.protocol import CompletionRequest, Json
+    from gateway.watchdog import Watchdog
 
 log = structlog.get_logger()
-
-_READS_WITHIN_S = 30.0
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -51,7 +48,7 @@ async def _answered(request: web.Request, caller: Caller, asked: CompletionReque
     request[ALLOWANCE] = visit.allowance
     path = request.app[COMPLETIONS]
     if asked.stream:
-        with _reads(request) as reading:
+        with reads(request) as reading:
             return await _as_events(request, path.stream(visit, asked), reading)
     async with request.app[ADMISSION].until_cut():
         answer = await path.answer(visit, asked)
@@ -72,10 +69,10 @@ async def _as_events(
             async with request.app[ADMISSION].until_cut():
                 async for part in parts:
                     if isinstance(part, Draft):
-                        response = await _begin(request, part)
+                        response = await begin(request, part)
                     else:
                         assert response is not None, "the path yields the draft first"
-                        await _send(response, b"".join(map(_event, part)), reading)
+                        await send(response, b"".join(map(event, part)), reading)
         except ConnectionError:
             raise  # the caller is gone: there is nobody to tell
         except Exception as error:
@@ -84,43 +81,9 @@ async def _as_events(
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[REQUEST_ID])
                 error = internal_error(request[REQUEST_ID])
-            await _send(response, _event(error_body(error)), reading)
+            await send(response, event(error_body(error)), reading)
         else:
             assert response is not None, "the path yields the draft first"
-            await _send(response, b"data: [DONE]\n\n", reading)
+            await send(response, DONE, reading)
     await response.write_eof()
     return response
-
-
-async def _send(response: web.StreamResponse, data: bytes, reading: Watchdog) -> None:
-    reading.watch(asyncio.get_running_loop().time() + _READS_WITHIN_S)
-    await response.write(data)
-    reading.rest()
-
-
-def _reads(request: web.Request) -> Watchdog:
-    """Watches whether the caller reads. One who does not is hung up on, which ends the handler."""
-
-    def hang_up() -> None:
-        if request.transport is not None:
-            request.transport.abort()
-
-    return Watchdog(hang_up)
-
-
-async def _begin(request: web.Request, draft: Draft) -> web.StreamResponse:
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-cache",
-            "X-Accel-Buffering": "no",
-            "Server": SERVER,
-            **fact_headers(draft.facts()),
-        }
-    )
-    await response.prepare(request)
-    return response
-
-
-def _event(part: Json) -> bytes:
-    return b"data: " + orjson.dumps(part) + b"\n\n"

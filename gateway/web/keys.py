@@ -18,6 +18,7 @@ from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.archive_state import ArchiveBoard
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.ledger import Ledger
 from gateway.ledger.ledger_state import LedgerState
 from gateway.ledger.rollups import Rollups
 from gateway.ledger.speeds import Speeds
@@ -40,6 +41,14 @@ class Document:
     etag: str
 
 
+@dataclass(slots=True)
+class CallersListener:
+    """Where callers are listened to. Port 0: nowhere yet."""
+
+    host: str = ""
+    port: int = 0
+
+
 POLICIES = web.AppKey("policies", Policies)
 RELOADER = web.AppKey("reloader", Reloader)  # there where files are watched
 CALLERS = web.AppKey("callers", Callers)
@@ -53,10 +62,13 @@ USAGE = web.AppKey("usage", UsageReader)
 UPTIME = web.AppKey("uptime", Uptime)
 SPEEDS = web.AppKey("speeds", Speeds)
 DEFAULTS = web.AppKey("defaults", Defaults)
+CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 ARCHIVE_BOARD = web.AppKey("archive_board", ArchiveBoard)  # there where an archive is configured
+LEASE_S = web.AppKey("lease_s", float)  # how long a permit of a teacher's holds
+LEDGER = web.AppKey("ledger", Ledger)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)
 METRICS = web.AppKey("metrics", Metrics)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
 
 
-_RECEIPT_ID = re.compile(r"req_[0-9a-f]{24}(?:-[a-z]{1,16})?", re.ASCII)
+RECEIPT_ID = re.compile(r"req_[0-9a-f]{24}(?:-[a-z]{1,16})?", re.ASCII)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -43,7 +43,7 @@ async def show_receipt(request: web.Request) -> web.Response:
     caller = authenticate(request)
     receipt_id = request.match_info["id"]
     found = None
-    if _RECEIPT_ID.fullmatch(receipt_id):  # whatever else a caller sends is none of Redis' business
+    if RECEIPT_ID.fullmatch(receipt_id):  # whatever else a caller sends is none of Redis' business
         found = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
     if found is None:
         raise NotFound(

@@ -88,13 +88,15 @@ def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signal
     """Without --ask it serves until then."""
     process = subprocess.Popen([*DEMO, *SMALL], stdout=subprocess.PIPE, text=True, env=_wide(), start_new_session=True)
     assert process.stdout is not None
-    url = teacher = admin = ""
+    url = teacher = admin = admin_key = ""
     try:
         for line in process.stdout:
             if line.startswith("gateway "):
                 admin = line.partition("admin ")[2].partition("/readyz")[0]
             if line.startswith("teacher "):
                 teacher = line.split()[1]
+            if line.startswith("pages "):
+                admin_key = line.split()[-1]
             if line.startswith("curl "):
                 url = line.split()[1].partition("/v1")[0]
             if "Ctrl-C" in line:
@@ -105,6 +107,9 @@ def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signal
         engines = httpx.get(f"{admin}/readyz").json()["engines"]
         assert engines["teacher"]["facts"]["model_id"] == "smollm2-135m-instruct", "as TGI says it at /info"
         assert "tgi_request_success 1\n" in httpx.get(f"{teacher}/metrics").text
+        shown = httpx.get(f"{admin}/playground/options", headers={"Authorization": f"Bearer {admin_key}"}).json()
+        assert shown["base_url"] == f"{url}/v1"
+        assert shown["tenants"][0]["routes"][0]["callers_may"]["modes"] == ["teacher", "student"]
         process.send_signal(number)
         assert process.wait(timeout=30) == 0
     finally:

@@ -10,6 +10,7 @@ from multidict import CIMultiDict
 
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
+from gateway.policy.overrides import Wanted
 from gateway.policy.resolve import Look, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat
@@ -117,3 +118,52 @@ def test_a_teacher_may_be_asked_for_as_much_as_any_request_may_ask_for() -> None
     assert most(mode="student") == most(mode="teacher", overrides={"modes": ["student"]}) == 0
     assert most(mode="student", overrides={"modes": ["guided"], "guidance_tokens": 80}) == 80
     assert most(mode="shadow") == 40
+
+
+def wanted(wish: Wanted, **route: Any) -> Plan:
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | route]})
+    look = Look(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], CHAT, lambda _: look, headers={"x-gkt-mode": "unread"}, wanted=wish)
+
+
+@pytest.mark.parametrize("own", ["guided", "student", "teacher", "shadow"])
+@pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
+def test_an_operator_gets_any_mode_that_the_route_has_the_engines_for(own: Any, mode: Any) -> None:
+    """Whatever callers may ask for; and no shadow is cast beside it."""
+    plan = wanted(Wanted(mode), mode=own)
+    assert plan.mode == mode
+    assert (plan.guidance is not None) == (mode == "guided")
+    assert plan.shadow is None
+
+
+def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
+    rule = {"tokens": 30, "projection": "concise", "placement": "input", "temperature": 0.5}
+    as_it_is = wanted(Wanted("guided"), guidance=rule).guidance
+    assert as_it_is is not None
+    assert (as_it_is.tokens, as_it_is.projection, as_it_is.placement) == (30, "concise", "input")
+    changed = wanted(Wanted("guided", 5, "hint", "context"), guidance=rule).guidance
+    assert changed is not None
+    assert (changed.tokens, changed.projection, changed.placement) == (5, "hint", "context")
+    assert changed.temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("mode", "route", "lacks"),
+    [
+        ("teacher", {"mode": "student", "teacher": None}, "no teacher"),
+        ("guided", {"mode": "student", "teacher": None}, "no teacher"),
+        ("guided", {"mode": "teacher", "student": None}, "no student"),
+        ("student", {"mode": "teacher", "student": None}, "no student"),
+    ],
+)
+def test_a_mode_without_its_engines_is_refused_with_what_is_missing(mode: Any, route: Any, lacks: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"names {lacks}") as caught:
+        wanted(Wanted(mode), **route)
+    assert caught.value.param == "mode"
+
+
+def test_an_opening_takes_no_longer_than_its_permit_holds() -> None:
+    """The check of a policy says so of guided routes; here any route may be."""
+    route = {"mode": "student", "guidance": {"deadline_s": 60.0}}
+    longest = [wanted(Wanted("guided", lease_s=lease_s), **route).guidance for lease_s in (10.0, 90.0)]
+    assert [one and one.deadline_s for one in longest] == [10.0, 60.0]

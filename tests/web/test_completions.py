@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway.admission import Admission
 from gateway.metrics import Metrics
-from gateway.web import body, completions, keys
+from gateway.web import body, events, keys
 from gateway.web.error_body import errors_as_openai
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]
 
 async def test_a_caller_who_does_not_read_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection is aborted, and the handler hears of it as of any caller who is gone."""
-    monkeypatch.setattr(completions, "_READS_WITHIN_S", 0.2)
+    monkeypatch.setattr(events, "_READS_WITHIN_S", 0.2)
     ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     async def flood(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         try:
-            with completions._reads(request) as reading:
+            with events.reads(request) as reading:
                 while True:
-                    await completions._send(response, b"x" * 1_000_000, reading)
+                    await events.send(response, b"x" * 1_000_000, reading)
         except BaseException as error:
             ended.set_result(error)
             raise

@@ -2,17 +2,18 @@
 
 /** What went wrong, in a sentence for whoever looks at the page. */
 export class Refused extends Error {
-  constructor(message, status, code) {
+  constructor(message, status, code, id = null) {
     super(message);
     this.status = status;
     this.code = code;
+    this.id = id; // of the request
   }
 }
 
 const LIMIT_MS = 15_000;
 
 export function toLogin(why) {
-  const here = location.pathname + location.search;
+  const here = location.pathname + location.search + location.hash;
   location.assign(`/login?${new URLSearchParams({ why, next: here })}`);
 }
 
@@ -44,7 +45,7 @@ export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_
   }
   if (reply.status === 401 && path !== "/session") toLogin("ended");
   if (said.code === "admin_key_unset") toLogin("unset");
-  throw new Refused(said.message ?? `The gateway answered ${reply.status}.`, reply.status, said.code);
+  throw new Refused(said.message ?? `The gateway answered ${reply.status}.`, reply.status, said.code, reply.headers.get("x-request-id"));
 }
 
 /** The reply as JSON. Raises Refused. */

@@ -14,7 +14,7 @@ function next() {
   const named = asked.get("next") ?? "/dashboard";
   if (!URL.canParse(named, location.origin)) return "/dashboard";
   const wanted = new URL(named, location.origin);
-  return wanted.origin === location.origin && !wanted.pathname.startsWith("/login") ? wanted.pathname + wanted.search : "/dashboard";
+  return wanted.origin === location.origin && !wanted.pathname.startsWith("/login") ? wanted.pathname + wanted.search + wanted.hash : "/dashboard";
 }
 
 const form = byId("login");

@@ -1,3 +1,113 @@
+// The playground: the form above, three columns below, and what compares them.
+import { byId, h } from "./dom.js";
+import { fetchJson } from "./fetching.js";
+import { duration, money, share } from "./format.js";
+import { Column } from "./play-column.js";
+import { Form } from "./play-form.js";
+import { asCaller, curl, python } from "./play-snippets.js";
 import { openPage } from "./shell.js";
+import { say } from "./status.js";
+
+const TOAST_MS = 8_000;
 
 await openPage("playground");
+const options = await fetchJson("/playground/options").catch((error) => {
+  say(error.message, "bad", "options");
+  throw error;
+});
+
+let stopping = null;
+let toast = 0;
+const columns = ["teacher", "student", "guided"].map((mode) => new Column(mode, copy));
+byId("columns").append(...columns.map((column) => column.element));
+const form = new Form(options, chosen);
+
+function chosen(route) {
+  stopping?.abort();
+  for (const column of columns) column.choose(route);
+  byId("summary").hidden = true;
+  byId("run").disabled = !route || stopping !== null;
+  say(route ? "" : "This tenant has no route that answers chats.", "warn", "route");
+  say(route?.conditional ? `${route.model} is several routes: the first whose conditions take the question answers it.` : "", "info", "conditional");
+  const out = route ? options.engines.filter((one) => [route.teacher, ...route.students].includes(one.name) && (one.up === false || one.rests)) : [];
+  say(out.length ? `Not answering now: ${out.map((one) => one.name).join(", ")}.` : "", "warn", "engines");
+}
+
+async function run() {
+  if (stopping || !form.route || !form.ready()) return;
+  const stop = new AbortController();
+  stopping = stop;
+  byId("run").disabled = true;
+  byId("stop").disabled = false;
+  byId("summary").hidden = true;
+  announce("Asked. Three answers are on their way.");
+  const wish = form.wish;
+  await Promise.all(columns.filter((column) => column.possible).map(async (column) => {
+    await column.run(wish, stop.signal);
+    if (!stop.signal.aborted) announce(column.spoken);
+  }));
+  stopping = null;
+  const hadFocus = document.activeElement === byId("stop");
+  byId("run").disabled = !form.route;
+  byId("stop").disabled = true;
+  if (hadFocus) byId("run").focus();
+  if (stop.signal.aborted) announce("Stopped.");
+  else compare();
+}
+
+/** What guidance came to, beside the teacher and the student alone: of these answers, which differ in length. */
+function compare() {
+  const [teacher, student, guided] = columns.map((column) => (column.element.dataset.state === "done" ? column.receipt : null));
+  const line = byId("summary");
+  line.hidden = !guided || !(teacher || student);
+  if (line.hidden) return;
+  const strong = (text) => h("strong", {}, text);
+  const parts = ["Guided cost ", strong(money(guided.cost_usd)), " and took ", strong(duration(guided.timings.total_ms)), `, the first token after ${duration(guided.timings.first_token_ms)}. `];
+  if (teacher) {
+    const less = 1 - Number(guided.cost_usd) / Number(teacher.cost_usd);
+    parts.push(`The teacher alone cost ${money(teacher.cost_usd)} and took ${duration(teacher.timings.total_ms)}`);
+    if (Number.isFinite(less)) parts.push(": guided is ", strong(`${share(Math.abs(less))} ${less >= 0 ? "cheaper" : "dearer"}`), " here");
+    parts.push(". ");
+  }
+  if (guided.teacher?.shared) parts.push("The guided one got its opening for nothing, since the same had been asked for already. ");
+  if (student) parts.push(`The student alone cost ${money(student.cost_usd)} and took ${duration(student.timings.total_ms)}. `);
+  parts.push(h("span", { class: "soft" }, "They were written at the same time, by engines that they shared."));
+  line.replaceChildren(...parts);
+  announce(line.textContent);
+}
+
+async function copy(mode, kind) {
+  if (!form.ready()) return;
+  const same = asCaller(mode, form.wish, form.route);
+  const text = { curl, python }[kind](same, options.base_url);
+  const notes = same.notes.length ? ` But ${same.notes.join("; ")}.` : "";
+  try {
+    await navigator.clipboard.writeText(text);
+    tell(`Copied as ${kind === "curl" ? "curl" : "Python"}; put a key of the tenant in the place of YOUR_KEY.${notes}`);
+  } catch {
+    byId("by-hand-text").value = text;
+    byId("by-hand").showModal();
+    byId("by-hand-text").select();
+    if (notes) tell(notes.trim());
+  }
+}
+
+function tell(text) {
+  const line = byId("copied");
+  line.textContent = text;
+  line.hidden = false;
+  clearTimeout(toast);
+  toast = setTimeout(() => { line.hidden = true; }, TOAST_MS);
+}
+
+function announce(text) {
+  byId("live").textContent = text;
+}
+
+byId("form").addEventListener("submit", (event) => { event.preventDefault(); run(); });
+byId("form").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); run(); }
+});
+byId("stop").addEventListener("click", () => stopping?.abort());
+addEventListener("pagehide", () => stopping?.abort());
+document.addEventListener("leaving", () => stopping?.abort());

@@ -1,0 +1,36 @@
+// One run: what the gateway sends of it, as events with names.
+import { ask } from "./fetching.js";
+
+/** Begin a run. Returns its id and its events, one by one, as [name, data]; a name is "chunk", "error" or "receipt". */
+export async function begin(body, signal) {
+  const reply = await ask("/playground/run", { method: "POST", body, signal, limitMs: 0 });
+  return { id: reply.headers.get("x-request-id"), events: events(reply.body) };
+}
+
+async function* events(stream) {
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const parts = text.split("\n\n");
+    text = parts.pop();
+    for (const part of parts) {
+      const read = readEvent(part);
+      if (read) yield read;
+    }
+  }
+}
+
+function readEvent(part) {
+  let name = "chunk";
+  let data = "";
+  for (const line of part.split("\n")) {
+    if (line.startsWith("event: ")) name = line.slice(7);
+    else if (line.startsWith("data: ")) data += line.slice(6);
+  }
+  if (!data || data === "[DONE]") return null;
+  const said = JSON.parse(data);
+  return said.error ? ["error", said.error] : [name, said];
+}

@@ -1,0 +1,82 @@
+"""What the playground is sent: a question, for which tenant's route, and how it is to be answered."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+from pydantic import Field, ValidationInfo, field_validator
+
+from gateway.policy.overrides import Wanted
+from gateway.policy.schema import (
+    MAX_GUIDANCE_TOKENS,
+    AskedMode,
+    Label,
+    Placement,
+    Projection,
+)
+from gateway.protocol import MAX_TOKENS, ChatRequest, parse_chat
+from gateway.units import Name, Number, Whole, Wrong
+from gateway.yaml_source import Shape
+
+_MOST_SEED = 2**63 - 1
+
+
+class WantedGuidance(Shape):
+    """How the teacher is to open the answer; what is left out is as the route has it."""
+
+    tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] | None = None
+    projection: Projection | None = None
+    placement: Placement | None = None
+
+
+class Run(Shape):
+    """POST /playground/run: one answer. The question is a `prompt`, after a `system` message or not, or `messages`."""
+
+    tenant: Label
+    model: Name
+    mode: AskedMode
+    system: str | None = None
+    messages: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = None
+    prompt: str | None = Field(None, validate_default=True)
+    guidance: WantedGuidance = WantedGuidance()
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[Whole, Field(ge=1, le=MAX_TOKENS)] | None = None
+    seed: Annotated[Whole, Field(ge=-_MOST_SEED, le=_MOST_SEED)] | None = None
+
+    @field_validator("prompt")
+    @classmethod
+    def _one_question(cls, prompt: str | None, info: ValidationInfo) -> str | None:
+        messages = info.data.get("messages")
+        if "messages" in info.data and prompt is None and messages is None:
+            raise Wrong("missing: send a prompt, or messages")
+        if prompt is not None and messages is not None:
+            raise Wrong("says what messages say: send one of the two")
+        if prompt is not None and not prompt.strip():
+            raise Wrong("is empty: ask something")
+        if messages is not None and info.data.get("system") is not None:
+            raise Wrong("system goes with a prompt: put it into messages")
+        return prompt
+
+    def wanted(self, lease_s: float) -> Wanted:
+        """What is wanted of the route; `lease_s` is how long a permit of the teacher's holds."""
+        guidance = self.guidance
+        return Wanted(self.mode, guidance.tokens, guidance.projection, guidance.placement, lease_s)
+
+    def chat(self) -> ChatRequest:
+        """The question as a caller would put it. Raises InvalidRequest, which names the field."""
+        messages = list(self.messages or ())
+        if self.prompt is not None:
+            system = [{"role": "system", "content": self.system}] if self.system else []
+            messages = [*system, {"role": "user", "content": self.prompt}]
+        said = {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens, "seed": self.seed}
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **{name: value for name, value in said.items() if value is not None},
+        }
+        # Numbers with a point were read exactly, and a content part may have one.
+        return parse_chat(orjson.dumps(body, default=float))

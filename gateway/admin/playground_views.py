@@ -1,0 +1,63 @@
+"""What the playground's form offers: tenants, their routes and how each answers by itself. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+from gateway.guidance.projection import PROJECTIONS
+from gateway.policy.overrides import modes_of
+from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode, Placement
+
+if TYPE_CHECKING:
+    from gateway.engines.guard import GuardedEngine
+    from gateway.policy.book import PolicyBook
+    from gateway.policy.schema import Route, TenantPolicy
+
+MODES: tuple[AskedMode, ...] = get_args(AskedMode)
+
+
+def options_shown(book: PolicyBook, engines: list[dict[str, Any]], base_url: str) -> dict[str, Any]:
+    """Everything the form needs, and nothing of keys, limits or budgets."""
+    return {
+        "object": "playground.options",
+        "base_url": base_url,
+        "modes": list(MODES),
+        "projections": [{"name": one.name, "placement": one.default_placement} for one in PROJECTIONS.values()],
+        "placements": list(get_args(Placement)),
+        "max_guidance_tokens": MAX_GUIDANCE_TOKENS,
+        "engines": engines,
+        "tenants": [_tenant(policy) for policy in book.policies],
+    }
+
+
+def _tenant(policy: TenantPolicy) -> dict[str, Any]:
+    """The routes that answer chats: of those with one name the first, which others may stand behind."""
+    routes = []
+    for named in policy.routes_of.values():
+        answering = [route for _, route in named if any(map(route.has_engines_of, MODES))]
+        if answering:
+            routes.append(_route(policy, answering[0], conditional=len(named) > 1 or named[0][1].when is not None))
+    return {"tenant": policy.tenant, "routes": routes}
+
+
+def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str, Any]:
+    rule, overrides = route.guidance, policy.overrides_of(route)
+    return {
+        "model": route.model,
+        "mode": route.mode,
+        "modes": [mode for mode in MODES if route.has_engines_of(mode)],
+        "conditional": conditional,
+        "teacher": route.teacher,
+        "students": [one.model for one in route.all_students],
+        "baseline": route.baseline,
+        "default_max_tokens": route.default_max_tokens,
+        "guidance": {"tokens": rule.tokens, "projection": rule.projection, "placement": rule.placement},
+        "callers_may": {"modes": list(modes_of(policy, route)), "guidance_tokens": overrides.guidance_tokens},
+    }
+
+
+def engine_shown(engine: GuardedEngine) -> dict[str, Any]:
+    """Whether it answers now; and whether it goes on with an answer that was begun, null until that is found out."""
+    known = engine.state.continuation
+    continues = None if known == "not_probed" else known is not None
+    return {"name": engine.name, "up": engine.state.up, "rests": engine.rests, "continues": continues}

@@ -1,0 +1,368 @@
+"""The playground over HTTP: a gateway process, a real Redis, and engines whose words are known."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from pydantic import ValidationError
+
+from gateway.admin.playground import _base_url
+from gateway.policy.schema import KeyEntry
+from gateway.web import keys
+from tests.fakes import FakeEngine, begin_events, chunk, event, says
+from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_looked_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ADMIN_KEY = "an-admin-key-for-tests"
+OPENING = "The answer to your question is this"
+KEPT = "The answer to your question is"  # a word that was cut for length may go on
+REST = " surely as follows."
+
+
+@dataclass
+class Heard:
+    """What one run sent: its chunks, the errors among them, and the receipt at its end."""
+
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    receipt: dict[str, Any] | None = None
+    done: bool = False
+    id: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(c["delta"].get("content") or "" for one in self.chunks for c in one["choices"])
+
+    @property
+    def opening(self) -> str:
+        return "".join(one["x_gkt"]["opening"] for one in self.chunks if "x_gkt" in one)
+
+
+@dataclass
+class World:
+    gateway: GatewayProcess
+    teacher: FakeEngine
+    student: FakeEngine
+
+    def admin(self, method: str, path: str, body: Any = None, key: str = ADMIN_KEY) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.request(method, self.gateway.admin_url + path, json=body, headers=headers, timeout=20)
+
+    def run(self, mode: str = "guided", **more: Any) -> Heard:
+        body = {"tenant": "acme", "model": "chat", "mode": mode, "prompt": "Why?"} | more
+        heard, name = Heard(), ""
+        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
+        with httpx.stream(
+            "POST", f"{self.gateway.admin_url}/playground/run", json=body, headers=headers, timeout=20
+        ) as answer:
+            assert answer.status_code == 200, answer.read()
+            assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+            heard.id = answer.headers["x-request-id"]
+            for line in answer.iter_lines():
+                if line.startswith("event: "):
+                    name = line[7:]
+                elif line == "data: [DONE]":
+                    heard.done = True
+                elif line.startswith("data: "):
+                    part = orjson.loads(line[6:])
+                    if name == "receipt":
+                        assert heard.receipt is None
+                        heard.receipt = part
+                    elif "error" in part:
+                        heard.errors.append(part["error"])
+                    else:
+                        heard.chunks.append(part)
+                    name = ""
+        return heard
+
+
+async def cut_off(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """A student that says one word and fails."""
+    response = await begin_events(request)
+    await response.write(event(chunk({"content": "Well"})))
+    await response.write(event({"error": {"message": "out of memory", "code": 500}}))
+    return response
+
+
+async def silent(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """One that takes the call and never says a word."""
+    response = await begin_events(request)
+    await asyncio.sleep(30)
+    return response
+
+
+@pytest.fixture(scope="module")
+def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("playground")
+    (folder / "admin.key").write_text(ADMIN_KEY)
+    with ExitStack() as stack:
+        teacher = stack.enter_context(FakeEngine(says(OPENING, "length")).running())
+        student = stack.enter_context(FakeEngine(says(REST)).running())
+        broken = stack.enter_context(FakeEngine(cut_off).running())
+        mute = stack.enter_context(FakeEngine(silent).running())
+        calm = {"breaker": {"failures": 1000}}
+        students = {"small": student, "broken": broken, "mute": mute}
+        routes = [
+            guided(tokens=7, cache_ttl="0s"),
+            guided("chat-broken", student="broken", tokens=7),
+            guided("chat-mute", student="mute", tokens=7),
+            STUDENT_ONLY,
+            TEACHER_ONLY,
+            {"model": "vectors", "mode": "embeddings", "student": "small"},
+        ]
+        tenants = {
+            "limited": {"keys": [], "routes": routes[:1], "limits": {"rpm_limit": 1}},
+            "spent": {"keys": [], "routes": routes[:1], "budget": {"max_budget": 0.0000001}},
+        }
+        gateway = stack.enter_context(
+            running_gateway(
+                folder,
+                redis_url=redis_url,
+                redis={"prefix": "playground", "timeout": "2s"},
+                admin={"key": "file:admin.key"},
+                models=[
+                    model("big", "tgi", teacher.url, **calm),
+                    *(
+                        model(name, "openai", f"{one.url}/v1", continuation="trailing", echo=False, **calm)
+                        for name, one in students.items()
+                    ),
+                ],
+                routes=routes,
+                tenants=tenants,
+            )
+        )
+        wait_until_looked_at(gateway.admin_url)
+        yield World(gateway, teacher, student)
+
+
+def test_a_guided_answer_streams_with_the_teachers_words_marked_and_ends_with_its_receipt(world: World) -> None:
+    heard = world.run()
+    assert heard.text == KEPT + REST
+    assert heard.opening == KEPT
+    assert heard.done
+    receipt = heard.receipt
+    assert receipt is not None
+    assert (receipt["id"], receipt["tenant"], receipt["key"], receipt["route"]) == (
+        heard.id, "acme", "playground", "chat"
+    )  # fmt: skip
+    assert (receipt["mode"], receipt["status"], receipt["unguided"]) == ("guided", "ok", None)
+    assert receipt["guidance"]["kept_tokens"] > 0
+    assert Decimal(receipt["cost_usd"]) > 0
+    assert Decimal(receipt["savings_usd"]) == Decimal(receipt["baseline_usd"]) - Decimal(receipt["cost_usd"])
+    assert 0 < receipt["timings"]["first_token_ms"] <= receipt["timings"]["total_ms"]
+
+
+def test_the_receipt_shown_is_the_receipt_settled(world: World) -> None:
+    heard = world.run()
+    assert heard.receipt is not None
+    settled = world.gateway.wait_for_log("request", id=heard.id)
+    shown = {name: value for name, value in settled.items() if name in heard.receipt}
+    assert shown == heard.receipt
+    kept = world.admin("GET", f"/playground/receipts/acme/{heard.id}")
+    assert kept.json() == heard.receipt
+
+
+def test_one_engine_answers_alone_where_that_is_wanted_whatever_the_routes_mode(world: World) -> None:
+    for mode, text in (("teacher", OPENING), ("student", REST)):
+        heard = world.run(mode)
+        assert (heard.text, heard.opening) == (text, "")
+        assert heard.receipt is not None
+        assert heard.receipt["mode"] == mode
+        assert heard.receipt[{"teacher": "student", "student": "teacher"}[mode]] is None
+    assert world.run(model="chat-student", mode="student").text == REST
+
+
+def test_length_projection_and_placement_are_the_operators_to_choose(world: World) -> None:
+    """What is left out stays as the route has it."""
+    heard = world.run(guidance={"tokens": 3, "projection": "concise"})
+    assert heard.receipt is not None
+    facts = heard.receipt["guidance"]
+    assert (facts["tokens"], facts["projection"], facts["placement"]) == (3, "concise", "prefix")
+    heard = world.run(guidance={"projection": "hint", "placement": "context"}, max_tokens=50)
+    assert (heard.text, heard.opening) == (REST, ""), "the student alone sees a hint"
+    assert heard.receipt is not None
+    facts = heard.receipt["guidance"]
+    assert (facts["tokens"], facts["projection"], facts["placement"]) == (7, "hint", "context")
+    assert KEPT in orjson.dumps(world.student.asked[-1]["messages"]).decode()
+
+
+def test_what_is_asked_reaches_the_engine_as_a_caller_would_send_it(world: World) -> None:
+    world.run("student", system="Be brief.", temperature=0.5, top_p=0.9, seed=7, max_tokens=11)
+    asked = world.student.asked[-1]
+    assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert [asked[name] for name in ("temperature", "top_p", "seed", "max_tokens")] == [0.5, 0.9, 7, 11]
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]
+    world.run("student", messages=messages, prompt=None)
+    assert world.student.asked[-1]["messages"] == messages
+
+
+def test_an_error_in_the_middle_stands_before_the_receipt_and_no_done_follows(world: World) -> None:
+    heard = world.run("student", model="chat-broken")
+    assert heard.text == "Well"
+    assert [error["code"] for error in heard.errors] == ["engine_failed"]
+    assert not heard.done
+    assert heard.receipt is not None
+    assert heard.receipt["status"] == "engine_failed"
+    assert world.gateway.wait_for_log("request", id=heard.id)["cost_usd"] == heard.receipt["cost_usd"]
+
+
+def test_whoever_stops_it_ends_the_engines_work_and_the_receipt_says_so(world: World) -> None:
+    """Also while no word has come, when there is nothing to write that would tell."""
+    body = {"tenant": "acme", "model": "chat-mute", "mode": "student", "prompt": "Why?"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{world.gateway.admin_url}/playground/run",
+            json=body,
+            headers={"Authorization": f"Bearer {ADMIN_KEY}"},
+            timeout=httpx.Timeout(10, read=0.5),
+        )
+    receipt = world.gateway.wait_for_log("request", route="chat-mute")
+    assert (receipt["status"], receipt["key"]) == ("client_gone", "playground")
+    shown = world.admin("GET", f"/playground/receipts/acme/{receipt['id']}").json()
+    assert shown["status"] == "client_gone"
+
+
+def test_limits_and_budgets_of_the_tenant_hold(world: World) -> None:
+    body = {"tenant": "limited", "model": "chat", "mode": "student", "prompt": "Why?"}
+    statuses = [world.admin("POST", "/playground/run", body).status_code for _ in range(2)]
+    assert statuses == [200, 429]
+    refused = world.admin("POST", "/playground/run", body | {"tenant": "spent"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+
+
+def test_the_form_gets_what_it_offers(world: World) -> None:
+    shown = world.admin("GET", "/playground/options").json()
+    assert shown["base_url"] == f"{world.gateway.url}/v1"
+    assert shown["modes"] == ["guided", "student", "teacher"]
+    assert {one["name"]: one["placement"] for one in shown["projections"]} == {
+        "cutoff": "prefix", "concise": "prefix", "hint": "context"
+    }  # fmt: skip
+    assert shown["placements"] == ["prefix", "context", "input"]
+    engines = {one["name"]: one for one in shown["engines"]}
+    assert list(engines) == ["big", "small", "broken", "mute"]
+    assert engines["small"] == {"name": "small", "up": True, "rests": False, "continues": True}
+    assert [one["tenant"] for one in shown["tenants"]] == ["acme", "globex", "limited", "spent"]
+    routes = {one["model"]: one for one in shown["tenants"][0]["routes"]}
+    assert "vectors" not in routes, "embeddings are no answer"
+    assert routes["chat"] == {
+        "model": "chat", "mode": "guided", "modes": ["guided", "student", "teacher"], "conditional": False,
+        "teacher": "big", "students": ["small"], "baseline": "big", "default_max_tokens": None,
+        "guidance": {"tokens": 7, "projection": "cutoff", "placement": "prefix"},
+        "callers_may": {"modes": [], "guidance_tokens": None},
+    }  # fmt: skip
+    assert routes["chat-student"]["modes"] == ["student"]
+    assert routes["chat-teacher"]["modes"] == ["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("listens", "seen_from", "expected"),
+    [
+        ("127.0.0.1", "gateway.example:8081", "http://127.0.0.1:9000/v1"),
+        ("0.0.0.0", "gateway.example:8081", "http://gateway.example:9000/v1"),
+        ("::", "[2001:db8::1]:8081", "http://[2001:db8::1]:9000/v1"),
+        ("::1", "localhost:8081", "http://[::1]:9000/v1"),
+    ],
+)
+def test_callers_are_told_to_call_where_they_are_listened_to(listens: str, seen_from: str, expected: str) -> None:
+    """On all addresses of a machine, at the one by which the operator came."""
+    app = web.Application()
+    app[keys.CALLERS_LISTENER] = keys.CallersListener(listens, 9000)
+    request = make_mocked_request("GET", "/playground/options", {"Host": seen_from}, app=app)
+    assert _base_url(request) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "words"),
+    [
+        ({"tenant": None}, 400, "tenant", "empty: write a value"),
+        ({"tenant": 5}, 400, "tenant", "must be text"),
+        ({"tenant": "acmee"}, 404, "tenant", "There is no tenant 'acmee'. Did you mean 'acme'?"),
+        ({"model": "chta"}, 404, "model", "no route 'chta'. Did you mean 'chat'?"),
+        ({"model": "vectors"}, 400, "model", "makes embeddings"),
+        ({"model": "chat-student"}, 400, "mode", "its route names no teacher"),
+        ({"model": "chat-teacher"}, 400, "mode", "its route names no student"),
+        ({"mode": "shadow"}, 400, "mode", "must be"),
+        ({"mode": "both"}, 400, "mode", "must be"),
+        ({"prompt": "  "}, 400, "prompt", "is empty"),
+        ({"prompt": None}, 400, "prompt", "send a prompt, or messages"),
+        ({"messages": [{"role": "user", "content": "x"}]}, 400, "prompt", "send one of the two"),
+        ({"prompt": None, "messages": [{"role": "wizard", "content": "x"}]}, 400, "messages[0].role", "no such role"),
+        ({"prompt": None, "messages": []}, 400, "messages", "at least 1"),
+        ({"prompt": None, "system": "s", "messages": [{"role": "user", "content": "x"}]}, 400, "prompt", "system goes"),
+        ({"guidance": {"tokens": 0}}, 400, "guidance.tokens", "must be at least 1"),
+        ({"guidance": {"tokens": 4097}}, 400, "guidance.tokens", "must be at most 4096"),
+        ({"guidance": {"token": 5}}, 400, "guidance.token", "Did you mean 'tokens'?"),
+        ({"guidance": {"projection": "cut"}}, 400, "guidance.projection", "must be"),
+        ({"guidance": {"placement": "end"}}, 400, "guidance.placement", "must be"),
+        ({"temperature": 3}, 400, "temperature", "at most 2"),
+        ({"temperature": "hot"}, 400, "temperature", "must be a number"),
+        ({"max_tokens": 0}, 400, "max_tokens", "must be at least 1"),
+        ({"seed": 1.5}, 400, "seed", "whole number"),
+        ({"colour": "red"}, 400, "colour", "unknown key"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_refused_by_its_field(
+    world: World, change: dict[str, Any], status: int, param: str, words: str
+) -> None:
+    body = {"tenant": "acme", "model": "chat", "mode": "guided", "prompt": "Why?"} | change
+    answer = world.admin("POST", "/playground/run", body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param, error
+    assert words in error["message"]
+
+
+def test_nobody_without_the_admin_key_asks_or_looks(world: World) -> None:
+    body = {"tenant": "acme", "model": "chat", "mode": "guided", "prompt": "Why?"}
+    before = len(world.student.asked)
+    for method, path in (
+        ("POST", "/playground/run"),
+        ("GET", "/playground/options"),
+        ("GET", "/playground/receipts/acme/req_000000000000000000000000"),
+    ):
+        assert world.admin(method, path, body if method == "POST" else None, key=KEY).status_code == 401
+    assert len(world.student.asked) == before
+
+
+def test_receipts_of_callers_are_not_the_playgrounds_to_show(world: World) -> None:
+    answer = httpx.post(
+        f"{world.gateway.url}/v1/chat/completions",
+        json={"model": "chat-student", "messages": [{"role": "user", "content": "Why?"}]},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=20,
+    )
+    world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+    refused = world.admin("GET", f"/playground/receipts/acme/{answer.headers['x-request-id']}")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "id")
+    mine = world.run("student").id
+    assert world.admin("GET", f"/playground/receipts/globex/{mine}").status_code == 404
+
+
+def test_no_key_is_called_as_the_playground_is(world: World) -> None:
+    """Else its receipts, limits and budget would be the playground's as well."""
+    refused = world.admin("POST", "/keys", {"tenant": "acme", "id": "playground"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "id")
+    assert "choose another" in refused.json()["error"]["message"]
+    with pytest.raises(ValidationError, match="choose another"):
+        KeyEntry(id="playground", sha256="0" * 64)
+
+
+def test_callers_streams_are_not_marked(world: World) -> None:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}], "stream": True}
+    answer = httpx.post(
+        f"{world.gateway.url}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=20
+    )
+    assert "chat.completion.chunk" in answer.text
+    assert "x_gkt" not in answer.text
