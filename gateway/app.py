@@ -37,7 +37,6 @@ from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
 from gateway.ledger.alarm import Alarm
-from gateway.ledger.archiving import archiving
 from gateway.ledger.baseline import Encoding
 from gateway.ledger.budget_watch import BudgetWatch
 from gateway.ledger.budgets import Budgets
@@ -80,6 +79,7 @@ if TYPE_CHECKING:
     from gateway.config import Settings
     from gateway.engines.base import Engine
     from gateway.ledger.archiver import Archiver
+    from gateway.ledger.archiving import Archiving
     from gateway.ledger.spans import ReceiptSpans
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
@@ -183,7 +183,7 @@ async def gateway(
         await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
         alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
-        archive = archiving(settings, redis, redis_keys, owner, metrics)
+        archive = _archive(settings, redis, redis_keys, owner, metrics)
         if archive is not None:
             stack.push_async_callback(archive.close)
         store = ReceiptStore(
@@ -358,6 +358,17 @@ def _traces(settings: Settings, owner: str, metrics: Metrics) -> _Traces | None:
         ) from error
     tracing = Tracing(settings.tracing, owner, metrics)
     return _Traces(tracing, ReceiptSpans(), traced(tracing))
+
+
+def _archive(
+    settings: Settings, client: RedisClient, redis_keys: RedisKeys, owner: str, metrics: Metrics
+) -> Archiving | None:
+    """None where there is none: then SQLAlchemy, half a second and 30 MB, is not imported."""
+    if settings.archive.url is None:
+        return None
+    from gateway.ledger.archiving import archiving
+
+    return archiving(settings, client, redis_keys, owner, metrics)
 
 
 def _name_series(metrics: Metrics, book: PolicyBook) -> None:

@@ -6,13 +6,13 @@ import asyncio
 import errno
 import gc
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 from aiohttp import web
 
 from gateway import open_files
+from gateway.addresses import Addresses
 from gateway.app import gateway
 from gateway.errors import StartupError
 from gateway.logs import tell_of_loop
@@ -35,15 +35,6 @@ _OTHER_FILES = 256
 _CUT_S = 2.0
 # How many more objects there must be before Python looks for cycles. Its own 700 are less than a request makes.
 _COLLECT_AFTER = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where a running gateway listens, and its process's name in Redis, which `gkt-gateway queue` shows."""
-
-    public: str
-    admin: str
-    process: str
 
 
 async def serve(

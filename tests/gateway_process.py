@@ -79,6 +79,7 @@ class GatewayProcess:
             "admin": {"port": 0, **sections.get("admin", {})},
             "redis": {"url": redis_url, "lease": "60s", **sections.get("redis", {})},
             "log": {"format": "json", **sections.get("log", {})},
+            "archive": {"url": None, **sections.get("archive", {})},  # a database is for those who look at one
             "models": models,
         }
         yaml = YAML()

@@ -25,11 +25,12 @@ from gateway.local.stack import LocalStack
 from gateway.logs import set_up_logs
 from gateway.policy.book import PolicyBook
 from gateway.policy.schema import GuidanceRule, Projection, TenantPolicy
-from gateway.serving import Addresses
 from gateway.serving import serve as serve_gateway
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from gateway.addresses import Addresses
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
 STUDENT = "qwen2.5-coder-0.5b-instruct"

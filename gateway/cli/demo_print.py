@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import aiohttp
     from rich.console import Console
 
+    from gateway.addresses import Addresses
     from gateway.local.stack import LocalStack
     from gateway.policy.schema import Placement
-    from gateway.serving import Addresses
 
 _TEACHER_STYLE = "bold cyan"
 _RECEIPT_TRIES = 50

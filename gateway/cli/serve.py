@@ -21,9 +21,9 @@ from gateway.workers.stopping import asked_to_reload, asked_to_stop
 from gateway.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from gateway.addresses import Addresses
     from gateway.config import Settings
     from gateway.policy.book import PolicyBook
-    from gateway.serving import Addresses
 
 log = structlog.get_logger()
 

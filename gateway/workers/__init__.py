@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import msgspec
 
-from gateway.serving import Addresses
+from gateway.addresses import Addresses
 
 
 class FirstWord(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from gateway.addresses import Addresses
     from gateway.config import Settings
-    from gateway.serving import Addresses
 
 log = structlog.get_logger()
 
