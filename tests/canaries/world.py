@@ -206,7 +206,9 @@ class World:
 
     def files(self) -> Iterator[tuple[str, str]]:
         """What the gateway has written."""
-        for path in self._temporary.rglob("*"):
+        archive = self.folder / "data"
+        assert any(archive.rglob("*.db"))
+        for path in (*self._temporary.rglob("*"), *archive.rglob("*")):
             if path.is_file():
                 yield str(path), path.read_bytes().decode("latin-1")
 
