@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import httpx
+import hypothesis
 import pytest
 import pytest_asyncio
 
@@ -24,6 +25,13 @@ from tests.readiness import wait_until_probed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+
+# What is tried at random is the same in each run, so that a change is judged by what it changes; the long run looks for
+# what nobody has seen yet.
+hypothesis.settings.register_profile("same", derandomize=True)
+if os.environ.get("GKT_TESTS") != "full":
+    hypothesis.settings.load_profile("same")
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -169,6 +169,7 @@ def test_the_routes_are_those_that_somebody_looked_at() -> None:
         ("GET", "/v1/models/{model:.+}"),
         ("GET", "/v1/receipts/{id}"),
         ("GET", "/v1/limits"),
+        ("GET", "/v1/usage"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
         ("GET", "/openapi.json"),
