@@ -72,14 +72,7 @@ def test_the_sample_writes_every_default_as_it_is(folder: Path) -> None:
     )
     bare_settings, bare_book, mistakes = check_all(folder / "config.yaml")
     assert not mistakes
-    assert bare_settings is not None
-    # One GPU is what an hourly price without `gpus` means.
-    assert [one.price_rule.hourly_usd for one in bare_settings.models] == [
-        one.price_rule.hourly_usd for one in settings.models
-    ]
-    config = folder / "config.yaml"
-    config.write_text(config.read_text().replace("1500}", "1500, gpus: 1}"))
-    assert check_all(config)[0] == settings
+    assert bare_settings == settings
     assert bare_book is not None
     assert bare_book.policies == book.policies
 
