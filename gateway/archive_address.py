@@ -40,6 +40,11 @@ def check_archive(url: str) -> None:
         raise Wrong("must be sqlite, an address that starts with sqlite:/// or postgresql://, or null")
 
 
+def is_postgres(url: str) -> bool:
+    """Whether an address is of PostgreSQL, which needs an extra."""
+    return url.partition(":")[0] in _SCHEMES
+
+
 def address_of(url: str, data: Path) -> str:
     """The address as SQLAlchemy takes it. A file without a whole path lies in the folder `data`."""
     if url == "sqlite":

@@ -296,6 +296,12 @@ class Metrics:
             ("spool",),
             registry=registry,
         )
+        self.archive_configured = Gauge(
+            "gkt_archive_configured",
+            "1 where config.yaml names an archive.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.archive_up = Gauge(
             "gkt_archive_up",
             "1 while the archive takes receipts.",
@@ -448,6 +454,10 @@ class Metrics:
             self.webhooks.labels(outcome)
         for result in ("loaded", "refused"):
             self.policy_reloads.labels(result)
+        for of in ("sums", "archive"):
+            self.receipts_unkept.labels(of)
+        for spool in ("own", "dead"):
+            self.spool_told.labels(spool)
 
     def _of_worker(self, name: str, what: str) -> Gauge:
         return Gauge(name, what, ("worker",), registry=self.registry, multiprocess_mode="livemax")

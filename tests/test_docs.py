@@ -94,6 +94,12 @@ def test_every_command_is_in_the_readme() -> None:
     assert [name for name in COMMANDS if f"`gkt-gateway {name}`" not in page("README.md")] == []
 
 
+def test_the_readme_lists_each_document_once() -> None:
+    listed = page("README.md").partition("\n## Documents\n")[2].partition("\n## ")[0]
+    found = re.findall(r"\]\(docs/(\w+\.md)\)", listed)
+    assert sorted(found) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
+
+
 def test_the_readmes_configuration_can_be_used(tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n# (\S+)\n(.*?)```", page("README.md"), re.DOTALL)
     assert len(blocks) == 2

@@ -207,6 +207,22 @@ def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
     assert [name for name in recorded if not world.prometheus.query(name)] == []
 
 
+def test_what_grows_for_an_alert_is_there_before_it_grows() -> None:
+    """Prometheus sees no growth in a series that appears. Of tenants' series the rule itself looks at the beginning."""
+    told = {family.name: family.samples for family in Metrics().registry.collect()}
+    grows = {name for rule in alerts() for name in re.findall(r"increase\((gkt_\w+)_total", rule["expr"])}
+    assert grows > {"gkt_archive_missed", "gkt_receipts_unkept", "gkt_spool_failures"}
+    assert {name for name in grows if not told[name]} == {"gkt_intents_abandoned"}
+    assert [name for name in grows if any(sample.value for sample in told[name])] == []
+
+
+def test_the_archive_is_told_as_it_is(world: World) -> None:
+    """There is one, it is up, and all receipts come into it and into the sums."""
+    assert (world.sum("gkt_archive_configured"), world.sum("gkt_archive_up")) == (1, 1)
+    for name in ("gkt_archived_total", "gkt_receipts_added_up_total"):
+        until(lambda name=name: _told(world.prometheus, f"sum({name})") >= len(world.receipts), name)
+
+
 def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> None:
     """One engine is gone, another fails half of its calls, and a process was killed. Alerts are pending at first."""
     assert _told(world.prometheus, "sum(gkt:failures:rate5m)") > 0
@@ -217,6 +233,12 @@ def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> 
         "GktGatewayDown",
         "GktRedisDown",
         "GktReceiptsLost",
+        "GktSpoolFailing",
+        "GktSumsLate",
+        "GktArchiveDown",
+        "GktArchiveLate",
+        "GktReceiptsUnkept",
+        "GktArchiveMissed",
         "GktBudgetNearlySpent",
         "GktPolicyStale",
     }

@@ -180,8 +180,11 @@ def holds(told: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
     finished = sum(one["student"]["output_tokens"] for one in whole if one["student"])
     assert told["tokens"]["answer_by_teacher"] == opened + alone
     assert told["tokens"]["answer"] == opened + alone + finished
-    baseline = sum((Decimal(one["baseline_usd"]) for one in receipts if one["mode"] != "shadow"), Decimal(0))
+    served = [one for one in receipts if one["mode"] != "shadow"]
+    baseline = total_of(served, "baseline_usd")
     assert Decimal(told["baseline_usd"]) == baseline
+    assert Decimal(told["baseline_error_usd"]) == total_of(served, "baseline_error_usd")
+    assert told["baseline_estimated"] == sum(one["baseline_estimated"] for one in served)
     share = float(cost / baseline) if baseline else None
     assert told["cost_share"] == (pytest.approx(share, abs=1e-6) if share is not None else None)
 
@@ -293,9 +296,9 @@ def test_csv_says_what_json_does(gateway: GatewayProcess, receipts: dict[str, di
     assert re.fullmatch(r'attachment; filename="usage_[0-9_-]+\.csv"', answer.headers["content-disposition"])
     rows = usage(gateway, "since=1h&by=tenant,route&granularity=hour")["rows"]
     lines = list(csv.DictReader(io.StringIO(answer.text)))
-    assert [[one[name] for name in ("start", "tenant", "route", "cost_usd", "savings_usd")] for one in lines] == [
-        [row[name] for name in ("start", "tenant", "route", "cost_usd", "savings_usd")] for row in rows
-    ]
+    names = ("start", "tenant", "route", "cost_usd", "savings_usd", "baseline_error_usd")
+    assert [[one[name] for name in names] for one in lines] == [[row[name] for name in names] for row in rows]
+    assert any(Decimal(row["baseline_error_usd"]) for row in rows)
     assert [int(one["requests"]) for one in lines] == [row["requests"] for row in rows]
     assert all(one["end"] > one["start"] for one in lines)
 

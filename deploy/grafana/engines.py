@@ -55,7 +55,7 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Receipts lost",
-            "Dropped over the chosen time because too many waited for Redis. Each stands in the log.",
+            "Dropped over the chosen time: too many waited, and the spool had no room. Each stands in the log.",
             "short",
             (Query("sum(increase(gkt_receipts_lost_total[$__range]))"),),
             bad=1,
@@ -187,7 +187,7 @@ ENGINES = Dashboard(
         "Books and settings",
         Panel(
             "Receipts that wait",
-            "In memory, until Redis takes them. Beyond 10,000 in one worker the oldest are dropped.",
+            "In memory, until Redis takes them. Beyond 10,000 in one worker the oldest are in the spool alone.",
             "short",
             (Query("sum by (instance) (gkt_receipts_waiting)", "{{instance}}"),),
             warn=1000,
@@ -230,6 +230,69 @@ ENGINES = Dashboard(
             "Ordinary requests, as log.requests.sample wants it.",
             "short",
             (Query("sum by (instance) (rate(gkt_log_requests_left_out_total[$__rate_interval]))", "{{instance}}"),),
+        ),
+        "Ledger and archive",
+        Panel(
+            "Archive",
+            "Whether it takes receipts. Where config.yaml names none, there is none to be up.",
+            "short",
+            (Query("min by (instance) (gkt_archive_up + 2 * (1 - gkt_archive_configured))", "{{instance}}"),),
+            kind="state-timeline",
+            words={0: ("away", "red"), 1: ("takes receipts", "green"), 2: ("none", "blue")},
+        ),
+        Panel(
+            "How far behind",
+            "sums: the oldest receipt that is not added up, and not in usage yet. archive: the oldest that waits. "
+            "Both are about a second where all is well.",
+            "s",
+            (
+                Query("max(gkt_rollup_lag_seconds)", "sums"),
+                Query("max(gkt_archive_lag_seconds)", "archive"),
+            ),
+            warn=60,
+            bad=300,
+        ),
+        Panel(
+            "Receipts in Redis that wait",
+            "To be added up, to be archived, and for either: the bound of that is receipts.max_buffered, 200,000 by "
+            "default. Beyond, the oldest go.",
+            "short",
+            (
+                Query("max(gkt_receipts_not_added_up)", "to be added up"),
+                Query("max(gkt_archive_waiting)", "to be archived"),
+                Query("max(gkt_receipts_buffered)", "either"),
+            ),
+        ),
+        Panel(
+            "Receipts added up and archived, per second",
+            "Each once. Archived ones are counted where a gateway fills the archive, not a command.",
+            "short",
+            (
+                Query("sum(rate(gkt_receipts_added_up_total[$__rate_interval]))", "added up"),
+                Query("sum(rate(gkt_archived_total[$__rate_interval]))", "archived"),
+            ),
+        ),
+        Panel(
+            "Receipts that went too early",
+            "sums: before they were added up. archive: before they were archived. trimmed: after they had been taken "
+            "for the archive. The last may be among those of the archive.",
+            "short",
+            (
+                Query("sum by (of) (increase(gkt_receipts_unkept_total[$__rate_interval]))", "{{of}}"),
+                Query("sum(increase(gkt_archive_missed_total[$__rate_interval]))", "trimmed"),
+            ),
+            bad=1,
+        ),
+        Panel(
+            "Spool",
+            "Receipts on disk while Redis does not take them, and writes that failed.",
+            "short",
+            (
+                Query("sum by (instance) (gkt_spool_receipts)", "receipts, {{instance}}"),
+                Query(
+                    "sum by (instance) (increase(gkt_spool_failures_total[$__rate_interval]))", "failed, {{instance}}"
+                ),
+            ),
         ),
         "Processes",
         Panel(

@@ -28,6 +28,7 @@ _MONEY = (
     "baseline_usd",
     "savings_usd",
     "baseline_estimated",
+    "baseline_error_usd",
     "cost_share",
 )
 _LATENCIES = ("total", "first_token", "teacher", "batch_wait", "admission")

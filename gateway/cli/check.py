@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from gateway.archive_address import is_postgres
 from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.book import check_all, near_misses
 from gateway.policy.overrides import modes_of
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 DEVELOPMENT_KEY = "gk-dev"
 """The key that policies/default.yaml is delivered with. Everybody knows it."""
+_OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
+_POSTGRES = ("psycopg",)
 
 
 def check(
@@ -107,9 +111,37 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
         if model.name not in used:
             yield f"model {model.name}: no route uses it"
     yield from _folder_doubts(settings.policies, book)
+    yield from _extras_missing(settings)
     doubt = _admin_doubt(settings.admin)
     if doubt:
         yield f"admin: listens on {settings.admin.host} {doubt}"
+
+
+def _extras_missing(settings: Settings) -> Iterator[str]:
+    """No mistake of the files: the gateway may run where the extra is installed. Where it is not, it does not start."""
+    address = settings.archive.url
+    for wanted, needs, extra, without in (
+        (settings.tracing.endpoint is not None, _OTEL, "otel", "tracing.endpoint is set, and OpenTelemetry"),
+        (
+            address is not None and is_postgres(address.get_secret_value()),
+            _POSTGRES,
+            "postgres",
+            "archive.url is PostgreSQL, and psycopg",
+        ),
+    ):
+        if wanted and not all(map(_is_installed, needs)):
+            yield (
+                f"{without} is not installed here: the gateway does not start without the extra "
+                f"(pip install 'gkt-gateway[{extra}]')"
+            )
+
+
+def _is_installed(module: str) -> bool:
+    """Without importing it; of a dotted name those before the last dot are."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _folder_doubts(folder: Path, book: PolicyBook) -> Iterator[str]:

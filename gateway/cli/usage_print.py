@@ -18,7 +18,8 @@ _PIPE_WIDTH = 200
 _NONE = "-"
 _LEGEND = (
     "Tokens: read + written. Cost share: what was paid, as a part of what the baseline model alone would have "
-    "cost. Teacher share: the part of the answers' tokens that the teacher wrote. p50, p95: of the whole answer."
+    "cost. +/-: by how much that, and so what was saved, may be wrong. Teacher share: the part of the answers' "
+    "tokens that the teacher wrote. p50, p95: of the whole answer."
 )
 
 
@@ -101,13 +102,23 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
     "student tokens": lambda row: _tokens(row, "student"),
     "cost USD": lambda row: Text(usd(row["cost_usd"])),
     "baseline USD": lambda row: Text(usd(row["baseline_usd"])),
+    "+/- USD": lambda row: Text(usd(row["baseline_error_usd"])),
     "saved USD": _saved,
     "cost share": lambda row: Text(_percent(row["cost_share"])),
     "teacher share": lambda row: Text(_percent(row["teacher_token_share"])),
     "p50 s": lambda row: _seconds(row, "p50"),
     "p95 s": lambda row: _seconds(row, "p95"),
 }
-_LEFT_OUT_FIRST = ("p50 s", "unguided", "student tokens", "teacher tokens", "p95 s", "errors", "teacher share")
+_LEFT_OUT_FIRST = (
+    "p50 s",
+    "unguided",
+    "student tokens",
+    "teacher tokens",
+    "p95 s",
+    "+/- USD",
+    "errors",
+    "teacher share",
+)
 
 
 def usd(amount: str) -> str:

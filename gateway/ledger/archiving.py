@@ -49,6 +49,7 @@ def archiving(
     archive = archive_of(settings)
     if archive is None:
         return None
+    metrics.archive_configured.set(1)
     lease = Lease(client.commands, keys.ledger(), owner)
     board = ArchiveBoard(client.commands, keys.ledger(), metrics, archive.where)
     archiver = Archiver(

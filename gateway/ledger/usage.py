@@ -200,6 +200,7 @@ def figures(row: Row, *, money: bool = True) -> Json:
             "baseline_usd": text(row.baseline_pico),
             "savings_usd": text(row.savings_pico),
             "baseline_estimated": row.baseline_estimated,
+            "baseline_error_usd": text(row.baseline_error_pico),
             "cost_share": _share(row.cost_pico, row.baseline_pico),
         }
     return told

@@ -26,6 +26,7 @@ def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
         "baseline_usd": f"{baseline:f}",
         "savings_usd": f"{baseline - cost:f}",
         "baseline_estimated": requests // 3,
+        "baseline_error_usd": f"{baseline / 4:f}",
         "cost_share": cost / baseline if baseline else None,
     }
 

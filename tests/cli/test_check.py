@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -218,6 +219,50 @@ def test_what_works_and_should_not_go_into_production_is_a_warning(
     assert (code, out) == (0, ["ok: 2 models, 1 tenant, 3 routes, 1 key, 2 warnings"])
     assert f"warning: {warning}" in err
     assert "s3cret" not in "".join(err)
+
+
+EXTRAS = [
+    ("opentelemetry.sdk", "  # endpoint: http:", "  endpoint: http:", "tracing.endpoint is set", "otel"),
+    (
+        "opentelemetry.exporter.otlp.proto.http",
+        "  # endpoint: http:",
+        "  endpoint: http:",
+        "tracing.endpoint is set",
+        "otel",
+    ),
+    ("psycopg", "  url: sqlite ", "  url: postgresql://me:s3cret@db/gkt ", "archive.url is PostgreSQL", "postgres"),
+]
+
+
+@pytest.mark.parametrize(("module", "old", "new", "what", "extra"), EXTRAS)
+def test_an_extra_that_is_wanted_and_not_there_is_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, old: str, new: str, what: str, extra: str
+) -> None:
+    """As without it: its modules are not to be found. With it, and where nothing wants it, there is none."""
+    sample = run()[2]
+    edit(folder / "config.yaml", old, new)
+    assert run()[2] == sample
+    for known in [name for name in sys.modules if name == module or name.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, known)
+    monkeypatch.setattr(sys, "meta_path", [_Lacks(module), *sys.meta_path])
+    code, out, err = run()
+    assert (code, out) == (0, ["ok: 2 models, 1 tenant, 3 routes, 1 key, 2 warnings"])
+    assert err[1].startswith(f"warning: {what}, and ")
+    assert err[1].endswith(f"(pip install 'gkt-gateway[{extra}]')")
+    assert "s3cret" not in err[1]
+    edit(folder / "config.yaml", new, old)
+    assert run()[2] == sample
+
+
+class _Lacks:
+    """A finder before all others, to which a module is not installed."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self._module or name.startswith(f"{self._module}."):
+            raise ModuleNotFoundError(name=name)
 
 
 def test_a_model_that_no_route_uses_is_a_warning(folder: Path) -> None:

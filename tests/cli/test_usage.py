@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import time
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,12 @@ def test_the_table_tells_each_and_all(gateway: GatewayProcess) -> None:
     # 10 tokens read and 2 written, thrice: at a tenth of a millionth of a dollar, and at a millionth for the baseline.
     for cell in ("30 + 6", "0.000004", "0.000036", "0.000032", "10.0 %", "0.0 %"):
         assert cell in " ".join(student)
+    exact = json.loads(run("--model", "chat-student", "--format", "json", "--url", gateway.admin_url).stdout)["total"]
+    assert Decimal(exact["baseline_error_usd"]) > 0, "the teacher read nothing: its count is an estimate"
+    assert usd(exact["baseline_error_usd"]) == student[student.index("0.000036") + 1]
+    # What the teacher's engine counted is not wrong.
     teacher = " ".join(next(line for line in lines if "chat-teacher" in line).split())
-    assert "acme chat-teacher 1 0 0 10 + 2 0 + 0 0.000012 0.000012 0.000000 100.0 % 100.0 %" in teacher
+    assert "acme chat-teacher 1 0 0 10 + 2 0 + 0 0.000012 0.000012 0.000000 0.000000 100.0 % 100.0 %" in teacher
     assert " ".join(next(line for line in lines if line.strip().startswith("all ")).split()).startswith("all 4 0 0 ")
 
 
@@ -132,6 +137,7 @@ def told(saved: str) -> dict[str, Any]:
         "tokens": {"teacher": tokens, "student": tokens},
         "cost_usd": "0.5",
         "baseline_usd": "0.2",
+        "baseline_error_usd": "0.0125",
         "savings_usd": saved,
         "cost_share": 2.5,
         "teacher_token_share": None,
@@ -145,7 +151,7 @@ def test_what_was_not_saved_has_a_minus(capsys: pytest.CaptureFixture[str]) -> N
     usage_shown(told("-0.3"))
     shown = capsys.readouterr().out
     assert "2026-11-24 18:00 to 2026-11-25 18:25 UTC" in shown
-    for cell in ("(none)", "1,234 + 5", "-0.300000", "250.0 %", " - ", "1.234"):
+    for cell in ("(none)", "1,234 + 5", "0.012500", "-0.300000", "250.0 %", " - ", "1.234"):
         assert cell in shown
 
 

@@ -242,6 +242,7 @@ class Shelf:
                 key=f"k{place % 2}",
                 created=int(now - place * 4000),
                 cost_usd=Decimal(f"0.{place + 1:012d}"),
+                baseline_error_usd=Decimal(f"0.{2**place % 999_999_999_989:012d}"),
             )
             for place in range(90)
         ]
@@ -279,6 +280,9 @@ async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(redis_url:
                     cost = sum((one.cost_usd for one in wanted), Decimal(0))
                     assert Decimal(told["total"]["cost_usd"]) == cost
                     assert sum(Decimal(row["cost_usd"]) for row in told["rows"]) == cost
+                    error = sum((one.baseline_error_usd or Decimal(0) for one in wanted), Decimal(0))
+                    assert Decimal(told["total"]["baseline_error_usd"]) == error
+                    assert sum(Decimal(row["baseline_error_usd"]) for row in told["rows"]) == error
                     if granularity and not by:
                         assert len(told["rows"]) == len(found.periods)
 

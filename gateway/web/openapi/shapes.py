@@ -243,6 +243,7 @@ class Figures(Struct):
     baseline_usd: Decimal | None = None
     savings_usd: Decimal | None = None
     baseline_estimated: Count | None = None
+    baseline_error_usd: Decimal | None = None
     cost_share: float | None = None
 
 
