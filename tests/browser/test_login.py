@@ -63,6 +63,7 @@ async def test_login_leads_to_no_other_site(browser: Browser, pages: GatewayProc
             await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
 
 
+@pytest.mark.long
 async def test_without_an_admin_key_the_page_says_how_to_set_one(
     browser: Browser, redis_url: str, tmp_path: Path
 ) -> None:

@@ -104,6 +104,7 @@ async def test_a_range_that_is_chosen_while_paused_and_while_it_asks_is_shown(
         await expect(page.locator("#chart-money canvas")).to_have_attribute("aria-label", re.compile("the last 7 days"))
 
 
+@pytest.mark.long
 async def test_a_burn_down_that_comes_late_does_not_wipe_out_the_one_that_is_open(
     browser: Browser, pages: GatewayProcess
 ) -> None:
@@ -134,6 +135,7 @@ async def test_a_burn_down_that_comes_late_does_not_wipe_out_the_one_that_is_ope
         assert await page.evaluate(painted)
 
 
+@pytest.mark.long
 async def test_figures_that_wait_for_the_focus_to_leave_are_told(browser: Browser, pages: GatewayProcess) -> None:
     async with opened(browser, pages) as page:
         await page.route("**/budgets?*", lambda route: route.continue_())
@@ -182,7 +184,6 @@ async def test_a_page_that_is_left_open_does_not_grow(browser: Browser, pages: G
 
         before = await looked(10)
         after = await looked(80)
-        print(before, after)
         assert after["Nodes"] < before["Nodes"] * 1.2
         assert after["JSEventListeners"] < before["JSEventListeners"] * 1.2
         assert after["JSHeapUsedSize"] < before["JSHeapUsedSize"] * 1.3
