@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.admin.session import comes_from_here
 from gateway.errors import AdminKeyUnset, CrossOrigin, NotAuthenticated
-from gateway.web.auth import bearer
+from gateway.web.auth import bearer, shows_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -58,7 +58,7 @@ def _check(request: web.Request, sessions: Sessions) -> Session | None:
             "This needs the admin key, and this gateway has none. Set admin.key in config.yaml, for example to "
             "env:GKT_ADMIN_KEY, and start it again."
         )
-    if "Authorization" not in request.headers and sessions.cookie in request.cookies:
+    if not shows_key(request) and sessions.cookie in request.cookies:
         session = sessions.of(request)
         if session is None:
             raise NotAuthenticated("The session has ended. Log in again.")

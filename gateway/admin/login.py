@@ -30,7 +30,8 @@ _FORM = "application/x-www-form-urlencoded"
 class Attempts:
     """Slows down whoever guesses. A wrong key is answered late, and few may wait for that at a time.
 
-    Who comes when too many wait is refused before the key is looked at: else guessing would be as fast as asking.
+    The right key is never refused: else whoever sends wrong ones would shut out operators, all of them where a proxy
+    stands in front. Guessing is hopeless however fast, since a key is long: this keeps log and workers quiet.
 
     Args:
         pause_s: by how much later.
@@ -76,11 +77,11 @@ async def log_in(request: web.Request) -> web.Response:
     if any(name in request.headers for name in ("Origin", "Sec-Fetch-Site")) and not comes_from_here(request):
         raise CrossOrigin("Only a page of this listener may log in. Open its /login.")
     remote = request.remote or ""
-    attempts.admit(remote)
     if not sessions.key_set:
         raise AdminKeyUnset("This gateway has no admin key. Set admin.key in config.yaml, and start it again.")
     shown = _key_in(await read_body(request), request.content_type)
     if not sessions.is_key(shown):
+        attempts.admit(remote)
         log.warning("admin_login_failed", remote=request.remote)
         await attempts.fail(remote)
         raise NotAuthenticated("This is not the admin key: admin.key of config.yaml. Callers' keys do not hold here.")

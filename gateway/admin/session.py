@@ -134,4 +134,5 @@ def comes_from_here(request: web.Request) -> bool:
 
 def _is_https(request: web.Request) -> bool:
     """Also where a proxy in front ended TLS. Who makes it up only keeps his own cookie from plain HTTP."""
-    return request.secure or request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+    first, _, _ = request.headers.get("X-Forwarded-Proto", "").partition(",")
+    return request.secure or first.strip().lower() == "https"

@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
 
 
+def shows_key(request: web.Request) -> bool:
+    """Whether the request shows a key, right or wrong. What a proxy asks for in front of it is none."""
+    return request.headers.get("Authorization", "").partition(" ")[0].lower() == "bearer"
+
+
 def bearer(request: web.Request) -> str:
     """The key that a request shows. Raises NotAuthenticated."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
+    _, _, token = request.headers.get("Authorization", "").partition(" ")
+    if not shows_key(request) or not token:
         raise NotAuthenticated("There is no API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
     return token.strip()
 

@@ -60,6 +60,8 @@ async def test_live_figures_move_under_load(browser: Browser, pages: GatewayProc
         (count,) = (one["requests"] for one in usage if one["tenant"] == "acme")
         await expect(row.locator("td").first).to_have_text(f"{count:,}")
         await expect(tile(page, "Guided share")).to_have_text("100 %")
+        box = await page.get_by_label("Usage by tenants").evaluate("box => box.scrollWidth - box.clientWidth")
+        assert box == 0  # all of its columns are seen
         await expect(tile(page, "Cost today")).to_have_text(re.compile(r"^\$0\.\d*[1-9]"))
         newest = page.locator("#receipts tbody tr").first.locator("button")
         assert await newest.inner_text() in ids
@@ -254,6 +256,7 @@ async def test_it_fits_a_phone(browser: Browser, pages: GatewayProcess, scheme: 
         await shoot(page, f"dashboard-phone-{scheme}")
 
 
+@pytest.mark.long
 async def test_colours_follow_the_system_or_the_switch_and_the_switch_is_kept(
     browser: Browser, pages: GatewayProcess
 ) -> None:

@@ -46,7 +46,15 @@ async def test_who_logs_out_has_to_log_in_again(browser: Browser, pages: Gateway
 
 
 async def test_login_leads_to_no_other_site(browser: Browser, pages: GatewayProcess) -> None:
-    evil = ["//evil.example/", "javascript:alert(1)", "/login", "http://[", "\\\\evil.example"]
+    evil = [
+        "//evil.example/",
+        "javascript:alert(1)",
+        "/login",
+        "http://[",
+        "\\\\evil.example",
+        "/.//evil.example/",
+        "/session",
+    ]
     async with opened(browser, pages, path="/login?next=https://evil.example/") as page:
         await log_in(page)
         await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
@@ -55,6 +63,7 @@ async def test_login_leads_to_no_other_site(browser: Browser, pages: GatewayProc
             await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
 
 
+@pytest.mark.long
 async def test_without_an_admin_key_the_page_says_how_to_set_one(
     browser: Browser, redis_url: str, tmp_path: Path
 ) -> None:

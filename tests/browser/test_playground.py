@@ -287,6 +287,7 @@ async def test_where_the_browser_copies_nothing_the_text_is_shown(browser: Brows
         await page.get_by_role("button", name="Close").click()
 
 
+@pytest.mark.long
 async def test_all_of_it_goes_by_keyboard(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground) as page:
         await page.keyboard.press("Tab")
@@ -325,6 +326,7 @@ async def test_nothing_is_asked_without_a_question(browser: Browser, playground:
         assert await page.locator("[data-state=idle]").count() == 3
 
 
+@pytest.mark.long
 async def test_a_phone_shows_it_one_below_the_other(browser: Browser, playground: GatewayProcess) -> None:
     async with at_the_playground(browser, playground, viewport=PHONE, color_scheme="dark") as page:
         await expect(page.get_by_label("Projection")).to_be_hidden()

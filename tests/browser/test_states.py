@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
+@pytest.mark.long
 async def test_nothing_yet_then_a_wrong_edit_then_no_redis_then_no_gateway(browser: Browser, tmp_path: Path) -> None:
     """Each is said in words, and none of it empties the page."""
     nowhere = model("small", "openai", "http://127.0.0.1:9/v1", continuation="trailing")

@@ -1,10 +1,11 @@
 // One budget over its period: what was left, beside an even pace.
 import { h, byId, colour } from "./dom.js";
 import { fetchJson } from "./fetching.js";
-import { day, minuteOfDay, money, moment } from "./format.js";
+import { day, minuteOfDay, money, moment, utcDay } from "./format.js";
 import { query } from "./ranges.js";
+import { DAY, roundPlaces } from "./ticks.js";
 
-const DAY = 86_400_000;
+const MOST_TICKS = 6;
 const LENGTH = { hour: 3_600_000, day: DAY };
 const UNITS = { h: 3_600_000, d: DAY, w: 7 * DAY, mo: 30 * DAY };
 let chart = null;
@@ -17,7 +18,11 @@ function spanOf(budget, began) {
 }
 
 function paint(canvas, points, [since, until], most, granularity) {
-  const named = (at) => (granularity === "day" ? day(at) : `${day(at)}, ${minuteOfDay(at)}`);
+  const utc = granularity === "day";
+  const hours = [];
+  for (let at = Math.ceil(since / LENGTH.hour) * LENGTH.hour; at <= until; at += LENGTH.hour) hours.push(at);
+  const { places, step } = roundPlaces(hours, MOST_TICKS, { utc });
+  const named = (at) => (utc ? utcDay(at) : step >= DAY ? day(at) : `${day(at)}, ${minuteOfDay(at)}`);
   const line = (label, token, data, more = {}) => ({ label, data, borderColor: colour(token), backgroundColor: colour(token), borderWidth: 2, pointRadius: data.length > 40 ? 0 : 2.5, ...more });
   const ink = colour("--ink-soft");
   chart?.destroy();
@@ -29,7 +34,7 @@ function paint(canvas, points, [since, until], most, granularity) {
     ] },
     options: {
       scales: {
-        x: { type: "linear", min: since, max: until, grid: { display: false }, ticks: { color: ink, maxRotation: 0, maxTicksLimit: 6, callback: named } },
+        x: { type: "linear", min: since, max: until, grid: { display: false }, afterBuildTicks: (axis) => { axis.ticks = places.map((place) => ({ value: hours[place] })); }, ticks: { color: ink, maxRotation: 0, autoSkip: false, callback: named } },
         y: { beginAtZero: true, border: { display: false }, grid: { color: colour("--line") }, ticks: { color: ink, maxTicksLimit: 5, callback: (value) => money(value) } },
       },
       plugins: { tooltip: { callbacks: { title: ([item]) => moment(item.raw.x), label: (item) => `${item.dataset.label}: ${money(item.raw.y)}` } } },
@@ -53,6 +58,7 @@ export async function burndown(budget, began, most) {
   const own = { tenant: budget.tenant, ...(budget.key ? { key: budget.key } : {}) };
   try {
     const { rows } = await fetchJson(`/usage?${query({ since, until: Math.min(until, Date.now()) }, { granularity, ...own })}`);
+    if (!canvas.isConnected) return; // another one was opened meanwhile
     let left = most;
     const points = [[since, most]];
     for (const row of rows) {

@@ -1,7 +1,8 @@
 // The charts over a range: each with a sentence that says what it shows, and a table of the same figures.
 import { h, colour } from "./dom.js";
-import { day, duration, minuteOfDay, money, moment, share, tokens, whole } from "./format.js";
+import { day, duration, minuteOfDay, money, moment, share, tokens, utcDay, whole } from "./format.js";
 import { periodsOf } from "./ranges.js";
+import { DAY, roundPlaces } from "./ticks.js";
 
 const { Chart } = globalThis;
 Chart.defaults.animation = false;
@@ -100,7 +101,25 @@ const CHARTS = [
 ];
 
 function label(start, { granularity, since, until }) {
-  return granularity === "day" ? day(start) : until - since > 86_400_000 ? `${day(start)}, ${minuteOfDay(start)}` : minuteOfDay(start);
+  return granularity === "day" ? utcDay(start) : until - since > DAY ? `${day(start)}, ${minuteOfDay(start)}` : minuteOfDay(start);
+}
+
+const inFull = (start, { granularity }) => (granularity === "day" ? `${utcDay(start)}, in UTC` : moment(start));
+
+/** The axis of time: round times, and at midnights the day alone. */
+function timeAxis(starts, range, ink, grid) {
+  const utc = range.granularity === "day";
+  const widest = !utc && range.until - range.since > DAY ? 12 : 6; // characters
+  let step = 0;
+  return {
+    stacked: true, grid: { display: false }, border: { color: grid },
+    afterBuildTicks(axis) {
+      const found = roundPlaces(starts, Math.max(2, Math.floor(axis.maxWidth / (7 * widest + 24))), { utc });
+      step = found.step;
+      axis.ticks = found.places.map((value) => ({ value }));
+    },
+    ticks: { color: ink, maxRotation: 0, autoSkip: false, callback: (place) => (step >= DAY && !utc ? day(starts[place]) : label(starts[place], range)) },
+  };
 }
 
 class Figure {
@@ -151,7 +170,7 @@ class Figure {
     const columns = series.filter((one) => one.table !== false);
     const lines = starts.map((start, index) => [start, found[index]]).filter(([, row]) => row).reverse();
     this.body.replaceChildren(h("table", {}, h("caption", { class: "visually-hidden" }, `${this.spec.title}, ${range.words}`),
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, `From, by the ${range.granularity}`), columns.map((one) => h("th", { scope: "col", class: "num" }, one.title)))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, `From, by the ${range.granularity}${range.granularity === "day" ? " of UTC" : ""}`), columns.map((one) => h("th", { scope: "col", class: "num" }, one.title)))),
       h("tbody", {}, lines.map(([start, row]) => h("tr", {}, h("th", { scope: "row" }, label(start, range)),
         columns.map((one) => h("td", { class: "num" }, (one.right ? this.spec.showRight : this.spec.show)(one.of(row)))))))));
   }
@@ -182,7 +201,7 @@ class Figure {
       ticks: { color: ink, maxTicksLimit: 5, precision: this.spec.show === whole || this.spec.show === tokens ? 0 : undefined, callback: (value) => show(value) }, ...extra,
     });
     const scales = {
-      x: { stacked: true, grid: { display: false }, border: { color: grid }, ticks: { color: ink, maxRotation: 0, autoSkip: true, autoSkipPadding: 24 } },
+      x: timeAxis(starts, range, ink, grid),
       y: axis(this.spec.show, { display: !empty }),
     };
     if (series.some((one) => one.right)) scales.right = axis(this.spec.showRight, { position: "right", grid: { display: false }, display: !empty });
@@ -192,7 +211,7 @@ class Figure {
       plugins: {
         tooltip: {
           callbacks: {
-            title: ([item]) => moment(starts[item.dataIndex]),
+            title: ([item]) => inFull(starts[item.dataIndex], range),
             label: (item) => `${item.dataset.label}: ${(item.dataset.yAxisID === "right" ? this.spec.showRight : this.spec.show)(item.raw)}`,
             footer: (items) => (this.spec.id === "money" && items.length === 2 ? `Saved: ${money(items[1].raw - items[0].raw)}` : ""),
           },

@@ -50,5 +50,11 @@ export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_
 
 /** The reply as JSON. Raises Refused. */
 export async function fetchJson(path, options) {
-  return (await ask(path, options)).json();
+  const reply = await ask(path, options);
+  try {
+    return await reply.json();
+  } catch (error) {
+    if (options?.signal?.aborted) throw error;
+    throw new Refused("The gateway's answer broke off, or is none of its own.", reply.status, "unreadable", reply.headers.get("x-request-id"));
+  }
 }

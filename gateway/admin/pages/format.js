@@ -56,6 +56,7 @@ export const rate = (perS) => (!known(perS) ? NOTHING : perS >= 100 ? count.form
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 const clockS = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const date = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
+const dateUtc = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
 const full = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
 /** A moment (RFC 3339 or Unix milliseconds), in the browser's time zone. */
@@ -63,3 +64,5 @@ export const moment = (when) => full.format(new Date(when));
 export const timeOfDay = (when) => clockS.format(new Date(when));
 export const minuteOfDay = (when) => clock.format(new Date(when));
 export const day = (when) => date.format(new Date(when));
+/** The day of UTC: sums by the day are of those. */
+export const utcDay = (when) => dateUtc.format(new Date(when));

@@ -9,12 +9,14 @@ const WHY = {
 
 const asked = new URLSearchParams(location.search);
 
-/** Where to go on: a page of this listener, whatever the address says. */
+const PAGES = ["/dashboard", "/playground"];
+
+/** Where to go on: one of the pages, whatever the address says. A path of this host may still lead elsewhere: //example.com. */
 function next() {
-  const named = asked.get("next") ?? "/dashboard";
-  if (!URL.canParse(named, location.origin)) return "/dashboard";
+  const named = asked.get("next") ?? "";
+  if (!URL.canParse(named, location.origin)) return PAGES[0];
   const wanted = new URL(named, location.origin);
-  return wanted.origin === location.origin && !wanted.pathname.startsWith("/login") ? wanted.pathname + wanted.search + wanted.hash : "/dashboard";
+  return wanted.origin === location.origin && PAGES.includes(wanted.pathname) ? wanted.pathname + wanted.search + wanted.hash : PAGES[0];
 }
 
 const form = byId("login");

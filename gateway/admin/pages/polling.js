@@ -45,8 +45,12 @@ export function poll(look, everyMs, { about, what = "" }) {
       }
     }
     running = false;
-    plan(again ? 0 : Math.min(30_000, everyMs * 2 ** Math.min(failures, 4)));
+    if (!again || left) {
+      plan(Math.min(30_000, everyMs * 2 ** Math.min(failures, 4)));
+      return;
+    }
     again = false;
+    turn(); // paused or not: somebody chose another thing meanwhile, and sees that it is chosen
   }
 
   function plan(inMs) {

@@ -21,7 +21,8 @@ export function table(box, { caption, columns, sort, descending = true, search =
     const input = h("input", { type: "search", placeholder: search, "aria-label": search, autocomplete: "off", oninput: () => { wanted = input.value.trim().toLowerCase(); draw(); } });
     box.append(h("div", { class: "row" }, input));
   }
-  box.append(frame, none, note);
+  const waiting = h("p", { class: "soft small", hidden: true }, "New figures wait until the focus leaves this table.");
+  box.append(frame, none, note, waiting);
 
   function order(column) {
     down = by === column.key ? !down : Boolean(column.number);
@@ -58,6 +59,7 @@ export function table(box, { caption, columns, sort, descending = true, search =
   body.addEventListener("focusout", () => queueMicrotask(() => {
     if (waits && !body.contains(document.activeElement)) {
       waits = false;
+      waiting.hidden = true;
       draw();
     }
   }));
@@ -67,6 +69,7 @@ export function table(box, { caption, columns, sort, descending = true, search =
     rows(list) {
       all = list;
       waits = body.contains(document.activeElement);
+      waiting.hidden = !waits;
       if (!waits) draw();
     },
   };

@@ -1,0 +1,189 @@
+"""What the dashboard shows over time: axes, days, ranges chosen while it waits, and a page that is left open."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser import synthetic
+from tests.browser.conftest import log_in, opened, shoot
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, Page, Route
+
+    from tests.gateway_process import GatewayProcess
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+NEW_YORK = "America/New_York"
+KOLKATA = "Asia/Kolkata"  # half an hour beside the hours of UTC
+
+
+async def ticks(page: Page, chart: str, axis: str) -> list[str]:
+    """What stands along an axis of a chart."""
+    await expect(page.locator(f"#chart-{chart} figcaption")).not_to_have_text("")
+    labels: list[str] = await page.evaluate(
+        f"Chart.getChart(document.querySelector('#chart-{chart} canvas')).scales.{axis}.ticks.map(one => one.label)"
+    )
+    return labels
+
+
+async def test_axes_stand_at_round_times_and_count_in_whole_numbers(browser: Browser, pages: GatewayProcess) -> None:
+    async def answer(route: Route) -> None:
+        body = synthetic.over_time(24)
+        for row in body["rows"]:
+            row["errors"] = {}
+        body["rows"][3]["errors"] = {"engine_timeout": 1}
+        await route.fulfill(json=body)
+
+    async with opened(browser, pages, timezone_id=KOLKATA) as page:
+        await page.route("**/usage?*", answer)
+        await log_in(page)
+        assert await ticks(page, "errors", "y") == ["0", "1"]
+        times = await ticks(page, "money", "x")
+        assert len(times) >= 6
+        assert {time[-2:] for time in times} == {"30"}  # periods of UTC's hours begin there
+        await page.get_by_role("button", name="1 h", exact=True).click()
+        await expect(page.locator("#usage-range")).to_have_text("Of the last hour.")
+        for chart, minutes in (("money", 5), ("tokens", 5)):
+            times = await ticks(page, chart, "x")
+            assert len(times) >= 3
+            assert all(int(time[-2:]) % minutes == 0 for time in times), times
+        await page.get_by_role("button", name="7 d").click()
+        await expect(page.locator("#usage-range")).to_have_text("Of the last 7 days.")
+        days = await ticks(page, "money", "x")
+        assert len(days) in {7, 8}
+        assert all(re.fullmatch(r"\d+ \w{3,4}", one) for one in days), days
+        await shoot(page, "dashboard-week")
+
+
+async def test_days_are_those_of_utc_wherever_one_looks_from(browser: Browser, pages: GatewayProcess) -> None:
+    """They are added up so: seen from New York they begin on the evening before, and are none of the evening's day."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+    async def answer(route: Route) -> None:
+        row = synthetic.figures(5, 1, 2)
+        rows = [{"start": today.isoformat().replace("+00:00", "Z"), **row}]
+        await route.fulfill(json={"object": "usage", "rows": rows, "total": row})
+
+    async with opened(browser, pages, path="/login?next=/dashboard?range=30d", timezone_id=NEW_YORK) as page:
+        await page.route("**/usage?*", answer)
+        await log_in(page)
+        await page.get_by_role("button", name="Tokens as a table").click()
+        region = page.get_by_role("region", name="Tokens, as a table")
+        await expect(region.locator("thead th").first).to_have_text("From, by the day of UTC")
+        await expect(region.locator("tbody th")).to_have_text([f"{today.day} {today:%b}"])
+
+
+async def test_a_range_that_is_chosen_while_paused_and_while_it_asks_is_shown(
+    browser: Browser, pages: GatewayProcess
+) -> None:
+    slow, asked = asyncio.Event(), asyncio.Event()
+
+    async def answer(route: Route) -> None:
+        if parse_qs(urlsplit(route.request.url).query).get("granularity") == ["minute"]:
+            asked.set()
+            await slow.wait()
+        await route.fulfill(json=synthetic.over_time(24))
+
+    async with opened(browser, pages) as page:
+        await page.route("**/usage?*", answer)
+        await log_in(page)
+        await expect(page.locator("#chart-money figcaption")).not_to_have_text("")
+        await page.get_by_role("button", name="Pause").click()
+        await page.get_by_role("button", name="1 h", exact=True).click()
+        await asked.wait()
+        await page.get_by_role("button", name="7 d").click()
+        slow.set()
+        await expect(page.locator("#chart-money canvas")).to_have_attribute("aria-label", re.compile("the last 7 days"))
+
+
+@pytest.mark.long
+async def test_a_burn_down_that_comes_late_does_not_wipe_out_the_one_that_is_open(
+    browser: Browser, pages: GatewayProcess
+) -> None:
+    late, sent = asyncio.Event(), asyncio.Event()
+    first: list[str] = []
+
+    async def answer(route: Route) -> None:
+        first.append(route.request.url)
+        if len(first) == 1:
+            await late.wait()
+        await route.fulfill(json=synthetic.over_time(2))
+        if len(first) > 1 and late.is_set():
+            sent.set()
+
+    painted = "Chart.getChart(document.querySelector('dialog canvas')) !== undefined"
+    async with opened(browser, pages) as page:
+        await page.route("**/usage?*tenant=acme*", answer)
+        await log_in(page)
+        button = page.locator("#budgets").get_by_role("button", name="acme")
+        await button.click()
+        await page.keyboard.press("Escape")
+        await button.click()
+        await page.wait_for_function(painted)
+        async with page.expect_response(lambda reply: reply.url == first[0]):
+            late.set()
+        await sent.wait()
+        await page.wait_for_timeout(200)  # for its script
+        assert await page.evaluate(painted)
+
+
+@pytest.mark.long
+async def test_figures_that_wait_for_the_focus_to_leave_are_told(browser: Browser, pages: GatewayProcess) -> None:
+    async with opened(browser, pages) as page:
+        await page.route("**/budgets?*", lambda route: route.continue_())
+        await log_in(page)
+        await page.clock.install()
+        button = page.locator("#budgets").get_by_role("button", name="acme")
+        await button.focus()
+        note = page.locator("#budgets").get_by_text("New figures wait until the focus leaves this table.")
+        await expect(note).to_be_hidden()
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # looks at once
+        await page.clock.run_for(100)
+        await expect(note).to_be_visible()
+        await page.get_by_role("button", name="Pause").focus()
+        await expect(note).to_be_hidden()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+async def test_a_page_that_is_left_open_does_not_grow(browser: Browser, pages: GatewayProcess) -> None:
+    """Two hundred tenants, looked at a few hundred times."""
+
+    looks = 0
+
+    async def answer(route: Route) -> None:
+        nonlocal looks
+        by_tenant = parse_qs(urlsplit(route.request.url).query).get("by") == ["tenant"]
+        looks += by_tenant
+        await route.fulfill(json=synthetic.by_tenant(200) if by_tenant else synthetic.over_time(168))
+
+    async with opened(browser, pages, path="/login?next=/dashboard?range=7d") as page:
+        await page.route("**/usage?*", answer)
+        await log_in(page)
+        await expect(page.locator("#usage tbody tr")).to_have_count(200)
+        tools = await page.context.new_cdp_session(page)
+        await tools.send("Performance.enable")
+
+        async def looked(times: int) -> dict[str, float]:
+            until = looks + times
+            while looks < until:
+                await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # looks at once
+                await asyncio.sleep(0.05)
+            for _ in range(3):
+                await tools.send("HeapProfiler.collectGarbage")
+            told = await tools.send("Performance.getMetrics")
+            return {one["name"]: one["value"] for one in told["metrics"]}
+
+        before = await looked(10)
+        after = await looked(80)
+        assert after["Nodes"] < before["Nodes"] * 1.2
+        assert after["JSEventListeners"] < before["JSEventListeners"] * 1.2
+        assert after["JSHeapUsedSize"] < before["JSHeapUsedSize"] * 1.3
