@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from gateway.archive_address import check_archive, shown
+from gateway.archive_address import FILE, check_archive, shown
 from gateway.errors import StartupError, StoreUnavailable
 from gateway.ledger.archive import Archive
 from gateway.ledger.archive_db import ArchiveDatabase, ArchiveError, Entry, Where
@@ -227,6 +227,34 @@ async def test_the_file_is_its_owners_alone(data: Path) -> None:
         await archive.write([entry(closed(guided()), "1-0")])
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
         assert stat.S_IMODE((data / "gkt-archive.db").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("put", ["nothing", "another"])
+async def test_a_file_that_is_removed_or_replaced_is_noticed_by_the_next_write(data: Path, put: str) -> None:
+    """SQLite itself would go on with the file that has no name any more, and all that is written would be nowhere."""
+    one, two = (msgspec.structs.replace(closed(guided()), id=name) for name in ("one", "two"))
+    async with an_archive("sqlite", data) as archive, an_archive("sqlite", data) as other:
+        await archive.write([entry(one, "1-1")])
+        for file in data.iterdir():
+            file.unlink()
+        if put == "another":
+            (data / FILE).touch(mode=0o600)
+        await archive.write([entry(two, "2-1")])
+        assert await held(other) == await held(archive) == [("acme", "2-1", two)]
+
+
+async def test_tables_that_are_dropped_are_made_anew_and_no_receipt_stands_aside(archive_url: str, data: Path) -> None:
+    """Somebody emptied the archive: the next write fails, and goes well when it is tried again."""
+    one = closed(guided())
+    async with an_archive(archive_url, data) as archive:
+        await archive.open()
+        with archive._database._ready().begin() as connection:
+            connection.execute(text("DROP TABLE receipts"))
+        with pytest.raises(ArchiveError):
+            await archive.write([entry(one, "2-1")])
+        assert await archive.write([entry(one, "2-1")]) == 0
+        assert await held(archive) == [("acme", "2-1", one)]
+        assert await archive.unreadable() == 0
 
 
 async def test_an_archive_that_is_away_says_so_to_who_looks_for_a_receipt(tmp_path: Path) -> None:
