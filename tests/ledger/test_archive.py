@@ -137,19 +137,27 @@ async def test_both_in_one_batch_are_the_true_one(archive_url: str, data: Path) 
 
 
 async def test_what_cannot_be_read_stands_aside_and_holds_nobody_up(archive_url: str, data: Path) -> None:
-    """A newer version's receipt, one beyond what a column takes, and one with a character that a text cannot have."""
+    """A newer version's receipt, one beyond what a column takes, one whose money is no number, and one with a character
+    that a text cannot have.
+    """
     good = closed(guided())
     large = msgspec.structs.replace(closed(guided()), cost_usd=Decimal(10_000_000_000))
     odd = msgspec.structs.replace(closed(guided()), route="a\0b")
+    no_number = msgspec.structs.replace(closed(guided()), baseline_usd=Decimal("NaN"))
     async with an_archive(archive_url, data) as archive:
         entries = [Entry("acme", "4-0", b'{"id": "new"}'), entry(large, "5-0"), entry(good, "6-0"), entry(odd, "7-0")]
-        assert await archive.write(entries) == 2
-        assert await archive.write(entries) == 2
+        entries.append(entry(no_number, "8-0"))
+        assert await archive.write(entries) == 3
+        assert await archive.write(entries) == 3
         assert sorted(found.id for _, _, found in await held(archive)) == sorted([good.id, odd.id])
         assert await archive.find("acme", odd.id) == odd.to_json()
         aside = await sql(archive, "SELECT entry_ms, receipt FROM unreadable ORDER BY entry_ms")
-        assert [(row.entry_ms, row.receipt) for row in aside] == [(4, '{"id": "new"}'), (5, large.to_json().decode())]
-        assert await archive.unreadable() == 2
+        assert [(row.entry_ms, row.receipt) for row in aside] == [
+            (4, '{"id": "new"}'),
+            (5, large.to_json().decode()),
+            (8, no_number.to_json().decode()),
+        ]
+        assert await archive.unreadable() == 3
 
 
 async def test_old_receipts_are_deleted_a_few_at_a_time(archive_url: str, data: Path) -> None:
