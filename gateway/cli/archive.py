@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +28,8 @@ from gateway.errors import StartupError
 from gateway.ledger.archive_db import ArchiveError, Where
 from gateway.ledger.archiving import archive_of, archiving
 from gateway.ledger.rebuild import Rebuild, RebuildFailed
-from gateway.ledger.sums import Retention
+from gateway.ledger.rollups import Rollups
+from gateway.ledger.sums import SECONDS, Retention, periods
 from gateway.logs import set_up_logs
 from gateway.metrics import Metrics
 from gateway.policy.files import PolicyFiles
@@ -128,14 +130,23 @@ def export(
 
 
 @archive.command()
-def rebuild(config: ConfigOption = CONFIG) -> None:
+def rebuild(
+    forget_older: Annotated[
+        bool,
+        typer.Option("--forget-older", help="Do it although there are sums of days that the archive does not have."),
+    ] = False,
+    config: ConfigOption = CONFIG,
+) -> None:
     """Make the sums in Redis anew from the archive, while the gateway goes on.
 
     They are what usage and the dashboard show. It is needed where Redis has lost them, or where `rollups` of
     config.yaml keeps them for longer than it did. Who looks at them sees the old ones until the new ones are whole;
     what is settled meanwhile is counted, once. It may be broken off: then nothing has changed.
+
+    Sums of days before the archive's first receipt would be gone, as where it is a new one: then nothing is done,
+    unless --forget-older says so.
     """
-    count = _run(_rebuild(_settings(config)))
+    count = _run(_rebuild(_settings(config), forget_older=forget_older))
     typer.echo(f"made anew from {count} receipts")
 
 
@@ -243,13 +254,33 @@ async def _export(settings: Settings, where: Where, form: Format, output: Path |
         await archive_.close()
 
 
-async def _rebuild(settings: Settings) -> int:
+async def _rebuild(settings: Settings, *, forget_older: bool) -> int:
     kept = settings.rollups
     retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
     async with _connected(settings) as parts:
+        if not forget_older:
+            await _check_reach(parts, retention)
         total = await parts.archiving.archive.count(Where())
         with progress("rebuilding", total) as told:
             return await Rebuild(parts.client.commands, parts.keys, retention, parts.archiving.archive, told).run()
+
+
+async def _check_reach(parts: _Parts, retention: Retention) -> None:
+    """Raises StartupError where there are sums of days of which the archive has nothing."""
+    span, now = await parts.archiving.archive.span(), time.time()
+    days = [
+        day for day in periods("day", now - retention.day, now) if span is None or day.start + SECONDS["day"] <= span[0]
+    ]
+    counted = [
+        (day, row.requests) for day, row in await Rollups(parts.client.commands, parts.keys, retention).totals(days)
+    ]
+    older = [(day, requests) for day, requests in counted if requests]
+    if older:
+        goes_back = "is empty" if span is None else f"goes back to {_time(span[0])}"
+        raise StartupError(
+            f"The archive {goes_back}, and the sums to {_time(older[0][0].start)}: {sum(n for _, n in older)} requests "
+            "of days before would no longer be counted. Name the archive that has them, or do it with --forget-older."
+        )
 
 
 def _archive(settings: Settings) -> Archive:

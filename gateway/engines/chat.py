@@ -187,12 +187,13 @@ def read_usage(usage: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not (_is_count(read) and _is_count(written)) or read == 0:
+    if not (is_count(read) and is_count(written)) or read == 0:
         return None  # no chat has an empty prompt: an engine that says 0 did not count
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Usage(read, written, min(cached, read) if _is_count(cached) else 0)
+    return Usage(read, written, min(cached, read) if is_count(cached) else 0)
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether an engine's number of tokens can be one: no receipt could be kept with a larger one."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS

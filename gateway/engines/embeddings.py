@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.engines.base import EmbeddingsReply, Usage
+from gateway.engines.chat import is_count
 from gateway.errors import EngineGarbled
 
 if TYPE_CHECKING:
@@ -35,6 +36,4 @@ def read_embeddings(raw: bytes, engine: str) -> EmbeddingsReply:
 def _read_usage(usage: Json | None) -> Usage | None:
     """Texts are read and none is written. An engine that says 0 did not count: no text is empty."""
     read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    if not isinstance(read, int) or isinstance(read, bool) or read <= 0:
-        return None
-    return Usage(read, 0)
+    return Usage(read, 0) if is_count(read) and read > 0 else None

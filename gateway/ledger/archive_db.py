@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import and_, case, create_engine, delete, event, func, insert, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as NoConnection
 
 from gateway.archive_address import shown
@@ -51,7 +59,8 @@ _CONNECT_S = 5
 _STATEMENT_MS = 30_000
 _DELETED_AT_ONCE = 1_000
 _TWO_STARTED_AT_ONCE = 3
-_DOWN = (OperationalError, InterfaceError, NoConnection)
+# No receipt's fault: it is away, or read only, or its tables are not as they were.
+_DOWN = (OperationalError, InterfaceError, NoConnection, ProgrammingError, InternalError)
 
 
 class NewerArchive(StartupError):
@@ -76,6 +85,9 @@ class ArchiveDatabase:
         self._address = address
         self._engine: Engine | None = None
         self._opening = Lock()
+        self._file = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:") else None
+        self._file_id: tuple[int, int] | None = None
+        self._unsure = False  # its tables may be gone
 
     def open(self) -> None:
         """Connect, and make the tables where there are none. Nothing happens where that was done.
@@ -94,6 +106,7 @@ class ArchiveDatabase:
             except BaseException:
                 engine.dispose()
                 raise
+            self._file_id = _file_id(self._file)
             self._engine = engine
 
     def close(self) -> None:
@@ -104,6 +117,13 @@ class ArchiveDatabase:
 
     def write(self, entries: Sequence[Entry]) -> int:
         """Keep these receipts, all of them or none: how many cannot be read, which stand aside. Raises ArchiveError."""
+        try:
+            return self._keep(entries)
+        except SQLAlchemyError:
+            self._unsure = True
+            raise
+
+    def _keep(self, entries: Sequence[Entry]) -> int:
         rows: list[dict[str, Any]] = []
         aside: list[tuple[Entry, str]] = []
         for entry in entries:
@@ -188,10 +208,9 @@ class ArchiveDatabase:
         return aside
 
     def _connected(self) -> Engine:
-        if self._address.startswith("sqlite:"):
-            file = Path(self._address.removeprefix("sqlite:///"))
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file.touch(mode=0o600)
+        if self._file is not None:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file.touch(mode=0o600)
             engine = create_engine(self._address, connect_args={"timeout": _BUSY_S}, pool_size=4)
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin)
@@ -219,7 +238,13 @@ class ArchiveDatabase:
             raise StartupError("archive.url cannot be read: correct it in config.yaml or GKT_ARCHIVE_URL.") from None
 
     def _writing(self) -> AbstractContextManager[Connection]:
-        return self._ready().execution_options(writes=True).begin()
+        if self._engine is not None and self._file_id != _file_id(self._file):
+            self.close()  # it was removed, or another one put in its place: what is written to it is nowhere
+        engine = self._ready()
+        if self._unsure:
+            _prepare(engine)
+            self._unsure = False
+        return engine.execution_options(writes=True).begin()
 
     def _ready(self) -> Engine:
         engine = self._engine
@@ -251,6 +276,15 @@ class Where:
         if self.tenant is not None:
             terms.append(RECEIPTS.c.tenant == self.tenant)
         return terms
+
+
+def _file_id(file: Path | None) -> tuple[int, int] | None:
+    """Which file it is, whatever it is called; None where there is none."""
+    try:
+        found = file.stat() if file is not None else None
+    except FileNotFoundError:
+        found = None
+    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:

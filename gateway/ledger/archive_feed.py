@@ -7,6 +7,7 @@ it is taken anew: so the archive hears of each at least once, and keeps it once.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -61,18 +62,36 @@ class ArchiveFeed:
         self._all_keys = keys
         self._keys = keys.ledger()
         self._grouped: set[str] = set()
+        self._next = 0
         self._script = Script(redis, "archived.lua")
 
     async def take(self, most: int) -> Taken:
-        """Entries that nobody has taken yet."""
+        """Entries that nobody has taken yet: of everybody some, then of whoever has more, in equal parts."""
         found: list[Entry] = []
+        full: list[str] = []  # tenants that may have more
         tenants = await self._tenants()
         self._grouped &= set(tenants)
-        for some in _batched(tenants, _TENANTS_PER_CALL):
+        # Who was not looked at for want of room comes first the next time.
+        start = self._next % len(tenants) if tenants else 0
+        looked = 0
+        for some in _batched([*tenants[start:], *tenants[:start]], _TENANTS_PER_CALL):
             if len(found) >= most:
                 break
-            found += await self._take(some, max(1, (most - len(found)) // len(some)))
-        return Taken(found, more=len(found) >= most)
+            each = max(1, (most - len(found)) // len(some))
+            taken = await self._take(some, each)
+            found += taken
+            full += _full(taken, each)
+            looked += len(some)
+        self._next = start + looked
+        unseen = len(tenants) - looked
+        room = max(0, most - len(found))
+        served, full = full[:room], full[room:]
+        for some in _batched(served, _TENANTS_PER_CALL):
+            each = max(1, room // len(served))
+            taken = await self._take(some, each)
+            found += taken
+            full += _full(taken, each)
+        return Taken(found, more=bool(full or unseen))
 
     async def claim(self, idle_s: float, most: int) -> Taken:
         """Entries that were taken so long ago, and nobody told that they are archived: who took them has died."""
@@ -85,8 +104,14 @@ class ArchiveFeed:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for tenant in some:
                     pipe.xautoclaim(self._all_keys.outbox(tenant), GROUP, _CONSUMER, round(idle_s * 1000), count=most)
-                held = await pipe.execute()
-            for tenant, (following, entries, deleted) in zip(some, held, strict=True):
+                held = await pipe.execute(raise_on_error=False)
+            for tenant, told in zip(some, held, strict=True):
+                if isinstance(told, Exception):
+                    if not _is_gone(told):
+                        raise told
+                    self._grouped.discard(tenant)  # and nothing of it is pending
+                    continue
+                following, entries, deleted = told
                 found += _entries(tenant, entries)
                 gone += len(deleted)
                 more = more or following != b"0-0"
@@ -130,9 +155,10 @@ class ArchiveFeed:
             ]
         )
         # An entry id: who trims the outbox keeps all that came later.
-        reached: Any = {tenant: before for (tenant, _), (before, _, _) in zip(calls, told, strict=True)}
-        noted: Any = self._redis.hset(self._keys.archived, mapping=reached)
-        await noted
+        reached: Any = {tenant: before for (tenant, _), (before, _, _) in zip(calls, told, strict=True) if before}
+        if reached:
+            noted: Any = self._redis.hset(self._keys.archived, mapping=reached)
+            await noted
         return [(int(waits), entry_parts(oldest.decode())[0] / 1000 if oldest else None) for _, waits, oldest in told]
 
     async def _take(self, tenants: Sequence[str], each: int) -> list[Entry]:
@@ -141,9 +167,8 @@ class ArchiveFeed:
         try:
             read = await self._read(names, each)
         except ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
+            if not _is_gone(error):
                 raise
-            # Redis forgot, or an outbox was deleted.
             self._grouped.difference_update(tenants)
             await self._group(tenants)
             read = await self._read(names, each)
@@ -172,6 +197,16 @@ class ArchiveFeed:
 def _entries(tenant: str, found: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> Iterator[Entry]:
     for entry, fields in found:
         yield Entry(tenant, entry.decode(), (fields or {}).get(b"receipt", b""))
+
+
+def _full(taken: Iterable[Entry], each: int) -> list[str]:
+    """Tenants of which as many came as were asked for."""
+    return [tenant for tenant, count in Counter(entry.tenant for entry in taken).items() if count >= each]
+
+
+def _is_gone(error: Exception) -> bool:
+    """Whether it says that there is no such group: Redis forgot, or an outbox was deleted."""
+    return isinstance(error, ResponseError) and "NOGROUP" in str(error)
 
 
 def _batched(items: Sequence[Any], most: int) -> Iterator[list[Any]]:

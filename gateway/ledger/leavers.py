@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.ledger.entries import made_ms
+from gateway.ledger.entries import NOTHING, made_ms
 from gateway.ledger.script import Script
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class Leavers:
             empty: tenants with an empty outbox, and their last entry that is added up.
             now: Unix seconds, by Redis' clock.
         """
-        quiet = [tenant for tenant, entry in empty.items() if made_ms(entry) / 1000 < now - QUIET_S][:_PER_ROUND]
+        # One of which nothing was ever added up was named a moment ago, and its first receipt is on the way.
+        known = {tenant: entry for tenant, entry in empty.items() if entry != NOTHING}
+        quiet = [tenant for tenant, entry in known.items() if made_ms(entry) / 1000 < now - QUIET_S][:_PER_ROUND]
         if quiet:
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.zadd(self._keys.leaving, dict.fromkeys(quiet, now))

@@ -177,20 +177,19 @@ class Rebuild:
         return done
 
     async def _cuts(self, found: Sequence[Any]) -> Cuts:
-        """The cut of a tenant of which nothing is archived lies before all that is in its outbox."""
+        """What is no longer in an outbox comes from the archive or from nowhere: no cut lies before what is there."""
         generation, cuts, now_ms, told = found
         by_tenant = {told[i].decode(): told[i + 1].decode() for i in range(0, len(told), 2)}
         # Whoever has no outbox yet gets one with later entries.
         others = before(f"{now_ms.decode()}-0")
-        bare = [tenant for tenant, cut in by_tenant.items() if not cut]
-        for start in range(0, len(bare), _TENANTS_PER_CALL):
-            some = bare[start : start + _TENANTS_PER_CALL]
+        for some in batched(list(by_tenant), _TENANTS_PER_CALL):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for tenant in some:
                     pipe.xrange(self._all_keys.outbox(tenant), count=1)
                 firsts = await pipe.execute()
             for tenant, first in zip(some, firsts, strict=True):
-                by_tenant[tenant] = before(first[0][0].decode()) if first else others
+                least = before(first[0][0].decode()) if first else others
+                by_tenant[tenant] = max(by_tenant[tenant] or NOTHING, least, key=parts)
         return Cuts(by_tenant, others, int(generation), cuts.decode())
 
     async def _call(self, what: str, *words: str | bytes, generation: int = 0) -> Any:

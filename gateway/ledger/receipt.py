@@ -146,7 +146,16 @@ class Receipt(msgspec.Struct, frozen=True):
     @classmethod
     def from_json(cls, raw: bytes) -> Receipt:
         """Raises msgspec.DecodeError when `raw` is not a receipt."""
-        return msgspec.json.decode(raw, type=cls)
+        return msgspec.json.decode(raw, type=cls).checked()
+
+    def checked(self) -> Receipt:
+        """The same. Raises msgspec.ValidationError where money is no number, which no sum could be made of."""
+        shares = (self.teacher, self.student, *(attempt.share for attempt in self.attempts))
+        money = (self.cost_usd, self.baseline_usd, self.savings_usd, self.baseline_error_usd)
+        amounts = (*money, *(share.cost_usd for share in shares if share is not None))
+        if not all(amount is None or amount.is_finite() for amount in amounts):
+            raise msgspec.ValidationError("money must be a number")
+        return self
 
     def facts(self, *, show_cost: bool) -> Json:
         """What the caller is told in the reply itself: as `x-gkt-` headers, or in the last chunk."""

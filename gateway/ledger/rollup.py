@@ -197,12 +197,16 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         )
 
     def to_bytes(self) -> bytes:
-        return msgspec.msgpack.encode(self)
+        try:
+            return msgspec.msgpack.encode(self)
+        except OverflowError:
+            # More than MessagePack's 64 bits, 18 million USD: JSON has no bound, and an array of it begins otherwise.
+            return msgspec.json.encode(self)
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Row:
         """Raises msgspec.DecodeError when `raw` is not a row."""
-        return msgspec.msgpack.decode(raw, type=cls)
+        return msgspec.json.decode(raw, type=cls) if raw.startswith(b"[") else msgspec.msgpack.decode(raw, type=cls)
 
 
 def dims(receipt: Receipt) -> Dims:

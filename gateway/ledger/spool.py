@@ -160,6 +160,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _read(raw: bytes) -> Spooled | None:
     try:
-        return msgspec.json.decode(raw, type=Spooled)
+        spooled = msgspec.json.decode(raw, type=Spooled)
+        spooled.receipt.checked()
     except (msgspec.MsgspecError, UnicodeError):
         return None
+    return spooled

@@ -84,13 +84,17 @@ class Spooler:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def save(self) -> int:
-        """Before a process ends that Redis does not listen to: how many receipts are on disk."""
+        """Before a process ends that Redis does not listen to: how many receipts are on disk.
+
+        Those that find no room there stand in the log.
+        """
         async with self._busy:
             try:
                 while await self._write():
                     pass
             except OSError as error:
                 self._failed(error)
+            self._store.give_up()
             return self._lines
 
     async def close(self) -> None:
@@ -113,7 +117,10 @@ class Spooler:
         if now >= self._dead_due:
             self._dead_due = now + _DEAD_EVERY_S
             for path in await asyncio.to_thread(left_behind, self._folder, self._own_path):
-                await self._tell_dead(path)
+                try:
+                    await self._tell_dead(path)
+                except OSError as error:  # another user's file: it must not keep those after it from being told
+                    self._failed(error)
 
     async def _write(self) -> int:
         """Write some of what waits and is not on disk: how many."""

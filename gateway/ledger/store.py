@@ -133,9 +133,7 @@ class ReceiptStore:
                 self._on_disk.discard(oldest)
                 self._shed.add(oldest)
             else:
-                self._metrics.receipts_lost.inc()
-                # Not silently: the log line is now the only place where this receipt stands.
-                log.error("receipt_lost", id=oldest, receipt=lost.receipt.as_dict())
+                self._lose(lost.receipt)
         self._metrics.receipts_waiting.set(len(self._waiting))
         self._look_in(_LINGER_S)
 
@@ -182,6 +180,19 @@ class ReceiptStore:
     def shed(self) -> Set[str]:
         """What is to be told out of the spool: there was no room for it in memory."""
         return self._shed
+
+    def give_up(self) -> int:
+        """Before a process ends: what stands neither in Redis nor in the spool is lost. How many."""
+        lost = [one.receipt for name, one in self._waiting.items() if name not in self._on_disk]
+        for receipt in lost:
+            del self._waiting[receipt.id]
+            self._lose(receipt)
+        return len(lost)
+
+    def _lose(self, receipt: Receipt) -> None:
+        """Not silently: the log line is now the only place where this receipt stands."""
+        self._metrics.receipts_lost.inc()
+        log.error("receipt_lost", id=receipt.id, receipt=receipt.as_dict())
 
     def told_from_spool(self, ids: Iterable[str]) -> None:
         """Redis took these."""

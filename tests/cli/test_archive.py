@@ -7,6 +7,8 @@ import csv
 import io
 import json
 import secrets
+import sqlite3
+from contextlib import closing
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
@@ -190,6 +192,34 @@ def test_sums_are_made_anew_from_the_archive(place: Place) -> None:
     asyncio.run(roll())
     row = asyncio.run(place.day())
     assert (row.requests, usd(row.cost_pico)) == (35, sum(one.cost_usd for one in (*told, *more)))
+
+
+def test_sums_that_the_archive_does_not_reach_are_not_forgotten_unasked(place: Place) -> None:
+    """It is a new one, or keeps receipts for less long."""
+
+    async def add_up() -> None:
+        client = RedisClient(place.url, timeout_s=2, metrics=Metrics())
+        async with Redis.from_url(place.url) as redis:
+            rollups = Rollups(redis, place.keys, Retention(3600, 86_400, 3660 * 86_400))
+            while await Roller(client, redis, place.keys, rollups, "ann").roll():
+                pass
+        await client.close()
+
+    asyncio.run(place.settle([*receipts(3), *receipts(2, at=DAY + 86_400)]))
+    asyncio.run(add_up())
+    assert place.run("rebuild").stdout == "made anew from 5 receipts\n"
+    with closing(sqlite3.connect(place.folder / "data" / "gkt-archive.db")) as file:
+        file.execute("DELETE FROM receipts WHERE created < ?", (DAY + 86_400,))
+        file.commit()
+        done = place.run("rebuild")
+        assert (done.returncode, "3 requests" in " ".join(done.stderr.split())) == (1, True)
+        assert asyncio.run(place.day()).requests == 3
+        file.execute("DELETE FROM receipts")
+        file.commit()
+    done = place.run("rebuild")
+    assert (done.returncode, "is empty" in done.stderr, asyncio.run(place.day()).requests) == (1, True, 3)
+    assert place.run("rebuild", "--forget-older").stdout == "made anew from 0 receipts\n"
+    assert asyncio.run(place.day()).requests == 0
 
 
 def test_a_password_is_never_shown(tmp_path: Path, redis_url: str) -> None:

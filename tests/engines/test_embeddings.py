@@ -53,7 +53,17 @@ def test_what_holds_no_list_of_vectors_is_garbled(raw: bytes) -> None:
 
 @pytest.mark.parametrize(
     "usage",
-    [None, 5, [], {}, {"prompt_tokens": 0}, {"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": "9"}],
+    [
+        None,
+        5,
+        [],
+        {},
+        {"prompt_tokens": 0},
+        {"prompt_tokens": -1},
+        {"prompt_tokens": True},
+        {"prompt_tokens": "9"},
+        {"prompt_tokens": 2**31},
+    ],
 )
 def test_a_count_that_cannot_be_used_is_none(usage: Any) -> None:
     """The gateway then counts by itself."""

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from gateway.archive_address import check_archive, shown
+from gateway.archive_address import FILE, check_archive, shown
 from gateway.errors import StartupError, StoreUnavailable
 from gateway.ledger.archive import Archive
 from gateway.ledger.archive_db import ArchiveDatabase, ArchiveError, Entry, Where
@@ -137,19 +137,27 @@ async def test_both_in_one_batch_are_the_true_one(archive_url: str, data: Path) 
 
 
 async def test_what_cannot_be_read_stands_aside_and_holds_nobody_up(archive_url: str, data: Path) -> None:
-    """A newer version's receipt, one beyond what a column takes, and one with a character that a text cannot have."""
+    """A newer version's receipt, one beyond what a column takes, one whose money is no number, and one with a character
+    that a text cannot have.
+    """
     good = closed(guided())
     large = msgspec.structs.replace(closed(guided()), cost_usd=Decimal(10_000_000_000))
     odd = msgspec.structs.replace(closed(guided()), route="a\0b")
+    no_number = msgspec.structs.replace(closed(guided()), baseline_usd=Decimal("NaN"))
     async with an_archive(archive_url, data) as archive:
         entries = [Entry("acme", "4-0", b'{"id": "new"}'), entry(large, "5-0"), entry(good, "6-0"), entry(odd, "7-0")]
-        assert await archive.write(entries) == 2
-        assert await archive.write(entries) == 2
+        entries.append(entry(no_number, "8-0"))
+        assert await archive.write(entries) == 3
+        assert await archive.write(entries) == 3
         assert sorted(found.id for _, _, found in await held(archive)) == sorted([good.id, odd.id])
         assert await archive.find("acme", odd.id) == odd.to_json()
         aside = await sql(archive, "SELECT entry_ms, receipt FROM unreadable ORDER BY entry_ms")
-        assert [(row.entry_ms, row.receipt) for row in aside] == [(4, '{"id": "new"}'), (5, large.to_json().decode())]
-        assert await archive.unreadable() == 2
+        assert [(row.entry_ms, row.receipt) for row in aside] == [
+            (4, '{"id": "new"}'),
+            (5, large.to_json().decode()),
+            (8, no_number.to_json().decode()),
+        ]
+        assert await archive.unreadable() == 3
 
 
 async def test_old_receipts_are_deleted_a_few_at_a_time(archive_url: str, data: Path) -> None:
@@ -227,6 +235,34 @@ async def test_the_file_is_its_owners_alone(data: Path) -> None:
         await archive.write([entry(closed(guided()), "1-0")])
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
         assert stat.S_IMODE((data / "gkt-archive.db").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("put", ["nothing", "another"])
+async def test_a_file_that_is_removed_or_replaced_is_noticed_by_the_next_write(data: Path, put: str) -> None:
+    """SQLite itself would go on with the file that has no name any more, and all that is written would be nowhere."""
+    one, two = (msgspec.structs.replace(closed(guided()), id=name) for name in ("one", "two"))
+    async with an_archive("sqlite", data) as archive, an_archive("sqlite", data) as other:
+        await archive.write([entry(one, "1-1")])
+        for file in data.iterdir():
+            file.unlink()
+        if put == "another":
+            (data / FILE).touch(mode=0o600)
+        await archive.write([entry(two, "2-1")])
+        assert await held(other) == await held(archive) == [("acme", "2-1", two)]
+
+
+async def test_tables_that_are_dropped_are_made_anew_and_no_receipt_stands_aside(archive_url: str, data: Path) -> None:
+    """Somebody emptied the archive: the next write fails, and goes well when it is tried again."""
+    one = closed(guided())
+    async with an_archive(archive_url, data) as archive:
+        await archive.open()
+        with archive._database._ready().begin() as connection:
+            connection.execute(text("DROP TABLE receipts"))
+        with pytest.raises(ArchiveError):
+            await archive.write([entry(one, "2-1")])
+        assert await archive.write([entry(one, "2-1")]) == 0
+        assert await held(archive) == [("acme", "2-1", one)]
+        assert await archive.unreadable() == 0
 
 
 async def test_an_archive_that_is_away_says_so_to_who_looks_for_a_receipt(tmp_path: Path) -> None:

@@ -214,13 +214,6 @@ async def test_an_archive_that_is_away_is_said_once_and_nothing_is_lost(
                 await asyncio.to_thread(postgres.stop)
                 try:
                     await fed.settle(*told[10:])
-                    print(
-                        fed.ann._board.state,
-                        fed.value("gkt_archive_waiting"),
-                        logs,
-                        fed.ann.__dict__,
-                        await fed.feed.behind(),
-                    )
                     await until(lambda: fed.value("gkt_archive_up") == 0 and fed.value("gkt_archive_waiting") == 40)
                     assert fed.value("gkt_archive_lag_seconds") > 0
                     assert fed.ann._board.state.error is not None

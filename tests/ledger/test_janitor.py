@@ -141,6 +141,14 @@ async def test_a_tenant_that_was_quiet_for_long_is_forgotten_and_comes_back_whol
     assert books.ann.state.lost["sums"] == 0
 
 
+async def test_a_new_tenant_does_not_leave_before_its_first_receipt_is_there(books: Books) -> None:
+    """The janitor looks between its naming and its receipt."""
+    await books.ledger._name_tenants({"acme"})
+    await books.janitor().tidy()
+    await books.settle(*receipts(2))
+    assert await books.ann.roll() == 2
+
+
 @given(st.integers(1, 2**63), st.integers(0, 2**64 - 1))
 def test_the_ids_before_and_after_are_next_to_an_entrys(ms: int, seq: int) -> None:
     entry = f"{ms}-{seq}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest_asyncio
 
 from gateway.ledger.intent import abandoned
 from gateway.ledger.redis_ledger import Settlement
-from gateway.ledger.rollup import Row, usd
+from gateway.ledger.rollup import Row, pico, usd
 from gateway.ledger.rollups import OTHER, Period, Retention, Sums
 from tests.ledger.books import Books, open_books, plainly, receipts
 from tests.ledger.drafts import candidate, intent
@@ -122,9 +123,25 @@ async def test_what_cannot_be_read_is_passed_over(books: Books) -> None:
     await books.settle(told[0])
     await books.redis.xadd(books.keys.outbox("acme"), {"receipt": "{}"})
     await books.redis.xadd(books.keys.outbox("acme"), {"later": "x"})
+    no_number = msgspec.structs.replace(told[0], id="nan", cost_usd=Decimal("NaN"))
+    await books.redis.xadd(books.keys.outbox("acme"), {"receipt": no_number.to_json()})
     await books.settle(told[1])
-    assert await books.ann.roll() == 4
+    assert await books.ann.roll() == 5
     assert await books.rows() == plainly(told)
+
+
+async def test_sums_of_any_size_are_kept_exactly(books: Books) -> None:
+    """An engine that counts nonsense must not end the adding up of everybody."""
+    dear = Decimal("123456789012.000000000001")
+    told = [msgspec.structs.replace(one, cost_usd=dear, baseline_usd=-dear) for one in receipts(3)]
+    await books.settle(*told)
+    assert await books.ann.roll() == 3
+    await books.settle(*(more := receipts(2)))
+    assert await books.ann.roll() == 2
+    assert await books.rows() == plainly([*told, *more])
+    assert (await books.total("day")).cost_pico == 3 * 123456789012000000000001 + sum(
+        pico(one.cost_usd) for one in more
+    )
 
 
 async def test_a_redis_that_lost_everything_is_not_taken_for_what_it_was(books: Books) -> None:

@@ -249,6 +249,19 @@ async def test_lines_of_a_newer_version_are_kept_for_somebody_to_look_at(redis_u
     assert await in_redis(redis_url, keys) == ([one.id], [one.id])
 
 
+async def test_a_spool_that_cannot_be_opened_keeps_no_other_from_being_told(redis_url: str, tmp_path: Path) -> None:
+    """It comes first, and is another user's, or no file at all."""
+    keys, one = new(), closed(guided())
+    (tmp_path / "aaa.jsonl").mkdir()
+    spool = Spool.make(tmp_path / "ann.jsonl")
+    spool.append([Spooled("ann", one).to_line()], 1_000_000)
+    spool.close(remove=False)
+    async with a_process(redis_url, tmp_path, "bob", keys) as bob:
+        await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 1)
+        assert bob.value("gkt_spool_failures_total") == 1
+    assert await in_redis(redis_url, keys) == ([one.id], [one.id])
+
+
 async def test_a_process_that_ends_without_redis_leaves_its_receipts_on_disk(tmp_path: Path) -> None:
     async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "ann", new()) as ann:
         await server.stop()
@@ -256,6 +269,19 @@ async def test_a_process_that_ends_without_redis_leaves_its_receipts_on_disk(tmp
         assert not await ann.store.flush()
         assert await ann.spooler.save() == 1
     assert ann.lines() == [one.id]
+
+
+async def test_what_a_process_that_ends_can_leave_nowhere_stands_in_the_log(tmp_path: Path) -> None:
+    """Neither Redis nor the disk takes it."""
+    (tmp_path / "spool").touch()
+    async with EmbeddedRedis() as server, a_process(server.url, tmp_path / "spool", "ann", new()) as ann:
+        await server.stop()
+        ann.store.put(one := closed(guided()))
+        with capture_logs() as logs:
+            assert not await ann.store.flush()
+            assert await ann.spooler.save() == 0
+        assert [line["receipt"] for line in logs if line["event"] == "receipt_lost"] == [one.as_dict()]
+        assert ann.value("gkt_receipts_lost_total") == 1
 
 
 async def test_what_a_restarted_redis_forgot_is_told_again_and_what_it_kept_counts_once(tmp_path: Path) -> None:
