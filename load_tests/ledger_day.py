@@ -2,25 +2,23 @@
 
     PYTHONPATH=. python load_tests/ledger_day.py --help
 
-Receipts are posted to outboxes as they are settled, in the order of a day that ends now, and added up by the roller
-with the janitor beside it, as in a gateway. Meanwhile a clock ticks on the same event loop: what is computed between
-two ticks is how long the loop was held. Then all rows are made anew from the same receipts, read from a file. It ends
-by itself.
+Receipts are posted to outboxes as they are settled, in the order of a day that ends now. They are added up by the
+roller with the janitor beside it, as in a gateway, and archived in SQLite. Meanwhile a clock ticks on the same event
+loop: what is computed between two ticks is how long the loop was held. Then all rows are made anew from the archive,
+and compared one by one with those that were there; and the dashboard of a gateway with that Redis is opened in Chromium
+(ledger_views.py). Redis, the archive and the gateway are this run's alone, in temporary folders. It ends by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import bisect
 import gc
 import itertools
-import math
-import random
-import struct
+import os
+import statistics
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,33 +27,41 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gateway.ledger.archive import Archive
+from gateway.ledger.archive_db import Where
+from gateway.ledger.archive_feed import ArchiveFeed
 from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger_state import LedgerState
-from gateway.ledger.rebuild import Archived, Rebuild
-from gateway.ledger.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
+from gateway.ledger.rebuild import Rebuild
 from gateway.ledger.roller import Roller
 from gateway.ledger.rollup import Row, usd
 from gateway.ledger.rollups import SECONDS, Retention, Rollups, periods
+from gateway.ledger.usage import Ask
+from gateway.ledger.usage_range import Asked, span
+from gateway.ledger.usage_reader import UsageReader
 from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from load_tests import markdown
+from load_tests import ledger_views, markdown
+from load_tests.day_receipts import DAY_S, day_of_receipts
 from load_tests.machine import machine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-    from typing import BinaryIO
+    from collections.abc import AsyncIterator, Sequence
 
     from redis.asyncio import Redis
 
-DAY_S = 86_400
+    from gateway.ledger.receipt import Receipt
+    from gateway.ledger.rollups import Period
+
 # As config.yaml has them.
 RETENTION = Retention(minute=6 * 3600, hour=14 * DAY_S, day=400 * DAY_S)
 _AT_ONCE = 5_000
-_HEAD = struct.Struct("<HHI")
+_ARCHIVED_AT_ONCE = 1_000
 _TICK_S = 0.001
 _READS = 5
+FIRST_TABLE = "usage by tenant, 24 h, as GET /usage: the first time"
 
 
 @dataclass(slots=True)
@@ -78,129 +84,57 @@ class Held:
         return ordered[min(len(ordered) - 1, int(part * len(ordered)))] if ordered else 0.0
 
 
-def day_of_receipts(count: int, tenants: int, now: float, seed: int = 7) -> Iterator[Receipt]:
-    """In the order of their time: few tenants have most of them, at noon there are more than at night."""
-    dice = random.Random(seed)
-    weights = [*itertools.accumulate(1 / (place + 1) for place in range(tenants))]
-    names = [f"tenant-{place:03}" for place in range(tenants)]
-    start = int(now) - DAY_S + 60
-    for number in range(count):
-        part = number / count
-        moment = start + (DAY_S - 120) * (part - 0.12 * math.sin(2 * math.pi * part))
-        tenant = bisect.bisect_left(weights, dice.random() * weights[-1])
-        yield _receipt(dice, number, int(moment), names[min(tenant, tenants - 1)])
-
-
-def _receipt(dice: random.Random, number: int, created: int, tenant: str) -> Receipt:
-    route = dice.choices(("chat", "chat", "search", "mail"), k=1)[0]
-    mode = dice.choices(("guided", "teacher_complete", "student", "teacher"), (80, 5, 10, 5))[0]
-    ok = dice.random() > 0.01
-    read, written = dice.randint(50, 2_000), dice.randint(20, 600)
-    teacher = None if mode == "student" else EngineShare("big", read, 40, Decimal(read + 40).scaleb(-6))
-    student = (
-        EngineShare(("small", "tiny")[route == "mail"], read + 40, written, Decimal(read + written).scaleb(-7), 20)
-        if mode in {"guided", "student"}
-        else None
-    )
-    cost = sum((share.cost_usd for share in (teacher, student) if share is not None), Decimal(0))
-    baseline = Decimal(read + written).scaleb(-6)
-    first = dice.lognormvariate(6, 0.6)
-    return Receipt(
-        id=f"req_{number:024x}",
-        created=created,
-        tenant=tenant,
-        key=f"key-{dice.choices(range(5), (50, 25, 15, 8, 2))[0]}",
-        route=route,
-        mode=mode,
-        stream=dice.random() < 0.5,
-        status="ok" if ok else dice.choice(("engine_timeout", "client_gone", "engine_unavailable")),
-        finish_reason="stop" if ok else None,
-        unguided="teacher_late" if mode == "student" else None,
-        teacher=teacher,
-        student=student,
-        guidance=GuidanceFacts("cutoff", "prefix", 40, 38, complete=False) if mode == "guided" else None,
-        batch=BatchFacts(f"b{number // 8}", dice.randint(1, 16)) if teacher is not None else None,
-        cost_usd=cost,
-        baseline_model="big",
-        baseline_usd=baseline,
-        baseline_estimated=True,
-        savings_usd=baseline - cost,
-        timings=Timings(
-            total_ms=round(first * dice.uniform(1.5, 6), 3),
-            admission_ms=round(dice.uniform(0.3, 2), 3),
-            batch_wait_ms=round(dice.uniform(0, 10), 3) if teacher is not None else None,
-            teacher_ms=round(first * 0.9, 3) if teacher is not None else None,
-            first_token_ms=round(first, 3),
-        ),
-    )
-
-
-class Shelf:
-    """The receipts again, in a file: what an archive would give."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    @staticmethod
-    def put(file: BinaryIO, tenant: bytes, entry: bytes, raw: bytes) -> None:
-        file.write(_HEAD.pack(len(tenant), len(entry), len(raw)) + tenant + entry + raw)
-
-    async def batches(self, since: Mapping[str, str]) -> AsyncIterator[Sequence[Archived]]:
-        del since
-        with self._path.open("rb") as file:
-            some = []
-            while head := file.read(_HEAD.size):
-                sizes = _HEAD.unpack(head)
-                tenant, entry, raw = (file.read(size) for size in sizes)
-                some.append(Archived(tenant.decode(), entry.decode(), Receipt.from_json(raw)))
-                if len(some) == _AT_ONCE:
-                    yield some
-                    some = []
-            yield some
-
-
 class Day:
     """One run."""
 
-    def __init__(self, client: RedisClient, count: int, tenants: int, path: Path, progress: Progress) -> None:
+    def __init__(self, client: RedisClient, count: int, tenants: int, archive: Archive, progress: Progress) -> None:
         self.redis: Redis = client.commands
         self.keys = RedisKeys("day")
         self.count = count
         self.tenants = tenants
-        self.path = path
+        self.archive = archive
+        self.feed = ArchiveFeed(self.redis, self.keys)
         self.progress = progress
         self.rollups = Rollups(self.redis, self.keys, RETENTION)
         self.state = LedgerState()
         self.state.leads = True
         self.roller = Roller(client, self.redis, self.keys, self.rollups, "one", self.state)
         self.janitor = Janitor(
-            client, self.redis, self.keys, self.state, most=10 * _AT_ONCE, archived=False, retention=RETENTION
+            client, self.redis, self.keys, self.state, most=10 * _AT_ONCE, archived=True, retention=RETENTION
         )
         self.held = Held()
-        self.rolling_s = self.rolling_cpu_s = 0.0
+        self.rolling_s = self.rolling_cpu_s = self.archiving_s = 0.0
         self.rounds_ms: list[float] = []
         self.cost_pico = 0
         self.now = time.time()
 
     async def add_up(self) -> None:
-        bar = self.progress.add_task("added up", total=self.count)
+        bar = self.progress.add_task("added up and archived", total=self.count)
         told = day_of_receipts(self.count, self.tenants, self.now)
-        with self.path.open("wb") as file:
-            while some := list(itertools.islice(told, _AT_ONCE)):
-                await self._post(some, file)
-                await self._roll()
-                self.progress.update(bar, advance=len(some))
+        await self.archive.open()
+        while some := list(itertools.islice(told, _AT_ONCE)):
+            await self._post(some)
+            await self._roll()
+            await self._archive()
+            await self.janitor.tidy()
+            self.progress.update(bar, advance=len(some))
 
-    async def _post(self, some: Sequence[Receipt], file: BinaryIO) -> None:
+    async def _post(self, some: Sequence[Receipt]) -> None:
         raws = [one.to_json() for one in some]
         async with self.redis.pipeline(transaction=False) as pipe:
             pipe.sadd(self.keys.ledger().tenants, *{one.tenant for one in some})
             for one, raw in zip(some, raws, strict=True):
                 pipe.xadd(self.keys.outbox(one.tenant), {"receipt": raw})
-            _, *entries = await pipe.execute()
-        for one, raw, entry in zip(some, raws, entries, strict=True):
-            Shelf.put(file, one.tenant.encode(), entry, raw)
-            self.cost_pico += int(one.cost_usd.scaleb(12))
+            await pipe.execute()
+        self.cost_pico += sum(int(one.cost_usd.scaleb(12)) for one in some)
+
+    async def _archive(self) -> None:
+        """As the archiver does: what was taken is written to the disk, and then told of."""
+        began = time.perf_counter()
+        while entries := (await self.feed.take(_ARCHIVED_AT_ONCE)).entries:
+            await self.archive.write(entries)
+            await self.feed.told(entries)
+        self.archiving_s += time.perf_counter() - began
 
     async def _roll(self) -> None:
         ticking = asyncio.ensure_future(self.held.tick())  # noqa: TID251
@@ -210,7 +144,6 @@ class Day:
             if not await self.roller.roll():
                 break
             self.rounds_ms.append((time.perf_counter() - round_began) * 1000)
-        await self.janitor.tidy()
         self.rolling_s += time.perf_counter() - began
         self.rolling_cpu_s += time.process_time() - cpu
         ticking.cancel()
@@ -228,14 +161,33 @@ class Day:
     async def rebuilt(self) -> tuple[float, float]:
         """How long it took to make all rows anew, in seconds, and of the process's CPU."""
         bar = self.progress.add_task("made anew", total=self.count)
-        of = self.keys.ledger()
-        cursors: Any = self.redis.hgetall(of.cursors)
-        await self.redis.hset(of.archived, mapping=await cursors)
         began, cpu = time.perf_counter(), time.process_time()
         await Rebuild(
-            self.redis, self.keys, RETENTION, Shelf(self.path), lambda read: self.progress.update(bar, completed=read)
+            self.redis, self.keys, RETENTION, self.archive, lambda read: self.progress.update(bar, completed=read)
         ).run()
         return time.perf_counter() - began, time.process_time() - cpu
+
+    async def rows(self) -> AsyncIterator[tuple[tuple[Period, str, bytes], bytes]]:
+        """All that are kept, as they are kept."""
+        for granularity in SECONDS:
+            since = max(self.now - DAY_S, time.time() - RETENTION.of(granularity))
+            async for pages in self.rollups.pages(list(periods(granularity, since, self.now + 60))):
+                for page in pages:
+                    for field_, raw in page.fields.items():
+                        yield (page.period, page.tenant, field_), raw
+
+    async def differing(self, before: dict[tuple[Period, str, bytes], bytes]) -> tuple[int, int]:
+        """How many rows are the same as before, and how many are not; but for what Redis has forgotten meanwhile."""
+        same = wrong = 0
+        async for at, raw in self.rows():
+            held = before.pop(at, None)
+            if held is not None and Row.from_bytes(held) == Row.from_bytes(raw):
+                same += 1
+            else:
+                wrong += 1
+        now = time.time()
+        left = [period for period, _, _ in before if RETENTION.ends(period.granularity, period.start) > now]
+        return same, wrong + len(left)
 
     async def total(self) -> Row:
         total = Row()
@@ -244,11 +196,16 @@ class Day:
         return total
 
     async def read_ms(self) -> dict[str, float]:
-        """The fastest of some reads, by what was read, in milliseconds."""
+        """The median of some reads, by what was read, in milliseconds."""
         since, until = self.now - DAY_S, self.now + 60
+        reader = UsageReader(self.rollups, RETENTION)
 
         async def totals() -> None:
             await self.rollups.totals(list(periods("hour", since, until)))
+
+        async def table() -> None:
+            ask = Ask(span(Asked(since, time.time()), None, RETENTION, time.time()), None, ("tenant",), {})
+            await asyncio.to_thread((await reader.read(ask)).as_dict)
 
         async def by_tenant(granularity: Any) -> None:
             together: dict[str, Row] = defaultdict(Row)
@@ -264,13 +221,16 @@ class Day:
             "rows of one tenant, 24 h by the hour": of_one,
             "all tenants' rows of 24 h by the hour, added up by tenant": lambda: by_tenant("hour"),
             "the same by the day": lambda: by_tenant("day"),
+            FIRST_TABLE: table,
         }.items():
             took = []
             for _ in range(_READS):
                 began = time.perf_counter()
                 await read()
                 took.append((time.perf_counter() - began) * 1000)
-            found[name] = min(took)
+            found[name] = statistics.median(took)
+            if read is table:
+                found[name], found["the same, asked again"] = took[0], statistics.median(took[1:])
         return found
 
     async def memory(self) -> list[tuple[str, int, int, int]]:
@@ -298,7 +258,7 @@ async def used_bytes(redis: Redis) -> int:
     return int((await redis.info("memory"))["used_memory"])
 
 
-async def run(count: int, tenants: int, console: Console) -> None:
+async def run(count: int, tenants: int, console: Console, *, views: bool = True) -> None:
     # As a gateway does once it is built: what stays is not looked at again.
     gc.collect()
     gc.freeze()
@@ -308,19 +268,34 @@ async def run(count: int, tenants: int, console: Console) -> None:
             client = RedisClient(server.url, timeout_s=30, metrics=Metrics())
             await client.require()
             with Progress(*columns, console=Console(stderr=True)) as progress:
-                day = Day(client, count, tenants, Path(folder, "receipts"), progress)
-                empty = await used_bytes(day.redis)
+                file = Path(folder, "archive.db")
+                archive = Archive(f"sqlite:///{file}")
+                day = Day(client, count, tenants, archive, progress)
+                loads, empty = [load()], await used_bytes(day.redis)
                 await day.add_up()
+                loads.append(load())
                 full = await used_bytes(day.redis)
                 total = await day.total()
                 idle = await day.idle_ms()
                 reads = await day.read_ms()
                 memory = await day.memory()
+                file_bytes = sum(one.stat().st_size for one in file.parent.glob(f"{file.name}*"))
+                archived = await archive.count(Where())
+                before = {at: raw async for at, raw in day.rows()}
+                loads.append(load())
                 rebuild_s, rebuild_cpu_s = await day.rebuilt()
+                loads.append(load())
+                same, wrong = await day.differing(before)
                 again = await day.total()
+                await archive.close()
+                shown = []
+                if views:
+                    shown = await ledger_views.opened(server.url, day.keys.prefix, Path(folder), progress)
+                    loads.append(load())
             stats = (await day.redis.info("latencystats")).get("latency_percentiles_usec_evalsha", {})
             await client.close()
     right = total == again and (total.requests, total.cost_pico) == (count, day.cost_pico)
+    right = right and archived == count and not wrong
     console.print(f"{machine()}\n")
     console.print(
         f"{count:,} receipts of {tenants} tenants, {usd(total.cost_pico):f} USD: sums are "
@@ -340,7 +315,18 @@ async def run(count: int, tenants: int, console: Console) -> None:
         ),
         ("CPU of a look where nothing is new", ", ".join(f"{name} {spent:.1f} ms" for name, spent in idle.items())),
         ("scripts in Redis", ", ".join(f"{name} {spent / 1000:.2f} ms" for name, spent in stats.items())),
-        ("made anew from a file", f"{rebuild_s:.1f} s, {count / rebuild_s:,.0f} receipts/s, CPU {rebuild_cpu_s:.1f} s"),
+        (
+            "archived in SQLite",
+            (
+                f"{archived:,} in {day.archiving_s:.1f} s, {archived / day.archiving_s:,.0f} receipts/s, "
+                f"{file_bytes / 1e6:.0f} MB, {file_bytes / archived:.0f} bytes each"
+            ),
+        ),
+        (
+            "made anew from the archive",
+            f"{rebuild_s:.1f} s, {count / rebuild_s:,.0f} receipts/s, CPU {rebuild_cpu_s:.1f} s",
+        ),
+        ("rows after that", f"{same:,} equal to those before, {wrong:,} not"),
         ("Redis before, after", f"{empty / 1e6:.1f} MB, {full / 1e6:.1f} MB"),
     ]
     lines += [
@@ -348,9 +334,16 @@ async def run(count: int, tenants: int, console: Console) -> None:
         for name, rows, keys, held in memory
     ]
     lines += [(f"read {name}", f"{spent:.1f} ms") for name, spent in reads.items()]
+    lines += shown
+    lines.append(("load average of a minute, from step to step", ", ".join(loads)))
     console.print(markdown.table(("", ""), lines), soft_wrap=True)
     if not right:
         raise typer.Exit(1)
+
+
+def load() -> str:
+    """How busy the machine is, as a whole."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def _part(values: list[float], part: float) -> float:
@@ -360,9 +353,10 @@ def _part(values: list[float], part: float) -> float:
 def main(
     receipts: Annotated[int, typer.Option(min=1_000, help="How many.")] = 1_000_000,
     tenants: Annotated[int, typer.Option(min=1, max=10_000, help="Of how many tenants; few have most.")] = 200,
+    views: Annotated[bool, typer.Option(help="Open the dashboard in Chromium, too.")] = True,
 ) -> None:
     """Add a day of receipts up, and print what it costs."""
-    asyncio.run(run(receipts, tenants, Console()))
+    asyncio.run(run(receipts, tenants, Console(), views=views))
 
 
 if __name__ == "__main__":

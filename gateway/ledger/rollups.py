@@ -6,6 +6,7 @@ the other in one step, and the other stays for a minute for whoever still reads 
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -87,6 +88,20 @@ class Rollups:
             found += [
                 (period, Row() if raw is None else Row.from_bytes(raw)) for period, raw in zip(some, held, strict=True)
             ]
+        return found
+
+    async def marks(self, wanted: Sequence[Period]) -> list[bytes | None]:
+        """By what each period is known as it is: whatever is added to it makes another mark, and never an earlier one.
+
+        None: nothing was counted there. For it is that of its total, in which no two receipts, nor one in another's
+        place, leave all counts as they were. Raises as `rows`.
+        """
+        keys = await self._current()
+        generation = keys.rows_base.removeprefix(keys.base).encode()
+        found: list[bytes | None] = []
+        for some in batched(wanted, _KEYS_PER_CALL):
+            held: Any = await self._redis.mget([keys.total(one.granularity, one.start) for one in some])
+            found += [None if raw is None else blake2b(raw, digest_size=16, key=generation).digest() for raw in held]
         return found
 
     async def pages(self, wanted: Sequence[Period], tenant: str | None = None) -> AsyncIterator[list[Page]]:

@@ -26,6 +26,8 @@ MOST_ROWS = 10_000
 """Rows of one answer."""
 MOST_ADDED = 200_000
 """Rows of the ledger that one answer may be added up from: some seconds of one core."""
+MOST_ADDED_OF_ALL = 500_000
+"""The same, where all tenants are asked for: what is over is kept (usage_parts.py), and need not be added up again."""
 
 MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow")
 """What a receipt's `mode` may be."""
@@ -82,11 +84,20 @@ class Usage:
 
     def add_page(self, page: Page) -> None:
         """Count what belongs to the answer. Raises InvalidRequest where it becomes too long."""
-        self._added += len(page.fields)
-        if self._added > MOST_ADDED:
-            raise _too_much(f"more than {MOST_ADDED:,} sums would have to be added up")
+        self.adds(len(page.fields))
         for where, row in page.rows(self._ask.only):
             self._add(page.period, where, row)
+
+    def adds(self, rows: int) -> None:
+        """So many rows are about to be added up. Raises InvalidRequest where they become too many."""
+        self._added += rows
+        most = MOST_ADDED if "tenant" in self._ask.only else MOST_ADDED_OF_ALL
+        if self._added > most:
+            raise too_much(f"more than {most:,} sums would have to be added up")
+
+    def add_part(self, period: Period, names: tuple[str, ...], row: Row) -> None:
+        """Count what a period's rows of these names came to; the row is the answer's from here on. All is told."""
+        self._merge(Group(self._start(period), names), row)
 
     def add_total(self, period: Period, row: Row) -> None:
         """Count all tenants of a period together: for a question that is plain."""
@@ -105,7 +116,7 @@ class Usage:
         elif len(self._rows) < MOST_ROWS:
             self._rows[group] = row
         else:
-            raise _too_much(f"the answer would have more than {MOST_ROWS:,} rows")
+            raise too_much(f"the answer would have more than {MOST_ROWS:,} rows")
 
     def _start(self, period: Period) -> int | None:
         return None if self._ask.granularity is None else Period.of(self._ask.granularity, period.start).start
@@ -165,7 +176,8 @@ class Usage:
         return group not in self._mute
 
 
-def _too_much(why: str) -> InvalidRequest:
+def too_much(why: str) -> InvalidRequest:
+    """A question whose answer would be too long, or take too long."""
     return InvalidRequest(
         f"This asks for too much: {why}. Ask for a shorter time (since, until), a coarser granularity, or fewer "
         "dimensions (by); or for one tenant, key, route or mode alone.",

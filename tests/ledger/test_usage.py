@@ -197,7 +197,7 @@ def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequest, match=r"more than 30 rows. Ask for a shorter time") as refused:
         answer.add_page(page("beta", 1, start=30))
     assert refused.value.param == "by"
-    monkeypatch.setattr(of_usage, "MOST_ADDED", 50)
+    monkeypatch.setattr(of_usage, "MOST_ADDED_OF_ALL", 50)
     with pytest.raises(InvalidRequest, match="more than 50 sums"):
         Usage(ask()).add_page(page("acme", 51))
 

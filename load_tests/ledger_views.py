@@ -1,0 +1,98 @@
+"""How soon the dashboard shows what stands in a Redis: a gateway in a process of its own, and pages in Chromium.
+
+Every look is a browser's first: nothing is cached. Times are the page's own, from when it was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import statistics
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import typer
+from playwright.async_api import async_playwright
+
+from load_tests.engine_process import fake_engine
+from tests.gateway_process import TEACHER_ONLY, model, running_gateway
+from tests.readiness import wait_until_up
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from playwright.async_api import Browser
+    from rich.progress import Progress
+
+RANGES = ("24h", "7d", "30d")
+LOOKS = 5
+BUDGET_MS = 1_000
+_LIMIT_MS = 60_000
+_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+_CHART = "() => performance.getEntriesByName('first-chart')[0]?.startTime"
+_TABLE = "() => document.querySelector('#usage tbody tr') && performance.now()"
+
+
+async def opened(redis_url: str, prefix: str, folder: Path, progress: Progress) -> list[tuple[str, str]]:
+    """Lines of a table: for each range until the first chart was drawn, and until the table by tenant had rows."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise typer.BadParameter("there is no chromium here: scripts/system installs it, or say --no-views")
+    key, bar = secrets.token_hex(16), progress.add_task("dashboards opened", total=LOOKS * len(RANGES))
+    with ExitStack() as stack:
+        teacher = stack.enter_context(fake_engine("instant", dialect="tgi"))
+        gateway = await asyncio.to_thread(
+            stack.enter_context,
+            running_gateway(
+                folder / "gateway",
+                models=[model("big", "tgi", teacher)],
+                routes=[TEACHER_ONLY],
+                redis_url=redis_url,
+                redis={"prefix": prefix, "timeout": "5s"},
+                archive={"url": f"sqlite:///{folder / 'archive.db'}"},
+                admin={"key": "env:VIEWS_ADMIN_KEY"},
+                environ={"VIEWS_ADMIN_KEY": key},
+            ),
+        )
+        await asyncio.to_thread(wait_until_up, gateway.admin_url)
+        lines = []
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=chromium, headless=True, args=_ARGUMENTS)
+            for span in RANGES:
+                charts, tables = [], []
+                for _ in range(LOOKS):
+                    chart_ms, table_ms = await _look(browser, gateway.admin_url, key, span)
+                    charts.append(chart_ms)
+                    tables.append(table_ms)
+                    progress.update(bar, advance=1)
+                lines += [
+                    (f"dashboard of {span}, until the first chart", _told(charts) + _judged(charts)),
+                    (f"dashboard of {span}, until the table by tenant", _told(tables)),
+                ]
+            await browser.close()
+    return lines
+
+
+async def _look(browser: Browser, url: str, key: str, span: str) -> tuple[float, float]:
+    context = await browser.new_context(base_url=url, viewport={"width": 1280, "height": 900})
+    try:
+        logged_in = await context.request.post("/session", data={"key": key}, headers={"Origin": url})
+        assert logged_in.ok, await logged_in.text()
+        page = await context.new_page()
+        page.set_default_timeout(_LIMIT_MS)
+        await page.goto(f"/dashboard?range={span}", wait_until="commit")
+        table = asyncio.ensure_future(page.wait_for_function(_TABLE))  # noqa: TID251
+        chart = await page.wait_for_function(_CHART)
+        return float(await chart.json_value()), float(await (await table).json_value())
+    finally:
+        await context.close()
+
+
+def _told(took_ms: list[float]) -> str:
+    median = statistics.median(took_ms)
+    return f"p50 {median:,.0f} ms, the first {took_ms[0]:,.0f} ms, at most {max(took_ms):,.0f} ms"
+
+
+def _judged(took_ms: list[float]) -> str:
+    return f" ({'under' if statistics.median(took_ms) < BUDGET_MS else 'NOT under'} {BUDGET_MS:,} ms)"
