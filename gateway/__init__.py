@@ -11,7 +11,10 @@ The path of one request, in the order of the rooms it walks through:
     5 guide         guidance/ + batching/      Plan -> Opening, or the reason why there is none
     6 complete      engines/                   the opening placed -> the student's answer, caller's sampling kept
     7 reply         web/                       JSON at once, or SSE with the guidance first
-    8 record        ledger/                    Receipt: tokens, cost, baseline, savings, timings; settled exactly once
+    8 record        ledger/                    Receipt: tokens, cost, baseline, savings, timings; settled exactly once,
+                                               in the script that posts it to its tenant's outbox
+
+From there, off the path, `rollups/` adds receipts up, `archive/` keeps them for good, and `usage/` answers who used what.
 
 `completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first. Embeddings take the short
 way, without 5: `embedding.py`.

@@ -42,27 +42,27 @@ from gateway.ledger.budget_watch import BudgetWatch
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.estimate import FALLBACK, load
 from gateway.ledger.heartbeat import Heartbeat
-from gateway.ledger.janitor import Janitor
 from gateway.ledger.ledger import Ledger
-from gateway.ledger.ledger_state import LedgerState
 from gateway.ledger.log_sample import LogSample
 from gateway.ledger.redis_ledger import RedisLedger
-from gateway.ledger.roller import Roller
-from gateway.ledger.rollups import Retention, Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.spooler import Spooler
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
-from gateway.ledger.uptime import Uptime
-from gateway.ledger.usage_reader import UsageReader
 from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.janitor import Janitor
+from gateway.rollups.roller import Roller
+from gateway.rollups.rollups import Retention, Rollups
+from gateway.rollups.state import LedgerState
 from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
+from gateway.usage.reader import UsageReader
+from gateway.usage.uptime import Uptime
 from gateway.vitals import VitalSigns
 from gateway.web import keys
 from gateway.web.error_body import errors_as_openai
@@ -76,10 +76,10 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
+    from gateway.archive.archiver import Archiver
+    from gateway.archive.building import Archiving
     from gateway.config import Settings
     from gateway.engines.base import Engine
-    from gateway.ledger.archiver import Archiver
-    from gateway.ledger.archiving import Archiving
     from gateway.ledger.spans import ReceiptSpans
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
@@ -366,7 +366,7 @@ def _archive(
     """None where there is none: then SQLAlchemy, half a second and 30 MB, is not imported."""
     if settings.archive.url is None:
         return None
-    from gateway.ledger.archiving import archiving
+    from gateway.archive.building import archiving
 
     return archiving(settings, client, redis_keys, owner, metrics)
 

@@ -27,22 +27,22 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gateway.ledger.archive import Archive
-from gateway.ledger.archive_db import Where
-from gateway.ledger.archive_feed import ArchiveFeed
-from gateway.ledger.janitor import Janitor
-from gateway.ledger.ledger_state import LedgerState
-from gateway.ledger.rebuild import Rebuild
-from gateway.ledger.roller import Roller
-from gateway.ledger.rollup import Row, usd
-from gateway.ledger.rollups import SECONDS, Retention, Rollups, periods
-from gateway.ledger.usage import Ask
-from gateway.ledger.usage_range import Asked, span
-from gateway.ledger.usage_reader import UsageReader
+from gateway.archive.archive import Archive
+from gateway.archive.database import Where
+from gateway.archive.feed import ArchiveFeed
 from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.janitor import Janitor
+from gateway.rollups.rebuild import Rebuild
+from gateway.rollups.roller import Roller
+from gateway.rollups.rollup import Row, usd
+from gateway.rollups.rollups import SECONDS, Retention, Rollups, periods
+from gateway.rollups.state import LedgerState
+from gateway.usage.reader import UsageReader
+from gateway.usage.span import Asked, span
+from gateway.usage.usage import Ask
 from load_tests import ledger_views, markdown
 from load_tests.day_receipts import DAY_S, day_of_receipts
 from load_tests.machine import machine
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.ledger.receipt import Receipt
-    from gateway.ledger.rollups import Period
+    from gateway.rollups.rollups import Period
 
 # As config.yaml has them.
 RETENTION = Retention(minute=6 * 3600, hour=14 * DAY_S, day=400 * DAY_S)

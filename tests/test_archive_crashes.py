@@ -19,13 +19,13 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
+from gateway.archive.archive import Archive
+from gateway.archive.database import ArchiveError
 from gateway.archive_address import address_of
-from gateway.ledger.archive import Archive
-from gateway.ledger.archive_db import ArchiveError
-from gateway.ledger.rollup import Row
-from gateway.ledger.rollups import Retention, Rollups, periods
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.rollup import Row
+from gateway.rollups.rollups import Retention, Rollups, periods
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, model
 

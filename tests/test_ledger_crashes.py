@@ -18,14 +18,14 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.ledger.receipt import Receipt
-from gateway.ledger.rollup import Row, usd
-from gateway.ledger.rollups import SECONDS, Retention, Rollups, periods
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.rollup import Row, usd
+from gateway.rollups.rollups import SECONDS, Retention, Rollups, periods
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, model
-from tests.ledger.books import plainly
 from tests.readiness import wait_until_up
+from tests.rollups.books import plainly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from gateway.ledger.rollup import Dims
-    from gateway.ledger.rollups import Period
+    from gateway.rollups.rollup import Dims
+    from gateway.rollups.rollups import Period
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 

@@ -17,17 +17,17 @@ from redis.exceptions import RedisError
 from gateway.admin.bodies import only_query
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
-from gateway.ledger.rollup import Row
-from gateway.ledger.rollups import Period, periods
-from gateway.ledger.usage import figures
+from gateway.rollups.rollup import Row
+from gateway.rollups.rollups import Period, periods
+from gateway.usage.usage import figures
 from gateway.web.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
 from gateway.web.probes import config_shown, policies_shown, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from gateway.ledger.rollups import Rollups
     from gateway.policy.schema import TenantPolicy
+    from gateway.rollups.rollups import Rollups
 
 _FRESH_S = 0.9
 _PAST_FRESH_S = 60.0

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from gateway.admin.bodies import only_query
 from gateway.admin.replies import json_reply, needs_redis
 from gateway.errors import InvalidRequest
-from gateway.ledger.reconcile import engine_view, reconciled, totals
-from gateway.ledger.rollups import Period
-from gateway.ledger.uptime import DAY_S
+from gateway.rollups.rollups import Period
+from gateway.usage.reconcile import engine_view, reconciled, totals
+from gateway.usage.uptime import DAY_S
 from gateway.web.keys import ROLLUPS, UPTIME
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from gateway.admin.replies import needs_redis
 from gateway.admin.usage_csv import as_csv
 from gateway.errors import InvalidRequest, NotFound
 from gateway.ledger.receipt import Receipt
-from gateway.ledger.rollups import KEPT_LATEST
-from gateway.ledger.usage_range import shown
+from gateway.rollups.rollups import KEPT_LATEST
+from gateway.usage.span import shown
 from gateway.web.keys import POLICIES, ROLLUPS, USAGE
 from gateway.web.usage import encoded
 from gateway.web.usage_query import DIMENSIONS, FILTERS, read_ask
@@ -22,7 +22,7 @@ from gateway.web.usage_query import DIMENSIONS, FILTERS, read_ask
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.ledger.usage import Ask
+    from gateway.usage.usage import Ask
 
 _PAGE = 50
 _FORMATS = ("json", "csv")

@@ -10,12 +10,12 @@ import csv
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from gateway.ledger.usage import figures
-from gateway.ledger.usage_range import shown
+from gateway.usage.span import shown
+from gateway.usage.usage import figures
 
 if TYPE_CHECKING:
-    from gateway.ledger.rollup import Row
-    from gateway.ledger.usage import Usage
+    from gateway.rollups.rollup import Row
+    from gateway.usage.usage import Usage
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _ROLES = ("teacher", "student", "failed")

@@ -19,31 +19,31 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
+from gateway.archive.building import archive_of, archiving
+from gateway.archive.database import ArchiveError, Where
 from gateway.cli import SETTINGS
 from gateway.cli.admin_commands import JsonOption, in_json
 from gateway.cli.archive_export import export as export_rows
 from gateway.cli.archive_export import progress
 from gateway.cli.archive_span import SinceOption, TenantOption, UntilOption, where_of
 from gateway.errors import StartupError
-from gateway.ledger.archive_db import ArchiveError, Where
-from gateway.ledger.archiving import archive_of, archiving
-from gateway.ledger.rebuild import Rebuild, RebuildFailed
-from gateway.ledger.rollups import Rollups
-from gateway.ledger.sums import SECONDS, Retention, periods
 from gateway.logs import set_up_logs
 from gateway.metrics import Metrics
 from gateway.policy.files import PolicyFiles
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.rebuild import Rebuild, RebuildFailed
+from gateway.rollups.rollups import Rollups
+from gateway.rollups.sums import SECONDS, Retention, periods
 from gateway.tasks import Tasks
 from gateway.workers.stopping import asked_to_stop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
+    from gateway.archive.archive import Archive
+    from gateway.archive.building import Archiving
     from gateway.config import Settings
-    from gateway.ledger.archive import Archive
-    from gateway.ledger.archiving import Archiving
 
 log = structlog.get_logger()
 

@@ -12,10 +12,10 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gateway.archive.tables import RECEIPTS
 from gateway.errors import StartupError
-from gateway.ledger.archive_tables import RECEIPTS
 from gateway.ledger.receipt import Receipt
-from gateway.ledger.rollup import usd
+from gateway.rollups.rollup import usd
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -9,7 +9,7 @@ from typing import Annotated, TypeAlias
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.ledger.archive_db import Where
+from gateway.archive.database import Where
 from gateway.policy.schema import Moment
 from gateway.units import Wrong, duration_s
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.ledger.scopes import Scope, picodollars
-from gateway.ledger.script import Script
 from gateway.ledger.verdict import AdmittedNews, ChargeNews, News, SettledNews, Told, VariantNews
+from gateway.redis_script import Script
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -131,7 +131,7 @@ class RedisLedger:
         self._lease_us = round(lease_s * 1_000_000)
         self._max_buffered = max_buffered
         self._named_tenants: dict[str, float] = {}  # until when they need not be named again
-        self._script = Script(redis, "exchange.lua")
+        self._script = Script(redis, "gateway.ledger", "exchange.lua")
 
     async def exchange(
         self, admitted: Sequence[Candidate], settled: Sequence[Settlement], beats: Iterable[str] = ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from gateway.admission import Admission
+from gateway.archive.state import ArchiveBoard
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
@@ -16,21 +17,20 @@ from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
 from gateway.keyring.ring import Keyring
-from gateway.ledger.archive_state import ArchiveBoard
 from gateway.ledger.budgets import Budgets
 from gateway.ledger.ledger import Ledger
-from gateway.ledger.ledger_state import LedgerState
-from gateway.ledger.rollups import Rollups
 from gateway.ledger.speeds import Speeds
 from gateway.ledger.store import ReceiptStore
-from gateway.ledger.uptime import Uptime
-from gateway.ledger.usage_reader import UsageReader
 from gateway.ledger.verdict import Allowance
 from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
+from gateway.rollups.rollups import Rollups
+from gateway.rollups.state import LedgerState
 from gateway.sections import Defaults
+from gateway.usage.reader import UsageReader
+from gateway.usage.uptime import Uptime
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ from gateway.web.keys import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.archive.state import ArchiveBoard
     from gateway.keyring.ring import Keyring
-    from gateway.ledger.archive_state import ArchiveBoard
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
 

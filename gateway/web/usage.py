@@ -10,15 +10,15 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from gateway.errors import StoreUnavailable
-from gateway.ledger.rollups import OTHER
+from gateway.rollups.rollups import OTHER
 from gateway.web.auth import authenticate
 from gateway.web.keys import REDIS, USAGE
 from gateway.web.usage_query import read_ask
 
 if TYPE_CHECKING:
-    from gateway.ledger.rollup import Dims
-    from gateway.ledger.usage import Usage
     from gateway.policy.schema import TenantPolicy
+    from gateway.rollups.rollup import Dims
+    from gateway.usage.usage import Usage
 
 
 async def show_usage(request: web.Request) -> web.Response:

@@ -6,9 +6,9 @@ import time
 from typing import TYPE_CHECKING, get_args
 
 from gateway.errors import InvalidRequest
-from gateway.ledger.rollups import Granularity
-from gateway.ledger.usage import MODES, Ask
-from gateway.ledger.usage_range import TIMES, asked_range, span
+from gateway.rollups.rollups import Granularity
+from gateway.usage.span import TIMES, asked_range, span
+from gateway.usage.usage import MODES, Ask
 from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from gateway.ledger.rollups import Retention
     from gateway.protocol import Json
+    from gateway.rollups.rollups import Retention
 
 DIMENSIONS = ("key", "route", "mode", "teacher", "student")
 """What a tenant may tell apart."""

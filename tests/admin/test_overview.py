@@ -16,8 +16,8 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from gateway.admin.overview import Overview
-from gateway.ledger.rollups import Period, Retention, Rollups, Sums
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.rollups import Period, Retention, Rollups, Sums
 from tests.gateway_process import STUDENT_ONLY, model, running_gateway
 from tests.ledger.drafts import closed, guided
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from gateway.ledger.rollup import Row
+    from gateway.rollups.rollup import Row
 
 ADMIN_KEY = "an-admin-key-for-tests"
 

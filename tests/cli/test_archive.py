@@ -17,16 +17,16 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from gateway.ledger.archive import Archive
+from gateway.archive.archive import Archive
 from gateway.ledger.redis_ledger import RedisLedger, Settlement
-from gateway.ledger.roller import Roller
-from gateway.ledger.rollup import Row, usd
-from gateway.ledger.rollups import Period, Retention, Rollups
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.roller import Roller
+from gateway.rollups.rollup import Row, usd
+from gateway.rollups.rollups import Period, Retention, Rollups
+from tests.archive.archives import Fed, address
 from tests.cli import in_process
-from tests.ledger.archives import Fed, address
 from tests.ledger.drafts import closed, guided
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def test_sums_are_made_anew_from_the_archive(place: Place) -> None:
     async def roll() -> None:
         client = RedisClient(place.url, timeout_s=2, metrics=Metrics())
         async with Redis.from_url(place.url) as redis:
-            from gateway.ledger.ledger_state import LedgerState
+            from gateway.rollups.state import LedgerState
 
             rollups = Rollups(redis, place.keys, Retention(3600, 86_400, 3660 * 86_400))
             state = LedgerState(Metrics())

@@ -6,8 +6,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from gateway.cli.reconcile_print import days_shown
-from gateway.ledger.reconcile import engine_view, reconciled, totals
-from gateway.ledger.uptime import DAY_S, Watched
+from gateway.usage.reconcile import engine_view, reconciled, totals
+from gateway.usage.uptime import DAY_S, Watched
 
 if TYPE_CHECKING:
     import pytest

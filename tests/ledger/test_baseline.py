@@ -16,7 +16,7 @@ from gateway.ledger.draft import FailedCall
 from gateway.ledger.estimate import MOST_COUNTED_CHARS, count_messages, count_text
 from gateway.ledger.intent import abandoned
 from gateway.ledger.receipt import Receipt
-from gateway.ledger.rollup import Row, pico
+from gateway.rollups.rollup import Row, pico
 from tests.ledger.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, intent, plan
 from tests.ledger.test_bounds import TEXTS, bundled
 

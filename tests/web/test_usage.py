@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ledger.rollup import Dims
-from gateway.ledger.rollups import OTHER
 from gateway.policy.schema import TenantPolicy
+from gateway.rollups.rollup import Dims
+from gateway.rollups.rollups import OTHER
 from gateway.web.usage import shows_money
 
 

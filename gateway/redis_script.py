@@ -1,0 +1,39 @@
+"""Running a script in Redis."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+
+class Script:
+    """A script by its hash. (redis-py's own asks for the hash before each pipeline, which is a round trip more.)"""
+
+    def __init__(self, redis: Redis, package: str, name: str) -> None:
+        self._redis = redis
+        self._text = files(package).joinpath(name).read_text("utf-8")
+        self._sha = redis.register_script(self._text).sha
+
+    async def run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
+        """What each call returned. A script that Redis does not know yet is told, and all calls are made again."""
+        try:
+            return await self._run(calls)
+        except NoScriptError:
+            await self._redis.script_load(self._text)
+            return await self._run(calls)
+
+    async def _run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
+        if len(calls) == 1:
+            keys, values = calls[0]
+            return [await self._redis.evalsha(self._sha, len(keys), *keys, *values)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for keys, values in calls:
+                pipe.evalsha(self._sha, len(keys), *keys, *values)
+            return await pipe.execute()

@@ -1,0 +1,283 @@
+"""Sums of receipts: by whom, how and by which engines they were answered. Pure.
+
+Every sum is exact: money in whole picodollars (1e-12 USD), times in whole microseconds, and Python's integers have no
+end. So rows can be added in any order, over any times and tenants, and a receipt that was counted can be taken out
+again. Only what is read off a histogram is rounded (histogram.py).
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import msgspec
+
+from gateway.ledger.scopes import picodollars
+from gateway.rollups.histogram import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+    from gateway.ledger.receipt import EngineShare, Receipt
+
+_Name = TypeVar("_Name", int, str)
+_Where = TypeVar("_Where")
+
+STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
+"""The order of `Row.stages`."""
+
+_GUIDED = frozenset({"guided", "teacher_complete"})
+
+
+class Dims(NamedTuple):
+    """What receipts are told apart by. `teacher` and `student` are the engines that were called; empty: none."""
+
+    tenant: str
+    key: str
+    route: str
+    mode: str
+    teacher: str
+    student: str
+
+
+class Tokens(msgspec.Struct, array_like=True, gc=False):
+    """Tokens of one role. `input` was read afresh, `cached` read from the engine's prefix cache; as in metrics."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+
+    def copy(self) -> Tokens:
+        return Tokens(self.input, self.cached, self.output)
+
+    def merge(self, other: Tokens, times: int = 1) -> None:
+        """Count another's too; with `times` -1 no longer."""
+        self.input += times * other.input
+        self.cached += times * other.cached
+        self.output += times * other.output
+
+
+class Row(msgspec.Struct, array_like=True, gc=False):
+    """Some receipts, added up. Its order is what Redis and the archive hold: new attributes go to the end.
+
+    Nothing in a row leads back to it, so the garbage collector need not look at what may be very many of them.
+
+    Attributes:
+        errors: receipts by their status, where that is not `ok`.
+        unguided: receipts by why a guided route was answered without guidance.
+        batches: receipts by the size of the batch that their teacher's call was in.
+        teacher, student: what calls read and wrote whose words were used; shared ones are another receipt's.
+        failed: what calls did in whose place others were made, whichever role.
+        kept_tokens: of what teachers wrote, the part that opened answers.
+        cost_pico: all of it; `teacher_pico`, `student_pico` and `failed_pico` are its parts.
+        baseline_pico: of a shadow 0: it spares nothing, since its request was answered, and paid for, as well.
+        baseline_estimated: receipts whose baseline is an estimate.
+        stages: by STAGES; a stage that did not happen is not counted.
+        answer_tokens: of answers that callers got, to their end, counted by whoever wrote them.
+        teacher_answer_tokens: of these, what teachers wrote: openings that were shown, and answers of theirs alone.
+        guided: receipts whose answer a teacher opened; no shadows.
+        baseline_error_pico: by how much `baseline_pico` may be wrong, either way: the bounds of its receipts together.
+        engines: of `cost_pico`, what each engine was paid, failed calls too.
+    """
+
+    requests: int = 0
+    errors: dict[str, int] = {}
+    unguided: dict[str, int] = {}
+    batches: dict[int, int] = {}
+    teacher: Tokens = msgspec.field(default_factory=Tokens)
+    student: Tokens = msgspec.field(default_factory=Tokens)
+    failed: Tokens = msgspec.field(default_factory=Tokens)
+    kept_tokens: int = 0
+    cost_pico: int = 0
+    teacher_pico: int = 0
+    student_pico: int = 0
+    failed_pico: int = 0
+    baseline_pico: int = 0
+    baseline_estimated: int = 0
+    stages: list[Histogram] = msgspec.field(default_factory=lambda: [Histogram() for _ in STAGES])
+    answer_tokens: int = 0
+    teacher_answer_tokens: int = 0
+    guided: int = 0
+    baseline_error_pico: int = 0
+    engines: dict[str, int] = {}
+
+    @property
+    def savings_pico(self) -> int:
+        """Baseline minus cost; may be negative."""
+        return self.baseline_pico - self.cost_pico
+
+    def add(self, receipt: Receipt, times: int = 1) -> None:
+        """Count a receipt. `times` is -1 for one that was counted, and in whose place another one came."""
+        self.requests += times
+        if receipt.status != "ok":
+            _count(self.errors, receipt.status, times)
+        self.guided += times * (receipt.mode in _GUIDED)
+        if receipt.unguided is not None:
+            _count(self.unguided, receipt.unguided, times)
+        if receipt.batch is not None:
+            _count(self.batches, receipt.batch.size, times)
+        if receipt.guidance is not None:
+            self.kept_tokens += times * receipt.guidance.kept_tokens
+        self.cost_pico += times * pico(receipt.cost_usd)
+        if receipt.shadow_of is None:
+            self.baseline_pico += times * pico(receipt.baseline_usd)
+            self.baseline_estimated += times * receipt.baseline_estimated
+            self.baseline_error_pico += times * pico(receipt.baseline_error_usd or Decimal(0))
+        if receipt.teacher is not None:
+            self.teacher.merge(_tokens(receipt.teacher), times)
+            self.teacher_pico += times * self._pay(receipt.teacher, times)
+        if receipt.student is not None:
+            self.student.merge(_tokens(receipt.student), times)
+            self.student_pico += times * self._pay(receipt.student, times)
+        for attempt in receipt.attempts:
+            if attempt.share is not None:
+                self.failed.merge(_tokens(attempt.share), times)
+                self.failed_pico += times * self._pay(attempt.share, times)
+        timings = receipt.timings
+        for stage, spent_ms in zip(
+            self.stages,
+            (
+                timings.admission_ms,
+                timings.batch_wait_ms,
+                timings.teacher_ms,
+                timings.first_token_ms,
+                timings.total_ms,
+            ),
+            strict=True,
+        ):
+            if spent_ms is not None:
+                stage.add(round(spent_ms * 1000), times)
+        by_teacher, by_student = _answer_tokens(receipt)
+        self.teacher_answer_tokens += times * by_teacher
+        self.answer_tokens += times * (by_teacher + by_student)
+
+    def _pay(self, share: EngineShare, times: int) -> int:
+        """Count what an engine was paid, and return it."""
+        paid = pico(share.cost_usd)
+        if paid:
+            _count(self.engines, share.model, times * paid)
+        return paid
+
+    def merge(self, other: Row) -> None:
+        """Count all that another row does."""
+        self.requests += other.requests
+        _merge(self.errors, other.errors)
+        _merge(self.unguided, other.unguided)
+        _merge(self.batches, other.batches)
+        self.teacher.merge(other.teacher)
+        self.student.merge(other.student)
+        self.failed.merge(other.failed)
+        self.kept_tokens += other.kept_tokens
+        self.cost_pico += other.cost_pico
+        self.teacher_pico += other.teacher_pico
+        self.student_pico += other.student_pico
+        self.failed_pico += other.failed_pico
+        self.baseline_pico += other.baseline_pico
+        self.baseline_estimated += other.baseline_estimated
+        for mine_us, theirs_us in zip(self.stages, other.stages, strict=True):
+            mine_us.merge(theirs_us)
+        self.answer_tokens += other.answer_tokens
+        self.teacher_answer_tokens += other.teacher_answer_tokens
+        self.guided += other.guided
+        self.baseline_error_pico += other.baseline_error_pico
+        _merge(self.engines, other.engines)
+
+    def copy(self) -> Row:
+        """Another one that counts the same."""
+        return msgspec.structs.replace(
+            self,
+            errors=self.errors.copy(),
+            unguided=self.unguided.copy(),
+            batches=self.batches.copy(),
+            teacher=self.teacher.copy(),
+            student=self.student.copy(),
+            failed=self.failed.copy(),
+            stages=[one.copy() for one in self.stages],
+            engines=self.engines.copy(),
+        )
+
+    def to_bytes(self) -> bytes:
+        try:
+            return msgspec.msgpack.encode(self)
+        except OverflowError:
+            # More than MessagePack's 64 bits, 18 million USD: JSON has no bound, and an array of it begins otherwise.
+            return msgspec.json.encode(self)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Row:
+        """Raises msgspec.DecodeError when `raw` is not a row."""
+        return msgspec.json.decode(raw, type=cls) if raw.startswith(b"[") else msgspec.msgpack.decode(raw, type=cls)
+
+
+def dims(receipt: Receipt) -> Dims:
+    """Under what a receipt is counted."""
+    return Dims(
+        receipt.tenant,
+        receipt.key,
+        receipt.route,
+        receipt.mode,
+        receipt.teacher.model if receipt.teacher is not None else "",
+        receipt.student.model if receipt.student is not None else "",
+    )
+
+
+def row_in(rows: MutableMapping[Dims, Row], where: Dims) -> Row:
+    """The row of these dims, a new one if there is none yet."""
+    row = rows.get(where)
+    if row is None:
+        row = rows[where] = Row()
+    return row
+
+
+def merge_in(rows: MutableMapping[_Where, Row], where: _Where, row: Row) -> None:
+    """Count all that a row does in the row of that place; neither is the other's afterwards."""
+    held = rows.get(where)
+    if held is None:
+        rows[where] = row.copy()
+    else:
+        held.merge(row)
+
+
+def pico(usd: Decimal) -> int:
+    """USD as it is added up: whole millionths of a millionth. Receipts have no finer ones."""
+    return int(picodollars(usd))
+
+
+def usd(picos: int) -> Decimal:
+    """The reverse."""
+    return Decimal(picos).scaleb(-12)
+
+
+def _tokens(share: EngineShare) -> Tokens:
+    if share.shared:
+        return Tokens()
+    return Tokens(share.input_tokens - share.cached_input_tokens, share.cached_input_tokens, share.output_tokens)
+
+
+def _answer_tokens(receipt: Receipt) -> tuple[int, int]:
+    """What of the answer its teacher wrote, and its student; nothing of one that did not come, or that nobody got.
+
+    An opening that only the student read, as its context, is no part of the answer.
+    """
+    if receipt.shadow_of is not None or receipt.status != "ok":
+        return 0, 0
+    teacher, student, guidance = receipt.teacher, receipt.student, receipt.guidance
+    opened = 0
+    if guidance is not None:
+        opened = guidance.kept_tokens if guidance.placement == "prefix" or student is None else 0
+    elif teacher is not None and receipt.mode == "teacher":
+        opened = teacher.output_tokens
+    return opened, student.output_tokens if student is not None else 0
+
+
+def _count(counts: dict[_Name, int], name: _Name, times: int) -> None:
+    left = counts.get(name, 0) + times
+    if left:
+        counts[name] = left
+    else:
+        del counts[name]
+
+
+def _merge(counts: dict[_Name, int], others: dict[_Name, int]) -> None:
+    for name, times in others.items():
+        _count(counts, name, times)

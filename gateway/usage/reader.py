@@ -1,0 +1,107 @@
+"""Reads from Redis what answers a question of usage, and adds it up off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from gateway.errors import Overloaded
+from gateway.usage.parts import Folding, Parts, question_of
+from gateway.usage.usage import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from gateway.rollups.rollup import Dims
+    from gateway.rollups.rollups import Page, Retention, Rollups
+    from gateway.usage.parts import Part
+    from gateway.usage.usage import Ask
+
+# Added up at once, and here at once with those that wait: who asks often must not take all the processor's time.
+_AT_ONCE = 2
+_MOST, _MOST_OF_ONE = 64, 8
+# How long to add up at a stretch, and to rest then.
+_STRETCH_S, _REST_S = 0.001, 0.0002
+# Decoded and merged at once on the event loop: some 3 ms.
+_TOTALS_PER_PAGE = 60
+
+
+class UsageReader:
+    """Args:
+    retention: for how long which rows are kept.
+    """
+
+    def __init__(self, rollups: Rollups, retention: Retention) -> None:
+        self.retention = retention
+        self._rollups = rollups
+        self._parts = Parts()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._asking: Counter[str | None] = Counter()
+
+    async def read(
+        self, ask: Ask, *, whose: str | None = None, shows_money: Callable[[Dims], bool] | None = None
+    ) -> Usage:
+        """The answer. Raises InvalidRequest where it is too long, Overloaded, RedisError and OSError.
+
+        Args:
+            whose: who asks, where there are few questions of each at once.
+            shows_money: whether money of such rows may be told; None: of all.
+        """
+        async with self._turn(whose):
+            usage, periods = Usage(ask) if shows_money is None else Usage(ask, shows_money), ask.span.periods
+            if ask.is_plain:
+                for start in range(0, len(periods), _TOTALS_PER_PAGE):
+                    for period, row in await self._rollups.totals(periods[start : start + _TOTALS_PER_PAGE]):
+                        usage.add_total(period, row)
+                return usage
+            if shows_money is None and "tenant" not in ask.only:
+                await self._fold(usage, ask)
+                return usage
+            async for pages in self._rollups.pages(periods, ask.only.get("tenant")):
+                await asyncio.to_thread(_add, usage, pages)
+            return usage
+
+    async def _fold(self, usage: Usage, ask: Ask) -> None:
+        """Count the rows of all tenants: of what was folded before, and has not changed since, only what it came to."""
+        folding, question = Folding(usage, ask), question_of(ask)
+        read_at = time.monotonic()
+        marks = dict(zip(ask.span.periods, await self._rollups.marks(ask.span.periods), strict=True))
+        kept = {one: part for one in marks if (part := self._parts.get(question, one, marks[one])) is not None}
+        if kept:
+            await asyncio.to_thread(folding.kept, kept.values())
+
+        def keep(parts: list[Part]) -> None:
+            for part in parts:
+                if (mark := marks[part.period]) is not None:
+                    self._parts.put(question, mark, part, read_at)
+
+        async for pages in self._rollups.pages([one for one in marks if one not in kept]):
+            keep(await asyncio.to_thread(folding.pages, pages))
+        keep(await asyncio.to_thread(folding.end))
+
+    @asynccontextmanager
+    async def _turn(self, whose: str | None) -> AsyncIterator[None]:
+        too_many = whose is not None and self._asking[whose] >= _MOST_OF_ONE
+        if too_many or self._asking.total() >= _MOST:
+            raise Overloaded("Too many ask for usage at this moment. Try again.")
+        self._asking[whose] += 1
+        try:
+            async with self._turns:
+                yield
+        finally:
+            self._asking[whose] -= 1
+            if not self._asking[whose]:
+                del self._asking[whose]
+
+
+def _add(usage: Usage, pages: list[Page]) -> None:
+    rested = time.perf_counter()
+    for page in pages:
+        usage.add_page(page)
+        if time.perf_counter() - rested > _STRETCH_S:
+            # The event loop must not wait for its turn as long as the interpreter would let it: 5 ms each time.
+            time.sleep(_REST_S)
+            rested = time.perf_counter()

@@ -1,0 +1,249 @@
+"""What was used, by whom: rows of the ledger, grouped as somebody asks, and the shape in which it is told. Pure.
+
+Sums are those of the receipts, exactly. Only latencies and shares are rounded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from gateway.errors import InvalidRequest
+from gateway.rollups.rollup import STAGES, Dims, Row, usd
+from gateway.rollups.rollups import SECONDS, Period
+from gateway.usage.span import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from gateway.protocol import Json
+    from gateway.rollups.rollup import Tokens
+    from gateway.rollups.rollups import Granularity, Page
+    from gateway.usage.span import Span
+
+MOST_ROWS = 10_000
+"""Rows of one answer."""
+MOST_ADDED = 200_000
+"""Rows of the ledger that one answer may be added up from: some seconds of one core."""
+MOST_ADDED_OF_ALL = 500_000
+"""The same, where all tenants are asked for: what is over is kept (usage_parts.py), and need not be added up again."""
+
+MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow")
+"""What a receipt's `mode` may be."""
+_SHARE_DIGITS = 6
+
+
+class Ask(NamedTuple):
+    """A question.
+
+    Attributes:
+        by: what to tell apart, besides the time.
+        granularity: how long a period each row is of; None: one row for the whole time.
+        only: what rows must be counted under.
+    """
+
+    span: Span
+    granularity: Granularity | None
+    by: tuple[str, ...]
+    only: Mapping[str, str]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the sums of all tenants together answer it."""
+        return not self.by and not self.only
+
+    def of_tenant(self, tenant: str) -> Ask:
+        """The same, asked of one tenant."""
+        return self._replace(only={**self.only, "tenant": tenant})
+
+
+class Group(NamedTuple):
+    """A row of an answer: of what time, and of what."""
+
+    start: int | None
+    names: tuple[str, ...]
+
+
+class Usage:
+    """The answer to a question, as it grows.
+
+    Args:
+        shows_money: whether money of such rows may be told.
+    """
+
+    def __init__(self, ask: Ask, shows_money: Callable[[Dims], bool] = lambda _: True) -> None:
+        self._ask = ask
+        self._shows_money = shows_money
+        self._rows: dict[Group, Row] = {}
+        self._mute: set[Group] = set()
+        self._added = 0
+        if ask.granularity is not None and not ask.by:
+            # A chart has a place for every period, whether anything happened or not.
+            self._rows = {Group(one.start, ()): Row() for one in ask.span.periods}
+
+    def add_page(self, page: Page) -> None:
+        """Count what belongs to the answer. Raises InvalidRequest where it becomes too long."""
+        self.adds(len(page.fields))
+        for where, row in page.rows(self._ask.only):
+            self._add(page.period, where, row)
+
+    def adds(self, rows: int) -> None:
+        """So many rows are about to be added up. Raises InvalidRequest where they become too many."""
+        self._added += rows
+        most = MOST_ADDED if "tenant" in self._ask.only else MOST_ADDED_OF_ALL
+        if self._added > most:
+            raise too_much(f"more than {most:,} sums would have to be added up")
+
+    def add_part(self, period: Period, names: tuple[str, ...], row: Row) -> None:
+        """Count what a period's rows of these names came to; the row is the answer's from here on. All is told."""
+        self._merge(Group(self._start(period), names), row)
+
+    def add_total(self, period: Period, row: Row) -> None:
+        """Count all tenants of a period together: for a question that is plain."""
+        self._merge(Group(self._start(period), ()), row)
+
+    def _add(self, period: Period, where: Dims, row: Row) -> None:
+        group = Group(self._start(period), tuple(getattr(where, name) for name in self._ask.by))
+        if not self._shows_money(where):
+            self._mute.add(group)
+        self._merge(group, row)
+
+    def _merge(self, group: Group, row: Row) -> None:
+        mine = self._rows.get(group)
+        if mine is not None:
+            mine.merge(row)
+        elif len(self._rows) < MOST_ROWS:
+            self._rows[group] = row
+        else:
+            raise too_much(f"the answer would have more than {MOST_ROWS:,} rows")
+
+    def _start(self, period: Period) -> int | None:
+        return None if self._ask.granularity is None else Period.of(self._ask.granularity, period.start).start
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """What the names of a group are."""
+        return self._ask.by
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing at all was counted."""
+        return not any(row.requests for row in self._rows.values())
+
+    def rows(self) -> list[tuple[Group, Row]]:
+        """By time; of one time, what cost most comes first. Money that is not told is not told by the order either."""
+        return sorted(self._rows.items(), key=self._place)
+
+    def _place(self, one: tuple[Group, Row]) -> tuple[int, int, tuple[str, ...]]:
+        group, row = one
+        return group.start or 0, -row.cost_pico if self.tells(group) else 0, group.names
+
+    def ends(self, group: Group) -> tuple[int, int]:
+        """Of which time a row is: [start, end) in Unix seconds."""
+        span, granularity = self._ask.span, self._ask.granularity
+        if group.start is None or granularity is None:
+            return span.since, span.until
+        return group.start, group.start + SECONDS[granularity]
+
+    def head(self) -> Json:
+        """What the answer is to."""
+        ask = self._ask
+        return {
+            "object": "usage",
+            "since": shown(ask.span.since),
+            "until": shown(ask.span.until),
+            "granularity": ask.granularity,
+            "by": list(ask.by),
+        }
+
+    def told(self) -> Iterator[Json]:
+        """Each row as it is told, and at last all of them together. It takes some 100 us a row."""
+        total = Row()
+        for group, row in self.rows():
+            total.merge(row)
+            names = {"start": shown(group.start)} if group.start is not None else {}
+            yield {**names, **dict(zip(self.by, group.names, strict=True)), **figures(row, money=self.tells(group))}
+        yield figures(total, money=not self._mute)
+
+    def as_dict(self) -> Json:
+        """The whole answer."""
+        *rows, total = self.told()
+        return {**self.head(), "rows": rows, "total": total}
+
+    def tells(self, group: Group) -> bool:
+        """Whether a row tells of money."""
+        return group not in self._mute
+
+
+def too_much(why: str) -> InvalidRequest:
+    """A question whose answer would be too long, or take too long."""
+    return InvalidRequest(
+        f"This asks for too much: {why}. Ask for a shorter time (since, until), a coarser granularity, or fewer "
+        "dimensions (by); or for one tenant, key, route or mode alone.",
+        param="by",
+    )
+
+
+def figures(row: Row, *, money: bool = True) -> Json:
+    """A row as it is told: counts, tokens, money as text, shares and latencies."""
+    told: Json = {
+        "requests": row.requests,
+        "errors": dict(sorted(row.errors.items())),
+        "unguided": dict(sorted(row.unguided.items())),
+        "tokens": {
+            "teacher": _tokens(row.teacher),
+            "student": _tokens(row.student),
+            "failed": _tokens(row.failed),
+            "kept": row.kept_tokens,
+            "answer": row.answer_tokens,
+            "answer_by_teacher": row.teacher_answer_tokens,
+        },
+        "teacher_token_share": _share(row.teacher_answer_tokens, row.answer_tokens),
+        "batches": _batches(row.batches),
+        "latency_ms": {stage: _latency(row, place) for place, stage in enumerate(STAGES)},
+    }
+    if money:
+        told |= {
+            "cost_usd": text(row.cost_pico),
+            "teacher_cost_usd": text(row.teacher_pico),
+            "student_cost_usd": text(row.student_pico),
+            "failed_cost_usd": text(row.failed_pico),
+            "baseline_usd": text(row.baseline_pico),
+            "savings_usd": text(row.savings_pico),
+            "baseline_estimated": row.baseline_estimated,
+            "baseline_error_usd": text(row.baseline_error_pico),
+            "cost_share": _share(row.cost_pico, row.baseline_pico),
+        }
+    return told
+
+
+def text(picos: int) -> str:
+    """USD as receipts tell it: without an exponent, which every reader takes."""
+    return f"{usd(picos).normalize():f}"
+
+
+def _tokens(tokens: Tokens) -> Json:
+    return msgspec.structs.asdict(tokens)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, _SHARE_DIGITS) if whole > 0 else None
+
+
+def _batches(sizes: Mapping[int, int]) -> Json:
+    """A batch of which others have a part counts as that part."""
+    calls = sum(sizes.values())
+    count = sum(times / size for size, times in sizes.items())
+    whole = round(count) if abs(count - round(count)) < 1e-6 else round(count, 3)
+    return {"count": whole, "mean_size": round(calls / count, 3) if calls else None}
+
+
+def _latency(row: Row, place: int) -> Json:
+    times = row.stages[place]
+    told: dict[str, Any] = {"count": times.count, "mean": _ms(times.mean_us)}
+    return told | {f"p{part}": _ms(times.quantile_us(part / 100)) for part in (50, 95, 99)}
+
+
+def _ms(microseconds: float | None) -> float | None:
+    return None if microseconds is None else round(microseconds / 1000, 3)

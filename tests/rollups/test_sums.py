@@ -1,0 +1,141 @@
+"""Sums are the same in whatever order, by whomever and however often receipts are added; times are read off nearly."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.ledger.intent import abandoned
+from gateway.ledger.redis_ledger import Settlement
+from gateway.rollups.histogram import RELATIVE_ERROR, Histogram, merged
+from gateway.rollups.rollup import Row
+from gateway.rollups.rollups import Sums
+from tests.ledger.drafts import candidate, closed, guided, intent
+from tests.rollups.books import Books, open_books, plainly
+
+if TYPE_CHECKING:
+    from gateway.ledger.receipt import Receipt
+
+TIMES_US = st.integers(1, 3_600_000_000)
+
+
+def histogram(times_us: list[int]) -> Histogram:
+    one = Histogram()
+    for spent_us in times_us:
+        one.add(spent_us)
+    return one
+
+
+@given(st.lists(TIMES_US, min_size=1, max_size=60), st.floats(0.01, 1))
+def test_what_is_read_off_a_histogram_is_near_what_was_measured(times_us: list[int], part: float) -> None:
+    exact = sorted(times_us)[max(1, math.ceil(part * len(times_us))) - 1]
+    read = histogram(times_us).quantile_us(part)
+    assert read is not None
+    assert abs(read - exact) <= RELATIVE_ERROR * exact
+
+
+@given(st.lists(st.lists(st.integers(-100, 2**40), max_size=8), min_size=3, max_size=3))
+def test_histograms_are_added_in_any_order_and_taken_out_again(parts: list[list[int]]) -> None:
+    one, two, three = map(histogram, parts)
+    together = histogram([spent for part in parts for spent in part])
+    assert merged([one, two, three]) == merged([three, merged([two, one])]) == together
+    assert [histogram(part) for part in parts] == [one, two, three], "what is added stays what it was"
+    for spent in parts[0]:
+        together.add(spent, -1)
+    assert together == merged([two, three])
+
+
+@st.composite
+def many(draw: st.DrawFn, most: int = 12) -> list[Receipt]:
+    """Receipts of two hours and few dims."""
+    now = int(time.time())
+    first = closed(guided())
+    return [
+        msgspec.structs.replace(
+            closed(guided(), draw(st.sampled_from(("ok", "engine_timeout", "client_gone")))),
+            id=f"r{place}",
+            tenant=draw(st.sampled_from(("acme", "beta"))),
+            key=draw(st.sampled_from(("ci", "prod"))),
+            created=now - draw(st.integers(0, 3_000)),
+            cost_usd=Decimal(draw(st.integers(0, 10**15))).scaleb(-12),
+            unguided=draw(st.sampled_from((None, "teacher_late"))),
+            student=draw(st.sampled_from((None, first.student))),
+        )
+        for place in range(draw(st.integers(1, most)))
+    ]
+
+
+@given(many(), st.lists(st.integers(0, 11), max_size=6), st.randoms())
+def test_rows_have_no_order_and_forget_what_is_taken_out(told: list[Receipt], out: list[int], dice: Any) -> None:
+    gone = [told[place] for place in sorted(set(out)) if place < len(told)]
+    acts = [(one, 1) for one in told] + [(one, -1) for one in gone]
+    dice.shuffle(acts)
+    sums = Sums()
+    for one, times in acts:
+        sums.add(one, times, dice.choice(("minute", "minute", "hour")))
+    found = sums.spread()
+    expected = Sums()
+    for one in told:
+        if one not in gone:
+            expected.add(one)
+    expected.spread()
+    for period, rows in found.rows.items():
+        if period.granularity != "minute":
+            left = {where: row for where, row in rows.items() if row != Row()}
+            assert left == expected.rows.get(period, {})
+            assert found.totals[period] == expected.totals.get(period, Row())
+
+
+ACTS = st.lists(st.sampled_from(("settle", "repeat", "abandon", "true", "ann", "bob", "both", "tidy")), max_size=30)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(many(10), ACTS, st.randoms())
+async def test_whoever_adds_when_the_sums_are_those_of_the_receipts(
+    redis_url: str, told: list[Receipt], acts: list[str], dice: Any
+) -> None:
+    """Two that add up at any time, alone or at once, receipts that are told again, and true ones of abandoned ones."""
+    async with open_books(redis_url) as books:
+        waiting = list(told)
+        settled: dict[str, Receipt] = {}
+        later: dict[str, Receipt] = {}
+        for act in [*acts, "ann", "bob", "ann"]:
+            if act in {"settle", "abandon"} and waiting:
+                true = waiting.pop()
+                if act == "settle":
+                    await books.settle(true)
+                    settled[true.id] = true
+                else:
+                    one = intent(created=true.created, id=true.id, tenant=true.tenant)
+                    await books.ledger.exchange([candidate(one)], [])
+                    left = abandoned(one, time.time())
+                    await books.ledger.abandon(one.tenant, "ann", {one.id: Settlement(left, one)})
+                    settled[true.id], later[true.id] = left, true
+            elif act == "repeat" and settled:
+                again = settled[dice.choice(sorted(settled))]
+                if again.status != "abandoned":
+                    await books.settle(again)
+            elif act == "true" and later:
+                _, true = later.popitem()
+                await books.settle(true)
+                settled[true.id] = true
+            elif act == "both":
+                await asyncio.gather(books.ann.roll(), books.bob.roll())
+            elif act == "tidy":
+                await books.janitor().tidy()
+            elif act in {"ann", "bob"}:
+                await (books.ann if act == "ann" else books.bob).roll()
+        await _all_added(books)
+        assert await books.rows() == plainly(settled.values())
+
+
+async def _all_added(books: Books) -> None:
+    while await books.ann.roll() + await books.bob.roll():
+        pass

@@ -1,0 +1,153 @@
+"""In which minutes engines were up, as several processes see it, and as Redis has it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest_asyncio
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisGone
+
+from gateway.metrics import Metrics
+from gateway.redis_client import RedisClient
+from gateway.redis_keys import RedisKeys
+from gateway.tasks import Tasks
+from gateway.usage.uptime import DAY_S, Uptime, Watched
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+
+DAY = 20_000 * DAY_S
+NEVER_S = 100_000 * DAY_S
+"""Long enough that the days of these tests, which are past, are not gone at once."""
+PRICES = {"small": Decimal("1.20"), "big": Decimal(8)}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = float(DAY)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fleet:
+    """Two processes that watch the same engines, by one clock."""
+
+    def __init__(self, client: RedisClient, redis: Redis) -> None:
+        self.redis, self.client = redis, client
+        self.keys = RedisKeys(f"u{secrets.token_hex(6)}")
+        self.clock = Clock()
+        self.ann, self.bob = (self.process() for _ in range(2))
+
+    def process(self, prices: dict[str, Decimal] = PRICES, kept_s: float = NEVER_S) -> Uptime:
+        return Uptime(self.client, self.redis, self.keys, prices, kept_s, self.clock)
+
+    async def look(self, day: int = DAY) -> dict[str, Watched]:
+        (found,) = await self.ann.look([day])
+        return found
+
+
+@pytest_asyncio.fixture
+async def fleet(redis_url: str) -> AsyncIterator[Fleet]:
+    client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
+    async with Redis.from_url(redis_url) as redis:
+        yield Fleet(client, redis)
+    await client.close()
+
+
+async def test_a_minute_in_which_anybody_saw_the_engine_up_is_one_in_which_it_was(fleet: Fleet) -> None:
+    """Once, however many look, and though another one, or a later look, found it down."""
+    fleet.ann.saw("small", up=True)
+    fleet.bob.saw("small", up=False)
+    for minute in (1, 1, 2):
+        fleet.clock.now = DAY + minute * 60.0
+        fleet.ann.saw("small", up=True)
+        fleet.bob.saw("small", up=True)
+    fleet.clock.now = DAY + 3 * 60.0
+    fleet.bob.saw("small", up=False)
+    for one in (fleet.ann, fleet.bob):
+        await one.tell()
+    assert await fleet.look() == {"small": Watched(Decimal("1.20"), up_minutes=3, seen_minutes=4)}
+
+
+async def test_days_are_told_apart_and_have_the_price_that_held_then(fleet: Fleet) -> None:
+    fleet.clock.now = DAY + DAY_S - 1.0
+    fleet.ann.saw("small", up=True)
+    fleet.clock.now += 1
+    fleet.ann.saw("small", up=True)
+    await fleet.ann.tell()
+    later = fleet.process({"small": Decimal(3)})
+    fleet.clock.now += 60
+    later.saw("small", up=True)
+    await later.tell()
+    found = await fleet.ann.look([DAY - DAY_S, DAY, DAY + DAY_S])
+    assert found == [{}, {"small": Watched(Decimal("1.20"), 1, 1)}, {"small": Watched(Decimal(3), 2, 2)}]
+
+
+async def test_an_engine_that_is_paid_by_the_token_is_not_written_down(fleet: Fleet) -> None:
+    fleet.ann.saw("hosted", up=True)
+    await fleet.ann.tell()
+    assert await fleet.look() == {}
+    assert await fleet.redis.keys(f"*{fleet.keys.prefix}*") == []
+
+
+async def test_a_day_takes_a_few_hundred_bytes_and_goes_in_the_end(fleet: Fleet) -> None:
+    """Two bitmaps of 180 bytes an engine, and a price."""
+    for minute in range(1_440):
+        fleet.clock.now = DAY + minute * 60.0
+        fleet.ann.saw("small", up=True)
+    await fleet.ann.tell()
+    names = await fleet.redis.keys(f"*{fleet.keys.prefix}*")
+    bitmaps = [name for name in names if b":rates:" not in name]
+    assert [await fleet.redis.strlen(name) for name in bitmaps] == [180, 180]
+    assert len(names) == 3
+    assert {await fleet.redis.expiretime(name) for name in names} == {DAY + DAY_S + NEVER_S}
+    assert await fleet.look() == {"small": Watched(Decimal("1.20"), 1_440, 1_440)}
+
+
+async def test_what_redis_did_not_take_is_told_when_it_is_back(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the task that tells it; what was seen meanwhile too."""
+    await fleet.client.require()
+    failing = [RedisGone("away")]
+    tell = fleet.ann._put
+
+    def put(*told: object) -> None:
+        if failing:
+            raise failing.pop()
+        tell(*told)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fleet.ann, "_put", put)
+    monkeypatch.setattr("gateway.usage.uptime._REST_S", 0.01)
+    fleet.ann.saw("small", up=True)
+    tasks = Tasks()
+    tasks.keep("uptime", fleet.ann.run())
+    tasks.keep("redis", fleet.client.watch())
+    try:
+        async with asyncio.timeout(20):
+            while failing:
+                await asyncio.sleep(0.01)
+            fleet.clock.now += 60
+            fleet.ann.saw("small", up=True)
+            while await fleet.look() != {"small": Watched(Decimal("1.20"), 2, 2)}:
+                await asyncio.sleep(0.01)
+    finally:
+        await tasks.close()
+
+
+def test_what_waits_for_redis_is_bounded(redis_url: str) -> None:
+    """The last three days; a minute is held once."""
+    clock = Clock()
+    client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
+    one = Uptime(client, client.commands, RedisKeys("never"), PRICES, NEVER_S, clock)
+    for minute in range(5 * 1_440):
+        clock.now = DAY + minute * 60.0
+        for _ in range(3):
+            one.saw("small", up=True)
+    assert sorted(one._untold) == [DAY + day * DAY_S for day in (2, 3, 4)]
+    assert [len(of_day["small"].seen) for of_day in one._untold.values()] == [1_440] * 3

@@ -1,0 +1,315 @@
+"""Questions of usage: which rows answer them, what is told, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import secrets
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from gateway.admin.usage_csv import COLUMNS, as_csv, safe
+from gateway.errors import InvalidRequest, Overloaded
+from gateway.redis_keys import RedisKeys
+from gateway.rollups.rollup import Dims, Row, pico
+from gateway.rollups.rollups import SECONDS, Granularity, Page, Period, Retention, Rollups, Sums
+from gateway.usage import reader as usage_reader
+from gateway.usage import usage as of_usage
+from gateway.usage.reader import UsageReader
+from gateway.usage.span import GRANULARITIES, Asked, Span, asked_range, in_short, span
+from gateway.usage.usage import Ask, Usage, figures
+from tests.ledger.drafts import call, closed, draft, guided, plan
+
+if TYPE_CHECKING:
+    from gateway.ledger.receipt import Receipt
+
+DEFAULT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)
+NOW = datetime(2026, 11, 25, 18, 24, 30, tzinfo=UTC).timestamp()
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "wanted"),
+    [
+        ("24h", "", (NOW - 86_400, NOW)),
+        ("24h", "now", (NOW - 86_400, NOW)),
+        ("7d", "24h", (NOW - 7 * 86_400, NOW - 86_400)),
+        ("today", "", (at("2026-11-25"), NOW)),
+        ("yesterday", "yesterday", (at("2026-11-24"), at("2026-11-25"))),
+        ("this_month", "this_month", (at("2026-11-01"), NOW)),
+        ("last_month", "last_month", (at("2026-10-01"), at("2026-11-01"))),
+        ("2026-11-20", "2026-11-21", (at("2026-11-20"), at("2026-11-22"))),
+        ("2026-11-20T12:00:00Z", "2026-11-20T13:30:00+01:00", (at("2026-11-20T12:00"), at("2026-11-20T12:30"))),
+        ("2026-11-20T12:00:00", "2026-11-20T13:30:00 01:00", (at("2026-11-20T12:00"), at("2026-11-20T12:30"))),
+        ("2026-11-25", "2999-01-01", (at("2026-11-25"), NOW)),
+    ],
+)
+def test_both_ends_may_be_said_in_many_ways(since: str, until: str, wanted: tuple[float, float]) -> None:
+    """Days and months are meant with their end, and nothing is later than now."""
+    assert asked_range(since, until, NOW) == wanted
+
+
+def test_december_and_january_are_months_like_others() -> None:
+    assert asked_range("last_month", "last_month", at("2027-01-31")) == (at("2026-12-01"), at("2027-01-01"))
+    assert asked_range("this_month", "", at("2026-12-31T12:00"))[0] == at("2026-12-01")
+
+
+def rows_of(found: Span) -> Counter[str]:
+    return Counter(one.granularity for one in found.periods)
+
+
+def test_a_long_range_is_answered_by_few_rows() -> None:
+    """Whole days by the day. At its beginning hours are kept, and no minutes; what has begun now is taken whole."""
+    found = span(Asked(NOW - 7 * 86_400, NOW), None, DEFAULT, NOW)
+    assert (found.since, found.until) == (at("2026-11-18T18:00"), at("2026-11-25T18:25"))
+    assert rows_of(found) == {"hour": 6, "day": 7}
+    assert rows_of(span(Asked(NOW - 3600, NOW), None, DEFAULT, NOW)) == {"minute": 36, "hour": 1}
+    past = span(Asked(at("2026-06-03T05:00"), at("2026-06-05T06:00")), None, DEFAULT, NOW)
+    assert (past.since, past.until) == (at("2026-06-03"), at("2026-06-06"))
+    assert rows_of(past) == {"day": 3}
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_with_a_granularity_the_range_is_in_whole_periods_of_it(granularity: Granularity) -> None:
+    found = span(Asked(NOW - 4000, NOW - 3000), granularity, DEFAULT, NOW)
+    assert {one.granularity for one in found.periods} == {granularity}
+    length = SECONDS[granularity]
+    assert found.since == (NOW - 4000) // length * length
+    assert found.until - found.since == length * len(found.periods)
+    assert found.until >= NOW - 3000 > found.until - length
+
+
+AGES_S = st.floats(0, 500 * 86_400) | st.floats(0, 20 * 86_400) | st.floats(0, 8 * 3600)
+RETENTIONS = st.builds(
+    Retention,
+    minute=st.sampled_from([3600.0, 6 * 3600.0, 2 * 86_400.0]),
+    hour=st.sampled_from([2 * 86_400.0, 14 * 86_400.0, 100 * 86_400.0]),
+    day=st.sampled_from([30 * 86_400.0, 400 * 86_400.0]),
+)
+
+
+@given(AGES_S, AGES_S, st.none() | st.sampled_from(GRANULARITIES), RETENTIONS, st.integers(0, 86_400))
+def test_rows_cover_each_moment_once_and_are_kept(
+    age_s: float, other_s: float, granularity: Granularity | None, retention: Retention, later_s: int
+) -> None:
+    """Whatever is asked for, and whatever is kept for how long: all of it, less only what is about to be forgotten."""
+    now = NOW + later_s
+    asked = Asked(now - max(age_s, other_s), now - min(age_s, other_s))
+    assume(asked.since < asked.until)
+    kept_s = max(map(retention.of, GRANULARITIES)) if granularity is None else retention.of(granularity)
+    try:
+        found = span(asked, granularity, retention, now)
+    except InvalidRequest:
+        assert asked.since < now - kept_s + 2
+        return
+    ends = [one.start + SECONDS[one.granularity] for one in found.periods]
+    assert [found.since, *ends[:-1]] == [one.start for one in found.periods]
+    assert all(retention.ends(one.granularity, one.start) > now for one in found.periods)
+    assert all(one.start % SECONDS[one.granularity] == 0 for one in found.periods)
+    longest = SECONDS[granularity or "day"]
+    assert found.since < asked.since + longest
+    assert asked.until <= found.until < asked.until + longest
+    assert found.until == ends[-1] or (asked.until >= now and found.until < ends[-1])
+    assert len(found.periods) <= 3661
+
+
+def test_what_is_kept_stands_in_the_refusal() -> None:
+    with pytest.raises(
+        InvalidRequest, match="minute for 6h, by the hour for 14d, by the day for 400d: ask with granula"
+    ):
+        span(Asked(NOW - 2 * 86_400, NOW), "minute", DEFAULT, NOW)
+    with pytest.raises(InvalidRequest, match="since 2025-10-21T18:24:30Z at the earliest"):
+        span(Asked(NOW - 402 * 86_400, NOW), None, DEFAULT, NOW)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(86_400, "1d"), (5400, "90m"), (36 * 3600, "36h"), (0.5, "0.5s")])
+def test_durations_are_said_as_settings_say_them(seconds: float, text: str) -> None:
+    assert in_short(seconds) == text
+
+
+def told_of(*receipts: Receipt) -> Any:
+    row = Row()
+    for one in receipts:
+        row.add(one)
+    return figures(row)
+
+
+def test_the_teachers_part_counts_what_callers_were_given() -> None:
+    """An opening of 40 before 160 of the student's; all of a teacher's answer; and of a shadow nothing."""
+    assert told_of(closed(guided()))["teacher_token_share"] == 0.2
+    as_context = guided(plan=plan(placement="context"))
+    assert told_of(closed(as_context))["tokens"]["answer_by_teacher"] == 0
+    alone = closed(draft(plan("teacher"), teacher=call("big", 100, 60)))
+    assert told_of(alone)["teacher_token_share"] == 1
+    assert told_of(closed(draft(plan("student"), student=call("small", 100, 60))))["teacher_token_share"] == 0
+    assert told_of(alone, closed(guided()))["tokens"]["answer"] == 260
+    ended_itself = closed(guided(student=None, complete=True, plan=plan(placement="context")))
+    assert told_of(ended_itself)["tokens"]["answer_by_teacher"] == 40
+    shadow = closed(guided(shadow_of="req-1"))
+    told = told_of(shadow)
+    assert (told["tokens"]["answer"], told["teacher_token_share"], told["cost_share"]) == (0, None, None)
+    assert Decimal(told["savings_usd"]) == -shadow.cost_usd < 0
+
+
+def test_shares_of_nothing_are_null_and_money_has_no_exponent() -> None:
+    told = figures(Row())
+    assert (told["cost_share"], told["teacher_token_share"], told["batches"]["mean_size"]) == (None, None, None)
+    assert (told["cost_usd"], told["latency_ms"]["total"]["p95"]) == ("0", None)
+    dear = figures(Row(cost_pico=1, baseline_pico=0))
+    assert (dear["cost_usd"], dear["savings_usd"], dear["cost_share"]) == ("0.000000000001", "-0.000000000001", None)
+
+
+def test_a_batch_that_tenants_share_is_counted_in_parts() -> None:
+    assert figures(Row(batches={4: 4, 1: 2}))["batches"] == {"count": 3, "mean_size": 2.0}
+    assert figures(Row(batches={4: 1}))["batches"] == {"count": 0.25, "mean_size": 4.0}
+
+
+def ask(*by: str, granularity: Granularity | None = None, **only: str) -> Ask:
+    return Ask(span(Asked(NOW - 3600, NOW), granularity, DEFAULT, NOW), granularity, by, only)
+
+
+def page(tenant: str, count: int, start: int = 0) -> Page:
+    names = [("k", f"r{place}", "guided", "big", "small") for place in range(start, start + count)]
+    raw = Row(requests=1).to_bytes()
+    return Page(Period.of("hour", NOW), tenant, {msgspec.msgpack.encode(one): raw for one in names})
+
+
+def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what it tells, and in what it is added up from; the error says how to ask for less."""
+    monkeypatch.setattr(of_usage, "MOST_ROWS", 30)
+    answer = Usage(ask("route"))
+    answer.add_page(page("acme", 30))
+    answer.add_page(page("beta", 30))
+    assert len(answer.rows()) == 30
+    with pytest.raises(InvalidRequest, match=r"more than 30 rows. Ask for a shorter time") as refused:
+        answer.add_page(page("beta", 1, start=30))
+    assert refused.value.param == "by"
+    monkeypatch.setattr(of_usage, "MOST_ADDED_OF_ALL", 50)
+    with pytest.raises(InvalidRequest, match="more than 50 sums"):
+        Usage(ask()).add_page(page("acme", 51))
+
+
+def test_a_name_is_no_formula() -> None:
+    """A cell of CSV that a spreadsheet would run is text; amounts stay numbers."""
+    row = Row(requests=1, cost_pico=5 * 10**11)
+    answer = Usage(ask("tenant", "key", "route", "teacher"))
+    names = ('=HYPERLINK("x")', "+1", "-1", "", "@x", "")
+    fields = {msgspec.msgpack.encode(names[1:]): row.to_bytes()}
+    answer.add_page(Page(Period.of("hour", NOW), names[0], fields))
+    (line,) = csv.DictReader(io.StringIO(as_csv(answer).decode()))
+    assert [line[name] for name in answer.by] == ['\'=HYPERLINK("x")', "'+1", "'-1", "'@x"]
+    assert (line["savings_usd"], line["cost_usd"], line["cost_share"]) == ("-0.5", "0.5", "")
+    assert list(line)[6:] == list(COLUMNS)
+    assert [safe(name) for name in ("\tx", "\rx", "a=b", "")] == ["'\tx", "'\rx", "a=b", ""]
+
+
+def test_money_that_is_not_told_is_not_told_by_the_order() -> None:
+    """Rows without money come last, by their names."""
+    names = [("k", route, "guided", "big", "small") for route in ("dear", "cheap", "b-hidden", "a-hidden")]
+    rows = [Row(requests=1, cost_pico=cost).to_bytes() for cost in (9, 1, 99, 5)]
+    fields = {msgspec.msgpack.encode(one): row for one, row in zip(names, rows, strict=True)}
+    answer = Usage(ask("route"), lambda where: "hidden" not in where.route)
+    answer.add_page(Page(Period.of("hour", NOW), "acme", fields))
+    told = answer.as_dict()
+    assert [row["route"] for row in told["rows"]] == ["dear", "cheap", "a-hidden", "b-hidden"]
+    assert ["cost_usd" in row for row in (*told["rows"], told["total"])] == [True, True, False, False, False]
+
+
+class Shelf:
+    """Some receipts of three tenants over the last days, in Redis as rows."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.rollups = Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT)
+        now = time.time()
+        self.receipts = [
+            msgspec.structs.replace(
+                closed(guided()),
+                id=f"r{place}",
+                tenant=("acme", "beta", "gamma")[place % 3],
+                key=f"k{place % 2}",
+                created=int(now - place * 4000),
+                cost_usd=Decimal(f"0.{place + 1:012d}"),
+                baseline_error_usd=Decimal(f"0.{2**place % 999_999_999_989:012d}"),
+            )
+            for place in range(90)
+        ]
+
+    async def fill(self) -> None:
+        sums = Sums()
+        for one in self.receipts:
+            sums.add(one)
+        assert await self.rollups.write(await self.rollups.mark(), sums.spread(), {}, [], time.time())
+
+    def of(self, found: Span, **only: str) -> list[Receipt]:
+        within = [one for one in self.receipts if found.since <= one.created < found.until]
+        return [one for one in within if all(getattr(one, name) == wanted for name, wanted in only.items())]
+
+
+async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(redis_url: str) -> None:
+    """For all together out of their totals, for one tenant, and told apart."""
+    async with Redis.from_url(redis_url) as redis:
+        shelf = Shelf(redis)
+        await shelf.fill()
+        reader = UsageReader(shelf.rollups, DEFAULT)
+        for back_s in (3600, 5 * 3600, 30 * 3600, 4 * 86_400):
+            for granularity in (None, "hour", "day"):
+                now = time.time()
+                found = span(Asked(now - back_s, now), granularity, DEFAULT, now)  # type: ignore[arg-type]
+                for by, only in (
+                    ((), {}),
+                    ((), {"tenant": "beta"}),
+                    (("tenant", "key"), {}),
+                    (("key",), {"key": "k1"}),
+                ):
+                    told = (await reader.read(Ask(found, granularity, by, only))).as_dict()  # type: ignore[arg-type]
+                    wanted = shelf.of(found, **only)
+                    assert told["total"]["requests"] == len(wanted)
+                    cost = sum((one.cost_usd for one in wanted), Decimal(0))
+                    assert Decimal(told["total"]["cost_usd"]) == cost
+                    assert sum(Decimal(row["cost_usd"]) for row in told["rows"]) == cost
+                    error = sum((one.baseline_error_usd or Decimal(0) for one in wanted), Decimal(0))
+                    assert Decimal(told["total"]["baseline_error_usd"]) == error
+                    assert sum(Decimal(row["baseline_error_usd"]) for row in told["rows"]) == error
+                    if granularity and not by:
+                        assert len(told["rows"]) == len(found.periods)
+
+
+async def test_few_questions_of_one_asker_are_under_way(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one still gets an answer."""
+    monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 3)
+    async with Redis.from_url(redis_url) as redis:
+        reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
+        now = time.time()
+        question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+        asked = [reader.read(question, whose="acme") for _ in range(5)] + [reader.read(question, whose="beta")]
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(one) for one in done] == [Usage] * 3 + [Overloaded] * 2 + [Usage]
+        assert isinstance(await reader.read(question, whose="acme"), Usage)
+
+
+def test_a_receipts_cost_is_whole_picodollars() -> None:
+    """So nothing is lost when they are added up."""
+    one = closed(guided())
+    assert told_of(one, one)["cost_usd"] == f"{2 * one.cost_usd.normalize():f}"
+    assert pico(one.cost_usd) == int(one.cost_usd.scaleb(12))
+
+
+def test_names_a_question_does_not_ask_for_are_together() -> None:
+    answer = Usage(ask("mode"))
+    answer.add_page(page("acme", 5))
+    ((group, row),) = answer.rows()
+    assert (group.names, row.requests) == (("guided",), 5)
+    assert Dims("acme", "k", "r0", "guided", "big", "small") in dict(page("acme", 1).rows({}))
