@@ -24,13 +24,11 @@ from gateway.admission import Admission
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
-from gateway.batching.ticket import Limits
 from gateway.completion import Completions
 from gateway.embedding import Embeddings
 from gateway.engines.build import build
 from gateway.engines.guard import show_calls
 from gateway.engines.watch import watch
-from gateway.errors import StartupError
 from gateway.finishing import Finisher
 from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
@@ -69,22 +67,25 @@ from gateway.web.error_body import errors_as_openai
 from gateway.web.headers import name_reply
 from gateway.web.openapi.document import document
 from gateway.web.routes import ROUTES
+from gateway.wiring import (
+    archive_of,
+    hourly_of,
+    limits_of,
+    most_shadows,
+    name_series,
+    show_deadlines,
+    traces_of,
+    webhook_of,
+    when_role_changes,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
-    from decimal import Decimal
-
-    from aiohttp.typedefs import Middleware
+    from collections.abc import AsyncIterator
 
     from gateway.archive.archiver import Archiver
-    from gateway.archive.building import Archiving
     from gateway.config import Settings
-    from gateway.engines.base import Engine
-    from gateway.ledger.spans import ReceiptSpans
-    from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.files import PolicyFiles
-    from gateway.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -94,7 +95,6 @@ _ADMIN_BODY_BYTES = 65_536
 
 # How long an engine may keep the gateway from being ready, by not answering its first probe.
 _FIRST_PROBES_S = 5.0
-_MAX_SHADOWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +132,16 @@ async def gateway(
         metrics = Metrics(worker, settings.metrics.max_tenants)
         tasks = Tasks()
         policies = Policies(book, watched.files.edition() if watched is not None else None)
-        _name_series(metrics, policies.book)
-        policies.on_change(partial(_name_series, metrics))
-        _show_deadlines(metrics, policies.book)
-        policies.on_change(partial(_show_deadlines, metrics))
+        name_series(metrics, policies.book)
+        policies.on_change(partial(name_series, metrics))
+        show_deadlines(metrics, policies.book)
+        policies.on_change(partial(show_deadlines, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)
         redis = RedisClient(redis_url, timeout_s=settings.redis.timeout_s, metrics=metrics)
         stack.push_async_callback(redis.close)
         await redis.require()
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
-        traces = _traces(settings, owner, metrics)
+        traces = traces_of(settings, owner, metrics)
         if traces is not None:
             stack.push_async_callback(traces.tracing.close)
         tracing = None if traces is None else traces.tracing
@@ -153,7 +153,7 @@ async def gateway(
             redis_keys,
             owner=owner,
             limits={
-                model.name: _limits(model, engines[model.name], settings.redis.lease_s) for model in settings.models
+                model.name: limits_of(model, engines[model.name], settings.redis.lease_s) for model in settings.models
             },
             on_failure=settings.redis.on_failure,
             metrics=metrics,
@@ -174,16 +174,16 @@ async def gateway(
             archived=settings.archive.url is not None,
             retention=retention,
         )
-        uptime = Uptime(redis, redis.commands, redis_keys, _hourly(settings), kept.days_s)
+        uptime = Uptime(redis, redis.commands, redis_keys, hourly_of(settings), kept.days_s)
         encodings = {
             model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
             for model in settings.models
         }
         # Now, while nobody waits: some hold up the whole process while they load.
         await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
-        alarm = Alarm(*_webhook(settings), metrics=metrics, tasks=tasks)
+        alarm = Alarm(*webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
-        archive = _archive(settings, redis, redis_keys, owner, metrics)
+        archive = archive_of(settings, redis, redis_keys, owner, metrics)
         if archive is not None:
             stack.push_async_callback(archive.close)
         store = ReceiptStore(
@@ -236,7 +236,7 @@ async def gateway(
         completions = Completions(
             guide=guide,
             finisher=finisher,
-            shadows=Shadows(guide, finisher, admission, metrics, tasks, most=_most_shadows(settings), tracing=tracing),
+            shadows=Shadows(guide, finisher, admission, metrics, tasks, most=most_shadows(settings), tracing=tracing),
             admission=admission,
             ledger=ledger,
         )
@@ -297,7 +297,7 @@ async def gateway(
             app[keys.REDIS] = redis
             app[keys.READY_BY] = asyncio.get_running_loop().time() + _FIRST_PROBES_S
 
-        role_changed = _when_role_changes(engines, policies)
+        role_changed = when_role_changes(engines, policies)
         stack.push_async_callback(tasks.close)
         if watched is not None:
             reloader = Reloader(watched.files, policies, metrics, watched.now)
@@ -327,107 +327,3 @@ async def gateway(
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=at_once, saw=uptime.saw))
         archiver = archive.archiver if archive is not None and archive.fills else None
         yield Gateway(public, admin, admission, batcher, store, spooler, archiver, tasks)
-
-
-def _most_shadows(settings: Settings) -> int:
-    """How many shadows of requests may be under way: never so many that callers would miss their places."""
-    return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
-
-
-@dataclass(frozen=True, slots=True)
-class _Traces:
-    """What makes a gateway tell traces."""
-
-    tracing: Tracing
-    spans: ReceiptSpans
-    middleware: Middleware
-
-
-def _traces(settings: Settings, owner: str, metrics: Metrics) -> _Traces | None:
-    """None where no collector is configured: then nothing of it is imported. Raises StartupError without the extra."""
-    if settings.tracing.endpoint is None:
-        return None
-    try:
-        from gateway.ledger.spans import ReceiptSpans
-        from gateway.tracing import Tracing
-        from gateway.web.traced import traced
-    except ImportError as error:
-        raise StartupError(
-            "tracing.endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, and OpenTelemetry is not installed "
-            f"({error.name}). Install the extra: pip install 'gkt-gateway[otel]'. Or set no endpoint."
-        ) from error
-    tracing = Tracing(settings.tracing, owner, metrics)
-    return _Traces(tracing, ReceiptSpans(), traced(tracing))
-
-
-def _archive(
-    settings: Settings, client: RedisClient, redis_keys: RedisKeys, owner: str, metrics: Metrics
-) -> Archiving | None:
-    """None where there is none: then SQLAlchemy, half a second and 30 MB, is not imported."""
-    if settings.archive.url is None:
-        return None
-    from gateway.archive.building import archiving
-
-    return archiving(settings, client, redis_keys, owner, metrics)
-
-
-def _name_series(metrics: Metrics, book: PolicyBook) -> None:
-    """In the order of the files, so that all workers name the same tenants."""
-    for policy in book.policies:
-        metrics.series.name(policy.tenant, (route.model for route in policy.routes))
-
-
-def _show_deadlines(metrics: Metrics, book: PolicyBook) -> None:
-    """By teacher. One that guides no route any more has no deadline that its queue could come near."""
-    shortest: dict[str, float] = {}
-    for policy in book.policies:
-        for route in policy.routes:
-            if route.teacher is not None and policy.most_guidance_tokens(route):
-                deadline_s = route.guidance.deadline_s
-                shortest[route.teacher] = min(deadline_s, shortest.get(route.teacher, deadline_s))
-    metrics.show_deadlines(shortest)
-
-
-def _when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
-    """For each engine what is set when an edit makes it one that only embeds, or no longer: it is to be probed anew."""
-    embeds = {name: policies.book.only_embeds(name) for name in engines}
-    changed = {name: asyncio.Event() for name in embeds}
-
-    def look(book: PolicyBook) -> None:
-        for name, event in changed.items():
-            if (now := book.only_embeds(name)) != embeds[name]:
-                embeds[name] = now
-                event.set()
-
-    policies.on_change(look)
-    return changed
-
-
-def _webhook(settings: Settings) -> tuple[str | None, str | None]:
-    url, secret = settings.alerts.webhook, settings.alerts.webhook_secret
-    return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
-
-
-def _hourly(settings: Settings) -> dict[str, Decimal]:
-    """What an hour costs, of the engines that are paid by it."""
-    priced = {model.name: model.price_rule.hourly_usd for model in settings.models if model.price_rule is not None}
-    return {name: hourly_usd for name, hourly_usd in priced.items() if hourly_usd is not None}
-
-
-def _limits(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:
-    """What the teacher takes: the configuration's limits, and never more than the engine says it takes."""
-    configured = Limits(
-        max_in_flight=model.max_concurrency,
-        max_size=model.batch.max_size,
-        max_prompt_tokens=model.batch.max_prompt_tokens,
-        low_water=model.batch.low_water,
-        max_queue=model.batch.max_queue,
-        max_cache_bytes=model.guidance_cache_bytes,
-        lease_s=lease_s,
-    )
-
-    def now() -> Limits:
-        own = engine.state.max_concurrency
-        return configured if own is None or own >= configured.max_in_flight else configured.of_cap(own)
-
-    return now

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from gateway.app import _show_deadlines, _when_role_changes
 from gateway.metrics import Metrics
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Edition, Policies
 from gateway.policy.schema import TenantPolicy
+from gateway.wiring import show_deadlines, when_role_changes
 
 EMBEDS = {"model": "e", "mode": "embeddings", "student": "small"}
 CHATS = {"model": "c", "mode": "teacher", "teacher": "big"}
@@ -22,7 +22,7 @@ def book(*routes: dict[str, str]) -> PolicyBook:
 def test_an_engine_is_probed_anew_when_an_edit_changes_what_it_is_for() -> None:
     """That edit alone: not when others do."""
     policies = Policies(book(EMBEDS, CHATS))
-    changed = _when_role_changes(["big", "small"], policies)
+    changed = when_role_changes(["big", "small"], policies)
 
     def told(*routes: dict[str, str]) -> list[str]:
         policies.put(book(*routes), EDITION)
@@ -47,7 +47,7 @@ def test_the_shortest_deadline_of_each_teacher_is_told_and_goes_with_its_last_ro
              "guidance": {"deadline": deadline_s}}
             for number, (teacher, deadline_s) in enumerate(deadlines)
         ]  # fmt: skip
-        _show_deadlines(metrics, PolicyBook.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})]))
+        show_deadlines(metrics, PolicyBook.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})]))
         return {
             sample.labels["teacher"]: sample.value
             for family in metrics.registry.collect()

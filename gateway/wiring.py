@@ -1,0 +1,134 @@
+"""What `app.py` gives its parts: values made of the settings, and what follows the policies as they change."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.batching.ticket import Limits
+from gateway.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from decimal import Decimal
+
+    from aiohttp.typedefs import Middleware
+
+    from gateway.archive.building import Archiving
+    from gateway.config import Settings
+    from gateway.engines.base import Engine
+    from gateway.ledger.spans import ReceiptSpans
+    from gateway.metrics import Metrics
+    from gateway.model_settings import ModelSettings
+    from gateway.policy.book import PolicyBook
+    from gateway.policy.policies import Policies
+    from gateway.redis_client import RedisClient
+    from gateway.redis_keys import RedisKeys
+    from gateway.tracing import Tracing
+
+_MAX_SHADOWS = 64
+
+
+def most_shadows(settings: Settings) -> int:
+    """How many shadows of requests may be under way: never so many that callers would miss their places."""
+    return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What makes a gateway tell traces."""
+
+    tracing: Tracing
+    spans: ReceiptSpans
+    middleware: Middleware
+
+
+def traces_of(settings: Settings, owner: str, metrics: Metrics) -> Traces | None:
+    """None where no collector is configured: then nothing of it is imported. Raises StartupError without the extra."""
+    if settings.tracing.endpoint is None:
+        return None
+    try:
+        from gateway.ledger.spans import ReceiptSpans
+        from gateway.tracing import Tracing
+        from gateway.web.traced import traced
+    except ImportError as error:
+        raise StartupError(
+            "tracing.endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, and OpenTelemetry is not installed "
+            f"({error.name}). Install the extra: pip install 'gkt-gateway[otel]'. Or set no endpoint."
+        ) from error
+    tracing = Tracing(settings.tracing, owner, metrics)
+    return Traces(tracing, ReceiptSpans(), traced(tracing))
+
+
+def archive_of(
+    settings: Settings, client: RedisClient, redis_keys: RedisKeys, owner: str, metrics: Metrics
+) -> Archiving | None:
+    """None where there is none: then SQLAlchemy, half a second and 30 MB, is not imported."""
+    if settings.archive.url is None:
+        return None
+    from gateway.archive.building import archiving
+
+    return archiving(settings, client, redis_keys, owner, metrics)
+
+
+def name_series(metrics: Metrics, book: PolicyBook) -> None:
+    """In the order of the files, so that all workers name the same tenants."""
+    for policy in book.policies:
+        metrics.series.name(policy.tenant, (route.model for route in policy.routes))
+
+
+def show_deadlines(metrics: Metrics, book: PolicyBook) -> None:
+    """By teacher. One that guides no route any more has no deadline that its queue could come near."""
+    shortest: dict[str, float] = {}
+    for policy in book.policies:
+        for route in policy.routes:
+            if route.teacher is not None and policy.most_guidance_tokens(route):
+                deadline_s = route.guidance.deadline_s
+                shortest[route.teacher] = min(deadline_s, shortest.get(route.teacher, deadline_s))
+    metrics.show_deadlines(shortest)
+
+
+def when_role_changes(engines: Iterable[str], policies: Policies) -> dict[str, asyncio.Event]:
+    """For each engine what is set when an edit makes it one that only embeds, or no longer: it is to be probed anew."""
+    embeds = {name: policies.book.only_embeds(name) for name in engines}
+    changed = {name: asyncio.Event() for name in embeds}
+
+    def look(book: PolicyBook) -> None:
+        for name, event in changed.items():
+            if (now := book.only_embeds(name)) != embeds[name]:
+                embeds[name] = now
+                event.set()
+
+    policies.on_change(look)
+    return changed
+
+
+def webhook_of(settings: Settings) -> tuple[str | None, str | None]:
+    url, secret = settings.alerts.webhook, settings.alerts.webhook_secret
+    return url.get_secret_value() if url else None, secret.get_secret_value() if secret else None
+
+
+def hourly_of(settings: Settings) -> dict[str, Decimal]:
+    """What an hour costs, of the engines that are paid by it."""
+    priced = {model.name: model.price_rule.hourly_usd for model in settings.models if model.price_rule is not None}
+    return {name: hourly_usd for name, hourly_usd in priced.items() if hourly_usd is not None}
+
+
+def limits_of(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:
+    """What the teacher takes: the configuration's limits, and never more than the engine says it takes."""
+    configured = Limits(
+        max_in_flight=model.max_concurrency,
+        max_size=model.batch.max_size,
+        max_prompt_tokens=model.batch.max_prompt_tokens,
+        low_water=model.batch.low_water,
+        max_queue=model.batch.max_queue,
+        max_cache_bytes=model.guidance_cache_bytes,
+        lease_s=lease_s,
+    )
+
+    def now() -> Limits:
+        own = engine.state.max_concurrency
+        return configured if own is None or own >= configured.max_in_flight else configured.of_cap(own)
+
+    return now
