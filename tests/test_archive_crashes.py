@@ -58,7 +58,7 @@ class World:
             self.folder / f"gateway-{len(self.gateways)}",
             redis_url=self.server.url,
             redis={"prefix": self.keys.prefix, "lease": f"{LEASE_S:g}s"},
-            archive=self.settings,
+            archive={"url": "sqlite", **self.settings},
             data=str(self.folder / "data"),
             models=[model("small", "openai", f"{self.engine}/v1", continuation="trailing", echo=False)],
             routes=[STUDENT_ONLY | {"baseline": "small"}],
@@ -193,6 +193,7 @@ async def kill_redis(world: World) -> None:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.long
 async def test_what_a_process_spooled_before_it_died_is_told_by_the_next(tmp_path: Path) -> None:
     """Redis goes, requests are answered, the process is killed, Redis comes back, another process starts."""
     async with a_world(tmp_path, "always") as world:

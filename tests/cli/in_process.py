@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import NamedTuple
+from unittest.mock import patch
 
 from typer.testing import CliRunner
 
@@ -21,7 +22,9 @@ class Done(NamedTuple):
 def run(command: str, *arguments: str, **environment: str) -> Done:
     """What it printed, and its exit status. It has the admin key, unless `environment` says otherwise."""
     names = {"GKT_ADMIN_KEY": ADMIN_KEY, "NO_COLOR": "1", "LOGNAME": "carol", "COLUMNS": "200"}
-    done = CliRunner().invoke(app, [command, *arguments], env={**names, **environment})
+    # A process has one log. This one's is the tests', and what the runner gives for a log is closed when it is done.
+    with patch("gateway.cli.archive.set_up_logs"):
+        done = CliRunner().invoke(app, [command, *arguments], env={**names, **environment})
     if isinstance(done.exception, StartupError):
         return Done(1, done.stdout, done.stderr + done.exception.message)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception

@@ -125,7 +125,7 @@ function timeAxis(starts, range, ink, grid) {
 class Figure {
   constructor(box, spec) {
     this.spec = spec;
-    this.canvas = h("canvas", { role: "img" });
+    this.canvas = h("canvas", { role: "img", "aria-label": `${spec.title}, not read yet` });
     this.plot = h("div", { class: "plot" }, this.canvas);
     this.none = h("p", { class: "nothing", hidden: true });
     this.plot.append(this.none);
