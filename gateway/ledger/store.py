@@ -42,7 +42,7 @@ _MAX_WAITING = 10_000
 _RETRY_S = 1.0
 _BATCH = 200
 # With appendfsync everysec Redis may forget two seconds, and it takes half a second to see that it is another one.
-_REMEMBERED_S = 3.0
+REMEMBERED_S = 3.0
 # A receipt is in no hurry: a request that is admitted meanwhile takes it along.
 _LINGER_S = 0.02
 
@@ -281,7 +281,7 @@ class ReceiptStore:
             self._taken.append((now, one))
         if again:
             self._metrics.receipts_retold.inc(again)
-        while self._taken and self._taken[0][0] < now - _REMEMBERED_S:
+        while self._taken and self._taken[0][0] < now - REMEMBERED_S:
             self._taken.popleft()
 
     def _decided(self, candidate: Candidate, verdict: Verdict) -> None:
