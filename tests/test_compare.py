@@ -6,7 +6,6 @@ import asyncio
 import json
 import math
 import os
-import shutil
 import subprocess
 import time
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from load_tests import compare, installs, proc, systems, wrk
 from load_tests.children import NotStarted, free_ports, running
 from load_tests.figures import Case, Figures, Round, added_ms, gates, needed_by_gates, of_bare, over_rounds
 from load_tests.systems import BARE, GUIDED, GUIDED_LIMITED, STUDENT, STUDENT_LIMITED, UPSTREAM
+from tests.installed import program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,9 +74,9 @@ def test_output_without_figures_is_an_error_that_quotes_it() -> None:
         wrk.read("unable to connect to 127.0.0.1:9000 Connection refused\n")
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 @pytest.mark.parametrize("kind", ["json", "stream"])
 async def test_wrk_sends_what_is_asked_and_no_two_prompts_are_the_same(kind: wrk.Kind) -> None:
+    program("wrk")
     bodies: list[bytes] = []
     heads: list[bytes] = []
 
@@ -109,8 +109,8 @@ async def test_wrk_sends_what_is_asked_and_no_two_prompts_are_the_same(kind: wrk
     assert said.get("stream", False) is (kind == "stream")
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
+    program("wrk")
     (port,) = free_ports(1)
     gone = wrk.run(wrk.Target(f"http://127.0.0.1:{port}/", "chat", {}), "json", concurrency=3, seconds=1, first=0)
     seen = over_rounds([Round(gone, cores=0.0)])
@@ -205,9 +205,9 @@ def pairs(started: tuple[systems.System, ...]) -> list[tuple[systems.System, sys
     return list(zip(started[::2], started[1::2], strict=True))
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
 def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
     """As they are configured, whatever the gateway's defaults are by now: a row that goes unguided does not start."""
+    program("nginx")
     with ExitStack() as stack:
         site = systems.Site(tmp_path, stack)
         systems.start_upstream(site)

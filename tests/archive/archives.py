@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psycopg
 
 from gateway.archive.archiver import Archiver, Lease
@@ -16,6 +18,7 @@ from gateway.ledger.intent import abandoned
 from gateway.ledger.redis_ledger import RedisLedger, Settlement
 from gateway.metrics import Metrics
 from gateway.redis_keys import RedisKeys
+from tests.ledger.drafts import closed, guided
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +45,16 @@ def address(url: str, folder: Path) -> str:
 
 def entry(receipt: Receipt, id_: str) -> Entry:
     return Entry(receipt.tenant, id_, receipt.to_json())
+
+
+def receipts(count: int, tenant: str = "acme") -> list[Receipt]:
+    """Of now, each with an id of its own."""
+    return [
+        msgspec.structs.replace(
+            closed(guided()), id=f"{tenant}-{secrets.token_hex(6)}", tenant=tenant, created=int(time.time())
+        )
+        for _ in range(count)
+    ]
 
 
 class Fed:

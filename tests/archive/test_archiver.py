@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from gateway.archive.state import ArchiveBoard, ArchiveState
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.tasks import Tasks
-from tests.archive.archives import Fed, address
+from tests.archive.archives import Fed, address, receipts
 from tests.batching.process import until
 from tests.ledger.drafts import candidate, closed, guided, intent
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from gateway.ledger.receipt import Receipt
     from tests.postgres import Postgres
 
 
@@ -42,15 +40,6 @@ async def fed(redis_url: str, archive_url: str, data: Path) -> AsyncIterator[Fed
         yield Fed(redis, client, archive)
     await archive.close()
     await client.close()
-
-
-def receipts(count: int, tenant: str = "acme") -> list[Receipt]:
-    return [
-        msgspec.structs.replace(
-            closed(guided()), id=f"{tenant}-{secrets.token_hex(6)}", tenant=tenant, created=int(time.time())
-        )
-        for _ in range(count)
-    ]
 
 
 async def test_what_is_settled_is_archived_and_told_of(fed: Fed) -> None:

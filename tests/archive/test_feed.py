@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest_asyncio
 from redis.asyncio import Redis
 
@@ -16,16 +13,13 @@ from gateway.archive.feed import ArchiveFeed
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.rollups.entries import before, parts
-from tests.archive.archives import Fed, address
-from tests.ledger.drafts import closed, guided
+from tests.archive.archives import Fed, address, receipts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     import pytest
-
-    from gateway.ledger.receipt import Receipt
 
 
 @pytest_asyncio.fixture
@@ -36,15 +30,6 @@ async def fed(redis_url: str, data: Path) -> AsyncIterator[Fed]:
         yield Fed(redis, client, archive)
     await archive.close()
     await client.close()
-
-
-def receipts(count: int, tenant: str = "acme") -> list[Receipt]:
-    return [
-        msgspec.structs.replace(
-            closed(guided()), id=f"{tenant}-{secrets.token_hex(6)}", tenant=tenant, created=int(time.time())
-        )
-        for _ in range(count)
-    ]
 
 
 async def forget_all(fed: Fed) -> None:

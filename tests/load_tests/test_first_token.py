@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from load_tests import first_token, markdown, streaming_cost, wrk
 from load_tests.chat_client import Timed
 from load_tests.engine_process import fake_engine
 from load_tests.first_token import STREAMED, STUDENT, TEACHER, WHOLE, Asking, Engines
+from tests.installed import program
 
 BENCHMARKS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -79,9 +79,9 @@ async def test_all_four_ways_are_measured_through_a_gateway(redis_url: str) -> N
 
 
 @pytest.mark.long
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 async def test_both_kinds_of_guidance_are_driven_through_a_gateway_without_errors() -> None:
     """Refusals, broken streams and answers without guidance all count as errors."""
+    program("wrk")
     figures = await asyncio.to_thread(streaming_cost.measure, "token by token", 4, 1, 1)
     assert set(figures) == set(streaming_cost.ROUTES.values())
     for way in figures.values():
