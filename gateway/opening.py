@@ -29,7 +29,7 @@ from gateway.errors import (
     TicketUnreadable,
 )
 from gateway.guidance.growing import GrowingTrim
-from gateway.guidance.projection import PROJECTIONS, teacher_messages, teacher_prompt
+from gateway.guidance.projection import teacher_messages, teacher_prompt
 from gateway.guidance.trim import trim
 from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.receipt import BatchFacts
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from gateway.batching.flights import Flights
     from gateway.batching.ticket import Grant
     from gateway.engines.base import Engine
-    from gateway.guidance.projection import Projection
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
+    from gateway.policy.projections import Projection
     from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.protocol import CompletionRequest, Json
     from gateway.tasks import Tasks
@@ -182,7 +182,8 @@ class Guide:
             if not error.heard:
                 draft.teacher = None
             return self._without(plan, guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
-        return self._opening(plan, guidance, asked, draft, reply, heard)
+        opening = opened(plan, guidance, asked, draft, reply, heard)
+        return opening if opening is not None else self._without(plan, guidance, draft, "guidance_empty", None)
 
     async def _ask(
         self,
@@ -194,16 +195,7 @@ class Guide:
         heard: _Heard | None,
     ) -> OpeningReply:
         engine = self._engines[guidance.teacher]
-        projection = PROJECTIONS[guidance.projection]
-        request = OpeningRequest(
-            max_tokens=guidance.tokens,
-            **_read_by_teacher(projection, asked),
-            temperature=guidance.temperature,
-            top_p=guidance.top_p,
-            seed=guidance.seed,
-            # A hint is not the answer: what stops the answer need not stop it.
-            stop=asked.stop if projection.teacher_may_finish else (),
-        )
+        request = opening_request(guidance, asked)
         ticket = Ticket(
             draft.id,
             tenant=guidance.tenant,
@@ -219,7 +211,7 @@ class Guide:
             draft.granted = time.perf_counter()
             draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until it has answered, nobody knows how much of this it wrote.
-            draft.teacher = Call(guidance.teacher, _messages(request), lost_tokens=guidance.tokens)
+            draft.teacher = Call(guidance.teacher, read_by(request), lost_tokens=guidance.tokens)
 
         async def ask(grant: Grant) -> OpeningReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
@@ -245,49 +237,13 @@ class Guide:
         reply = landing.reply
         draft.teacher = Call(
             guidance.teacher,
-            _messages(request),
+            read_by(request),
             reply.usage,
             StringIO(reply.text),
             shared=landing.shared,
             span=reply.span,
         )
         return reply
-
-    def _opening(
-        self,
-        plan: Plan,
-        guidance: GuidancePlan,
-        asked: CompletionRequest,
-        draft: Draft,
-        reply: OpeningReply,
-        heard: _Heard | None,
-    ) -> Opening:
-        may_finish = PROJECTIONS[guidance.projection].teacher_may_finish and guidance.may_answer
-        shown = guidance.placement == "prefix"
-        cut = reply.finish == "length"
-        if heard is not None and heard.tokens:
-            trimmed = heard.trim.finish(cut=cut)
-        else:
-            stop = asked.stop if may_finish or shown else ()
-            trimmed = trim(reply.text, cut=cut, stop=stop, boundary=guidance.boundary)
-        if not trimmed.text:
-            return self._without(plan, guidance, draft, "guidance_empty", None)
-        tokens = _kept_tokens(reply, trimmed.text)
-        ended = not cut and not trimmed.dropped
-        whole: str | None = None
-        if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
-            whole = "stop"
-        elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
-            whole = "length"
-        draft.kept_tokens = tokens
-        draft.complete = whole == "stop"
-        # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
-        text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
-        if isinstance(asked, TextRequest) and shown:
-            # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
-            text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
-        draft.opening = text
-        return Opening(text, trimmed.owed, tokens, whole)
 
     def _without(
         self,
@@ -326,6 +282,57 @@ class Guide:
         return Opening(heard.shown, "", tokens, whole)
 
 
+def opening_request(guidance: GuidancePlan, asked: CompletionRequest) -> OpeningRequest:
+    """What the teacher is asked."""
+    projection = guidance.projection
+    return OpeningRequest(
+        max_tokens=guidance.tokens,
+        **_read_by_teacher(projection, asked),
+        temperature=guidance.temperature,
+        top_p=guidance.top_p,
+        seed=guidance.seed,
+        # A hint is not the answer: what stops the answer need not stop it.
+        stop=asked.stop if projection.teacher_may_finish else (),
+    )
+
+
+def opened(
+    plan: Plan,
+    guidance: GuidancePlan,
+    asked: CompletionRequest,
+    draft: Draft,
+    reply: OpeningReply,
+    heard: _Heard | None = None,
+) -> Opening | None:
+    """What a teacher's reply opens the answer with, written down in the draft; None where nothing of it is left."""
+    may_finish = guidance.projection.teacher_may_finish and guidance.may_answer
+    shown = guidance.placement == "prefix"
+    cut = reply.finish == "length"
+    if heard is not None and heard.tokens:
+        trimmed = heard.trim.finish(cut=cut)
+    else:
+        stop = asked.stop if may_finish or shown else ()
+        trimmed = trim(reply.text, cut=cut, stop=stop, boundary=guidance.boundary)
+    if not trimmed.text:
+        return None
+    tokens = _kept_tokens(reply, trimmed.text)
+    ended = not cut and not trimmed.dropped
+    whole: str | None = None
+    if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
+        whole = "stop"
+    elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
+        whole = "length"
+    draft.kept_tokens = tokens
+    draft.complete = whole == "stop"
+    # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
+    text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
+    if isinstance(asked, TextRequest) and shown:
+        # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
+        text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
+    draft.opening = text
+    return Opening(text, trimmed.owed, tokens, whole)
+
+
 def _read_by_teacher(projection: Projection, asked: CompletionRequest) -> dict[str, Any]:
     """What the teacher reads, as an OpeningRequest has it."""
     if isinstance(asked, TextRequest):
@@ -339,7 +346,7 @@ def _lead(text: str) -> str:
     return text[: len(text) - len(text.lstrip())]
 
 
-def _messages(request: OpeningRequest) -> Sequence[Json]:
+def read_by(request: OpeningRequest) -> Sequence[Json]:
     """What the teacher reads, for a count of our own."""
     return request.messages if request.messages is not None else [{"role": "user", "content": request.prompt}]
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from gateway.continuation import Prefill
 from gateway.guidance.projection import (
-    PROJECTIONS,
     place_before_prompt,
     place_behind_prompt,
     place_in_context,
@@ -90,8 +89,7 @@ def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
         if plan.guidance.placement == "input":
             body["messages"] = place_in_input(asked.messages, opening.text)
         else:
-            projection = PROJECTIONS[plan.guidance.projection]
-            body["messages"] = place_in_context(projection, asked.messages, opening.text)
+            body["messages"] = place_in_context(plan.guidance.projection, asked.messages, opening.text)
     return Sent(body, None, body["messages"])
 
 
@@ -121,7 +119,7 @@ def _prompt(plan: Plan, prompt: str, opening: str, *, prefix: bool) -> str:
         return prompt + opening
     if plan.guidance.placement == "input":
         return place_behind_prompt(prompt, opening)
-    return place_before_prompt(PROJECTIONS[plan.guidance.projection], prompt, opening)
+    return place_before_prompt(plan.guidance.projection, prompt, opening)
 
 
 def _texts(prompt: str | list[object]) -> str | list[Json]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args
 
-from gateway.guidance.projection import PROJECTIONS
 from gateway.policy.overrides import modes_of
+from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode, Placement
 
 if TYPE_CHECKING:

@@ -130,7 +130,7 @@ def _shadow_rows(shadow: Plan, route: Route) -> Iterator[tuple[str, ...]]:
 def _guidance(guidance: GuidancePlan) -> str:
     otherwise = "503" if guidance.required else "the student answers alone"
     return (
-        f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {guidance.projection}, placement "
+        f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {guidance.projection.name}, placement "
         f"{guidance.placement}, within {guidance.deadline_s:g}s, else {otherwise}"
     )
 
@@ -207,14 +207,14 @@ def _plan_json(plan: Plan) -> Json:
             for name in (
                 "teacher",
                 "tokens",
-                "projection",
                 "placement",
                 "boundary",
                 "deadline_s",
                 "cache_ttl_s",
                 "required",
             )
-        },
+        }
+        | {"projection": guidance.projection.name},
         "unguided": plan.unguided,
         "max_tokens": plan.max_tokens,
         "baseline": plan.baseline,

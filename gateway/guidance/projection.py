@@ -1,74 +1,19 @@
-"""A projection is data: what to ask the teacher, and what its text is to the student.
-
-The paper's F (section 2) in its three forms (section 4.2): cutoff, concise, hint.
-"""
+"""What a projection makes of a request: what the teacher reads, and where its text stands for the student. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gateway.messages import with_text
+from gateway.policy.projections import SLOT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.policy.schema import Placement
+    from gateway.policy.projections import Projection
 
-_SLOT = "{guidance}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Projection:
-    """What to ask the teacher, and what to make of its text.
-
-    name: as policies write it.
-    instruction: put before the text of the last user message, for the teacher alone; None: ask as the caller did.
-    teacher_may_finish: a teacher that ended by itself has answered, so the student is not asked.
-    default_placement: where the guidance stands unless a policy says otherwise: "prefix" opens the answer with it,
-        "context" puts it into the student's prompt, where the caller does not see it; "input" does so too, without
-        an introduction.
-    introduction: how placement "context" puts the guidance to the student; `{guidance}` stands for it.
-
-    Raises ValueError when `introduction` does not hold `{guidance}` exactly once.
-    """
-
-    name: str
-    instruction: str | None
-    teacher_may_finish: bool
-    default_placement: Placement
-    introduction: str
-
-    def __post_init__(self) -> None:
-        if self.introduction.count(_SLOT) != 1:
-            raise ValueError(f"projection {self.name}: introduction must hold {_SLOT} exactly once")
-
-
-CUTOFF = Projection(
-    name="cutoff",
-    instruction=None,
-    teacher_may_finish=True,
-    default_placement="prefix",
-    introduction="An expert's answer begins like this:\n{guidance}\n\nGive the whole answer, from its beginning.",
-)
-CONCISE = Projection(
-    name="concise",
-    instruction="Provide the answer in a brief manner:",
-    teacher_may_finish=True,
-    default_placement="prefix",
-    introduction="An expert's brief answer begins like this:\n{guidance}\n\nGive the whole answer, from its beginning.",
-)
-HINT = Projection(
-    name="hint",
-    instruction="Provide a brief hint for the question:",
-    teacher_may_finish=False,
-    default_placement="context",
-    introduction="Hint: {guidance}",
-)
-
-PROJECTIONS: Mapping[str, Projection] = MappingProxyType({p.name: p for p in (CUTOFF, CONCISE, HINT)})
-"""Every projection a policy may name, by name."""
+# Messages that rule a chat; they stand before its turns.
+_RULES = frozenset({"system", "developer"})
 
 
 def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -76,11 +21,21 @@ def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any
 
     messages: OpenAI chat messages; content is text or a list of parts. The instruction goes before the text of the
     last user message, a blank between; into its first text part, or a new one before parts without text. A chat
-    without a user message gets one. The input is not changed; untouched values are shared with the result.
+    without a user message gets one. Exemplars stand behind the system messages that it begins with. The input is not
+    changed; untouched values are shared with the result.
     """
-    if projection.instruction is None:
-        return [dict(message) for message in messages]
-    return with_text(messages, before=projection.instruction)
+    asked = [dict(message) for message in messages]
+    if projection.instruction is not None:
+        asked = with_text(asked, before=projection.instruction)
+    if not projection.exemplars:
+        return asked
+    begin = next((at for at, message in enumerate(asked) if message.get("role") not in _RULES), len(asked))
+    shown = [
+        {"role": role, "content": text}
+        for one in projection.exemplars
+        for role, text in (("user", one.question), ("assistant", one.answer))
+    ]
+    return [*asked[:begin], *shown, *asked[begin:]]
 
 
 def place_in_context(
@@ -95,7 +50,7 @@ def place_in_context(
     if not guidance:
         return [dict(message) for message in messages]
     # Not str.format: a template may hold other braces.
-    return with_text(messages, after=projection.introduction.replace(_SLOT, guidance))
+    return with_text(messages, after=projection.introduction.replace(SLOT, guidance))
 
 
 def place_in_input(messages: Sequence[Mapping[str, Any]], guidance: str) -> list[dict[str, Any]]:
@@ -114,6 +69,7 @@ def teacher_prompt(projection: Projection, prompt: str) -> str:
     """The raw prompt to put to the teacher: the caller's, behind the projection's instruction.
 
     Where in it the question stands is the caller's secret: the instruction goes before all of it, a blank between.
+    Exemplars have no part in it: how this caller tells a question from an answer is not known.
     """
     return f"{projection.instruction} {prompt}" if projection.instruction is not None else prompt
 
@@ -125,7 +81,7 @@ def place_before_prompt(projection: Projection, prompt: str, guidance: str) -> s
     """
     if not guidance:
         return prompt
-    return f"{projection.introduction.replace(_SLOT, guidance)}\n\n{prompt}"
+    return f"{projection.introduction.replace(SLOT, guidance)}\n\n{prompt}"
 
 
 def place_behind_prompt(prompt: str, guidance: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from gateway.guidance.projection import PROJECTIONS
 from gateway.ledger.bounds import Extent, off_recounted, off_template, off_tokens
 from gateway.ledger.estimate import TOKENS_PER_MESSAGE, count_messages, count_text, counts, texts_of
 from gateway.pricing import baseline_usd, cost_usd, quantized
@@ -105,9 +104,10 @@ def _added(draft: Draft, call: Call) -> str:
     guidance = draft.plan.guidance
     if guidance is None:
         return ""
-    projection = PROJECTIONS[guidance.projection]
+    projection = guidance.projection
     if call is draft.teacher:
-        return projection.instruction or ""
+        shown = (text for one in projection.exemplars for text in (one.question, one.answer))
+        return "\n".join(filter(None, (projection.instruction, *shown)))
     if draft.kept_tokens and draft.placement == "context":
         return projection.introduction.replace("{guidance}", draft.opening)
     return draft.opening

@@ -230,7 +230,7 @@ class Draft:
         if guidance is None or self.guided is None or self.unguided is not None:
             return None
         return GuidanceFacts(
-            guidance.projection,
+            guidance.projection.name,
             self.placement or "prefix",
             guidance.tokens,
             self.kept_tokens,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.policy.overrides import as_asked, refuse_overrides
+from gateway.policy.projections import PROJECTIONS
 from gateway.policy.routing import NO_HEADERS
 from gateway.protocol import TextRequest
 from gateway.reasoning import takes_prefix
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from gateway.continuation import Known
     from gateway.policy.overrides import Wanted
+    from gateway.policy.projections import Projection
     from gateway.policy.schema import Boundary, Mode, Placement, Route, TenantPolicy
     from gateway.protocol import ChatRequest, CompletionRequest
     from gateway.reasoning import Reasoning
@@ -91,7 +93,7 @@ class GuidancePlan:
 
     teacher: str
     tokens: int
-    projection: str
+    projection: Projection
     placement: Placement
     boundary: Boundary
     temperature: float
@@ -286,7 +288,7 @@ def _guidance(
     return GuidancePlan(
         teacher=route.teacher,
         tokens=rule.tokens if max_tokens is None else min(rule.tokens, max_tokens),
-        projection=rule.projection,
+        projection=PROJECTIONS[rule.projection],
         placement="context" if rule.placement == "prefix" and not prefix else rule.placement,
         boundary=rule.boundary,
         temperature=rule.temperature,

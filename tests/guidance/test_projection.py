@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.guidance.projection import PROJECTIONS, place_in_context, teacher_messages
+from gateway.guidance.projection import place_in_context, teacher_messages
 from gateway.policy import schema
+from gateway.policy.projections import PROJECTIONS
 
 CUTOFF, CONCISE, HINT = (PROJECTIONS[name] for name in ("cutoff", "concise", "hint"))
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}

@@ -15,6 +15,7 @@ from gateway.ledger.draft import Call, Draft
 from gateway.ledger.intent import Intent, intend
 from gateway.ledger.receipt import BatchFacts, Receipt
 from gateway.ledger.redis_ledger import Candidate, Variant
+from gateway.policy.projections import PROJECTIONS
 from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
 from gateway.pricing import Price
 from gateway.protocol import ChatRequest
@@ -37,7 +38,7 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
     guidance = GuidancePlan(
         teacher="big",
         tokens=40,
-        projection=projection,
+        projection=PROJECTIONS[projection],
         placement=placement,
         boundary="word",
         temperature=0.0,

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from gateway.guidance.projection import PROJECTIONS
 from gateway.ledger.baseline import Encoding
 from gateway.ledger.bounds import off_recounted
 from gateway.ledger.draft import FailedCall
 from gateway.ledger.estimate import MOST_COUNTED_CHARS, count_messages, count_text
 from gateway.ledger.intent import abandoned
 from gateway.ledger.receipt import Receipt
+from gateway.policy.projections import PROJECTIONS
 from gateway.rollups.rollup import Row, pico
 from tests.ledger.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, intent, plan
 from tests.ledger.test_bounds import TEXTS, bundled

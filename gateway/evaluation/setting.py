@@ -1,0 +1,131 @@
+"""One point of a grid: who answers, with what help, and how the question is put."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from gateway.policy.projections import CUTOFF
+from gateway.policy.resolve import resolve
+from gateway.policy.schema import Route, TenantPolicy
+from gateway.protocol import parse_chat, parse_text_completion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.evaluation.question import Question
+    from gateway.policy.projections import Exemplar, Projection
+    from gateway.policy.resolve import Look, Plan
+    from gateway.policy.schema import Boundary, Placement
+    from gateway.protocol import CompletionRequest
+
+
+Mode = Literal["teacher", "student", "guided"]
+Form = Literal["chat", "completion"]
+
+# A model that was shown questions and answers goes on with a question of its own.
+_NEXT_QUESTION = "\nQ:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """How a question is answered.
+
+    Attributes:
+        mode: the teacher alone, the student alone, or the student after the teacher's opening.
+        form: the question as a chat, or behind `shots` exemplars as a raw prompt (paper, Appendix D).
+        shots: how many exemplars the caller's prompt shows, to both models; in a chat as earlier turns.
+        max_tokens: the limit on the answer, guidance included.
+        temperature, top_p, seed: the caller's sampling.
+        tokens: m, the length of the guidance; 0 unless guided.
+        projection, placement, boundary: as a policy's.
+    """
+
+    mode: Mode
+    form: Form = "chat"
+    shots: int = 0
+    max_tokens: int = 300
+    temperature: float = 0.0
+    top_p: float | None = None
+    seed: int | None = None
+    tokens: int = 0
+    projection: Projection = CUTOFF
+    placement: Placement = "prefix"
+    boundary: Boundary = "word"
+
+    @property
+    def name(self) -> str:
+        """In words, and unlike any other setting's of one run."""
+        asked = f"{self.form}, {self.shots} shots" if self.shots else self.form
+        drawn = "" if not self.temperature else f", temperature {self.temperature:g}"
+        drawn += "" if self.top_p is None else f", top_p {self.top_p:g}"
+        drawn += "" if self.seed is None else f", seed {self.seed}"
+        said = f"{self.mode}, {asked}, {self.max_tokens} tokens{drawn}"
+        if self.mode != "guided":
+            return said
+        cut = "" if self.boundary == "word" else f", cut at a {self.boundary}"
+        return f"{said}, {self.projection.name}, {self.placement}, m={self.tokens}{cut}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for files."""
+        plain: dict[str, Any] = {
+            "name": self.name,
+            "mode": self.mode,
+            "form": self.form,
+            "shots": self.shots,
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+        }
+        if self.mode == "guided":
+            plain |= {
+                "tokens": self.tokens,
+                "projection": self.projection.name,
+                "placement": self.placement,
+                "boundary": self.boundary,
+            }
+        return plain
+
+    def of_tokens(self, tokens: int) -> Setting:
+        """The same with guidance of another length."""
+        return replace(self, tokens=tokens)
+
+    def asked(self, question: Question, exemplars: Sequence[Exemplar]) -> CompletionRequest:
+        """The caller's request. Raises InvalidRequest where a question is empty."""
+        body: dict[str, Any] = {"model": "eval", "max_tokens": self.max_tokens, "temperature": self.temperature}
+        body |= {} if self.top_p is None else {"top_p": self.top_p}
+        body |= {} if self.seed is None else {"seed": self.seed}
+        shown = exemplars[: self.shots]
+        if self.form == "completion":
+            prompt = "".join(f"Q: {one.question}\nA: {one.answer}\n\n" for one in shown) + f"Q: {question.text}\nA:"
+            return parse_text_completion(orjson.dumps(body | {"prompt": prompt, "stop": [_NEXT_QUESTION]}))
+        turns = [("user", one.question, "assistant", one.answer) for one in shown]
+        messages = [
+            {"role": role, "content": text} for turn in turns for role, text in ((turn[0], turn[1]), (turn[2], turn[3]))
+        ]
+        messages.append({"role": "user", "content": question.text})
+        return parse_chat(orjson.dumps(body | {"messages": messages}))
+
+    def plan(self, asked: CompletionRequest, look: Callable[[str], Look], teacher: str, student: str) -> Plan:
+        """What a policy of this setting makes of the request: the same that a gateway would."""
+        route = Route.model_validate(
+            {
+                "model": "eval",
+                "mode": self.mode,
+                "teacher": teacher,
+                "student": student,
+                "baseline": teacher,
+                "guidance": {
+                    "tokens": self.tokens or 1,
+                    "placement": self.placement,
+                    "boundary": self.boundary,
+                },
+            }
+        )
+        plan = resolve(TenantPolicy(tenant="eval", routes=(route,)), route, asked, look)
+        if plan.guidance is None:
+            return plan
+        return replace(plan, guidance=replace(plan.guidance, projection=self.projection, stream=False))

@@ -1,0 +1,139 @@
+"""One question answered in the paper's two stages: the guidance first, for all; then the answers (paper, section 2).
+
+What is sent and kept is decided by the parts of the gateway's own path; only its batcher, limits and ledger are left
+out. So one engine at a time need be there, and the texts of the first stage serve every length in the second.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from gateway.continuation import Continuation
+from gateway.ledger.draft import Call, Draft
+from gateway.opening import UNGUIDED, opened, opening_request, read_by
+from gateway.policy.projections import CUTOFF
+from gateway.policy.resolve import Look
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.engines.base import OpeningRequest
+    from gateway.evaluation.generations import Recorded
+    from gateway.evaluation.question import Question
+    from gateway.evaluation.setting import Setting
+    from gateway.finishing import Finisher
+    from gateway.ledger.baseline import Encoding
+    from gateway.ledger.receipt import Receipt
+    from gateway.policy.projections import Exemplar
+    from gateway.pricing import Price
+    from gateway.protocol import CompletionRequest
+
+TEACHER, STUDENT = "teacher", "student"
+# While the teacher writes, the student need not be there: what it can is known when it answers.
+_ANY_STUDENT = Look(Continuation("trailing"))
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of one question.
+
+    Attributes:
+        text: the answer as a caller gets it, guidance included where that is shown.
+        opening: the guidance as it was kept; empty without one.
+        teacher_s, student_s: how long either wrote, beside others; None: it was not asked.
+    """
+
+    text: str
+    opening: str
+    receipt: Receipt
+    teacher_s: float | None
+    student_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """What tokens cost, and what counts them where an engine does not."""
+
+    prices: Mapping[str, Price]
+    encodings: Mapping[str, Encoding]
+
+
+def to_teacher(setting: Setting, question: Question, exemplars: Sequence[Exemplar]) -> OpeningRequest | None:
+    """What the first stage asks the teacher; None where the setting has no teacher.
+
+    The teacher alone is asked as for guidance by cutoff, of the answer's whole length.
+    """
+    if setting.mode == "student":
+        return None
+    asked = setting.asked(question, exemplars)
+    return _request(_as_guided(setting), asked)
+
+
+async def answer(
+    setting: Setting,
+    question: Question,
+    exemplars: Sequence[Exemplar],
+    teacher: Recorded,
+    finisher: Finisher,
+    money: Money,
+) -> Answered:
+    """The second stage. Raises EngineErrors; KeyError where the teacher's text is not there."""
+    asked = setting.asked(question, exemplars)
+    plan = setting.plan(asked, finisher.look if setting.mode != "teacher" else _any_student, TEACHER, STUDENT)
+    started = time.perf_counter()
+    draft = Draft(
+        id=question.id, created=0, tenant="eval", key="eval", route="eval", stream=False, started=started, plan=plan
+    )
+    teacher_s = student_s = None
+    opening = UNGUIDED
+    text = ""
+    if setting.mode == "teacher":
+        request = _request(_as_guided(setting), asked)
+        written = await teacher.written(request)
+        reply = written.first(request.max_tokens, tuple(request.stop))
+        assert reply is not None, "written() returns as much as was asked for"
+        draft.teacher = Call(TEACHER, read_by(request), reply.usage, StringIO(reply.text))
+        draft.finish_reason, text, teacher_s = reply.finish, reply.text, written.seconds_to(request.max_tokens)
+    else:
+        if plan.guidance is not None:
+            request = opening_request(plan.guidance, asked)
+            written = await teacher.written(request)
+            reply = written.first(request.max_tokens, tuple(request.stop))
+            assert reply is not None, "written() returns as much as was asked for"
+            teacher_s = written.seconds_to(request.max_tokens)
+            draft.asked = draft.granted = draft.guided = started
+            draft.teacher = Call(TEACHER, read_by(request), reply.usage, StringIO(reply.text))
+            found = opened(plan, plan.guidance, asked, draft, reply)
+            if found is None:
+                draft.unguided = "guidance_empty"
+            opening = found or UNGUIDED
+        else:
+            draft.unguided = plan.unguided
+        if opening.whole is not None:
+            draft.finish_reason, text = opening.whole, opening.text
+        else:
+            finished = await finisher.complete(plan, asked, opening, draft)
+            choice = finished["choices"][0]
+            draft.finish_reason, text = choice.get("finish_reason"), choice["message"].get("content") or ""
+            student_s = finished["seconds"]
+    receipt = draft.close("ok", money.prices, money.encodings)
+    return Answered(text, opening.text, receipt, teacher_s, student_s)
+
+
+def _as_guided(setting: Setting) -> Setting:
+    if setting.mode == "guided":
+        return setting
+    return replace(setting, mode="guided", tokens=setting.max_tokens, projection=CUTOFF, placement="prefix")
+
+
+def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
+    plan = setting.plan(asked, _any_student, TEACHER, STUDENT)
+    assert plan.guidance is not None, "a plain chat can be guided"
+    return opening_request(plan.guidance, asked)
+
+
+def _any_student(engine: str) -> Look:
+    return _ANY_STUDENT
