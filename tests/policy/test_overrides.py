@@ -140,7 +140,7 @@ def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
     rule = {"tokens": 30, "projection": "concise", "placement": "input", "temperature": 0.5}
     as_it_is = wanted(Wanted("guided"), guidance=rule).guidance
     assert as_it_is is not None
-    assert (as_it_is.tokens, as_it_is.projection, as_it_is.placement) == (30, "concise", "input")
+    assert (as_it_is.tokens, as_it_is.projection.name, as_it_is.placement) == (30, "concise", "input")
     changed = wanted(Wanted("guided", 5, "hint", "context"), guidance=rule).guidance
     assert changed is not None
     assert (changed.tokens, changed.projection, changed.placement) == (5, "hint", "context")
