@@ -143,7 +143,7 @@ def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
     assert (as_it_is.tokens, as_it_is.projection.name, as_it_is.placement) == (30, "concise", "input")
     changed = wanted(Wanted("guided", 5, "hint", "context"), guidance=rule).guidance
     assert changed is not None
-    assert (changed.tokens, changed.projection, changed.placement) == (5, "hint", "context")
+    assert (changed.tokens, changed.projection.name, changed.placement) == (5, "hint", "context")
     assert changed.temperature == 0.5
 
 
