@@ -17,6 +17,7 @@ from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
 from gateway.admin.login import ATTEMPTS, Attempts
 from gateway.admin.overview import OVERVIEW, Overview
+from gateway.admin.quality import QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.session import SESSIONS, Sessions
@@ -30,6 +31,7 @@ from gateway.engines.build import build
 from gateway.engines.guard import show_calls
 from gateway.engines.watch import watch
 from gateway.finishing import Finisher
+from gateway.guarding import QualityGuard
 from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
@@ -51,6 +53,7 @@ from gateway.metrics import Metrics
 from gateway.opening import Guide
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
+from gateway.quality.book import QualityBook
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.rollups.janitor import Janitor
@@ -71,6 +74,7 @@ from gateway.wiring import (
     archive_of,
     hourly_of,
     limits_of,
+    most_compared,
     most_shadows,
     name_series,
     show_deadlines,
@@ -233,10 +237,22 @@ async def gateway(
         )
         guide = Guide(engines, batcher, Flights(tasks), metrics, tasks)
         finisher = Finisher(engines, metrics)
+        quality = QualityBook(redis.commands, redis_keys)
         completions = Completions(
             guide=guide,
             finisher=finisher,
             shadows=Shadows(guide, finisher, admission, metrics, tasks, most=most_shadows(settings), tracing=tracing),
+            guard=QualityGuard(
+                finisher,
+                admission,
+                ledger,
+                quality,
+                redis,
+                metrics,
+                tasks,
+                most=most_compared(settings),
+                tracing=tracing,
+            ),
             admission=admission,
             ledger=ledger,
         )
@@ -261,6 +277,7 @@ async def gateway(
         admin[keys.TRY] = "GET /readyz"
         admin[SESSIONS] = sessions
         admin[OVERVIEW] = Overview(rollups, {model.name: model.batch.max_size for model in settings.models})
+        admin[QUALITY] = quality
         admin[ATTEMPTS] = Attempts()
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DOCUMENT] = document(ROUTES)

@@ -6,12 +6,12 @@ happens inside, each request settles exactly one receipt (`Admission.settled`).
 
 from __future__ import annotations
 
-import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.finishing import RESTARTED
+from gateway.guarding import heard_for
 from gateway.ledger.draft import Draft
 from gateway.ledger.verdict import Allowance
 from gateway.opening import UNGUIDED
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.admission import Admission
     from gateway.finishing import Finisher
+    from gateway.guarding import Heard, QualityGuard
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.receipt import Receipt
     from gateway.opening import Guide, Opening
@@ -68,20 +69,6 @@ class Visit:
             allowance=self.allowance,
         )
 
-    def shadow(self, plan: Plan, route: str) -> Draft:
-        """The receipt of what is done beside this, for nobody to see."""
-        return Draft(
-            id=f"{self.id}-shadow",
-            created=int(time.time()),
-            tenant=self.caller.policy.tenant,
-            key=self.caller.key_id,
-            route=route,
-            stream=False,
-            started=time.perf_counter(),
-            plan=plan,
-            shadow_of=self.id,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -101,12 +88,14 @@ class Completions:
         guide: Guide,
         finisher: Finisher,
         shadows: Shadows,
+        guard: QualityGuard,
         admission: Admission,
         ledger: Ledger,
     ) -> None:
         self._guide = guide
         self._finisher = finisher
         self._shadows = shadows
+        self._guard = guard
         self._admission = admission
         self._ledger = ledger
 
@@ -128,7 +117,10 @@ class Completions:
             body = head.completion(reply["choices"], usage) | passed_on(reply)
             if draft.content is not None:
                 draft.content.hear([body])
-            self._cast(visit, plan, asked)
+            heard = heard_for(plan)
+            if heard is not None:
+                heard.hear([body])
+            self._cast(draft, asked, visit.caller, heard)
             return Answer(body, receipt, plan.show_cost)
 
     async def stream(
@@ -145,6 +137,7 @@ class Completions:
         with self._admission.settled(draft), self._admission.place():
             plan = await self._admission.reserve(draft, asked, visit.caller)
             relay = relay_of(head, wants_usage=asked.wants_usage)
+            heard = heard_for(plan)
             announced = False
             async with aclosing(self._chunks(plan, asked, relay, draft)) as groups:
                 async for chunks in groups:
@@ -153,13 +146,15 @@ class Completions:
                         announced = True
                     if draft.content is not None:
                         draft.content.hear(chunks)
+                    if heard is not None:
+                        heard.hear(chunks)
                     yield chunks
             draft.finish_reason = relay.finish_reason
             if asked.wants_usage:
                 receipt = await self._ledger.close(draft, shown=plan.show_cost)
                 facts = receipt.facts(show_cost=plan.show_cost)
                 yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
-            self._cast(visit, plan, asked)
+            self._cast(draft, asked, visit.caller, heard)
 
     async def _chunks(
         self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: Draft
@@ -188,10 +183,12 @@ class Completions:
             if relay.restarted:
                 draft.drop_guidance(RESTARTED)
 
-    def _cast(self, visit: Visit, plan: Plan, asked: CompletionRequest) -> None:
-        """Begin the shadow that the plan wants, now that the caller has its answer."""
-        if plan.shadow is not None:
-            self._shadows.cast(visit.shadow(plan.shadow, asked.model), asked, visit.caller)
+    def _cast(self, draft: Draft, asked: CompletionRequest, caller: Caller, heard: Heard | None) -> None:
+        """Begin what the plan wants beside the answer, now that the caller has it."""
+        if draft.plan.shadow is not None:
+            self._shadows.cast(draft.beside(draft.plan.shadow, "shadow"), asked, caller)
+        if heard is not None:
+            self._guard.cast(draft, asked, caller, heard)
 
     async def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
         route = await find_route(visit.caller, asked, visit.headers)

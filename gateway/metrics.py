@@ -14,6 +14,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Summary,
     disable_created_metrics,
     generate_latest,
     values,
@@ -132,6 +133,19 @@ class Metrics:
             "gkt_shadows",
             "Shadows of requests by what became of them: made, failed, refused, dropped, unguidable.",
             ("result",),
+            registry=registry,
+        )
+        self.quality_samples = Counter(
+            "gkt_quality_samples",
+            "Guided answers of the quality guard's sample by what became of them: made, unscored, failed, refused, "
+            "over_budget, dropped.",
+            ("result",),
+            registry=registry,
+        )
+        self.quality_agreement = Summary(
+            "gkt_quality_agreement",
+            "How far answers agree, from 0 to 1, by pair (guided_teacher, student_teacher) and the guidance's length.",
+            ("tenant", "route", "pair", "length"),
             registry=registry,
         )
         self.tokens = Counter(
@@ -454,6 +468,8 @@ class Metrics:
             self.webhooks.labels(outcome)
         for result in ("loaded", "refused"):
             self.policy_reloads.labels(result)
+        for result in ("made", "unscored", "failed", "refused", "over_budget", "dropped"):
+            self.quality_samples.labels(result)
         for of in ("sums", "archive"):
             self.receipts_unkept.labels(of)
         for spool in ("own", "dead"):

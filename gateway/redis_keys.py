@@ -97,6 +97,14 @@ class LedgerKeys:
         """Bitmap: those in which anybody looked."""
         return f"{self.base}looked:{day}:{engine}"
 
+    def quality(self, day: int) -> str:
+        """Hash: tenant/comparison/length/route -> sums of the comparisons of that day."""
+        return f"{self.base}quality:{day}"
+
+    def quality_spent(self, day: int) -> str:
+        """Hash: tenant/route -> picodollars that comparisons cost on that day, or may come to."""
+        return f"{self.base}quality_spent:{day}"
+
     def rates(self, day: int) -> str:
         """Hash: engine that is paid by the hour -> USD for an hour of it, on that day."""
         return f"{self.base}rates:{day}"

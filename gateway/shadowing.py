@@ -55,7 +55,7 @@ class Shadows:
         else:
             self._under_way += 1
             make = self._counted if self._tracing is None else self._traced
-            task = self._tasks.spawn(draft.id, make(draft, _whole(asked), caller))
+            task = self._tasks.spawn(draft.id, make(draft, whole(asked), caller))
             task.add_done_callback(lambda _: self._ends())
 
     def _ends(self) -> None:
@@ -94,7 +94,7 @@ class Shadows:
             return "made"
 
 
-def _whole(asked: CompletionRequest) -> CompletionRequest:
+def whole(asked: CompletionRequest) -> CompletionRequest:
     """The same request, to be answered at once and to nobody."""
     body = {name: value for name, value in asked.body.items() if name not in {"stream", "stream_options"}}
     return replace(asked, body=body, stream=False, wants_usage=False)

@@ -225,10 +225,11 @@ class Tracing:
             yield
             return
         trace = beside.shadow(self._tracer)
-        _trace.set(trace)
+        before = _trace.set(trace)
         try:
             yield
         finally:
+            _trace.reset(before)
             trace.replied(None, None)
 
     def outgoing(self) -> Mapping[str, str] | None:

@@ -35,6 +35,11 @@ def most_shadows(settings: Settings) -> int:
     return min(_MAX_SHADOWS, max(1, settings.server.max_in_flight // 4))
 
 
+def most_compared(settings: Settings) -> int:
+    """How many answers may be compared at a time, beside the shadows: half as many."""
+    return max(1, most_shadows(settings) // 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Traces:
     """What makes a gateway tell traces."""

@@ -14,6 +14,7 @@ from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
 from gateway.admin.login import log_in, log_out, show_session
 from gateway.admin.overview import show_overview, show_policies
 from gateway.admin.playground import run_playground, show_options, show_run
+from gateway.admin.quality import show_quality
 from gateway.admin.queue import queue
 from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
@@ -60,6 +61,7 @@ KEYED_ROUTES = [
     web.get("/audit", show_audit),
     web.get("/overview", show_overview),
     web.get("/policies", show_policies),
+    web.get("/quality", show_quality),
     web.get("/usage", show_usage),
     web.get("/receipts", list_receipts),
     web.get("/reconciliation", reconciliation),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from gateway.allowances import BudgetRule, LimitsRule
     from gateway.policy.explain import Explanation
-    from gateway.policy.resolve import GuidancePlan, Plan
+    from gateway.policy.resolve import GuidancePlan, Plan, QualityPlan
     from gateway.policy.schema import Route
     from gateway.protocol import Json
 
@@ -59,6 +59,8 @@ def shown_as_text(about: About, found: Explanation) -> RenderableType:
         parts += _section(f"plan{of_route}", _plan_rows(plan, route))
         if plan.shadow is not None:
             parts += _section("shadow, beside it and seen by nobody", _shadow_rows(plan.shadow, route))
+        if plan.quality is not None:
+            parts += _section("compared, once it was given", _quality_rows(plan.quality))
     if found.plan is not None:
         parts += _section("counts against", _allowance_rows(found))
     if found.plan is not None and about.reserved_usd is not None:
@@ -125,6 +127,14 @@ def _plan_rows(plan: Plan, route: Route) -> Iterator[tuple[str, ...]]:
 def _shadow_rows(shadow: Plan, route: Route) -> Iterator[tuple[str, ...]]:
     yield "sample", f"{route.shadow.sample:.4g} of the requests"
     yield from _plan_rows(shadow, route)
+
+
+def _quality_rows(quality: QualityPlan) -> Iterator[tuple[str, ...]]:
+    rule = quality.rule
+    yield "sample", f"{rule.sample:.4g} of the guided answers"
+    yield "with", f"{quality.teacher.finisher} alone, and the student alone"
+    yield "by", rule.compare if quality.judge is None else f"{quality.judge.finisher}, a judge"
+    yield "within", f"{rule.max_budget:f} USD a day"
 
 
 def _guidance(guidance: GuidancePlan) -> str:
@@ -195,6 +205,16 @@ def _budget_json(budget: BudgetRule | None) -> Json | None:
     }
 
 
+def _quality_json(quality: QualityPlan) -> Json:
+    rule = quality.rule
+    return {
+        "sample": rule.sample,
+        "compare": rule.compare,
+        "judge": None if quality.judge is None else quality.judge.finisher,
+        "max_budget": f"{rule.max_budget:f}",
+    }
+
+
 def _plan_json(plan: Plan) -> Json:
     guidance = plan.guidance
     return {
@@ -221,4 +241,5 @@ def _plan_json(plan: Plan) -> Json:
         "num_retries": plan.retries.num_retries,
         "show_cost": plan.show_cost,
         "shadow": None if plan.shadow is None else _plan_json(plan.shadow),
+        "quality": None if plan.quality is None else _quality_json(plan.quality),
     }

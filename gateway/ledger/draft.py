@@ -88,6 +88,20 @@ class Draft:
     budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
     refused: bool = False  # a limit or a budget had no room for it
 
+    def beside(self, plan: Plan, name: str) -> Draft:
+        """The receipt of what is done beside this, for nobody to see, from now on."""
+        return Draft(
+            id=f"{self.id}-{name}",
+            created=int(time.time()),
+            tenant=self.tenant,
+            key=self.key,
+            route=self.route,
+            stream=False,
+            started=time.perf_counter(),
+            plan=plan,
+            shadow_of=self.id,
+        )
+
     def saw_first_token(self) -> None:
         if self.first_token is None:
             self.first_token = time.perf_counter()

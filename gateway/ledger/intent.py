@@ -10,7 +10,7 @@ import msgspec
 from gateway.ledger.receipt import Attempt, EngineShare, Receipt, Timings
 from gateway.ledger.scopes import Charge
 from gateway.ledger.worst_case import worst_case
-from gateway.pricing import savings_usd, total_usd
+from gateway.pricing import savings_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,7 +75,6 @@ def intend(
 ) -> Intent:
     """The intent of a request that follows `plan`."""
     most = worst_case(plan, asked, prices)
-    shares = (most.teacher, most.student, *most.more)
     return Intent(
         id=draft.id,
         created=draft.created,
@@ -87,7 +86,7 @@ def intend(
         teacher=most.teacher,
         student=most.student,
         baseline=plan.baseline,
-        reserved_usd=total_usd(*(share.cost_usd for share in shares if share is not None)),
+        reserved_usd=most.usd,
         owner=owner,
         unguided=plan.unguided,
         shadow_of=draft.shadow_of,

@@ -14,9 +14,11 @@ import structlog
 
 from gateway.ledger.intent import intend
 from gateway.ledger.redis_ledger import Candidate, Variant
+from gateway.ledger.worst_case import worst_case
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from decimal import Decimal
 
     from gateway.ledger.baseline import Encoding
     from gateway.ledger.draft import Draft
@@ -89,6 +91,10 @@ class Ledger:
             Variant(kind, intend(draft, plan, asked, self._prices, self._owner, scopes)) for kind, plan in plans.items()
         )
         return await self._store.admit(Candidate(scopes, variants), required=required)
+
+    def most_usd(self, plan: Plan, asked: CallerRequest) -> Decimal:
+        """What a request that follows `plan` may cost at most."""
+        return worst_case(plan, asked, self._prices).usd
 
     async def close(self, draft: Draft, status: str = "ok", *, shown: bool = True) -> Receipt:
         """The receipt for a reply that shows it. The event loop is not held by counting.

@@ -6,6 +6,7 @@ from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.ledger.receipt import EngineShare
+from gateway.pricing import total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,12 @@ class Most(NamedTuple):
     student: EngineShare | None
     more: tuple[EngineShare, ...]
     likely_tokens: int
+
+    @property
+    def usd(self) -> Decimal:
+        """All of these together."""
+        shares = (self.teacher, self.student, *self.more)
+        return total_usd(*(share.cost_usd for share in shares if share is not None))
 
 
 def worst_case(plan: Plan, asked: CallerRequest, prices: Mapping[str, Price]) -> Most:

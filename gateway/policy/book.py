@@ -227,6 +227,8 @@ def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str
     for role in ("teacher", "student", "baseline"):
         if isinstance(engine := route.get(role), str):
             yield (role,), engine
+    if isinstance(quality := route.get("quality"), dict) and isinstance(judge := quality.get("judge"), str):
+        yield ("quality", "judge"), judge
     students = route.get("students")
     for index, one in enumerate(students if isinstance(students, list) else ()):
         if isinstance(one, str):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.continuation import Known
     from gateway.policy.overrides import Wanted
     from gateway.policy.projections import Projection
+    from gateway.policy.quality import QualityRule
     from gateway.policy.schema import Boundary, Mode, Placement, Route, TenantPolicy
     from gateway.protocol import ChatRequest, CompletionRequest
     from gateway.reasoning import Reasoning
@@ -112,6 +113,20 @@ class GuidancePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class QualityPlan:
+    """What a guided answer is compared with once it was given, beside the student's alone.
+
+    Attributes:
+        teacher: the teacher's answer alone.
+        judge: who grades; None where nobody is asked.
+    """
+
+    rule: QualityRule
+    teacher: Plan
+    judge: Plan | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What will be done for one request.
 
@@ -125,6 +140,7 @@ class Plan:
         retries: how often one of them is asked again.
         max_tokens: the limit on what the caller sees: the caller's, else the route's default, else None.
         shadow: what is to be done beside it, for nobody to see; None: nothing.
+        quality: what its answer is compared with, should it be guided; None: nothing.
     """
 
     mode: Mode
@@ -136,6 +152,7 @@ class Plan:
     show_cost: bool
     retries: RetryPlan = NO_RETRIES
     shadow: Plan | None = None
+    quality: QualityPlan | None = None
 
     @property
     def finisher(self) -> str:
@@ -167,7 +184,9 @@ def resolve(
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     route = wanted.of(route) if wanted is not None else as_asked(policy, route, headers)
     if route.mode != "shadow":
-        return _plan(policy, route, asked, look, draw)
+        plan = _plan(policy, route, asked, look, draw)
+        # An operator who tries something out is none of the callers that the sample is of.
+        return plan if wanted is not None else _compared(plan, policy, route, asked, look, draw)
     served = _plan(policy, route.model_copy(update={"mode": route.shadow.serves}), asked, look, draw)
     if draw() >= route.shadow.sample:
         return served
@@ -176,6 +195,40 @@ def resolve(
     except InvalidRequest:
         return served  # no student takes it; who asked gets its answer all the same
     return replace(served, shadow=shadow)
+
+
+def _compared(
+    plan: Plan,
+    policy: TenantPolicy,
+    route: Route,
+    asked: CompletionRequest,
+    look: Callable[[str], Look],
+    draw: Callable[[], float],
+) -> Plan:
+    """The plan, with what its answer is to be compared with if it is one of the sample."""
+    rule = route.quality
+    # Of tools, formats and several choices there is no one text to compare.
+    if rule is None or plan.guidance is None or asked.unguidable is not None or draw() >= rule.sample:
+        return plan
+    try:
+        teacher = _plan(policy, route.model_copy(update={"mode": "teacher"}), asked, look, draw)
+    except InvalidRequest:
+        return plan  # its teacher does not take it alone
+    return replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, look)))
+
+
+def _judge(rule: QualityRule, look: Callable[[str], Look]) -> Plan | None:
+    if rule.compare != "judge" or rule.judge is None:
+        return None
+    return Plan(
+        mode="student",
+        finishers=(FinisherPlan(rule.judge, None, look(rule.judge).reasoning),),
+        guidance=None,
+        unguided=None,
+        baseline=rule.judge,
+        max_tokens=None,
+        show_cost=False,
+    )
 
 
 def _plan(

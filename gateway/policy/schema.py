@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from gateway.allowances import BudgetRule, LimitsRule
 from gateway.policy.conditions import When
+from gateway.policy.quality import Part, QualityRule, part_of
 from gateway.units import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
@@ -168,8 +169,26 @@ class ShadowRule(Shape):
 
     serves: Literal["teacher", "student"] = "teacher"
     """Who answers the caller, as mode teacher or mode student would."""
-    sample: Annotated[Number, Field(ge=0, le=1)] = 1.0
-    """The part of the requests that have a shadow: 1 is all of them, 0.1 every tenth."""
+    sample: Part = 1.0
+    """The part of the requests that have a shadow: 1 is all of them, 0.1 or 10% every tenth."""
+
+
+class ShadowPart(ShadowRule):
+    """`shadow: 1%`, in short: of mode shadow its sample, of mode guided that of its quality guard."""
+
+
+def _shadow(value: object) -> object:
+    return value if isinstance(value, dict | ShadowRule) else ShadowPart(sample=part_of(value))
+
+
+Shadow: TypeAlias = Annotated[ShadowRule, BeforeValidator(_shadow, json_schema_input_type=Part | ShadowRule)]
+"""A part of the requests alone, or a rule."""
+
+
+def _quality_in_short(data: dict[str, Any]) -> QualityRule | None:
+    shadow = data.get("shadow")
+    guided = data.get("mode") == "guided" and isinstance(shadow, ShadowPart)
+    return QualityRule(sample=shadow.sample) if guided and shadow is not None else None
 
 
 class OverridesRule(Shape):
@@ -209,8 +228,10 @@ class Route(Shape):
     """What a caller gets who sends no max_tokens; None leaves it to the engine."""
     guidance: GuidanceRule = GuidanceRule()
     """How the teacher opens answers."""
-    shadow: ShadowRule = ShadowRule()
-    """Of mode shadow."""
+    shadow: Shadow = ShadowRule()
+    """Of mode shadow; or in short a part alone, which of mode guided is the part that `quality` compares."""
+    quality: QualityRule | None = Field(default_factory=_quality_in_short)
+    """Of mode guided: how many answers are compared with those of each engine alone; None: none."""
     overrides: OverridesRule | None = None
     """What callers may ask for by header; None: what the tenant's `overrides` say."""
 
@@ -278,7 +299,8 @@ class Route(Shape):
     def engines(self) -> frozenset[str]:
         """Every model of config.yaml that this route names."""
         students = (one.model for one in self.all_students)
-        return frozenset(name for name in (self.teacher, *students, self.baseline) if name)
+        judge = self.quality.judge if self.quality is not None else None
+        return frozenset(name for name in (self.teacher, *students, self.baseline, judge) if name)
 
 
 def _first_student(data: dict[str, Any]) -> str | None:

@@ -110,6 +110,7 @@ def test_it_tells_the_plan(folder: Path) -> None:
         "num_retries": 2,
         "show_cost": True,
         "shadow": None,
+        "quality": None,
     }
     assert (guidance["teacher"], guidance["tokens"], guidance["placement"], guidance["deadline_s"]) == (
         "big",

@@ -125,7 +125,7 @@ def test_a_route_knows_every_engine_it_names() -> None:
             [
                 (
                     "4: routes[0].nonsense: unknown key; known here: model, mode, when, teacher, students, student, "
-                    "retries, baseline, show_cost, default_max_tokens, guidance, shadow, overrides"
+                    "retries, baseline, show_cost, default_max_tokens, guidance, shadow, quality, overrides"
                 ),
             ],
         ),

@@ -1,0 +1,94 @@
+"""GET /quality: how far guided answers agree with the teacher's, and the student's alone, by route and length."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from gateway.admin.bodies import only_query
+from gateway.admin.replies import json_reply, needs_redis
+from gateway.errors import InvalidRequest
+from gateway.quality.book import DAY_S, KEPT_DAYS, Compared, QualityBook
+from gateway.quality.tally import LENGTHS, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+QUALITY = web.AppKey("quality", QualityBook)
+ALL = "all"
+"""In the place of a length: of all lengths together."""
+_DAYS = 7
+_MOST_DAYS = KEPT_DAYS - 1
+_ORDER = (*map(str, LENGTHS), "more", ALL)
+_DIGITS = 6
+
+
+@needs_redis
+async def show_quality(request: web.Request) -> web.Response:
+    """GET /quality: of the last `days` days of UTC, today's included; without that, of seven."""
+    only_query(request, "days")
+    days = _days(request.query.get("days"))
+    book = request.app[QUALITY]
+    today = book.today()
+    tallies = await book.look(days)
+    spent = await book.spent_today()
+    return json_reply(
+        {
+            "object": "quality",
+            "since": _name(today - (days - 1) * DAY_S),
+            "until": _name(today),
+            "rows": [_row(compared, tally) for compared, tally in _with_sums(tallies)],
+            "spent_today": [
+                {"tenant": tenant, "route": route, "usd": f"{usd:f}"} for (tenant, route), usd in sorted(spent.items())
+            ],
+        }
+    )
+
+
+def _with_sums(tallies: Mapping[Compared, Tally]) -> list[tuple[Compared, Tally]]:
+    """The rows in their order, those of one route together, and behind them that of all its lengths."""
+    found = dict(tallies)
+    for compared, tally in tallies.items():
+        whole = compared._replace(length=ALL)
+        found[whole] = found.get(whole, Tally()) + tally
+    return sorted(found.items(), key=lambda one: (one[0].tenant, one[0].route, one[0].compare, _place(one[0].length)))
+
+
+def _place(length: str) -> int:
+    return _ORDER.index(length) if length in _ORDER else len(_ORDER)
+
+
+def _row(compared: Compared, tally: Tally) -> dict[str, Any]:
+    interval = tally.interval()
+    low, high = interval if interval is not None else (None, None)
+    return {
+        "tenant": compared.tenant,
+        "route": compared.route,
+        "compare": compared.compare,
+        "length": compared.length,
+        "samples": tally.samples,
+        "guided_teacher": _rounded(tally.mean(tally.guided)),
+        "student_teacher": _rounded(tally.mean(tally.student)),
+        "difference": _rounded(tally.mean(tally.difference)),
+        "low": _rounded(low),
+        "high": _rounded(high),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DIGITS)
+
+
+def _days(text: str | None) -> int:
+    if text is None:
+        return _DAYS
+    if not re.fullmatch(r"[0-9]{1,3}", text, re.ASCII) or not 1 <= int(text) <= _MOST_DAYS:
+        raise InvalidRequest(f"'days': expected a whole number from 1 to {_MOST_DAYS}.", param="days")
+    return int(text)
+
+
+def _name(start: int) -> str:
+    return f"{datetime.fromtimestamp(start, UTC):%Y-%m-%d}"

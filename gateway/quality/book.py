@@ -1,0 +1,106 @@
+"""What comparisons came to, in Redis by the day of UTC, and what they may still cost. Figures and names, no texts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gateway.ledger.scopes import dollars, in_short, picodollars
+from gateway.quality.tally import Tally
+from gateway.redis_script import Script
+from gateway.series import OTHER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from decimal import Decimal
+
+    from redis.asyncio import Redis
+
+    from gateway.redis_keys import RedisKeys
+
+DAY_S = 86_400
+KEPT_DAYS = 35
+MOST_ROWS = 10_000
+"""Rows of one day: beyond, tenants and routes that have none yet share one. The policies bound them; edits do not."""
+
+
+class Compared(NamedTuple):
+    """What a row is of. No tenant's name holds a slash, and a route's stands last."""
+
+    tenant: str
+    compare: str
+    length: str
+    route: str
+
+
+class Taken(NamedTuple):
+    """What was taken of a route's budget, and from which day's, in Unix seconds of its beginning."""
+
+    tenant: str
+    route: str
+    day: int
+    usd: Decimal
+
+
+class QualityBook:
+    """Its methods await Redis, and raise RedisError and OSError when that cannot be.
+
+    Args:
+        clock: Unix seconds.
+    """
+
+    def __init__(self, redis: Redis, keys: RedisKeys, clock: Callable[[], float] = time.time) -> None:
+        self._redis = redis
+        self._keys = keys.ledger()
+        self._clock = clock
+        self._take = Script(redis, "gateway.quality", "take.lua")
+        self._add = Script(redis, "gateway.quality", "add.lua")
+
+    def today(self) -> int:
+        """The beginning of this day of UTC, in Unix seconds."""
+        return int(self._clock()) // DAY_S * DAY_S
+
+    async def take(self, tenant: str, route: str, usd: Decimal, most: Decimal) -> Taken | None:
+        """Take what may be spent from today's budget of a route, which is `most`; None where it has no room.
+
+        What is never given back, since a process died, stays spent.
+        """
+        taken = Taken(tenant, route, self.today(), usd)
+        arguments = (f"{tenant}/{route}", picodollars(usd), picodollars(most), str(2 * DAY_S))
+        (room,) = await self._take.run([([self._keys.quality_spent(taken.day)], [one.encode() for one in arguments])])
+        return taken if room else None
+
+    async def settle(self, taken: Taken, spent: Decimal) -> None:
+        """Give back what was taken and not spent."""
+        unspent = int(picodollars(taken.usd)) - int(picodollars(spent))
+        await self._redis.hincrby(self._keys.quality_spent(taken.day), f"{taken.tenant}/{taken.route}", -unspent)
+
+    async def add(self, compared: Compared, tally: Tally) -> None:
+        """Add to the row of today."""
+        other = "/".join(compared._replace(tenant=OTHER, route=OTHER))
+        arguments = ["/".join(compared), other, MOST_ROWS, KEPT_DAYS * DAY_S, *astuple(tally)]
+        await self._add.run([([self._keys.quality(self.today())], [str(one).encode() for one in arguments])])
+
+    async def look(self, days: int) -> dict[Compared, Tally]:
+        """The rows of the last days together, today's included."""
+        today = self.today()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for back in range(days):
+                pipe.hgetall(self._keys.quality(today - back * DAY_S))
+            held = await pipe.execute()
+        found: dict[Compared, Tally] = {}
+        for rows in held:
+            for field, sums in rows.items():
+                compared = Compared(*field.decode().split("/", 3))
+                found[compared] = found.get(compared, Tally()) + Tally(*map(int, sums.split()))
+        return found
+
+    async def spent_today(self) -> dict[tuple[str, str], Decimal]:
+        """USD by tenant and route, with what comparisons under way may come to."""
+        held: dict[Any, Any] = await self._redis.hgetall(self._keys.quality_spent(self.today()))
+        spent = {}
+        for field, pico in held.items():
+            tenant, route = field.decode().split("/", 1)
+            spent[tenant, route] = in_short(dollars(pico.decode()))
+        return spent
