@@ -149,15 +149,18 @@ class QualityGuard:
         self._metrics.quality_samples.labels(result).inc()
 
     async def _counted(self, sample: _Sample) -> None:
-        result = "failed"
+        result = "refused"
         try:
+            # One place for all of it: a drain waits for the whole, and no caller's place is asked for a second time.
             async with self._admission.until_cut():
-                await self._compare(sample)
-                result = "made"
+                with self._admission.place():
+                    result = "failed"
+                    await self._compare(sample)
+                    result = "made"
         except _Ended as ended:
             result = ended.result
         except GatewayError:
-            pass  # cut at shutdown; what was begun has its receipt
+            pass  # there was no place, or it was cut at shutdown; what was begun has its receipt
         finally:
             self._ended(result)
 
@@ -216,8 +219,8 @@ class QualityGuard:
         return answer
 
     async def _ask(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> Json:
-        """Like a request. Where there is no place for it, it leaves no receipt either: nothing was begun."""
-        with self._admission.place(), self._admission.settled(draft):
+        """Like a request, whatever becomes of it."""
+        with self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, caller)
             reply = await self._finisher.complete(plan, asked, UNGUIDED, draft)
             draft.finish_reason = reply["choices"][0].get("finish_reason")

@@ -88,7 +88,7 @@ def faulty_gateway(folder: Path, redis_url: str) -> Iterator[GatewayProcess]:
                 model("hung", "openai", f"{hung}/v1", continuation="none"),
             ],
             routes=[
-                guided(deadline="300ms", tokens=8),
+                guided(deadline="300ms", tokens=8) | {"quality": {"sample": 1, "max_in_flight": 4}},
                 STUDENT_ONLY,
                 TEACHER_ONLY,
                 {"model": "hung", "mode": "student", "student": "hung"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -173,7 +174,15 @@ def _succeed(callers: Callers) -> None:
     """Every way to an answer."""
     tool = {"type": "function", "function": {"name": "f", "description": callers.world.canaries["acme-tool"]}}
     for tenant in ("acme", "globex"):
-        for model in ("chat", "chat-context", "chat-student", "chat-teacher", "chat-translated"):
+        for model in (
+            "chat",
+            "chat-context",
+            "chat-compared",
+            "chat-judged",
+            "chat-student",
+            "chat-teacher",
+            "chat-translated",
+        ):
             for stream in (False, True):
                 answer = callers.ask(tenant, "fine", model, stream=stream)
                 assert answer.status_code == 200
@@ -357,7 +366,8 @@ def _look(callers: Callers) -> None:
     world, canaries = callers.world, callers.world.canaries
     for tenant, reply in callers.replies:
         canaries.search("reply", reply, allowed=tuple(name.format(tenant) for name in _OWN))
-    for path in ("/metrics", "/readyz", "/queue", "/healthz"):
+    _wait_for_comparisons(world)
+    for path in ("/metrics", "/readyz", "/queue", "/healthz", "/quality"):
         answer = world.admin(path)
         assert answer.status_code == 200
         canaries.search("admin page", answer.text)
@@ -375,6 +385,19 @@ def _look(callers: Callers) -> None:
             canaries.search("command line", text)
     for _, text in world.files():
         canaries.search("file", text)
+
+
+def _wait_for_comparisons(world: World) -> None:
+    """Both engines were asked beside a caller, and a judge that says all it was asked instead of a grade."""
+    give_up = time.monotonic() + 10
+    while True:
+        told = world.admin("/metrics").text
+        ended = dict(re.findall(r'gkt_quality_samples_total\{result="(\w+)"\} (\S+)', told))
+        if min(float(ended["made"]), float(ended["unscored"])) >= 4:
+            break
+        assert time.monotonic() < give_up, ended
+        time.sleep(0.05)
+    assert world.admin("/quality").json()["rows"]
 
 
 def _check_that_the_cache_ends(world: World) -> None:

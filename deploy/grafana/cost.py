@@ -157,6 +157,32 @@ COST = Dashboard(
             least=None,
             columns=("Cost, USD", "Baseline, USD", "Saved, USD", "Requests"),
         ),
+        "Quality of what guidance buys",
+        Panel(
+            "Agreement with the teacher's answer",
+            "Of the guided answers that the quality guard compares, and of the student's alone to the same requests, "
+            "from 0 to 1. The gap between the lines of a route is what guidance is worth there.",
+            "percentunit",
+            (
+                Query(
+                    f"sum by (tenant, route, pair) (increase(gkt_quality_agreement_sum{_WHO}[$__range])) / "
+                    f"sum by (tenant, route, pair) (increase(gkt_quality_agreement_count{_WHO}[$__range]))",
+                    "{{tenant}} {{route}}, {{pair}}",
+                ),
+            ),
+            kind="bargauge",
+            width=12,
+            most=1,
+        ),
+        Panel(
+            "Answers compared per hour, by result",
+            "made; unscored (nothing to compare, or no grade); failed (an engine); refused (no place, a limit, or no "
+            "Redis); over_budget; dropped (too many at a time, or too long).",
+            "short",
+            (Query("sum by (result) (rate(gkt_quality_samples_total[$__rate_interval])) * 3600", "{{result}}"),),
+            width=12,
+            stacked=True,
+        ),
         "Budgets",
         Panel(
             "Left of each budget",

@@ -83,7 +83,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
     Attributes:
         mode: what happened: guided, teacher_complete (the teacher's opening was the whole answer), student, teacher;
-            shadow: a guided answer that nobody got, made beside another request.
+            shadow: an answer that nobody got, made beside another request.
         status: ok, or the label of what went wrong (errors.py), or client_gone.
         unguided: why a guided route was answered without guidance.
         baseline_usd: the baseline model alone, on the same prompt and the same answer.

@@ -34,6 +34,8 @@ TENANTS: dict[str, dict[str, Any]] = {
     "hasty": {"limits": {"rpm_limit": 1}},
 }
 
+COMPARED = {"sample": 1, "max_budget": 100, "max_in_flight": 64}
+
 # The command, with two faults of its own that quote what they met, and without the filter that hides what has the
 # shape of a key: here it must not be needed.
 ENTRY = """
@@ -124,6 +126,8 @@ class World:
         routes: list[dict[str, Any]] = [
             guided(deadline="5s"),
             guided("chat-context", placement="context", deadline="5s"),
+            guided("chat-compared", deadline="5s") | {"quality": COMPARED},
+            guided("chat-judged", deadline="5s") | {"quality": COMPARED | {"compare": "judge", "judge": "small"}},
             STUDENT_ONLY,
             TEACHER_ONLY,
             {"model": "chat-translated", "mode": "student", "student": "translated"},

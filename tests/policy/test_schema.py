@@ -84,7 +84,27 @@ def test_a_route_knows_every_engine_it_names() -> None:
         ),
         (
             "model: x, mode: shadow, teacher: a, student: b, shadow: {sample: 10}",
-            ["4: routes[0].shadow.sample: must be at most 1"],
+            ["4: routes[0].shadow.sample: must be at most 1, which is 100%"],
+        ),
+        (
+            "model: x, mode: guided, teacher: a, student: b, shadow: 200%",
+            ["4: routes[0].shadow: must be at most 1, which is 100%"],
+        ),
+        (
+            "model: x, mode: guided, teacher: a, student: b, shadow: a lot",
+            ["4: routes[0].shadow: must be a part of the requests: a number from 0 to 1, or a percentage like 1%"],
+        ),
+        (
+            "model: x, mode: guided, teacher: a, student: b, quality: {sample: -1}",
+            ["4: routes[0].quality.sample: must be at least 0"],
+        ),
+        (
+            "model: x, mode: guided, teacher: a, student: b, quality: {compare: judge}",
+            ["4: routes[0].quality.judge: missing: compare judge needs a model that grades"],
+        ),
+        (
+            "model: x, mode: guided, teacher: a, student: b, quality: {compare: word}",
+            ["4: routes[0].quality.compare: must be words, exact, numeric, choice or judge. Did you mean 'words'?"],
         ),
         (
             "model: x, mode: student, studen: b",

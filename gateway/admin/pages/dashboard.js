@@ -6,6 +6,7 @@ import { fetchJson } from "./fetching.js";
 import { timeOfDay } from "./format.js";
 import { tiles } from "./live.js";
 import { isPaused, poll, setPaused } from "./polling.js";
+import { quality } from "./quality.js";
 import { query, ranges } from "./ranges.js";
 import { receipts } from "./receipts.js";
 import { openPage } from "./shell.js";
@@ -51,6 +52,8 @@ poll(() => showEngines.look(), 4_000, { about: "queues" });
 poll(books(byId("books")), 4_000, { about: "books" });
 poll(receipts(byId("receipts")), 4_000, { about: "receipts" });
 poll(budgets(byId("budgets")), 15_000, { about: "budgets" });
+const showQuality = quality(byId("quality"), byId("quality-note"));
+poll(async () => showQuality(await fetchJson("/quality")), 30_000, { about: "quality" });
 
 const pause = byId("pause");
 pause.addEventListener("click", () => {

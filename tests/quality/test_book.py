@@ -1,0 +1,111 @@
+"""What comparisons came to and cost, in a real Redis: exact over processes, bounded, and gone after their time."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from gateway.quality import book
+from gateway.quality.book import DAY_S, KEPT_DAYS, Compared, QualityBook
+from gateway.quality.tally import Tally
+from gateway.redis_keys import RedisKeys
+from gateway.series import OTHER
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+NOON = 20_000 * DAY_S + DAY_S // 2
+ROW = Compared("acme", "words", "64", "org/chat:v1")
+CENT = Decimal("0.01")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = float(NOON)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest_asyncio.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = Redis.from_url(redis_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def books(redis: Redis, clock: Clock, request: pytest.FixtureRequest) -> list[QualityBook]:
+    """Those of two processes."""
+    keys = RedisKeys(request.node.name)
+    return [QualityBook(redis, keys, clock) for _ in range(2)]
+
+
+async def test_what_two_processes_add_is_one_row(books: list[QualityBook]) -> None:
+    adding = [books[number % 2].add(ROW, Tally.of(number / 40, 0.25)) for number in range(40)]
+    await asyncio.gather(*adding, books[0].add(ROW._replace(length="16"), Tally.of(1, 0)))
+    found = await books[1].look(1)
+    assert found[ROW] == sum((Tally.of(number / 40, 0.25) for number in range(40)), Tally())
+    assert found[ROW._replace(length="16")] == Tally(1, 10_000, 0, 10_000, 100_000_000)
+    assert len(found) == 2
+
+
+async def test_days_are_told_apart_and_added_when_asked_for(books: list[QualityBook], clock: Clock) -> None:
+    await books[0].add(ROW, Tally.of(1, 1))
+    clock.now += DAY_S
+    await books[0].add(ROW, Tally.of(0, 1))
+    assert (await books[0].look(1))[ROW] == Tally.of(0, 1)
+    assert (await books[0].look(2))[ROW] == Tally.of(0, 1) + Tally.of(1, 1)
+
+
+async def test_rows_end_after_their_time(
+    books: list[QualityBook], redis: Redis, request: pytest.FixtureRequest
+) -> None:
+    await books[0].add(ROW, Tally.of(1, 1))
+    await books[0].take("acme", "chat", CENT, CENT)
+    keys = RedisKeys(request.node.name).ledger()
+    assert 0 < await redis.ttl(keys.quality(books[0].today())) <= KEPT_DAYS * DAY_S
+    assert 0 < await redis.ttl(keys.quality_spent(books[0].today())) <= 2 * DAY_S
+
+
+async def test_beyond_the_bound_tenants_and_routes_share_a_row(
+    books: list[QualityBook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(book, "MOST_ROWS", 2)
+    for route in ("a", "b", "c", "d", "a"):
+        await books[0].add(ROW._replace(route=route), Tally.of(1, 0))
+    found = await books[0].look(1)
+    assert {row.route: tally.samples for row, tally in found.items()} == {"a": 2, "b": 1, OTHER: 2}
+
+
+async def test_no_more_is_taken_than_a_day_has_whoever_asks(books: list[QualityBook], clock: Clock) -> None:
+    taking = (books[number % 2].take("acme", "chat", CENT, 10 * CENT) for number in range(40))
+    taken = [one for one in await asyncio.gather(*taking) if one is not None]
+    assert len(taken) == 10
+    assert await books[0].spent_today() == {("acme", "chat"): 10 * CENT}
+    assert await books[0].take("acme", "another", CENT, 10 * CENT) is not None
+    assert await books[0].take("globex", "chat", CENT, 10 * CENT) is not None
+    clock.now += DAY_S
+    assert await books[0].take("acme", "chat", CENT, 10 * CENT) is not None
+
+
+async def test_what_was_not_spent_is_given_back_to_its_day(books: list[QualityBook], clock: Clock) -> None:
+    taken = await books[0].take("acme", "chat", CENT, CENT)
+    assert taken is not None
+    assert await books[0].take("acme", "chat", CENT, CENT) is None
+    clock.now += DAY_S
+    await books[0].settle(taken, Decimal("0.004"))
+    assert await books[0].spent_today() == {}
+    clock.now -= DAY_S
+    assert await books[0].spent_today() == {("acme", "chat"): Decimal("0.004")}
+    assert await books[0].take("acme", "chat", Decimal("0.006"), CENT) is not None
