@@ -6,166 +6,25 @@ import asyncio
 import re
 import threading
 import time
-from contextlib import ExitStack
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from aiohttp import web
 
-from tests.fakes import FakeEngine, begin_events, chunk, event, says
-from tests.gateway_process import KEY, GatewayProcess, model, running_gateway, sha256
-from tests.readiness import wait_until_looked_at
+from gateway.local.redis import EmbeddedRedis
+from tests.fakes import begin_events, chunk, event, says
+from tests.gateway_process import KEY, guided, model, running_gateway
+from tests.guard_world import ADMIN_KEY, ALL, Guarded, Held, World, fails, goes_on, is_opening, opens, running_world
+from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fakes import Handler
+    from aiohttp import web
 
-CHATS = "/v1/chat/completions"
-ADMIN_KEY = "admin-key-of-the-guard"
-WORDS = "One two three four"  # what the teacher opens with, of which the last word is cut
-GUIDED = {
-    "mode": "guided",
-    "teacher": "big",
-    "student": "small",
-    "retries": {"num_retries": 0},
-    "guidance": {"tokens": 6, "deadline": "20s", "cache_ttl": "0s"},
-}
-ALL = {"sample": 1, "max_budget": 5, "max_in_flight": 8}
-TENANTS = {
-    "secrets": {"log_content": True, "keys": [{"id": "only", "sha256": sha256("secrets")}]},
-    "limited": {"limits": {"rpm_limit": 2}, "keys": [{"id": "only", "sha256": sha256("limited")}]},
-    "softly": {
-        "budget": {"max_budget": 1, "soft_budget": 0.000001, "budget_duration": "1d"},
-        "keys": [{"id": "only", "sha256": sha256("softly")}],
-    },
-}
-
-
-def _is_opening(body: dict[str, Any]) -> bool:
-    return 6 in (body.get("max_tokens"), body.get("parameters", {}).get("max_new_tokens"))
-
-
-def opens(alone: str) -> Handler:
-    """A teacher: an opening for whoever asks for as few tokens as guidance has, else an answer of its own."""
-
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        return await (says(WORDS, "length") if _is_opening(body) else says(alone))(request, body)
-
-    return behave
-
-
-def goes_on(guided: str, alone: str) -> Handler:
-    """A student: it goes on with an opening, or answers by itself."""
-
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        opened = "messages" in body and body["messages"][-1]["role"] == "assistant"
-        opened = opened or str(body.get("prompt", "")).endswith("three")
-        return await says(guided if opened else alone)(request, body)
-
-    return behave
-
-
-async def fails(_: web.Request, __: dict[str, Any]) -> web.Response:
-    return web.json_response({"error": {"message": "no"}}, status=500)
-
-
-class World:
-    """A gateway before a teacher, a student and a judge."""
-
-    def __init__(self, engines: list[FakeEngine], gateway: GatewayProcess) -> None:
-        self.teacher, self.student, self.judge = engines
-        self.gateway = gateway
-
-    def ask(self, route: str = "chat", key: str = KEY, path: str = CHATS, **more: Any) -> httpx.Response:
-        said = {"messages": [{"role": "user", "content": "my s3cret"}]} if path == CHATS else {"prompt": "my s3cret"}
-        headers = {"Authorization": f"Bearer {key}"}
-        body = {"model": route, "max_tokens": 50} | said | more
-        return httpx.post(self.gateway.url + path, headers=headers, json=body, timeout=30)
-
-    def run_of(self, answer: httpx.Response, name: str) -> dict[str, Any]:
-        """The log line of the receipt of one run beside a request."""
-        return self.gateway.wait_for_log("request", id=f"{answer.headers['x-request-id']}-shadow-{name}")
-
-    def runs_beside(self, answer: httpx.Response) -> list[str]:
-        beside = answer.headers["x-request-id"]
-        found = [line for line in self.gateway.log if line.get("shadow_of") == beside and line["event"] == "request"]
-        return [line["id"].removeprefix(f"{beside}-shadow-") for line in found]
-
-    def counted(self) -> dict[str, float]:
-        text = httpx.get(f"{self.gateway.admin_url}/metrics").text
-        return {
-            result: float(number)
-            for result, number in re.findall(r'gkt_quality_samples_total\{result="(\w+)"\} (\S+)', text)
-        }
-
-    def wait_until_counted(self, result: str, number: float) -> None:
-        give_up = time.monotonic() + 20
-        while self.counted().get(result, 0) < number:
-            assert time.monotonic() < give_up, self.counted()
-            time.sleep(0.02)
-
-    def compared(self, result: str, *arguments: Any, **more: Any) -> httpx.Response:
-        """The answer to a request whose comparison has ended so."""
-        before = self.counted()[result]
-        answer = self.ask(*arguments, **more)
-        self.wait_until_counted(result, before + 1)
-        return answer
-
-    def quality(self, **query: Any) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-        found: dict[str, Any] = httpx.get(f"{self.gateway.admin_url}/quality", headers=headers, params=query).json()
-        return found
-
-    def rows(self, route: str) -> dict[str, dict[str, Any]]:
-        """By length."""
-        return {row["length"]: row for row in self.quality()["rows"] if row["route"] == route}
-
-
-class running_world:  # noqa: N801  used as the function that it is
-    def __init__(self, folder: Path, redis_url: str, redis: dict[str, Any] | None = None, **server: Any) -> None:
-        self._folder, self._redis_url, self._server = folder, redis_url, server
-        self._redis = redis or {}
-        self._stack = ExitStack()
-
-    def __enter__(self) -> World:
-        engines = [self._stack.enter_context(FakeEngine(says("0.75")).running()) for _ in range(3)]
-        teacher, student, judge = engines
-        teacher.behave, student.behave = opens("One two three four five"), goes_on(" four five", "One six")
-        gateway = self._stack.enter_context(
-            running_gateway(
-                self._folder,
-                redis_url=self._redis_url,
-                redis={"prefix": self._folder.name.replace("-", "_")[:32], "timeout": "5s"} | self._redis,
-                admin={"key": "env:GUARD_ADMIN_KEY"},
-                environ={"GUARD_ADMIN_KEY": ADMIN_KEY},
-                server=self._server,
-                tenants=TENANTS,
-                models=[
-                    model("big", "tgi", teacher.url, breaker={"failures": 1000}),
-                    model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False,
-                          breaker={"failures": 1000}),
-                    model("grader", "openai", f"{judge.url}/v1", continuation="none", breaker={"failures": 1000}),
-                ],
-                routes=[
-                    GUIDED | {"model": "chat", "quality": ALL},
-                    GUIDED | {"model": "chat-short", "shadow": "100%"},
-                    GUIDED | {"model": "chat-none"},
-                    GUIDED | {"model": "chat-numeric", "quality": ALL | {"compare": "numeric"}},
-                    GUIDED | {"model": "chat-judged", "quality": ALL | {"compare": "judge", "judge": "grader"}},
-                    GUIDED | {"model": "chat-poor", "quality": ALL | {"max_budget": 0.00065}},
-                    GUIDED | {"model": "chat-one", "quality": ALL | {"max_in_flight": 1}},
-                ],
-            )
-        )  # fmt: skip
-        wait_until_looked_at(gateway.admin_url)
-        return World(engines, gateway)
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    from gateway.local.stack import LocalStack
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +74,7 @@ def test_what_guidance_is_worth_is_told_by_route_and_length(world: World) -> Non
     assert row["student_teacher"] == pytest.approx(2 / 7, abs=1e-3)
     assert row["difference"] == pytest.approx(5 / 7, abs=1e-3)
     assert world.rows("chat")["all"] == row | {"length": "all"}
-    text = httpx.get(f"{world.gateway.admin_url}/metrics").text
+    text = world.told()
     for pair, score in (("guided_teacher", 1.0), ("student_teacher", 2 / 7)):
         labels = f'{{length="16",pair="{pair}",route="chat",tenant="acme"}}'
         count = float(text.partition(f"gkt_quality_agreement_count{labels} ")[2].partition("\n")[0])
@@ -301,7 +160,7 @@ def test_an_engine_that_is_down_leaves_one_receipt_for_each_run_that_was_begun(
     good = world.teacher.behave if who == "teacher" else world.student.behave
 
     async def later(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        guided = _is_opening(body) or body["messages"][-1]["role"] == "assistant"
+        guided = is_opening(body) or body["messages"][-1]["role"] == "assistant"
         return await (good if guided else fails)(request, body)
 
     engine = world.teacher if who == "teacher" else world.student
@@ -354,7 +213,7 @@ def test_no_text_of_a_comparison_is_logged(world: World) -> None:
     assert "s3cret" in str(served["content"])
     assert "content" not in world.run_of(answer, "judge-student")
     assert "W0rds" not in world.gateway.raw_log
-    assert "W0rds" not in httpx.get(f"{world.gateway.admin_url}/metrics").text
+    assert "W0rds" not in world.told()
 
 
 def test_a_caller_that_leaves_midway_has_no_guard(world: World) -> None:
@@ -381,22 +240,6 @@ def test_a_caller_that_leaves_midway_has_no_guard(world: World) -> None:
     assert not any(line.get("shadow_of") == request_id for line in world.gateway.log)
 
 
-class Held:
-    """An engine that holds back what nobody waits for, until it may."""
-
-    def __init__(self, answer: Handler) -> None:
-        self._answer = answer
-        self.free = threading.Event()
-        self.holds = threading.Event()
-
-    async def __call__(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if not _is_opening(body):
-            self.holds.set()
-            while not self.free.is_set():
-                await asyncio.sleep(0.01)
-        return await self._answer(request, body)
-
-
 def test_callers_never_wait_and_those_beyond_the_bound_are_dropped(world: World) -> None:
     world.teacher.behave = held = Held(opens("One two"))
     before = world.counted()
@@ -416,3 +259,78 @@ def test_what_is_under_way_at_a_stop_is_finished_or_cut_and_has_one_receipt(tmp_
         assert world.runs_beside(answer) == ["teacher"]
         assert world.run_of(answer, "teacher")["status"] == "shutdown"
         assert "s3cret" not in world.gateway.raw_log
+
+
+async def test_without_redis_nothing_is_begun_and_callers_are_answered(tmp_path: Path) -> None:
+    async with EmbeddedRedis() as redis:
+        with running_world(tmp_path / "guardredis", redis.url, redis={"timeout": "300ms"}) as world:
+            await redis.stop()
+            before = world.counted()["refused"]
+            answer = world.ask()
+            assert (answer.status_code, answer.headers["x-gkt-mode"]) == (200, "guided")
+            world.wait_until_counted("refused", before + 1)
+            assert world.runs_beside(answer) == []
+            await redis.start()
+
+
+async def test_a_redis_that_goes_while_engines_answer_loses_the_row_and_no_receipt(tmp_path: Path) -> None:
+    """The run that was begun has its receipt; nothing more is begun, and the metrics tell of no more than the rows."""
+    async with EmbeddedRedis() as redis:
+        with running_world(tmp_path / "guardlost", redis.url, redis={"timeout": "300ms"}) as world:
+            world.teacher.behave = held = Held(opens("One two"))
+            answer = await asyncio.to_thread(world.ask)
+            assert held.holds.wait(10)
+            await redis.stop()
+            held.free.set()
+            world.wait_until_counted("refused", 1)
+            assert world.runs_beside(answer) == ["teacher"]
+            assert world.run_of(answer, "teacher")["status"] == "ok"
+            assert "gkt_quality_agreement_count{" not in world.told()
+            await redis.start()
+
+
+def test_two_workers_together_tell_of_what_was_made(tmp_path: Path, redis_url: str) -> None:
+    with running_world(tmp_path / "guardworkers", redis_url, workers=2) as world:
+        for _ in range(12):
+            world.ask()
+        give_up = time.monotonic() + 20
+        while sum(world.counted().values()) < 12:
+            assert time.monotonic() < give_up, world.counted()
+            time.sleep(0.05)
+        made = world.counted()["made"]
+        assert made > 0
+        assert world.rows("chat")["all"]["samples"] == made
+        text = world.told()
+        counts = re.findall(r'gkt_quality_agreement_count\{[^}]*pair="guided_teacher"[^}]*\} (\S+)', text)
+        assert sum(map(float, counts)) == made
+
+
+@pytest.mark.models
+@pytest.mark.timeout(180)
+def test_real_models_in_both_roles_are_compared(engines: LocalStack, redis_url: str, tmp_path: Path) -> None:
+    """One model plays both, greedily: whoever begins, it says the same, and guidance neither adds nor takes."""
+    with running_gateway(
+        tmp_path,
+        redis_url=redis_url,
+        redis={"prefix": "guardreal"},
+        admin={"key": "env:GUARD_ADMIN_KEY"},
+        environ={"GUARD_ADMIN_KEY": ADMIN_KEY},
+        models=[
+            model("big", "tgi", engines.teacher_url),
+            model("small", "openai", engines.student_url + "/v1"),
+        ],
+        routes=[guided() | {"quality": ALL}],
+    ) as gateway:
+        wait_until_probed(gateway.admin_url)
+        world = Guarded(gateway)
+        for stream in (False, True):
+            answer = world.compared("made", max_tokens=24, temperature=0, stream=stream)
+            assert answer.headers["x-gkt-mode"] == "guided"
+            for name in ("teacher", "student"):
+                run = world.run_of(answer, name)
+                assert run["status"] == "ok"
+                assert run[name]["output_tokens"] > 0
+        row = world.rows("chat")["16"]
+        assert row["samples"] == 2
+        assert row["student_teacher"] == pytest.approx(1, abs=0.2)
+        assert row["guided_teacher"] == pytest.approx(1, abs=0.2)

@@ -102,6 +102,10 @@ def test_a_second_route_with_the_same_name_is_never_reached(folder: Path) -> Non
             "teacher: big, students: [{model: smll, weight: 1}]",
             "students[0].model: no model in config.yaml is called 'smll'. Did you mean 'small'?",
         ),
+        (
+            "teacher: big, student: small, quality: {judge: smll}",
+            "quality.judge: no model in config.yaml is called 'smll'. Did you mean 'small'?",
+        ),
         ("teacher: big, student: smll", "student: no model in config.yaml is called 'smll'. Did you mean 'small'?"),
     ],
 )

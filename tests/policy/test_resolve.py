@@ -10,6 +10,7 @@ import pytest
 
 from gateway.continuation import Continuation, Known
 from gateway.errors import InvalidRequest
+from gateway.policy.overrides import Wanted
 from gateway.policy.resolve import RAW, FinisherPlan, GuidancePlan, Look, Plan, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat, parse_text_completion
@@ -227,3 +228,62 @@ def test_a_request_that_the_students_cannot_take_is_answered_without_a_shadow() 
     text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:"}))
     plan = resolve(policy, policy.routes[0], text, lambda engine: Look("not_probed", takes_prompts=engine != "small"))
     assert (plan.mode, plan.shadow) == ("teacher", None)
+
+
+GUIDED = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+
+
+def compared(asked: Any = CHAT, draws: float = 0.0, wanted: Wanted | None = None, **route: Any) -> Plan:
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | {"quality": {"sample": 0.1}} | route]})
+    seen = Look(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], asked, lambda _: seen, lambda: draws, wanted=wanted)
+
+
+def test_a_guided_answer_of_the_sample_is_compared_with_what_mode_teacher_would_say() -> None:
+    plan = compared(quality={"sample": 0.1, "compare": "judge", "judge": "grader"}, default_max_tokens=70)
+    assert plan.guidance is not None
+    assert plan.quality is not None
+    policy = TenantPolicy.model_validate(
+        {"tenant": "acme", "routes": [GUIDED | {"mode": "teacher", "default_max_tokens": 70}]}
+    )
+    assert plan.quality.teacher == resolve(policy, policy.routes[0], CHAT, lambda _: Look(Continuation("trailing")))
+    assert plan.quality.judge is not None
+    assert (plan.quality.judge.finisher, plan.quality.judge.guidance) == ("grader", None)
+    assert compared().quality is not None
+    assert compared(draws=0.1).quality is None, "beyond the sample"
+
+
+@pytest.mark.parametrize("short", ["5%", 0.05])
+def test_a_part_alone_is_short_for_the_sample_of_the_routes_mode(short: Any) -> None:
+    assert compared(quality=None, shadow=short).quality is None, "what stands there goes before"
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | {"shadow": short}]})
+    assert policy.routes[0].quality is not None
+    assert policy.routes[0].quality.sample == 0.05
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [SHADOW | {"shadow": short}]})
+    assert (policy.routes[0].shadow.sample, policy.routes[0].quality) == (0.05, None)
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | {"shadow": {"sample": 0.05}}]})
+    assert policy.routes[0].quality is None, "a whole rule is mode shadow's alone"
+
+
+@pytest.mark.parametrize(
+    "more", [{"n": 2}, {"tools": [{"type": "function"}]}, {"response_format": {"type": "json_object"}}]
+)
+@pytest.mark.parametrize("placement", ["prefix", "context"])
+def test_what_is_no_single_text_is_not_compared(more: dict[str, Any], placement: str) -> None:
+    asked = parse_chat(orjson.dumps(CHAT.body | more))
+    assert compared(asked, guidance={"placement": placement}).quality is None
+
+
+def test_only_guided_answers_are_compared_and_none_of_an_operators_trial() -> None:
+    assert compared(mode="student").quality is None
+    assert compared(mode="teacher").quality is None
+    assert compared(mode="shadow").quality is None
+    plan = compared(wanted=Wanted("guided"))
+    assert (plan.guidance is not None, plan.quality) == (True, None)
+
+
+def test_a_teacher_that_takes_no_prompts_is_compared_with_on_none() -> None:
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED | {"quality": {"sample": 1}}]})
+    text = parse_text_completion(orjson.dumps({"model": "chat", "prompt": "Q: Why?\nA:"}))
+    plan = resolve(policy, policy.routes[0], text, lambda engine: Look("not_probed", takes_prompts=engine != "big"))
+    assert (plan.guidance is not None, plan.quality) == (True, None)
