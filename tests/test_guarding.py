@@ -250,7 +250,22 @@ def test_callers_never_wait_and_those_beyond_the_bound_are_dropped(world: World)
     world.wait_until_counted("made", before["made"] + 1)
 
 
-def test_what_is_under_way_at_a_stop_is_finished_or_cut_and_has_one_receipt(tmp_path: Path, redis_url: str) -> None:
+def test_what_is_under_way_at_a_stop_is_finished_as_a_whole(tmp_path: Path, redis_url: str) -> None:
+    """Also the run that was not begun yet: the drain waits for it, and the row is written."""
+    with running_world(tmp_path / "guarddrain", redis_url) as world:
+        world.teacher.behave = held = Held(opens("One two"))
+        answer = world.ask()
+        assert held.holds.wait(10)
+        stopping = threading.Thread(target=world.gateway.terminate)
+        stopping.start()
+        world.gateway.wait_for_log("draining", in_flight=1)
+        held.free.set()
+        stopping.join(20)
+        assert world.gateway.process.returncode == 0
+        assert [world.run_of(answer, name)["status"] for name in ("teacher", "student")] == ["ok", "ok"]
+
+
+def test_what_outlasts_a_drain_is_cut_and_has_one_receipt(tmp_path: Path, redis_url: str) -> None:
     with running_world(tmp_path / "guardcut", redis_url, drain_timeout="200ms") as world:
         world.teacher.behave = held = Held(opens("One two"))
         answer = world.ask()
@@ -276,7 +291,7 @@ async def test_without_redis_nothing_is_begun_and_callers_are_answered(tmp_path:
 async def test_a_redis_that_goes_while_engines_answer_loses_the_row_and_no_receipt(tmp_path: Path) -> None:
     """The run that was begun has its receipt; nothing more is begun, and the metrics tell of no more than the rows."""
     async with EmbeddedRedis() as redis:
-        with running_world(tmp_path / "guardlost", redis.url, redis={"timeout": "300ms"}) as world:
+        with running_world(tmp_path / "guardlost", redis.url, redis={"timeout": "5s"}) as world:
             world.teacher.behave = held = Held(opens("One two"))
             answer = await asyncio.to_thread(world.ask)
             assert held.holds.wait(10)

@@ -75,6 +75,7 @@ def start(folder: Path, redis_url: str, engines: list[FakeEngine], tracing: dict
         ],
         routes=[
             guided(**RULE) | {"retries": guidance["retries"]},
+            guided("chat-compared", **RULE) | {"quality": {"sample": 1}},
             {"model": "chat-two", "mode": "guided", "teacher": "big", "students": ["small", "second"]} | guidance,
             {"model": "chat-shadow", "mode": "shadow", "teacher": "big", "student": "small"} | guidance,
             {"model": "vectors", "mode": "embeddings", "student": "small"},
@@ -322,6 +323,16 @@ def test_a_shadow_stands_below_its_request_with_calls_of_its_own(world: World) -
     assert trace.tree() == [("admission", []), ("chat big-1", []), ("shadow", TREE)]
     assert (shadow.kind, shadow.parent) == ("internal", trace.root.id)
     assert facts(shadow, "gkt.mode", "gkt.shadow_of") == {"gkt.mode": "shadow", "gkt.shadow_of": request_id}
+
+
+def test_runs_that_an_answer_is_compared_with_stand_beside_each_other_below_it(world: World) -> None:
+    answer = world.ask("chat-compared")
+    request_id = answer.headers["x-request-id"]
+    runs = [world.collector.trace_of(f"{request_id}-shadow-{name}").root for name in ("teacher", "student")]
+    trace = world.collector.trace_of(request_id)
+    alone = [("shadow", [("admission", []), (f"chat {name}-1", [])]) for name in ("big", "small")]
+    assert trace.tree() == [*TREE, *alone]
+    assert {run.parent for run in runs} == {trace.root.id}
 
 
 def test_who_shares_an_opening_is_linked_to_the_call_that_fetched_it(world: World) -> None:

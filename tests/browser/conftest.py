@@ -42,6 +42,7 @@ _ARGUMENTS = [
     "--disable-sync",
 ]
 _LIMIT_MS = 15_000
+COMPARED = {"sample": 1, "max_budget": 100, "max_in_flight": 64}
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -69,7 +70,7 @@ def pages(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 model("big", "tgi", teacher),
                 model("small", "openai", student + "/v1", continuation="trailing"),
             ],
-            routes=[guided(), STUDENT_ONLY, TEACHER_ONLY],
+            routes=[guided(), guided("chat-compared") | {"quality": COMPARED}, STUDENT_ONLY, TEACHER_ONLY],
             redis_url=redis_url,
             redis={"prefix": "pages", "timeout": "2s"},  # a busy machine is not what is tried here
             admin={"key": "env:PAGES_ADMIN_KEY"},

@@ -70,6 +70,27 @@ async def test_live_figures_move_under_load(browser: Browser, pages: GatewayProc
         await shoot(page, "dashboard")
 
 
+async def test_what_guidance_adds_is_told_by_route_and_length(browser: Browser, pages: GatewayProcess) -> None:
+    await send(pages, 24, route="chat-compared")
+    async with dashboard(browser, pages) as page:
+        while not (rows := asked(pages, "/quality")["rows"]) or rows[-1]["samples"] < 10:
+            await asyncio.sleep(0.1)
+        await page.reload()
+        table = page.get_by_role("region", name="Table of quality")
+        whole = table.locator("tbody tr").filter(has=page.get_by_role("cell", name="all", exact=True))
+        await expect(whole.locator("th")).to_have_text("chat-compared")
+        assert await table.evaluate("box => box.scrollWidth - box.clientWidth") == 0, "all of its columns are seen"
+        cells = whole.locator("td")
+        await expect(cells.nth(0)).to_have_text("acme")
+        await expect(cells.nth(2)).to_have_text("words")
+        await expect(cells.nth(4)).to_have_text(re.compile(r"^\d+(\.\d)? %$"))
+        await expect(cells.nth(7)).to_have_text(re.compile(r"^[+\u2212]?\d+\.\d to [+\u2212]?\d+\.\d$"))
+        await expect(page.locator("#quality-note")).to_contain_text("Comparisons cost $0.")
+        assert await accessible(page) == []
+        await page.locator("#quality").scroll_into_view_if_needed()
+        await shoot(page, "dashboard-quality")
+
+
 async def test_a_range_is_chosen_kept_over_a_reload_and_told_in_figures_as_well(
     browser: Browser, pages: GatewayProcess
 ) -> None:

@@ -30,12 +30,12 @@ export function quality(box, note) {
       { key: "route", title: "Route", value: (row) => `${row.route} ${row.tenant} ${ORDER.indexOf(row.length)}`, show: (row) => row.route },
       { key: "tenant", title: "Tenant", value: (row) => row.tenant, show: (row) => row.tenant },
       { key: "length", title: "Teacher's tokens", value: (row) => ORDER.indexOf(row.length), show: (row) => LENGTHS[row.length] ?? row.length },
-      { key: "compare", title: "Compared by", value: (row) => row.compare, show: (row) => row.compare },
+      { key: "compare", title: "By", value: (row) => row.compare, show: (row) => row.compare },
       { key: "samples", title: "Compared", number: true, value: (row) => row.samples, show: (row) => whole(row.samples) },
-      { key: "guided", title: "Guided as teacher", number: true, value: (row) => row.guided_teacher, show: (row) => share(row.guided_teacher) },
-      { key: "student", title: "Student as teacher", number: true, value: (row) => row.student_teacher, show: (row) => share(row.student_teacher) },
-      { key: "difference", title: "Guidance adds, points", number: true, value: (row) => row.difference, show: difference },
-      { key: "interval", title: "95 % within", number: true, value: (row) => row.low, show: interval },
+      { key: "guided", title: "Guided", number: true, value: (row) => row.guided_teacher, show: (row) => share(row.guided_teacher) },
+      { key: "student", title: "Student alone", number: true, value: (row) => row.student_teacher, show: (row) => share(row.student_teacher) },
+      { key: "difference", title: "Adds, points", number: true, value: (row) => row.difference, show: difference },
+      { key: "interval", title: "95 % interval", number: true, value: (row) => row.low, show: interval },
     ],
   });
   return ({ rows, since, until, spent_today: spent }) => {
