@@ -80,7 +80,7 @@ def test_the_sample_writes_every_default_as_it_is(folder: Path) -> None:
 def test_what_the_sample_has_in_comments_can_be_used_as_it_stands(folder: Path) -> None:
     """Conditions, and what callers may ask for."""
     file = folder / "policies" / "default.yaml"
-    text = re.sub(r"(?m)^    # (when|overrides):", r"    \1:", file.read_text())
+    text = re.sub(r"(?m)^    # (when|overrides|quality):", r"    \1:", file.read_text())
     file.write_text(re.sub(r"(?m)^    #   (?=\w)", "      ", text).replace("# overrides: {", "overrides: {"))
     _, book, mistakes = check_all(folder / "config.yaml")
     assert mistakes == []
