@@ -342,3 +342,7 @@ class ConfigError(StartupError):
     def __init__(self, mistakes: Sequence[Mistake]) -> None:
         super().__init__("\n".join(str(mistake) for mistake in mistakes))
         self.mistakes = tuple(mistakes)
+
+
+class EnoughHeard(Exception):
+    """Nobody's failure, and outside the tree: whoever is told of an opening's pieces ends the call with it."""

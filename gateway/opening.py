@@ -28,6 +28,7 @@ from gateway.errors import (
     QueueFull,
     TicketUnreadable,
 )
+from gateway.guidance.ending import open_to_end
 from gateway.guidance.growing import GrowingTrim
 from gateway.guidance.projection import teacher_messages, teacher_prompt
 from gateway.guidance.trim import trim
@@ -35,6 +36,7 @@ from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.receipt import BatchFacts
 from gateway.ledger.worst_case import TEACHER_RETRIES
 from gateway.protocol import TextRequest
+from gateway.sounding import STUDENT_CONFIDENT, Sounding
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -45,11 +47,14 @@ if TYPE_CHECKING:
     from gateway.engines.base import Engine
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
+    from gateway.policy.length import Choice
     from gateway.policy.projections import Projection
     from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.protocol import CompletionRequest, Json
     from gateway.tasks import Tasks
 
+# What a teacher may write between the moment in which it is hung up on and the one in which it notices.
+_MAY_RUN_ON = 4
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
 _BYTES_PER_TOKEN = 4
 
@@ -110,6 +115,7 @@ class Guide:
         self._flights = flights
         self._metrics = metrics
         self._tasks = tasks
+        self._sounding = Sounding(engines, metrics)
 
     async def stream(self, plan: Plan, asked: CompletionRequest, draft: Draft) -> AsyncGenerator[str | Opening, None]:
         """The opening as it is written: pieces that the caller may be shown at once, and at the end all of it.
@@ -162,6 +168,9 @@ class Guide:
             return UNGUIDED
         # One moment for all: the caller's timer, the ticket and whoever waits for the same.
         deadline = asyncio.get_running_loop().time() + guidance.deadline_s
+        if await self._sounding.is_sure(plan, asked, draft, deadline):
+            draft.unguided = STUDENT_CONFIDENT
+            return UNGUIDED
         try:
             async with asyncio.timeout_at(deadline):
                 reply = await self._ask(plan, guidance, asked, draft, deadline, heard)
@@ -203,7 +212,7 @@ class Guide:
             max_wait_s=guidance.max_wait_s,
             deadline_s=guidance.deadline_s,
             weight=guidance.weight,
-            work=_work(guidance.share, engine, request, draft.id),
+            work=_work(guidance.share, engine, request, draft.id, plan.length),
             cache_ttl_s=guidance.cache_ttl_s,
         )
 
@@ -213,12 +222,15 @@ class Guide:
             # Until it has answered, nobody knows how much of this it wrote.
             draft.teacher = Call(guidance.teacher, read_by(request), lost_tokens=guidance.tokens)
 
+        # What a projection drops of the beginning is asked for beyond m.
+        least = request.max_tokens - guidance.tokens + (plan.length.least if plan.length is not None else 0)
+
         async def ask(grant: Grant) -> OpeningReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
             while True:
                 try:
                     tell = heard.tell if heard is not None else None
-                    return await engine.opening(request, batch=grant.batch_id, tell=tell)
+                    return await open_to_end(engine, request, grant.batch_id, plan.length, least, tell)
                 except EngineError as error:
                     # Here, since there may be many who hear of it, or nobody any more.
                     note_failure(error, draft.id, self._metrics)
@@ -240,6 +252,7 @@ class Guide:
             read_by(request),
             reply.usage,
             StringIO(reply.text),
+            lost_tokens=_MAY_RUN_ON if reply.usage is None and reply.ends_at is not None else 0,
             shared=landing.shared,
             span=reply.span,
         )
@@ -312,7 +325,7 @@ def opened(
         trimmed = heard.trim.finish(cut=cut)
     else:
         stop = asked.stop if may_finish or shown else ()
-        trimmed = trim(reply.text, cut=cut, stop=stop, boundary=guidance.boundary)
+        trimmed = trim(reply.text[: reply.ends_at], cut=cut, stop=stop, boundary=guidance.boundary)
     if not trimmed.text:
         return None
     tokens = _kept_tokens(reply, trimmed.text)
@@ -323,6 +336,7 @@ def opened(
     elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
         whole = "length"
     draft.kept_tokens = tokens
+    draft.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
     draft.complete = whole == "stop"
     # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
     text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
@@ -361,9 +375,9 @@ def _kept_tokens(reply: OpeningReply, kept: str) -> int:
     return max(1, min(written, round(written * len(kept) / len(reply.text))))
 
 
-def _work(share: str, engine: Engine, request: OpeningRequest, request_id: str) -> str:
+def _work(share: str, engine: Engine, request: OpeningRequest, request_id: str, length: Choice | None) -> str:
     """A hash of everything that the guidance depends on, and of who may share it."""
-    parts = (
+    parts: tuple[object, ...] = (
         share,
         engine.name,
         engine.state.revision or request_id,  # unknown: then nobody else's is the same
@@ -375,4 +389,6 @@ def _work(share: str, engine: Engine, request: OpeningRequest, request_id: str) 
         request.seed,
         request.stop,
     )
+    if length is not None and length.stop_at != "none":
+        parts = (*parts, length.stop_at, length.least)
     return hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()

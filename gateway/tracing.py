@@ -17,6 +17,7 @@ from opentelemetry.trace import Link, SpanKind, StatusCode, format_trace_id, set
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway import genai_names as names
+from gateway.errors import EnoughHeard
 from gateway.trace_export import TraceExport
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class CallSpan:
         # Set anew, and not reset: a stream may be closed in another context than the one in which it began.
         _call.set(self._before)
         failed: str | None = None
-        if isinstance(error, GeneratorExit):
+        if isinstance(error, GeneratorExit | EnoughHeard):
             self.span.set_attribute(names.ENDED_EARLY, True)
         elif isinstance(error, asyncio.CancelledError):
             failed = "cancelled"

@@ -51,7 +51,7 @@ def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str
         "students": [one.model for one in route.all_students],
         "baseline": route.baseline,
         "default_max_tokens": route.default_max_tokens,
-        "guidance": {"tokens": rule.tokens, "projection": rule.projection, "placement": rule.placement},
+        "guidance": {"tokens": rule.most_tokens, "projection": rule.projection, "placement": rule.placement},
         "callers_may": {"modes": list(modes_of(policy, route)), "guidance_tokens": overrides.guidance_tokens},
     }
 

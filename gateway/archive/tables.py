@@ -127,7 +127,7 @@ def row_of(receipt: Receipt, raw: bytes, entry: str) -> dict[str, Any]:
         "shadow_of": receipt.shadow_of,
         "budget": receipt.budget,
         **_share("teacher", receipt.teacher),
-        **_share("student", receipt.student),
+        **_with_probe(_share("student", receipt.student), receipt.probe),
         "failed_cost_pico": sum(pico(share.cost_usd) for share in failed),
         "kept_tokens": receipt.guidance.kept_tokens if receipt.guidance is not None else 0,
         "batch_size": receipt.batch.size if receipt.batch is not None else None,
@@ -150,6 +150,16 @@ def row_of(receipt: Receipt, raw: bytes, entry: str) -> dict[str, Any]:
         # PostgreSQL has no place for it in a text. The JSON writes it in another way, and stays as it is.
         return {name: value.replace("\0", "\ufffd") if isinstance(value, str) else value for name, value in row.items()}
     return row
+
+
+def _with_probe(row: dict[str, Any], probe: EngineShare | None) -> dict[str, Any]:
+    """The student's columns with what it was asked before the teacher."""
+    asked = _share("student", probe)
+    return (
+        row
+        if probe is None
+        else {name: value + asked[name] if name != "student" else value for name, value in row.items()}
+    )
 
 
 def _share(role: str, share: EngineShare | None) -> dict[str, Any]:

@@ -147,10 +147,11 @@ class _Kept(msgspec.Struct, array_like=True, frozen=True):
     text: str
     finish: Literal["stop", "length"]
     usage: Usage | None
+    ends_at: int | None = None
 
 
 def _written(reply: OpeningReply) -> str:
-    return msgspec.json.encode(_Kept(reply.text, reply.finish, reply.usage)).decode()
+    return msgspec.json.encode(_Kept(reply.text, reply.finish, reply.usage, reply.ends_at)).decode()
 
 
 def _read(guidance: str) -> OpeningReply:
@@ -159,4 +160,4 @@ def _read(guidance: str) -> OpeningReply:
         kept = msgspec.json.decode(guidance, type=_Kept)
     except msgspec.DecodeError:
         raise TicketUnreadable("The guidance that Redis kept cannot be read. Try again.") from None
-    return OpeningReply(kept.text, kept.finish, kept.usage)
+    return OpeningReply(kept.text, kept.finish, kept.usage, kept.ends_at)

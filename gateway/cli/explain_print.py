@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from gateway.allowances import BudgetRule, LimitsRule
     from gateway.policy.explain import Explanation
+    from gateway.policy.length import Choice
     from gateway.policy.resolve import GuidancePlan, Plan, QualityPlan
     from gateway.policy.schema import Route
     from gateway.protocol import Json
@@ -110,6 +111,8 @@ def _plan_rows(plan: Plan, route: Route) -> Iterator[tuple[str, ...]]:
     yield "mode", plan.mode
     if plan.guidance is not None:
         yield "teacher", _guidance(plan.guidance)
+    if plan.length is not None:
+        yield "length", _length(plan.length)
     if plan.unguided is not None:
         yield "teacher", f"not asked: {plan.unguided} (docs/receipts.md says why)"
     yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _finishers(plan, route)
@@ -143,6 +146,16 @@ def _guidance(guidance: GuidancePlan) -> str:
         f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {guidance.projection.name}, placement "
         f"{guidance.placement}, within {guidance.deadline_s:g}s, else {otherwise}"
     )
+
+
+def _length(chosen: Choice) -> str:
+    by = {"rule": f"rule {chosen.rule}", "model": f"model {chosen.model}", "default": "default"}[chosen.by]
+    said = [f"auto: {chosen.tokens} tokens by {by}, prompt {chosen.prompt}"]
+    if chosen.stop_at != "none" and chosen.tokens:
+        said.append(f"or to the end of a {chosen.stop_at} after {chosen.least}")
+    if chosen.probe is not None and chosen.tokens:
+        said.append(f"none where the student is {chosen.probe.confident:g} sure of its first token")
+    return ", ".join(said)
 
 
 def _finishers(plan: Plan, route: Route) -> str:
@@ -242,4 +255,10 @@ def _plan_json(plan: Plan) -> Json:
         "show_cost": plan.show_cost,
         "shadow": None if plan.shadow is None else _plan_json(plan.shadow),
         "quality": None if plan.quality is None else _quality_json(plan.quality),
+        "length": None if plan.length is None else _length_json(plan.length),
     }
+
+
+def _length_json(chosen: Choice) -> Json:
+    told = ("tokens", "by", "prompt", "rule", "model", "score", "least", "stop_at")
+    return {name: getattr(chosen, name) for name in told} | {"probe": chosen.probe is not None}

@@ -50,11 +50,15 @@ class OpeningRequest:
 
 @dataclass(frozen=True, slots=True)
 class OpeningReply:
-    """What the teacher wrote. `finish` is `stop` when it ended by itself, `length` when it was cut."""
+    """What the teacher wrote. `finish` is `stop` when it ended by itself, `length` when it was cut.
+
+    `ends_at`: how many characters of the text are to be kept, where the policy wants it to end with a sentence or line.
+    """
 
     text: str
     finish: Finish
     usage: Usage | None
+    ends_at: int | None = None
     span: Any = field(default=None, compare=False)  # where traces are on: that of the call
 
 
@@ -95,7 +99,8 @@ class Engine(Protocol):
     ) -> OpeningReply:
         """Write the first tokens of an answer. Openings of one `batch` that come together may share an HTTP call.
 
-        `tell` hears each piece of the text as it is written, where the engine can tell so; it may hear of none.
+        `tell` hears each piece of the text as it is written, where the engine can tell so; it may hear of none. It may
+        raise EnoughHeard, which ends the call and comes through.
         """
         ...
 

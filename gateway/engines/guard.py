@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from gateway.errors import EngineCannot, EngineError, EngineOverloaded, EngineRejected, EngineResting
+from gateway.errors import EngineCannot, EngineError, EngineOverloaded, EngineRejected, EngineResting, EnoughHeard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -206,6 +206,8 @@ class _Verdict:
                 self.well()
             case EngineError() if not (error.is_twin or isinstance(error, EngineCannot)):
                 breaker.failed(self._clock(), trial=self._trial)
+            case EnoughHeard():
+                self.well()
             case GeneratorExit() if self.begun:
                 self.well()  # whoever reads it has enough
             case _:

@@ -312,6 +312,18 @@ def ended_at(text: str, begin: int, end: int, *, in_prose: bool) -> int | None:
     return found
 
 
+def first_end(text: str, begin: int, *, in_prose: bool) -> int | None:
+    """Where the first sentence or line ends that does so after `begin`, and after which more follows; None: none does.
+
+    What follows tells a sentence's end from the point of a number.
+    """
+    for one in (_PROSE_END if in_prose else _LINE_END).finditer(text, begin):
+        end: int = one.end()
+        if begin < end < len(text):
+            return end
+    return None
+
+
 def size_bytes(text: str) -> int:
     """As UTF-8; what is broken counts too."""
     return len(text.encode("utf-8", "surrogatepass"))

@@ -12,7 +12,16 @@ import msgspec
 
 from gateway.ledger.baseline import baseline
 from gateway.ledger.estimate import count_messages, count_text
-from gateway.ledger.receipt import Attempt, BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
+from gateway.ledger.receipt import (
+    Attempt,
+    BatchFacts,
+    EngineShare,
+    GuidanceFacts,
+    LengthFacts,
+    ProbeFacts,
+    Receipt,
+    Timings,
+)
 from gateway.ledger.verdict import Allowance
 from gateway.pricing import cost_usd, quantized, savings_usd, total_usd
 
@@ -70,6 +79,9 @@ class Draft:
     first_token: float | None = None
     teacher: Call | None = None
     student: Call | None = None
+    probe: Call | None = None  # of the student, for its first token
+    probed: ProbeFacts | None = None
+    ended_at: str | None = None  # the guidance ended with a sentence or step, before its length was used up
     failed: list[FailedCall] = field(default_factory=list)
     batch: BatchFacts | None = None
     kept_tokens: int = 0
@@ -131,7 +143,7 @@ class Draft:
 
     @property
     def needs_estimate(self) -> bool:
-        calls = (self.teacher, self.student, *(failed.call for failed in self.failed))
+        calls = (self.teacher, self.student, self.probe, *(failed.call for failed in self.failed))
         return any(call is not None and call.usage is None for call in calls)
 
     @property
@@ -178,10 +190,11 @@ class Draft:
         """
         teacher = _share(self.teacher, prices, encodings)
         student = _share(self.student, prices, encodings)
+        probe = _share(self.probe, prices, encodings)
         attempts = tuple(
             Attempt(failed.engine, failed.label, _share(failed.call, prices, encodings)) for failed in self.failed
         )
-        shares = (teacher, student, *(attempt.share for attempt in attempts))
+        shares = (teacher, student, probe, *(attempt.share for attempt in attempts))
         cost = total_usd(*(share.cost_usd for share in shares if share is not None))
         alone = baseline(self, teacher, student, prices[self.plan.baseline], None)
         return Receipt(
@@ -210,6 +223,8 @@ class Draft:
             budget=self.budget,
             baseline_basis=alone.basis,
             baseline_error_usd=alone.error_usd,
+            length=self._length_facts(),
+            probe=probe,
         )
 
     def facts(self) -> Json:
@@ -250,6 +265,20 @@ class Draft:
             self.kept_tokens,
             complete=self.complete,
             cut_short=self.cut_short,
+        )
+
+    def _length_facts(self) -> LengthFacts | None:
+        chosen = self.plan.length
+        if chosen is None:
+            return None
+        return LengthFacts(
+            by=chosen.by,
+            prompt=chosen.prompt,
+            rule=chosen.rule,
+            model=chosen.model,
+            score=chosen.score,
+            ended=self.ended_at if self.unguided is None else None,
+            probe=self.probed,
         )
 
     def _timings(self) -> Timings:

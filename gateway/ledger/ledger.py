@@ -189,6 +189,8 @@ class Ledger:
         for role, share in (("teacher", receipt.teacher), ("student", receipt.student)):
             if share is not None and not share.shared:
                 self._count_share(tenant, role, share)
+        if receipt.probe is not None:
+            self._count_share(tenant, "student", receipt.probe)
         for attempt in receipt.attempts:
             if attempt.share is not None:
                 self._count_share(tenant, "failed", attempt.share)

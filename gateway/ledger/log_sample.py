@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 _WHOLE = 2**32
 
 AS_ASKED = frozenset({
-    "best_of", "budget", "caller_prefill", "echo", "logprobs", "modalities", "n", "prompts", "response_format",
-    "suffix", "token_ids", "tools",
+    "auto_model", "auto_rule", "auto_short", "best_of", "budget", "caller_prefill", "echo", "logprobs", "modalities",
+    "n", "prompts", "response_format", "student_confident", "suffix", "token_ids", "tools",
 })  # fmt: skip
-"""Why a request goes unguided of which nothing has failed: it is what the caller asked for, or a budget that is spent.
-Any other reason, also one that comes later, is a failure."""
+"""Why a request goes unguided of which nothing has failed: it is what the caller asked for, a budget that is spent, or
+the length that was chosen. Any other reason, also one that comes later, is a failure."""
 
 
 class LogSample:

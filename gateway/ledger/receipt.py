@@ -61,6 +61,43 @@ class GuidanceFacts(msgspec.Struct, frozen=True):
     cut_short: str | None = None
 
 
+class ProbeFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the student was asked before the teacher: its first token.
+
+    Attributes:
+        outcome: confident, unsure; no_logprobs, where the engine tells no probabilities; late; failed.
+        p1: how likely its likeliest first token was.
+        entropy: in nats, over the tokens that it told of.
+        ms: how long it took.
+    """
+
+    outcome: str
+    p1: float | None = None
+    entropy: float | None = None
+    ms: float | None = None
+
+
+class LengthFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the length of the guidance was chosen, where the policy says `tokens: auto`.
+
+    Attributes:
+        by: what chose it: rule, model, default.
+        prompt: what kind of question it was taken for.
+        rule, model: the name of the one that chose it.
+        score: how likely the model took an answer with so much guidance to be right.
+        ended: sentence or step, where the opening ended with one before its length was used up.
+        probe: what the student was asked first.
+    """
+
+    by: str
+    prompt: str
+    rule: str | None = None
+    model: str | None = None
+    score: float | None = None
+    ended: str | None = None
+    probe: ProbeFacts | None = None
+
+
 class BatchFacts(msgspec.Struct, frozen=True):
     """The batch the teacher's call belonged to; `size` counts calls over the fleet."""
 
@@ -94,6 +131,8 @@ class Receipt(msgspec.Struct, frozen=True):
         shadow_of: of a shadow, the id of that request.
         baseline_basis: where its counts are from: engine, tokenizer or estimate; None on receipts of earlier versions.
         baseline_error_usd: by how much it may be wrong, either way; None likewise.
+        length: how the guidance's length was chosen, also where it came to none; None where nobody chose.
+        probe: what it cost to ask the student for its first token before the teacher; it is in the cost.
     """
 
     id: str
@@ -121,18 +160,20 @@ class Receipt(msgspec.Struct, frozen=True):
     budget: str | None = None
     baseline_basis: Literal["engine", "tokenizer", "estimate"] | None = None
     baseline_error_usd: Decimal | None = None
+    length: LengthFacts | None = None
+    probe: EngineShare | None = None
 
     @property
     def tokens(self) -> int:
         """All that its engines read and wrote for it, failed calls too; what was another request's does not count."""
-        shares = (self.teacher, self.student, *(attempt.share for attempt in self.attempts))
+        shares = (self.teacher, self.student, self.probe, *(attempt.share for attempt in self.attempts))
         return sum(one.input_tokens + one.output_tokens for one in shares if one is not None and not one.shared)
 
     def as_dict(self, *, show_cost: bool = True) -> Json:
         """Plain values; money as text without an exponent, which every reader takes, or left out."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
         failed = (attempt["share"] for attempt in plain["attempts"] if "share" in attempt)
-        for holder in (plain, plain["teacher"] or {}, plain["student"] or {}, *failed):
+        for holder in (plain, plain["teacher"] or {}, plain["student"] or {}, plain["probe"] or {}, *failed):
             for name in [name for name, value in holder.items() if isinstance(value, Decimal)]:
                 money = holder.pop(name)
                 if show_cost:
@@ -150,7 +191,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
     def checked(self) -> Receipt:
         """The same. Raises msgspec.ValidationError where money is no number, which no sum could be made of."""
-        shares = (self.teacher, self.student, *(attempt.share for attempt in self.attempts))
+        shares = (self.teacher, self.student, self.probe, *(attempt.share for attempt in self.attempts))
         money = (self.cost_usd, self.baseline_usd, self.savings_usd, self.baseline_error_usd)
         amounts = (*money, *(share.cost_usd for share in shares if share is not None))
         if not all(amount is None or amount.is_finite() for amount in amounts):

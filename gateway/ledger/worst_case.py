@@ -73,6 +73,9 @@ def worst_case(plan: Plan, asked: CallerRequest, prices: Mapping[str, Price]) ->
         likely += likely_read + 2 * guidance.tokens
         opened = guidance.tokens * _FOR_ONE_TOKEN
         more += _times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher)
+        if plan.length is not None and plan.length.probe is not None:
+            more.append(_share(plan.finisher, read, 1, prices))
+            likely += likely_read + 1
     unlimited = plan.max_tokens is None
     first = _share(plan.finisher, read + opened, written, prices, unlimited=unlimited)
     for place, finisher in enumerate(plan.finishers):

@@ -8,6 +8,7 @@ from stat import S_ISFIFO
 from typing import TYPE_CHECKING
 
 from gateway.policy.schema import TenantPolicy
+from gateway.units import Origin
 from gateway.yaml_source import Mistake, in_file_order, parse, shown, unreadable
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _page(raw: bytes, digest: str, file: Path) -> Page:
     source, mistakes = parse(raw, shown(file))
     policy = None
     if source is not None:
-        policy, wrong = source.check(TenantPolicy)
+        # A policy names files beside it, and no secrets.
+        policy, wrong = source.check(TenantPolicy, Origin({}, file.parent))
         mistakes = [*mistakes, *wrong]
     return Page(digest, source, policy, tuple(in_file_order(mistakes)))

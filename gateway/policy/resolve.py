@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
+from gateway.policy.length import choose_length
 from gateway.policy.overrides import as_asked, refuse_overrides
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.routing import NO_HEADERS
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from gateway.continuation import Known
+    from gateway.policy.length import Choice
     from gateway.policy.overrides import Wanted
     from gateway.policy.projections import Projection
     from gateway.policy.quality import QualityRule
@@ -141,6 +143,7 @@ class Plan:
         max_tokens: the limit on what the caller sees: the caller's, else the route's default, else None.
         shadow: what is to be done beside it, for nobody to see; None: nothing.
         quality: what its answer is compared with, should it be guided; None: nothing.
+        length: how the guidance's length was chosen; None where the policy or the caller says it, or there is none.
     """
 
     mode: Mode
@@ -153,6 +156,7 @@ class Plan:
     retries: RetryPlan = NO_RETRIES
     shadow: Plan | None = None
     quality: QualityPlan | None = None
+    length: Choice | None = None
 
     @property
     def finisher(self) -> str:
@@ -184,14 +188,14 @@ def resolve(
         raise InvalidRequest(f"'{route.model}' makes embeddings: send this to /v1/embeddings.", param="model")
     route = wanted.of(route) if wanted is not None else as_asked(policy, route, headers)
     if route.mode != "shadow":
-        plan = _plan(policy, route, asked, look, draw)
+        plan = _plan(policy, route, asked, look, draw, headers)
         # An operator who tries something out is none of the callers that the sample is of.
         return plan if wanted is not None else _compared(plan, policy, route, asked, look, draw)
-    served = _plan(policy, route.model_copy(update={"mode": route.shadow.serves}), asked, look, draw)
+    served = _plan(policy, route.model_copy(update={"mode": route.shadow.serves}), asked, look, draw, headers)
     if draw() >= route.shadow.sample:
         return served
     try:
-        shadow = _plan(policy, route.model_copy(update={"mode": "guided"}), asked, look, draw)
+        shadow = _plan(policy, route.model_copy(update={"mode": "guided"}), asked, look, draw, headers)
     except InvalidRequest:
         return served  # no student takes it; who asked gets its answer all the same
     return replace(served, shadow=shadow)
@@ -211,7 +215,7 @@ def _compared(
     if rule is None or plan.guidance is None or asked.unguidable is not None or draw() >= rule.sample:
         return plan
     try:
-        teacher = _plan(policy, route.model_copy(update={"mode": "teacher"}), asked, look, draw)
+        teacher = _plan(policy, route.model_copy(update={"mode": "teacher"}), asked, look, draw, NO_HEADERS)
     except InvalidRequest:
         return plan  # its teacher does not take it alone
     return replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, look)))
@@ -237,6 +241,7 @@ def _plan(
     asked: CompletionRequest,
     look: Callable[[str], Look],
     draw: Callable[[], float],
+    headers: Mapping[str, str],
 ) -> Plan:
     mode = route.mode
     looks = [(engine, look(engine)) for engine in _in_order(route, draw)]
@@ -252,6 +257,10 @@ def _plan(
     first = ways[0]
     unguided = _unguided(route, asked, first) if mode == "guided" else None
     max_tokens = asked.max_tokens if asked.max_tokens is not None else route.default_max_tokens
+    length = None
+    if mode == "guided" and unguided is None and route.guidance.tokens == "auto":
+        length = choose_length(route.guidance.auto, asked, max_tokens, headers)
+        unguided = length.unguided
     guided = mode == "guided" and unguided is None
     # Who writes the opening again may begin otherwise: then nothing of it may have left.
     ahead = first is not None and (first == "not_probed" or not first.writes_again)
@@ -261,12 +270,15 @@ def _plan(
             FinisherPlan(engine, None if way == "not_probed" else way, seen.reasoning)
             for (engine, seen), way in zip(looks, ways, strict=True)
         ),
-        guidance=_guidance(policy, route, asked, max_tokens, prefix=first is not None, ahead=ahead) if guided else None,
+        guidance=_guidance(policy, route, asked, max_tokens, length, prefix=first is not None, ahead=ahead)
+        if guided
+        else None,
         unguided=unguided,
         baseline=route.baseline,
         max_tokens=max_tokens,
         show_cost=route.show_cost,
         retries=RetryPlan(route.retries.num_retries, route.retries.backoff_s),
+        length=length,
     )
 
 
@@ -333,14 +345,22 @@ def _carrying(chat: ChatRequest, seen: Look) -> Known:
 
 
 def _guidance(
-    policy: TenantPolicy, route: Route, asked: CompletionRequest, max_tokens: int | None, *, prefix: bool, ahead: bool
+    policy: TenantPolicy,
+    route: Route,
+    asked: CompletionRequest,
+    max_tokens: int | None,
+    length: Choice | None,
+    *,
+    prefix: bool,
+    ahead: bool,
 ) -> GuidancePlan:
     rule = route.guidance
+    tokens = rule.most_tokens if length is None else length.tokens
     assert route.teacher is not None
     assert rule.placement is not None
     return GuidancePlan(
         teacher=route.teacher,
-        tokens=rule.tokens if max_tokens is None else min(rule.tokens, max_tokens),
+        tokens=tokens if max_tokens is None else min(tokens, max_tokens),
         projection=PROJECTIONS[rule.projection],
         placement="context" if rule.placement == "prefix" and not prefix else rule.placement,
         boundary=rule.boundary,

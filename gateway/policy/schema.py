@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from gateway.allowances import BudgetRule, LimitsRule
 from gateway.policy.conditions import When
+from gateway.policy.length_rules import MOST_TOKENS, AutoRule, Tokens
 from gateway.policy.quality import Part, QualityRule, part_of
 from gateway.units import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
@@ -18,7 +19,7 @@ from gateway.yaml_source import Shape
 Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
 AskedMode = Literal["guided", "student", "teacher"]
 """The modes that a caller may ask for, where the policy lets it."""
-MAX_GUIDANCE_TOKENS = 4096
+MAX_GUIDANCE_TOKENS = MOST_TOKENS
 Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context", "input"]
 Boundary = Literal["word", "sentence", "token"]
@@ -99,8 +100,10 @@ class KeyEntry(Shape):
 class GuidanceRule(Shape):
     """How the teacher opens an answer, how the student gets it, and how long a request waits for it."""
 
-    tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] = 40
-    """How long the opening may be."""
+    tokens: Tokens = 40
+    """How long the opening may be; auto: it is chosen for each request, as `auto` below says."""
+    auto: AutoRule = AutoRule()
+    """How the length is chosen, where `tokens` is auto."""
     projection: Projection = "cutoff"
     """What is asked of the teacher: the first tokens of its answer, those of a concise one, or a hint."""
     placement: Placement = Field(
@@ -129,6 +132,11 @@ class GuidanceRule(Shape):
     """How long greedy guidance may answer for the same request again; 0 keeps none."""
     share: Literal["tenant", "all"] = "tenant"
     """Among whom one guidance serves identical requests: this tenant's, or those of all who say `all`."""
+
+    @property
+    def most_tokens(self) -> int:
+        """The most that the teacher is asked for."""
+        return self.auto.max if self.tokens == "auto" else self.tokens
 
     @field_validator("deadline_s")
     @classmethod
@@ -350,4 +358,4 @@ class TenantPolicy(Shape):
         """The most that its teacher may be asked for; 0 where it is never asked for guidance."""
         rule = self.overrides_of(route)
         guided = route.mode in {"guided", "shadow"} or ("guided" in rule.modes and route.has_engines_of("guided"))
-        return max(route.guidance.tokens, rule.guidance_tokens or 0) if guided else 0
+        return max(route.guidance.most_tokens, rule.guidance_tokens or 0) if guided else 0

@@ -18,7 +18,7 @@ from gateway.rollups.histogram import Histogram
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from gateway.ledger.receipt import EngineShare, Receipt
+    from gateway.ledger.receipt import EngineShare, Receipt, Timings
 
 _Name = TypeVar("_Name", int, str)
 _Where = TypeVar("_Where")
@@ -126,14 +126,20 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         if receipt.teacher is not None:
             self.teacher.merge(_tokens(receipt.teacher), times)
             self.teacher_pico += times * self._pay(receipt.teacher, times)
-        if receipt.student is not None:
-            self.student.merge(_tokens(receipt.student), times)
-            self.student_pico += times * self._pay(receipt.student, times)
+        for share in (receipt.student, receipt.probe):
+            if share is not None:
+                self.student.merge(_tokens(share), times)
+                self.student_pico += times * self._pay(share, times)
         for attempt in receipt.attempts:
             if attempt.share is not None:
                 self.failed.merge(_tokens(attempt.share), times)
                 self.failed_pico += times * self._pay(attempt.share, times)
-        timings = receipt.timings
+        self._add_times(receipt.timings, times)
+        by_teacher, by_student = _answer_tokens(receipt)
+        self.teacher_answer_tokens += times * by_teacher
+        self.answer_tokens += times * (by_teacher + by_student)
+
+    def _add_times(self, timings: Timings, times: int) -> None:
         for stage, spent_ms in zip(
             self.stages,
             (
@@ -147,9 +153,6 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         ):
             if spent_ms is not None:
                 stage.add(round(spent_ms * 1000), times)
-        by_teacher, by_student = _answer_tokens(receipt)
-        self.teacher_answer_tokens += times * by_teacher
-        self.answer_tokens += times * (by_teacher + by_student)
 
     def _pay(self, share: EngineShare, times: int) -> int:
         """Count what an engine was paid, and return it."""

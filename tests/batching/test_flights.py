@@ -293,6 +293,7 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
             REPLY.text,
             "length",
             {"input_tokens": 12, "output_tokens": 4, "cached_input_tokens": 2, "estimated": False},
+            None,
         ]
         await nothing_left(redis, keys, ann, ben)
 

@@ -111,6 +111,7 @@ def test_it_tells_the_plan(folder: Path) -> None:
         "show_cost": True,
         "shadow": None,
         "quality": None,
+        "length": None,
     }
     assert (guidance["teacher"], guidance["tokens"], guidance["placement"], guidance["deadline_s"]) == (
         "big",
@@ -123,6 +124,29 @@ def test_it_tells_the_plan(folder: Path) -> None:
     assert (shadow["mode"], shadow["shadow"]["mode"]) == ("teacher", "guided")
     assert told(body={"model": "vectors", "input": "a"})["plan"]["mode"] == "embeddings"
     assert told(body={"model": "other", "prompt": "a"})["request"]["kind"] == "text completion"
+
+
+def test_it_tells_how_long_guidance_is_and_why(folder: Path) -> None:
+    policy = ACME.replace(
+        "    default_max_tokens: 100", "    guidance: {tokens: auto, auto: {stop_at: step, probe: on}}"
+    )
+    (folder / "policies" / "acme.yaml").write_text(policy)
+    plan = told(body=chat("My refund of 3 and 4, how much in total?"))["plan"]
+    assert plan["guidance"]["tokens"] == 60
+    assert plan["length"] == {
+        "tokens": 60,
+        "by": "rule",
+        "prompt": "maths",
+        "rule": "maths",
+        "model": None,
+        "score": None,
+        "least": 16,
+        "stop_at": "step",
+        "probe": True,
+    }
+    _, out, _ = run(body=chat("My refund of 3 and 4, how much in total?"))
+    assert "auto: 60 tokens by rule maths, prompt maths, or to the end of a step after 16" in out.replace("\n", " ")
+    assert told(body=chat("My refund, why?", max_tokens=20))["plan"]["unguided"] == "auto_short"
 
 
 def test_it_tells_what_the_request_counts_against(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gateway.engines.base import EngineState
 from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine, show_calls
-from gateway.errors import EngineCannot, EngineError, EngineFailed, EngineOverloaded, EngineResting
+from gateway.errors import EngineCannot, EngineError, EngineFailed, EngineOverloaded, EngineResting, EnoughHeard
 from gateway.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -78,6 +78,25 @@ async def test_a_trial_whose_answer_is_empty_ends_the_rest() -> None:
     assert await world.call() is None
     assert world.engine.breaker == "closed"
     assert await world.call() is None
+
+
+async def test_an_opening_that_was_ended_since_enough_was_heard_is_no_failure_and_ends_the_rest() -> None:
+    """The engine has done its part: whoever heard it wanted no more of it."""
+    world = World([failed()], [failed()])
+    await world.call()
+    await world.call()
+    world.now = 1.0
+
+    async def opening(_: Any, *, batch: str | None, tell: Any) -> Any:
+        tell("First this.")
+
+    def enough(_: str) -> None:
+        raise EnoughHeard
+
+    world.engine._engine.opening = opening  # type: ignore[assignment]
+    with pytest.raises(EnoughHeard):
+        await world.engine.opening(None, tell=enough)  # type: ignore[arg-type]
+    assert world.engine.breaker == "closed"
 
 
 async def test_an_engine_that_always_breaks_off_midway_comes_to_rest() -> None:

@@ -19,6 +19,10 @@ const UNGUIDED = {
   queue_full: "too many requests of this tenant wait for the teacher",
   guidance_empty: "the teacher wrote nothing to open with",
   student_started_anew: "the student began the answer anew",
+  auto_short: "so short an answer needs none",
+  auto_rule: "a rule of the policy's says that such a question needs none",
+  auto_model: "the policy's model takes the student alone to be worth most",
+  student_confident: "the student was sure of its first token",
   student_not_probed: "it is not known yet how the student continues an answer",
 };
 

@@ -1,0 +1,103 @@
+"""How sure the student is of its first token, before the teacher is asked: one token, and what it might have been.
+
+GlimpRouter (arXiv 2601.05110): the entropy of the first token of a step tells how hard the step is, without training.
+It costs the student one reading of the prompt; an engine that keeps prefixes reads it for the answer no second time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from gateway.engines.chat import first_choice, read_usage
+from gateway.protocol import TextRequest
+from gateway.reasoning import without_reasoning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.engines.base import Engine, Usage
+    from gateway.policy.length_rules import ProbeRule
+    from gateway.protocol import CompletionRequest, Json
+    from gateway.reasoning import Reasoning
+
+Outcome = Literal["confident", "unsure", "no_logprobs", "late", "failed"]
+"""What came of it: the student is sure, or is not; its engine tells no probabilities; it was too slow; it failed."""
+
+# What engines may write where they mean "as good as 0", or 1 by a rounding.
+_LEAST_LOGPROB, _MOST_LOGPROB = -1e4, 1e-3
+# The caller's own, which make one answer of many or ask for more than one token; and what is asked for here.
+_LEFT_OUT = frozenset({
+    "stream", "stream_options", "n", "best_of", "stop", "max_tokens", "max_completion_tokens", "temperature", "top_p",
+    "n_predict", "max_new_tokens", "min_tokens", "echo", "logprobs", "top_logprobs", "logit_bias",
+    "seed", "presence_penalty", "frequency_penalty", "response_format",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """What the student might begin with.
+
+    Attributes:
+        p1: how likely its likeliest first token is.
+        entropy: in nats, over the tokens that it tells of, all others taken for one.
+    """
+
+    p1: float
+    entropy: float
+
+    def is_sure(self, rule: ProbeRule) -> bool:
+        """Whether the rule leaves the teacher out."""
+        return self.p1 >= rule.confident or (rule.entropy is not None and self.entropy <= rule.entropy)
+
+
+async def first_token(
+    engine: Engine, asked: CompletionRequest, reasoning: Reasoning, top: int
+) -> tuple[FirstToken | None, Usage | None]:
+    """Ask for one token, and for the likeliest `top`. None: the engine tells no probabilities. Raises EngineErrors."""
+    reply = await engine.complete(probe_body(asked, reasoning, top))
+    return read_first(first_choice(reply).get("logprobs")), read_usage(reply.get("usage"))
+
+
+def probe_body(asked: CompletionRequest, reasoning: Reasoning, top: int) -> Json:
+    """The caller's body, for one token without a draw."""
+    kept = {name: value for name, value in asked.body.items() if name not in _LEFT_OUT}
+    body: Json = {**kept, asked.limit_field: 1, "temperature": 0}
+    if isinstance(asked, TextRequest):
+        return {**body, "logprobs": top}
+    return without_reasoning(reasoning, {**body, "logprobs": True, "top_logprobs": top})
+
+
+def read_first(logprobs: Any) -> FirstToken | None:
+    """What a choice's `logprobs` tell of its first token, as chats or as text completions write them; else None."""
+    if not isinstance(logprobs, dict):
+        return None
+    found = _of_chat(logprobs.get("content")) or _of_text(logprobs)
+    told = [math.exp(min(0.0, one)) for one in found if _is_logprob(one)]
+    if not told or len(told) < len(found):
+        return None
+    shares = [*told, max(0.0, 1 - sum(told))]
+    return FirstToken(max(told), -sum(share * math.log(share) for share in shares if share > 0))
+
+
+def _of_chat(content: Any) -> Sequence[Any]:
+    first = content[0] if isinstance(content, list) and content else None
+    if not isinstance(first, dict):
+        return ()
+    top = first.get("top_logprobs")
+    if isinstance(top, list) and top:
+        return [one.get("logprob") if isinstance(one, dict) else None for one in top]
+    return (first.get("logprob"),)
+
+
+def _of_text(logprobs: Json) -> Sequence[Any]:
+    top = logprobs.get("top_logprobs")
+    if isinstance(top, list) and top and isinstance(top[0], dict) and top[0]:
+        return list(top[0].values())
+    own = logprobs.get("token_logprobs")
+    return (own[0],) if isinstance(own, list) and own else ()
+
+
+def _is_logprob(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and _LEAST_LOGPROB <= value <= _MOST_LOGPROB

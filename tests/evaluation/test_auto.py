@@ -1,0 +1,72 @@
+"""What a chosen length would have given is read off the records, and no model is asked."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from gateway.errors import StartupError
+from gateway.evaluation.auto import by_probe, by_rules, families, fixed, would_give
+from gateway.policy.length import choose_length
+from gateway.policy.length_rules import AutoRule, LengthRule
+from gateway.protocol import parse_chat
+from tests.evaluation.families import GUIDED, LENGTHS, examples, manifest, questions
+
+COUNT = 40
+ASKED = questions(COUNT)
+FAMILY = families(manifest(COUNT), examples(ASKED, told=True), ASKED)[0]
+
+
+def test_a_family_is_one_setting_at_all_its_lengths_and_the_student_alone() -> None:
+    assert FAMILY.lengths == (0, *LENGTHS)
+    assert FAMILY.setting["projection"] == "cutoff"
+    assert len(FAMILY.cells) == COUNT
+    assert [cell.teacher_tokens for cell in FAMILY.cells[0]] == [0, *LENGTHS]
+
+
+def test_a_question_that_one_length_did_not_answer_is_left_out() -> None:
+    """Else lengths would be compared on different questions."""
+    lost = GUIDED.of_tokens(20).name
+    some = [one for one in examples(ASKED, told=True) if (one.setting, one.question) != (lost, "7")]
+    family = families(manifest(COUNT), some, ASKED)[0]
+    assert set(family.questions) == {one.id for one in ASKED} - {"7"}
+
+
+def test_a_run_without_lengths_says_what_it_lacks() -> None:
+    alone = [one for one in examples(ASKED, told=True) if one.mode == "student"]
+    with pytest.raises(StartupError, match="several --tokens"):
+        families(manifest(COUNT), alone, ASKED)
+
+
+def test_every_fixed_length_gives_what_the_records_say() -> None:
+    gave = fixed(FAMILY)
+    assert [gave[tokens].right for tokens in FAMILY.lengths] == [0.5, 0, 0, 0.6]
+    assert gave[80].teacher_tokens == 80
+    assert gave[40].usd == pytest.approx(0.0005)
+
+
+def test_rules_give_what_they_would_choose_on_the_path() -> None:
+    """The same choice as the gateway makes for the same body."""
+    rule = AutoRule(rules=(LengthRule(name="sums", prompt="maths", tokens=80),), default=20)
+    choose = by_rules(rule)
+    chosen = [choose(asked) for asked in FAMILY.asked]
+    for question, tokens in zip(ASKED, chosen, strict=True):
+        body = {"model": "chat", "max_tokens": 200, "messages": [{"role": "user", "content": question.text}]}
+        on_the_path = parse_chat(orjson.dumps(body))
+        assert choose_length(rule, on_the_path, 200, {}).tokens == tokens
+    gave = would_give(FAMILY, chosen)
+    assert gave.lengths == {0: 0, 20: COUNT // 2, 40: 0, 80: COUNT // 2}
+    assert gave.right == 0.5
+
+
+def test_a_sure_student_is_left_alone() -> None:
+    sure = {one.id: 0.95 for index, one in enumerate(ASKED) if not index % 2}
+    chosen = by_probe(lambda _: 80, sure, 0.9, FAMILY)
+    assert would_give(FAMILY, chosen).right == 1.0
+
+
+def test_a_length_between_two_is_judged_by_the_shorter() -> None:
+    """Never by one that gave more help than was chosen, but where the shortest is longer."""
+    assert [FAMILY.lengths[FAMILY.nearest(tokens)] for tokens in (0, 1, 20, 39, 40, 79, 500)] == [
+        0, 20, 20, 20, 40, 40, 80,
+    ]  # fmt: skip

@@ -1,0 +1,168 @@
+"""How long guidance may be, chosen per request: by rules, by a model, and never against the caller's own limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.continuation import Continuation
+from gateway.policy.length import BY_RULE, TOO_SHORT, choose_length
+from gateway.policy.length_model import Predicted
+from gateway.policy.length_rules import AutoRule
+from gateway.policy.question_features import FEATURES, looks_of
+from gateway.policy.resolve import Look, Plan, resolve
+from gateway.policy.schema import GuidanceRule, TenantPolicy
+from gateway.protocol import ChatRequest, parse_chat, parse_text_completion
+
+WORDS = "Tom buys 3 apples at $2 each. How much does he pay in total?"
+
+
+def asked(text: str = WORDS, **more: Any) -> ChatRequest:
+    return parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": text}], **more}))
+
+
+def planned(chat: ChatRequest, headers: dict[str, str] | None = None, **auto: Any) -> Plan:
+    route = {
+        "model": "chat",
+        "mode": "guided",
+        "teacher": "big",
+        "student": "small",
+        "guidance": {"tokens": "auto", "auto": auto},
+        "overrides": {"guidance_tokens": 100},
+    }
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    look = Look(Continuation("trailing"))
+    return resolve(policy, policy.routes[0], chat, lambda _: look, headers=headers or {})
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "tokens"),
+    [
+        (WORDS, "maths", 60),
+        ("Where do fish live?\nA) sea\nB) tree\nC) shelf", "choice", 30),
+        ("Where do fish live? Choices: (a) sea (b) tree", "choice", 30),
+        ("Why does this fail?\n```\nprint(1\n```", "code", 40),
+        ("List three uses of salt.", "list", 40),
+        ("Why is the sky blue?", "other", 40),
+        ("Write a poem", "other", 40),
+        ("Thanks a lot!", "trivial", 0),
+    ],
+)
+def test_plain_auto_tells_kinds_of_questions_apart(text: str, prompt: str, tokens: int) -> None:
+    chosen = choose_length(AutoRule(), asked(text), None, {})
+    assert (chosen.prompt, chosen.tokens) == (prompt, tokens)
+    assert chosen.by == ("default" if chosen.rule is None else "rule")
+    assert chosen.unguided == (None if tokens else BY_RULE)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "tokens", "unguided"),
+    [(None, 60, None), (120, 60, None), (119, 59, None), (32, 16, None), (31, 0, TOO_SHORT)],
+)
+def test_an_opening_is_at_most_half_of_what_the_caller_wants(
+    max_tokens: int | None, tokens: int, unguided: str | None
+) -> None:
+    """Below the least length there is none at all: the teacher would write the answer, and the student nothing."""
+    chosen = choose_length(AutoRule(), asked(), max_tokens, {})
+    assert (chosen.tokens, chosen.unguided) == (tokens, unguided)
+
+
+@given(
+    text=st.text(max_size=300).filter(str.strip) | st.sampled_from([WORDS, "Hi", "A) x B) y", "```"]),
+    bounds=st.tuples(st.integers(1, 100), st.integers(0, 100)),
+    max_tokens=st.none() | st.integers(1, 400),
+)
+def test_whatever_is_asked_the_length_keeps_within_its_bounds(
+    text: str, bounds: tuple[int, int], max_tokens: int | None
+) -> None:
+    least, most = bounds[0], bounds[0] + bounds[1]
+    chosen = choose_length(AutoRule(min=least, max=most), asked(text), max_tokens, {})
+    assert chosen.tokens == 0 or least <= chosen.tokens <= most
+    assert max_tokens is None or chosen.tokens <= max_tokens // 2
+    assert (chosen.unguided is None) == (chosen.tokens > 0)
+    assert choose_length(AutoRule(min=least, max=most), asked(text), max_tokens, {}) == chosen
+
+
+@given(text=st.text(max_size=5000).filter(str.strip), max_tokens=st.none() | st.integers(1, 10**6))
+def test_every_text_has_as_many_finite_features(text: str, max_tokens: int | None) -> None:
+    numbers = looks_of(asked(text), max_tokens).numbers
+    assert len(numbers) == len(FEATURES)
+    assert all(0 <= number <= 20 for number in numbers)
+
+
+def test_only_the_question_is_looked_at() -> None:
+    """What was said before it tells nothing of how hard it is; and a few-shot prompt holds other questions."""
+    before = [{"role": "user", "content": WORDS}, {"role": "assistant", "content": "6"}]
+    chat = parse_chat(orjson.dumps({"model": "x", "messages": [*before, {"role": "user", "content": "Thanks!"}]}))
+    assert looks_of(chat, None).prompt == "trivial"
+    raw = parse_text_completion(orjson.dumps({"model": "x", "prompt": f"Q: {WORDS}\nA: 6\n\nQ: Why so?\nA:"}))
+    assert looks_of(raw, None).prompt == "other"
+
+
+def test_rules_of_a_policy_come_in_their_order_and_read_the_question_and_headers() -> None:
+    own = [
+        {"name": "team", "when": {"header": {"x-team": "blue"}}, "tokens": 20},
+        {"name": "apples", "when": {"contains": "APPLES"}, "tokens": 50},
+        {"name": "rest", "prompt": "maths", "tokens": 0},
+    ]
+    plan = planned(asked(), {"x-team": "blue"}, rules=own)
+    assert plan.length is not None
+    assert plan.guidance is not None
+    assert (plan.length.rule, plan.guidance.tokens) == ("team", 20)
+    plan = planned(asked(), rules=own)
+    assert plan.length is not None
+    assert plan.length.rule == "apples"
+    plan = planned(asked("What is 3 plus 4 in total?"), rules=own)
+    assert (plan.guidance, plan.unguided) == (None, BY_RULE)
+    system = [{"role": "system", "content": "Apples."}, {"role": "user", "content": "Why?"}]
+    chat = parse_chat(orjson.dumps({"model": "chat", "messages": system}))
+    plan = planned(chat, rules=own)
+    assert plan.length is not None
+    assert plan.length.by == "default", "what stands before the question is not looked at"
+
+
+def test_a_callers_own_number_goes_before_auto() -> None:
+    plan = planned(asked(max_tokens=200), {"x-gkt-guidance-tokens": "90"})
+    assert plan.guidance is not None
+    assert (plan.guidance.tokens, plan.length) == (90, None)
+
+
+def test_the_route_promises_no_more_than_its_most() -> None:
+    """What engines are warned of, and what a teacher's queue is for, is the longest that may be asked."""
+    assert GuidanceRule().most_tokens == 40
+    assert GuidanceRule.model_validate({"tokens": "auto"}).most_tokens == 80
+    assert GuidanceRule.model_validate({"tokens": "auto", "auto": {"max": 30}}).auto.default == 30
+
+
+class Says:
+    """A learned model that says one thing."""
+
+    name = "said.1"
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def predict(self, numbers: Any) -> Predicted:
+        assert len(numbers) == len(FEATURES)
+        return Predicted(self.tokens, 0.75)
+
+
+@pytest.mark.parametrize(("said", "tokens"), [(0, 0), (8, 16), (40, 40), (400, 80)])
+def test_a_models_word_is_kept_within_the_bounds(said: int, tokens: int) -> None:
+    rule = AutoRule().model_copy(update={"model": Says(said)})
+    chosen = choose_length(rule, asked(), None, {})
+    assert (chosen.tokens, chosen.by, chosen.model, chosen.score) == (tokens, "model", "said.1", 0.75)
+
+
+def test_a_policys_rules_go_before_a_model_and_the_built_in_ones_do_not() -> None:
+    model = {"model": Says(40)}
+    assert choose_length(AutoRule().model_copy(update=model), asked("Hi"), None, {}).by == "model"
+    own = AutoRule.model_validate({"rules": [{"name": "hi", "prompt": "trivial", "tokens": 0}]}).model_copy(
+        update=model
+    )
+    assert choose_length(own, asked("Hi"), None, {}).rule == "hi"
+    assert choose_length(own, asked(), None, {}).by == "model"
