@@ -33,7 +33,7 @@ _NUMBERED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-_UNITS = re.compile(r"[\s.]*[A-Za-z/ ]{0,24}[\s.]*")
+_UNITS = re.compile(r"\s*[A-Za-z/ ]{0,24}[\s.]*")
 _WORDS = {
     word: value
     for value, word in enumerate(

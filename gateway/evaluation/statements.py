@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 # A model that was shown questions and answers may go on with a question of its own.
-_NEXT_QUESTION = re.compile(r"^[ \t*]*(?:Q|Question)[ \t*]*:", re.MULTILINE)
+_NEXT_QUESTION = re.compile(r"^[ \t*]*(?:Q|Question)[ \t*]*:|(?<=[.!?)\]] )(?:Q|Question):", re.MULTILINE)
 _ITS_ANSWER = re.compile(r"^[ \t*]*(?:A|Answer)[ \t*]*:", re.MULTILINE)
 
 _CUE = re.compile(
@@ -88,9 +88,10 @@ def statements(text: str) -> list[Statement]:
     for cue in _CUE.finditer(text):
         if _DENIED.match(text, cue.end()):
             continue
-        said = sentence_at(text, cue.end())
+        marked = cue[0] == "####"
+        said = text[cue.end() :].partition("\n")[0].strip() if marked else sentence_at(text, cue.end())
         if said:
-            found.append(Statement(said, cue[0] == "####", _DUTY.search(cue[0]) is not None))
+            found.append(Statement(said, marked, _DUTY.search(cue[0]) is not None))
     return found
 
 
