@@ -20,6 +20,7 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 _DUTY = re.compile(r"\banswer\s+(?:should|must|has to)\b", re.IGNORECASE)
+_DENIED = re.compile(r"(?:\bnot|n't|\bnor|\bthan|\bopposed to|\binstead of)\s+(?:the\s+)?\Z", re.IGNORECASE)
 _LEADING = re.compile(r"(?:(?:the|a|an|option|choice|letter|answer)\s+|[\"'\u201c(\[]\s*)+", re.IGNORECASE)
 
 
@@ -74,7 +75,8 @@ class _Reader:
         some = "|".join(sorted(map(re.escape, choices), key=len, reverse=True))
         # "(c)"; "option c"; "c)" and "C." where a word or a line begins.
         self._marked = re.compile(
-            rf"\(\s*({some})\s*\)|\b(?:option|choice)\s+({some})\b|(?:(?<=\A)|(?<=[\s\"']))({some})\)|^[ \t>*-]*({some})[.:](?=\s|\Z)",
+            rf"\(\s*({some})\s*\)|\b(?:option|choice)\s+({some})\b"
+            rf"|(?<![^\s\"'])({some})\)|^[ \t>*-]*({some})[.:](?=\s|\Z)",
             re.IGNORECASE | re.MULTILINE,
         )
         self._first = re.compile(rf"({some})(?=[)\].:,;\"'\u201d]|\s*\Z|\s+(?:because|since|-))", re.IGNORECASE)
@@ -90,8 +92,12 @@ class _Reader:
         return self._bold.sub(r"(\1)", text).replace("**", "").strip()
 
     def letters(self, text: str) -> list[str]:
-        """The letters that it mentions as such, in order, again where again."""
-        return [self._letters[next(filter(None, mark.groups())).lower()] for mark in self._marked.finditer(text)]
+        """The letters that it mentions as such and does not deny, in order, again where again."""
+        return [
+            self._letters[next(filter(None, mark.groups())).lower()]
+            for mark in self._marked.finditer(text)
+            if not _DENIED.search(text[: mark.start()])
+        ]
 
     def named(self, text: str) -> list[str]:
         """The choices whose texts it holds, in order."""
