@@ -160,6 +160,11 @@ def test_every_whole_number_is_read_as_it_is_written(whole: int) -> None:
     assert value(f"That makes {whole}.") == whole
 
 
+def test_digits_without_end_are_no_number() -> None:
+    assert value("The answer is " + "1" * 10_000) is None
+    assert value("The answer is 7, or " + "1" * 10_000) == 7
+
+
 @given(st.text())
 def test_any_text_is_read_without_an_error(text: str) -> None:
     result(text)
