@@ -83,19 +83,20 @@ class _Reader:
         # A text that two of them have names neither.
         self._texts = {_folded(one): letter for letter, one in choices.items() if said[_folded(one)] == 1}
         some = "|".join(sorted(map(re.escape, choices), key=len, reverse=True))
-        # "(c)"; "option c"; "c)" and "C." where a word or a line begins.
+        # The longest first: "bus station" is not "bus".
+        longest = "|".join(sorted(map(_loosely, self._texts), key=len, reverse=True))
+        named = rf"\b(?:{longest})(?:e?s)?\b" if longest else r"(?!)"
+        self._named = re.compile(named, re.IGNORECASE)
+        # "(c)"; "option c"; "c)" and "C." where a word or a line begins. "A:" alone announces an answer.
         self._marked = re.compile(
             rf"\(\s*({some})\s*\)|\b(?:option|choice)\s+({some})\b"
-            rf"|(?<![^\s\"'])({some})\)|^[ \t>*-]*({some})[.:](?=\s|\Z)",
+            rf"|(?<![^\s\"'])({some})\)|^[ \t>*-]*({some})(?:\.(?=\s|\Z)|:(?=\s*{named}))",
             re.IGNORECASE | re.MULTILINE,
         )
         self._first = re.compile(rf"({some})(?=[)\].:,;\"'\u201d]|\s*\Z|\s+(?:because|since|-))", re.IGNORECASE)
         self._alone = re.compile(rf"\W*({some})\W*", re.IGNORECASE)
         self._bold = re.compile(rf"\*\*\s*({some})\s*\*\*", re.IGNORECASE)
         self._capital = re.compile(rf"({some})\b", re.IGNORECASE)
-        # The longest first: "bus station" is not "bus".
-        named = "|".join(sorted(map(_loosely, self._texts), key=len, reverse=True))
-        self._named = re.compile(rf"\b(?:{named})(?:e?s)?\b" if named else r"(?!)", re.IGNORECASE)
 
     def bare(self, text: str) -> str:
         """The text without bold marks; a letter in bold is one in brackets."""

@@ -70,6 +70,8 @@ def test_a_stated_text_stands_for_its_letter(text: str, letter: str) -> None:
         ("Ships are kept safe in a harbour.", "a"),
         ("(c) bus station is not an option. The answer is (d) attic.", "d"),
         ("(c) harbour.", "c"),
+        ("A: harbour", "a"),
+        ("C: Bus station", "c"),
     ],
 )
 def test_an_answer_that_is_little_but_a_choice_names_it(text: str, letter: str) -> None:
@@ -105,6 +107,7 @@ def test_among_several_the_one_that_is_concluded_counts(text: str, letter: str) 
         "The answer is not (a).",
         "(a) and (b).",
         "It depends.",
+        "A: A: A: A:",
         # Named to be turned down.
         "(c) bus station is not an option.",
         "Option (a) cannot be meant.",
