@@ -27,8 +27,9 @@ _LONGEST = 100  # characters; what is longer is no number that anybody asked for
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 # What follows a number that is but a part of a sum, or counts an unknown.
 _GOES_ON = re.compile(r"[)\s]*[-+*/^]|\s+x\s|[xyn]\b")
-_NEXT_STEP = re.compile(
-    r"\W*(?:next|now|then|first|second|third|finally|lastly|let'?s|let us|we need to)\b", re.IGNORECASE
+# Begins a sentence that only tells a result again, or is cut off before it tells anything.
+_TELLS_AGAIN = re.compile(
+    r"\W*(?:so|thus|therefore|hence|this (?:means|gives)|the(?: answer(?: is)?)?\Z)\b", re.IGNORECASE
 )
 _DANGLING = re.compile(r"[-+*/=]\W*\Z")
 # The number of a list's item, of a heading's, of a step.
@@ -60,21 +61,18 @@ def result(text: str) -> Amount | None:
     What it states ("The answer is", "####", a LaTeX box) wins, and the last statement over earlier ones. Without a
     statement: of the last paragraph with a number, the last one in bold, else the last number; in a sentence with
     equals signs the one behind the last sign that has a whole result. A text that breaks off has the last number
-    behind an equals sign, and none where it went on to something else since ("Next,", "12 +"). Numbers of lists and
-    steps, ordinals and program code do not count.
+    behind an equals sign, and none where it went on to something else since. Numbers of lists and steps, ordinals and
+    program code do not count.
     """
-    text = plain(own_part(text))
+    own = own_part(text)
+    text = plain(own)
     for statement in reversed(statements(text)):
         found = _whole(statement.said) if statement.marked else _stated(statement.said)
         if found is not None:
             return found
     text = _NUMBERED.sub(" ", text)
-    if not is_whole(text):
-        for sentence in reversed(sentences(text)):
-            if (found := _behind_equals(sentence)) is not None:
-                return found
-            if _NEXT_STEP.match(sentence) or _DANGLING.search(sentence):
-                return None
+    if not is_whole(text) and not is_whole(own):
+        return _on_the_way(sentences(text))
     for paragraph in reversed(re.split(r"\n\s*\n", text)):
         bold = [amount for mark in _BOLD.finditer(paragraph) if (amount := _whole(mark[1])) is not None]
         if bold:
@@ -83,6 +81,18 @@ def result(text: str) -> Amount | None:
             if (found := _concluded(sentence)) is not None:
                 return found
     return None
+
+
+def _on_the_way(told: list[str]) -> Amount | None:
+    """What a text that breaks off had come to."""
+    if not told or _DANGLING.search(told[-1]):
+        return None
+    for sentence in reversed(told):
+        if (found := _behind_equals(sentence)) is not None:
+            return found
+        if not _TELLS_AGAIN.match(sentence):
+            break
+    return _concluded(told[-1]) if len(told) == 1 or _TELLS_AGAIN.match(told[-1]) else None
 
 
 def equals(found: Amount, right: str, tolerance: str = "0") -> bool:

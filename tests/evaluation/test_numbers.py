@@ -95,11 +95,17 @@ def test_program_code_is_no_result_but_what_it_printed_is() -> None:
         ("The mean guess is \\[ \\frac{80 + 60 + 100}{3} = \\", None),
         # A fact told again from the question is on the way to a result.
         ("Water in it: 2 * 3 = 6. Next, the other jug. It holds 15 litres of water. Therefore, the water is", None),
+        ("It took 4 + 2 = 6 hours. She wants to walk the", None),
+        ("He is left with 40 - 15 = 25. The way between them is 25 - 2", None),
+        ("The file is large. It has 200", None),
         ("So 12 - 6 = 6 miles are left.\n\nFinally, we work out the speed that is", None),
         ("The first plan makes 5125 - 5000 = 125.\n\nNext, the other plan. It costs 8000 and", None),
         # The result was there, and was only about to be said again.
         ("He runs 9 * 60 = 540 metres.\n\nTherefore, the metres that he runs in all", 540),
         ("Now, we add them: 3 + 4 + 0 = 7\n\nThus, on that day", 7),
+        ("Eggs cost $4 each. So she pays 4 x $4 = $16 for", 16),
+        ("So 98 - 40 = 58. The answer", 58),
+        ("That is 9 * 2 = 18.\n\nLet us confirm it with code.\n```python\nprice = 2", 18),
     ],
 )
 def test_an_answer_that_breaks_off_has_what_it_had_worked_out(text: str, expected: int | None) -> None:
