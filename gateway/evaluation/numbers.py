@@ -1,0 +1,184 @@
+"""The number that an answer comes to, and whether it is the right one. Pure."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.evaluation.statements import is_whole, own_part, plain, sentences, statements
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.^])(?<!\^\{)"
+    r"(?P<sign>-)?(?P<currency>[$\u20ac\u00a3]\s?(?P<inner>-)?)?"
+    r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:[eE](?P<power>[+-]?[0-9]{1,2})(?![A-Za-z0-9]))?"
+    r"(?:/(?P<below>[0-9]+)(?![0-9/.]))?"
+    r"(?P<percent>\s?%)?"
+)
+_TIME = re.compile(r":(?P<minutes>[0-9]{2})(?![0-9])")
+_LATE_PART = re.compile(r"[0-9]:\Z")
+_OPERAND = re.compile(r"(?:\w|[0-9)%]\s+|[)%])\Z")
+_LOOK_BACK = 8
+_LONGEST = 100  # characters; what is longer is no number that anybody asked for
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+# What follows a number that is but a part of a sum, or counts an unknown.
+_GOES_ON = re.compile(r"[)\s]*[-+*/^]|\s+x\s|[xyn]\b")
+# Begins a sentence that only tells a result again, or is cut off before it tells anything.
+_TELLS_AGAIN = re.compile(
+    r"\W*(?:so|thus|therefore|hence|this (?:means|gives)|the(?: answer(?: is)?)?\Z)\b", re.IGNORECASE
+)
+_DANGLING = re.compile(r"[-+*/=]\W*\Z")
+# The number of a list's item, of a heading's, of a step.
+_NUMBERED = re.compile(
+    r"^[ \t>#*-]*[0-9]{1,2}[.)](?=\s|\*)|\b(?:step|part|question|example)\s+[0-9]{1,2}\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_UNITS = re.compile(r"\s*[A-Za-z/ ]{0,24}[\s.]*")
+_WORDS = {
+    word: value
+    for value, word in enumerate(
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    )
+}
+
+
+class Amount(NamedTuple):
+    """A number as an answer writes it, and what it is worth. A percentage is worth what stands before the sign."""
+
+    written: str
+    value: Fraction
+    percent: bool = False
+
+
+def result(text: str) -> Amount | None:
+    """The number that an answer comes to; None where there is none.
+
+    What it states ("The answer is", "####", a LaTeX box) wins, and the last statement over earlier ones. Without a
+    statement: of the last paragraph with a number, the last one in bold, else the last number; in a sentence with
+    equals signs the one behind the last sign that has a whole result. A text that breaks off has the last number
+    behind an equals sign, and none where it went on to something else since. Numbers of lists and steps, ordinals and
+    program code do not count.
+    """
+    own = own_part(text)
+    text = plain(own)
+    for statement in reversed(statements(text)):
+        found = _whole(statement.said) if statement.marked else _stated(statement.said)
+        if found is not None:
+            return found
+    text = _NUMBERED.sub(" ", text)
+    if not is_whole(text) and not is_whole(own):
+        return _on_the_way(sentences(text))
+    for paragraph in reversed(re.split(r"\n\s*\n", text)):
+        bold = [amount for mark in _BOLD.finditer(paragraph) if (amount := _whole(mark[1])) is not None]
+        if bold:
+            return bold[-1]
+        for sentence in reversed(sentences(paragraph)):
+            if (found := _concluded(sentence)) is not None:
+                return found
+    return None
+
+
+def _on_the_way(told: list[str]) -> Amount | None:
+    """What a text that breaks off had come to."""
+    if not told or _DANGLING.search(told[-1]):
+        return None
+    for sentence in reversed(told):
+        if (found := _behind_equals(sentence)) is not None:
+            return found
+        if not _TELLS_AGAIN.match(sentence):
+            break
+    return _concluded(told[-1]) if len(told) == 1 or _TELLS_AGAIN.match(told[-1]) else None
+
+
+def equals(found: Amount, right: str, tolerance: str = "0") -> bool:
+    """Whether it is the right number, by value: 60 % is as good as 60 and as 0.6. Raises ValueError as `number`."""
+    wanted, within = number(right), number(tolerance).value
+    values = {found.value, found.value / 100} if found.percent and not wanted.percent else {found.value}
+    return any(abs(value - wanted.value) <= within for value in values)
+
+
+def number(text: str) -> Amount:
+    """What a data set gives as a number: "18", "-2.5", "$1,200", "3/4". Raises ValueError where it is none."""
+    found = _whole(plain(text))
+    if found is None:
+        raise ValueError("not a number")
+    return found
+
+
+def _stated(said: str) -> Amount | None:
+    found = _behind_equals(said) or next(_amounts(said), None)
+    if found is not None:
+        return found
+    word = said.lower().partition(" ")[0].strip(",;:")
+    return Amount(word, Fraction(_WORDS[word])) if word in _WORDS else None
+
+
+def _concluded(sentence: str) -> Amount | None:
+    return _behind_equals(sentence) or next(reversed(list(_amounts(sentence))), None)
+
+
+def _behind_equals(sentence: str) -> Amount | None:
+    """The first number behind the last equals sign that has one and no sum."""
+    for part in reversed(sentence.split("=")[1:]):
+        found = next(_placed(part), None)
+        if found is not None and not _GOES_ON.match(part, found[2]):
+            return found[0]
+    return None
+
+
+def _whole(text: str) -> Amount | None:
+    """The number, where the text is one and nothing else but a unit; what stands behind an equals sign, with one."""
+    text = text.replace("**", "").strip()
+    if "=" in text:
+        text = text.rpartition("=")[2].strip()
+    found = next(_placed(text), None)
+    if found is None:
+        return None
+    amount, start, end = found
+    return amount if start == 0 and _UNITS.fullmatch(text, end) else None
+
+
+def _amounts(text: str) -> Iterator[Amount]:
+    return (amount for amount, _, _ in _placed(text))
+
+
+def _placed(text: str) -> Iterator[tuple[Amount, int, int]]:
+    for match in _NUMBER.finditer(text):
+        value = _value(match, text)
+        if value is not None:
+            sign = match["sign"] is not None and not _is_minus(match, text)
+            written = match[0].strip() if sign or match["sign"] is None else match[0][1:].strip()
+            negative = sign or match["inner"] is not None
+            yield (
+                Amount(written, -value if negative else value, match["percent"] is not None),
+                match.start(),
+                match.end(),
+            )
+
+
+def _value(match: re.Match[str], text: str) -> Fraction | None:
+    """Without its sign; None where it is an ordinal, or part of a time that is no whole hour."""
+    if len(match[0]) > _LONGEST or _ORDINAL.match(text, match.end()) or _LATE_PART.search(_before(match, text)):
+        return None
+    time = _TIME.match(text, match.end())
+    if time is not None and time["minutes"] != "00":
+        return None
+    below = Fraction(match["below"] or 1)
+    if not below:
+        return None
+    return Fraction(match["number"].replace(",", "")) * Fraction(10) ** int(match["power"] or 0) / below
+
+
+def _is_minus(match: re.Match[str], text: str) -> bool:
+    """Whether the dash takes away from what stands before it, or joins words."""
+    return _OPERAND.search(_before(match, text)) is not None
+
+
+def _before(match: re.Match[str], text: str) -> str:
+    """The little that stands before it: a whole text would make reading it take the square of its length."""
+    return text[max(0, match.start() - _LOOK_BACK) : match.start()]
