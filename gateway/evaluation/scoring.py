@@ -109,6 +109,7 @@ class Scoring:
         Raises:
             Unscored: it is not known: the judge's reply cannot be read, or a plug-in failed. It is no 0.
             EngineError: the judge's model did not answer.
+            StartupError: the question wants a judge and there is none, or a plug-in that is not there.
         """
         try:
             return await self._score(answer, question)
@@ -117,13 +118,19 @@ class Scoring:
             raise
 
     async def _score(self, answer: str, question: Question) -> Verdict:
-        if self._instead is not None:
-            return _plugged_in(self._instead, answer, question)
+        own = self._instead or (plug_in(question.scorer) if is_plug_in(question.scorer) else None)
+        if own is not None:
+            return _plugged_in(own, answer, question)
         if question.scorer != JUDGE:
             return SCORERS[question.scorer](answer, question)
         if self._judge is None:
             raise StartupError(f"question '{question.id}' wants a judge: name a model with --judge")
         return await self._judge.score(own_part(answer), question)
+
+
+def is_plug_in(name: str) -> bool:
+    """Whether a scorer's name is `package.module:function`."""
+    return ":" in name
 
 
 def plug_in(name: str) -> Scorer:
