@@ -1,0 +1,91 @@
+"""From an answer, its receipt and its score to the line that a run keeps of it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.errors import EngineError
+from gateway.evaluation.judging import Unscored
+from gateway.evaluation.record import Example, Verdict
+
+if TYPE_CHECKING:
+    from gateway.evaluation.question import Question
+    from gateway.evaluation.staged import Answered
+    from gateway.ledger.receipt import Receipt
+
+_NOTHING = Decimal(0)
+
+
+class Score(Protocol):
+    """Holds an answer against its question."""
+
+    async def __call__(self, answer: str, question: Question) -> Verdict:
+        """Raises Unscored, and EngineErrors of a judge."""
+        ...
+
+
+async def scored_example(
+    setting: str, question: Question, answered: Answered, score: Score, total_s: float | None = None
+) -> Example:
+    """One line. An answer whose worth is not known keeps its text, and an error's label.
+
+    Args:
+        setting: its name.
+        total_s: as a caller saw it, in a live run.
+    """
+    verdict, alone, error = Verdict(0.0), Verdict(0.0), None
+    try:
+        verdict = await score(answered.text, question)
+        if answered.opening:
+            alone = await score(answered.opening, question)
+    except (Unscored, EngineError) as failed:
+        verdict, error = Verdict(0.0), failed.label
+    receipt = answered.receipt
+    teacher, student = receipt.teacher, receipt.student
+    return Example(
+        setting=setting,
+        question=question.id,
+        mode=receipt.mode,
+        score=verdict.score,
+        found=verdict.found,
+        text=answered.text,
+        finish=receipt.finish_reason,
+        unguided=receipt.unguided,
+        opening=answered.opening,
+        opening_score=alone.score,
+        kept_tokens=_kept(receipt),
+        teacher_input_tokens=0 if teacher is None else teacher.input_tokens,
+        teacher_output_tokens=0 if teacher is None else teacher.output_tokens,
+        student_input_tokens=0 if student is None else student.input_tokens,
+        student_output_tokens=0 if student is None else student.output_tokens,
+        cost_usd=receipt.cost_usd,
+        teacher_usd=_NOTHING if teacher is None else teacher.cost_usd,
+        baseline_usd=receipt.baseline_usd,
+        teacher_s=answered.teacher_s,
+        student_s=answered.student_s,
+        total_s=total_s,
+        error=error,
+    )
+
+
+def failed_example(setting: str, question: Question, label: str, mode: str) -> Example:
+    """One line for a question that nobody answered. `label`: what went wrong."""
+    return Example(
+        setting=setting,
+        question=question.id,
+        mode=mode,
+        score=0.0,
+        text="",
+        cost_usd=_NOTHING,
+        teacher_usd=_NOTHING,
+        baseline_usd=_NOTHING,
+        error=label,
+    )
+
+
+def _kept(receipt: Receipt) -> int:
+    """All that the teacher alone wrote is the answer."""
+    if receipt.guidance is not None:
+        return receipt.guidance.kept_tokens
+    return receipt.teacher.output_tokens if receipt.mode == "teacher" and receipt.teacher is not None else 0

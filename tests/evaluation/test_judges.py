@@ -1,0 +1,57 @@
+"""A model of the configuration as a judge."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from gateway.config import Settings
+from gateway.errors import StartupError
+from gateway.evaluation.judges import judge_of
+from gateway.evaluation.question import Question
+from gateway.evaluation.record import Verdict
+from tests.fakes import served
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QUESTION = Question("q", "Why is the sky blue?", "Short waves are scattered most.", "judge")
+
+
+def settings(url: str) -> Settings:
+    price = {"input_per_1m": Decimal(1), "output_per_1m": Decimal(1)}
+    return Settings.model_validate(
+        {"models": [{"name": "big", "protocol": "openai", "api_base": f"{url}/v1", "price": price}]}
+    )
+
+
+async def test_what_a_judge_said_is_kept_and_not_asked_for_again(tmp_path: Path) -> None:
+    """A fake, which can be relied on to say a score."""
+    bodies: list[dict[str, Any]] = []
+
+    async def judge(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        message = {"role": "assistant", "content": "Score: 8"}
+        return web.json_response({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", judge)
+    file = tmp_path / "generations.jsonl"
+    with served(app) as url:
+        for _ in range(2):
+            async with judge_of(settings(url), "big", file) as found:
+                assert await found.score("Blue light bounces most.", QUESTION) == Verdict(0.8, "8")
+    (body,) = bodies
+    assert body["temperature"] == 0
+    assert "Blue light bounces most." in body["messages"][0]["content"]
+    async with judge_of(settings("http://127.0.0.1:9"), "big", file) as found:
+        assert (await found.score("Blue light bounces most.", QUESTION)).correct
+
+
+async def test_a_judge_that_is_not_configured_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="the configuration has no such model"):
+        async with judge_of(settings("http://127.0.0.1:9"), "tiny", tmp_path / "generations.jsonl"):
+            pass
