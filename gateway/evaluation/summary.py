@@ -34,6 +34,7 @@ class Summary:
         cost_usd, teacher_usd: what the answers cost, and of it the teacher's part.
         baseline_usd: the teacher alone on these prompts and these answers, as receipts have it.
         teacher_s, student_s, total_s: seconds, the mean over the questions that have them; None where none has.
+        teacher_timed, student_timed: how many have them.
         modes, errors, unguided: what happened how often, by the words of receipts.
         cut: answers that ended at their limit.
     """
@@ -54,6 +55,8 @@ class Summary:
     teacher_s: float | None
     student_s: float | None
     total_s: float | None
+    teacher_timed: int
+    student_timed: int
     modes: Mapping[str, int]
     errors: Mapping[str, int]
     unguided: Mapping[str, int]
@@ -140,6 +143,8 @@ def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Summa
         teacher_s=_mean([one.teacher_s for one in examples]),
         student_s=_mean([one.student_s for one in examples]),
         total_s=_mean([one.total_s for one in examples]),
+        teacher_timed=sum(one.teacher_s is not None for one in examples),
+        student_timed=sum(one.student_s is not None for one in examples),
         modes=Counter(one.mode for one in examples),
         errors=Counter(one.error for one in examples if one.error is not None),
         unguided=Counter(one.unguided for one in examples if one.unguided is not None),
