@@ -1,0 +1,129 @@
+"""What was measured beside what the paper reports, where the data set is one of its two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.evaluation import published
+from gateway.evaluation import wording as w
+from gateway.evaluation.tables import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.evaluation.report import Group, Row, Section
+
+CAVEAT = (
+    "Models, scale, prices and machines differ, so the figures need not agree: the paper's pairs are of 3B to 70B and "
+    "sample at temperature 0.8. What can be compared is which way guidance moves the student, and how far it goes."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Figures of both, the paper's claims with what was measured of each, and notes on the paper's own slips."""
+
+    pairs: Table
+    claims: Table
+    notes: tuple[str, ...]
+
+
+def beside(section: Section) -> Beside | None:
+    """None where the paper has nothing on the data set."""
+    data = published.data_set(section.run.manifest.data)
+    if data is None:
+        return None
+    lengths = {row.summary.setting["tokens"] for row in section.rows if row.summary.mode == "guided"}
+    measured = [cells for group in section.groups for row in group.guided for cells in [_measured(section, group, row)]]
+    pairs = Table(
+        "Pairs",
+        (
+            "pair",
+            "m",
+            "projection",
+            "answer at most",
+            "student",
+            "teacher",
+            "guidance alone",
+            "guided",
+            "to the student",
+            "speed-up",
+        ),
+        (*measured, *(_published(data, one) for one in published.pairs(data, lengths))),
+        f"Accuracy in percent, on {published.QUESTIONS[data]:,} questions in the paper and with "
+        f"{published.EXEMPLARS[data]} exemplars in the prompt. Of the paper: rows with a length of guidance that was "
+        "measured here too, or all where there is none.",
+    )
+    notes = (*published.NOTES[data], published.NOTE_ON_TIMES)
+    return Beside(pairs, Table("Claims", ("claim", "paper", "measured"), tuple(_claims(section))), notes)
+
+
+def _measured(section: Section, group: Group, row: Row) -> tuple[str, ...]:
+    manifest, setting = section.run.manifest, row.summary.setting
+    student, teacher = group.one("student"), group.one("teacher")
+    opening = row.summary.opening_correct
+    several = f" ({group.title})" if len(section.groups) > 1 else ""
+    return (
+        f"measured: {manifest.teacher} over {manifest.student}{several}",
+        str(setting["tokens"]),
+        setting["projection"],
+        str(setting["max_tokens"]),
+        w.percent(None if student is None else student.summary.accuracy),
+        w.percent(None if teacher is None else teacher.summary.accuracy),
+        w.percent(None if opening is None else opening / row.summary.n),
+        w.percent(row.summary.accuracy),
+        w.points(None if row.student is None else row.student.difference),
+        w.times(None if row.measured is None else row.measured.speed_up),
+    )
+
+
+def _published(data: str, pair: published.Pair) -> tuple[str, ...]:
+    return (
+        f"paper, Table {pair.table}: {pair.teacher} over {pair.student}",
+        str(pair.m),
+        pair.projection,
+        str(pair.limit),
+        _percent(published.alone(data, pair.student, pair.limit)),
+        _percent(published.alone(data, pair.teacher, pair.limit)),
+        _percent(pair.own),
+        _percent(pair.accuracy),
+        f"{pair.delta:+.2f}".replace("-", "\u2212"),
+        w.times(pair.speed_up),
+    )
+
+
+def _claims(section: Section) -> Iterator[tuple[str, str, str]]:
+    """Of the best guided setting, or where none pays, the most accurate of all."""
+    guided = [row for group in section.groups for row in group.guided]
+    bests = [row for group in section.groups if (row := group.best_row) is not None]
+    if not guided:
+        return
+    row = max(bests or guided, key=lambda one: one.summary.accuracy)
+    token_share = None if row.measured is None else row.measured.token_share
+    cost_share = None if row.measured is None else row.measured.cost_share
+    kept, tokens = w.percent(published.KEPT), w.percent(published.TOKEN_SHARE)
+    yield "part of the teacher's accuracy that is kept", f"{kept} (ChatGPT over Llama2-70B)", w.part(row.kept)
+    yield "at this part of the teacher's output tokens", f"{tokens} (called cost)", w.percent(token_share)
+    yield "and this part of its whole cost", "not reported", w.percent(cost_share)
+    best = {"gsm8k": ("+14.2", "10.72\u00d7"), "csqa": ("+14.0", "7.73\u00d7")}
+    gain, speed = best[published.data_set(section.run.manifest.data) or "gsm8k"]
+    gained = None if row.student is None else row.student.difference
+    yield "points above the student alone", f"{gain} (Llama2-70B over Llama2-7B)", w.points(gained)
+    sped = None if row.measured is None else row.measured.speed_up
+    yield "speed-up over the teacher alone", f"{speed} (the same pair)", w.times(sped)
+    seconds = published.TRACE_S
+    teacher = next((group.one("teacher") for group in section.groups if row in group.rows), None)
+    alone = None if teacher is None else teacher.times.kept_s
+    stages = ", ".join(w.seconds(one) for one in (row.times.teacher_s, row.times.student_s, row.times.kept_s))
+    told = f"{seconds['guidance']}, {seconds['completion']}, {seconds['both']}; {seconds['teacher alone']}"
+    yield (
+        "seconds per answer: guidance, completion, both; the teacher alone",
+        f"{told} (GSM8K, Llama2-13B over Llama2-7B)",
+        f"{stages}; {w.seconds(alone)}",
+    )
+    yield "measured with", "", row.label
+
+
+def _percent(value: float | None) -> str:
+    return w.NONE if value is None else f"{value:.2f}{w.PERCENT}"

@@ -1,0 +1,197 @@
+"""What a report says, as data: a row for each setting, beside the teacher and the student that were asked the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gateway.evaluation.comparison import Comparison, compared, gap_closed, kept
+from gateway.evaluation.frontier import Point, best
+from gateway.evaluation.labels import answered_by, asked_in_words, label
+from gateway.evaluation.statistics import holm
+from gateway.evaluation.summary import reference, summaries, summarised
+from gateway.evaluation.times import StageTime, Times, stage_times, times
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from decimal import Decimal
+
+    from gateway.evaluation.comparison import Part
+    from gateway.evaluation.frontier import Best
+    from gateway.evaluation.record import Example
+    from gateway.evaluation.run_records import RunRecords
+    from gateway.evaluation.setting import Mode
+    from gateway.evaluation.summary import Summary
+
+    Answers = Mapping[str, Example]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A setting's cost and tokens beside the teacher alone, on the questions that both answered.
+
+    Attributes:
+        cost_usd: the setting's on those questions; `teacher_usd` the teacher's, who answered them alone.
+        token_share: output tokens of the teacher as part of those it writes alone (the paper's 52 %).
+        speed_up: how many times as fast as the teacher alone; None where times are missing.
+    """
+
+    n: int
+    cost_usd: Decimal
+    teacher_usd: Decimal
+    token_share: float | None
+    speed_up: float | None
+
+    @property
+    def cost_share(self) -> float | None:
+        return float(self.cost_usd / self.teacher_usd) if self.teacher_usd else None
+
+    @property
+    def savings_usd(self) -> Decimal:
+        return self.teacher_usd - self.cost_usd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One setting.
+
+    Attributes:
+        label: its short name, unlike any other's of the run; `who` leaves out how the question was put.
+        student, teacher: against either, where it was asked the same; `*_p` is the p adjusted after Holm.
+        kept: the accuracy as a share of the teacher's; gap: the part of the way from the student to the teacher.
+    """
+
+    summary: Summary
+    label: str
+    who: str
+    times: Times
+    student: Comparison | None = None
+    teacher: Comparison | None = None
+    student_p: float | None = None
+    teacher_p: float | None = None
+    kept: Part | None = None
+    gap: Part | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The settings that were asked the same, the teacher and the student first; `best` of the guided ones."""
+
+    title: str
+    rows: tuple[Row, ...]
+    best: Best | None
+
+    def one(self, mode: Mode) -> Row | None:
+        """The teacher or the student alone."""
+        return next((row for row in self.rows if row.summary.mode == mode), None)
+
+    @property
+    def guided(self) -> list[Row]:
+        return [row for row in self.rows if row.summary.mode == "guided"]
+
+    @property
+    def best_row(self) -> Row | None:
+        return next((row for row in self.rows if self.best is not None and row.summary.name == self.best.name), None)
+
+    @property
+    def points(self) -> list[Point]:
+        """In the plane of cost and accuracy."""
+        return [points(row.summary) for row in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One run."""
+
+    run: RunRecords
+    answers: Mapping[str, Answers]
+    groups: tuple[Group, ...]
+    stages: tuple[StageTime, ...]
+    labels: Mapping[str, str]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for group in self.groups for row in group.rows]
+
+
+def points(summary: Summary) -> Point:
+    """A setting in the plane of cost and accuracy."""
+    return Point(summary.name, summary.mode, summary.cost_per_answer, summary.accuracy)
+
+
+def section(run: RunRecords, seed: int) -> Section:
+    """Compare all settings of a run. The same seed gives the same intervals."""
+    answers: dict[str, dict[str, Example]] = {}
+    for one in run.examples:
+        answers.setdefault(one.setting, {})[one.question] = one
+    found = summaries(run.manifest.settings, run.examples)
+    plain = [summary.setting for summary in found]
+    rows = [_row(summary, found, answers, run, seed) for summary in found]
+    rows = [replace(row, label=label(row.summary.setting, plain)) for row in rows]
+    rows = [replace(row, who=answered_by(row.summary.setting, plain)) for row in rows]
+    adjusted = list(_adjusted(rows))
+    stages = tuple(stage_times(run.stages))
+    labels = {row.summary.name: row.label for row in adjusted}
+    return Section(run, answers, tuple(_groups(adjusted)), stages, labels)
+
+
+def _row(summary: Summary, among: Sequence[Summary], answers: Mapping[str, Answers], run: RunRecords, seed: int) -> Row:
+    own = answers[summary.name]
+    row = Row(summary=summary, label="", who="", times=times(summary, run.stages))
+    student, teacher = (reference(summary, mode, among) for mode in ("student", "teacher"))
+    if summary.mode != "student" and student is not None:
+        row = replace(row, student=compared(own, answers[student.name], seed))
+    if summary.mode != "teacher" and teacher is not None:
+        taught = answers[teacher.name]
+        row = replace(
+            row,
+            teacher=compared(own, taught, seed),
+            kept=kept(own, taught, seed),
+            measured=_measured(summary, own, teacher, taught, run),
+        )
+        if summary.mode == "guided" and student is not None:
+            row = replace(row, gap=gap_closed(own, answers[student.name], taught, seed))
+    return row
+
+
+def _measured(summary: Summary, own: Answers, teacher: Summary, taught: Answers, run: RunRecords) -> Measured | None:
+    shared = [question for question in own if question in taught]
+    if not shared:
+        return None
+    here = summarised(summary.setting, [own[question] for question in shared])
+    alone = summarised(teacher.setting, [taught[question] for question in shared])
+    wrote = alone.teacher_output_tokens
+    return Measured(
+        n=len(shared),
+        cost_usd=here.cost_usd,
+        teacher_usd=alone.cost_usd,
+        token_share=here.teacher_output_tokens / wrote if wrote else None,
+        speed_up=times(here, run.stages).speed_up(times(alone, run.stages)),
+    )
+
+
+def _adjusted(rows: Sequence[Row]) -> Iterator[Row]:
+    """With Holm's p among all guided settings of the run: one family against the student, one against the teacher."""
+    against: dict[str, dict[str, float]] = {}
+    for mode in ("student", "teacher"):
+        tests = {
+            row.summary.name: found.test.p
+            for row in rows
+            if row.summary.mode == "guided" and (found := row.student if mode == "student" else row.teacher)
+        }
+        against[mode] = dict(zip(tests, holm(list(tests.values())), strict=True))
+    for row in rows:
+        name = row.summary.name
+        yield replace(row, student_p=against["student"].get(name), teacher_p=against["teacher"].get(name))
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[Group]:
+    by_asked: dict[object, list[Row]] = {}
+    for row in rows:
+        by_asked.setdefault(row.summary.asked, []).append(row)
+    order = ("teacher", "student", "guided")
+    for some in by_asked.values():
+        some.sort(key=lambda row: order.index(row.summary.mode))
+        found = best([points(row.summary) for row in some])
+        yield Group(asked_in_words(some[0].summary.setting), tuple(some), found)

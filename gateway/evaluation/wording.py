@@ -1,0 +1,106 @@
+"""Figures in words, one way for tables, captions and alternative texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from decimal import Decimal
+
+    from gateway.evaluation.comparison import Part
+    from gateway.evaluation.statistics import Interval
+
+NONE = "-"
+PERCENT = "\u00a0%"
+"""With a blank at which no line ends."""
+_MINUS = "\u2212"
+_THOUSAND = 1000
+
+
+def unbroken(text: str) -> str:
+    """No line ends before a %."""
+    return text.replace(" %", PERCENT)
+
+
+def percent(share: float | None) -> str:
+    """A share of 1."""
+    return NONE if share is None else f"{_number(share)}{PERCENT}"
+
+
+def percents(interval: Interval | None) -> str:
+    """From and to."""
+    return NONE if interval is None else f"{_number(interval.low)} to {_number(interval.high)}"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two shares, in percentage points."""
+    return NONE if difference is None else _sign(f"{difference * 100:+.1f}")
+
+
+def point_range(interval: Interval | None) -> str:
+    """From and to, in percentage points."""
+    return NONE if interval is None else f"{points(interval.low)} to {points(interval.high)}"
+
+
+def part(of: Part | None) -> str:
+    """With its interval, where it has one."""
+    if of is None:
+        return NONE
+    return percent(of.value) if of.interval is None else f"{percent(of.value)} ({percents(of.interval)})"
+
+
+def p(value: float | None) -> str:
+    """To two figures that matter."""
+    if value is None:
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+
+
+def usd(amount: Decimal) -> str:
+    """Four figures that matter, without an exponent."""
+    if not amount:
+        return "0"
+    places = max(2, 3 - amount.adjusted())
+    return _sign(f"{amount:,.{places}f}")
+
+
+def per_thousand(amount: Decimal) -> str:
+    """USD of one answer, as that of a thousand."""
+    return usd(amount * _THOUSAND)
+
+
+def plain(amount: Decimal) -> str:
+    """Every digit, without an exponent: for machines."""
+    return f"{amount.normalize():f}" if amount else "0"
+
+
+def seconds(spent: float | None) -> str:
+    """To three figures that matter."""
+    if spent is None:
+        return NONE
+    return f"{spent:,.0f}" if spent >= 100 else f"{spent:.1f}" if spent >= 10 else f"{spent:.2f}"
+
+
+def times(factor: float | None) -> str:
+    """A speed-up."""
+    return NONE if factor is None else f"{factor:.2f}\u00d7"
+
+
+def mean(total: float, n: int) -> str:
+    """Of tokens."""
+    return f"{total / n:,.1f}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """What happened how often, the most frequent first."""
+    found = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    return ", ".join(f"{name} {count:,}" for name, count in found) or "0"
+
+
+def _number(share: float) -> str:
+    return _sign(f"{share * 100:.1f}")
+
+
+def _sign(text: str) -> str:
+    return text.replace("-", _MINUS)

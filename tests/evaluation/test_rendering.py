@@ -1,0 +1,187 @@
+"""What a report looks like to machines; `tests/browser/test_evaluation_report.py` looks at it in a browser."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING
+
+import msgspec
+import orjson
+import pytest
+
+from gateway.evaluation.rendering import markdown, write_report
+from gateway.evaluation.report import section
+from gateway.evaluation.run_records import read_run
+from tests.evaluation.run_folders import GUIDED, STUDENT, TEACHER, run_folder, with_shots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.evaluation.record import Example
+
+HOSTILE = (
+    "</td><script>alert(1)</script><img src=x onerror=alert(2)> | [a](javascript:alert(3)) ![b](http://c) `d` \u202e"
+)
+PAPERS = "gsm8k"
+
+
+def hostile(example: Example) -> Example:
+    return msgspec.structs.replace(
+        example, question=f"<i>{example.question}</i>|", text=HOSTILE, found="<b>1</b>", unguided="<u>none</u>"
+    )
+
+
+class Elements(HTMLParser):
+    """The names of all elements, and their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.attributes: set[str] = set()
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+        self.ids.extend(value or "" for name, value in attrs if name == "id")
+
+
+def written(*folders: Path, out: Path) -> Path:
+    write_report([section(read_run(folder), seed=1) for folder in folders], out, seed=1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a run like the paper's."""
+    folder = run_folder(tmp_path_factory.mktemp("whole"), data=PAPERS)
+    return written(folder, out=folder / "report")
+
+
+def test_nothing_a_model_wrote_is_part_of_the_page(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, data="<s>sums</s>", teacher="<a href=x>", change=hostile)
+    out = written(folder, out=tmp_path / "report")
+    page = (out / "report.html").read_text("utf-8")
+    seen = Elements(page)
+    assert not seen.names & {"script", "img", "i", "b", "u", "s", "a", "iframe", "object"}
+    assert not [name for name in seen.attributes if name.startswith("on")]
+    assert "&lt;script&gt;" in page
+    assert "\u202e" not in page
+    for drawn in (out / "figures").iterdir():
+        assert "<script" not in drawn.read_text("utf-8")
+
+
+def test_nothing_a_model_wrote_is_markdown(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, change=hostile)
+    text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
+    assert "<script" not in text
+    assert {found[1] for found in re.finditer(r"(?<!\\)\]\((\w+)", text)} == {"figures"}
+    for row in re.findall(r"^\| .*\|\s*$", text, re.MULTILINE):
+        assert len(re.findall(r"(?<!\\)\|", row)) > 2
+
+
+def test_markdown_shows_text_as_it_is() -> None:
+    assert markdown("a|b\n*c* <d> & [e](f) `g`") == r"a\|b \*c\* &lt;d&gt; &amp; \[e\](f) \`g\`"
+
+
+def test_the_page_asks_nobody_for_anything(whole: Path) -> None:
+    page = (whole / "report.html").read_text("utf-8")
+    asked = re.findall(r"(?:src|href)=\"([^\"#][^\"]*)\"|url\((?!#)([^)]*)\)|@import", page)
+    assert asked == []
+    assert not Elements(page).names & {"script", "link", "iframe", "img"}
+
+
+def test_no_two_elements_have_one_id(tmp_path: Path) -> None:
+    folders = [
+        run_folder(tmp_path / name, with_shots((TEACHER, STUDENT, GUIDED), 0, 4), n=12) for name in ("one", "other")
+    ]
+    page = written(*folders, out=tmp_path / "report") / "report.html"
+    ids = Elements(page.read_text("utf-8")).ids
+    assert len(ids) > 50
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_run_makes_the_same_report(whole: Path, tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / whole.parent.name, data=PAPERS)
+    again = written(folder, out=tmp_path / "report")
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.*"))
+    assert len(files) == 7
+    for file in files:
+        assert (again / file).read_bytes() == (whole / file).read_bytes(), file
+
+
+def test_every_figure_has_its_numbers_in_words(whole: Path) -> None:
+    page = (whole / "report.html").read_text("utf-8")
+    told = re.findall(r'<div role="img" aria-label="([^"]*)">', page)
+    drawn = sorted(path.stem for path in (whole / "figures").iterdir())
+    assert drawn == ["run1-frontier", "run1-guidance", "run1-length", "run1-trace"]
+    assert len(told) == len(drawn)
+    assert all(len(re.findall(r"\d+\.\d", words)) > 5 for words in told)
+
+
+def test_figures_are_in_the_markdown_and_there(whole: Path) -> None:
+    named = re.findall(r"!\[[^\n]*\]\(([^)]*)\)", (whole / "report.md").read_text("utf-8"))
+    assert sorted(named) == sorted(str(path.relative_to(whole)) for path in (whole / "figures").iterdir())
+
+
+def test_what_is_left_out_says_why(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, (GUIDED,), n=8)
+    (folder / "stages.jsonl").unlink()
+    text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
+    for why in (
+        "Accuracy against cost: it needs two settings that were asked the same.",
+        "Accuracy by length of guidance: it needs guidance of two lengths.",
+        "no teacher was asked alone.",
+        "Where the time goes: nothing is known of how long the stages took",
+        "Accuracy by number of exemplars: it needs one setting with two numbers of exemplars.",
+        "stages.jsonl is missing",
+    ):
+        assert why in text, why
+    assert "![" not in text
+
+
+@pytest.mark.parametrize("settings", [(TEACHER,), (STUDENT,), (TEACHER, STUDENT), (TEACHER, GUIDED)])
+def test_a_report_of_a_few_settings_is_one(settings: tuple[object, ...], tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, settings, n=1)  # type: ignore[arg-type]
+    told = orjson.loads((written(folder, out=tmp_path / "report") / "report.json").read_bytes())
+    assert len(told["runs"][0]["groups"][0]["settings"]) == len(settings)
+
+
+def test_the_papers_figures_stand_beside_its_data_sets_alone(whole: Path, tmp_path: Path) -> None:
+    beside = (whole / "report.md").read_text("utf-8").partition("## Beside the paper")[2]
+    assert "| paper, Table 2: Llama2-70B over Llama2-7B | 40 | cutoff | 300 | 14.40" in beside
+    assert "| measured: big over small | 40 | cutoff | 300 |" in beside
+    assert "Models, scale, prices and machines differ" in beside
+    assert "95.0\u00a0% (ChatGPT over Llama2-70B)" in beside
+    other = written(run_folder(tmp_path, n=5), out=tmp_path / "report") / "report.md"
+    assert "The paper has no figures for this data set." in other.read_text("utf-8")
+
+
+def test_several_runs_have_a_table_over_all(tmp_path: Path) -> None:
+    folders = [run_folder(tmp_path / name, n=20, seed=seed) for name, seed in (("one", 1), ("two", 2))]
+    text = (written(*folders, out=tmp_path / "report") / "report.md").read_text("utf-8")
+    overview = text.partition("## All runs")[2].partition("\n## ")[0]
+    assert [line.split("|")[1].strip() for line in overview.splitlines() if line.startswith("| sums")] == [
+        f"sums ({name}): chat, no exemplars, at most 300 tokens, greedy" for name in ("one", "two")
+    ]
+
+
+def test_money_for_machines_has_every_digit(whole: Path) -> None:
+    told = orjson.loads((whole / "report.json").read_bytes())
+    guided = told["runs"][0]["groups"][0]["settings"][-1]
+    for amount in (guided["cost_usd"], guided["measured"]["baseline_usd"], guided["on_this_answer"]["savings_usd"]):
+        assert re.fullmatch(r"-?\d+(\.\d+)?", amount)
+
+
+def test_excerpts_are_twenty_words_at_most(tmp_path: Path) -> None:
+    def long(example: Example) -> Example:
+        return msgspec.structs.replace(example, text=" ".join(f"word{number}" for number in range(50)))
+
+    folder = run_folder(tmp_path, (STUDENT, GUIDED), n=20, change=long)
+    told = orjson.loads((written(folder, out=tmp_path / "report") / "report.json").read_bytes())
+    shown = [one["text"] for flips in told["runs"][0]["flips"] for one in flips["shown"]]
+    assert shown
+    assert {len(text.removeprefix("\u2026 ").split()) for text in shown} == {20}
+    assert all(text.endswith("word49") for text in shown)

@@ -1,0 +1,150 @@
+"""A report's figures, worked out from examples that are made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from gateway.evaluation.report import section
+from gateway.evaluation.run_records import read_run
+from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.evaluation.record import Example
+    from gateway.evaluation.report import Row, Section
+    from gateway.evaluation.setting import Setting
+
+# Of ten questions: the teacher's, the student's and the guided answers that are right.
+RIGHT = {TEACHER.name: "1111111100", STUDENT.name: "1100000000", GUIDED.name: "1011110010"}
+
+
+def drawn_up(example: Example) -> Example:
+    """Right as RIGHT has it, and round sums."""
+    correct = RIGHT[example.setting][int(example.question[1:])] == "1"
+    usd = {"teacher": "0.010", "student": "0.001", "guided": "0.004"}[
+        example.mode.replace("teacher_complete", "guided")
+    ]
+    wrote = {TEACHER.name: (100, 0), STUDENT.name: (0, 150), GUIDED.name: (40, 60)}[example.setting]
+    return msgspec.structs.replace(
+        example,
+        score=float(correct),
+        cost_usd=Decimal(usd),
+        baseline_usd=Decimal("0.008"),
+        teacher_output_tokens=wrote[0],
+        student_output_tokens=wrote[1],
+    )
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Section:
+    return section(read_run(run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), n=10, change=drawn_up)), seed=1)
+
+
+def row(section: Section, setting: Setting) -> Row:
+    return next(one for one in section.rows if one.summary.name == setting.name)
+
+
+def test_a_guided_setting_stands_against_the_student_and_the_teacher(found: Section) -> None:
+    """Five more than the student, one fewer; three fewer than the teacher, one more."""
+    guided = row(found, GUIDED)
+    assert guided.student is not None
+    assert guided.teacher is not None
+    assert guided.student.difference == pytest.approx(0.4)
+    assert guided.student.test == (5, 1, pytest.approx(2 * (1 + 6) / 64))
+    assert guided.teacher.difference == pytest.approx(-0.2)
+    assert guided.teacher.test == (1, 3, pytest.approx(2 * (1 + 4) / 16))
+    assert guided.teacher.won == ("q008",)
+    assert guided.teacher.lost == ("q001", "q006", "q007")
+
+
+def test_the_gap_closed_is_the_way_from_student_to_teacher(found: Section) -> None:
+    """(6 - 2) / (8 - 2), and 6 / 8 of the teacher's accuracy is kept."""
+    guided = row(found, GUIDED)
+    assert guided.gap is not None
+    assert guided.kept is not None
+    assert guided.gap.value == pytest.approx(4 / 6)
+    assert guided.kept.value == pytest.approx(0.75)
+    assert guided.kept.interval is not None
+    assert guided.kept.interval.holds(0.75)
+
+
+def test_the_teachers_tokens_and_the_whole_cost_are_told_apart(found: Section) -> None:
+    """40 of the 100 tokens the teacher writes alone, 40 of 100 written, and 4 of 10 in money."""
+    guided = row(found, GUIDED)
+    assert guided.measured is not None
+    assert guided.measured.token_share == pytest.approx(0.4)
+    assert guided.summary.teacher_token_share == pytest.approx(0.4)
+    assert guided.measured.cost_share == pytest.approx(0.4)
+    assert guided.measured.savings_usd == Decimal("0.060")
+    assert guided.summary.baseline_usd - guided.summary.cost_usd == Decimal("0.040")
+
+
+def test_no_gap_is_told_where_the_teacher_may_be_no_better(tmp_path: Path) -> None:
+    def alike(example: Example) -> Example:
+        return msgspec.structs.replace(example, score=float(int(example.question[1:]) % 2))
+
+    run = read_run(run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), n=10, change=alike))
+    guided = row(section(run, seed=1), GUIDED)
+    assert guided.gap is None
+    assert guided.kept is not None
+    assert guided.kept.value == 1.0
+
+
+def test_settings_are_held_against_those_asked_the_same(tmp_path: Path) -> None:
+    settings = with_shots((TEACHER, STUDENT, GUIDED), 0, 8)
+    found = section(read_run(run_folder(tmp_path, settings, n=20)), seed=1)
+    assert [group.title for group in found.groups] == [
+        f"raw prompt, {shots} exemplars, at most 300 tokens, greedy" for shots in ("no", 8)
+    ]
+    for group in found.groups:
+        guided, teacher = group.guided[0], group.one("teacher")
+        assert guided.teacher is not None
+        assert teacher is not None
+        assert guided.teacher.reference == teacher.summary.name
+
+
+def test_only_questions_that_both_answered_are_compared(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, (TEACHER, GUIDED), n=30)
+    lines = (folder / "examples.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "examples.jsonl").write_bytes(b"".join(lines[:40]))
+    guided = row(section(read_run(folder), seed=1), GUIDED)
+    assert guided.summary.n == 10
+    assert guided.teacher is not None
+    assert guided.teacher.n == 10
+    assert guided.measured is not None
+    assert guided.measured.n == 10
+
+
+def test_a_run_without_a_teacher_has_no_best_and_no_share(tmp_path: Path) -> None:
+    found = section(read_run(run_folder(tmp_path, (STUDENT, GUIDED), n=20)), seed=1)
+    guided = row(found, GUIDED)
+    assert (guided.teacher, guided.kept, guided.gap, guided.measured) == (None, None, None, None)
+    assert guided.student is not None
+    assert found.groups[0].best is None
+
+
+def test_a_family_of_tests_is_all_guided_settings_of_the_run(found: Section, tmp_path: Path) -> None:
+    """Alone, p stays as it is; beside four others it grows."""
+    assert row(found, GUIDED).student_p == row(found, GUIDED).student.test.p  # type: ignore[union-attr]
+    many = section(read_run(run_folder(tmp_path / "many", SETTINGS)), seed=1)
+    tests = [(one.student_p, one.student.test.p) for one in many.rows if one.summary.mode == "guided" and one.student]
+    assert len(tests) == 5
+    assert all(adjusted is not None and adjusted >= raw for adjusted, raw in tests)
+    assert row(many, TEACHER).student_p is None
+
+
+def test_labels_tell_all_settings_of_a_run_apart(tmp_path: Path) -> None:
+    settings = (
+        *with_shots(SETTINGS, 0, 8),
+        *SETTINGS,
+        replace(GUIDED, boundary="sentence"),
+        replace(GUIDED, temperature=0.8, top_p=0.9, seed=3),
+    )
+    found = section(read_run(run_folder(tmp_path, settings, n=2)), seed=1)
+    assert len({one.label for one in found.rows}) == len(settings)

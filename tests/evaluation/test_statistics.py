@@ -1,0 +1,77 @@
+"""Intervals and tests, against values worked out by hand or published."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.evaluation.statistics import difference, holm, mcnemar, paired_bootstrap, share, wilson
+
+
+# Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, method 3.
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_is_as_published(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_nothing_tried_may_be_anything() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def pairs(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:
+    first = [True] * (both + only_first) + [False] * (only_second + neither)
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return first, second
+
+
+def test_mcnemar_counts_the_discordant_questions_alone() -> None:
+    """1 against 9: two tails of (1 + 10) / 1024."""
+    assert mcnemar(*pairs(50, 9, 1, 40)) == (9, 1, pytest.approx(22 / 1024))
+    assert mcnemar(*pairs(0, 9, 1, 0)) == (9, 1, pytest.approx(22 / 1024))
+
+
+def test_mcnemar_of_equals_tells_nothing() -> None:
+    assert mcnemar(*pairs(5, 0, 0, 5)).p == 1.0
+    assert mcnemar(*pairs(5, 3, 3, 5)).p == 1.0
+
+
+def test_settings_must_have_answered_the_same_questions() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        mcnemar([True, False], [True])
+
+
+def test_a_bootstrap_comes_near_the_normal_interval() -> None:
+    """60 differences: 12 of +1, 6 of -1. Mean 0.1, standard error sqrt((18/60 - 0.01) / 60) = 0.0695."""
+    first, second = pairs(20, 12, 6, 22)
+    found = paired_bootstrap(difference, first, second, seed=7)
+    assert found is not None
+    assert found == pytest.approx((0.1 - 1.96 * 0.0695, 0.1 + 1.96 * 0.0695), abs=0.02)
+
+
+def test_a_bootstrap_is_the_same_under_a_seed() -> None:
+    first, second = pairs(20, 12, 6, 22)
+    found = [paired_bootstrap(share, first, second, seed=seed) for seed in (1, 1, 2)]
+    assert found[0] == found[1]
+    assert found[0] is not None
+    assert found[2] is not None
+    assert found[2] == pytest.approx(found[0], abs=0.05)
+
+
+def test_a_share_of_what_may_be_nothing_has_no_interval() -> None:
+    assert paired_bootstrap(share, [1, 1, 0, 0], [1, 0, 0, 0], seed=1) is None
+
+
+def test_one_question_has_no_interval() -> None:
+    assert paired_bootstrap(difference, [1], [0], seed=1) is None
+
+
+def test_holm_steps_down() -> None:
+    """0.005 * 4, 0.01 * 3, 0.03 * 2; and 0.04 is not below the one before it."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_stays_a_probability() -> None:
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
