@@ -93,6 +93,14 @@ def recommend(
     student: Annotated[
         str | None, typer.Option(help="Likewise of the student.", metavar="NAME", rich_help_panel=_POLICY)
     ] = None,
+    guidance: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What else the policy's guidance is to say, like deadline=5s or exemplars=exemplars/mine.yaml.",
+            metavar="NAME=VALUE",
+            rich_help_panel=_POLICY,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Choose a route's guidance out of what `gkt-gateway eval run` has measured, or say that none pays.
@@ -129,7 +137,13 @@ def recommend(
         (name, recommended(evidence, target, confidence=sure, folds=folds, seed=seed))
         for name, evidence in zip(names, found, strict=True)
     ]
-    text = None if out is None else policy_text(said, tenant=tenant, teacher=teacher, student=student)
+    text = (
+        None
+        if out is None
+        else policy_text(
+            said, tenant=tenant, teacher=teacher, student=student, guidance=dict(map(_said, guidance or ()))
+        )
+    )
     if out is not None and text is not None:
         write_policy(out, text, force=force)
     if as_json:
@@ -183,6 +197,18 @@ def _price(text: str) -> tuple[str, Price]:
             param_hint="--price",
         )
     return found[1], Price.of_tokens(Decimal(found[2]), Decimal(found[3]))
+
+
+def _said(text: str) -> tuple[str, object]:
+    """A line of `guidance`, as YAML would have it."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    name, equals, value = text.partition("=")
+    try:
+        return name.strip(), YAML(typ="safe", pure=True).load(value if equals and name.strip() else "[")
+    except YAMLError:
+        raise typer.BadParameter("must be NAME=VALUE, like deadline=5s", param_hint="--guidance") from None
 
 
 def _costs_something(found: Sequence[Evidence]) -> None:

@@ -12,11 +12,13 @@ from rich.text import Text
 
 from gateway.evaluation.policy_file import comments, usd_per_1k
 from gateway.evaluation.statistics import wilson
+from gateway.evaluation.target import percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.evaluation.bounds import Claim
+    from gateway.evaluation.evidence import Candidate
     from gateway.evaluation.recommend import Recommendation
 
 _PIPE_WIDTH = 200
@@ -71,16 +73,23 @@ def _table(said: Recommendation) -> Table:
         low, high = wilson(one.correct, len(one.examples))
         own = place == said.evidence.teacher and said.target.spares
         table.add_row(
-            Text(f"{'> ' if place == said.chosen else '  '}{one.name}"),
-            f"{one.accuracy:.1%}",
+            Text(f"{'> ' if place == said.chosen else '  '}{_short(one, said)}"),
+            percent(one.accuracy),
             f"{low * 100:.1f} to {high * 100:.1f}",
             usd_per_1k(one.cost_usd),
-            f"{one.cost_usd / teacher.cost_usd:.0%}" if teacher.cost_usd else "",
+            percent(float(one.cost_usd / teacher.cost_usd), 0) if teacher.cost_usd else "",
             "yes" if own else _claim(standing.within, 100 if said.target.spares else 1000),
             "" if standing.pays is None else _claim(standing.pays, 100),
             style="bold" if place == said.chosen else None,
         )
     return table
+
+
+def _short(one: Candidate, said: Recommendation) -> str:
+    """Its name without what is the same for all."""
+    name = one.name.replace(f", {said.evidence.asked}", "", 1)
+    limits = {other.setting["max_tokens"] for other in said.evidence.candidates}
+    return name.replace(f", {one.setting['max_tokens']} tokens", "", 1) if len(limits) == 1 else name
 
 
 def _claim(claim: Claim, unit: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from datetime import UTC, datetime
 from io import StringIO
@@ -13,6 +12,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from gateway.errors import StartupError
 from gateway.evaluation.statistics import wilson
+from gateway.evaluation.target import percent
 from gateway.policy.schema import TenantPolicy
 from gateway.yaml_source import parse, shown
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.evaluation.evidence import Candidate
-    from gateway.evaluation.recommend import Recommendation
+    from gateway.evaluation.recommend import HeldOut, Recommendation
 
 # What of a setting the caller decides, or the route says itself. All else is the guidance's, by a policy's own names.
 _NOT_GUIDANCE = {"name", "mode", "form", "shots", "max_tokens", "temperature", "top_p", "seed"}
@@ -50,12 +50,14 @@ def policy_text(
     tenant: str,
     teacher: str | None = None,
     student: str | None = None,
+    guidance: Mapping[str, Any] | None = None,
 ) -> str | None:
     """The file: one route for each recommendation that has a setting; None where none has.
 
     Args:
         said: each with the name of its route.
         teacher, student: what config.yaml calls the two; None: as the run does.
+        guidance: what else is to stand in `guidance`, or in the place of what was measured.
 
     Raises:
         StartupError: a policy could not say it: a name that is none, a field that policies do not have.
@@ -66,13 +68,13 @@ def policy_text(
         if one.setting is None:
             without += [f"No route {route}:", *comments(one)]
             continue
-        routes.append(_route(route, one, one.setting, teacher, student))
+        routes.append(_route(route, one, one.setting, teacher, student, guidance or {}))
         routes.yaml_set_comment_before_after_key(len(routes) - 1, before=_wrapped(comments(one)), indent=2)
     if not routes:
         return None
     policy = CommentedMap({"tenant": tenant, "routes": routes})
     head = [
-        f"Written by `gkt-gateway eval recommend`, version {said[0][1].evidence.manifests[0].version} of the run.",
+        "Written by `gkt-gateway eval recommend`.",
         f"No key is here yet: `gkt-gateway keys create --tenant {tenant} --id NAME` makes one.",
         *without,
     ]
@@ -100,12 +102,7 @@ def comments(said: Recommendation) -> Iterator[str]:
     if said.setting is not None:
         yield _expected(said.setting, evidence.candidates[evidence.teacher])
     if said.held_out is not None:
-        held = said.held_out
-        yield (
-            f"Chosen and measured on different questions ({held.folds} folds): {held.accuracy:.1%} right"
-            f"{_interval(held.interval)} at {usd_per_1k(held.cost_usd)} USD per 1000, where the teacher has "
-            f"{held.teacher:.1%}. Expect this rather than the line above: what wins among many looks better than it is."
-        )
+        yield _held_out(said.held_out, guided=said.verdict == "guided")
     yield from evidence.notes
     yield from cautions(said)
 
@@ -128,11 +125,24 @@ def cautions(said: Recommendation) -> Iterator[str]:
 def _expected(one: Candidate, teacher: Candidate) -> str:
     n = len(one.examples)
     low, high = wilson(one.correct, n)
-    share = "" if not teacher.cost_usd else f", {one.cost_usd / teacher.cost_usd:.0%} of the teacher's"
+    beside = share = ""
+    if one is not teacher:
+        beside = f", the teacher alone {percent(teacher.accuracy)}"
+        share = f", {percent(float(one.cost_usd / teacher.cost_usd), 0)} of the teacher's" if teacher.cost_usd else ""
     return (
-        f"Expected of {n} questions: {one.accuracy:.1%} right (95 %: {low:.1%} to {high:.1%}), the teacher alone "
-        f"{teacher.accuracy:.1%}; {usd_per_1k(one.cost_usd)} USD per 1000 answers{share}; for each answer "
-        f"{one.teacher_tokens:.0f} tokens of the teacher's and {one.student_tokens:.0f} of the student's."
+        f"Expected of {n} questions: {percent(one.accuracy)} right (95 %: {percent(low)} to {percent(high)}){beside}; "
+        f"{usd_per_1k(one.cost_usd)} USD per 1000 answers{share}; for each answer {one.teacher_tokens:.0f} tokens of "
+        f"the teacher's and {one.student_tokens:.0f} of the student's."
+    )
+
+
+def _held_out(held: HeldOut, *, guided: bool) -> str:
+    kept = f", of which {percent(held.accuracy / held.teacher)} were kept" if held.teacher else ""
+    why = " Expect this rather than what it was chosen for: what wins among many looks better than it is."
+    return (
+        f"Chosen and measured on different questions ({held.folds} folds): {percent(held.accuracy)} right"
+        f"{_interval(held.interval)} at {usd_per_1k(held.cost_usd)} USD per 1000 answers; the teacher alone "
+        f"{percent(held.teacher)}{kept}.{why if guided else ''}"
     )
 
 
@@ -143,10 +153,12 @@ def usd_per_1k(usd: Decimal) -> str:
 
 
 def _interval(found: tuple[float, float] | None) -> str:
-    return "" if found is None else f" (95 %: {found[0]:.1%} to {found[1]:.1%})"
+    return "" if found is None else f" (95 %: {percent(found[0])} to {percent(found[1])})"
 
 
-def _route(name: str, said: Recommendation, one: Candidate, teacher: str | None, student: str | None) -> CommentedMap:
+def _route(
+    name: str, said: Recommendation, one: Candidate, teacher: str | None, student: str | None, more: Mapping[str, Any]
+) -> CommentedMap:
     manifest = said.evidence.manifests[0]
     setting = one.setting
     engines = {"teacher": teacher or manifest.teacher, "student": student or manifest.student}
@@ -157,7 +169,7 @@ def _route(name: str, said: Recommendation, one: Candidate, teacher: str | None,
     route["baseline"] = engines["teacher"]
     route["default_max_tokens"] = setting["max_tokens"]
     if one.guided:
-        route["guidance"] = _plain(_guidance(setting))
+        route["guidance"] = _plain(_guidance(setting) | dict(more))
     return route
 
 
@@ -179,7 +191,7 @@ def _wrapped(sentences: Iterable[str]) -> str:
 
 def _printable(text: str) -> str:
     """A name out of a file must not end a comment."""
-    return re.sub(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd]|\x85", " ", text)
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _checked(text: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gateway.evaluation.bounds import Claim, claims
 from gateway.evaluation.statistics import Interval, paired_bootstrap
-from gateway.evaluation.target import Panel
+from gateway.evaluation.target import Panel, percent
 from gateway.pricing import total_usd
 
 if TYPE_CHECKING:
@@ -211,28 +211,27 @@ def _held_out(
 
 
 def _why(said: Recommendation) -> str:
-    sure = f"{said.confidence:.0%}".replace("%", " %")
+    sure = percent(said.confidence, 0)
     guided = [one for one in said.standings if one.pays is not None]
     if said.verdict == "guided":
         return f"it reaches the target and beats student and teacher mixed at its cost, each shown at {sure}"
     if said.verdict == "too_few":
-        return f"no guided setting is shown to pay yet: {_wanting(said)}"
+        return f"no guided setting is shown to reach the target and to pay yet: {_wanting(said)}"
     if not guided:
         return "no guided setting was run: add some to the grid of `gkt-gateway eval run`"
     reach = [one for one in guided if one.within.likely]
     if not reach:
-        return f"none pays: none of the {len(guided)} guided settings reaches the target"
+        return f"none pays: no guided setting reaches the target, of {len(guided)} that were tried"
     best = max(one.pays.point for one in reach if one.pays is not None)
     if best <= 0:
         return (
-            f"none pays: of the {len(reach)} guided settings that reach the target none beats student and teacher "
-            f"mixed at the same cost; the best is {-best * 100:.1f} points below"
+            f"none pays: {len(reach)} of {len(guided)} guided settings reach the target, and none of them beats "
+            f"student and teacher mixed at the same cost; the best is {-best * 100:.1f} points below"
         )
-    which = "cheaper" if said.target.spares else "better"
-    if said.favourite is None:
-        return "none pays: none of the settings that beat student and teacher mixed reaches the target"
+    assert said.favourite is not None, "a setting that reaches the target and beats the mixture would be it"
     alone = said.evidence.candidates[said.favourite].setting["mode"]
-    doubt = "" if said.favourite == said.chosen else f" (which is not shown at {sure} of the {alone})"
+    which = "cheaper" if said.target.spares else "better"
+    doubt = "" if said.favourite == said.chosen else f" (as measured; it is not shown at {sure})"
     return (
         f"none pays: the {alone} alone reaches the target{doubt}, and is {which} than every guided setting that does "
         "and beats student and teacher mixed"
@@ -246,5 +245,5 @@ def _wanting(said: Recommendation) -> str:
         return more
     name = said.evidence.candidates[said.favourite].name
     if said.more is None:
-        return f"as measured {name} would be chosen, but it is exactly at the limit, which no number of questions shows"
+        return f"as measured {name} would be chosen, but it is so near the limit that questions will hardly tell"
     return f"as measured {name} would be chosen, and {more}"

@@ -95,13 +95,13 @@ class Target:
     def __str__(self) -> str:
         match self.kind:
             case "keep":
-                return f"the cheapest that keeps {_percent(self.amount)} of the teacher's accuracy"
+                return f"the cheapest that keeps {_exactly(self.amount)} of the teacher's accuracy"
             case "loss":
                 return f"the cheapest within {_plain(self.amount * 100)} points of the teacher's accuracy"
             case "budget":
                 return f"the best for {_plain(self.amount * 1000)} USD per 1000 answers"
             case "share":
-                return f"the best for {_percent(self.amount)} of the teacher's cost"
+                return f"the best for {_exactly(self.amount)} of the teacher's cost"
 
     def margin(self, panel: Panel, column: int) -> Contrast:
         """What a setting has left of what is allowed: accuracy, or USD for an answer; below nought it misses."""
@@ -119,7 +119,12 @@ class Target:
                 return Contrast(amount * panel.cost[:, panel.teacher] - cost)
 
 
-def _percent(amount: Decimal) -> str:
+def percent(part: float, digits: int = 1) -> str:
+    """A part of one, to be read."""
+    return f"{part * 100:.{digits}f} %"
+
+
+def _exactly(amount: Decimal) -> str:
     return f"{_plain(amount * 100)} %"
 
 
