@@ -115,11 +115,6 @@ def recommend(
     questions to tell. Then the policy has the teacher or the student alone, if one of them reaches what is wanted, and
     else none is written. docs/evaluation-recommend.md tells how all of it is decided.
     """
-    target = _target(keep, loss, budget_usd_per_1k, cost_share)
-    sure = float(_share(confidence, "--confidence"))
-    if not 0.5 < sure < 1:
-        raise typer.BadParameter("must be more than 50% and less than 100%", param_hint="--confidence")
-    prices = dict(_price(text) for text in price or ())
     try:
         from gateway.evaluation.evidence import evidence_of, read_run, together
         from gateway.evaluation.policy_file import policy_text, write_policy
@@ -128,6 +123,11 @@ def recommend(
         raise StartupError(f"{error.name} is not installed: pip install 'gkt-gateway[eval]'") from error
     from gateway.cli.eval_recommend_print import in_json, recommendations_shown
 
+    target = _target(keep, loss, budget_usd_per_1k, cost_share)
+    sure = float(_share(confidence, "--confidence"))
+    if not 0.5 < sure < 1:
+        raise typer.BadParameter("must be more than 50% and less than 100%", param_hint="--confidence")
+    prices = dict(_price(text) for text in price or ())
     found = [evidence_of(read_run(folder), asked, prices) for folder in folders]
     if one and len(found) > 1:
         found = [together(found)]
@@ -151,7 +151,9 @@ def recommend(
     else:
         recommendations_shown(said)
         if out is not None:
-            typer.echo(f"written: {out}" if text is not None else f"{out} is not written: nothing reaches the target")
+            typer.echo(
+                f"written: {out}" if text is not None else f"{out} is not written: nothing is shown to reach the target"
+            )
     codes = {"guided": 0, "none_pays": NONE_PAYS, "too_few": TOO_FEW}
     raise typer.Exit(max(codes[each.verdict] for _, each in said))
 

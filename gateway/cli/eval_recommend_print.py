@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.recommend import Recommendation
 
 _PIPE_WIDTH = 200
+_POINTS, _THOUSAND = 100, 1000
 _VERDICTS = {
     "guided": ("guidance pays", "green"),
     "none_pays": ("none pays", "red"),
@@ -78,8 +79,8 @@ def _table(said: Recommendation) -> Table:
             f"{low * 100:.1f} to {high * 100:.1f}",
             usd_per_1k(one.cost_usd),
             percent(float(one.cost_usd / teacher.cost_usd), 0) if teacher.cost_usd else "",
-            "yes" if own else _claim(standing.within, 100 if said.target.spares else 1000),
-            "" if standing.pays is None else _claim(standing.pays, 100),
+            "yes" if own else _claim(standing.within, _POINTS if said.target.spares else _THOUSAND),
+            "" if standing.pays is None else _claim(standing.pays, _POINTS),
             style="bold" if place == said.chosen else None,
         )
     return table
@@ -95,7 +96,8 @@ def _short(one: Candidate, said: Recommendation) -> str:
 def _claim(claim: Claim, unit: int) -> str:
     """As measured, at least so much, and whether it is shown."""
     word = "yes" if claim.shown else "perhaps" if claim.likely else "no"
-    return f"{claim.point * unit:+.3g} (at least {claim.bound * unit:+.3g}) {word}"
+    digits = "+.1f" if unit == _POINTS else "+.3g"
+    return f"{claim.point * unit:{digits}} (at least {claim.bound * unit:{digits}}) {word}"
 
 
 def _chosen(said: Recommendation) -> list[str]:

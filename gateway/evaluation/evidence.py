@@ -232,6 +232,8 @@ def _candidate(
     if not prices:
         return Candidate(setting, examples, tuple(one.cost_usd for one in examples))
     whole = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
+    if missing := [role for role in ("teacher", "student") if role not in whole]:
+        raise StartupError(f"{run.source} has no price of the {missing[0]}: say --price {missing[0]}=IN,OUT too")
     return Candidate(setting, examples, tuple(_priced(one, whole) for one in examples))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,11 +76,8 @@ def test_the_table_has_each_setting_by_its_cost_and_marks_the_one(tmp_path: Path
     folder_of(tmp_path, PAYS, 400, exactly=True)
     done = run(tmp_path)
     assert done.returncode == 0
-    rows = [line.split("  ")[0:3] for line in done.stdout.splitlines() if ", 300 tokens" in line and "%" in line]
-    names = [" ".join(row).strip() for row in rows if row[0] == ""][:6]
-    assert [re.sub(r".*(student|teacher|m=\d+).*", r"\1", name) for name in names] == [
-        "student", "m=20", "m=40", "m=40", "m=80", "teacher",
-    ]  # fmt: skip
+    rows = [row[0] for line in done.stdout.splitlines() if (row := re.findall(r"(teacher|student|m=\d+) .* to ", line))]
+    assert rows == ["student", "m=20", "m=40", "m=40", "m=80", "teacher"]
     (marked,) = [line for line in done.stdout.splitlines() if line.lstrip().startswith(">")]
     assert "cutoff, prefix, m=40" in marked
     assert "guidance pays: guided, chat, 300 tokens, cutoff, prefix, m=40" in done.stdout
@@ -127,7 +125,7 @@ def test_where_nothing_reaches_the_target_it_writes_nothing(tmp_path: Path) -> N
     folder_of(tmp_path / "a", PAYS, 400, exactly=True)
     done = run(tmp_path / "a", "--budget-usd-per-1k", "0.001", "--out", tmp_path / "p.yaml")
     assert done.returncode == NONE_PAYS
-    assert "p.yaml is not written: nothing reaches the target" in done.stdout
+    assert "p.yaml is not written: nothing is shown to reach the target" in done.stdout
     assert not (tmp_path / "p.yaml").exists()
 
 
@@ -153,6 +151,14 @@ def test_bad_options_say_what_is_right(tmp_path: Path, arguments: tuple[str, ...
     assert says in re.sub(r"[\s│]+", " ", done.stderr)
 
 
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gateway.evaluation.evidence")
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "numpy is not installed: pip install 'gkt-gateway[eval]'" in done.stderr
+
+
 def test_a_run_without_prices_is_asked_for_them(tmp_path: Path) -> None:
     free = [Truth(one.setting, one.accuracy, 0, 0) for one in PAYS]
     done = run(folder_of(tmp_path, free, 30))
@@ -163,7 +169,7 @@ def test_a_run_without_prices_is_asked_for_them(tmp_path: Path) -> None:
 def test_the_pages_example_is_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "evaluation-recommend.md").read_text("utf-8")
     monkeypatch.chdir(tmp_path)
-    folder_of(Path("runs/sums"), PAYS, 400, seed=3)
+    folder_of(Path("runs/sums"), PAYS, 400, seed=6)
     command = re.search(r"\$ gkt-gateway eval recommend (.*)\n", page)
     assert command is not None
     done = run(*command[1].split())

@@ -58,7 +58,7 @@ def test_none_of_those_shown_is_false_as_often_as_was_asked_for(k: int) -> None:
     """Each mean is nought, so each claim is false."""
     rng = np.random.default_rng(k)
     wrong = 0
-    runs = 300
+    runs = 150
     for _ in range(runs):
         hard = rng.standard_normal((120, 1))
         right = (hard + rng.standard_normal((120, k + 1)) < 0.3).astype(float)

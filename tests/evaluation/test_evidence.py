@@ -104,6 +104,9 @@ def test_prices_of_ones_own_are_exact_and_the_other_role_keeps_the_runs(tmp_path
     # 40 tokens of the teacher's at 0.90, and 120 of the student's at a tenth of a dollar.
     assert found.candidates[2].cost_usd == Decimal("0.000048")
     assert found.candidates[found.student].cost_usd == Decimal("0.00002")
+    bare = read_run(folder_of(tmp_path, (*ALONE, GUIDED), 40, prices={}))
+    with pytest.raises(StartupError, match="no price of the student: say --price student=IN,OUT too"):
+        evidence_of(bare, prices={"teacher": Price.of_tokens(Decimal(1), Decimal(1))})
 
 
 def test_failed_answers_are_counted_and_told(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_its_comments_say_what_it_expects_and_from_where(tmp_path: Path) -> None
         "Wanted: the cheapest that keeps 90 % of the teacher's accuracy.",
         "of 2026-09-21: sums, big and small, asked as chat.",
         "Expected of 400 questions: 80.0 % right (95 %: 75.8 % to 83.6 %), the teacher alone 80.0 %;",
-        "0.07000 USD per 1000 answers, 35 % of the teacher's; for each answer 60 tokens of the teacher's and 100 of the",
+        "0.07000 USD per 1000 answers, 35 % of the teacher's; for each answer 60 tokens of the teacher's and 100",
         "Chosen and measured on different questions (5 folds): 80.0 % right",
         "the teacher took up to 3.0 s for its opening, beside others; a gateway waits for 2 s",
         "Measured in two stages, not through a gateway",
