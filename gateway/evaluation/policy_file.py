@@ -13,6 +13,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from gateway.errors import StartupError
 from gateway.evaluation.statistics import wilson
 from gateway.evaluation.target import percent
+from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 from gateway.yaml_source import parse, shown
 
@@ -117,6 +118,13 @@ def cautions(said: Recommendation) -> Iterator[str]:
         yield (
             f"In the run the teacher took up to {slow:.1f} s for its opening, beside others; a gateway waits for "
             f"{_DEADLINE_S:g} s unless guidance.deadline says otherwise."
+        )
+    name = said.setting.setting["projection"]
+    shipped = PROJECTIONS.get(name)
+    if (shipped is None or shipped.exemplars) and "exemplars" not in said.setting.setting:
+        yield (
+            f"Projection {name} does this with what the run gave it: put the same file of it, or of its exemplars "
+            "(guidance.exemplars), beside this policy."
         )
     if not all(manifest.live for manifest in said.evidence.manifests):
         yield "Measured in two stages, not through a gateway: a teacher that is late or away is not in these figures."

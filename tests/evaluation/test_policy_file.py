@@ -11,7 +11,7 @@ import pytest
 
 from gateway.errors import StartupError
 from gateway.evaluation.evidence import Evidence, evidence_of, read_run
-from gateway.evaluation.policy_file import policy_text, usd_per_1k, write_policy
+from gateway.evaluation.policy_file import cautions, policy_text, usd_per_1k, write_policy
 from gateway.evaluation.recommend import Recommendation, recommend
 from gateway.evaluation.target import Target
 from gateway.policy.projections import HINT
@@ -128,6 +128,15 @@ def test_a_name_out_of_a_run_cannot_leave_its_comment(tmp_path: Path) -> None:
     text = policy_text([("chat", found)], tenant="acme")
     assert [route.model for route in routes(text)] == ["chat"]
     assert all(line.lstrip().startswith("#") for line in str(text).splitlines() if "[x]" in line)
+
+
+def test_a_projection_with_a_file_of_its_own_needs_it_beside_the_policy(tmp_path: Path) -> None:
+    found = said(tmp_path, Truth(M40, 0.8, 40, 100))
+    assert [line for line in cautions(found) if line.startswith("Projection")] == []
+    ours = with_field(found, projection="ours")
+    assert [line for line in cautions(ours) if line.startswith("Projection ours does this with what the run gave it")]
+    named = with_field(found, projection="ours", exemplars="exemplars/ours.yaml")
+    assert [line for line in cautions(named) if line.startswith("Projection")] == []
 
 
 def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
