@@ -25,4 +25,9 @@ pair.py            the engines: small ones of this machine, or those of a config
 run.py             a run in two stages; patience.py takes the engines' failures, example.py makes a line of an answer
 live.py            a run through a whole gateway; caller.py hears its answers, elsewhere.py is about one that runs
 judges.py          a judge that is a model
+evidence.py        what a folder says of its settings, question by question
+target.py          what is wanted of a setting, and what student and teacher mixed at random would do
+bounds.py          what may be claimed of many settings at once
+recommend.py       the setting that a route should have, or that none pays
+policy_file.py     the policy file with it
 """

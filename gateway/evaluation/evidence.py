@@ -1,0 +1,261 @@
+"""What a run's folder says of its settings, on the questions that all of them answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.errors import StartupError
+from gateway.evaluation.record import EXAMPLES, MANIFEST, Example, Manifest
+from gateway.pricing import Price, cost_usd, total_usd
+from gateway.yaml_source import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from decimal import Decimal
+    from pathlib import Path
+
+Numbers = NDArray[np.float64]
+
+# A setting with fewer of the questions than this part would take the others' evidence away.
+_ENOUGH = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One setting that may be recommended. `setting` is as `Setting.as_dict`; examples and costs are in one order."""
+
+    setting: Mapping[str, Any]
+    examples: tuple[Example, ...]
+    costs_usd: tuple[Decimal, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.setting["name"])
+
+    @property
+    def guided(self) -> bool:
+        return bool(self.setting["mode"] == "guided")
+
+    @property
+    def correct(self) -> int:
+        """How many were right."""
+        return sum(one.correct for one in self.examples)
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / len(self.examples)
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """USD, the mean answer."""
+        return total_usd(*self.costs_usd) / len(self.costs_usd)
+
+    @property
+    def teacher_tokens(self) -> float:
+        """What the teacher wrote for the mean answer."""
+        return sum(one.teacher_output_tokens for one in self.examples) / len(self.examples)
+
+    @property
+    def student_tokens(self) -> float:
+        """What the student wrote for the mean answer."""
+        return sum(one.student_output_tokens for one in self.examples) / len(self.examples)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Settings that were asked the same questions, n of them, in the same way.
+
+    Attributes:
+        sources: the folders, and `manifests` what was asked there.
+        asked: how the questions were put: a policy does not choose it.
+        candidates: k of them, in the run's order.
+        teacher, student: the places of the two alone among the candidates, that the others are held against.
+        notes: what of the folder does not count, and why.
+    """
+
+    sources: tuple[str, ...]
+    manifests: tuple[Manifest, ...]
+    asked: str
+    questions: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    teacher: int
+    student: int
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def correct(self) -> Numbers:
+        """(n, k): 1 where right, else 0."""
+        return np.array([[one.correct for one in found.examples] for found in self.candidates], float).T
+
+    @cached_property
+    def cost(self) -> Numbers:
+        """(n, k): USD, each answer; what is shown of it is summed up from the Decimals."""
+        return np.array([[float(usd) for usd in found.costs_usd] for found in self.candidates], float).T
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A folder, read."""
+
+    source: str
+    manifest: Manifest
+    examples: Mapping[str, Mapping[str, Example]]
+
+
+def read_run(folder: Path) -> Run:
+    """Its run.json and examples.jsonl. Raises StartupError where one is not there, or not what it should be."""
+    manifest_file, examples_file = folder / MANIFEST, folder / EXAMPLES
+    try:
+        manifest = msgspec.json.decode(manifest_file.read_bytes(), type=Manifest)
+        lines = examples_file.read_bytes().splitlines()
+    except FileNotFoundError as error:
+        raise StartupError(
+            f"{shown(folder)} has no {'run.json' if not manifest_file.exists() else EXAMPLES}: it must be a folder "
+            "that `gkt-gateway eval run` has filled"
+        ) from error
+    except OSError as error:
+        raise StartupError(f"{shown(folder)} cannot be read: {(error.strerror or 'error').lower()}") from error
+    except msgspec.DecodeError as error:
+        raise StartupError(f"{shown(manifest_file)}: {error}: run `gkt-gateway eval run` on this folder") from error
+    decoder = msgspec.json.Decoder(Example)
+    examples: dict[str, dict[str, Example]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            example = decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise StartupError(
+                f"{shown(examples_file)}:{number}: {error}: `gkt-gateway eval run` on this folder makes the file anew"
+            ) from error
+        examples.setdefault(example.setting, {})[example.question] = example
+    return Run(shown(folder), manifest, examples)
+
+
+def evidence_of(run: Run, asked: str | None = None, prices: Mapping[str, Price] | None = None) -> Evidence:
+    """The settings of one way of asking, on the questions that they have in common.
+
+    Args:
+        asked: which way, in `asked_of`'s words; None: the only one.
+        prices: by role, in the place of the run's; then every cost is anew from the tokens. A cached token costs as
+            much as another: the examples do not tell them apart.
+
+    Raises:
+        StartupError: there are several ways and none was chosen, or a teacher or a student alone is missing.
+    """
+    settings = _of_one_way(run, asked)
+    way = asked_of(settings[0])
+    notes = []
+    if missing := [one["name"] for one in settings if not run.examples.get(one["name"])]:
+        notes.append(f"not run, and left out: {'; '.join(missing)}")
+    run_settings = [one for one in settings if run.examples.get(one["name"])]
+    most = max((len(run.examples[one["name"]]) for one in run_settings), default=0)
+    kept = [one for one in run_settings if len(run.examples[one["name"]]) >= _ENOUGH * most]
+    notes += [
+        f"left out, with {len(run.examples[one['name']])} of {most} questions: {one['name']}"
+        for one in run_settings
+        if one not in kept
+    ]
+    found = [run.examples[one["name"]] for one in kept]
+    common = tuple(name for name in (found[0] if found else {}) if all(name in one for one in found))
+    if found and len(common) < most:
+        notes.append(f"the settings did not answer the same questions: only the {len(common)} that all have count")
+    if found and not common:
+        raise StartupError(f"{run.source}: no question was answered in all settings: let `gkt-gateway eval run` finish")
+    candidates = [_candidate(one, [run.examples[one["name"]][name] for name in common], run, prices) for one in kept]
+    if failed := sum(example.error is not None for one in candidates for example in one.examples):
+        notes.append(f"{failed} answers failed, and count as wrong: `gkt-gateway eval run` asks for them again")
+    teacher, student = _references(candidates, run.source, way)
+    return Evidence((run.source,), (run.manifest,), way, common, tuple(candidates), teacher, student, tuple(notes))
+
+
+def together(several: Sequence[Evidence]) -> Evidence:
+    """All questions as one set: the settings that each of them has. Raises StartupError where they share none."""
+    by_name = [{one.name: one for one in evidence.candidates} for evidence in several]
+    names = [one.name for one in several[0].candidates if all(one.name in found for found in by_name)]
+    dropped = sorted({name for found in by_name for name in found} - set(names))
+    notes = [note for evidence in several for note in evidence.notes]
+    if dropped:
+        notes.append(f"not in every folder, and left out: {'; '.join(dropped)}")
+    candidates = [
+        Candidate(
+            by_name[0][name].setting,
+            tuple(example for found in by_name for example in found[name].examples),
+            tuple(usd for found in by_name for usd in found[name].costs_usd),
+        )
+        for name in names
+    ]
+    sources = tuple(source for evidence in several for source in evidence.sources)
+    teacher, student = _references(candidates, "the settings that all folders share", several[0].asked)
+    return Evidence(
+        sources,
+        tuple(manifest for evidence in several for manifest in evidence.manifests),
+        several[0].asked,
+        tuple(name for evidence in several for name in evidence.questions),
+        tuple(candidates),
+        teacher,
+        student,
+        tuple(notes),
+    )
+
+
+def asked_of(setting: Mapping[str, Any]) -> str:
+    """How a question is put, in words: form, shots and sampling, which are the caller's and no policy's."""
+    shots = f", {setting['shots']} shots" if setting["shots"] else ""
+    drawn = f", temperature {setting['temperature']:g}" if setting["temperature"] else ""
+    drawn += "".join(f", {name} {setting[name]:g}" for name in ("top_p", "seed") if setting[name] is not None)
+    return f"{setting['form']}{shots}{drawn}"
+
+
+def _of_one_way(run: Run, asked: str | None) -> list[dict[str, Any]]:
+    ways: dict[str, list[dict[str, Any]]] = {}
+    for setting in run.manifest.settings:
+        ways.setdefault(asked_of(setting), []).append(setting)
+    listed = " | ".join(f"'{way}'" for way in ways)
+    if not ways:
+        raise StartupError(f"{run.source} has no settings: run `gkt-gateway eval run` on this folder")
+    if asked is not None and asked not in ways:
+        raise StartupError(f"{run.source} has no questions that were asked as '{asked}': --asked {listed}")
+    if asked is None and len(ways) > 1:
+        raise StartupError(f"{run.source} asks in {len(ways)} ways, and callers do in one: choose --asked {listed}")
+    return ways[asked if asked is not None else next(iter(ways))]
+
+
+def _candidate(
+    setting: Mapping[str, Any], examples: Iterable[Example], run: Run, prices: Mapping[str, Price] | None
+) -> Candidate:
+    examples = tuple(examples)
+    if not prices:
+        return Candidate(setting, examples, tuple(one.cost_usd for one in examples))
+    whole = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
+    if missing := [role for role in ("teacher", "student") if role not in whole]:
+        raise StartupError(f"{run.source} has no price of the {missing[0]}: say --price {missing[0]}=IN,OUT too")
+    return Candidate(setting, examples, tuple(_priced(one, whole) for one in examples))
+
+
+def _priced(example: Example, prices: Mapping[str, Price]) -> Decimal:
+    return total_usd(
+        cost_usd(prices["teacher"], example.teacher_input_tokens, example.teacher_output_tokens),
+        cost_usd(prices["student"], example.student_input_tokens, example.student_output_tokens),
+    )
+
+
+def _references(candidates: Sequence[Candidate], where: str, way: str) -> tuple[int, int]:
+    """The teacher and the student alone: with the largest limit that both have, else each with its largest."""
+    limits: dict[str, dict[int, int]] = {"teacher": {}, "student": {}}
+    for place, one in enumerate(candidates):
+        if not one.guided:
+            limits[one.setting["mode"]][one.setting["max_tokens"]] = place
+    for role, found in limits.items():
+        if not found:
+            raise StartupError(
+                f"{where}: the {role} alone did not answer ({way}), and guidance is held against it: run `gkt-gateway "
+                f"eval run` on this folder with mode {role} among its settings"
+            )
+    both = limits["teacher"].keys() & limits["student"].keys()
+    teacher, student = (found[max(both or found)] for found in limits.values())
+    return teacher, student

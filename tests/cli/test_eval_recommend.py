@@ -1,0 +1,181 @@
+"""`gkt-gateway eval recommend`: its table, its exit status, and a policy that the real check accepts."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from gateway.cli import SETTINGS
+from gateway.cli.eval_recommend import NONE_PAYS, TOO_FEW, recommend
+from gateway.errors import StartupError
+from tests.cli import in_process
+from tests.cli.in_process import Done
+from tests.evaluation.known_truth import ALONE, CONCISE_40, M20, M40, M80, Truth, folder_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).parents[2]
+PAYS = [
+    *ALONE,
+    Truth(M20, 0.5, 20, 160),
+    Truth(M40, 0.8, 40, 120),
+    Truth(M80, 0.8, 80, 80),
+    Truth(CONCISE_40, 0.6, 40, 100),
+]
+WORSE = [*ALONE, Truth(M40, 0.3, 40, 160)]
+CONFIG = "policies: policies/\nmodels:\n" + "".join(
+    f"  - {{name: {name}, protocol: openai, api_base: 'http://{name}', price: {{input_per_1m: 1, output_per_1m: 1}}}}\n"
+    for name in ("big", "small")
+)
+
+
+def run(*arguments: object) -> Done:
+    app = typer.Typer(**SETTINGS)
+    app.command("recommend")(recommend)
+    done = CliRunner().invoke(app, [str(one) for one in arguments], env={"NO_COLOR": "1", "COLUMNS": "200"})
+    if isinstance(done.exception, StartupError):
+        return Done(1, done.stdout, done.stderr + done.exception.message)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("truths", "status", "mode"), [(PAYS, 0, "guided"), (WORSE, NONE_PAYS, "teacher")], ids=["pays", "none pays"]
+)
+def test_the_check_accepts_what_it_writes_without_a_warning_of_its_own(
+    tmp_path: Path, truths: Sequence[Truth], status: int, mode: str
+) -> None:
+    folder_of(tmp_path / "run", truths, 400, exactly=True)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    policy = tmp_path / "policies" / "acme.yaml"
+    done = run(tmp_path / "run", "--out", policy, "--tenant", "acme", "--route", "maths")
+    assert done.returncode == status, done.stderr
+    assert f"written: {policy}" in done.stdout
+    assert f"mode: {mode}" in policy.read_text()
+    checked = in_process.run("check", "--config", str(tmp_path / "config.yaml"))
+    assert checked.returncode == 0, checked.stderr
+    warned = [line for line in (checked.stdout + checked.stderr).splitlines() if "route maths" in line]
+    assert warned == []
+    again = run(tmp_path / "run", "--out", policy)
+    assert again.returncode == 1
+    assert "--force" in again.stderr
+    assert run(tmp_path / "run", "--out", policy, "--force").returncode == status
+    assert "tenant: default" in policy.read_text()
+
+
+def test_the_table_has_each_setting_by_its_cost_and_marks_the_one(tmp_path: Path) -> None:
+    folder_of(tmp_path, PAYS, 400, exactly=True)
+    done = run(tmp_path)
+    assert done.returncode == 0
+    rows = [row[0] for line in done.stdout.splitlines() if (row := re.findall(r"(teacher|student|m=\d+) .* to ", line))]
+    assert rows == ["student", "m=20", "m=40", "m=40", "m=80", "teacher"]
+    (marked,) = [line for line in done.stdout.splitlines() if line.lstrip().startswith(">")]
+    assert "cutoff, prefix, m=40" in marked
+    assert "guidance pays: guided, chat, 300 tokens, cutoff, prefix, m=40" in done.stdout
+    assert "Chosen in the 5 folds: 5 x guided, chat, 300 tokens, cutoff, prefix, m=40." in done.stdout
+
+
+def test_json_has_the_exact_figures(tmp_path: Path) -> None:
+    folder_of(tmp_path, PAYS, 400, exactly=True)
+    done = run(tmp_path, "--json", "--loss", "2 points", "--price", "teacher=0,2")
+    (route,) = json.loads(done.stdout)["routes"]
+    assert route["verdict"] == "guided"
+    assert route["target"] == {"kind": "loss", "amount": "0.02"}
+    assert len(route["settings"]) == 6
+    assert Decimal(route["settings"][0]["cost_usd"]) == Decimal("0.0004")
+    assert route["held_out"]["questions"] == 400
+    assert route["settings"][0]["pays"] is None
+
+
+def test_too_few_questions_leave_with_a_status_of_their_own(tmp_path: Path) -> None:
+    done = run(folder_of(tmp_path, PAYS, 12, exactly=True))
+    assert done.returncode == TOO_FEW
+    assert "too few questions: teacher, chat, 300 tokens" in done.stdout
+    assert re.search(r"about [\d,]+ more than these 12 questions would tell", done.stdout)
+
+
+def test_several_folders_are_several_routes_and_with_one_they_are_one(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a", PAYS, 400, exactly=True)
+    folder_of(tmp_path / "b", WORSE, 400, exactly=True, data="riddles")
+    policy = tmp_path / "p.yaml"
+    done = run(tmp_path / "a", tmp_path / "b", "--out", policy)
+    assert done.returncode == NONE_PAYS, "of one of them"
+    assert re.findall(r"model: (\w+)\n +mode: (\w+)", policy.read_text()) == [
+        ("sums", "guided"),
+        ("riddles", "teacher"),
+    ]
+    both = run(tmp_path / "a", tmp_path / "b", "--one", "--route", "all")
+    assert "800 questions" in both.stdout
+    assert "not in every folder, and left out" in both.stdout
+    same = run(tmp_path / "a", tmp_path / "a")
+    assert same.returncode == 2
+    assert "name the routes apart" in same.stderr
+
+
+def test_where_nothing_reaches_the_target_it_writes_nothing(tmp_path: Path) -> None:
+    folder_of(tmp_path / "a", PAYS, 400, exactly=True)
+    done = run(tmp_path / "a", "--budget-usd-per-1k", "0.001", "--out", tmp_path / "p.yaml")
+    assert done.returncode == NONE_PAYS
+    assert "p.yaml is not written: nothing is shown to reach the target" in done.stdout
+    assert not (tmp_path / "p.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--keep", "95%", "--loss", "2"), "only one can be wanted at a time"),
+        (("--keep", "195%"), "more than 0 and at most 100%, like 95% or 0.95"),
+        (("--keep", "0"), "more than 0 and at most 100%"),
+        (("--loss", "-2"), "must be a number that is not below 0"),
+        (("--budget-usd-per-1k", "cheap"), "like 0.50"),
+        (("--cost-share", "a"), "at most 100%"),
+        (("--confidence", "40%"), "more than 50% and less than 100%"),
+        (("--price", "tutor=1,2"), "teacher=IN,OUT"),
+        (("--guidance", "deadline"), "NAME=VALUE"),
+        (("--route", "a", "--route", "b"), "there are 1 routes to name, and 2 names"),
+    ],
+)
+def test_bad_options_say_what_is_right(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    folder_of(tmp_path, WORSE, 30)
+    done = run(tmp_path, *arguments, "--out", tmp_path / "p.yaml")
+    assert done.returncode == 2
+    assert says in re.sub(r"[\s│]+", " ", done.stderr)
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "gateway.evaluation.evidence")
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "numpy is not installed: pip install 'gkt-gateway[eval]'" in done.stderr
+
+
+def test_a_run_without_prices_is_asked_for_them(tmp_path: Path) -> None:
+    free = [Truth(one.setting, one.accuracy, 0, 0) for one in PAYS]
+    done = run(folder_of(tmp_path, free, 30))
+    assert done.returncode == 1
+    assert "--price teacher=IN,OUT" in done.stderr
+
+
+def test_the_pages_example_is_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "evaluation-recommend.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    folder_of(Path("runs/sums"), PAYS, 400, seed=6)
+    command = re.search(r"\$ gkt-gateway eval recommend (.*)\n", page)
+    assert command is not None
+    done = run(*command[1].split())
+    printed = "\n".join(line.rstrip() for line in done.stdout.splitlines() if line.strip())
+    shown = page.partition(command[0])[2].partition("```")[0]
+    assert "\n".join(line.rstrip() for line in shown.splitlines() if line.strip()) == printed
+    written = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert written is not None
+    assert Path("policies/sums.yaml").read_text("utf-8") == written[1]

@@ -1,0 +1,85 @@
+"""What is claimed of many settings at once holds at the confidence that was asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.evaluation.bounds import Contrast, claims
+
+CELLS = np.array([0.0, 1.0, -1.0, 0.0])
+
+
+def test_the_bound_of_one_contrast_is_the_normals() -> None:
+    values = np.array([1.0, 0.0, 0.0, -1.0] * 50 + [1.0] * 20)
+    (found,) = claims([Contrast(values)], 0.8, 0)
+    assert found.point == pytest.approx(20 / 220)
+    # The 80 % quantile of a normal is 0.8416; the largest of one drawn normal comes near it, and never below.
+    assert found.bound == pytest.approx(20 / 220 - 0.8416 * values.std() / np.sqrt(220), abs=2e-3)
+    assert found.shown
+    assert found.more == 0
+
+
+def test_questions_on_which_two_agree_do_not_show_that_they_always_do() -> None:
+    few, many = (claims([Contrast(np.full(n, 0.02), CELLS + 0.02)], 0.8, 0)[0] for n in (20, 400))
+    assert few.point == pytest.approx(many.point)
+    assert not few.shown
+    assert many.shown
+
+
+def test_a_figure_that_cannot_vary_is_shown_where_it_is_not_below_nought() -> None:
+    found = claims([Contrast(np.full(30, value)) for value in (0.1, 0.0, -0.1)], 0.8, 0)
+    assert [one.shown for one in found] == [True, True, False]
+
+
+def test_what_binary_fractions_leave_of_nought_is_nought() -> None:
+    values = np.array([0.1 + 0.2, -0.3] * 10)
+    assert values.mean() != 0
+    assert Contrast(values).point == 0
+    assert claims([Contrast(values)], 0.8, 0)[0].more is None
+
+
+def test_more_of_the_same_questions_show_it() -> None:
+    """With as many as it says it is shown about as often as the power says."""
+    rng = np.random.default_rng(5)
+
+    def drawn(n: int) -> Contrast:
+        return Contrast(rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.8, 0.1]) + 0.04, CELLS)
+
+    told = [more for _ in range(200) if (more := claims([drawn(60)], 0.8, 0)[0].more)]
+    assert told
+    assert np.mean([claims([drawn(260)], 0.8, 0)[0].shown for _ in range(200)]) == pytest.approx(0.76, abs=0.12)
+
+
+@pytest.mark.parametrize("k", [1, 4, 12])
+def test_none_of_those_shown_is_false_as_often_as_was_asked_for(k: int) -> None:
+    """Each mean is nought, so each claim is false."""
+    rng = np.random.default_rng(k)
+    wrong = 0
+    runs = 150
+    for _ in range(runs):
+        hard = rng.standard_normal((120, 1))
+        right = (hard + rng.standard_normal((120, k + 1)) < 0.3).astype(float)
+        found = claims([Contrast(right[:, j] - right[:, k], CELLS) for j in range(k)], 0.8, 0)
+        wrong += any(one.shown for one in found)
+    assert wrong / runs <= 0.2 + 3 * np.sqrt(0.2 * 0.8 / runs)
+
+
+def test_settings_that_are_hopeless_do_not_widen_the_others_bounds() -> None:
+    rng = np.random.default_rng(1)
+    good = Contrast(rng.standard_normal(100) + 0.2)
+    bad = [Contrast(rng.standard_normal(100) - 2) for _ in range(20)]
+    assert claims([good, *bad], 0.8, 0)[0].bound == pytest.approx(claims([good], 0.8, 0)[0].bound, abs=3e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(shift=st.floats(-0.5, 0.5), n=st.integers(20, 200), seed=st.integers(0, 10_000))
+def test_a_bound_is_below_and_tells_what_is_shown(shift: float, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    contrasts = [Contrast(rng.standard_normal(n) + shift * j) for j in range(4)]
+    found = claims(contrasts, 0.9, seed)
+    assert all(one.bound < one.point for one in found)
+    assert [one.shown for one in found] == [one.bound > 0 for one in found]
+    assert found == claims(contrasts, 0.9, seed)

@@ -1,0 +1,156 @@
+"""What of a folder counts as evidence, and what a folder is told that has too little."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import StartupError
+from gateway.evaluation.evidence import Evidence, evidence_of, read_run, together
+from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
+from gateway.pricing import Price
+from tests.evaluation.known_truth import ALONE, M20, M40, STUDENT, TEACHER, Truth, folder_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+GUIDED = Truth(M40, 0.7, 40, 120)
+OTHER = Truth(M20, 0.5, 20, 160)
+
+
+def evidence(path: Path, truths: Sequence[Truth] = (*ALONE, GUIDED), n: int = 40) -> Evidence:
+    return evidence_of(read_run(folder_of(path, truths, n)))
+
+
+def keep_only(path: Path, wanted: Callable[[Example], bool]) -> None:
+    """Of the folder's examples."""
+    write_lines(path / EXAMPLES, [one for one in list(read_lines(path / EXAMPLES, Example)) if wanted(one)])
+
+
+def test_settings_are_held_against_each_other_question_by_question(tmp_path: Path) -> None:
+    found = evidence(tmp_path)
+    assert found.correct.shape == found.cost.shape == (40, 3)
+    assert found.candidates[found.teacher].setting["mode"] == "teacher"
+    assert found.candidates[found.student].setting["mode"] == "student"
+    assert found.notes == ()
+    for column, one in enumerate(found.candidates):
+        assert [example.question for example in one.examples] == list(found.questions)
+        assert one.accuracy == pytest.approx(found.correct[:, column].mean())
+        assert float(one.cost_usd) == pytest.approx(found.cost[:, column].mean())
+
+
+def test_only_the_questions_that_all_settings_answered_count(tmp_path: Path) -> None:
+    folder_of(tmp_path, (*ALONE, GUIDED), 40)
+    # Lines in another order, since a run answers many at a time.
+    lines = list(read_lines(tmp_path / EXAMPLES, Example))
+    write_lines(tmp_path / EXAMPLES, reversed(lines))
+    keep_only(tmp_path, lambda one: one.setting != M40.name or one.question >= "q0010")
+    found = evidence_of(read_run(tmp_path))
+    assert sorted(found.questions) == [f"q{number:04d}" for number in range(10, 40)]
+    assert found.notes == ("the settings did not answer the same questions: only the 30 that all have count",)
+
+
+def test_a_setting_with_few_of_the_questions_does_not_take_the_others_evidence_away(tmp_path: Path) -> None:
+    folder_of(tmp_path, (*ALONE, GUIDED, OTHER), 40)
+    keep_only(tmp_path, lambda one: one.setting != M20.name or one.question < "q0010")
+    found = evidence_of(read_run(tmp_path))
+    assert len(found.questions) == 40
+    assert [one.name for one in found.candidates] == [TEACHER.name, STUDENT.name, M40.name]
+    assert found.notes == (f"left out, with 10 of 40 questions: {M20.name}",)
+
+
+def test_a_setting_that_was_not_run_is_named(tmp_path: Path) -> None:
+    folder_of(tmp_path, (*ALONE, GUIDED, OTHER), 40)
+    keep_only(tmp_path, lambda one: one.setting != M20.name)
+    assert evidence_of(read_run(tmp_path)).notes == (f"not run, and left out: {M20.name}",)
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_without_one_of_the_two_alone_it_says_what_to_run(tmp_path: Path, role: str) -> None:
+    truths = [one for one in (*ALONE, GUIDED) if one.setting.mode != role]
+    with pytest.raises(
+        StartupError, match=rf"the {role} alone did not answer .* `gkt-gateway eval run` .* mode {role}"
+    ):
+        evidence(tmp_path, truths)
+
+
+def test_a_way_of_asking_is_the_callers_and_must_be_chosen_where_there_are_several(tmp_path: Path) -> None:
+    shown = [replace(one, setting=replace(one.setting, form="completion", shots=8)) for one in (*ALONE, GUIDED)]
+    run = read_run(folder_of(tmp_path, (*ALONE, GUIDED, *shown), 40))
+    with pytest.raises(StartupError, match=r"asks in 2 ways.* --asked 'chat' \| 'completion, 8 shots'"):
+        evidence_of(run)
+    with pytest.raises(StartupError, match="asked as 'chats': --asked 'chat'"):
+        evidence_of(run, "chats")
+    found = evidence_of(run, "completion, 8 shots")
+    assert {one.setting["shots"] for one in found.candidates} == {8}
+
+
+def test_the_two_alone_are_those_with_the_largest_limit_that_both_have(tmp_path: Path) -> None:
+    def limited(truth: Truth, tokens: int) -> Truth:
+        return replace(truth, setting=replace(truth.setting, max_tokens=tokens))
+
+    teacher, student = ALONE
+    found = evidence(tmp_path, [limited(teacher, 100), teacher, limited(student, 100), limited(teacher, 500), student])
+    assert [found.candidates[place].setting["max_tokens"] for place in (found.teacher, found.student)] == [300, 300]
+
+
+def test_prices_of_ones_own_are_exact_and_the_other_role_keeps_the_runs(tmp_path: Path) -> None:
+    run = read_run(folder_of(tmp_path, (*ALONE, GUIDED), 40))
+    found = evidence_of(run, prices={"teacher": Price.of_tokens(Decimal("0.90"), Decimal("0.90"))})
+    # 40 tokens of the teacher's at 0.90, and 120 of the student's at a tenth of a dollar.
+    assert found.candidates[2].cost_usd == Decimal("0.000048")
+    assert found.candidates[found.student].cost_usd == Decimal("0.00002")
+    bare = read_run(folder_of(tmp_path, (*ALONE, GUIDED), 40, prices={}))
+    with pytest.raises(StartupError, match="no price of the student: say --price student=IN,OUT too"):
+        evidence_of(bare, prices={"teacher": Price.of_tokens(Decimal(1), Decimal(1))})
+
+
+def test_failed_answers_are_counted_and_told(tmp_path: Path) -> None:
+    folder_of(tmp_path, (*ALONE, GUIDED), 40)
+    lines = list(read_lines(tmp_path / EXAMPLES, Example))
+    failed = Example(
+        setting=lines[0].setting,
+        question=lines[0].question,
+        mode="teacher",
+        score=0,
+        text="",
+        cost_usd=Decimal(0),
+        teacher_usd=Decimal(0),
+        baseline_usd=Decimal(0),
+        error="engine_failed",
+    )
+    write_lines(tmp_path / EXAMPLES, [failed, *lines[1:]])
+    found = evidence_of(read_run(tmp_path))
+    assert found.notes[0].startswith("1 answers failed, and count as wrong")
+
+
+def test_folders_together_have_the_settings_that_all_share(tmp_path: Path) -> None:
+    one = evidence(tmp_path / "one", (*ALONE, GUIDED, OTHER), 40)
+    found = together([one, evidence(tmp_path / "two", (*ALONE, GUIDED), 60)])
+    assert found.correct.shape == (100, 3)
+    assert len(found.manifests) == len(found.sources) == 2
+    assert found.notes == (f"not in every folder, and left out: {M20.name}",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("run.json", None, "has no run.json: it must be a folder that `gkt-gateway eval run` has filled"),
+        ("examples.jsonl", None, "has no examples.jsonl"),
+        ("run.json", "{}", "run.json: Object missing required field"),
+        ("examples.jsonl", '{"setting": "x"}\n', "examples.jsonl:1: Object missing required field"),
+        ("examples.jsonl", "", "did not answer"),
+    ],
+)
+def test_a_folder_that_is_none_is_told_where_and_what_to_do(
+    tmp_path: Path, name: str, text: str | None, says: str
+) -> None:
+    folder_of(tmp_path, (*ALONE, GUIDED), 5)
+    (tmp_path / name).unlink() if text is None else (tmp_path / name).write_text(text)
+    with pytest.raises(StartupError, match=says) as error:
+        evidence_of(read_run(tmp_path))
+    assert "eval run" in error.value.message

@@ -1,0 +1,156 @@
+"""The policy file that a recommendation becomes: read by the same code that a gateway reads it with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.errors import StartupError
+from gateway.evaluation.evidence import Evidence, evidence_of, read_run
+from gateway.evaluation.policy_file import cautions, policy_text, usd_per_1k, write_policy
+from gateway.evaluation.recommend import Recommendation, recommend
+from gateway.evaluation.target import Target
+from gateway.policy.projections import HINT
+from gateway.policy.schema import Route, TenantPolicy
+from gateway.yaml_source import parse
+from tests.evaluation.known_truth import ALONE, M40, Truth, folder_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEEP = Target("keep", Decimal("0.9"))
+HINTED = replace(M40, tokens=25, projection=HINT, placement="context", boundary="sentence", max_tokens=300)
+
+
+def said(path: Path, *guided: Truth, n: int = 400, target: Target = KEEP, **manifest: Any) -> Recommendation:
+    return recommend(evidence_of(read_run(folder_of(path, [*ALONE, *guided], n, exactly=True, **manifest))), target)
+
+
+def routes(text: str | None) -> tuple[Route, ...]:
+    assert text is not None
+    source, mistakes = parse(text.encode(), "x")
+    assert source is not None
+    policy, more = source.check(TenantPolicy)
+    assert [*mistakes, *more] == []
+    assert policy is not None
+    return policy.routes
+
+
+def with_field(found: Recommendation, **fields: Any) -> Recommendation:
+    """The same, had the setting more to say."""
+    evidence = found.evidence
+    candidates = tuple(replace(one, setting={**one.setting, **fields}) for one in evidence.candidates)
+    changed = Evidence(
+        evidence.sources, evidence.manifests, evidence.asked, evidence.questions, candidates, evidence.teacher,
+        evidence.student, evidence.notes,
+    )  # fmt: skip
+    return replace(found, evidence=changed)
+
+
+def test_a_guided_setting_is_written_whole(tmp_path: Path) -> None:
+    (route,) = routes(policy_text([("maths", said(tmp_path, Truth(HINTED, 0.8, 25, 100)))], tenant="acme"))
+    assert (route.model, route.mode, route.teacher, route.student, route.baseline) == (
+        "maths", "guided", "big", "small", "big",
+    )  # fmt: skip
+    assert route.default_max_tokens == 300
+    rule = route.guidance
+    assert (rule.tokens, rule.projection, rule.placement, rule.boundary) == (25, "hint", "context", "sentence")
+
+
+def test_fields_that_settings_come_to_have_follow_by_themselves(tmp_path: Path) -> None:
+    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), stream=False, deadline="3s", seed=7)
+    (route,) = routes(policy_text([("chat", found)], tenant="acme"))
+    assert route.guidance.stream is False
+    assert route.guidance.deadline_s == 3
+    assert route.guidance.seed is None, "a setting's is the caller's"
+
+
+def test_a_field_that_no_policy_has_is_refused_by_its_name(tmp_path: Path) -> None:
+    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), wibble=1)
+    with pytest.raises(StartupError, match=r"a policy cannot say this: routes\[0\]\.guidance\.wibble: unknown key"):
+        policy_text([("chat", found)], tenant="acme")
+
+
+def test_what_else_is_to_stand_there_goes_before_what_was_measured(tmp_path: Path) -> None:
+    text = policy_text(
+        [("chat", said(tmp_path, Truth(M40, 0.8, 40, 100)))],
+        tenant="acme", teacher="large", student="tiny", guidance={"deadline": "5s", "tokens": 41},
+    )  # fmt: skip
+    (route,) = routes(text)
+    assert (route.teacher, route.student, route.baseline) == ("large", "tiny", "large")
+    assert (route.guidance.deadline_s, route.guidance.tokens) == (5, 41)
+
+
+@pytest.mark.parametrize(
+    ("target", "mode", "engines"),
+    [(KEEP, "teacher", {"big"}), (Target("share", Decimal("0.3")), "student", {"small", "big"})],
+)
+def test_one_of_the_two_alone_is_written_with_the_reason(
+    tmp_path: Path, target: Target, mode: str, engines: set[str]
+) -> None:
+    text = policy_text([("chat", said(tmp_path, Truth(M40, 0.3, 40, 100), target=target))], tenant="acme")
+    (route,) = routes(text)
+    assert route.mode == mode
+    assert route.engines == engines
+    assert "none pays: " in str(text)
+
+
+def test_where_nothing_reaches_the_target_nothing_is_written(tmp_path: Path) -> None:
+    nothing = said(tmp_path / "a", Truth(M40, 0.8, 40, 100), target=Target("budget", Decimal("0.000001")))
+    assert policy_text([("chat", nothing)], tenant="acme") is None
+    other = said(tmp_path / "b", Truth(M40, 0.8, 40, 100))
+    text = policy_text([("chat", nothing), ("maths", other)], tenant="acme")
+    assert [route.model for route in routes(text)] == ["maths"]
+    assert "# No route chat:\n# Wanted: the best for 0.001 USD per 1000 answers." in str(text)
+
+
+def test_its_comments_say_what_it_expects_and_from_where(tmp_path: Path) -> None:
+    found = said(tmp_path, Truth(M40, 0.8, 60, 100))
+    words = re.sub(r"\s+#\s+", " ", str(policy_text([("chat", found)], tenant="acme")))
+    for part in (
+        "Wanted: the cheapest that keeps 90 % of the teacher's accuracy.",
+        "of 2026-09-21: sums, big and small, asked as chat.",
+        "Expected of 400 questions: 80.0 % right (95 %: 75.8 % to 83.6 %), the teacher alone 80.0 %;",
+        "0.07000 USD per 1000 answers, 35 % of the teacher's; for each answer 60 tokens of the teacher's and 100",
+        "Chosen and measured on different questions (5 folds): 80.0 % right",
+        "the teacher took up to 3.0 s for its opening, beside others; a gateway waits for 2 s",
+        "Measured in two stages, not through a gateway",
+    ):
+        assert part in words
+
+
+def test_a_name_out_of_a_run_cannot_leave_its_comment(tmp_path: Path) -> None:
+    found = said(tmp_path, Truth(M40, 0.8, 40, 100), data="sums\nkeys: [x]\u2028y\x85z")
+    text = policy_text([("chat", found)], tenant="acme")
+    assert [route.model for route in routes(text)] == ["chat"]
+    assert all(line.lstrip().startswith("#") for line in str(text).splitlines() if "[x]" in line)
+
+
+def test_a_projection_with_a_file_of_its_own_needs_it_beside_the_policy(tmp_path: Path) -> None:
+    found = said(tmp_path, Truth(M40, 0.8, 40, 100))
+    assert [line for line in cautions(found) if line.startswith("Projection")] == []
+    ours = with_field(found, projection="ours")
+    assert [line for line in cautions(ours) if line.startswith("Projection ours does this with what the run gave it")]
+    named = with_field(found, projection="ours", exemplars="exemplars/ours.yaml")
+    assert [line for line in cautions(named) if line.startswith("Projection")] == []
+
+
+def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
+    file = tmp_path / "policies" / "acme.yaml"
+    write_policy(file, "one")
+    with pytest.raises(StartupError, match=r"acme\.yaml is there already: --force"):
+        write_policy(file, "two")
+    assert file.read_text() == "one"
+    write_policy(file, "two", force=True)
+    assert file.read_text() == "two"
+
+
+@pytest.mark.parametrize(
+    ("usd", "said"), [("0.000052", "0.05200"), ("0.0123456", "12.35"), ("1.5", "1500.00"), ("0", "0")]
+)
+def test_a_cost_is_told_to_the_digits_that_count(usd: str, said: str) -> None:
+    assert usd_per_1k(Decimal(usd)) == said
