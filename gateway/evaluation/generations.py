@@ -159,8 +159,7 @@ class Recorded:
 
     async def written(self, request: OpeningRequest) -> Written:
         """The beginning of an answer, at least as long as asked. Raises EngineErrors."""
-        parts = (request.messages, request.prompt, request.temperature, request.top_p, request.seed, request.stop)
-        key = _key(self._revision, "opening", parts)
+        key = self._opening_key(request)
         async with self._flights.setdefault(key, asyncio.Lock()):
             written = self._kept.opening(key)
             if written is None or written.first(request.max_tokens, tuple(request.stop)) is None:
@@ -168,6 +167,15 @@ class Recorded:
                 written = await self._open(request, max(self._longest, request.max_tokens))
                 self._kept.keep_opening(key, self.name, written)
         return written
+
+    def holds(self, request: OpeningRequest) -> bool:
+        """Whether `written` has it without asking."""
+        written = self._kept.opening(self._opening_key(request))
+        return written is not None and written.first(request.max_tokens, tuple(request.stop)) is not None
+
+    def _opening_key(self, request: OpeningRequest) -> str:
+        parts = (request.messages, request.prompt, request.temperature, request.top_p, request.seed, request.stop)
+        return _key(self._revision, "opening", parts)
 
     async def opening(
         self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None

@@ -101,6 +101,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         settings: each as `Setting.as_dict`.
         prices: USD per 1M tokens, read and written, by role.
         live: whether it went through a whole gateway; else in the paper's two stages.
+        student_look: what is known of the student (`Look.continuation`), so that answers can be made anew without it;
+            None: it was not asked yet, or it went through a gateway.
     """
 
     data: str
@@ -114,6 +116,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     live: bool
     version: str
     created: int
+    student_look: dict[str, Any] | None = None
 
 
 def read_lines(path: Path, kind: type[Any]) -> Iterator[Any]:

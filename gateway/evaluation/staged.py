@@ -69,7 +69,7 @@ def to_teacher(setting: Setting, question: Question, exemplars: Sequence[Exempla
     if setting.mode == "student":
         return None
     asked = setting.asked(question, exemplars)
-    return _request(_as_guided(setting), asked)
+    return _request(setting, asked)
 
 
 async def answer(
@@ -91,7 +91,7 @@ async def answer(
     opening = UNGUIDED
     text = ""
     if setting.mode == "teacher":
-        request = _request(_as_guided(setting), asked)
+        request = _request(setting, asked)
         written = await teacher.written(request)
         reply = written.first(request.max_tokens, tuple(request.stop))
         assert reply is not None, "written() returns as much as was asked for"
@@ -130,9 +130,15 @@ def _as_guided(setting: Setting) -> Setting:
 
 
 def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
+    alone = setting.mode == "teacher"
+    setting = _as_guided(setting)
     plan = setting.plan(asked, _any_student, TEACHER, STUDENT)
     assert plan.guidance is not None, "a plain chat can be guided"
-    return opening_request(plan.guidance, asked)
+    request = opening_request(plan.guidance, asked)
+    if not alone:
+        return request
+    # Guidance is drawn as the policy says; an answer as its caller does.
+    return replace(request, temperature=setting.temperature, top_p=setting.top_p, seed=setting.seed)
 
 
 def _any_student(engine: str) -> Look:

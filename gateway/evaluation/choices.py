@@ -1,0 +1,132 @@
+"""The choice that an answer names, by its letter or its text. Pure.
+
+The choices' texts are known, so that an answer may give one in place of its letter; the question is not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from gateway.evaluation.statements import own_part, plain, sentences, statements
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_CONCLUDES = re.compile(
+    r"\b(?:so|thus|therefore|hence|only|best|closest|most (?:likely|suitable|appropriate|common|logical)|correct"
+    r"|in conclusion|would choose|choose|i pick)\b",
+    re.IGNORECASE,
+)
+_DUTY = re.compile(r"\banswer\s+(?:should|must|has to)\b", re.IGNORECASE)
+_LEADING = re.compile(r"(?:(?:the|a|an|option|choice|letter|answer)\s+|[\"'\u201c(\[]\s*)+", re.IGNORECASE)
+
+
+def choice(text: str, choices: Mapping[str, str]) -> str | None:
+    """The letter of the choice that an answer names; None where it names none, or several without a word for one.
+
+    In this order: the last statement ("The answer is (c)", "Answer: C", a LaTeX box) that names one; the one letter
+    that it mentions at all; the one that it begins with, unless it goes through all of them; the last sentence that
+    concludes ("so", "only", "most likely") and names one; an answer that is nothing but a choice's text.
+
+    choices: their texts by letter, as the question writes the letters.
+    """
+    reader = _Reader(choices)
+    text = plain(own_part(text))
+    for statement in reversed(statements(text)):
+        found = reader.stated(statement.said, by_text=not statement.duty)
+        if found is not None:
+            return found
+    text = text.replace("**", "").strip()
+    mentioned = reader.letters(text)
+    if len(set(mentioned)) == 1:
+        return mentioned[0]
+    begins = reader.begins(text)
+    if begins is not None and not _is_list(mentioned, list(choices)):
+        return begins
+    for sentence in reversed(sentences(text)):
+        if _CONCLUDES.search(sentence) and not _DUTY.search(sentence):
+            found = _only(reader.letters(sentence)) or _only(reader.named(sentence))
+            if found is not None:
+                return found
+    return reader.whole(text)
+
+
+def _only(found: Iterable[str]) -> str | None:
+    different = set(found)
+    return different.pop() if len(different) == 1 else None
+
+
+def _is_list(mentioned: list[str], letters: list[str]) -> bool:
+    """Whether the first mentions run through the choices in their order."""
+    return len(mentioned) > 2 and mentioned[:3] == letters[:3]
+
+
+class _Reader:
+    """Finds one question's choices in texts."""
+
+    def __init__(self, choices: Mapping[str, str]) -> None:
+        self._letters = {letter.lower(): letter for letter in choices}
+        self._texts = {_folded(said): letter for letter, said in choices.items()}
+        some = "|".join(sorted(map(re.escape, choices), key=len, reverse=True))
+        # "(c)"; "c)" and "C." where a word could begin.
+        self._marked = re.compile(
+            rf"\(\s*({some})\s*\)|(?:(?<=\A)|(?<=[\s\"']))({some})\)|^[ \t>*-]*({some})[.:](?=\s|\Z)",
+            re.IGNORECASE | re.MULTILINE,
+        )
+        self._first = re.compile(rf"({some})(?=[)\].:,;\"'\u201d]|\s*\Z|\s+(?:because|since|-))", re.IGNORECASE)
+        self._capital = re.compile(rf"({some})\b", re.IGNORECASE)
+        # The longest first: "bus station" is not "bus".
+        named = "|".join(sorted(map(_loosely, self._texts), key=len, reverse=True))
+        self._named = re.compile(rf"\b(?:{named})(?:e?s)?\b" if named else r"(?!)", re.IGNORECASE)
+
+    def letters(self, text: str) -> list[str]:
+        """The letters that it mentions as such, in order, again where again."""
+        return [self._letters[next(filter(None, mark.groups())).lower()] for mark in self._marked.finditer(text)]
+
+    def named(self, text: str) -> list[str]:
+        """The choices whose texts it holds, in order."""
+        return [letter for mark in self._named.finditer(text) if (letter := self._of(mark[0])) is not None]
+
+    def begins(self, text: str) -> str | None:
+        mark = self._marked.match(text)
+        return self._letters[next(filter(None, mark.groups())).lower()] if mark is not None else None
+
+    def stated(self, said: str, *, by_text: bool) -> str | None:
+        """What a statement names: a letter that it begins with, its only letter, its first or only text."""
+        said = said.replace("**", "").strip()
+        head = _LEADING.sub("", said, count=1) if _LEADING.match(said) else said
+        for start in (said.lstrip("([\"'\u201c "), head):
+            mark = self._first.match(start)
+            if mark is not None:
+                return self._letters[mark[1].lower()]
+        mark = self._capital.match(head)
+        # "A bank" and "I" are words.
+        if mark is not None and mark[1].isupper() and mark[1] not in {"A", "I"}:
+            return self._letters[mark[1].lower()]
+        found = _only(self.letters(said))
+        if found is not None or not by_text:
+            return found
+        named = self._named.match(head)
+        return self._of(named[0]) if named is not None else _only(self.named(said))
+
+    def whole(self, text: str) -> str | None:
+        """The choice of which the text is all, articles and marks aside."""
+        bare = _LEADING.sub("", text, count=1) if _LEADING.match(text) else text
+        mark = self._named.match(bare)
+        return self._of(mark[0]) if mark is not None and not bare[mark.end() :].strip(" .!\"')\u201d\n") else None
+
+    def _of(self, said: str) -> str | None:
+        folded = _folded(said)
+        for ending in ("", "s", "es"):
+            if folded.endswith(ending) and (letter := self._texts.get(folded.removesuffix(ending))) is not None:
+                return letter
+        return None
+
+
+def _folded(said: str) -> str:
+    return " ".join(said.lower().split())
+
+
+def _loosely(said: str) -> str:
+    return r"\s+".join(map(re.escape, said.split()))

@@ -1,0 +1,162 @@
+"""The number that an answer comes to, and whether it is the right one. Pure."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.evaluation.statements import own_part, plain, sentences, statements
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_.^])(?<!\^\{)"
+    r"(?P<sign>-)?(?P<currency>[$\u20ac\u00a3]\s?(?P<inner>-)?)?"
+    r"(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:[eE](?P<power>[+-]?[0-9]{1,2})(?![A-Za-z0-9]))?"
+    r"(?:/(?P<below>[0-9]+)(?![0-9/.]))?"
+    r"(?P<percent>\s?%)?"
+)
+_TIME = re.compile(r":(?P<minutes>[0-9]{2})(?![0-9])")
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
+# What follows a number that is but a part of a sum, or counts an unknown.
+_GOES_ON = re.compile(r"[)\s]*[-+*/^]|\s+x\s|[xyn]\b")
+_ENDED = re.compile(r"(?:[.!?][\"')\]*`]*|`{3})\s*\Z")
+# The number of a list's item, of a heading's, of a step.
+_NUMBERED = re.compile(
+    r"^[ \t>#*-]*[0-9]{1,2}[.)](?=\s|\*)|\b(?:step|part|question|example)\s+[0-9]{1,2}\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_UNITS = re.compile(r"[\s.]*(?:[A-Za-z/ ]{0,24})[\s.]*")
+_WORDS = {
+    word: value
+    for value, word in enumerate(
+        ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    )
+}
+
+
+class Amount(NamedTuple):
+    """A number as an answer writes it, and what it is worth. A percentage is worth what stands before the sign."""
+
+    written: str
+    value: Fraction
+    percent: bool = False
+
+
+def result(text: str) -> Amount | None:
+    """The number that an answer comes to; None where there is none.
+
+    What it states ("The answer is", "####", a LaTeX box) wins, and the last statement over earlier ones. Without a
+    statement: of the last paragraph with a number, the last one in bold, else the last number; in a sentence with
+    equals signs the one behind the last sign that has a whole result. A text that breaks off has the last number
+    behind an equals sign anywhere, if it has one: what it said last was on the way. Numbers of lists and steps,
+    ordinals and program code do not count.
+    """
+    text = plain(own_part(text))
+    for statement in reversed(statements(text)):
+        found = _whole(statement.said) if statement.marked else _stated(statement.said)
+        if found is not None:
+            return found
+    text = _NUMBERED.sub(" ", text)
+    if not _ENDED.search(text):
+        for sentence in reversed(sentences(text)):
+            if (found := _behind_equals(sentence)) is not None:
+                return found
+    for paragraph in reversed(re.split(r"\n\s*\n", text)):
+        bold = [amount for mark in _BOLD.finditer(paragraph) if (amount := _whole(mark[1])) is not None]
+        if bold:
+            return bold[-1]
+        for sentence in reversed(sentences(paragraph)):
+            if (found := _concluded(sentence)) is not None:
+                return found
+    return None
+
+
+def equals(found: Amount, right: str, tolerance: str = "0") -> bool:
+    """Whether it is the right number, by value: 60 % is as good as 60 and as 0.6. Raises ValueError as `number`."""
+    wanted, within = number(right), number(tolerance).value
+    values = {found.value, found.value / 100} if found.percent and not wanted.percent else {found.value}
+    return any(abs(value - wanted.value) <= within for value in values)
+
+
+def number(text: str) -> Amount:
+    """What a data set gives as a number: "18", "-2.5", "$1,200", "3/4". Raises ValueError where it is none."""
+    found = _whole(plain(text))
+    if found is None:
+        raise ValueError("not a number")
+    return found
+
+
+def _stated(said: str) -> Amount | None:
+    found = _behind_equals(said) or next(_amounts(said), None)
+    if found is not None:
+        return found
+    word = said.lower().partition(" ")[0].strip(",;:")
+    return Amount(word, Fraction(_WORDS[word])) if word in _WORDS else None
+
+
+def _concluded(sentence: str) -> Amount | None:
+    return _behind_equals(sentence) or next(reversed(list(_amounts(sentence))), None)
+
+
+def _behind_equals(sentence: str) -> Amount | None:
+    """The first number behind the last equals sign that has one and no sum."""
+    for part in reversed(sentence.split("=")[1:]):
+        found = next(_placed(part), None)
+        if found is not None and not _GOES_ON.match(part, found[2]):
+            return found[0]
+    return None
+
+
+def _whole(text: str) -> Amount | None:
+    """The number, where the text is one and nothing else but a unit; what stands behind an equals sign, with one."""
+    text = text.replace("**", "").strip()
+    if "=" in text:
+        text = text.rpartition("=")[2].strip()
+    found = next(_placed(text), None)
+    if found is None:
+        return None
+    amount, start, end = found
+    return amount if start == 0 and _UNITS.fullmatch(text, end) else None
+
+
+def _amounts(text: str) -> Iterator[Amount]:
+    return (amount for amount, _, _ in _placed(text))
+
+
+def _placed(text: str) -> Iterator[tuple[Amount, int, int]]:
+    for match in _NUMBER.finditer(text):
+        value = _value(match, text)
+        if value is not None:
+            sign = match["sign"] is not None and not _is_minus(match, text)
+            written = match[0].strip() if sign or match["sign"] is None else match[0][1:].strip()
+            negative = sign or match["inner"] is not None
+            yield (
+                Amount(written, -value if negative else value, match["percent"] is not None),
+                match.start(),
+                match.end(),
+            )
+
+
+def _value(match: re.Match[str], text: str) -> Fraction | None:
+    """Without its sign; None where it is an ordinal, or part of a time that is no whole hour."""
+    before = text[: match.start()]
+    if _ORDINAL.match(text, match.end()) or re.search(r"[0-9]:\Z", before):
+        return None
+    time = _TIME.match(text, match.end())
+    if time is not None and time["minutes"] != "00":
+        return None
+    below = Fraction(match["below"] or 1)
+    if not below:
+        return None
+    return Fraction(match["number"].replace(",", "")) * Fraction(10) ** int(match["power"] or 0) / below
+
+
+def _is_minus(match: re.Match[str], text: str) -> bool:
+    """Whether the dash takes away from what stands before it, or joins words."""
+    before = text[: match.start()]
+    return bool(before) and (before[-1].isalnum() or re.search(r"[0-9)%]\s*\Z", before) is not None)

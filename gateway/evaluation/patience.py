@@ -1,0 +1,76 @@
+"""How an evaluation takes an engine's failures: it tries again, and stops where the engine is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+from gateway.errors import EngineError, EngineRejected, StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+T = TypeVar("T")
+PAUSES_S = (1.0, 4.0, 15.0)
+"""Before each further try of a call that failed."""
+_GONE_AFTER = 8
+
+
+class Patience:
+    """Of one stage with one engine.
+
+    Args:
+        pauses_s: before each further try.
+    """
+
+    def __init__(self, pauses_s: Sequence[float] = PAUSES_S) -> None:
+        self._pauses_s = pauses_s
+        self._failed = 0  # calls in a row, each to its last try
+        self._gone: EngineError | None = None
+
+    async def with_it(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Raises the EngineError of the last try; at once one that blames the request, which no further try mends."""
+        for pause_s in (*self._pauses_s, None):
+            try:
+                result = await call()
+            except EngineError as error:
+                rejected = isinstance(error, EngineRejected)
+                if isinstance(error, EngineRejected) and error.blames_request:
+                    self._failed = 0
+                    raise
+                if pause_s is None or rejected or self._gone is not None:
+                    self.note(error)
+                    raise
+                await asyncio.sleep(pause_s)
+            else:
+                self._failed = 0
+                return result
+        raise AssertionError("the last try returns or raises")
+
+    def note(self, error: EngineError) -> None:
+        """A call has failed to its last try."""
+        self._failed += 1
+        if self._failed >= _GONE_AFTER:
+            self._gone = error
+
+    async def side_by_side(self, items: Iterable[T], work: Callable[[T], Awaitable[None]], concurrency: int) -> None:
+        """`work` on every item, in their order, so many at a time. Nothing is begun once the engine is gone.
+
+        Raises StartupError then, which says how the run goes on.
+        """
+        waiting = iter(items)
+
+        async def one_after_another() -> None:
+            for item in waiting:
+                if self._gone is not None:
+                    return
+                await work(item)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(one_after_another())
+        if self._gone is not None:
+            raise StartupError(
+                f"Engine '{self._gone.engine}' is gone: {_GONE_AFTER} calls in a row failed ({self._gone.label}). "
+                "What was written is kept: start the engine, and the same command goes on where it stopped."
+            ) from self._gone
