@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gateway.errors import StartupError
+from gateway.evaluation.judging import Unscored
+from gateway.evaluation.record import Verdict
 from gateway.guidance.trim import without_leading_reasoning
 from gateway.policy.projections import Exemplar
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from gateway.evaluation.question import Question
-    from gateway.evaluation.record import Verdict
 
 Asked = Literal["as it is", "concise", "primed"]
 """How the teacher is asked for an answer that may become an exemplar: by the question alone, with the projection
@@ -130,10 +131,12 @@ async def candidates(
     """The exemplars that a question yields, at most one of a style: correct, and of at most `most_tokens`.
 
     An answer that is wrong yields none, whatever is known of the right one: a teacher does not go on well from what
-    it would not say itself. Raises what `score` raises.
+    it would not say itself. Nor does one whose worth is not known. Raises what else `score` raises.
     """
     found: dict[Style, Candidate] = {}
-    right = sorted([one for one in answers if (await score(one.text, question)).correct], key=lambda one: one.tokens)
+    verdicts = [await _verdict(one.text, question, score) for one in answers]
+    right = [one for one, verdict in zip(answers, verdicts, strict=True) if verdict.correct]
+    right.sort(key=lambda one: one.tokens)
     offers: list[tuple[Style, str, int]] = [
         (one.asked, without_leading_reasoning(one.text).strip(), one.tokens) for one in right
     ]
@@ -143,7 +146,7 @@ async def candidates(
     for style, text, tokens in offers:
         if style in found or not text or tokens > most_tokens:
             continue
-        verdict = await score(text, question)
+        verdict = await _verdict(text, question, score)
         if verdict.correct:
             found[style] = Candidate(Exemplar(question.text, text), style, question.id, tokens, verdict.found)
     return list(found.values())
@@ -194,6 +197,13 @@ def _taking_turns(by_result: Mapping[str | None, list[Candidate]], seed: int) ->
 
 def _by_name(by_result: Mapping[str | None, list[Candidate]]) -> Iterable[tuple[str, list[Candidate]]]:
     return ((result or "", some) for result, some in by_result.items())
+
+
+async def _verdict(text: str, question: Question, score: Score) -> Verdict:
+    try:
+        return await score(text, question)
+    except Unscored:
+        return Verdict(0.0)
 
 
 def _reasoning(text: str) -> list[str]:
