@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from gateway.yaml_words import Loc
 
 _TAG = "tag:yaml.org,2002:"
+_TOP: Mapping[type, str] = {
+    dict: "must hold keys, one per line, each as 'key: value'",
+    list: "must be a list: one '- ...' per entry",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,12 @@ class Source:
     def part(self, data: dict[str, Any]) -> Source:
         """Some of the data, to be checked by itself where the whole may have mistakes."""
         return Source(self.file, data)
+
+    def entries(self) -> list[Source]:
+        """Each entry of a file that is a list, to be checked by itself; its mistakes name the file's lines."""
+        root = _compose(self.text)
+        nodes = root.value if isinstance(root, SequenceNode) else []
+        return [Source(self.file, entry, self.text, node) for entry, node in zip(self.data, nodes, strict=True)]
 
     def override(self, loc: Loc, value: object, said_by: str) -> None:
         """Put a value that another source (`said_by`, an environment variable) has the right to set."""
@@ -163,8 +173,8 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def read(path: Path) -> tuple[Source | None, list[Mistake]]:
-    """The file as plain data; None with mistakes if it cannot be read or is not YAML.
+def read(path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict) -> tuple[Source | None, list[Mistake]]:
+    """The file as plain data; None with mistakes if it cannot be read, is not YAML, or holds no keys (no list: `of`).
 
     Mistakes beside a Source (a key set twice) leave data that can still be checked for more.
     """
@@ -172,7 +182,7 @@ def read(path: Path) -> tuple[Source | None, list[Mistake]]:
         raw = path.read_bytes()
     except OSError as error:
         return None, [unreadable(path, error)]
-    return parse(raw, shown(path))
+    return parse(raw, shown(path), of)
 
 
 def unreadable(path: Path, error: OSError) -> Mistake:
@@ -180,13 +190,15 @@ def unreadable(path: Path, error: OSError) -> Mistake:
     return Mistake(shown(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
 
 
-def parse(raw: bytes, file: str) -> tuple[Source | None, list[Mistake]]:
+def parse(
+    raw: bytes, file: str, of: type[dict[str, Any]] | type[list[Any]] = dict
+) -> tuple[Source | None, list[Mistake]]:
     """What `read` does with the bytes of a file."""
     try:
         text = raw.decode("utf-8-sig")
         root = _compose(text)
         builder = _Builder(file)
-        data = builder.value(root, ()) if root is not None else {}
+        data = builder.value(root, ()) if root is not None else of()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         return None, [Mistake(file, line, 1, "", "not UTF-8 text: save the file as UTF-8")]
@@ -194,8 +206,8 @@ def parse(raw: bytes, file: str) -> tuple[Source | None, list[Mistake]]:
         return None, [_syntax(file, error)]
     except RecursionError:
         return None, [Mistake(file, 0, 0, "", "nested too deeply")]
-    if not isinstance(data, dict):
-        return None, [Mistake(file, 1, 1, "", "must hold keys, one per line, each as 'key: value'")]
+    if not isinstance(data, of):
+        return None, [Mistake(file, 1, 1, "", _TOP[of])]
     return Source(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.mistakes)
 
 

@@ -6,6 +6,7 @@ The choices' texts are known, so that an answer may give one in place of its let
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from gateway.evaluation.statements import own_part, plain, sentences, statements
@@ -19,6 +20,7 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 _DUTY = re.compile(r"\banswer\s+(?:should|must|has to)\b", re.IGNORECASE)
+_DENIED = re.compile(r"(?:\bnot|n't|\bnor|\bthan|\bopposed to|\binstead of)\s+(?:the\s+)?\Z", re.IGNORECASE)
 _LEADING = re.compile(r"(?:(?:the|a|an|option|choice|letter|answer)\s+|[\"'\u201c(\[]\s*)+", re.IGNORECASE)
 
 
@@ -27,7 +29,7 @@ def choice(text: str, choices: Mapping[str, str]) -> str | None:
 
     In this order: the last statement ("The answer is (c)", "Answer: C", a LaTeX box) that names one; the one letter
     that it mentions at all; the one that it begins with, unless it goes through all of them; the last sentence that
-    concludes ("so", "only", "most likely") and names one; an answer that is nothing but a choice's text.
+    concludes ("so", "only", "most likely") and names one; an answer that is nothing but a choice.
 
     choices: their texts by letter, as the question writes the letters.
     """
@@ -37,7 +39,7 @@ def choice(text: str, choices: Mapping[str, str]) -> str | None:
         found = reader.stated(statement.said, by_text=not statement.duty)
         if found is not None:
             return found
-    text = text.replace("**", "").strip()
+    text = reader.bare(text)
     mentioned = reader.letters(text)
     if len(set(mentioned)) == 1:
         return mentioned[0]
@@ -67,30 +69,44 @@ class _Reader:
 
     def __init__(self, choices: Mapping[str, str]) -> None:
         self._letters = {letter.lower(): letter for letter in choices}
-        self._texts = {_folded(said): letter for letter, said in choices.items()}
+        said = Counter(map(_folded, choices.values()))
+        # A text that two of them have names neither.
+        self._texts = {_folded(one): letter for letter, one in choices.items() if said[_folded(one)] == 1}
         some = "|".join(sorted(map(re.escape, choices), key=len, reverse=True))
-        # "(c)"; "c)" and "C." where a word could begin.
+        # "(c)"; "option c"; "c)" and "C." where a word or a line begins.
         self._marked = re.compile(
-            rf"\(\s*({some})\s*\)|(?:(?<=\A)|(?<=[\s\"']))({some})\)|^[ \t>*-]*({some})[.:](?=\s|\Z)",
+            rf"\(\s*({some})\s*\)|\b(?:option|choice)\s+({some})\b"
+            rf"|(?<![^\s\"'])({some})\)|^[ \t>*-]*({some})[.:](?=\s|\Z)",
             re.IGNORECASE | re.MULTILINE,
         )
         self._first = re.compile(rf"({some})(?=[)\].:,;\"'\u201d]|\s*\Z|\s+(?:because|since|-))", re.IGNORECASE)
+        self._alone = re.compile(rf"\W*({some})\W*", re.IGNORECASE)
+        self._bold = re.compile(rf"\*\*\s*({some})\s*\*\*", re.IGNORECASE)
         self._capital = re.compile(rf"({some})\b", re.IGNORECASE)
         # The longest first: "bus station" is not "bus".
         named = "|".join(sorted(map(_loosely, self._texts), key=len, reverse=True))
         self._named = re.compile(rf"\b(?:{named})(?:e?s)?\b" if named else r"(?!)", re.IGNORECASE)
 
+    def bare(self, text: str) -> str:
+        """The text without bold marks; a letter in bold is one in brackets."""
+        return self._bold.sub(r"(\1)", text).replace("**", "").strip()
+
     def letters(self, text: str) -> list[str]:
-        """The letters that it mentions as such, in order, again where again."""
-        return [self._letters[next(filter(None, mark.groups())).lower()] for mark in self._marked.finditer(text)]
+        """The letters that it mentions as such and does not deny, in order, again where again."""
+        return [
+            self._letters[next(filter(None, mark.groups())).lower()]
+            for mark in self._marked.finditer(text)
+            if not _DENIED.search(text[: mark.start()])
+        ]
 
     def named(self, text: str) -> list[str]:
         """The choices whose texts it holds, in order."""
         return [letter for mark in self._named.finditer(text) if (letter := self._of(mark[0])) is not None]
 
     def begins(self, text: str) -> str | None:
-        mark = self._marked.match(text)
-        return self._letters[next(filter(None, mark.groups())).lower()] if mark is not None else None
+        """The letter that it begins with, alone in its sentence."""
+        first = next(iter(sentences(text)), "")
+        return _only(self.letters(text[: len(first) + 1])) if self._marked.match(text) is not None else None
 
     def stated(self, said: str, *, by_text: bool) -> str | None:
         """What a statement names: a letter that it begins with, its only letter, its first or only text."""
@@ -111,7 +127,10 @@ class _Reader:
         return self._of(named[0]) if named is not None else _only(self.named(said))
 
     def whole(self, text: str) -> str | None:
-        """The choice of which the text is all, articles and marks aside."""
+        """The choice whose letter or text is all of it, articles and marks aside."""
+        alone = self._alone.fullmatch(text)
+        if alone is not None:
+            return self._letters[alone[1].lower()]
         bare = _LEADING.sub("", text, count=1) if _LEADING.match(text) else text
         mark = self._named.match(bare)
         return self._of(mark[0]) if mark is not None and not bare[mark.end() :].strip(" .!\"')\u201d\n") else None

@@ -23,6 +23,10 @@ _TIME = re.compile(r":(?P<minutes>[0-9]{2})(?![0-9])")
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 # What follows a number that is but a part of a sum, or counts an unknown.
 _GOES_ON = re.compile(r"[)\s]*[-+*/^]|\s+x\s|[xyn]\b")
+_NEXT_STEP = re.compile(
+    r"\W*(?:next|now|then|first|second|third|finally|lastly|let'?s|let us|we need to)\b", re.IGNORECASE
+)
+_DANGLING = re.compile(r"[-+*/=]\W*\Z")
 _ENDED = re.compile(r"(?:[.!?][\"')\]*`]*|`{3})\s*\Z")
 # The number of a list's item, of a heading's, of a step.
 _NUMBERED = re.compile(
@@ -30,7 +34,7 @@ _NUMBERED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-_UNITS = re.compile(r"[\s.]*(?:[A-Za-z/ ]{0,24})[\s.]*")
+_UNITS = re.compile(r"\s*[A-Za-z/ ]{0,24}[\s.]*")
 _WORDS = {
     word: value
     for value, word in enumerate(
@@ -53,7 +57,7 @@ def result(text: str) -> Amount | None:
     What it states ("The answer is", "####", a LaTeX box) wins, and the last statement over earlier ones. Without a
     statement: of the last paragraph with a number, the last one in bold, else the last number; in a sentence with
     equals signs the one behind the last sign that has a whole result. A text that breaks off has the last number
-    behind an equals sign anywhere, if it has one: what it said last was on the way. Numbers of lists and steps,
+    behind an equals sign, and none where it went on to something else since ("Next,", "12 +"). Numbers of lists and steps,
     ordinals and program code do not count.
     """
     text = plain(own_part(text))
@@ -66,6 +70,8 @@ def result(text: str) -> Amount | None:
         for sentence in reversed(sentences(text)):
             if (found := _behind_equals(sentence)) is not None:
                 return found
+            if _NEXT_STEP.match(sentence) or _DANGLING.search(sentence):
+                return None
     for paragraph in reversed(re.split(r"\n\s*\n", text)):
         bold = [amount for mark in _BOLD.finditer(paragraph) if (amount := _whole(mark[1])) is not None]
         if bold:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 # A model that was shown questions and answers may go on with a question of its own.
-_NEXT_QUESTION = re.compile(r"^[ \t*]*(?:Q|Question)[ \t*]*:", re.MULTILINE)
+_NEXT_QUESTION = re.compile(r"^[ \t*]*(?:Q|Question)[ \t*]*:|(?<=[.!?)\]] )(?:Q|Question):", re.MULTILINE)
 _ITS_ANSWER = re.compile(r"^[ \t*]*(?:A|Answer)[ \t*]*:", re.MULTILINE)
 
 _CUE = re.compile(
@@ -24,7 +24,8 @@ _SENTENCE_END = re.compile(r"[.!?](?=[\s\"')\]*]|\Z)|\n")
 _FENCE = re.compile(r"```[ \t]*(?P<kind>\w*)[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 _LATEX = (
     (re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!)(?=\d{3})"), ""),
-    (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}"), r"\1/\2"),
+    (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}"), r"(\1)/(\2)"),
+    (re.compile(r"\((-?[0-9.,]+)\)/\(([0-9.,]+)\)"), r"\1/\2"),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|bf|rm)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\(?:times|cdot|ast)\b"), "*"),
     (re.compile(r"\\div\b"), "/"),
@@ -88,9 +89,10 @@ def statements(text: str) -> list[Statement]:
     for cue in _CUE.finditer(text):
         if _DENIED.match(text, cue.end()):
             continue
-        said = sentence_at(text, cue.end())
+        marked = cue[0] == "####"
+        said = text[cue.end() :].partition("\n")[0].strip() if marked else sentence_at(text, cue.end())
         if said:
-            found.append(Statement(said, cue[0] == "####", _DUTY.search(cue[0]) is not None))
+            found.append(Statement(said, marked, _DUTY.search(cue[0]) is not None))
     return found
 
 

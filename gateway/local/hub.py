@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.utils.tqdm import tqdm
@@ -18,21 +18,34 @@ REACH_LIMIT_S = 4.0
 
 
 def download(
-    repo: str, file: str, staging: Path, *, report: Callable[[int], None], endpoint: str | None = None
+    repo: str,
+    file: str,
+    staging: Path,
+    *,
+    report: Callable[[int], None],
+    endpoint: str | None = None,
+    kind: Literal["model", "dataset"] = "model",
 ) -> Path:
     """Download `file` of `repo` under `staging` and return its path. A download that was cut short is resumed.
 
-    `report` is called with the bytes done so far. `endpoint` replaces the hub's own address.
+    `report` is called with the bytes done so far. `endpoint` replaces the hub's own address. `kind` is what the
+    repository holds.
 
     Raises:
         WeightsUnavailable: the hub is switched off (HF_HUB_OFFLINE), did not answer in `REACH_LIMIT_S`, or failed.
     """
     if constants.HF_HUB_OFFLINE:
         raise WeightsUnavailable("the hub is switched off (HF_HUB_OFFLINE)")
-    _reach(hf_hub_url(repo, file, endpoint=endpoint))
+    _reach(hf_hub_url(repo, file, repo_type=kind, endpoint=endpoint))
     try:
         path = hf_hub_download(
-            repo, file, local_dir=staging, etag_timeout=REACH_LIMIT_S, endpoint=endpoint, tqdm_class=_bar(report)
+            repo,
+            file,
+            repo_type=kind,
+            local_dir=staging,
+            etag_timeout=REACH_LIMIT_S,
+            endpoint=endpoint,
+            tqdm_class=_bar(report),
         )
     except Exception as error:
         # Everything: the hub's client lets several HTTP libraries' errors through.

@@ -1,0 +1,194 @@
+"""One line of a data set as a question: our own fields, GSM8K's, CSQA's; recognised by what stands in it. Pure."""
+
+from __future__ import annotations
+
+import string
+from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import re2
+
+from gateway.evaluation import numbers
+from gateway.evaluation.question import Question, with_choices
+from gateway.evaluation.scoring import KNOWN, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.protocol import Json
+
+_FIELDS = ("question", "answer", "answerKey", "id", "scorer", "choices", "pattern", "tolerance")
+_GSM8K_MARK = "####"
+_FEWEST_CHOICES = 2
+
+
+class WrongLine(Exception):
+    """A line that is no question. `field` is empty where the whole line is meant."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+        self.message = message
+
+
+def question_of(line: object, default_id: str, scorer: str | None = None) -> Question:
+    """The question that a line holds.
+
+    Args:
+        line: what its JSON says.
+        default_id: the question's, where the line gives none.
+        scorer: wins over what the line says; may name a plug-in.
+
+    Raises WrongLine.
+    """
+    if not isinstance(line, dict):
+        raise WrongLine("", "must be an object with 'question' and 'answer'")
+    _check_names(line)
+    text, choices = _text(line, "question"), _choices(line)
+    # CSQA as the hub has it says `answerKey`.
+    answer = _answer(line, "answerKey" if "answerKey" in line and "answer" not in line else "answer")
+    if _GSM8K_MARK in answer and not choices and line.get("scorer") in {None, "numeric"}:
+        return _finished(line, text, answer.rpartition(_GSM8K_MARK)[2].strip(), {}, default_id, scorer or "numeric")
+    named = scorer or _scorer(line, answer, choices)
+    return _finished(line, text, answer, choices, default_id, named)
+
+
+def _finished(line: Json, text: str, answer: str, choices: Mapping[str, str], default_id: str, scorer: str) -> Question:
+    options: dict[str, str] = dict(choices)
+    if choices:
+        letter = _letter(answer, choices)
+        # Whoever compares texts needs the choice's; a plug-in gets what the scorer choice gets.
+        answer = choices[letter] if scorer in KNOWN and scorer != "choice" else letter
+        text = with_choices(text, choices)
+    elif scorer == "choice":
+        raise WrongLine("choices", 'missing: the scorer choice needs them, as {"a": "...", "b": "..."}')
+    if scorer == "numeric":
+        _check_number(answer, "answer")
+        if "tolerance" in line:
+            options["tolerance"] = _tolerance(line["tolerance"])
+    if scorer == "regex":
+        options["pattern"] = _pattern(line)
+    return Question(_id(line, default_id), text, answer, scorer, tuple(options.items()))
+
+
+def _check_names(line: Json) -> None:
+    for name in line:
+        # Other fields are a data set's own business; one that is misspelt would be passed over in silence.
+        close = [] if name in _FIELDS else get_close_matches(name, set(_FIELDS) - set(line), n=1, cutoff=0.8)
+        if close:
+            raise WrongLine(name, f"unknown field. Did you mean '{close[0]}'?")
+
+
+def _text(line: Json, field: str) -> str:
+    if field not in line:
+        raise WrongLine(field, "missing: add it")
+    value = line[field]
+    if not isinstance(value, str):
+        raise WrongLine(field, "must be text")
+    if not value.strip():
+        raise WrongLine(field, "must not be empty")
+    return value.strip()
+
+
+def _answer(line: Json, field: str) -> str:
+    value = line.get(field)
+    if isinstance(value, int | Decimal) and not isinstance(value, bool):
+        return str(value)
+    return _text(line, field)
+
+
+def _id(line: Json, default: str) -> str:
+    value = line.get("id", default)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise WrongLine("id", "must be text or a whole number")
+    return str(value)
+
+
+def _scorer(line: Json, answer: str, choices: Mapping[str, str]) -> str:
+    """The line's own; without one, by what it holds."""
+    value = line.get("scorer")
+    if value is not None:
+        if not isinstance(value, str):
+            raise WrongLine("scorer", "must be text")
+        if ":" in value:
+            # A file that somebody else wrote must not choose which code runs.
+            raise WrongLine("scorer", "a plug-in is named on the command line alone: --scorer package.module:function")
+        wrong = check_name(value)
+        if wrong is not None:
+            raise WrongLine("scorer", wrong)
+        return value
+    if choices:
+        return "choice"
+    if "pattern" in line:
+        return "regex"
+    try:
+        numbers.number(answer)
+    except ValueError:
+        return "exact"
+    return "numeric"
+
+
+def _choices(line: Json) -> dict[str, str]:
+    """By letter, in small letters; empty where there are none."""
+    given = line.get("choices")
+    if given is None:
+        return {}
+    if isinstance(given, dict) and set(given) == {"label", "text"}:
+        labels, texts = given["label"], given["text"]
+        if not isinstance(labels, list) or not isinstance(texts, list) or len(labels) != len(texts):
+            _wrong_choices("'label' and 'text' must be lists of the same length")
+    elif isinstance(given, dict):
+        labels, texts = list(given), list(given.values())
+    elif isinstance(given, list) and len(given) <= len(string.ascii_lowercase):
+        labels, texts = list(string.ascii_lowercase[: len(given)]), given
+    else:
+        _wrong_choices('must be {"a": "...", "b": "..."} or a list of texts')
+    if not all(isinstance(value, str) and value.strip() for value in (*labels, *texts)):
+        _wrong_choices("every letter and every choice must be text that is not empty")
+    choices = {label.strip().lower(): said.strip() for label, said in zip(labels, texts, strict=True)}
+    if len(choices) < max(_FEWEST_CHOICES, len(labels)):
+        _wrong_choices("there must be two or more, each with a letter of its own")
+    return choices
+
+
+def _wrong_choices(message: str) -> NoReturn:
+    raise WrongLine("choices", message)
+
+
+def _letter(answer: str, choices: Mapping[str, str]) -> str:
+    """The right choice's letter, where the line gives it or its text."""
+    if answer.lower() in choices:
+        return answer.lower()
+    letters = [letter for letter, said in choices.items() if said.lower() == answer.lower()]
+    if len(letters) == 1:
+        return letters[0]
+    raise WrongLine("answer", f"'{answer[:40]}' is none of the choices ({', '.join(choices)})")
+
+
+def _check_number(value: str, field: str) -> None:
+    try:
+        numbers.number(value)
+    except ValueError:
+        raise WrongLine(field, f"'{value[:40]}' is not a number, and the scorer numeric needs one") from None
+
+
+def _tolerance(value: object) -> str:
+    try:
+        tolerance = Decimal(str(value))
+    except InvalidOperation:
+        raise WrongLine("tolerance", "must be a number") from None
+    if not tolerance.is_finite() or tolerance < 0:
+        raise WrongLine("tolerance", "must be 0 or more")
+    return f"{tolerance:f}"
+
+
+def _pattern(line: Json) -> str:
+    pattern = _text(line, "pattern")
+    try:
+        re2.compile(pattern)
+    except re2.error as error:
+        reason: Any = error.args[0] if error.args else ""
+        said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise WrongLine("pattern", f"not a pattern that RE2 reads: {said}") from None
+    return pattern

@@ -1,0 +1,51 @@
+"""Questions answered beforehand, from a file: shown in few-shot prompts, or to the teacher alone (`primed`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from gateway.errors import ConfigError
+from gateway.policy.projections import Exemplar
+from gateway.yaml_source import Mistake, Shape, in_file_order, read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SHIPPED = Path(__file__).with_name("shipped")
+_EXPECTED = "must be a list: one '- question: ...' with 'answer: ...' per entry"
+
+
+class _Entry(Shape):
+    question: Annotated[str, Field(min_length=1)]
+    answer: Annotated[str, Field(min_length=1)]
+
+
+def exemplars(path: Path) -> tuple[Exemplar, ...]:
+    """What a YAML or JSON file holds: a list of {question, answer}. Raises ConfigError with every mistake's line."""
+    source, mistakes = read(path, of=list)
+    if source is None:
+        raise ConfigError(mistakes)
+    found = []
+    for part in source.entries():
+        entry, wrong = part.check(_Entry)
+        mistakes += wrong
+        if entry is not None:
+            found.append(Exemplar(entry.question.strip(), entry.answer.strip()))
+    if not mistakes and not found:
+        mistakes = [Mistake(source.file, 0, 0, "", f"holds no exemplars: it {_EXPECTED}")]
+    if mistakes:
+        raise ConfigError(in_file_order(mistakes))
+    return tuple(found)
+
+
+def shipped(scorers: Sequence[str]) -> tuple[Exemplar, ...]:
+    """Our own, for questions with these scorers: all numbers, or all choices; none for others."""
+    kinds = set(scorers)
+    if kinds == {"numeric"}:
+        return exemplars(_SHIPPED / "arithmetic.yaml")
+    if kinds == {"choice"}:
+        return exemplars(_SHIPPED / "choices.yaml")
+    return ()

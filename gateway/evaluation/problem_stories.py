@@ -1,0 +1,313 @@
+"""The stories that generated problems tell. Each takes a number of steps and tells a story of exactly so many. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
+
+from gateway.evaluation.problem_words import BAKED, CROPS, DAYS, GOODS, HOLDERS, JOBS, KEPT, NAMES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gateway.evaluation.problem_words import Draw
+
+Sum: TypeAlias = int | tuple[str, "Sum", "Sum"]
+"""A number that the story tells, or ("+", "-", "*" or "/", one sum, another)."""
+
+_MOST_TO_DOUBLE = 200
+_ENOUGH_TO_GIVE = 60
+
+
+@dataclass(slots=True)
+class Story:
+    """A story as it is told so far.
+
+    Attributes:
+        sentences: the last one is the question.
+        sum: what it comes to, and `value` its worth.
+    """
+
+    sum: Sum
+    value: int
+    sentences: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """How many different calculations it takes."""
+        return len(operations(self.sum))
+
+    def then(self, sign: str, other: Sum, sentence: str | None = None) -> None:
+        """One more step, and the sentence that tells of it."""
+        self.sum = (sign, self.sum, other)
+        self.value = worth(self.sum)
+        if sentence is not None:
+            self.sentences.append(sentence)
+
+    def out_of(self, whole: int) -> None:
+        """One more step: it is taken from a whole."""
+        self.sum = ("-", whole, self.sum)
+        self.value = worth(self.sum)
+
+
+def operations(total: Sum) -> frozenset[Sum]:
+    """The different calculations within."""
+    if isinstance(total, int):
+        return frozenset()
+    return frozenset({total}) | operations(total[1]) | operations(total[2])
+
+
+def worth(total: Sum) -> int:
+    """What a sum comes to. Divisions leave no rest."""
+    if isinstance(total, int):
+        return total
+    sign, left, right = total[0], worth(total[1]), worth(total[2])
+    if sign == "/":
+        whole, rest = divmod(left, right)
+        assert not rest, "a story divides what can be divided"
+        return whole
+    return left + right if sign == "+" else left - right if sign == "-" else left * right
+
+
+def collection(draw: Draw, steps: int) -> Story:
+    """Someone collects things: finds, buys, gives away."""
+    name, *friends = draw.some(NAMES, 4)
+    thing, holder = draw.pick(KEPT), draw.pick(HOLDERS)
+    start = draw.between(15, 90)
+    story = Story(start, start, [f"{name} has {thing.count(start)}."])
+    last = ""
+    while story.steps < steps:
+        kind = _next_event(draw, story, steps - story.steps, last)
+        last = kind
+        some, each = draw.between(3, 12), draw.between(4, 9)
+        if kind == "find":
+            story.then("+", some, f"Then {name} finds {thing.count(some)} more.")
+        elif kind == "give":
+            story.then("-", some, f"{name} gives {thing.count(some)} to {draw.pick(friends)}.")
+        elif kind == "half":
+            story.then("/", 2, f"Half of what {name} has by then gets lost.")
+        elif kind == "double":
+            story.then("*", 2, f"After that {name} swaps everything for twice as many smaller ones.")
+        elif kind == "buy":
+            boxes = draw.between(2, 6)
+            story.then("+", ("*", boxes, each), f"{name} buys {holder.count(boxes)} with {thing.count(each)} in each.")
+        else:
+            heads = draw.between(2, 3)
+            story.then("-", ("*", heads, some), f"{name} gives {thing.count(some)} to each of {heads} friends.")
+    story.sentences.append(f"How many {thing.many} does {name} have now?")
+    return story
+
+
+def _next_event(draw: Draw, story: Story, steps: int, last: str) -> str:
+    fits = ["find"]
+    if story.value > 40:
+        fits.append("give")
+    if story.value % 2 == 0 and story.value >= 20 and last != "double":
+        fits.append("half")
+    if story.value <= _MOST_TO_DOUBLE and last != "half":
+        fits.append("double")
+    if steps > 1:
+        fits += ["buy"] * 2
+        if story.value > 60:
+            fits += ["share"] * 2
+    return draw.pick([kind for kind in fits if kind != last] or fits)
+
+
+def shopping(draw: Draw, steps: int) -> Story:
+    """Someone buys several things and asks for the total, or for the change."""
+    name = draw.pick(NAMES)
+    parts, story = [], None
+    for thing, low, high in draw.some(GOODS, (steps + 1) // 2):
+        number, price = draw.between(2, 8), draw.between(low, high)
+        parts.append(f"{thing.count(number)} at ${price} each")
+        story = _added(story, ("*", number, price))
+    assert story is not None
+    story.sentences.append(f"{name} buys {_listed(parts)}.")
+    if steps % 2:
+        story.sentences.append(f"How many dollars does {name} pay in all?")
+        return story
+    note = _above(story.value, draw)
+    story.out_of(note)
+    story.sentences.append(f"{name} pays with ${note}.")
+    story.sentences.append(f"How many dollars does {name} get back?")
+    return story
+
+
+def journey(draw: Draw, steps: int) -> Story:
+    """Someone travels at several speeds and asks for the way behind, or ahead."""
+    name = draw.pick(NAMES)
+    how, low, high = draw.pick((("cycles", 12, 24), ("walks", 3, 6), ("drives", 45, 95), ("sails", 8, 18)))
+    parts, story = [], None
+    for _ in range((steps + 1) // 2):
+        hours, speed = draw.between(2, 5), draw.between(low, high)
+        parts.append(f"for {hours} hours at {speed} km an hour")
+        story = _added(story, ("*", hours, speed))
+    assert story is not None
+    story.sentences.append(f"{name} {how} {_listed(parts, 'and then')}.")
+    if steps % 2:
+        story.sentences.append(f"How many kilometres does {name} travel in all?")
+        return story
+    whole = story.value + draw.between(5, 60)
+    story.out_of(whole)
+    story.sentences.insert(0, f"The way to the coast is {whole} km long.")
+    story.sentences.append(f"How many kilometres are then still ahead of {name}?")
+    return story
+
+
+def wages(draw: Draw, steps: int) -> Story:
+    """Someone works for money, and spends some."""
+    name, job = draw.pick(NAMES), draw.pick(JOBS)
+    days, hours, pay = draw.between(2, 6), draw.between(3, 8), draw.between(9, 21)
+    earned = ("*", ("*", days, hours), pay)
+    story = Story(earned, worth(earned))
+    story.sentences.append(f"At first {name} has no money.")
+    story.sentences.append(f"{name} works {job} for {hours} hours on each of {days} days and gets ${pay} an hour.")
+    rest = draw.some(GOODS, len(GOODS))
+    while story.steps < steps:
+        thing, low, high = rest.pop()
+        price, number = draw.between(low + 2, high + 2), draw.between(2, 4)
+        kinds = ["gift", "one"] + (["several"] * 2 if steps - story.steps > 1 else [])
+        kind = draw.pick([kind for kind in kinds if kind == "gift" or story.value > price * number + 10])
+        if kind == "gift":
+            gift = draw.between(5, 60)
+            whose = draw.pick(("An aunt", "An uncle", "A grandmother", "A neighbour"))
+            story.then("+", gift, f"{whose} gives {name} another ${gift}.")
+        elif kind == "one":
+            story.then("-", price, f"{name} buys {thing.a} for ${price}.")
+        else:
+            story.then("-", ("*", number, price), f"{name} buys {thing.count(number)} at ${price} each.")
+    story.sentences.append(f"How many dollars does {name} have in the end?")
+    return story
+
+
+def family(draw: Draw, steps: int) -> Story:
+    """Several people, each with more, fewer or twice as many as the one before; and all of them together."""
+    names, thing = draw.some(NAMES, steps // 2 + 1), draw.pick(KEPT)
+    amount: Sum = draw.between(12, 40)
+    story = Story(amount, worth(amount), [f"{names[0]} has {thing.count(worth(amount))}."])
+    told = []
+    for before, name in pairwise(names):
+        amount, sentence = compared(draw, amount, name, before, thing.many)
+        told.append(sentence)
+        story.then("+", amount)
+    story.sentences += told
+    if steps % 2:
+        broken = draw.between(3, 11)
+        story.then("-", broken, f"Together they give away {thing.count(broken)}.")
+    who = _listed(names[: steps // 2 + 1])
+    story.sentences.append(f"How many {thing.many} do {who} have together{' after that' if steps % 2 else ''}?")
+    return story
+
+
+def compared(draw: Draw, amount: Sum, name: str, before: str, many: str) -> tuple[Sum, str]:
+    """What `name` has, told by what the one before has."""
+    value, some = worth(amount), draw.between(2, 9)
+    kinds = ["more"] + ["fewer"] * (value > some + 5) + ["twice"] * (value < 80) + ["half"] * (value % 2 == 0)
+    kind = draw.pick(kinds)
+    if kind == "more":
+        return ("+", amount, some), f"{name} has {some} more {many} than {before}."
+    if kind == "fewer":
+        return ("-", amount, some), f"{name} has {some} fewer {many} than {before}."
+    if kind == "twice":
+        return ("*", amount, 2), f"{name} has twice as many {many} as {before}."
+    return ("/", amount, 2), f"{name} has half as many {many} as {before}."
+
+
+def bakery(draw: Draw, steps: int) -> Story:
+    """A baker bakes, sells, and packs what is left."""
+    name, thing = draw.pick(NAMES), draw.pick(BAKED)
+    trays, each = draw.between(5, 12), draw.between(8, 20)
+    first = f"{name} bakes {trays} trays with {each} {thing.many} on each."
+    return _packed(draw, steps, Story(("*", trays, each), trays * each, [first]), thing.many, "bakes", name)
+
+
+def garden(draw: Draw, steps: int) -> Story:
+    """A gardener plants, loses some, and packs what is left."""
+    name, thing = draw.pick(NAMES), draw.pick(CROPS)
+    rows, each = draw.between(5, 12), draw.between(8, 20)
+    first = f"{name} grows {rows} rows of {thing.many} with {each} in each row."
+    return _packed(draw, steps, Story(("*", rows, each), rows * each, [first]), thing.many, "grows", name)
+
+
+def _packed(draw: Draw, steps: int, story: Story, many: str, makes: str, name: str) -> Story:
+    """What was made grows and shrinks, and is packed and sold where there are steps for it."""
+    ends = min(3, max(0, steps - 2))  # packing, selling, what was spent
+    while story.steps < steps - ends - 1:
+        some, groups = draw.between(3, 9), draw.between(2, 5)
+        if steps - ends - 1 - story.steps > 1 and draw.below(2):
+            place = "trays" if makes == "bakes" else "rows"
+            story.then("+", ("*", groups, some), f"Later {name} {makes} {groups} more {place} of {some}.")
+        elif story.value > _ENOUGH_TO_GIVE:
+            story.then("-", some, f"{some} {many} are given to a school.")
+        else:
+            story.then("+", some, f"A neighbour brings {some} more {many}.")
+    size = draw.between(4, 9)
+    whole = story.value // size
+    sold = story.value % size + size * draw.between(1, min(3, whole - 2))
+    story.then("-", sold, f"{sold} {many} are sold on {draw.pick(DAYS)} morning.")
+    if not ends:
+        story.sentences.append(f"How many {many} are left?")
+        return story
+    story.then("/", size, f"{name} packs the other {many} in bags of {size}.")
+    if ends == 1:
+        story.sentences.append("How many bags are there?")
+        return story
+    price = draw.between(6, 14)
+    story.then("*", price, f"All the bags are sold for ${price} each.")
+    if ends == 2:
+        story.sentences.append("How many dollars do the bags bring in?")
+        return story
+    spent = draw.between(5, min(60, story.value - 1))
+    story.then("-", spent, f"To make all this, {name} had spent ${spent}.")
+    story.sentences.append(f"How many dollars from the bags are left after what {name} had spent?")
+    return story
+
+
+def reading(draw: Draw, steps: int) -> Story:
+    """Someone reads a book, some pages a day, and asks for the pages or the days that are left."""
+    name = draw.pick(NAMES)
+    days, pages = draw.between(2, 6), draw.between(12, 40)
+    last = draw.between(10, 30)
+    story = Story(("*", days, pages), days * pages, [f"For {days} days {name} reads {pages} pages a day."])
+    # The end takes one step for the pages left, and one more for the days.
+    ends = 1 if steps == 2 else draw.between(1, 2)
+    while story.steps < steps - ends:
+        more, again = draw.between(8, 35), draw.between(2, 4)
+        if steps - ends - story.steps > 1 and draw.below(3):
+            sentence = f"For the next {again} days {name} reads {more} pages a day."
+            story.then("+", ("*", again, more), sentence)
+        else:
+            story.then("+", more, f"Then there is a day on which {name} reads {more} pages.")
+    whole = story.value + last * draw.between(2, 8)
+    story.out_of(whole)
+    story.sentences.insert(0, f"A book has {whole} pages.")
+    if ends == 1:
+        story.sentences.append(f"How many pages are then left for {name} to read?")
+    else:
+        story.then("/", last, f"From then on {name} reads {last} pages a day.")
+        story.sentences.append("How many more days does the rest of the book take?")
+    return story
+
+
+STORIES: Mapping[str, Callable[[Draw, int], Story]] = MappingProxyType(
+    {told.__name__: told for told in (collection, shopping, journey, wages, family, bakery, garden, reading)}
+)
+"""Every kind of story, by name: each of any number of steps from two on."""
+
+
+def _added(story: Story | None, part: Sum) -> Story:
+    if story is None:
+        return Story(part, worth(part))
+    story.then("+", part)
+    return story
+
+
+def _above(value: int, draw: Draw) -> int:
+    """A round sum of money that is enough."""
+    return (value // 10 + draw.between(1, 4)) * 10
+
+
+def _listed(parts: Sequence[str], joined: str = "and") -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {joined} {parts[-1]}"

@@ -1,0 +1,165 @@
+"""The number that an answer comes to. Cases are in our own words; many stand for an answer that was read wrongly once."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.evaluation.numbers import equals, number, result
+
+
+def value(text: str) -> Fraction | None:
+    found = result(text)
+    return None if found is None else found.value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("She paints 4 + 3 = 7 walls. The answer is 7.", 7),
+        ("4 + 3 = 7\n#### 7", 7),
+        ("Thus the total is \\(\\boxed{1{,}250}\\).", 1250),
+        ("So it is $\\boxed{\\frac{3}{4}}$ of the cake.", Fraction(3, 4)),
+        ("The answer is:\n\n\\[ 18 \\]", 18),
+        ("**Answer:** $18.00", 18),
+        ("The final answer is 12,000 dollars.", 12000),
+        ("The answer is -$4.50.", Fraction(-9, 2)),
+        ("The answer is $-3.", -3),
+        ("The answer is 60%.", 60),
+        ("The answer is .5 hours.", Fraction(1, 2)),
+        ("The answer is 3 * 6 = 18 eggs.", 18),
+        ("The answer is four.", 4),
+        ("The answer would be 21 days.", 21),
+        ("The answer is **7** boxes.", 7),
+        ("The answer is \\(5 + 3 = 8\\).", 8),
+        ("The answer is 195,000.", 195000),
+    ],
+)
+def test_a_stated_result_is_read(text: str, expected: Fraction | int) -> None:
+    assert value(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The answer is 9. To check: 9 + 2 = 11.", 9),
+        ("The answer is 5. No: one more was sold. The answer is 6.", 6),
+        ("\\boxed{4}\nWith the other one it is \\boxed{5}", 5),
+    ],
+)
+def test_a_statement_wins_and_the_last_one_over_earlier_ones(text: str, expected: int) -> None:
+    assert value(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("She has 16 eggs and sells 9 for $2 each, so she makes 9 x $2 = $18.", 18),
+        ("So she makes 9 * 2 = $18 in 1 day.", 18),
+        ("Mike has 4 + 25% of 4 = 4 + 1 = 5 points.", 5),
+        ("It grew by 5 - 7 = -2 metres.", -2),
+        ("10-4 is 6.", 6),
+        ("The total number of eggs is **14** eggs.", 14),
+        ("1. Add the eggs: 7 + 7 = 14.\n2. Take away those sold.", 14),
+        ("#### Step 3: the last step\n\nThis gives 8 bolts.", 8),
+        ("#### 3. The last step\n\nThis gives 8 bolts.", 8),
+        ("By the 3rd day there were 5.", 5),
+        ("The shop closes at 5:00 PM", 5),
+        ("18", 18),
+        ("18 eggs", 18),
+        ("1.5e3 grams", 1500),
+    ],
+)
+def test_without_a_statement_the_last_result_counts(text: str, expected: int) -> None:
+    assert value(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "I cannot tell.", "Let x2 be that.", "The answer is 4/0.", "It closed at 5:45."])
+def test_an_answer_without_a_number_has_no_result(text: str) -> None:
+    assert value(text) is None
+
+
+def test_program_code_is_no_result_but_what_it_printed_is() -> None:
+    said = "That is 9 * 2 = 18 dollars.\n\nLet me confirm it:\n```python\nprice = 2\nprint(9 * price)\n```\n"
+    assert value(said) == 18
+    assert value("```python\nx = 12\n```\n```output\n16.25\n```\n") == Fraction("16.25")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # The sum was still being written down: its first number is none of its results.
+        ("The mean guess is \\[ \\frac{80 + 60 + 100}{3} = \\", None),
+        # A fact told again from the question is on the way to a result.
+        ("Water in it: 2 * 3 = 6. Next, the other jug. It holds 15 litres of water. Therefore, the water is", None),
+        ("So 12 - 6 = 6 miles are left.\n\nFinally, we work out the speed that is", None),
+        ("The first plan makes 5125 - 5000 = 125.\n\nNext, the other plan. It costs 8000 and", None),
+        # The result was there, and was only about to be said again.
+        ("He runs 9 * 60 = 540 metres.\n\nTherefore, the metres that he runs in all", 540),
+        ("Now, we add them: 3 + 4 + 0 = 7\n\nThus, on that day", 7),
+    ],
+)
+def test_an_answer_that_breaks_off_has_what_it_had_worked_out(text: str, expected: int | None) -> None:
+    assert value(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "He has 7 left. The answer is 7.\n\nQ: Ann has 3 cats. How many?\nA: The answer is 3.",
+        "The answer is 7. Q: Ann has 3 cats. How many?\nA: 3",
+        "The answer is 7.\n\nQuestion: Ann has 3 cats.\nAnswer: 3",
+        "Q: How many does he have?\nA: The answer is 7.\n\nQ: And Ann?\nA: 3",
+    ],
+)
+def test_a_question_that_the_model_puts_to_itself_is_no_part_of_the_answer(text: str) -> None:
+    assert value(text) == 7
+
+
+def test_a_text_that_is_but_a_question_has_no_result() -> None:
+    assert value("Q: Ann has 3 cats. How many?") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("The answer is 18.00.", "18"),
+        ("The answer is $1,200.", "1200"),
+        ("The answer is 1/2.", "0.5"),
+        ("The answer is 60%.", "60"),
+        ("The answer is 60%.", "0.6"),
+        ("The answer is 60%.", "60%"),
+        ("The answer is 60.", "60 %"),
+    ],
+)
+def test_numbers_are_compared_by_value(text: str, right: str) -> None:
+    found = result(text)
+    assert found is not None
+    assert equals(found, right)
+
+
+def test_a_tolerance_allows_for_rounding_and_no_more() -> None:
+    found = result("The answer is 3.33.")
+    assert found is not None
+    assert not equals(found, "10/3")
+    assert equals(found, "10/3", "0.01")
+    assert not equals(found, "10/3", "0.001")
+
+
+def test_what_is_no_number_is_refused_as_a_right_answer() -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        number("about a dozen or so of them, I think")
+
+
+@given(st.integers(-(10**9), 10**9))
+def test_every_whole_number_is_read_as_it_is_written(whole: int) -> None:
+    assert value(f"The answer is {whole:,}.") == whole
+    assert value(f"That makes {whole}.") == whole
+
+
+@given(st.text())
+def test_any_text_is_read_without_an_error(text: str) -> None:
+    result(text)

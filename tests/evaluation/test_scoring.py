@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import StartupError
+from gateway.evaluation.judging import PROMPT, Judge, Unscored
+from gateway.evaluation.question import Question
+from gateway.evaluation.record import Verdict
+from gateway.evaluation.scoring import KNOWN, SCORERS, Scoring, check_name, plug_in
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def asked(scorer: str, answer: str, **options: str) -> Question:
+    return Question("q1", "What is it? (x) 99", answer, scorer, tuple(options.items()))
+
+
+def score(question: Question, answer: str) -> Verdict:
+    return SCORERS[question.scorer](answer, question)
+
+
+@pytest.mark.parametrize(
+    "answer", ["Oslo", " oslo. ", "**Oslo**", "It is far north. The answer is Oslo.", "Answer: Oslo"]
+)
+def test_exact_compares_the_whole_or_what_is_stated(answer: str) -> None:
+    assert score(asked("exact", "Oslo"), answer).correct
+
+
+def test_exact_is_not_content_with_a_part() -> None:
+    assert not score(asked("exact", "Oslo"), "Oslo or Bergen").correct
+
+
+def test_numeric_says_what_it_found() -> None:
+    assert score(asked("numeric", "1200"), "The answer is $1,200.") == Verdict(1.0, "$1,200")
+    assert score(asked("numeric", "1200"), "The answer is 1,201.") == Verdict(0.0, "1,201")
+    assert score(asked("numeric", "1200"), "Hard to say.") == Verdict(0.0, None)
+
+
+def test_numeric_takes_the_question_s_tolerance() -> None:
+    assert score(asked("numeric", "3.333", tolerance="0.01"), "The answer is 3.33.").correct
+
+
+def test_choice_takes_letters_of_either_case() -> None:
+    question = asked("choice", "B", a="up", b="down")
+    assert score(question, "The answer is (b).") == Verdict(1.0, "b")
+    assert not score(question, "The answer is (a).").correct
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"), [("In New  York, of course", True), ("newt", False), ("New Yorkers", False)]
+)
+def test_contains_looks_for_whole_words(answer: str, right: bool) -> None:
+    assert score(asked("contains", "new york"), answer).correct is right
+
+
+def test_contains_does_not_read_a_next_question() -> None:
+    assert not score(asked("contains", "Oslo"), "Bergen.\n\nQ: Where is Oslo?").correct
+
+
+def test_a_pattern_without_a_group_is_right_where_it_is_found() -> None:
+    question = asked("regex", "a sum", pattern=r"total: \d+")
+    assert score(question, "total: 12") == Verdict(1.0, "total: 12")
+    assert score(question, "total: none") == Verdict(0.0, None)
+
+
+def test_a_pattern_with_a_group_compares_the_last_that_it_holds() -> None:
+    question = asked("regex", "12", pattern=r"total: (\d+)")
+    assert score(question, "total: 11, no, total: 12").correct
+    assert score(question, "total: 12, no, total: 11") == Verdict(0.0, "11")
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_no_scorer_reads_the_question(name: str) -> None:
+    """The question's text holds the right answer: an empty answer is wrong all the same."""
+    options = {"numeric": {}, "choice": {"x": "99"}, "regex": {"pattern": "99"}}.get(name, {})
+    right = "x" if name == "choice" else "99"
+    assert score(asked(name, right, **options), "") == Verdict(0.0, "" if name == "exact" else None)
+
+
+async def test_all_go_through_one_function() -> None:
+    scoring = Scoring()
+    assert (await scoring.score("The answer is 4.", asked("numeric", "4"))).correct
+    assert not (await scoring.score("no", asked("exact", "yes"))).correct
+
+
+# the judge
+
+
+def judge(*replies: str) -> tuple[Judge, list[str]]:
+    prompts: list[str] = []
+    left = list(replies)
+
+    async def ask(prompt: str) -> str:
+        prompts.append(prompt)
+        return left.pop(0)
+
+    return Judge(ask), prompts
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"), [("Score: 10", 1.0), ("score: 7.5\n", 0.75), ("**Score:** 0", 0.0), ("Score: 4/10", 0.4)]
+)
+async def test_a_judge_s_score_is_read(reply: str, expected: float) -> None:
+    asker, _ = judge(reply)
+    assert (await Scoring(asker).score("It is far.", asked("judge", "far away"))).score == expected
+
+
+@pytest.mark.parametrize(
+    "reply", ["", "10", "Right!", "Score: 11", "Score: high", "Score: 3 or Score: 4", "I say\nScore: 3"]
+)
+async def test_a_reply_that_is_no_score_is_an_error_and_never_a_0(reply: str) -> None:
+    asker, _ = judge(reply)
+    scoring = Scoring(asker)
+    with pytest.raises(Unscored, match="'q1'") as raised:
+        await scoring.score("It is far.", asked("judge", "far away"))
+    assert raised.value.label == "judge_unreadable"
+    assert scoring.errors == {"judge_unreadable": 1}
+
+
+async def test_a_judge_sees_question_reference_and_answer_and_no_slot_is_filled_twice() -> None:
+    asker, prompts = judge("Score: 1")
+    await Scoring(asker).score("{reference} {question}", asked("judge", "far away"))
+    assert "<answer>\n{reference} {question}\n</answer>" in prompts[0]
+    assert "<reference>\nfar away\n</reference>" in prompts[0]
+
+
+async def test_an_empty_answer_is_wrong_and_costs_no_judge() -> None:
+    asker, prompts = judge()
+    assert await Scoring(asker).score(" ", asked("judge", "far away")) == Verdict(0.0)
+    assert not prompts
+
+
+async def test_a_question_that_wants_a_judge_says_so_where_there_is_none() -> None:
+    with pytest.raises(StartupError, match="--judge"):
+        await Scoring().score("far", asked("judge", "far away"))
+
+
+def test_a_judge_s_prompt_must_hold_its_slots() -> None:
+    async def ask(prompt: str) -> str:
+        return prompt
+
+    with pytest.raises(ValueError, match="lacks {reference}"):
+        Judge(ask, PROMPT.replace("{reference}", ""))
+
+
+# plug-ins
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_scorer.py").write_text(
+        "from gateway.evaluation.record import Verdict\n"
+        "def longer(answer, question):\n    return Verdict(1.0 if len(answer) > int(question.answer) else 0.0)\n"
+        "def breaks(answer, question):\n    raise KeyError('no')\n"
+        "def says_yes(answer, question):\n    return True\n"
+        "length = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_scorer", raising=False)
+    return "own_scorer"
+
+
+async def test_a_plug_in_is_one_function(own: str) -> None:
+    scoring = Scoring(instead=plug_in(f"{own}:longer"))
+    assert (await scoring.score("a long answer", asked("numeric", "5"))).correct
+    assert not (await scoring.score("no", asked("numeric", "5"))).correct
+
+
+@pytest.mark.parametrize("function", ["breaks", "says_yes"])
+async def test_a_plug_in_that_fails_is_counted_and_is_no_0(own: str, function: str) -> None:
+    scoring = Scoring(instead=plug_in(f"{own}:{function}"))
+    with pytest.raises(Unscored, match="'q1'"):
+        await scoring.score("no", asked("exact", "5"))
+    assert scoring.errors == {"scorer_failed": 1}
+
+
+@pytest.mark.parametrize("function", ["missing", "length", ""])
+def test_a_plug_in_that_is_no_function_is_refused(own: str, function: str) -> None:
+    with pytest.raises(StartupError, match="has no function"):
+        plug_in(f"{own}:{function}")
+
+
+def test_a_module_that_is_not_there_is_refused() -> None:
+    with pytest.raises(StartupError, match="importing 'no_such_module_of_ours' failed"):
+        plug_in("no_such_module_of_ours:score")
+
+
+def test_an_unknown_scorer_names_the_nearest() -> None:
+    assert all(check_name(name) is None for name in KNOWN)
+    said = check_name("numerical")
+    assert said is not None
+    assert said.endswith("Did you mean 'numeric'?")
