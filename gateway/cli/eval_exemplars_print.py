@@ -6,43 +6,67 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gateway.evaluation.exemplar_finding import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from gateway.evaluation.exemplar_finding import Checked, Result
+    from gateway.evaluation.exemplar_finding import Result
     from gateway.evaluation.exemplar_search import Difference, Step, Trial
     from gateway.evaluation.exemplars import Candidate, Split, Style
+    from gateway.evaluation.folder import RunFolder
 
 _PIPE_WIDTH = 120
 _LEGEND = (
-    "Score: guided, on the same questions in each row. Gain: in points, against no exemplars; in brackets where it lies "
-    "with 95 % confidence. Reads, writes: the teacher's tokens for each request. Tried: sets that raced for this place."
+    "Score: guided, on the same questions in each row. Gain: in points, against no exemplars; in brackets where it "
+    "lies with 95 % confidence. Reads, writes: the teacher's tokens for each request. Tried: sets that raced for it."
 )
 
 
-class Shown:
-    """Prints each step as it is taken."""
+class Told:
+    """Prints each step as it is taken, and draws a bar for each stage, on a terminal. `end` it, however it goes.
 
-    def __init__(self) -> None:
+    Args:
+        folder: knows how long calls took.
+        calls: of which there may be so many.
+    """
+
+    def __init__(self, folder: RunFolder, calls: int) -> None:
         self.console = Console()
         if not self.console.is_terminal:
             self.console = Console(width=_PIPE_WIDTH)
+        self._folder = folder
+        self._calls = calls
+        self._bar: Progress | None = None
 
-    def planned(self, parts: Split, calls: int, seconds_a_call: float | None) -> None:
+    def begin(self, stage: str, total: int) -> None:
+        """A stage of so many calls."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._bar.add_task(stage, total=total)
+        self._bar.start()
+
+    def step(self, tokens: int = 0) -> None:
+        """One of them was made."""
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0])
+
+    def end(self) -> None:
+        """The stage is over."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def planned(self, parts: Split) -> None:
         """How large the search is, before it begins."""
         self._say(
             f"Exemplars are made of {len(parts.pool)} questions, compared on {len(parts.select)} others and checked on "
-            f"{len(parts.check)} more, in at most {calls:,} calls of engines."
-        )
-        self._say(
-            "How long that takes is known once the first sets were tried."
-            if seconds_a_call is None
-            else f"A call took {seconds_a_call:.2g} s here so far: all of them {lasting(calls * seconds_a_call)}, those "
-            "that are there already included."
+            f"{len(parts.check)} more, in at most {self._calls:,} calls of engines{self._left()}."
         )
 
     def made(self, styles: Mapping[Style, Sequence[Candidate]], wrong: int) -> None:
@@ -53,13 +77,12 @@ class Shown:
 
     def took(self, step: Step) -> None:
         """One step."""
+        score, spent = _percent(step.trial.score), f"after {step.spent:,} calls{self._left()}"
         if step.gained is None:
-            self._say(f"Without exemplars: {_percent(step.trial.score)}, after {step.spent:,} calls. Sets race now.")
+            self._say(f"Without exemplars: {score}, {spent}. Now sets of them race.")
         else:
-            self._say(
-                f"{named(step.trial.shown)}: {_percent(step.trial.score)}, {gain(step.gained)}; the best of {step.tried}, "
-                f"after {step.spent:,} calls."
-            )
+            best = f"the best of {step.tried}" if step.tried > 1 else "the only one"
+            self._say(f"Taken: {named(step.trial.shown)}: {score}, {gain(step.gained)}; {best}, {spent}.")
 
     def ended(self, result: Result) -> None:
         """What was found, as a table."""
@@ -68,8 +91,8 @@ class Shown:
             column.justify = "right"
         for step in result.found.steps:
             table.add_row(*_row(step.trial, step.gained), str(step.tried or ""))
-        if result.found.best is None and (close := result.found.runner_up) is not None:
-            table.add_row(*_row(close.trial, close.gained), str(close.tried), style="dim")
+        if (close := result.found.runner_up) is not None:
+            table.add_row(*_row(close.trial, close.gained), f"{close.tried}, not taken", style="dim")
         if result.checked is not None:
             table.add_section()
             table.add_row(*_row(result.checked.without, None), "check")
@@ -77,8 +100,28 @@ class Shown:
         self.console.print(table)
         self.console.print(_LEGEND, style="dim", soft_wrap=not self.console.is_terminal, highlight=False)
         if result.found.ended == "calls":
-            self._say("The search ended because --calls reached no further; more might find more.")
-        self._say(f"{result.spent:,} calls.")
+            self._say("It ended because --calls reach no further: more may find more.")
+        self._say(f"It took {result.spent:,} calls, those of earlier sittings included.")
+
+    def verdict(self, result: Result, out: Path, *, written: bool) -> None:
+        """Whether exemplars help, and where they are."""
+        if result.helps:
+            self._say(f"These exemplars help: they are in {out}.")
+            if result.checked is None:
+                self._say("They were chosen by what is measured here, so expect less. --check measures it anew.")
+        elif result.found.best is not None:
+            self._say("What was found gains nothing on the questions of the check: no exemplars help.")
+        else:
+            self._say("No exemplars help: none gains beyond noise.")
+        if not result.helps:
+            self._say(f"The best there is are in {out} all the same." if written else "So there is no file.")
+
+    def _left(self) -> str:
+        """How long it may take yet, once that can be told."""
+        seconds, made = (sum(getattr(one, name) for one in self._folder.stages) for name in ("seconds", "calls"))
+        if not made:
+            return "" if self._folder.examples else "; how long they take is known after the first ones"
+        return f"; {_lasting(max(0, self._calls - made) * seconds / made)} left at most"
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=not self.console.is_terminal, highlight=False, markup=False)
@@ -87,19 +130,15 @@ class Shown:
 def provenance(result: Result, step: Step, facts: Sequence[str]) -> list[str]:
     """What the file says of itself: `facts`, and what was measured."""
     without = result.found.steps[0].trial
-    lines = [
-        *facts,
-        f"On the {len(without.scores)} questions on which sets were compared: {_measured(without, step.trial, step.gained)}",
-    ]
-    if result.checked is not None:
-        checked = result.checked
-        count = len(checked.without.scores)
-        lines.append(f"On {count} others, unseen till then: {_compared(checked)}")
-    lines.append(
-        f"For each request the teacher reads {step.trial.read_tokens:.0f} tokens, and {without.read_tokens:.0f} without."
-    )
+    compared = f"On the {len(without.scores)} questions on which sets were compared"
+    lines = [*facts, f"{compared}: {_measured(without, step.trial, step.gained)}"]
+    if (checked := result.checked) is not None:
+        others = f"On {len(checked.without.scores)} others, unseen till then"
+        lines.append(f"{others}: {_measured(checked.without, checked.behind, checked.gained)}")
+    read, before = step.trial.read_tokens, without.read_tokens
+    lines.append(f"For each request the teacher reads {read:.0f} tokens, and {before:.0f} without exemplars.")
     if not result.helps:
-        lines.append("This is no gain beyond noise: written because --force said so.")
+        lines.append("That is no gain beyond noise: they were written because --force said so.")
     return lines
 
 
@@ -109,13 +148,8 @@ def gain(difference: Difference) -> str:
     return f"{difference.gain * 100:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
-def lasting(seconds: float) -> str:
-    """About how long: in minutes, or hours."""
+def _lasting(seconds: float) -> str:
     return f"about {max(1, round(seconds / 60))} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
-
-
-def _compared(checked: Checked) -> str:
-    return _measured(checked.without, checked.behind, checked.gained)
 
 
 def _measured(without: Trial, behind: Trial, gained: Difference | None) -> str:

@@ -103,20 +103,34 @@ class Result:
         return self.found.best or self.found.runner_up
 
 
-async def find(measures: Measures, parts: Split, score: Score, limits: Limits, seed: int, listener: Listener) -> Result:
-    """Search. Raises StartupError where the calls do not reach, an engine fails, or no exemplar can be made."""
+async def find(
+    measures: Measures,
+    parts: Split,
+    score: Score,
+    limits: Limits,
+    seed: int,
+    listener: Listener,
+    own: Sequence[Candidate] = (),
+) -> Result:
+    """Search among what can be made of the pool, and `own`.
+
+    Raises StartupError where the calls do not reach, an engine fails, or there is no exemplar at all; EngineErrors of
+    a judge.
+    """
     limits.reach_for(parts)
     answers = await measures.answers(parts.pool, limits.longest)
     made = [
         await candidates(question, answers.get(question.id, []), score, most_tokens=limits.most_tokens)
         for question in parts.pool
     ]
-    if not any(made):
+    if not any(made) and not own:
         raise StartupError(
             f"To none of the {len(parts.pool)} questions of the pool did the teacher give a correct answer of at most "
             f"{limits.most_tokens} tokens: raise --pool or --max-answer-tokens, or look whether its scorer reads it."
         )
     styles = varied((one for some in made for one in some), seed)
+    if own:
+        styles["given"] = list(own)
     listener.made(styles, sum(not some for some in made))
     scores = Scores(measures.measure, limits.calls - POOL_CALLS_EACH * len(parts.pool))
     check = fewest_calls(0, len(parts.check))

@@ -27,6 +27,8 @@ def exemplar_yaml(shown: Sequence[Candidate], provenance: Sequence[str]) -> str:
         entries.append(CommentedMap(question=_text(one.exemplar.question), answer=_text(one.exemplar.answer)))
     for at, one in enumerate(shown):
         came = f"Question {_plain(one.question)} of the data; its answer is {_ORIGIN[one.style]}, {one.tokens} tokens."
+        if one.style == "given":
+            came = f"As it was given: {_plain(one.question)}."
         entries.yaml_set_comment_before_after_key(at, before=came)
     yaml = YAML()
     yaml.width = _WIDTH

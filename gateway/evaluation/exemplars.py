@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Asked = Literal["as it is", "concise", "primed"]
 """How the teacher is asked for an answer that may become an exemplar: by the question alone, with the projection
 `concise`, or behind PRIMER."""
-Style = Literal["as it is", "concise", "primed", "result alone", "result first", "reasoning first"]
-"""How an exemplar's answer came to be: as the teacher wrote it, or by rule from what it wrote."""
+Style = Literal["as it is", "concise", "primed", "result alone", "result first", "reasoning first", "given"]
+"""How an exemplar's answer came to be: as the teacher wrote it, by rule from what it wrote, or by the user's hand."""
 
 Score: TypeAlias = "Callable[[str, Question], Awaitable[Verdict]]"
 """Holds an answer against its question."""
@@ -46,6 +46,8 @@ PRIMER = (
 
 # Scorers to which the right answer is a text that can be written out; to others it is a pattern, or a judge's matter.
 _WRITTEN_OUT = frozenset({"numeric", "exact", "contains", "choice"})
+# English has about four bytes to a token.
+_BYTES_PER_TOKEN = 4
 _MARKUP = re.compile(r"\*\*|__|`+|^#{1,6}[ \t]+|^[ \t]*(?:[-*\u2022]|\d+[.)])[ \t]+", re.MULTILINE)
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(\[$])|\s*\n+\s*")
 _ANNOUNCES = re.compile(
@@ -148,8 +150,26 @@ async def candidates(
             continue
         verdict = await _verdict(text, question, score)
         if verdict.correct:
-            found[style] = Candidate(Exemplar(question.text, text), style, question.id, tokens, verdict.found)
+            found[style] = Candidate(Exemplar(question.text.strip(), text), style, question.id, tokens, verdict.found)
     return list(found.values())
+
+
+def given(own: Sequence[Exemplar], parts: Split) -> list[Candidate]:
+    """Exemplars that somebody has written, to be chosen like others.
+
+    Raises StartupError where one of them is a question on which exemplars are compared or checked.
+    """
+    asked = {_same(question.text): question for question in (*parts.select, *parts.check)}
+    for at, one in enumerate(own):
+        if (known := asked.get(_same(one.question))) is not None:
+            raise StartupError(
+                f"Exemplar {at + 1} of --exemplars is question '{known.id}' of the data, on which exemplars are "
+                "compared: take it out of one of them."
+            )
+    return [
+        Candidate(one, "given", f"{at + 1} of --exemplars", max(1, len(one.answer.encode()) // _BYTES_PER_TOKEN))
+        for at, one in enumerate(own)
+    ]
 
 
 def rewritten(text: str, question: Question) -> dict[Style, str]:

@@ -46,7 +46,7 @@ def test_several_lines_stay_lines_and_each_exemplar_says_where_it_comes_from() -
 def test_a_file_is_written_over_only_when_somebody_says_so(tmp_path: Path) -> None:
     path = tmp_path / "exemplars.yaml"
     write_file(path, "one", over=False)
-    with pytest.raises(StartupError, match="is there already.*--force"):
+    with pytest.raises(StartupError, match=r"is there already.*--force"):
         write_file(path, "two", over=False)
     assert path.read_text() == "one"
     write_file(path, "two", over=True)
@@ -54,5 +54,5 @@ def test_a_file_is_written_over_only_when_somebody_says_so(tmp_path: Path) -> No
 
 
 def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="cannot be written: No such file or directory. Name another"):
+    with pytest.raises(StartupError, match=r"cannot be written: No such file or directory\. Name another"):
         write_file(tmp_path / "none" / "exemplars.yaml", "one", over=False)

@@ -1,0 +1,166 @@
+"""One sitting of `eval exemplars`: questions are drawn, engines asked, and what was found is written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from gateway.cli.eval_exemplars_print import Told, provenance
+from gateway.errors import EngineError, StartupError
+from gateway.evaluation.data import GENERATED, GENERATED_CHOICES, load
+from gateway.evaluation.exemplar_finding import find
+from gateway.evaluation.exemplar_trials import Trials
+from gateway.evaluation.exemplar_yaml import exemplar_yaml, there_already, write_file
+from gateway.evaluation.exemplars import given, split
+from gateway.evaluation.exemplars_file import exemplars
+from gateway.evaluation.folder import RunFolder, digest
+from gateway.evaluation.pair import LocalPair, facts_of
+from gateway.evaluation.record import EXAMPLES, Example, Manifest, read_lines
+from gateway.evaluation.scoring import Scoring, plug_in
+from gateway.evaluation.staged import STUDENT, TEACHER
+from gateway.local import weights
+from gateway.logs import set_up_logs
+from gateway.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gateway.evaluation.exemplar_finding import Limits, Result
+    from gateway.evaluation.exemplars import Split
+    from gateway.evaluation.pair import Pair
+    from gateway.evaluation.question import Question
+    from gateway.evaluation.setting import Setting
+
+_MADE = (GENERATED, GENERATED_CHOICES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sought:
+    """What the command line asks for.
+
+    Attributes:
+        own: a file of exemplars that race with those that are made.
+        evaluated: a run's folder, whose questions are left alone.
+    """
+
+    folder: Path
+    out: Path
+    force: bool
+    data: str
+    offset: int
+    evaluated: Path | None
+    skip_bad: bool
+    scorer: str | None
+    own: Path | None
+    setting: Setting
+    pool: int
+    select: int
+    check: int
+    limits: Limits
+    seed: int
+    pair: Pair
+    concurrency: int
+
+
+def seek(sought: Sought) -> bool:
+    """Search, print and write. Whether exemplars help. Raises StartupErrors."""
+    if sought.out.exists() and not sought.force:
+        raise there_already(sought.out)
+    if not sought.out.absolute().parent.is_dir():
+        raise StartupError(f"{sought.out} cannot be written: there is no such folder. Make it first.")
+    set_up_logs("error", "auto")
+    name, parts = drawn(sought)
+    sought.limits.reach_for(parts)
+    if isinstance(sought.pair, LocalPair):
+        # Before the event loop: a name that is wrong is said at once, and a Ctrl-C ends a download.
+        for fetch in (weights.find, weights.fetch):
+            for model in dict.fromkeys((sought.pair.teacher, sought.pair.student)):
+                fetch(model)
+    with RunFolder(sought.folder) as folder:
+        told = Told(folder, sought.limits.calls)
+        result = uvloop.run(_searched(sought, name, parts, folder, told))
+        told.ended(result)
+        return _written(sought, name, result, told)
+
+
+def drawn(sought: Sought) -> tuple[str, Split]:
+    """The data set's name, and its questions in their parts. Raises StartupErrors."""
+    count = sought.pool + sought.select + sought.check
+    left = set() if sought.evaluated is None else _ids(sought.evaluated)
+    leave: list[str] = []
+    if sought.data in _MADE:
+        # Problems can be made without end: others than those of an evaluation, which are of seed 0.
+        leave += [one.text for one in load(sought.data, count=count + sought.offset).questions]
+        loaded = load(sought.data, count=2 * count, seed=sought.seed + 1, scorer=sought.scorer)
+        questions: Sequence[Question] = loaded.questions
+    else:
+        loaded = load(sought.data, scorer=sought.scorer, skip_bad=sought.skip_bad)
+        leave += [one.text for at, one in enumerate(loaded.questions) if at < sought.offset or one.id in left]
+        questions = loaded.questions
+    parts = split(questions, pool=sought.pool, select=sought.select, check=sought.check, seed=sought.seed, leave=leave)
+    return loaded.name, parts
+
+
+def _ids(run: Path) -> set[str]:
+    """Of the questions that a run has asked."""
+    file = run / EXAMPLES
+    if not file.is_file():
+        raise StartupError(f"--evaluated {run}: no run has left anything there. Name a folder of `eval run`.")
+    return {example.question for example in read_lines(file, Example)}
+
+
+async def _searched(sought: Sought, name: str, parts: Split, folder: RunFolder, told: Told) -> Result:
+    # Those to compare on come first: more questions of the pool may join behind them in the same folder.
+    every = (*parts.select, *parts.check, *parts.pool)
+
+    def begin(settings: Sequence[Setting]) -> None:
+        manifest = Manifest(
+            data=name,
+            data_sha256=digest(every),
+            questions=len(every),
+            settings=[setting.as_dict() for setting in settings],
+            seed=sought.seed,
+            live=False,
+            version=__version__,
+            created=int(time.time()),
+            **facts_of(sought.pair),
+        )
+        folder.begin(manifest, every)
+
+    score = Scoring(None, plug_in(sought.scorer) if sought.scorer and ":" in sought.scorer else None).score
+    trials = Trials(
+        folder=folder,
+        pair=sought.pair,
+        setting=sought.setting,
+        every=every,
+        score=score,
+        progress=told,
+        concurrency=sought.concurrency,
+        begin=begin,
+    )
+    own = () if sought.own is None else given(exemplars(sought.own), parts)
+    told.planned(parts)
+    try:
+        return await find(trials, parts, score, sought.limits, sought.seed, told, own)
+    except EngineError as error:
+        raise StartupError(f"An engine failed: {error.message} The same command goes on where it stopped.") from error
+    finally:
+        told.end()
+
+
+def _written(sought: Sought, name: str, result: Result, told: Told) -> bool:
+    best = result.best
+    if best is not None and (result.helps or sought.force):
+        names = sought.pair.names
+        day = datetime.now(UTC).date().isoformat()
+        found = f"Exemplars for projection primed, found by `gkt-gateway eval exemplars` on {day}."
+        of = f"data {name}, seed {sought.seed}; guidance of {sought.setting.tokens} tokens."
+        facts = (found, f"Teacher {names[TEACHER]}, student {names[STUDENT]}; {of}")
+        write_file(sought.out, exemplar_yaml(best.trial.shown, provenance(result, best, facts)), over=sought.force)
+    told.verdict(result, sought.out, written=best is not None and (result.helps or sought.force))
+    return result.helps
