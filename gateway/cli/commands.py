@@ -1,20 +1,20 @@
-"""All subcommands under one name. Each is imported when it is called: `version` need not pay for the whole gateway."""
+"""All subcommands under one name."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from gateway.cli import SETTINGS
+from gateway.cli.lazy import LazyGroup
 from gateway.version import __version__
 
 COMMANDS = (
     "serve",
     "demo",
     "check",
+    "eval",
     "schema",
     "keys",
     "budgets",
@@ -26,27 +26,9 @@ COMMANDS = (
 )
 
 
-class _Commands(TyperGroup):
-    """COMMANDS; each but `version` is what the module of its name calls so: a function, or commands of its own."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        # All of them for a misspelt one, so that the nearest can be named.
-        for name in (cmd_name,) if cmd_name in COMMANDS else COMMANDS:
-            if name not in self.commands:
-                self.add_command(_imported(name), name)
-        return super().get_command(ctx, cmd_name)
-
-
-def _imported(name: str) -> Any:
-    found = getattr(import_module(f"gateway.cli.{name}"), name)
-    if isinstance(found, typer.Typer):
-        return typer.main.get_command(found)
-    alone = typer.Typer(**SETTINGS)
-    alone.command(name)(found)
-    return typer.main.get_command(alone)
+class _Commands(LazyGroup):
+    names = COMMANDS
+    prefix = "gateway.cli."
 
 
 app = typer.Typer(

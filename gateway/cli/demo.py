@@ -5,32 +5,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-import signal
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import aiohttp
 import typer
 import uvloop
 from rich.console import Console
 
+from gateway.beside import gateway_beside, until_probed
 from gateway.cli.demo_print import print_answer, print_how_to_call, print_where
+from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.config import Settings
-from gateway.errors import StartupError
 from gateway.local import weights
 from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
 from gateway.logs import set_up_logs
 from gateway.policy.book import PolicyBook
 from gateway.policy.schema import GuidanceRule, Projection, TenantPolicy
-from gateway.serving import serve as serve_gateway
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from gateway.addresses import Addresses
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
 STUDENT = "qwen2.5-coder-0.5b-instruct"
@@ -42,9 +36,6 @@ QUESTION = (
 
 # A CPU is slow; the demo waits rather than showing an unguided answer.
 _GUIDANCE_DEADLINE_S = 120.0
-_PROBE_LIMIT_S = 120.0
-_PROBE_EVERY_S = 0.1
-_INTERRUPTED = 130
 _PORT = 8080
 _MOST_TOKENS = 400
 _MODELS = f"{', '.join(weights.CATALOGUE)}, or the path of a .gguf file."
@@ -72,8 +63,8 @@ def demo(
         weights.find(name)  # a name that is wrong is said before a gigabyte is fetched
     for name in (teacher, student):
         weights.fetch(name)  # before the event loop: Ctrl-C then ends a download at once
-    if not uvloop.run(_until_interrupted(_demo(setup, ask, Console()))):
-        raise typer.Exit(_INTERRUPTED if ask is not None else 0)
+    if not uvloop.run(until_interrupted(_demo(setup, ask, Console()), "demo")):
+        raise typer.Exit(INTERRUPTED if ask is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,31 +122,18 @@ class _Setup:
         return PolicyBook.of([TenantPolicy.model_validate({"tenant": "demo", "keys": [key], "routes": routes})])
 
 
-async def _until_interrupted(work: Any) -> bool:
-    """Run `work`; False when a signal ended it. Leaving it by cancellation stops every child."""
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(work, name="demo")  # the main task of this process
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        return False
-    return True
-
-
 async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
     async with AsyncExitStack() as running:
         # However the start ends, the terminal gets its cursor back.
         with console.status("starting Redis, the teacher and the student") as starting:
             redis = await running.enter_async_context(EmbeddedRedis())
             stack = await running.enter_async_context(LocalStack(teacher=setup.teacher, student=setup.student))
-            at = await running.enter_async_context(_gateway(setup, stack, redis.url))
+            at = await running.enter_async_context(gateway_beside(setup.settings(stack), setup.book(), redis.url))
             session = await running.enter_async_context(
                 aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"})
             )
             starting.update("asking the engines what they can do")
-            await _until_probed(session, at.admin)
+            await until_probed(session, at.admin)
         if ask is None:
             print_where(console, at, stack, setup.admin_key)
         placement = GuidanceRule(projection=setup.projection).placement
@@ -167,38 +145,3 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
             print_how_to_call(console, at.public, KEY)
             console.print("\nThe gateway is running. [bold]Ctrl-C[/] stops it and everything it started.")
             await asyncio.Event().wait()
-
-
-@asynccontextmanager
-async def _gateway(setup: _Setup, stack: LocalStack, redis_url: str) -> AsyncIterator[Addresses]:
-    """The gateway beside us in this process. Raises StartupError when it does not start."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    listening: asyncio.Future[Addresses] = loop.create_future()
-    serving = loop.create_task(
-        serve_gateway(setup.settings(stack), setup.book(), redis_url, stop=stop, announce=listening.set_result),
-        name="gateway",
-    )
-    try:
-        either: set[asyncio.Future[Any]] = {serving, listening}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not listening.done():
-            await serving
-        yield listening.result()
-    finally:
-        stop.set()
-        await serving
-
-
-async def _until_probed(session: aiohttp.ClientSession, admin: str) -> None:
-    """Wait until both engines were looked at and the student is known to continue. Raises StartupError."""
-    give_up = asyncio.get_running_loop().time() + _PROBE_LIMIT_S
-    while True:
-        async with session.get(f"{admin}/readyz") as reply:
-            engines = (await reply.json())["engines"].values()
-        if all(engine["up"] and (engine["continuation"] or engine["warnings"]) for engine in engines):
-            return
-        if asyncio.get_running_loop().time() > give_up:
-            details = "; ".join(f"{engine['detail']}" for engine in engines)
-            raise StartupError(f"The engines did not answer within {_PROBE_LIMIT_S:g} s: {details}")
-        await asyncio.sleep(_PROBE_EVERY_S)

@@ -1,6 +1,16 @@
 """Does guidance pay? The paper's experiments for any pair, any questions, and the choice of a route's guidance.
 
 question.py        what is asked, and what is right
+data.py            the questions of a run: by name, from a file, made from a seed
+  data_lines.py    ... one line of a file as a question
+  hub_data.py      ... GSM8K and CSQA from the hub
+  problems.py      ... word problems from a seed (problem_stories.py, problem_words.py)
+  exemplars_file.py  questions answered beforehand; our own lie in shipped/
+scoring.py         how an answer is held against what is right, by name
+  statements.py    ... where an answer says its result
+  numbers.py       ... the number that it comes to
+  choices.py       ... the choice that it names
+  judging.py       ... a model asked
 setting.py         one point of a grid: who answers, with what help
 generations.py     every text an engine wrote, kept: a run goes on where it stopped
 staged.py          one question answered in the paper's two stages, by the parts of the gateway's own path

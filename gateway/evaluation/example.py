@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from gateway.evaluation.record import Example
+from gateway.errors import EngineError
+from gateway.evaluation.judging import Unscored
+from gateway.evaluation.record import Example, Verdict
 
 if TYPE_CHECKING:
     from gateway.evaluation.question import Question
-    from gateway.evaluation.record import Verdict
     from gateway.evaluation.staged import Answered
     from gateway.ledger.receipt import Receipt
 
 _NOTHING = Decimal(0)
 
 
-def example_of(
-    setting: str,
-    question: Question,
-    answered: Answered,
-    verdict: Verdict,
-    alone: Verdict | None,
-    total_s: float | None = None,
+class Score(Protocol):
+    """Holds an answer against its question."""
+
+    async def __call__(self, answer: str, question: Question) -> Verdict:
+        """Raises Unscored, and EngineErrors of a judge."""
+        ...
+
+
+async def scored_example(
+    setting: str, question: Question, answered: Answered, score: Score, total_s: float | None = None
 ) -> Example:
-    """One line.
+    """One line. An answer whose worth is not known keeps its text, and an error's label.
 
     Args:
         setting: its name.
-        alone: what the opening scores by itself; None without one.
         total_s: as a caller saw it, in a live run.
     """
+    verdict, alone, error = Verdict(0.0), Verdict(0.0), None
+    try:
+        verdict = await score(answered.text, question)
+        if answered.opening:
+            alone = await score(answered.opening, question)
+    except (Unscored, EngineError) as failed:
+        verdict, error = Verdict(0.0), failed.label
     receipt = answered.receipt
     teacher, student = receipt.teacher, receipt.student
     return Example(
@@ -43,7 +53,7 @@ def example_of(
         finish=receipt.finish_reason,
         unguided=receipt.unguided,
         opening=answered.opening,
-        opening_score=0.0 if alone is None else alone.score,
+        opening_score=alone.score,
         kept_tokens=_kept(receipt),
         teacher_input_tokens=0 if teacher is None else teacher.input_tokens,
         teacher_output_tokens=0 if teacher is None else teacher.output_tokens,
@@ -55,6 +65,7 @@ def example_of(
         teacher_s=answered.teacher_s,
         student_s=answered.student_s,
         total_s=total_s,
+        error=error,
     )
 
 

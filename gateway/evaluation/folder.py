@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-from typing import TYPE_CHECKING, Any, Self
+import time
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import msgspec
 import orjson
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.question import Question
 
+StageName: TypeAlias = Literal["teacher", "student", "live"]
 _LOCK = ".lock"
 
 
@@ -50,7 +52,11 @@ class RunFolder:
             raise StartupError(
                 f"Another process runs in {self.path}. Wait until it has ended, or name another folder."
             ) from error
-        self._load()
+        try:
+            self._load()
+        except StartupError:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(
@@ -63,53 +69,53 @@ class RunFolder:
         """Where the texts are kept."""
         return self.path / GENERATIONS
 
-    def begin(self, wanted: Manifest, questions: Sequence[Question]) -> Manifest:
-        """Note what is asked now, beside what was asked before. Raises StartupError where the two do not belong together.
+    def check(self, wanted: Manifest, questions: Sequence[Question]) -> None:
+        """Raises StartupError where what is asked now does not fit to what was asked before.
 
         More settings may come, and more questions behind those that were asked. Prices may change where every setting
         that is here is asked for again: its examples are made anew.
         """
         was = self.manifest
         if was is None:
-            return self._keep(wanted)
-        names = {setting["name"] for setting in wanted.settings}
-        others = [setting for setting in was.settings if setting["name"] not in names]
-        differs = [
-            f"{name} was {before}, and is {now}"
-            for name, before, now in (
-                ("the teacher", was.teacher, wanted.teacher),
-                ("the student", was.student, wanted.student),
-                ("the path", _path(was), _path(wanted)),
-                ("the data", was.data, wanted.data),
-            )
-            if before != now
-        ]
+            return
+        pairs = (
+            ("the teacher", was.teacher, wanted.teacher),
+            ("the student", was.student, wanted.student),
+            ("the path", _path(was), _path(wanted)),
+            ("the data set", was.data, wanted.data),
+        )
+        differs = [f"{name} was {before}, and is {now}" for name, before, now in pairs if before != now]
         if was.questions > wanted.questions:
-            differs.append(f"it has {was.questions} questions, and now there are {wanted.questions}: raise --limit")
+            differs.append(f"it had {was.questions} questions, and has {wanted.questions}: raise --limit")
         elif digest(questions[: was.questions]) != was.data_sha256:
-            differs.append("the questions, their order or their answers have changed")
-        if others and was.prices != wanted.prices:
-            differs.append("prices have changed, and not every setting of the folder is asked for again")
+            differs.append("the questions, their order or their answers are others")
+        if was.prices != wanted.prices and self._others(wanted):
+            differs.append("prices are others, and not every setting of the folder is asked for again")
         if differs:
             raise StartupError(f"{self.path} is of another run: {'; '.join(differs)}. Name another folder.")
-        return self._keep(
-            msgspec.structs.replace(
+
+    def begin(self, wanted: Manifest, questions: Sequence[Question]) -> None:
+        """Note what is asked now, beside what was asked before. Raises as `check` does."""
+        self.check(wanted, questions)
+        was = self.manifest
+        if was is not None:
+            wanted = msgspec.structs.replace(
                 wanted,
-                settings=[*others, *wanted.settings],
+                settings=[*self._others(wanted), *wanted.settings],
                 created=was.created,
                 student_look=wanted.student_look or was.student_look,
             )
-        )
+        self._keep(wanted)
+
+    def _others(self, wanted: Manifest) -> list[dict[str, Any]]:
+        """The settings that were asked for, and are not now."""
+        names = {setting["name"] for setting in wanted.settings}
+        return [one for one in self.manifest.settings if one["name"] not in names] if self.manifest else []
 
     def note_student(self, look: dict[str, Any]) -> None:
         """Keep what is known of the student now that it was asked."""
         assert self.manifest is not None, "begin() comes first"
         self._keep(msgspec.structs.replace(self.manifest, student_look=look))
-
-    def note_settings(self, settings: list[dict[str, Any]]) -> None:
-        """Keep what is known of the settings now."""
-        assert self.manifest is not None, "begin() comes first"
-        self._keep(msgspec.structs.replace(self.manifest, settings=settings))
 
     def add(self, example: Example) -> None:
         """An example that cannot be made anew from texts: it is on disk when this returns."""
@@ -126,23 +132,26 @@ class RunFolder:
         keys = ((setting["name"], question.id) for setting in self.manifest.settings for question in questions)
         write_lines(self.path / EXAMPLES, [self.examples[key] for key in keys if key in self.examples])
 
-    def add_stage(self, stage: Stage) -> None:
-        """What a stage took."""
-        self.stages.append(stage)
-        _append(self.path / STAGES, stage)
+    def add_stage(self, stage: StageName, setting: str, calls: int, seconds: float, concurrency: int) -> None:
+        """What a stage took; one in which nobody was asked is none."""
+        if not calls:
+            return
+        at = int(time.time())
+        took = Stage(stage=stage, setting=setting, calls=calls, seconds=seconds, concurrency=concurrency, at=at)
+        self.stages.append(took)
+        _append(self.path / STAGES, took)
 
     def seconds_per_call(self, stage: str) -> float | None:
         """How long a call took here, beside others, over all sittings; None where none was made."""
         told = [one for one in self.stages if one.stage == stage and one.calls]
         return sum(one.seconds for one in told) / sum(one.calls for one in told) if told else None
 
-    def _keep(self, manifest: Manifest) -> Manifest:
+    def _keep(self, manifest: Manifest) -> None:
         self.manifest = manifest
         file = self.path / MANIFEST
         new = file.with_name(file.name + ".new")
         new.write_bytes(orjson.dumps(orjson.loads(msgspec.json.encode(manifest)), option=orjson.OPT_INDENT_2) + b"\n")
         new.replace(file)
-        return manifest
 
     def _load(self) -> None:
         file = self.path / MANIFEST

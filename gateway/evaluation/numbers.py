@@ -57,8 +57,8 @@ def result(text: str) -> Amount | None:
     What it states ("The answer is", "####", a LaTeX box) wins, and the last statement over earlier ones. Without a
     statement: of the last paragraph with a number, the last one in bold, else the last number; in a sentence with
     equals signs the one behind the last sign that has a whole result. A text that breaks off has the last number
-    behind an equals sign, and none where it went on to something else since ("Next,", "12 +"). Numbers of lists and steps,
-    ordinals and program code do not count.
+    behind an equals sign, and none where it went on to something else since ("Next,", "12 +"). Numbers of lists and
+    steps, ordinals and program code do not count.
     """
     text = plain(own_part(text))
     for statement in reversed(statements(text)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.errors import EngineError, EngineRejected, StartupError
+from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineRejected, StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -14,6 +14,8 @@ T = TypeVar("T")
 PAUSES_S = (1.0, 4.0, 15.0)
 """Before each further try of a call that failed."""
 _GONE_AFTER = 8
+# Who answers at all is there; it may be that some questions are too long for it.
+_BROKEN_AFTER = 64
 
 
 class Patience:
@@ -39,7 +41,7 @@ class Patience:
                     self._failed = 0
                     raise
                 if pause_s is None or rejected or self._gone is not None:
-                    self.note(error)
+                    self._note(error)
                     raise
                 await asyncio.sleep(pause_s)
             else:
@@ -47,10 +49,11 @@ class Patience:
                 return result
         raise AssertionError("the last try returns or raises")
 
-    def note(self, error: EngineError) -> None:
+    def _note(self, error: EngineError) -> None:
         """A call has failed to its last try."""
         self._failed += 1
-        if self._failed >= _GONE_AFTER:
+        answers = isinstance(error, EngineFailed | EngineGarbled)
+        if self._failed >= (_BROKEN_AFTER if answers else _GONE_AFTER):
             self._gone = error
 
     async def side_by_side(self, items: Iterable[T], work: Callable[[T], Awaitable[None]], concurrency: int) -> None:
@@ -66,11 +69,14 @@ class Patience:
                     return
                 await work(item)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(one_after_another())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(one_after_another())
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from None
         if self._gone is not None:
             raise StartupError(
-                f"Engine '{self._gone.engine}' is gone: {_GONE_AFTER} calls in a row failed ({self._gone.label}). "
+                f"Engine '{self._gone.engine}' is gone: {self._failed} calls in a row failed ({self._gone.label}). "
                 "What was written is kept: start the engine, and the same command goes on where it stopped."
             ) from self._gone

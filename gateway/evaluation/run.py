@@ -18,23 +18,22 @@ from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.errors import GatewayError
 from gateway.evaluation import staged
-from gateway.evaluation.example import example_of, failed_example
+from gateway.evaluation.example import failed_example, scored_example
 from gateway.evaluation.generations import Generations, Recorded
 from gateway.evaluation.pair import Absent, engine, look_of
 from gateway.evaluation.patience import PAUSES_S, Patience
-from gateway.evaluation.record import Stage
 from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.finishing import Finisher
 from gateway.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Sequence
 
     from gateway.engines.base import Engine, OpeningRequest
-    from gateway.evaluation.folder import RunFolder
+    from gateway.evaluation.example import Score
+    from gateway.evaluation.folder import RunFolder, StageName
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.question import Question
-    from gateway.evaluation.record import Verdict
     from gateway.evaluation.setting import Setting
     from gateway.policy.projections import Exemplar
 
@@ -62,13 +61,13 @@ class Work:
     """What is to be answered, and how it is judged.
 
     Attributes:
-        score: holds an answer against its question; raises EngineErrors where a judge is away.
+        score: holds an answer against its question.
     """
 
     questions: Sequence[Question]
     exemplars: Sequence[Exemplar]
     settings: Sequence[Setting]
-    score: Callable[[str, Question], Awaitable[Verdict]]
+    score: Score
 
     @property
     def asked(self) -> list[tuple[Setting, Question]]:
@@ -180,7 +179,7 @@ class StagedRun:
 
         self._progress.begin(f"teacher {self._pair.names[TEACHER]}", len(wanted))
         for setting in dict.fromkeys(one.setting for one in wanted):
-            async with self._stage(TEACHER, setting, recorded):
+            async with self._stage("teacher", setting, recorded):
                 those = [one for one in wanted if one.setting is setting]
                 await patience.side_by_side(those, write, self._concurrency)
         self._progress.end()
@@ -214,7 +213,7 @@ class StagedRun:
 
         self._progress.begin(f"student {self._pair.names[STUDENT]}", len(left))
         for setting in dict.fromkeys(setting for setting, _ in left):
-            async with self._stage(STUDENT, setting, recorded):
+            async with self._stage("student", setting, recorded):
                 pairs = [pair for pair in left if pair[0] is setting]
                 await patience.side_by_side(pairs, one, self._concurrency)
         self._progress.end()
@@ -235,14 +234,12 @@ class StagedRun:
 
         try:
             answered = await (answering() if patience is None else patience.with_it(answering))
-            verdict = await self._work.score(answered.text, question)
-            alone = await self._work.score(answered.opening, question) if answered.opening else None
         except KeyError:
             return False
         except GatewayError as error:
             self._folder.note(failed_example(setting.name, question, error.label, setting.mode))
         else:
-            self._folder.note(example_of(setting.name, question, answered, verdict, alone))
+            self._folder.note(await scored_example(setting.name, question, answered, self._work.score))
         return True
 
     def _look(self) -> dict[str, object] | None:
@@ -258,24 +255,14 @@ class StagedRun:
         return Finisher({STUDENT: GuardedEngine(student, Breaker(BreakerRule(10**6, 1.0, 1.0)), metrics)}, metrics)
 
     @asynccontextmanager
-    async def _stage(self, stage: str, setting: Setting, asked: Recorded) -> AsyncIterator[None]:
+    async def _stage(self, stage: StageName, setting: Setting, asked: Recorded) -> AsyncIterator[None]:
         """Note how long it took, however it ends."""
         before, started = asked.calls, time.perf_counter()
         try:
             yield
         finally:
-            if calls := asked.calls - before:
-                seconds = round(time.perf_counter() - started, 3)
-                self._folder.add_stage(
-                    Stage(
-                        stage="teacher" if stage == TEACHER else "student",
-                        setting=setting.name,
-                        calls=calls,
-                        seconds=seconds,
-                        concurrency=self._concurrency,
-                        at=int(time.time()),
-                    )
-                )
+            seconds = round(time.perf_counter() - started, 3)
+            self._folder.add_stage(stage, setting.name, asked.calls - before, seconds, self._concurrency)
 
 
 def _identity(request: OpeningRequest) -> bytes:

@@ -1,4 +1,4 @@
-"""The number that an answer comes to. Cases are in our own words; many stand for an answer that was read wrongly once."""
+"""The number that an answer comes to. Many cases stand, in our own words, for an answer that was once read wrongly."""
 
 from __future__ import annotations
 

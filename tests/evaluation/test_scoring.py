@@ -143,7 +143,7 @@ def test_a_judge_s_prompt_must_hold_its_slots() -> None:
     async def ask(prompt: str) -> str:
         return prompt
 
-    with pytest.raises(ValueError, match="lacks {reference}"):
+    with pytest.raises(ValueError, match=r"lacks \{reference\}"):
         Judge(ask, PROMPT.replace("{reference}", ""))
 
 

@@ -1,0 +1,42 @@
+"""`gkt-gateway eval`: does guidance pay, for your questions and your models, and in which setting?"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import typer
+
+from gateway.cli import SETTINGS
+from gateway.cli.lazy import LazyGroup
+
+PREFIX = "gateway.cli.eval_"
+
+
+class _Evals(LazyGroup):
+    names = tuple(
+        name for name in ("run", "report", "recommend", "exemplars", "fit") if find_spec(PREFIX + name) is not None
+    )
+    prefix = PREFIX
+
+
+eval = typer.Typer(  # noqa: A001  the command's name
+    name="eval",
+    cls=_Evals,
+    help=(
+        "Measure whether guidance pays: how right the teacher alone is, the student alone, and the student after the "
+        "teacher's first words; at what cost, and how fast.\n\n"
+        "1. `gkt-gateway eval run FOLDER` asks real models and keeps every answer in FOLDER. Without options: small "
+        "models on this machine, and word problems made for it, so nothing is needed to try it.\n\n"
+        "2. `gkt-gateway eval report FOLDER` shows accuracy, cost and speed of each setting, with how sure that is.\n\n"
+        "3. `gkt-gateway eval recommend FOLDER` picks the setting that pays, if one does, and writes a policy for "
+        "it.\n\n"
+        "`eval exemplars` finds worked examples that make the teacher's first words tell more, and `eval fit` learns "
+        "from a run how long guidance should be, request by request. docs/evaluation.md tells all of it."
+    ),
+    no_args_is_help=True,
+    **SETTINGS,
+)
+
+
+@eval.callback()
+def _all() -> None: ...

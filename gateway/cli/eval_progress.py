@@ -1,0 +1,111 @@
+"""How far a run is: a bar on a terminal, now and then a line elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LINE_EVERY_S = 30.0
+
+
+class Bars:
+    """A bar for each stage, on a terminal. `end` it, however the run does."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress: Progress | None = None
+        self._speed = Speed()
+
+    def begin(self, stage: str, total: int) -> None:
+        self._speed = Speed()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task = self._progress.add_task(stage, total=total, speed="")
+        self._progress.start()
+
+    def step(self, tokens: int = 0) -> None:
+        if self._progress is not None:
+            self._speed.add(tokens)
+            self._progress.update(self._task, advance=1, speed=self._speed.shown)
+
+    def end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class Lines:
+    """A line when a stage begins, every half minute, and when it ends."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage, self._done, self._total = "", 0, 0
+        self._speed = Speed()
+        self._told = 0.0
+
+    def begin(self, stage: str, total: int) -> None:
+        self._stage, self._done, self._total = stage, 0, total
+        self._speed = Speed()
+        self._tell()
+
+    def step(self, tokens: int = 0) -> None:
+        self._done += 1
+        self._speed.add(tokens)
+        if time.monotonic() > self._told + _LINE_EVERY_S:
+            self._tell()
+
+    def end(self) -> None:
+        if self._done:
+            self._tell()
+        self._done = 0
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        left = self._speed.left_s(self._done, self._total)
+        parts = [f"{self._done} of {self._total}", self._speed.shown]
+        parts += [f"{duration(left)} left"] if left and self._done < self._total else []
+        self._console.print(f"{self._stage}: {', '.join(filter(None, parts))}", markup=False, highlight=False)
+
+
+class Speed:
+    """Tokens a second since the stage began."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._tokens = 0
+
+    def add(self, tokens: int) -> None:
+        """So many more were written."""
+        self._tokens += tokens
+
+    @property
+    def shown(self) -> str:
+        """Empty before the first token."""
+        seconds = time.monotonic() - self._began
+        return f"{self._tokens / seconds:.0f} tokens/s" if self._tokens and seconds else ""
+
+    def left_s(self, done: int, total: int) -> float | None:
+        """At the pace until now; None before the first is done."""
+        return (time.monotonic() - self._began) / done * (total - done) if done else None
+
+
+def duration(seconds: float) -> str:
+    """As a person says it, in its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

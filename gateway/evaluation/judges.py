@@ -1,0 +1,46 @@
+"""A judge that is a model of a configuration: what it says is kept beside a run's texts, and not asked for again."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager, closing
+from typing import TYPE_CHECKING
+
+from gateway.engines.build import build
+from gateway.engines.chat import message_text
+from gateway.errors import StartupError
+from gateway.evaluation.generations import Generations, Recorded
+from gateway.evaluation.judging import Judge
+from gateway.evaluation.patience import Patience
+from gateway.metrics import Metrics
+from gateway.policy.book import PolicyBook
+from gateway.policy.policies import Policies
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from gateway.config import Settings
+
+_MOST_TOKENS = 64
+
+
+@asynccontextmanager
+async def judge_of(settings: Settings, name: str, kept_in: Path) -> AsyncIterator[Judge]:
+    """A judge that asks this model, greedily. Raises StartupError where the configuration has no such model."""
+    model = settings.by_name.get(name)
+    if model is None:
+        known = ", ".join(settings.by_name)
+        raise StartupError(f"--judge {name}: the configuration has no such model. It has: {known}.")
+    engines = await build([model], Policies(PolicyBook.of([]), None), Metrics(None, 1))
+    patience = Patience()
+    try:
+        with closing(Generations(kept_in)) as kept:
+            recorded = Recorded(engines[name], kept, f"judge {name}")
+
+            async def ask(prompt: str) -> str:
+                body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": _MOST_TOKENS}
+                return message_text(await patience.with_it(lambda: recorded.complete(body))) or ""
+
+            yield Judge(ask)
+    finally:
+        await engines[name].close()

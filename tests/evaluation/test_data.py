@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.errors import ConfigError, StartupError
+from gateway.evaluation.data import MISTAKES_SHOWN, NAMES, LoadedData, Part, load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DATASETS = Path(__file__).resolve().parents[3] / "shared" / "datasets"
+
+
+def write(folder: Path, *lines: dict[str, Any] | str) -> Path:
+    path = folder / "own.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def refused(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        load(str(path))
+    return [str(mistake).removeprefix(f"{path}:") for mistake in raised.value.mistakes]
+
+
+def ids(data: LoadedData) -> list[str]:
+    return [question.id for question in data.questions]
+
+
+# what a line may say
+
+
+def test_own_lines_are_read_with_all_their_fields(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {"id": "sea", "question": "How deep is it?", "answer": "about 40 m", "scorer": "contains"},
+        {"question": "How many?", "answer": 18},
+        {"question": "How much?", "answer": 2.5, "tolerance": 0.01},
+        {"question": "Which town?", "answer": "Oslo"},
+        {"question": "What total?", "answer": "12", "pattern": r"total: (\d+)"},
+        {"question": "Why?", "answer": "It rains.", "scorer": "judge", "topic": "weather"},
+    )
+    data = load(str(path))
+    assert data.name == "own"
+    assert [(one.id, one.answer, one.scorer, dict(one.options)) for one in data.questions] == [
+        ("sea", "about 40 m", "contains", {}),
+        ("own-2", "18", "numeric", {}),
+        ("own-3", "2.5", "numeric", {"tolerance": "0.01"}),
+        ("own-4", "Oslo", "exact", {}),
+        ("own-5", "12", "regex", {"pattern": r"total: (\d+)"}),
+        ("own-6", "It rains.", "judge", {}),
+    ]
+
+
+def test_gsm8k_s_own_lines_are_recognised(tmp_path: Path) -> None:
+    path = write(tmp_path, {"question": "Two and two eggs?", "answer": "2 + 2 = <<2+2=4>>4 eggs.\n#### 1,004"})
+    (question,) = load(str(path)).questions
+    assert (question.answer, question.scorer) == ("1,004", "numeric")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {
+            "question": "Where?",
+            "choices": {"label": ["A", "B"], "text": ["here", "there"]},
+            "answerKey": "B",
+            "id": "x",
+        },
+        {"id": "x", "question": "Where?", "choices": {"a": "here", "b": "there"}, "answer": "b"},
+        {"id": "x", "question": "Where?", "choices": ["here", "there"], "answer": "B"},
+        {"id": "x", "question": "Where?", "choices": ["here", "there"], "answer": "there"},
+    ],
+)
+def test_choices_are_put_to_the_model_as_in_the_paper(tmp_path: Path, line: dict[str, Any]) -> None:
+    (question,) = load(str(write(tmp_path, line))).questions
+    assert question.text == "Where? Answer Choices: (a) here (b) there"
+    assert (question.answer, question.scorer, question.options) == ("b", "choice", (("a", "here"), ("b", "there")))
+
+
+def test_who_compares_texts_gets_the_choice_s(tmp_path: Path) -> None:
+    line = {"question": "Where?", "choices": ["here", "there"], "answer": "b", "scorer": "judge"}
+    (question,) = load(str(write(tmp_path, line))).questions
+    assert question.answer == "there"
+
+
+def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "\ufeff" + json.dumps({"question": "One?", "answer": 1}), "", {"question": "Two?", "answer": 2}
+    )
+    assert ids(load(str(path))) == ["own-1", "own-3"]
+
+
+# what a line may not say
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "1: not valid JSON: expecting property name enclosed in double quotes, at column 2"),
+        ('{"question": "a", "answer": NaN}', "1: not valid JSON: NaN is not a number of JSON"),
+        ('"text"', "1: must be an object with 'question' and 'answer'"),
+        ({"answer": "1"}, "1: question: missing: add it"),
+        ({"question": "a"}, "1: answer: missing: add it"),
+        ({"question": " ", "answer": "1"}, "1: question: must not be empty"),
+        ({"question": "a", "answer": True}, "1: answer: must be text"),
+        ({"question": "a", "answer": "1", "id": []}, "1: id: must be text or a whole number"),
+        ({"question": "a", "answer": "1", "scorrer": "exact"}, "1: scorrer: unknown field. Did you mean 'scorer'?"),
+        (
+            {"question": "a", "answer": "1", "scorer": "numerc"},
+            "1: scorer: unknown scorer 'numerc'; known: exact, numeric, choice, contains, regex, judge. Did you mean 'num",
+        ),
+        (
+            {"question": "a", "answer": "1", "scorer": "os:system"},
+            "1: scorer: a plug-in is named on the command line alone: --scorer package.module:function",
+        ),
+        (
+            {"question": "a", "answer": "some", "scorer": "numeric"},
+            "1: answer: 'some' is not a number, and the scorer numeric needs one",
+        ),
+        (
+            {"question": "a", "answer": "f", "choices": ["x", "y"]},
+            "1: answer: 'f' is none of the choices (a, b)",
+        ),
+        (
+            {"question": "a", "answer": "a", "choices": ["x"]},
+            "1: choices: there must be two or more, each with a letter",
+        ),
+        ({"question": "a", "answer": "a", "choices": {"a": "x", "A": "y"}}, "1: choices: there must be two or more"),
+        ({"question": "a", "answer": "a", "choices": ["x", ""]}, "1: choices: every letter and every choice must be"),
+        ({"question": "a", "answer": "a", "choices": "x, y"}, "1: choices: must be {"),
+        (
+            {"question": "a", "answer": "a", "choices": {"label": ["a"], "text": []}},
+            "1: choices: 'label' and 'text' must be lists of the same length",
+        ),
+        ({"question": "a", "answer": "a", "scorer": "choice"}, "1: choices: missing: the scorer choice needs them"),
+        ({"question": "a", "answer": "a", "scorer": "regex"}, "1: pattern: missing: add it"),
+        ({"question": "a", "answer": "a", "pattern": "(a"}, "1: pattern: not a pattern that RE2 reads: missing )"),
+        ({"question": "a", "answer": "1", "tolerance": -1}, "1: tolerance: must be 0 or more"),
+        ({"question": "a", "answer": "1", "tolerance": "much"}, "1: tolerance: must be a number"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number_its_field_and_the_reason(
+    tmp_path: Path, line: dict[str, Any] | str, said: str
+) -> None:
+    (mistake,) = refused(write(tmp_path, line))
+    assert mistake.startswith(said)
+
+
+def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_bytes('{"question": "Où?", "answer": "là"}\n'.encode("latin-1"))
+    assert refused(path) == ["1: not UTF-8 text: save the file as UTF-8"]
+
+
+def test_equal_ids_are_refused_with_both_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, {"id": 1, "question": "a", "answer": "b"}, {"id": "1", "question": "c", "answer": "d"})
+    assert refused(path) == ["2: id: '1' again, first on line 1: ids must differ"]
+
+
+def test_the_first_bad_lines_are_told_at_once_and_the_others_counted(tmp_path: Path) -> None:
+    mistakes = refused(write(tmp_path, {"question": "a", "answer": "b"}, *["{"] * 15))
+    assert len(mistakes) == MISTAKES_SHOWN + 1
+    assert mistakes[0].startswith("2: not valid JSON")
+    assert mistakes[-1].endswith("5 more bad lines; --skip-bad passes over all 15 and counts them")
+
+
+def test_bad_lines_are_counted_and_passed_over_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, {"question": "a", "answer": "b"}, "{", {"question": "c"}, {"question": "d", "answer": "e"})
+    data = load(str(path), skip_bad=True)
+    assert ids(data) == ["own-1", "own-4"]
+    assert [(mistake.line, mistake.field) for mistake in data.skipped] == [(2, ""), (3, "answer")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"), [([], "holds no question: write"), (["{"], r"no question \(1 bad ones were")]
+)
+def test_a_file_without_a_question_is_refused(tmp_path: Path, lines: Sequence[str], said: str) -> None:
+    with pytest.raises(StartupError, match=said):
+        load(str(write(tmp_path, *lines)), skip_bad=True)
+
+
+def test_a_json_list_is_told_from_json_lines(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="is one JSON list: write one object per line"):
+        load(str(write(tmp_path, '[{"question": "a", "answer": "b"}]')))
+
+
+def test_a_name_that_is_neither_file_nor_data_set_names_the_nearest() -> None:
+    with pytest.raises(StartupError, match=r"no such file, and no data set's name .* Did you mean 'gsm8k'"):
+        load("gsm8")
+
+
+# which of them, and how
+
+
+def test_offset_and_limit_take_a_part_in_order() -> None:
+    every = load("generated", count=30)
+    assert ids(load("generated", Part(offset=5, limit=3), count=30)) == ids(every)[5:8]
+    assert ids(load("generated", Part(offset=28, limit=9), count=30)) == ids(every)[28:]
+
+
+def test_a_sample_is_drawn_by_seed_and_keeps_the_order() -> None:
+    every = ids(load("generated", count=100))
+    drawn = ids(load("generated", Part(sample=10), count=100))
+    assert len(drawn) == 10
+    assert drawn == [one for one in every if one in drawn] != every[:10]
+    assert drawn == ids(load("generated", Part(sample=10), count=100))
+    assert drawn != ids(load("generated", Part(sample=10, seed=1), count=100))
+    assert set(drawn) < set(ids(load("generated", Part(sample=20), count=100)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"offset": -1}, "--offset"),
+        ({"limit": 0}, "--limit must be 1 or more"),
+        ({"sample": 0}, "--sample must be 1 or more"),
+        ({"limit": 1, "sample": 1}, "exclude each other"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(asked: dict[str, int], said: str) -> None:
+    with pytest.raises(StartupError, match=said):
+        Part(**asked)
+
+
+def test_an_offset_behind_the_end_is_refused() -> None:
+    with pytest.raises(StartupError, match="has 5 questions: --offset 5 skips them all"):
+        load("generated", Part(offset=5), count=5)
+
+
+def test_a_scorer_may_be_named_for_all() -> None:
+    assert {one.scorer for one in load("generated", scorer="contains", count=5).questions} == {"contains"}
+    assert {one.scorer for one in load("generated", scorer="own:longer", count=5).questions} == {"own:longer"}
+    with pytest.raises(StartupError, match=r"--scorer: unknown scorer 'exakt'.* Did you mean 'exact'"):
+        load("generated", scorer="exakt")
+
+
+def test_the_hash_is_of_what_is_asked_and_what_is_right(tmp_path: Path) -> None:
+    first = load(str(write(tmp_path, {"question": "a", "answer": "b", "note": "x"}))).sha256
+    assert load(str(write(tmp_path, {"note": "y", "question": "a", "answer": "b"}))).sha256 == first
+    assert load(str(write(tmp_path, {"question": "a", "answer": "c"}))).sha256 != first
+    assert load(str(write(tmp_path, {"question": "b", "answer": "b"}))).sha256 != first
+
+
+def test_our_own_exemplars_go_with_numbers_and_choices_and_with_nothing_else(tmp_path: Path) -> None:
+    assert len(load("generated", count=3).exemplars) == 8
+    assert len(load("generated-choices", count=3).exemplars) == 7
+    assert load(str(write(tmp_path, {"question": "a", "answer": "b"}))).exemplars == ()
+
+
+def test_exemplars_of_a_file_win(tmp_path: Path) -> None:
+    path = tmp_path / "shots.yaml"
+    path.write_text("- question: One and one?\n  answer: The answer is 2.\n")
+    (exemplar,) = load("generated", count=3, exemplars_file=path).exemplars
+    assert (exemplar.question, exemplar.answer) == ("One and one?", "The answer is 2.")
+
+
+def test_generated_data_are_the_same_for_a_seed() -> None:
+    assert load("generated", count=9, seed=4).sha256 == load("generated", count=9, seed=4).sha256
+    assert load("generated", count=9, seed=4).sha256 != load("generated", count=9, seed=5).sha256
+    assert {"generated", "generated-choices"} < set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("file", "scorer"),
+    [("gsm8k_test_400.jsonl", "numeric"), ("gsm8k_train_1000.jsonl", "numeric"), ("csqa_dev_400.jsonl", "choice")],
+)
+def test_real_data_sets_are_read_whole(file: str, scorer: str) -> None:
+    if not DATASETS.is_dir():
+        pytest.skip("no data sets beside this checkout")
+    data = load(str(DATASETS / file))
+    assert {one.scorer for one in data.questions} == {scorer}
+    assert len(data.questions) in {400, 1000}
+    assert not data.skipped

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import ConfigError
+from gateway.evaluation.choices import choice
+from gateway.evaluation.exemplars_file import exemplars, shipped
+from gateway.evaluation.numbers import result
+from gateway.policy.projections import Exemplar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "shots.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- question: How many?\n  answer: The answer is 2.\n- {question: 'And now?', answer: Three.}\n",
+        '[{"question": "How many?", "answer": "The answer is 2."},\n {"question": "And now?", "answer": "Three."}]',
+    ],
+)
+def test_yaml_and_json_hold_the_same_list(tmp_path: Path, text: str) -> None:
+    assert exemplars(write(tmp_path, text)) == (
+        Exemplar("How many?", "The answer is 2."),
+        Exemplar("And now?", "Three."),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ["holds no exemplars: it must be a list"]),
+        ("[]", ["holds no exemplars: it must be a list"]),
+        ("question: a\nanswer: b\n", [":1: must be a list: one '- ...' per entry"]),
+        ("- question: a\n  answer: b\n- question: c\n", [":3: answer: missing: add it"]),
+        ("- question: a\n  answer: ''\n- just text\n", [":2: answer: must not be empty", ":3: must hold keys"]),
+        ("- question: a\n  anwser: b\n", [":2: anwser: unknown key. Did you mean 'answer'?"]),
+        ("- question: a\n  answer: 2\n", [":2: answer: must be text: put it in quotes"]),
+        ("- question: a: b\n", [":1: not valid YAML: a second ': '"]),
+    ],
+)
+def test_mistakes_are_all_told_with_their_lines(tmp_path: Path, text: str, said: list[str]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        exemplars(write(tmp_path, text))
+    found = [str(mistake) for mistake in raised.value.mistakes]
+    assert len(found) == len(said)
+    assert all(words in whole for words, whole in zip(said, found, strict=True)), found
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: no such file"):
+        exemplars(tmp_path / "none.yaml")
+
+
+def test_our_own_arithmetic_is_right() -> None:
+    """Each worked line says what it comes to, and the statement agrees with the last of them."""
+    for one in shipped(["numeric"]):
+        steps, _, stated = one.answer.rpartition(" The answer is ")
+        worked = result(steps)
+        assert worked is not None
+        assert f"{worked.value}." == stated, one.question
+
+
+def test_our_own_choices_name_one_of_theirs() -> None:
+    for one in shipped(["choice"]):
+        listed = one.question.partition(" Answer Choices: (")[2].split(" (")
+        choices = dict(part.split(") ", 1) for part in listed)
+        assert list(choices) == list("abcde")
+        right = choice(one.answer, choices)
+        assert right is not None
+        assert choices[right] in one.answer, one.question
+
+
+def test_mixed_questions_have_none() -> None:
+    assert shipped(["numeric", "choice"]) == ()

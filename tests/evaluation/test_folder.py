@@ -1,0 +1,100 @@
+"""What a run's folder takes, and what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.errors import StartupError
+from gateway.evaluation.example import failed_example
+from gateway.evaluation.folder import RunFolder
+from gateway.evaluation.pair import ConfiguredPair
+from gateway.evaluation.record import EXAMPLES
+from tests.evaluation.run_world import QUESTIONS, SETTINGS, manifest, settings_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PAIR = ConfiguredPair(settings_for("http://teacher", "http://student"), "big", "small")
+WAS = manifest(PAIR, SETTINGS[:2])
+
+
+def begun(path: Path) -> None:
+    with RunFolder(path) as folder:
+        folder.begin(WAS, QUESTIONS)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"teacher": "other"}, "the teacher was big, and is other"),
+        ({"student": "other"}, "the student was small, and is other"),
+        ({"live": True}, "the path was staged, and is live"),
+        ({"data": "theirs"}, "the data set was ours, and is theirs"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_named(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    begun(tmp_path)
+    with RunFolder(tmp_path) as folder, pytest.raises(StartupError, match=said):
+        folder.begin(manifest(PAIR, SETTINGS[:2], **changed), QUESTIONS)
+
+
+def test_questions_may_be_added_behind_and_not_changed_or_left_out(tmp_path: Path) -> None:
+    begun(tmp_path)
+    changed = (replace(QUESTIONS[0], answer="25"), *QUESTIONS[1:])
+    more = (*QUESTIONS, replace(QUESTIONS[0], id="new", text="How many?"))
+    with RunFolder(tmp_path) as folder:
+        with pytest.raises(StartupError, match="the questions, their order or their answers are others"):
+            folder.begin(manifest(PAIR, SETTINGS[:2], changed), changed)
+        with pytest.raises(StartupError, match="raise --limit"):
+            folder.begin(manifest(PAIR, SETTINGS[:2], QUESTIONS[:2]), QUESTIONS[:2])
+        folder.begin(manifest(PAIR, SETTINGS[:2], more), more)
+        assert folder.manifest is not None
+        assert folder.manifest.questions == len(more)
+
+
+def test_prices_may_change_where_every_setting_is_made_anew(tmp_path: Path) -> None:
+    begun(tmp_path)
+    prices = {"prices": {"teacher": (Decimal(9), Decimal(9)), "student": (Decimal(1), Decimal(1))}}
+    with RunFolder(tmp_path) as folder:
+        with pytest.raises(StartupError, match="prices are others"):
+            folder.begin(manifest(PAIR, SETTINGS[:1], **prices), QUESTIONS)
+        folder.begin(manifest(PAIR, SETTINGS[:2], **prices), QUESTIONS)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\nfrom gateway.evaluation.folder import RunFolder\n"
+        "RunFolder(pathlib.Path(sys.argv[1])).__enter__()"
+    )
+    with RunFolder(tmp_path):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"Another process runs in {tmp_path}" in done.stderr
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_a_line_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with RunFolder(tmp_path) as folder:
+        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[0], "engine_failed", "teacher"))
+        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[1], "engine_failed", "teacher"))
+    file = tmp_path / EXAMPLES
+    file.write_bytes(file.read_bytes()[:-9])
+    with RunFolder(tmp_path) as folder:
+        assert list(folder.examples) == [(SETTINGS[0].name, "q0")]
+        folder.add(failed_example(SETTINGS[0].name, QUESTIONS[2], "engine_failed", "teacher"))
+    with RunFolder(tmp_path) as folder:
+        assert [question for _, question in folder.examples] == ["q0", "q2"]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"name": "my-project"}')
+    with pytest.raises(StartupError, match="is no run's"):
+        RunFolder(tmp_path).__enter__()

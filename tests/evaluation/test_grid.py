@@ -1,0 +1,102 @@
+"""From options and files to settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import ConfigError, StartupError
+from gateway.evaluation.grid import read_grid, settings_of
+from gateway.policy.projections import PROJECTIONS
+from tests.evaluation.run_world import PRIMED
+
+FIND = (dict(PROJECTIONS) | {"primed": PRIMED}).__getitem__
+
+
+def test_without_a_word_all_three_modes_are_compared() -> None:
+    found = settings_of(read_grid(None, {}), FIND)
+    assert [(one.mode, one.tokens) for one in found] == [
+        ("teacher", 0),
+        ("student", 0),
+        ("guided", 20),
+        ("guided", 40),
+        ("guided", 80),
+    ]
+
+
+def test_every_combination_is_a_setting_and_none_comes_twice() -> None:
+    options = {"tokens": [20, 20, 40], "projection": ["cutoff", "hint"], "form": ["chat", "completion"]}
+    found = settings_of(read_grid(None, options), FIND)
+    assert len(found) == len({one.name for one in found}) == 2 * (2 + 2 * 2)
+    assert {one.placement for one in found if one.projection.name == "hint"} == {"context"}
+
+
+def test_exemplars_for_the_teacher_alone_have_no_place_in_a_raw_prompt() -> None:
+    options = {"projection": ["cutoff", "primed"], "form": ["completion"], "mode": ["guided"], "tokens": [20]}
+    assert [one.projection.name for one in settings_of(read_grid(None, options), FIND)] == ["cutoff"]
+
+
+def test_samples_have_a_seed_each_and_need_a_temperature() -> None:
+    options = {"mode": ["student"], "temperature": 0.7, "seed": 5, "samples": 3}
+    assert [one.seed for one in settings_of(read_grid(None, options), FIND)] == [5, 6, 7]
+    with pytest.raises(ConfigError, match="samples: needs a temperature above 0"):
+        read_grid(None, {"samples": 3})
+
+
+def test_guidance_longer_than_the_answer_is_refused() -> None:
+    with pytest.raises(StartupError, match="tokens 80 is more than max_tokens 50"):
+        settings_of(read_grid(None, {"max_tokens": [50]}), FIND)
+
+
+def test_a_file_may_hold_several_grids_over_what_they_share(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "tokens: [20, 40]\n"
+        "grids:\n"
+        "  - {form: completion, shots: 8}\n"
+        "  - {mode: guided, projection: primed, tokens: 60}\n"
+    )
+    found = settings_of(read_grid(file, {}), FIND)
+    assert [(one.mode, one.form, one.shots, one.tokens, one.projection.name) for one in found] == [
+        ("teacher", "completion", 8, 0, "cutoff"),
+        ("student", "completion", 8, 0, "cutoff"),
+        ("guided", "completion", 8, 20, "cutoff"),
+        ("guided", "completion", 8, 40, "cutoff"),
+        ("guided", "chat", 0, 60, "primed"),
+    ]
+
+
+def test_options_win_over_the_file_in_all_its_grids(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text("max_tokens: 100\ngrids:\n  - {mode: student, max_tokens: 200}\n  - {mode: teacher}\n")
+    found = settings_of(read_grid(file, {"max_tokens": [90]}), FIND)
+    assert [(one.mode, one.max_tokens) for one in found] == [("teacher", 90), ("student", 90)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tokens: [20, many]\n", "grid.yaml:1: tokens[1]: "),
+        ("mode: guided\ntoken: 20\n", "grid.yaml:2: token: unknown key. Did you mean 'tokens'?"),
+        ("grids:\n  - form: poem\n", "grid.yaml:2: grids[0].form[0]: "),
+        ("tokens: []\n", "grid.yaml:1: tokens: "),
+        ("tokens: 0\n", "grid.yaml:1: tokens[0]: "),
+        ("temperature: 3\n", "grid.yaml:1: temperature: "),
+    ],
+)
+def test_a_mistake_in_the_file_is_said_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_grid(file, {})
+    assert said in caught.value.message
+
+
+def test_a_mistake_in_the_options_is_told_apart_from_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text("tokens: 20\n")
+    with pytest.raises(ConfigError, match=r"^the command line: mode\[0\]: "):
+        read_grid(file, {"mode": ["nobody"]})
+    with pytest.raises(ConfigError, match="cannot be read: no such file"):
+        read_grid(Path(tmp_path, "none.yaml"), {})

@@ -1,0 +1,172 @@
+"""A run in two stages, with real small models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from gateway.errors import StartupError
+from gateway.evaluation.folder import RunFolder
+from gateway.evaluation.pair import ConfiguredPair
+from gateway.evaluation.question import Question
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, MANIFEST, STAGES, Example, Stage, read_lines
+from gateway.evaluation.setting import Setting
+from tests.evaluation.run_world import QUESTIONS, SETTINGS, SHORT, lines, pair_of, settings_for, staged
+from tests.fakes import recording_proxy, served
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from gateway.local.stack import LocalStack
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
+
+
+async def test_every_question_is_answered_under_every_setting(tmp_path: Path, engines: LocalStack) -> None:
+    told = await staged(tmp_path, pair_of(engines))
+    found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
+    assert [(one.setting, one.question) for one in found] == [
+        (setting.name, question.id) for setting in SETTINGS for question in QUESTIONS
+    ]
+    assert [one.error for one in found if one.error] == []
+    by_setting = {setting.name: [one for one in found if one.setting == setting.name] for setting in SETTINGS}
+    alone, student, guided = (by_setting[setting.name] for setting in SETTINGS[:3])
+    assert {one.mode for one in alone} == {"teacher"}
+    assert all(one.teacher_output_tokens and not one.student_output_tokens for one in alone)
+    assert all(one.student_output_tokens and not one.teacher_output_tokens for one in student)
+    for whole, one in zip(alone, guided, strict=True):
+        assert one.mode in {"guided", "teacher_complete"}
+        assert whole.text.strip().startswith(one.opening), "the guidance is cut from what the teacher wrote alone"
+        assert one.text.startswith(one.opening)
+        assert one.cost_usd < one.baseline_usd
+    assert told.steps == sum(total for _, total in told.stages)
+
+
+async def test_the_teacher_is_asked_once_for_each_distinct_request(tmp_path: Path, engines: LocalStack) -> None:
+    """Alone at the whole length it serves cutoff at every m, in either placement."""
+    with recording_proxy(engines.teacher_url) as (url, bodies):
+        pair = ConfiguredPair(settings_for(url, engines.student_url), "big", "small")
+        await staged(tmp_path, pair)
+    distinct = len({"chat", "hint", "primed", "completion"}) * len(QUESTIONS)
+    openings = [line for line in lines(tmp_path / GENERATIONS) if "opening" in line]
+    assert len(openings) == len({line["opening"] for line in openings}) == distinct
+    assert sum(body.get("max_tokens", body.get("parameters", {}).get("max_new_tokens")) == 12 for body in bodies) == (
+        2 * len(QUESTIONS)
+    )
+    stages: list[Stage] = list(read_lines(tmp_path / STAGES, Stage))
+    assert sum(one.calls for one in stages if one.stage == "teacher") == distinct
+
+
+async def test_a_second_sitting_asks_for_what_is_missing_alone(tmp_path: Path, engines: LocalStack) -> None:
+    """Not even whether the engines are there, where nothing is missing."""
+    await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
+    before = (tmp_path / EXAMPLES).read_bytes()
+    nowhere = ConfiguredPair(settings_for("http://127.0.0.1:9", "http://127.0.0.1:9"), "big", "small")
+    await staged(tmp_path, nowhere, SETTINGS[:3], QUESTIONS[:3])
+    assert (tmp_path / EXAMPLES).read_bytes() == before
+    await staged(tmp_path, pair_of(engines), SETTINGS[:4], QUESTIONS)
+    asked = Counter(line.get("opening") or line["answer"] for line in lines(tmp_path / GENERATIONS))
+    assert set(asked.values()) == {1}
+    assert len(lines(tmp_path / EXAMPLES)) == 16
+
+
+async def test_settings_that_are_not_asked_for_now_stay(tmp_path: Path, engines: LocalStack) -> None:
+    await staged(tmp_path, pair_of(engines), SETTINGS[:2], QUESTIONS[:2])
+    await staged(tmp_path, pair_of(engines), SETTINGS[2:3], QUESTIONS[:2])
+    with RunFolder(tmp_path) as folder:
+        assert folder.manifest is not None
+        assert [one["name"] for one in folder.manifest.settings] == [setting.name for setting in SETTINGS[:3]]
+        assert len(folder.examples) == 6
+
+
+async def test_examples_are_made_anew_without_a_model(tmp_path: Path, engines: LocalStack) -> None:
+    await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
+    before = (tmp_path / EXAMPLES).read_bytes()
+    (tmp_path / EXAMPLES).unlink()
+    nowhere = ConfiguredPair(settings_for("http://127.0.0.1:9", "http://127.0.0.1:9"), "big", "small")
+    await staged(tmp_path, nowhere, SETTINGS[:3], QUESTIONS[:3], rescore=True)
+    assert (tmp_path / EXAMPLES).read_bytes() == before
+
+
+async def test_a_folder_of_texts_alone_is_taken_over(tmp_path: Path, engines: LocalStack) -> None:
+    """As a measurement leaves it that was made before there was a manifest."""
+    await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
+    before = (tmp_path / EXAMPLES).read_bytes()
+    for name in (EXAMPLES, MANIFEST):
+        (tmp_path / name).unlink()
+    stages = lines(tmp_path / STAGES)
+    old = b"".join(
+        b'{"stage": "%s", "set": "ours", "setting": "%s", "calls": 3, "seconds": 1.5, "at": 5}\n'
+        % (one["stage"].encode(), one["setting"].encode())
+        for one in stages
+    )
+    (tmp_path / STAGES).write_bytes(old)
+    asked = len(lines(tmp_path / GENERATIONS))
+    await staged(tmp_path, pair_of(engines), SETTINGS[:3], QUESTIONS[:3])
+    assert len(lines(tmp_path / GENERATIONS)) == asked
+    assert (tmp_path / EXAMPLES).read_bytes() == before
+    assert [one.calls for one in read_lines(tmp_path / STAGES, Stage)] == [3] * len(stages)
+
+
+async def test_an_engine_that_is_gone_ends_the_run_in_one_line_and_the_rest_comes_later(
+    tmp_path: Path, engines: LocalStack
+) -> None:
+    settings = (*SETTINGS[:3], *SETTINGS[5:7])
+    with dying_proxy(engines.teacher_url, after=2) as url:
+        dying = ConfiguredPair(settings_for(url, engines.student_url), "big", "small")
+        with pytest.raises(StartupError, match="the same command goes on where it stopped"):
+            await staged(tmp_path, dying, settings, concurrency=1)
+    kept = lines(tmp_path / GENERATIONS)
+    assert len(kept) == 2
+    await staged(tmp_path, pair_of(engines), settings)
+    assert lines(tmp_path / GENERATIONS)[:2] == kept
+    found = lines(tmp_path / EXAMPLES)
+    assert len(found) == len(settings) * len(QUESTIONS)
+    assert [line for line in found if line.get("error")] == []
+
+
+async def test_what_an_engine_refuses_is_an_example_with_the_errors_label(tmp_path: Path, engines: LocalStack) -> None:
+    """And the run goes on; the next sitting asks again."""
+    long = Question("long", "word " * 3000, "1", "numeric")
+    await staged(tmp_path, pair_of(engines), SETTINGS[:3], (QUESTIONS[0], long))
+    found = {(line["setting"], line["question"]): line.get("error") for line in lines(tmp_path / EXAMPLES)}
+    assert found[SETTINGS[1].name, "long"] == "engine_rejected"
+    assert found[SETTINGS[0].name, "long"] == found[SETTINGS[2].name, "long"] == "engine_failed", "as TGI says it here"
+    assert [found[setting.name, "q0"] for setting in SETTINGS[:3]] == [None] * 3
+
+
+async def test_samples_are_drawn_apart_and_alike_in_two_runs(tmp_path: Path, engines: LocalStack) -> None:
+    drawn = [Setting(mode="teacher", temperature=1.0, seed=seed, **SHORT) for seed in (0, 1)]
+    texts = []
+    for name in ("a", "b"):
+        await staged(tmp_path / name, pair_of(engines), drawn, QUESTIONS[:2], concurrency=1)
+        texts.append([line["text"] for line in lines(tmp_path / name / EXAMPLES)])
+    assert texts[0] == texts[1]
+    assert texts[0][:2] != texts[0][2:]
+
+
+def dying_proxy(upstream: str, after: int) -> AbstractContextManager[str]:
+    """Passes so many generations on, and then hangs up on each; its other routes go on."""
+    done = 0
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        nonlocal done
+        raw = await request.read()
+        done += request.method == "POST"
+        if done > after:
+            assert request.transport is not None
+            request.transport.abort()
+        async with (
+            aiohttp.ClientSession(upstream, headers={"Content-Type": "application/json"}) as session,
+            session.request(request.method, request.path, data=raw or None) as answer,
+        ):
+            return web.Response(status=answer.status, body=await answer.read(), content_type=answer.content_type)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", forward)
+    return served(app)
