@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gateway.cli.demo import STUDENT, TEACHER
-
-if TYPE_CHECKING:
-    from gateway.evaluation.pair import Pair
+from gateway.cli.eval_run import pair_of
 
 NONE_HELPS = 3
 """The exit status where no exemplars help."""
@@ -128,24 +126,8 @@ def exemplars(
         check=check,
         limits=Limits(calls=calls, most=most, most_tokens=max_answer_tokens, longest=max_tokens),
         seed=seed,
-        pair=_pair(config, teacher, student, concurrency, slot_tokens),
+        pair=pair_of(config, teacher, student, concurrency, slot_tokens),
         concurrency=concurrency,
     )
     if not seek(sought):
         raise typer.Exit(NONE_HELPS)
-
-
-def _pair(config: Path | None, teacher: str | None, student: str | None, concurrency: int, slot_tokens: int) -> Pair:
-    from gateway.evaluation.pair import ConfiguredPair, LocalPair
-
-    if config is None:
-        return LocalPair(teacher or TEACHER, student or STUDENT, concurrency, slot_tokens)
-    from gateway.config import check_settings
-    from gateway.errors import ConfigError
-
-    if teacher is None or student is None:
-        raise typer.BadParameter("needs --teacher and --student: names of its models", param_hint="--config")
-    settings, _, mistakes = check_settings(config)
-    if settings is None:
-        raise ConfigError(mistakes)
-    return ConfiguredPair(settings, teacher, student)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gateway.cli.eval_progress import duration
 from gateway.evaluation.exemplar_finding import named
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _LEGEND = (
 
 
 class Told:
-    """Prints each step as it is taken, and draws a bar for each stage, on a terminal. `end` it, however it goes.
+    """Prints each step as it is taken.
 
     Args:
         folder: knows how long calls took.
@@ -41,30 +41,10 @@ class Told:
             self.console = Console(width=_PIPE_WIDTH)
         self._folder = folder
         self._calls = calls
-        self._bar: Progress | None = None
-
-    def begin(self, stage: str, total: int) -> None:
-        """A stage of so many calls."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self._bar.add_task(stage, total=total)
-        self._bar.start()
-
-    def step(self, tokens: int = 0) -> None:
-        """One of them was made."""
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0])
-
-    def end(self) -> None:
-        """The stage is over."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
     def planned(self, parts: Split) -> None:
         """How large the search is, before it begins."""
-        self._say(
+        self.say(
             f"Exemplars are made of {len(parts.pool)} questions, compared on {len(parts.select)} others and checked on "
             f"{len(parts.check)} more, in at most {self._calls:,} calls of engines{self._left()}."
         )
@@ -73,16 +53,16 @@ class Told:
         """What may be chosen from."""
         each = ", ".join(f"{len(some)} {style}" for style, some in styles.items())
         none = f" To {wrong} of the pool's questions there is no correct answer short enough." if wrong else ""
-        self._say(f"Exemplars to choose from: {each}.{none}")
+        self.say(f"Exemplars to choose from: {each}.{none}")
 
     def took(self, step: Step) -> None:
         """One step."""
         score, spent = _percent(step.trial.score), f"after {step.spent:,} calls{self._left()}"
         if step.gained is None:
-            self._say(f"Without exemplars: {score}, {spent}. Now sets of them race.")
+            self.say(f"Without exemplars: {score}, {spent}. Now sets of them race.")
         else:
             best = f"the best of {step.tried}" if step.tried > 1 else "the only one"
-            self._say(f"Taken: {named(step.trial.shown)}: {score}, {gain(step.gained)}; {best}, {spent}.")
+            self.say(f"Taken: {named(step.trial.shown)}: {score}, {gain(step.gained)}; {best}, {spent}.")
 
     def ended(self, result: Result) -> None:
         """What was found, as a table."""
@@ -100,30 +80,31 @@ class Told:
         self.console.print(table)
         self.console.print(_LEGEND, style="dim", soft_wrap=not self.console.is_terminal, highlight=False)
         if result.found.ended == "calls":
-            self._say("It ended because --calls reach no further: more may find more.")
-        self._say(f"It took {result.spent:,} calls, those of earlier sittings included.")
+            self.say("It ended because --calls reach no further: more may find more.")
+        self.say(f"It took {result.spent:,} calls, those of earlier sittings included.")
 
     def verdict(self, result: Result, out: Path, *, written: bool) -> None:
         """Whether exemplars help, and where they are."""
         if result.helps:
-            self._say(f"These exemplars help: they are in {out}.")
+            self.say(f"These exemplars help: they are in {out}.")
             if result.checked is None:
-                self._say("They were chosen by what is measured here, so expect less. --check measures it anew.")
+                self.say("They were chosen by what is measured here, so expect less. --check measures it anew.")
         elif result.found.best is not None:
-            self._say("What was found gains nothing on the questions of the check: no exemplars help.")
+            self.say("What was found gains nothing on the questions of the check: no exemplars help.")
         else:
-            self._say("No exemplars help: none gains beyond noise.")
+            self.say("No exemplars help: none gains beyond noise.")
         if not result.helps:
-            self._say(f"The best there is are in {out} all the same." if written else "So there is no file.")
+            self.say(f"The best there is are in {out} all the same." if written else "So there is no file.")
 
     def _left(self) -> str:
         """How long it may take yet, once that can be told."""
         seconds, made = (sum(getattr(one, name) for one in self._folder.stages) for name in ("seconds", "calls"))
         if not made:
             return "" if self._folder.examples else "; how long they take is known after the first ones"
-        return f"; {_lasting(max(0, self._calls - made) * seconds / made)} left at most"
+        return f"; {duration(max(0, self._calls - made) * seconds / made)} left at most"
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """One line."""
         self.console.print(text, soft_wrap=not self.console.is_terminal, highlight=False, markup=False)
 
 
@@ -146,10 +127,6 @@ def gain(difference: Difference) -> str:
     """In points, with its interval."""
     low, high = difference.low * 100, difference.high * 100
     return f"{difference.gain * 100:+.1f} points ({low:+.1f} to {high:+.1f})"
-
-
-def _lasting(seconds: float) -> str:
-    return f"about {max(1, round(seconds / 60))} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def _measured(without: Trial, behind: Trial, gained: Difference | None) -> str:

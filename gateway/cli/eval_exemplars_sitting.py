@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import typer
 import uvloop
+from rich.console import Console
 
 from gateway.cli.eval_exemplars_print import Told, provenance
+from gateway.cli.eval_progress import Bars, Lines
+from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.errors import EngineError, StartupError
 from gateway.evaluation.data import GENERATED, GENERATED_CHOICES, load
 from gateway.evaluation.exemplar_finding import find
@@ -83,9 +87,16 @@ def seek(sought: Sought) -> bool:
                 fetch(model)
     with RunFolder(sought.folder) as folder:
         told = Told(folder, sought.limits.calls)
-        result = uvloop.run(_searched(sought, name, parts, folder, told))
-        told.ended(result)
-        return _written(sought, name, result, told)
+        found: list[Result] = []
+
+        async def search() -> None:
+            found.append(await _searched(sought, name, parts, folder, told))
+
+        if not uvloop.run(until_interrupted(search(), "eval exemplars")):
+            told.say(f"Stopped. What was written is in {sought.folder}: the same command goes on from there.")
+            raise typer.Exit(INTERRUPTED)
+        told.ended(found[0])
+        return _written(sought, name, found[0], told)
 
 
 def drawn(sought: Sought) -> tuple[str, Split]:
@@ -132,6 +143,8 @@ async def _searched(sought: Sought, name: str, parts: Split, folder: RunFolder, 
         )
         folder.begin(manifest, every)
 
+    console = Console(stderr=True)
+    progress = Bars(console) if console.is_terminal else Lines(console)
     score = Scoring(None, plug_in(sought.scorer) if sought.scorer and ":" in sought.scorer else None).score
     trials = Trials(
         folder=folder,
@@ -139,7 +152,7 @@ async def _searched(sought: Sought, name: str, parts: Split, folder: RunFolder, 
         setting=sought.setting,
         every=every,
         score=score,
-        progress=told,
+        progress=progress,
         concurrency=sought.concurrency,
         begin=begin,
     )
@@ -150,7 +163,7 @@ async def _searched(sought: Sought, name: str, parts: Split, folder: RunFolder, 
     except EngineError as error:
         raise StartupError(f"An engine failed: {error.message} The same command goes on where it stopped.") from error
     finally:
-        told.end()
+        progress.end()
 
 
 def _written(sought: Sought, name: str, result: Result, told: Told) -> bool:

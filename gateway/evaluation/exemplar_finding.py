@@ -14,8 +14,9 @@ from gateway.evaluation.exemplars import candidates, varied
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from gateway.evaluation.example import Score
     from gateway.evaluation.exemplar_search import Found, Outcome, Shown, Step, Trial
-    from gateway.evaluation.exemplars import Candidate, Score, Split, Style, TeacherAnswer
+    from gateway.evaluation.exemplars import Candidate, Split, Style, TeacherAnswer
     from gateway.evaluation.question import Question
 
 

@@ -21,8 +21,9 @@ from gateway.policy.projections import CONCISE, CUTOFF
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from gateway.evaluation.example import Score
     from gateway.evaluation.exemplar_search import Shown
-    from gateway.evaluation.exemplars import Asked, Score
+    from gateway.evaluation.exemplars import Asked
     from gateway.evaluation.folder import RunFolder
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.question import Question

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from gateway.errors import StartupError
 from gateway.evaluation.judging import Unscored
@@ -18,8 +18,9 @@ from gateway.guidance.trim import without_leading_reasoning
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from gateway.evaluation.example import Score
     from gateway.evaluation.question import Question
 
 Asked = Literal["as it is", "concise", "primed"]
@@ -27,9 +28,6 @@ Asked = Literal["as it is", "concise", "primed"]
 `concise`, or behind PRIMER."""
 Style = Literal["as it is", "concise", "primed", "result alone", "result first", "reasoning first", "given"]
 """How an exemplar's answer came to be: as the teacher wrote it, by rule from what it wrote, or by the user's hand."""
-
-Score: TypeAlias = "Callable[[str, Question], Awaitable[Verdict]]"
-"""Holds an answer against its question."""
 
 PRIMER = (
     Exemplar(
