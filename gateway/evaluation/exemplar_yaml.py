@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ruamel.yaml import YAML
@@ -12,10 +13,10 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.exemplars import Candidate
+    from gateway.evaluation.exemplars import Candidate, Style
 
 _WIDTH = 110
 
@@ -26,10 +27,7 @@ def exemplar_yaml(shown: Sequence[Candidate], provenance: Sequence[str]) -> str:
     for one in shown:
         entries.append(CommentedMap(question=_text(one.exemplar.question), answer=_text(one.exemplar.answer)))
     for at, one in enumerate(shown):
-        came = f"Question {_plain(one.question)} of the data; its answer is {_ORIGIN[one.style]}, {one.tokens} tokens."
-        if one.style == "given":
-            came = f"As it was given: {_plain(one.question)}."
-        entries.yaml_set_comment_before_after_key(at, before=came)
+        entries.yaml_set_comment_before_after_key(at, before=_origin(one))
     yaml = YAML()
     yaml.width = _WIDTH
     yaml.allow_unicode = True
@@ -54,14 +52,22 @@ def there_already(path: Path) -> StartupError:
     return StartupError(f"{path} is there already. Name another file with --out, or write over it with --force.")
 
 
-_ORIGIN = {
-    "as it is": "the teacher's, as it is",
-    "concise": "the teacher's, asked to be brief",
-    "primed": "the teacher's, behind general exemplars",
-    "result alone": "the result of the teacher's, alone",
-    "result first": "the teacher's, put in order: its result first",
-    "reasoning first": "the teacher's, put in order: its result last",
-}
+_ORIGIN: Mapping[Style, str] = MappingProxyType(
+    {
+        "as it is": "the teacher's, as it is",
+        "concise": "the teacher's, asked to be brief",
+        "primed": "the teacher's, behind general exemplars",
+        "result alone": "the result of the teacher's, alone",
+        "result first": "the teacher's, put in order: its result first",
+        "reasoning first": "the teacher's, put in order: its result last",
+    }
+)
+
+
+def _origin(one: Candidate) -> str:
+    if one.style == "given":
+        return f"Number {_plain(one.question)}, as it was given."
+    return f"Question {_plain(one.question)} of the data; its answer is {_ORIGIN[one.style]}, {one.tokens} tokens."
 
 
 def _text(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -67,6 +66,10 @@ def texts(path: Path) -> int:
         return len(kept)
 
 
+class Killed(Exception):
+    """What ends a search at once."""
+
+
 class Ends(Told):
     """Ends the search after so many calls, as a kill would."""
 
@@ -77,7 +80,7 @@ class Ends(Told):
     def step(self, tokens: int = 0) -> None:
         super().step(tokens)
         if self.steps == self.after:
-            raise asyncio.CancelledError
+            raise Killed
 
 
 async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_path: Path, engines: LocalStack) -> None:
@@ -108,14 +111,14 @@ async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_pa
 async def test_a_search_that_was_killed_goes_on_and_one_that_ended_asks_nobody(
     tmp_path: Path, engines: LocalStack
 ) -> None:
-    with pytest.raises((asyncio.CancelledError, BaseExceptionGroup)):
+    with pytest.raises(Killed):
         await searched(tmp_path, pair_of(engines), Ends(11))
     kept = texts(tmp_path)
     assert 0 < kept <= 11
     first, parts, _ = await searched(tmp_path, pair_of(engines))
     openings = [line.get("opening") or line.get("answer") for line in lines(tmp_path / GENERATIONS)]
     assert len(openings) == len(set(openings)), "nothing was asked twice"
-    assert first.spent == len(openings)
+    assert len(openings) <= first.spent, "the same guidance twice takes one answer"
     away = ConfiguredPair(settings_for(NOWHERE, NOWHERE), "big", "small")
     again, _, _ = await searched(tmp_path, away)
     assert again == first

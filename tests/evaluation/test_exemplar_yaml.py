@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from gateway.errors import StartupError
 from gateway.evaluation.exemplar_yaml import exemplar_yaml, write_file
-from gateway.evaluation.exemplars import Candidate
+from gateway.evaluation.exemplars import Candidate, Style
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:
@@ -56,3 +56,11 @@ def test_a_file_is_written_over_only_when_somebody_says_so(tmp_path: Path) -> No
 def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"cannot be written: No such file or directory\. Name another"):
         write_file(tmp_path / "none" / "exemplars.yaml", "one", over=False)
+
+
+def test_an_exemplar_of_every_style_says_where_it_comes_from() -> None:
+    for style in get_args(Style):
+        one = Candidate(Exemplar("Which?", "This."), style, "3 of --exemplars", 2)
+        said = [line for line in exemplar_yaml([one], []).splitlines() if line.startswith("# ")]
+        assert len(said) == 1
+        assert "3 of --exemplars" in said[0]
