@@ -27,6 +27,9 @@ def run(
         str, typer.Option(help="generated, gsm8k, csqa, or a file of JSON lines.", rich_help_panel=_DATA)
     ] = "generated",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many.", rich_help_panel=_DATA)] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="So many, drawn from all by --seed.", rich_help_panel=_DATA)
+    ] = None,
     offset: Annotated[int, typer.Option(min=0, help="Leave out the first.", rich_help_panel=_DATA)] = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Pass over lines that cannot be used.", rich_help_panel=_DATA)
@@ -148,7 +151,7 @@ def run(
     if gateway is not None:
         options["mode"] = ["student"]  # what a route does is the gateway's to say
     asked = read_grid(grid, options)
-    part = Part(offset=offset, limit=limit)
+    part = Part(offset=offset, limit=limit, sample=sample, seed=asked.seed)
     loaded = _loaded(data, part, scorer, exemplars, skip_bad=skip_bad)
     settings = settings_of(asked, _projections(loaded.exemplars))
     if (most := max(setting.shots for setting in settings)) > len(loaded.exemplars):
@@ -236,8 +239,8 @@ def _loaded(spec: str, part: Part, scorer: str | None, exemplars: Path | None, *
     """Of problems that are made, as many as are asked for."""
     from gateway.evaluation.data import DEFAULT_COUNT, load
 
-    count = max(DEFAULT_COUNT, part.offset + (part.limit or 0))
-    loaded = load(spec, part, count=count, scorer=scorer, exemplars_file=exemplars, skip_bad=skip_bad)
+    count = max(DEFAULT_COUNT, part.offset + max(part.limit or 0, part.sample or 0))
+    loaded = load(spec, part, count=count, seed=part.seed, scorer=scorer, exemplars_file=exemplars, skip_bad=skip_bad)
     if loaded.skipped:
         typer.echo(f"{len(loaded.skipped)} lines were passed over; the first: {loaded.skipped[0]}", err=True)
     return loaded

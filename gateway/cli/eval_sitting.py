@@ -91,7 +91,7 @@ class Sitting:
 def hold(sitting: Sitting) -> None:
     """Do it. Leaves with 130 after a signal, and 1 by StartupError where an engine is gone; what came is kept."""
     set_up_logs("error", "auto")  # each failed call is in the examples, by its label
-    told = Console(stderr=True)
+    told = Console(stderr=True, soft_wrap=True)
     with RunFolder(sitting.folder) as folder:
         if not uvloop.run(until_interrupted(_held(sitting, folder, told), "eval")):
             told.print(f"Stopped. What was written is in {sitting.folder}: the same command goes on from there.")

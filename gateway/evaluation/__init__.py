@@ -15,4 +15,11 @@ setting.py         one point of a grid: who answers, with what help
 generations.py     every text an engine wrote, kept: a run goes on where it stopped
 staged.py          one question answered in the paper's two stages, by the parts of the gateway's own path
 record.py          what a run leaves in its folder
+
+grid.py            what is varied, and the settings that come of it
+folder.py          a run's folder: what may share it, and one process at a time
+pair.py            the engines: small ones of this machine, or those of a config.yaml
+run.py             a run in two stages; patience.py takes the engines' failures, example.py makes a line of an answer
+live.py            a run through a whole gateway; caller.py hears its answers, elsewhere.py is about one that runs
+judges.py          a judge that is a model
 """

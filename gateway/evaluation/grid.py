@@ -105,7 +105,7 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> GridFile:
     both = {**source.data, **options} | ({"grids": grids} if grids else {})
     grid, more = Source("the command line", both).check(GridFile)
     if grid is None:
-        raise ConfigError(more)
+        raise ConfigError([replace(mistake, line=0) for mistake in more])
     return grid
 
 

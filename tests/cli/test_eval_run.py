@@ -1,0 +1,180 @@
+"""`gkt-gateway eval run`, as it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from gateway.cli.interrupts import INTERRUPTED
+from tests.cli.in_process import run
+from tests.evaluation.run_world import QUESTIONS
+from tests.fakes import recording_proxy
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.local.stack import LocalStack
+
+_PRICE = "{input_per_1m: 1, output_per_1m: 1}"
+
+
+def config(folder: Path, teacher_url: str, student_url: str) -> Path:
+    patience = "{first_token: 600s, idle: 600s, total: 900s}"
+    file = folder / "config.yaml"
+    file.write_text(
+        "models:\n"
+        f"  - {{name: big, protocol: tgi, api_base: '{teacher_url}', price: {_PRICE}, timeouts: {patience}}}\n"
+        f"  - {{name: small, protocol: openai, api_base: '{student_url}/v1', price: {_PRICE}, timeouts: {patience}}}\n"
+    )
+    return file
+
+
+def data(folder: Path) -> Path:
+    file = folder / "ours.jsonl"
+    asked = [{"id": one.id, "question": one.text, "answer": one.answer, "scorer": one.scorer} for one in QUESTIONS]
+    file.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    return file
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
+
+
+def test_the_group_says_what_it_answers_and_in_which_order() -> None:
+    done = run("eval", "--help")
+    assert done.returncode == 0
+    places = [done.stdout.index(f"eval {name}") for name in ("run", "report", "recommend")]
+    assert places == sorted(places)
+    assert "Measure whether guidance pays" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--local", "--config", "config.yaml"], "--local: and --config are not for one run"),
+        (["--live", "--rescore"], "--live: and --rescore are not for one run"),
+        (["--gateway", "http://127.0.0.1:9"], "needs --route, once for each route, and --key env:NAME"),
+        (["--mode", "nobody"], "the command line: mode[0]: must be teacher, student or guided"),
+        (["--tokens", "20,many"], "the command line: tokens[1]: "),
+        (["--projection", "cutof"], "There is no projection 'cutof'; known: cutoff, concise, hint, primed. Did you"),
+        (["--tokens", "400"], "tokens 400 is more than max_tokens 300"),
+        (["--shots", "64"], "--shots 64: there are"),
+        (["--samples", "2"], "samples: needs a temperature above 0"),
+        (["--teacher", "no-such-model"], "no-such-model"),
+        (["--judge", "big"], "--judge big is a model of a configuration: name that with --config"),
+        (["--data", "gsm9k"], "Did you mean 'gsm8k'?"),
+        (["--gateway", "ftp://host", "--route", "chat", "--key", "env:K"], "must be http(s)://host:port"),
+        (["--gateway", "http://u:p@host", "--route", "chat", "--key", "env:K"], "without a password"),
+        (
+            ["--gateway", "http://127.0.0.1:9", "--route", "chat", "--key", "gk-it"],
+            "must not stand on the command line",
+        ),
+        (["--gateway", "http://127.0.0.1:9", "--route", "chat", "--key", "env:NONE"], "NONE is not set"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_said_in_a_line_before_anything_starts(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = run("eval", "run", str(tmp_path / "run"), "--limit", "2", *arguments)
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.replace("│", " ").split())
+    assert "gk-it" not in done.stderr + done.stdout
+
+
+def test_a_model_that_the_configuration_lacks_is_said_with_those_it_has(tmp_path: Path) -> None:
+    file = config(tmp_path, "http://127.0.0.1:9", "http://127.0.0.1:9")
+    pair = ["--config", str(file), "--teacher", "big", "--student", "tiny"]
+    done = run("eval", "run", str(tmp_path / "run"), *pair)
+    assert done.returncode == 1
+    assert "--student tiny: the configuration has no such model. It has: big, small." in done.stderr
+
+
+def test_a_large_run_says_its_size_and_time_and_waits_for_a_yes(tmp_path: Path) -> None:
+    """The time is told from what calls took in this folder."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "stages.jsonl").write_text(
+        "".join(
+            json.dumps({"stage": stage, "setting": "s", "calls": 2, "seconds": seconds, "concurrency": 2, "at": 1})
+            + "\n"
+            for stage, seconds in (("teacher", 20), ("student", 4))
+        )
+    )
+    file = config(tmp_path, "http://127.0.0.1:9", "http://127.0.0.1:9")
+    pair = ["--config", str(file), "--teacher", "big", "--student", "small"]
+    done = run("eval", "run", str(folder), *pair, "--data", str(data(tmp_path)), "--most-calls", "5")
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert (
+        "5 settings, 4 questions: the teacher is asked 4 times, the student up to 16 times, about 1 min 12 s." in said
+    )
+    assert "add --yes, or make the grid smaller" in said
+    assert not (folder / "run.json").exists()
+
+
+@pytest.mark.models
+@pytest.mark.timeout(300)
+def test_a_killed_run_goes_on_and_asks_for_nothing_that_it_has(tmp_path: Path, engines: LocalStack) -> None:
+    """Killed at once, then ended by Ctrl-C, then left alone; beside it a run that nobody disturbs."""
+    with (
+        recording_proxy(engines.teacher_url) as (teacher, to_teacher),
+        recording_proxy(engines.student_url) as (student, to_student),
+    ):
+        command = [
+            *(sys.executable, "-m", "gateway", "eval", "run", str(tmp_path / "killed")),
+            *("--config", str(config(tmp_path, teacher, student)), "--teacher", "big", "--student", "small"),
+            *("--data", str(data(tmp_path)), "--max-tokens", "12", "--tokens", "4,8", "--concurrency", "1"),
+        ]
+        kept = tmp_path / "killed" / "generations.jsonl"
+        assert end_when(command, signal.SIGKILL, lambda: len(lines(kept)) >= 2) == -signal.SIGKILL
+        before = kept.read_bytes()
+        assert end_when(command, signal.SIGINT, lambda: len(lines(kept)) >= 7) == INTERRUPTED
+        assert kept.read_bytes().startswith(before)
+        last = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+        assert last.returncode == 0, last.stderr
+        assert "eval report" in last.stdout
+        # One call was in flight when either signal came; a probe of what the student can do is no question.
+        asked = Counter(orjson.dumps(body) for body in (*to_teacher, *to_student) if is_question(body))
+        assert sum(asked.values()) <= len(asked) + 2
+        assert set(Counter(line.get("opening") or line["answer"] for line in lines(kept)).values()) == {1}
+        command[5] = str(tmp_path / "whole")
+        whole = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+        assert whole.returncode == 0, whole.stderr
+    timeless = [
+        [without_times(line) for line in lines(tmp_path / name / "examples.jsonl")] for name in ("killed", "whole")
+    ]
+    assert timeless[0] == timeless[1]
+    assert len(timeless[0]) == 4 * len(QUESTIONS)
+
+
+def end_when(command: list[str], number: signal.Signals, ready: Any) -> int:
+    """Start it, send the signal as soon as it is `ready`, and return its status."""
+    environment = os.environ | {"NO_COLOR": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    try:
+        while not ready():
+            assert process.poll() is None, "it ended by itself"
+            time.sleep(0.005)
+        process.send_signal(number)
+        return process.wait(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_question(body: dict[str, Any]) -> bool:
+    return any(question.text in orjson.dumps(body).decode() for question in QUESTIONS)
+
+
+def without_times(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in {"teacher_s", "student_s", "total_s"}}

@@ -1,0 +1,130 @@
+"""The same settings through a whole gateway."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import StartupError
+from gateway.evaluation.elsewhere import described, routes_at
+from gateway.evaluation.folder import RunFolder
+from gateway.evaluation.live import LiveRun, gateway_at, gateway_of, routes_of
+from gateway.evaluation.record import EXAMPLES, Example, Stage, read_lines
+from gateway.evaluation.run import Work
+from gateway.evaluation.scoring import Scoring
+from gateway.evaluation.setting import Setting
+from tests.evaluation.run_world import (
+    EXEMPLARS,
+    PRIMED,
+    QUESTIONS,
+    SETTINGS,
+    SHORT,
+    Told,
+    manifest,
+    pair_of,
+    staged,
+)
+from tests.gateway_process import KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gateway.evaluation.question import Question
+    from gateway.local.stack import LocalStack
+    from tests.gateway_process import GatewayProcess
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
+
+LIVE = tuple(setting for setting in SETTINGS if setting.projection is not PRIMED)
+
+
+def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> Work:
+    return Work(questions, EXEMPLARS, settings, Scoring().score)
+
+
+async def live(
+    path: Path, engines: LocalStack, settings: Sequence[Setting], questions: Sequence[Question] = QUESTIONS[:2]
+) -> Told:
+    told = Told()
+    work = work_of(settings, questions)
+    routes = routes_of(settings)
+    pair = pair_of(engines)
+    with RunFolder(path) as folder:
+        folder.begin(manifest(pair, settings, questions, live=True), questions)
+        async with gateway_of(pair, routes, path) as caller:
+            await LiveRun(folder, work, caller, told, concurrency=1, pauses_s=(0.01,)).run(routes)
+    return told
+
+
+async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path, engines: LocalStack) -> None:
+    """Greedy, and one at a time: so the staged path is the gateway's path."""
+    await staged(tmp_path / "staged", pair_of(engines), LIVE, QUESTIONS[:2], concurrency=1)
+    told = await live(tmp_path / "live", engines, LIVE)
+    assert told.stages == [("live", 2 * len(LIVE))]
+    in_stages: list[Example] = list(read_lines(tmp_path / "staged" / EXAMPLES, Example))
+    in_live: list[Example] = list(read_lines(tmp_path / "live" / EXAMPLES, Example))
+    for one, other in zip(in_stages, in_live, strict=True):
+        assert (one.setting, one.question, one.mode, one.error) == (
+            other.setting,
+            other.question,
+            other.mode,
+            other.error,
+        )
+        if other.opening:
+            assert one.opening == other.opening
+        assert one.text == other.text, one.setting
+        assert one.kept_tokens == other.kept_tokens
+        assert (one.teacher_output_tokens, one.student_output_tokens) == (
+            other.teacher_output_tokens,
+            other.student_output_tokens,
+        )
+        assert other.total_s
+    shown = {setting.name for setting in LIVE if setting.mode == "guided" and setting.placement == "prefix"}
+    assert {one.setting for one in in_live if one.opening} == shown
+    stages: list[Stage] = list(read_lines(tmp_path / "live" / "stages.jsonl", Stage))
+    assert [(one.stage, one.calls) for one in stages] == [("live", 2)] * len(LIVE)
+
+
+async def test_a_live_run_goes_on_where_it_stopped(tmp_path: Path, engines: LocalStack) -> None:
+    await live(tmp_path, engines, LIVE[1:2], QUESTIONS[:1])
+    first = (tmp_path / EXAMPLES).read_bytes()
+    told = await live(tmp_path, engines, LIVE[1:3], QUESTIONS[:2])
+    assert told.steps == 3
+    assert (tmp_path / EXAMPLES).read_bytes().startswith(first)
+
+
+def test_a_projection_that_no_policy_can_name_is_refused() -> None:
+    with pytest.raises(StartupError, match="no policy can name the projection 'primed'"):
+        routes_of([setting for setting in SETTINGS if setting.projection is PRIMED])
+
+
+async def test_the_routes_of_a_gateway_that_runs_are_settings(
+    tmp_path: Path, gateway: GatewayProcess, engines: LocalStack
+) -> None:
+    """What each does is learnt from a receipt."""
+    ways = (Setting(mode="student", **SHORT),)
+    work = work_of(ways, QUESTIONS[:1])
+    routes = routes_at(["chat", "chat-student", "chat-teacher"], work)
+    names = [f"route {name}, chat, 12 tokens" for name in ("chat", "chat-student", "chat-teacher")]
+    async with gateway_at(gateway.url, KEY) as caller:
+        settings = await described(routes, caller, work, None)
+        assert [(one["name"], one["mode"]) for one in settings] == list(
+            zip(names, ("guided", "student", "teacher"), strict=True)
+        )
+        assert (settings[0]["tokens"], settings[0]["projection"], settings[0]["placement"]) == (12, "cutoff", "prefix")
+        with RunFolder(tmp_path) as folder:
+            wanted = manifest(pair_of(engines), ways, QUESTIONS[:1], live=True, settings=settings)
+            folder.begin(wanted, QUESTIONS[:1])
+            await LiveRun(folder, work, caller, Told(), concurrency=1).run(routes)
+    found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
+    assert [one.setting for one in found] == names
+    assert all(one.text and one.total_s and not one.error for one in found)
+
+
+async def test_a_route_that_is_not_there_is_said_by_its_name(gateway: GatewayProcess) -> None:
+    work = work_of((Setting(mode="student", **SHORT),), QUESTIONS[:1])
+    async with gateway_at(gateway.url, KEY) as caller:
+        with pytest.raises(StartupError, match=r"--route nowhere: .*status 404 \(model_not_found\)"):
+            await described(routes_at(["nowhere"], work), caller, work, None)

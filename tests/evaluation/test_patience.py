@@ -1,0 +1,107 @@
+"""When a call is made again, and when an engine counts as gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import EngineError, EngineFailed, EngineRejected, EngineUnreachable, StartupError
+from gateway.evaluation.patience import Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+GONE = EngineUnreachable("no connection", engine="teacher")
+BROKEN = EngineFailed("500", engine="teacher")
+TOO_LONG = EngineRejected("400", engine="teacher", status_sent=400)
+NO_KEY = EngineRejected("401", engine="teacher", status_sent=401)
+
+
+def failing(*errors: EngineError | None) -> tuple[Callable[[], Awaitable[int]], list[int]]:
+    """A call that fails so, one after the other; None is a success. And how often it was made."""
+    calls: list[int] = []
+
+    async def call() -> int:
+        calls.append(1)
+        error = errors[min(len(calls), len(errors)) - 1]
+        if error is not None:
+            raise error
+        return len(calls)
+
+    return call, calls
+
+
+async def test_a_call_that_fails_is_made_again_a_few_times() -> None:
+    call, _ = failing(GONE, BROKEN, None)
+    assert await Patience((0.0, 0.0)).with_it(call) == 3
+    call, calls = failing(BROKEN)
+    with pytest.raises(EngineFailed):
+        await Patience((0.0, 0.0)).with_it(call)
+    assert len(calls) == 3
+
+
+async def test_what_is_refused_is_not_asked_again() -> None:
+    for error in (TOO_LONG, NO_KEY):
+        call, calls = failing(error)
+        with pytest.raises(EngineRejected):
+            await Patience((0.0,)).with_it(call)
+        assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("error", "begun"), [(GONE, 8), (NO_KEY, 8), (BROKEN, 64), (TOO_LONG, 100)])
+async def test_many_in_a_row_say_that_the_engine_is_gone(error: EngineError, begun: int) -> None:
+    """But for questions that it refuses: who refuses is there."""
+    patience = Patience(())
+    call, calls = failing(error)
+
+    async def work(_: int) -> None:
+        with pytest.raises(EngineError):
+            await patience.with_it(call)
+
+    if begun < 100:
+        with pytest.raises(StartupError, match=f"Engine 'teacher' is gone: {begun} calls in a row failed"):
+            await patience.side_by_side(range(100), work, 1)
+    else:
+        await patience.side_by_side(range(100), work, 1)
+    assert len(calls) == begun
+
+
+async def test_a_success_between_two_failures_counts_anew() -> None:
+    patience = Patience(())
+    call, calls = failing(*(([GONE] * 7 + [None]) * 5))
+
+    async def work(_: int) -> None:
+        try:
+            await patience.with_it(call)
+        except EngineUnreachable:
+            return
+
+    await patience.side_by_side(range(40), work, 1)
+    assert len(calls) == 40
+
+
+async def test_no_more_than_so_many_are_under_way_and_they_begin_in_order() -> None:
+    under_way: list[int] = []
+    begun: list[int] = []
+    most = 0
+
+    async def work(item: int) -> None:
+        nonlocal most
+        begun.append(item)
+        under_way.append(item)
+        most = max(most, len(under_way))
+        await asyncio.sleep(0)
+        under_way.remove(item)
+
+    await Patience().side_by_side(range(20), work, 3)
+    assert (begun, most) == (list(range(20)), 3)
+
+
+async def test_a_mistake_of_our_own_is_raised_as_it_is() -> None:
+    async def work(_: int) -> None:
+        raise StartupError("no judge")
+
+    with pytest.raises(StartupError, match="no judge"):
+        await Patience().side_by_side(range(3), work, 2)
