@@ -44,6 +44,9 @@ def exemplars(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A model of --config that scores what no rule can.", rich_help_panel=_DATA)
+    ] = None,
     exemplars_file: Annotated[
         Path | None,
         typer.Option("--exemplars", help="Exemplars of your own, to race with the others.", rich_help_panel=_DATA),
@@ -119,6 +122,7 @@ def exemplars(
         evaluated=evaluated,
         skip_bad=skip_bad,
         scorer=scorer,
+        judge=judge,
         own=exemplars_file,
         setting=Setting(mode="guided", tokens=tokens, max_tokens=max_tokens),
         pool=pool,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,7 +24,8 @@ from gateway.evaluation.exemplar_yaml import exemplar_yaml, there_already, write
 from gateway.evaluation.exemplars import given, split
 from gateway.evaluation.exemplars_file import exemplars
 from gateway.evaluation.folder import RunFolder, digest
-from gateway.evaluation.pair import LocalPair, facts_of
+from gateway.evaluation.judges import judge_of
+from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
 from gateway.evaluation.record import EXAMPLES, Example, Manifest, read_lines
 from gateway.evaluation.scoring import Scoring, plug_in
 from gateway.evaluation.staged import STUDENT, TEACHER
@@ -35,12 +38,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.evaluation.exemplar_finding import Limits, Result
-    from gateway.evaluation.exemplars import Split
+    from gateway.evaluation.exemplars import Candidate, Split
     from gateway.evaluation.pair import Pair
-    from gateway.evaluation.question import Question
     from gateway.evaluation.setting import Setting
 
 _MADE = (GENERATED, GENERATED_CHOICES)
+_MADE_COUNT = 2000
+# `eval run` asks those of seed 0.
+_OTHER_SEED = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,7 @@ class Sought:
     evaluated: Path | None
     skip_bad: bool
     scorer: str | None
+    judge: str | None
     own: Path | None
     setting: Setting
     pool: int
@@ -73,12 +79,15 @@ class Sought:
 
 def seek(sought: Sought) -> bool:
     """Search, print and write. Whether exemplars help. Raises StartupErrors."""
+    if find_spec("scipy") is None:
+        raise StartupError("Sets are compared with scipy, which is not installed: pip install 'gkt-gateway[eval]'.")
     if sought.out.exists() and not sought.force:
         raise there_already(sought.out)
     if not sought.out.absolute().parent.is_dir():
         raise StartupError(f"{sought.out} cannot be written: there is no such folder. Make it first.")
     set_up_logs("error", "auto")
     name, parts = drawn(sought)
+    own = () if sought.own is None else given(exemplars(sought.own), parts)
     sought.limits.reach_for(parts)
     if isinstance(sought.pair, LocalPair):
         # Before the event loop: a name that is wrong is said at once, and a Ctrl-C ends a download.
@@ -90,7 +99,7 @@ def seek(sought: Sought) -> bool:
         found: list[Result] = []
 
         async def search() -> None:
-            found.append(await _searched(sought, name, parts, folder, told))
+            found.append(await _searched(sought, name, parts, own, folder, told))
 
         if not uvloop.run(until_interrupted(search(), "eval exemplars")):
             told.say(f"Stopped. What was written is in {sought.folder}: the same command goes on from there.")
@@ -101,19 +110,20 @@ def seek(sought: Sought) -> bool:
 
 def drawn(sought: Sought) -> tuple[str, Split]:
     """The data set's name, and its questions in their parts. Raises StartupErrors."""
-    count = sought.pool + sought.select + sought.check
     left = set() if sought.evaluated is None else _ids(sought.evaluated)
     leave: list[str] = []
     if sought.data in _MADE:
-        # Problems can be made without end: others than those of an evaluation, which are of seed 0.
-        leave += [one.text for one in load(sought.data, count=count + sought.offset).questions]
-        loaded = load(sought.data, count=2 * count, seed=sought.seed + 1, scorer=sought.scorer)
-        questions: Sequence[Question] = loaded.questions
+        # Problems can be made without end: others than those of an evaluation.
+        leave += [one.text for one in load(sought.data, count=_MADE_COUNT).questions]
+        loaded = load(sought.data, count=_MADE_COUNT, seed=_OTHER_SEED, scorer=sought.scorer)
     else:
         loaded = load(sought.data, scorer=sought.scorer, skip_bad=sought.skip_bad)
         leave += [one.text for at, one in enumerate(loaded.questions) if at < sought.offset or one.id in left]
-        questions = loaded.questions
-    parts = split(questions, pool=sought.pool, select=sought.select, check=sought.check, seed=sought.seed, leave=leave)
+    if loaded.skipped:
+        typer.echo(f"{len(loaded.skipped)} lines were passed over; the first: {loaded.skipped[0]}", err=True)
+    parts = split(
+        loaded.questions, pool=sought.pool, select=sought.select, check=sought.check, seed=sought.seed, leave=leave
+    )
     return loaded.name, parts
 
 
@@ -125,7 +135,9 @@ def _ids(run: Path) -> set[str]:
     return {example.question for example in read_lines(file, Example)}
 
 
-async def _searched(sought: Sought, name: str, parts: Split, folder: RunFolder, told: Told) -> Result:
+async def _searched(
+    sought: Sought, name: str, parts: Split, own: Sequence[Candidate], folder: RunFolder, told: Told
+) -> Result:
     # Those to compare on come first: more questions of the pool may join behind them in the same folder.
     every = (*parts.select, *parts.check, *parts.pool)
 
@@ -145,35 +157,42 @@ async def _searched(sought: Sought, name: str, parts: Split, folder: RunFolder, 
 
     console = Console(stderr=True)
     progress = Bars(console) if console.is_terminal else Lines(console)
-    score = Scoring(None, plug_in(sought.scorer) if sought.scorer and ":" in sought.scorer else None).score
-    trials = Trials(
-        folder=folder,
-        pair=sought.pair,
-        setting=sought.setting,
-        every=every,
-        score=score,
-        progress=progress,
-        concurrency=sought.concurrency,
-        begin=begin,
-    )
-    own = () if sought.own is None else given(exemplars(sought.own), parts)
-    told.planned(parts)
-    try:
-        return await find(trials, parts, score, sought.limits, sought.seed, told, own)
-    except EngineError as error:
-        raise StartupError(f"An engine failed: {error.message} The same command goes on where it stopped.") from error
-    finally:
-        progress.end()
+    async with AsyncExitStack() as exits:
+        exits.callback(progress.end)
+        judge = None
+        if sought.judge is not None:
+            if not isinstance(sought.pair, ConfiguredPair):
+                raise StartupError(f"--judge {sought.judge} is a model of a configuration: name that with --config.")
+            judge = await exits.enter_async_context(judge_of(sought.pair.settings, sought.judge, folder.generations))
+        score = Scoring(judge, plug_in(sought.scorer) if sought.scorer and ":" in sought.scorer else None).score
+        trials = Trials(
+            folder=folder,
+            pair=sought.pair,
+            setting=sought.setting,
+            every=every,
+            score=score,
+            progress=progress,
+            concurrency=sought.concurrency,
+            begin=begin,
+        )
+        told.planned(parts)
+        try:
+            return await find(trials, parts, score, sought.limits, sought.seed, told, own)
+        except EngineError as error:
+            raise StartupError(
+                f"The judge failed: {error.message} The same command goes on where it stopped."
+            ) from error
 
 
 def _written(sought: Sought, name: str, result: Result, told: Told) -> bool:
     best = result.best
-    if best is not None and (result.helps or sought.force):
+    written = best is not None and (result.helps or sought.force)
+    if best is not None and written:
         names = sought.pair.names
         day = datetime.now(UTC).date().isoformat()
         found = f"Exemplars for projection primed, found by `gkt-gateway eval exemplars` on {day}."
         of = f"data {name}, seed {sought.seed}; guidance of {sought.setting.tokens} tokens."
         facts = (found, f"Teacher {names[TEACHER]}, student {names[STUDENT]}; {of}")
         write_file(sought.out, exemplar_yaml(best.trial.shown, provenance(result, best, facts)), over=sought.force)
-    told.verdict(result, sought.out, written=best is not None and (result.helps or sought.force))
+    told.verdict(result, sought.out, written=written)
     return result.helps

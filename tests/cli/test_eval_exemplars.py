@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from gateway.cli.eval_exemplars_sitting import Sought, drawn
+from gateway.evaluation.data import load
+from gateway.evaluation.exemplar_finding import Limits
 from gateway.evaluation.exemplars_file import exemplars
-from gateway.evaluation.record import EXAMPLES, Example, read_lines
+from gateway.evaluation.pair import LocalPair
+from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
+from gateway.evaluation.setting import Setting
 from tests.cli.in_process import Done, run
 from tests.gateway_process import model
 
@@ -122,6 +128,8 @@ def test_where_none_helps_it_says_so_and_leaves_no_file_unless_forced(tmp_path: 
         (["--evaluated", "none"], "no run has left anything there"),
         (["--student", "smal"], "the configuration has no such model. It has: big, small."),
         (["--scorer", "exct"], "unknown scorer"),
+        (["--exemplars", "none.yaml"], "none.yaml: cannot be read"),
+        (["--judge", "wise"], "--judge wise: the configuration has no such model"),
         ([], "teacher big does not answer"),
     ],
 )
@@ -154,3 +162,50 @@ def test_ones_own_exemplar_that_is_a_question_to_compare_on_is_refused(tmp_path:
     done = search(tmp_path, "--exemplars", str(own))
     assert done.returncode == 1
     assert "on which exemplars are compared" in done.stderr
+
+
+def test_a_judge_is_a_model_of_a_configuration(tmp_path: Path) -> None:
+    pair = ["--teacher", "smollm2-135m-instruct", "--student", "smollm2-135m-instruct"]
+    done = search(tmp_path, "--judge", "wise", engines=pair)
+    assert done.returncode == 1
+    assert "name that with --config" in done.stderr
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.cli.eval_exemplars_sitting.find_spec", lambda _: None)
+    done = search(tmp_path)
+    assert done.returncode == 1
+    assert "pip install 'gkt-gateway[eval]'" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["generated", "generated-choices"])
+def test_problems_that_are_made_are_not_those_of_an_evaluation(tmp_path: Path, name: str) -> None:
+    asked = {question.text for question in load(name, count=400).questions}
+    _, parts = drawn(sought(tmp_path, name))
+    assert not asked & {question.text for part in (parts.pool, parts.select, parts.check) for question in part}
+
+
+def test_what_an_evaluation_asks_is_left_out_by_its_place_and_by_its_folder(tmp_path: Path) -> None:
+    file = data(tmp_path)
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    zero = Decimal(0)
+    costs: dict[str, Any] = {"cost_usd": zero, "teacher_usd": zero, "baseline_usd": zero}
+    write_lines(
+        run_folder / EXAMPLES,
+        [Example(setting="s", question=land, mode="student", score=1.0, text="", **costs) for land in LANDS[5:7]],
+    )
+    _, parts = drawn(sought(tmp_path, str(file), offset=3, evaluated=run_folder))
+    used = {question.id for part in (parts.pool, parts.select, parts.check) for question in part}
+    assert used == {*LANDS[3:5], *LANDS[7:]}
+
+
+def sought(folder: Path, name: str, **more: Any) -> Sought:
+    facts: dict[str, Any] = {
+        "folder": folder / "search", "out": folder / "exemplars.yaml", "force": False, "data": name, "offset": 0,
+        "evaluated": None, "skip_bad": False, "scorer": None, "judge": None, "own": None,
+        "setting": Setting(mode="guided", tokens=8), "pool": 2, "select": 4, "check": 1,
+        "limits": Limits(calls=99, most=4, most_tokens=60, longest=60), "seed": 0,
+        "pair": LocalPair("smollm2-135m-instruct", "smollm2-135m-instruct"), "concurrency": 1,
+    }  # fmt: skip
+    return Sought(**(facts | more))
