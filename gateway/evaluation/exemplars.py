@@ -141,7 +141,7 @@ async def candidates(
         (one.asked, without_leading_reasoning(one.text).strip(), one.tokens) for one in right
     ]
     for one in right:
-        for style, text in rewritten(one.text, question).items():
+        for style, text in rewritten(one.text, question):
             offers.append((style, text, max(1, round(one.tokens * len(text) / max(1, len(one.text))))))
     for style, text, tokens in offers:
         if style in found or not text or tokens > most_tokens:
@@ -170,25 +170,29 @@ def given(own: Sequence[Exemplar], parts: Split) -> list[Candidate]:
     ]
 
 
-def rewritten(text: str, question: Question) -> dict[Style, str]:
+def rewritten(text: str, question: Question) -> list[tuple[Style, str]]:
     """A correct answer in other orders: its result alone, first and last, around its own reasoning.
 
     Announcements ("To find this, we need to ...") and the sentence that names the result are left out of the
-    reasoning. Nothing where the result is no text (`regex`, a judge), and no reasoning where there is none.
+    reasoning. Behind the whole reasoning comes its core, for an answer that is too long otherwise: the sentences that
+    calculate, or speak of the right choice. Nothing where the result is no text (`regex`, a judge), and no reasoning
+    where there is none.
     """
     if question.scorer not in _WRITTEN_OUT:
-        return {}
+        return []
     answer = question.answer.strip()
     choices = dict(question.options) if question.scorer == "choice" else {}
     named, letter = (f"({answer}) {choices[answer]}", f"({answer})") if answer in choices else (answer, answer)
     alone = named if named.endswith((".", "!", "?")) else f"{named}."
-    forms: dict[Style, str] = {"result alone": alone}
+    forms: list[tuple[Style, str]] = [("result alone", alone)]
     if said := _reasoning(text):
         telling = choices.get(answer, answer).casefold()
         first = next((one for one in said if telling in one.casefold()), said[0])
         opening = named if choices else f"The answer is {named}"
-        forms["result first"] = f"{opening}: {first}"
-        forms["reasoning first"] = f"{' '.join(said)} The answer is {letter}."
+        forms.append(("result first", f"{opening}: {first}"))
+        core = [one for one in said if telling in one.casefold()] if choices else [one for one in said if "=" in one]
+        whole_first = (" ".join(some) for some in (said, core) if some)
+        forms += [("reasoning first", f"{reasoned} The answer is {letter}.") for reasoned in whole_first]
     return forms
 
 

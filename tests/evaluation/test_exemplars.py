@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import StartupError
-from gateway.evaluation.exemplars import PRIMER, Candidate, TeacherAnswer, candidates, rewritten, split, varied
+from gateway.evaluation.exemplars import PRIMER, Candidate, Style, TeacherAnswer, candidates, rewritten, split, varied
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Verdict
 from gateway.policy.projections import Exemplar
@@ -24,6 +24,11 @@ async def by_last(text: str, question: Question) -> Verdict:
     pattern = r"\((\w)\)" if question.scorer == "choice" else r"\d+"
     found = re.findall(pattern, text)
     return Verdict(float(bool(found) and found[-1] == question.answer), found[-1] if found else None)
+
+
+def first_forms(text: str, question: Question) -> dict[Style, str]:
+    """The form of each style that is offered first."""
+    return dict(reversed(rewritten(text, question)))
 
 
 def questions(count: int) -> list[Question]:
@@ -77,9 +82,23 @@ async def test_what_is_too_long_is_offered_by_its_shorter_forms_alone() -> None:
     long = "To find this, we need to look at each choice.\n" + "A towel takes up water. " + "It hangs there. " * 30
     answers = [TeacherAnswer("as it is", long + "The answer is (b).", 160)]
     found = {one.style: one for one in await candidates(DRIES, answers, by_last, most_tokens=60)}
-    assert set(found) == {"result alone", "result first"}
+    assert set(found) == {"result alone", "result first", "reasoning first"}
+    assert found["reasoning first"].exemplar.answer == "A towel takes up water. The answer is (b)."
     assert found["result first"].exemplar == Exemplar(DRIES.text, "(b) towel: A towel takes up water.")
     assert all(one.tokens <= 60 and one.result == "b" for one in found.values())
+
+
+async def test_reasoning_that_is_too_long_is_cut_down_to_what_calculates() -> None:
+    text = (
+        "The shelf has rows, and each of them holds the same number of jars. So there are 3 * 8 = 24 jars. Now look at "
+        "those that are empty, which do not count. That leaves 24 - 5 = 19 full ones. The answer is 19."
+    )
+    for most, answer in (
+        (80, text),
+        (40, "So there are 3 * 8 = 24 jars. That leaves 24 - 5 = 19 full ones. The answer is 19."),
+    ):
+        found = await candidates(JARS, [TeacherAnswer("concise", text, 70)], by_last, most_tokens=most)
+        assert next(one for one in found if one.style == "reasoning first").exemplar.answer == answer
 
 
 async def test_the_shortest_correct_answer_is_the_one_that_is_rewritten() -> None:
@@ -115,7 +134,7 @@ def test_announcements_markup_and_the_sentence_of_the_result_are_no_reasoning() 
         "1. **Count** all jars: 3 * 8 = 24.\n2. Let's subtract.\n3. Take the empty ones off: 24 - 5 = 19\n\n"
         "Therefore, the final answer is 19."
     )
-    forms = rewritten(text, JARS)
+    forms = first_forms(text, JARS)
     assert forms["reasoning first"] == (
         "Count all jars: 3 * 8 = 24. Take the empty ones off: 24 - 5 = 19. The answer is 19."
     )
@@ -123,18 +142,18 @@ def test_announcements_markup_and_the_sentence_of_the_result_are_no_reasoning() 
 
 
 def test_the_sentence_that_speaks_of_the_choice_explains_it() -> None:
-    forms = rewritten("A spoon stirs. A towel takes up water. The correct answer is (b) towel.", DRIES)
+    forms = first_forms("A spoon stirs. A towel takes up water. The correct answer is (b) towel.", DRIES)
     assert forms["result first"] == "(b) towel: A towel takes up water."
     assert forms["reasoning first"] == "A spoon stirs. A towel takes up water. The answer is (b)."
 
 
 @pytest.mark.parametrize("scorer", ["regex", "judge"])
 def test_what_is_right_by_a_pattern_or_a_judge_is_not_written_out(scorer: str) -> None:
-    assert rewritten("It is blue.", Question("q", "Which colour?", "(?i)blue", scorer)) == {}
+    assert rewritten("It is blue.", Question("q", "Which colour?", "(?i)blue", scorer)) == []
 
 
 def test_an_answer_without_reasoning_has_a_result_alone() -> None:
-    assert rewritten("The answer is (b).", DRIES) == {"result alone": "(b) towel."}
+    assert rewritten("The answer is (b).", DRIES) == [("result alone", "(b) towel.")]
 
 
 def test_neighbours_differ_in_their_results_and_short_ones_come_first() -> None:
