@@ -111,7 +111,7 @@ async def _held(sitting: Sitting, folder: RunFolder, told: Console) -> None:
             judge = await exits.enter_async_context(judge_of(settings, sitting.judge, folder.generations))
         work = sitting.work(Scoring(judge, sitting.scorer).score)
         if sitting.gateway is not None:
-            await _elsewhere(sitting, work, folder, progress)
+            await _elsewhere(sitting, work, folder, told, progress)
         elif sitting.live:
             await _live(sitting, work, folder, told, progress)
         else:
@@ -162,10 +162,7 @@ async def _live(sitting: Sitting, work: Work, folder: RunFolder, told: Console, 
     routes = routes_of(work.settings)
     wanted = sitting.manifest([setting.as_dict() for setting in work.settings])
     folder.check(wanted, work.questions)
-    calls = len(routes) * len(work.questions)
-    seconds = folder.seconds_per_call("live")
-    said = f"{len(routes)} settings, {len(work.questions)} questions: up to {calls} answers"
-    _agree(sitting, told, said, calls, None if seconds is None else calls * seconds)
+    _agree_on_live(sitting, folder, told, len(routes))
     _fetch(sitting.pair)
     folder.begin(wanted, work.questions)
     async with AsyncExitStack() as exits:
@@ -173,13 +170,15 @@ async def _live(sitting: Sitting, work: Work, folder: RunFolder, told: Console, 
         await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
 
 
-async def _elsewhere(sitting: Sitting, work: Work, folder: RunFolder, progress: Bars | Lines) -> None:
+async def _elsewhere(sitting: Sitting, work: Work, folder: RunFolder, told: Console, progress: Bars | Lines) -> None:
     assert sitting.gateway is not None
     parts = urlsplit(sitting.gateway)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
         raise StartupError(f"--gateway {sitting.gateway}: must be http(s)://host:port, without a password.")
     routes: list[LiveRoute] = routes_at(sitting.routes, work)
-    async with gateway_at(sitting.gateway, _key(sitting.key)) as caller:
+    key = _key(sitting.key)
+    _agree_on_live(sitting, folder, told, len(routes))
+    async with gateway_at(sitting.gateway, key) as caller:
         settings = await described(routes, caller, work, folder.manifest)
         folder.begin(sitting.manifest(settings), work.questions)
         await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
@@ -201,6 +200,13 @@ def _fetch(pair: Pair) -> None:
         for fetch in (weights.find, weights.fetch):
             for model in dict.fromkeys((pair.teacher, pair.student)):
                 fetch(model)
+
+
+def _agree_on_live(sitting: Sitting, folder: RunFolder, told: Console, routes: int) -> None:
+    calls = routes * len(sitting.data.questions)
+    seconds = folder.seconds_per_call("live")
+    said = f"{routes} settings, {len(sitting.data.questions)} questions: up to {calls} answers"
+    _agree(sitting, told, said, calls, None if seconds is None else calls * seconds)
 
 
 def _agree(sitting: Sitting, told: Console, said: str, calls: int, seconds: float | None) -> None:

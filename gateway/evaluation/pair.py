@@ -40,6 +40,7 @@ ROLES = (TEACHER, STUDENT)
 _PATIENCE: Json = {"first_token": 3000.0, "total": 3600.0, "idle": 3000.0}
 _NOWHERE = "http://127.0.0.1:9"
 _PER_1M = 1_000_000
+_MOST_AT_THE_TEACHER = 128
 _PROBES = 3
 _PROBE_PAUSE_S = 1.0
 # How long an engine is left alone is the run's to say: it tries again itself, and stops where that does not help.
@@ -78,6 +79,7 @@ class LocalPair:
             student=models.get(STUDENT),
             parallel=self.parallel,
             slot_tokens=self.slot_tokens,
+            max_concurrent_requests=max(_MOST_AT_THE_TEACHER, self.parallel),
         )
         async with stack:
             urls = {role: getattr(stack, f"{role}_url") for role in models}

@@ -16,13 +16,14 @@ PAUSES_S = (1.0, 4.0, 15.0)
 _GONE_AFTER = 8
 # Who answers at all is there; it may be that some questions are too long for it.
 _BROKEN_AFTER = 64
+_LONGEST_ASKED_S = 60.0
 
 
 class Patience:
     """Of one stage with one engine.
 
     Args:
-        pauses_s: before each further try.
+        pauses_s: before each further try; an engine that asks for more gets it.
     """
 
     def __init__(self, pauses_s: Sequence[float] = PAUSES_S) -> None:
@@ -43,7 +44,7 @@ class Patience:
                 if pause_s is None or rejected or self._gone is not None:
                     self._note(error)
                     raise
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(max(pause_s, min(error.retry_after_s or 0.0, _LONGEST_ASKED_S)))
             else:
                 self._failed = 0
                 return result

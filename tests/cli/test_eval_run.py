@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from gateway.cli.interrupts import INTERRUPTED
 from tests.cli.in_process import run
 from tests.evaluation.run_world import QUESTIONS
 from tests.fakes import recording_proxy
+from tests.gateway_process import KEY
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.local.stack import LocalStack
+    from tests.gateway_process import GatewayProcess
 
 _PRICE = "{input_per_1m: 1, output_per_1m: 1}"
 
@@ -120,6 +123,62 @@ def test_a_large_run_says_its_size_and_time_and_waits_for_a_yes(tmp_path: Path) 
     )
     assert "add --yes, or make the grid smaller" in said
     assert not (folder / "run.json").exists()
+
+
+@pytest.mark.models
+@pytest.mark.timeout(300)
+def test_a_large_run_in_a_new_folder_times_its_first_calls_to_tell_how_long_it_takes(
+    tmp_path: Path, engines: LocalStack
+) -> None:
+    """And keeps what they wrote."""
+    folder = tmp_path / "run"
+    pair = ["--config", str(config(tmp_path, engines.teacher_url, engines.student_url)), "--teacher", "big"]
+    grid = ["--data", str(data(tmp_path)), "--max-tokens", "6", "--tokens", "2,4", "--concurrency", "1"]
+    done = run("eval", "run", str(folder), *pair, "--student", "small", *grid, "--most-calls", "5")
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert re.search(r"the teacher is asked 3 times, the student up to 10 times, about (\d+ min )?\d+ s\.", said), said
+    assert "add --yes" in said
+    # One question: the teacher alone, the student alone, and guided at one length.
+    assert len(lines(folder / "generations.jsonl")) == 3
+
+
+@pytest.mark.models
+@pytest.mark.timeout(300)
+def test_a_live_run_starts_a_gateway_and_keeps_what_its_callers_saw(tmp_path: Path, engines: LocalStack) -> None:
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "gateway", "eval", "run", str(folder), "--live", "--teacher", "big"),
+            *("--config", str(config(tmp_path, engines.teacher_url, engines.student_url)), "--student", "small"),
+            *("--data", str(data(tmp_path)), "--limit", "1", "--max-tokens", "8", "--tokens", "4"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    found = lines(folder / "examples.jsonl")
+    assert [line["mode"] for line in found] == ["teacher", "student", "guided"]
+    assert all(line["total_s"] > 0 and line["text"] for line in found)
+    assert json.loads((folder / "run.json").read_bytes())["live"] is True
+
+
+@pytest.mark.models
+@pytest.mark.timeout(300)
+def test_a_gateway_that_runs_is_asked_by_its_routes(tmp_path: Path, gateway: GatewayProcess) -> None:
+    folder = tmp_path / "run"
+    routes = ["--route", "chat", "--route", "chat-student"]
+    ours = ["--data", str(data(tmp_path)), "--limit", "1", "--max-tokens", "8"]
+    at = ["--gateway", gateway.url, "--key", "env:OUR_KEY"]
+    done = run("eval", "run", str(folder), *at, *routes, *ours, OUR_KEY=KEY)
+    assert done.returncode == 0, done.stderr
+    assert [line["setting"] for line in lines(folder / "examples.jsonl")] == [
+        "route chat, chat, 8 tokens",
+        "route chat-student, chat, 8 tokens",
+    ]
+    assert KEY not in done.stdout + done.stderr + (folder / "run.json").read_text()
 
 
 @pytest.mark.models

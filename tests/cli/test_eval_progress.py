@@ -1,0 +1,44 @@
+"""How far a run is, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from gateway.cli.eval_progress import Bars, Lines, duration
+
+
+def test_on_a_terminal_a_bar_says_how_many_are_done_and_leaves_the_cursor() -> None:
+    terminal = io.StringIO()
+    bars = Bars(Console(file=terminal, force_terminal=True, width=120))
+    bars.begin("teacher big", 3)
+    for _ in range(3):
+        bars.step(20)
+    bars.end()
+    bars.end()
+    assert "teacher big" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+    assert "tokens/s" in terminal.getvalue()
+    assert terminal.getvalue().rpartition("\x1b[?25")[2].startswith("h")
+
+
+def test_elsewhere_a_line_begins_a_stage_and_one_ends_it() -> None:
+    file = io.StringIO()
+    told = Lines(Console(file=file, width=120))
+    told.begin("student [small]", 3)
+    for _ in range(3):
+        told.step(20)
+    told.end()
+    told.end()
+    first, last = file.getvalue().splitlines()
+    assert first == "student [small]: 0 of 3"
+    assert last.startswith("student [small]: 3 of 3, ")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (7380, "2 h 3 min")]
+)
+def test_a_duration_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
