@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.statements import own_part, plain, sentences, statements
+from gateway.evaluation.statements import is_whole, own_part, plain, sentences, statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,6 +21,10 @@ _CONCLUDES = re.compile(
 )
 _DUTY = re.compile(r"\banswer\s+(?:should|must|has to)\b", re.IGNORECASE)
 _DENIED = re.compile(r"(?:\bnot|n't|\bnor|\bthan|\bopposed to|\binstead of)\s+(?:the\s+)?\Z", re.IGNORECASE)
+_DENIAL = re.compile(r"[\s,:*]*(?:(?:is|are|was|were|would|does|do|can|could)(?:\s+not|n't)|cannot)\b", re.IGNORECASE)
+_GAP = re.compile(r"[\s:*]*")
+_LOOK_BACK = 24
+_ASKED = re.compile(r"[^.!?\n]*\?")
 _LEADING = re.compile(r"(?:(?:the|a|an|option|choice|letter|answer)\s+|[\"'\u201c(\[]\s*)+", re.IGNORECASE)
 
 
@@ -28,8 +32,9 @@ def choice(text: str, choices: Mapping[str, str]) -> str | None:
     """The letter of the choice that an answer names; None where it names none, or several without a word for one.
 
     In this order: the last statement ("The answer is (c)", "Answer: C", a LaTeX box) that names one; the one letter
-    that it mentions at all; the one that it begins with, unless it goes through all of them; the last sentence that
-    concludes ("so", "only", "most likely") and names one; an answer that is nothing but a choice.
+    that it mentions at all; the one that it begins with, unless it takes one after the other; the last sentence that
+    concludes ("so", "only", "most likely") and names one; an answer that is nothing but a choice, or that is whole and
+    has the text of one alone.
 
     choices: their texts by letter, as the question writes the letters.
     """
@@ -44,14 +49,19 @@ def choice(text: str, choices: Mapping[str, str]) -> str | None:
     if len(set(mentioned)) == 1:
         return mentioned[0]
     begins = reader.begins(text)
-    if begins is not None and not _is_list(mentioned, list(choices)):
+    if begins is not None and not reader.goes_through(text):
         return begins
     for sentence in reversed(sentences(text)):
         if _CONCLUDES.search(sentence) and not _DUTY.search(sentence):
             found = _only(reader.letters(sentence)) or _only(reader.named(sentence))
             if found is not None:
                 return found
-    return reader.whole(text)
+    found = reader.whole(text)
+    if found is None and not reader.has_letters(text) and is_whole(text):
+        # Not of a question told again, nor of what an answer should be.
+        told = [said for said in sentences(_ASKED.sub(".", text)) if not _DUTY.search(said)]
+        found = _only(reader.named(". ".join(told)))
+    return found
 
 
 def _only(found: Iterable[str]) -> str | None:
@@ -59,9 +69,9 @@ def _only(found: Iterable[str]) -> str | None:
     return different.pop() if len(different) == 1 else None
 
 
-def _is_list(mentioned: list[str], letters: list[str]) -> bool:
-    """Whether the first mentions run through the choices in their order."""
-    return len(mentioned) > 2 and mentioned[:3] == letters[:3]
+def _behind_gap(text: str, at: int) -> int:
+    gap = _GAP.match(text, at)
+    return gap.end() if gap is not None else at
 
 
 class _Reader:
@@ -73,19 +83,20 @@ class _Reader:
         # A text that two of them have names neither.
         self._texts = {_folded(one): letter for letter, one in choices.items() if said[_folded(one)] == 1}
         some = "|".join(sorted(map(re.escape, choices), key=len, reverse=True))
-        # "(c)"; "option c"; "c)" and "C." where a word or a line begins.
+        # The longest first: "bus station" is not "bus".
+        longest = "|".join(sorted(map(_loosely, self._texts), key=len, reverse=True))
+        named = rf"\b(?:{longest})(?:e?s)?\b" if longest else r"(?!)"
+        self._named = re.compile(named, re.IGNORECASE)
+        # "(c)"; "option c"; "c)" and "C." where a word or a line begins. "A:" alone announces an answer.
         self._marked = re.compile(
             rf"\(\s*({some})\s*\)|\b(?:option|choice)\s+({some})\b"
-            rf"|(?<![^\s\"'])({some})\)|^[ \t>*-]*({some})[.:](?=\s|\Z)",
+            rf"|(?<![^\s\"'])({some})\)|^[ \t>*-]*({some})(?:\.(?=\s|\Z)|:(?=\s*{named}))",
             re.IGNORECASE | re.MULTILINE,
         )
         self._first = re.compile(rf"({some})(?=[)\].:,;\"'\u201d]|\s*\Z|\s+(?:because|since|-))", re.IGNORECASE)
         self._alone = re.compile(rf"\W*({some})\W*", re.IGNORECASE)
         self._bold = re.compile(rf"\*\*\s*({some})\s*\*\*", re.IGNORECASE)
         self._capital = re.compile(rf"({some})\b", re.IGNORECASE)
-        # The longest first: "bus station" is not "bus".
-        named = "|".join(sorted(map(_loosely, self._texts), key=len, reverse=True))
-        self._named = re.compile(rf"\b(?:{named})(?:e?s)?\b" if named else r"(?!)", re.IGNORECASE)
 
     def bare(self, text: str) -> str:
         """The text without bold marks; a letter in bold is one in brackets."""
@@ -93,11 +104,18 @@ class _Reader:
 
     def letters(self, text: str) -> list[str]:
         """The letters that it mentions as such and does not deny, in order, again where again."""
-        return [
-            self._letters[next(filter(None, mark.groups())).lower()]
-            for mark in self._marked.finditer(text)
-            if not _DENIED.search(text[: mark.start()])
-        ]
+        return [self._letter(mark) for mark in self._marked.finditer(text) if not self._is_denied(mark, text)]
+
+    def has_letters(self, text: str) -> bool:
+        """Whether it mentions any, denied or not."""
+        return self._marked.search(text) is not None
+
+    def goes_through(self, text: str) -> bool:
+        """Whether it takes one choice after the other: lines begin with several letters, or the first are in order."""
+        every = [(self._letter(mark), mark.start()) for mark in self._marked.finditer(text)]
+        heads = {letter for letter, at in every if not text[:at].rpartition("\n")[2].strip(" \t*>-")}
+        first = list(self._letters.values())[:3]
+        return len(heads) > 1 or [letter for letter, _ in every[:3]] == first
 
     def named(self, text: str) -> list[str]:
         """The choices whose texts it holds, in order."""
@@ -106,7 +124,8 @@ class _Reader:
     def begins(self, text: str) -> str | None:
         """The letter that it begins with, alone in its sentence."""
         first = next(iter(sentences(text)), "")
-        return _only(self.letters(text[: len(first) + 1])) if self._marked.match(text) is not None else None
+        mark = self._marked.match(text)
+        return _only(self.letters(text[: max(len(first) + 1, mark.end())])) if mark is not None else None
 
     def stated(self, said: str, *, by_text: bool) -> str | None:
         """What a statement names: a letter that it begins with, its only letter, its first or only text."""
@@ -134,6 +153,16 @@ class _Reader:
         bare = _LEADING.sub("", text, count=1) if _LEADING.match(text) else text
         mark = self._named.match(bare)
         return self._of(mark[0]) if mark is not None and not bare[mark.end() :].strip(" .!\"')\u201d\n") else None
+
+    def _letter(self, mark: re.Match[str]) -> str:
+        return self._letters[next(filter(None, mark.groups())).lower()]
+
+    def _is_denied(self, mark: re.Match[str], text: str) -> bool:
+        """ "not (a)", "(a) harbour is not"."""
+        if _DENIED.search(text[max(0, mark.start() - _LOOK_BACK) : mark.start()]):
+            return True
+        own = self._named.match(text, _behind_gap(text, mark.end()))
+        return _DENIAL.match(text, own.end() if own is not None else mark.end()) is not None
 
     def _of(self, said: str) -> str | None:
         folded = _folded(said)

@@ -16,7 +16,7 @@ from gateway.evaluation import hub_data
 from gateway.evaluation.data_lines import WrongLine, question_of
 from gateway.evaluation.exemplars_file import exemplars, shipped
 from gateway.evaluation.problems import choice_problems, problems
-from gateway.evaluation.scoring import check_name
+from gateway.evaluation.scoring import check_name, is_plug_in, plug_in
 from gateway.yaml_source import Mistake, shown
 from gateway.yaml_words import nearest
 
@@ -110,8 +110,8 @@ def load(
         ConfigError: lines that are no questions (the first of them, each with its number), or an exemplar that is none.
         StartupError: no such data set or file, no question in it, an unknown scorer, a hub that cannot be reached.
     """
-    if scorer is not None and ":" not in scorer and (wrong := check_name(scorer)) is not None:
-        raise StartupError(f"--scorer: {wrong}")
+    if scorer is not None:
+        _check_scorer(scorer)
     if count < 1:
         raise StartupError("--count must be 1 or more")
     name, every, skipped = _all(spec, count, seed, scorer, skip_bad, endpoint, folder)
@@ -121,6 +121,14 @@ def load(
         raise StartupError(f"data set '{name}' has {len(every)} questions: --offset {part.offset} skips them all")
     shown_before = exemplars(exemplars_file) if exemplars_file else shipped([one.scorer for one in every])
     return LoadedData(name, questions, shown_before, _sha256(questions), skipped)
+
+
+def _check_scorer(name: str) -> None:
+    """Before anything is asked. Raises StartupError."""
+    if is_plug_in(name):
+        plug_in(name)
+    elif (wrong := check_name(name)) is not None:
+        raise StartupError(f"--scorer: {wrong}")
 
 
 def _all(

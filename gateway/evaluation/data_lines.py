@@ -11,7 +11,7 @@ import re2
 
 from gateway.evaluation import numbers
 from gateway.evaluation.question import Question, with_choices
-from gateway.evaluation.scoring import KNOWN, check_name
+from gateway.evaluation.scoring import KNOWN, check_name, is_plug_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +111,7 @@ def _scorer(line: Json, answer: str, choices: Mapping[str, str]) -> str:
     if value is not None:
         if not isinstance(value, str):
             raise WrongLine("scorer", "must be text")
-        if ":" in value:
+        if is_plug_in(value):
             # A file that somebody else wrote must not choose which code runs.
             raise WrongLine("scorer", "a plug-in is named on the command line alone: --scorer package.module:function")
         wrong = check_name(value)

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.evaluation.statements import own_part, plain, sentences, statements
+from gateway.evaluation.statements import is_whole, own_part, plain, sentences, statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,14 +20,18 @@ _NUMBER = re.compile(
     r"(?P<percent>\s?%)?"
 )
 _TIME = re.compile(r":(?P<minutes>[0-9]{2})(?![0-9])")
+_LATE_PART = re.compile(r"[0-9]:\Z")
+_OPERAND = re.compile(r"(?:\w|[0-9)%]\s+|[)%])\Z")
+_LOOK_BACK = 8
+_LONGEST = 100  # characters; what is longer is no number that anybody asked for
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 # What follows a number that is but a part of a sum, or counts an unknown.
 _GOES_ON = re.compile(r"[)\s]*[-+*/^]|\s+x\s|[xyn]\b")
-_NEXT_STEP = re.compile(
-    r"\W*(?:next|now|then|first|second|third|finally|lastly|let'?s|let us|we need to)\b", re.IGNORECASE
+# Begins a sentence that only tells a result again, or is cut off before it tells anything.
+_TELLS_AGAIN = re.compile(
+    r"\W*(?:so|thus|therefore|hence|this (?:means|gives)|the(?: answer(?: is)?)?\Z)\b", re.IGNORECASE
 )
 _DANGLING = re.compile(r"[-+*/=]\W*\Z")
-_ENDED = re.compile(r"(?:[.!?][\"')\]*`]*|`{3})\s*\Z")
 # The number of a list's item, of a heading's, of a step.
 _NUMBERED = re.compile(
     r"^[ \t>#*-]*[0-9]{1,2}[.)](?=\s|\*)|\b(?:step|part|question|example)\s+[0-9]{1,2}\b",
@@ -57,21 +61,18 @@ def result(text: str) -> Amount | None:
     What it states ("The answer is", "####", a LaTeX box) wins, and the last statement over earlier ones. Without a
     statement: of the last paragraph with a number, the last one in bold, else the last number; in a sentence with
     equals signs the one behind the last sign that has a whole result. A text that breaks off has the last number
-    behind an equals sign, and none where it went on to something else since ("Next,", "12 +"). Numbers of lists and
-    steps, ordinals and program code do not count.
+    behind an equals sign, and none where it went on to something else since. Numbers of lists and steps, ordinals and
+    program code do not count.
     """
-    text = plain(own_part(text))
+    own = own_part(text)
+    text = plain(own)
     for statement in reversed(statements(text)):
         found = _whole(statement.said) if statement.marked else _stated(statement.said)
         if found is not None:
             return found
     text = _NUMBERED.sub(" ", text)
-    if not _ENDED.search(text):
-        for sentence in reversed(sentences(text)):
-            if (found := _behind_equals(sentence)) is not None:
-                return found
-            if _NEXT_STEP.match(sentence) or _DANGLING.search(sentence):
-                return None
+    if not is_whole(text) and not is_whole(own):
+        return _on_the_way(sentences(text))
     for paragraph in reversed(re.split(r"\n\s*\n", text)):
         bold = [amount for mark in _BOLD.finditer(paragraph) if (amount := _whole(mark[1])) is not None]
         if bold:
@@ -80,6 +81,18 @@ def result(text: str) -> Amount | None:
             if (found := _concluded(sentence)) is not None:
                 return found
     return None
+
+
+def _on_the_way(told: list[str]) -> Amount | None:
+    """What a text that breaks off had come to."""
+    if not told or _DANGLING.search(told[-1]):
+        return None
+    for sentence in reversed(told):
+        if (found := _behind_equals(sentence)) is not None:
+            return found
+        if not _TELLS_AGAIN.match(sentence):
+            break
+    return _concluded(told[-1]) if len(told) == 1 or _TELLS_AGAIN.match(told[-1]) else None
 
 
 def equals(found: Amount, right: str, tolerance: str = "0") -> bool:
@@ -150,8 +163,7 @@ def _placed(text: str) -> Iterator[tuple[Amount, int, int]]:
 
 def _value(match: re.Match[str], text: str) -> Fraction | None:
     """Without its sign; None where it is an ordinal, or part of a time that is no whole hour."""
-    before = text[: match.start()]
-    if _ORDINAL.match(text, match.end()) or re.search(r"[0-9]:\Z", before):
+    if len(match[0]) > _LONGEST or _ORDINAL.match(text, match.end()) or _LATE_PART.search(_before(match, text)):
         return None
     time = _TIME.match(text, match.end())
     if time is not None and time["minutes"] != "00":
@@ -164,5 +176,9 @@ def _value(match: re.Match[str], text: str) -> Fraction | None:
 
 def _is_minus(match: re.Match[str], text: str) -> bool:
     """Whether the dash takes away from what stands before it, or joins words."""
-    before = text[: match.start()]
-    return bool(before) and (before[-1].isalnum() or re.search(r"[0-9)%]\s*\Z", before) is not None)
+    return _OPERAND.search(_before(match, text)) is not None
+
+
+def _before(match: re.Match[str], text: str) -> str:
+    """The little that stands before it: a whole text would make reading it take the square of its length."""
+    return text[max(0, match.start() - _LOOK_BACK) : match.start()]

@@ -95,12 +95,10 @@ class Scoring:
 
     Args:
         judge: asked for questions with the scorer `judge`.
-        instead: scores every question, whatever it says.
     """
 
-    def __init__(self, judge: Judge | None = None, instead: Scorer | None = None) -> None:
+    def __init__(self, judge: Judge | None = None) -> None:
         self._judge = judge
-        self._instead = instead
         self.errors: Counter[str] = Counter()
 
     async def score(self, answer: str, question: Question) -> Verdict:
@@ -109,6 +107,7 @@ class Scoring:
         Raises:
             Unscored: it is not known: the judge's reply cannot be read, or a plug-in failed. It is no 0.
             EngineError: the judge's model did not answer.
+            StartupError: the question wants a judge and there is none, or a plug-in that is not there.
         """
         try:
             return await self._score(answer, question)
@@ -117,13 +116,18 @@ class Scoring:
             raise
 
     async def _score(self, answer: str, question: Question) -> Verdict:
-        if self._instead is not None:
-            return _plugged_in(self._instead, answer, question)
+        if is_plug_in(question.scorer):
+            return _plugged_in(plug_in(question.scorer), answer, question)
         if question.scorer != JUDGE:
             return SCORERS[question.scorer](answer, question)
         if self._judge is None:
             raise StartupError(f"question '{question.id}' wants a judge: name a model with --judge")
         return await self._judge.score(own_part(answer), question)
+
+
+def is_plug_in(name: str) -> bool:
+    """Whether a scorer's name is `package.module:function`."""
+    return ":" in name
 
 
 def plug_in(name: str) -> Scorer:

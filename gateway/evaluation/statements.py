@@ -18,8 +18,10 @@ _CUE = re.compile(
     re.IGNORECASE,
 )
 _DUTY = re.compile(r"(?:should|must|has to) be", re.IGNORECASE)
-_DENIED = re.compile(r"\s*(?:not|never|neither)\b", re.IGNORECASE)
+# Denied, or a word about an answer that stands elsewhere.
+_DENIED = re.compile(r"[\s:*]*(?:not|never|neither|incorrect|wrong|correct|right)\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"')\]*]|\Z)|\n")
+_ENDED = re.compile(r"(?:[.!?][\"')\]*`]*|`{3})\s*\Z")
 
 _FENCE = re.compile(r"```[ \t]*(?P<kind>\w*)[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
 _LATEX = (
@@ -83,7 +85,7 @@ def plain(text: str) -> str:
 
 
 def statements(text: str) -> list[Statement]:
-    """Every place where a `plain` text announces its result, in order. What it denies ("is not") is none."""
+    """Where a `plain` text announces its result, in order. What it denies, or judges ("is wrong"), is none."""
     text = text.replace("**", "").replace("__", "")
     found = []
     for cue in _CUE.finditer(text):
@@ -101,6 +103,11 @@ def sentence_at(text: str, at: int) -> str:
     rest = text[at:].lstrip(" \t:*\n\r")
     end = _SENTENCE_END.search(rest)
     return (rest[: end.start()] if end is not None else rest).strip()
+
+
+def is_whole(text: str) -> bool:
+    """Whether it ends where a sentence does: a limit did not break it off."""
+    return _ENDED.search(text) is not None
 
 
 def sentences(text: str) -> list[str]:

@@ -32,6 +32,8 @@ def named(text: str) -> str | None:
         ("The answer must be a place for boats. The answer is (a).", "a"),
         ("The answer is (b). No, I was wrong: the answer is (c).", "c"),
         ("The best choice is attic (d), as against old mill (e).", "d"),
+        ("The correct answer is (e). The answer is incorrect where it says bus.", "e"),
+        ("(b) bus. This answer is wrong. The right answer is (d).", "d"),
     ],
 )
 def test_a_stated_letter_is_read(text: str, letter: str) -> None:
@@ -65,6 +67,11 @@ def test_a_stated_text_stands_for_its_letter(text: str, letter: str) -> None:
         ("The old mill", "e"),
         ("Option D is right.", "d"),
         ("I would take (e), where it is quiet.", "e"),
+        ("Ships are kept safe in a harbour.", "a"),
+        ("(c) bus station is not an option. The answer is (d) attic.", "d"),
+        ("(c) harbour.", "c"),
+        ("A: harbour", "a"),
+        ("C: Bus station", "c"),
     ],
 )
 def test_an_answer_that_is_little_but_a_choice_names_it(text: str, letter: str) -> None:
@@ -100,6 +107,18 @@ def test_among_several_the_one_that_is_concluded_counts(text: str, letter: str) 
         "The answer is not (a).",
         "(a) and (b).",
         "It depends.",
+        "A: A: A: A:",
+        # Named to be turned down.
+        "(c) bus station is not an option.",
+        "Option (a) cannot be meant.",
+        # One after the other, and none is preferred.
+        "(c) bus station: it is loud there.\n\n(d) attic: it is dusty.\n\n(b) bus: it is small.",
+        "(c) bus station (d) attic",
+        # The question told again, or what it asks for.
+        "Where would a captain go, to the harbour?",
+        "The answer should be like a harbour.",
+        # Broken off: who knows what comes.
+        "One could go to the harbour, but",
     ],
 )
 def test_an_answer_that_names_none_or_several_has_no_result(text: str) -> None:

@@ -112,7 +112,7 @@ def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> No
         ({"question": "a", "answer": "1", "scorrer": "exact"}, "1: scorrer: unknown field. Did you mean 'scorer'?"),
         (
             {"question": "a", "answer": "1", "scorer": "numerc"},
-            "1: scorer: unknown scorer 'numerc'; known: exact, numeric, choice, contains, regex, judge. Did you mean 'num",
+            "1: scorer: unknown scorer 'numerc'; known: exact, numeric, choice, contains, regex, judge. Did",
         ),
         (
             {"question": "a", "answer": "1", "scorer": "os:system"},
@@ -234,9 +234,12 @@ def test_an_offset_behind_the_end_is_refused() -> None:
 
 def test_a_scorer_may_be_named_for_all() -> None:
     assert {one.scorer for one in load("generated", scorer="contains", count=5).questions} == {"contains"}
-    assert {one.scorer for one in load("generated", scorer="own:longer", count=5).questions} == {"own:longer"}
+    own = "gateway.evaluation.scoring:contains"
+    assert {one.scorer for one in load("generated", scorer=own, count=5).questions} == {own}
     with pytest.raises(StartupError, match=r"--scorer: unknown scorer 'exakt'.* Did you mean 'exact'"):
         load("generated", scorer="exakt")
+    with pytest.raises(StartupError, match="has no function 'none'"):
+        load("generated", scorer="gateway.evaluation.scoring:none")
 
 
 def test_the_hash_is_of_what_is_asked_and_what_is_right(tmp_path: Path) -> None:

@@ -165,16 +165,16 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 async def test_a_plug_in_is_one_function(own: str) -> None:
-    scoring = Scoring(instead=plug_in(f"{own}:longer"))
-    assert (await scoring.score("a long answer", asked("numeric", "5"))).correct
-    assert not (await scoring.score("no", asked("numeric", "5"))).correct
+    scoring = Scoring()
+    assert (await scoring.score("a long answer", asked(f"{own}:longer", "5"))).correct
+    assert not (await scoring.score("no", asked(f"{own}:longer", "5"))).correct
 
 
 @pytest.mark.parametrize("function", ["breaks", "says_yes"])
 async def test_a_plug_in_that_fails_is_counted_and_is_no_0(own: str, function: str) -> None:
-    scoring = Scoring(instead=plug_in(f"{own}:{function}"))
+    scoring = Scoring()
     with pytest.raises(Unscored, match="'q1'"):
-        await scoring.score("no", asked("exact", "5"))
+        await scoring.score("no", asked(f"{own}:{function}", "5"))
     assert scoring.errors == {"scorer_failed": 1}
 
 
