@@ -22,4 +22,10 @@ pair.py            the engines: small ones of this machine, or those of a config
 run.py             a run in two stages; patience.py takes the engines' failures, example.py makes a line of an answer
 live.py            a run through a whole gateway; caller.py hears its answers, elsewhere.py is about one that runs
 judges.py          a judge that is a model
+
+exemplars.py       which questions become exemplars of primed guidance, and in which styles
+exemplar_search.py a race of sets of them, within a budget of calls
+exemplar_trials.py ... each measured as a staged run
+exemplar_finding.py  all of a search, with its check
+exemplar_yaml.py   ... and the file it leaves
 """
