@@ -27,7 +27,7 @@ from gateway.evaluation.folder import RunFolder, digest
 from gateway.evaluation.judges import judge_of
 from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
 from gateway.evaluation.record import EXAMPLES, Example, Manifest, read_lines
-from gateway.evaluation.scoring import Scoring, plug_in
+from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.local import weights
 from gateway.logs import set_up_logs
@@ -164,7 +164,7 @@ async def _searched(
             if not isinstance(sought.pair, ConfiguredPair):
                 raise StartupError(f"--judge {sought.judge} is a model of a configuration: name that with --config.")
             judge = await exits.enter_async_context(judge_of(sought.pair.settings, sought.judge, folder.generations))
-        score = Scoring(judge, plug_in(sought.scorer) if sought.scorer and ":" in sought.scorer else None).score
+        score = Scoring(judge).score
         trials = Trials(
             folder=folder,
             pair=sought.pair,
