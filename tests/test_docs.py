@@ -96,7 +96,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_the_readme_lists_each_document_once() -> None:
     listed = page("README.md").partition("\n## Documents\n")[2].partition("\n## ")[0]
-    found = re.findall(r"\]\(docs/(\w+\.md)\)", listed)
+    found = re.findall(r"\]\(docs/([\w-]+\.md)\)", listed)
     assert sorted(found) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
 
 

@@ -202,7 +202,7 @@ def _projections(exemplars: tuple[Exemplar, ...]) -> Callable[[str], Projection]
 
     known = dict(PROJECTIONS)
     if exemplars:
-        known.setdefault("primed", replace(CUTOFF, name="primed", exemplars=tuple(exemplars)))
+        known["primed"] = replace(known.get("primed", CUTOFF), name="primed", exemplars=tuple(exemplars))
 
     def find(name: str) -> Projection:
         if name in known:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.config import environment
 from gateway.errors import StartupError
 from gateway.evaluation.elsewhere import described, routes_at
-from gateway.evaluation.folder import RunFolder, digest
+from gateway.evaluation.folder import RunFolder, digest, shown
 from gateway.evaluation.judges import judge_of
 from gateway.evaluation.live import LiveRun, gateway_at, gateway_of, routes_of
 from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
@@ -33,11 +33,10 @@ from gateway.units import Origin, Wrong, dereference
 from gateway.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Coroutine, Sequence
 
     from gateway.evaluation.data import LoadedData
     from gateway.evaluation.example import Score
-    from gateway.evaluation.live import LiveRoute
     from gateway.evaluation.pair import Pair
     from gateway.evaluation.scoring import Scorer
     from gateway.evaluation.setting import Setting
@@ -66,6 +65,11 @@ class Sitting:
     yes: bool = False
     most_calls: int = 20_000
 
+    @property
+    def plain_settings(self) -> list[dict[str, Any]]:
+        """The settings as a manifest has them, each with a hash of what models are shown beside the question."""
+        return [setting.as_dict() | {"shown": shown(setting, self.data.exemplars)} for setting in self.settings]
+
     def work(self, score: Score) -> Work:
         """What is to be answered."""
         return Work(self.data.questions, self.data.exemplars, self.settings, score)
@@ -92,96 +96,88 @@ def hold(sitting: Sitting) -> None:
     """Do it. Leaves with 130 after a signal, and 1 by StartupError where an engine is gone; what came is kept."""
     set_up_logs("error", "auto")  # each failed call is in the examples, by its label
     told = Console(stderr=True, soft_wrap=True)
+    if sitting.gateway is not None:
+        _check_address(sitting.gateway)
     with RunFolder(sitting.folder) as folder:
-        if not uvloop.run(until_interrupted(_held(sitting, folder, told), "eval")):
-            told.print(f"Stopped. What was written is in {sitting.folder}: the same command goes on from there.")
-            raise typer.Exit(INTERRUPTED)
+        # Questions to whoever sits there, and downloads, come outside of the event loop: Ctrl-C ends them at once.
+        if sitting.gateway is None:
+            folder.check(sitting.manifest(sitting.plain_settings), sitting.data.questions)
+        if sitting.gateway is None and not sitting.rescore:
+            _fetch(sitting.pair)
+        if sitting.live or sitting.gateway is not None:
+            _agree_on_live(sitting, folder, told)
+        elif not sitting.rescore:
+            _agree_on_stages(sitting, folder, told)
+        _until_done(_held(sitting, folder, told), sitting, told)
         _sum_up(folder, Console())
 
 
+def _until_done(work: Coroutine[Any, Any, None], sitting: Sitting, told: Console) -> None:
+    if not uvloop.run(until_interrupted(work, "eval")):
+        told.print(f"Stopped. What was written is in {sitting.folder}: the same command goes on from there.")
+        raise typer.Exit(INTERRUPTED)
+
+
 async def _held(sitting: Sitting, folder: RunFolder, told: Console) -> None:
+    async with _begun(sitting, folder, told) as (work, progress):
+        if sitting.gateway is not None:
+            await _elsewhere(sitting, work, folder, progress)
+        elif sitting.live:
+            routes = routes_of(work.settings)
+            folder.begin(sitting.manifest(sitting.plain_settings), work.questions)
+            async with gateway_of(sitting.pair, routes, sitting.folder) as caller:
+                await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
+        else:
+            folder.begin(sitting.manifest(sitting.plain_settings), work.questions)
+            await _staged(sitting, work, folder, progress, told)
+
+
+@asynccontextmanager
+async def _begun(sitting: Sitting, folder: RunFolder, told: Console) -> AsyncIterator[tuple[Work, Bars | Lines]]:
+    """The work, with its judge where it has one, and who is told how far it is."""
     progress = Bars(told) if told.is_terminal else Lines(told)
     async with AsyncExitStack() as exits:
         exits.callback(progress.end)
         judge = None
         if sitting.judge is not None:
-            settings = sitting.pair.settings if isinstance(sitting.pair, ConfiguredPair) else None
-            if settings is None:
+            if not isinstance(sitting.pair, ConfiguredPair):
                 raise StartupError(f"--judge {sitting.judge} is a model of a configuration: name that with --config.")
-            judge = await exits.enter_async_context(judge_of(settings, sitting.judge, folder.generations))
-        work = sitting.work(Scoring(judge, sitting.scorer).score)
-        if sitting.gateway is not None:
-            await _elsewhere(sitting, work, folder, told, progress)
-        elif sitting.live:
-            await _live(sitting, work, folder, told, progress)
-        else:
-            await _staged(sitting, work, folder, told, progress)
+            judging = judge_of(sitting.pair.settings, sitting.judge, folder.generations)
+            judge = await exits.enter_async_context(judging)
+        yield sitting.work(Scoring(judge, sitting.scorer).score), progress
 
 
-async def _staged(sitting: Sitting, work: Work, folder: RunFolder, told: Console, progress: Bars | Lines) -> None:
-    wanted = sitting.manifest([setting.as_dict() for setting in work.settings])
-    folder.check(wanted, work.questions)
+async def _staged(sitting: Sitting, work: Work, folder: RunFolder, progress: Bars | Lines, told: Console) -> None:
     run = StagedRun(folder, work, sitting.pair, progress, concurrency=sitting.concurrency)
-    try:
-        if sitting.rescore:
-            folder.begin(wanted, work.questions)
-            if left := await run.rescore():
-                told.print(f"{len(left)} answers have no text yet: run without --rescore to ask for them.")
-            return
-        _fetch(sitting.pair)
-        calls = run.calls_left()
-        if sum(calls) > sitting.most_calls and not folder.stages:
-            await _time_a_few(sitting, work, folder, progress)
-            calls = run.calls_left()
-        times = (folder.seconds_per_call("teacher"), folder.seconds_per_call("student"))
-        expected = [count * seconds for count, seconds in zip(calls, times, strict=True) if seconds is not None]
-        said = (
-            f"{len(work.settings)} settings, {len(work.questions)} questions: the teacher is asked "
-            f"{calls[0]} times, the student up to {calls[1]} times"
-        )
-        _agree(sitting, told, said, sum(calls), sum(expected) if expected else None)
-        folder.begin(wanted, work.questions)
-        await run.run()
-    finally:
-        run.close()
+    with closing(run):
+        if not sitting.rescore:
+            await run.run()
+        elif left := await run.rescore():
+            told.print(f"{len(left)} answers have no text yet: run without --rescore to ask for them.")
 
 
-async def _time_a_few(sitting: Sitting, work: Work, folder: RunFolder, progress: Bars | Lines) -> None:
+async def _time_a_few(sitting: Sitting, folder: RunFolder, told: Console) -> None:
     """The first calls of the run itself: what they write is kept, and not asked for again."""
-    first = {setting.mode: setting for setting in work.settings}
-    few = replace(work, settings=list(first.values()), questions=work.questions[: sitting.concurrency])
-    folder.begin(sitting.manifest([setting.as_dict() for setting in few.settings]), work.questions)
-    run = StagedRun(folder, few, sitting.pair, progress, concurrency=sitting.concurrency)
-    try:
-        await run.run()
-    finally:
-        run.close()
+    first = {setting.mode: setting for setting in sitting.settings}
+    few = replace(sitting, settings=list(first.values()))
+    async with _begun(few, folder, told) as (work, progress):
+        folder.begin(few.manifest(few.plain_settings), work.questions)
+        await _staged(few, replace(work, questions=work.questions[: few.concurrency]), folder, progress, told)
 
 
-async def _live(sitting: Sitting, work: Work, folder: RunFolder, told: Console, progress: Bars | Lines) -> None:
-    routes = routes_of(work.settings)
-    wanted = sitting.manifest([setting.as_dict() for setting in work.settings])
-    folder.check(wanted, work.questions)
-    _agree_on_live(sitting, folder, told, len(routes))
-    _fetch(sitting.pair)
-    folder.begin(wanted, work.questions)
-    async with AsyncExitStack() as exits:
-        caller = await exits.enter_async_context(gateway_of(sitting.pair, routes, sitting.folder))
-        await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
-
-
-async def _elsewhere(sitting: Sitting, work: Work, folder: RunFolder, told: Console, progress: Bars | Lines) -> None:
+async def _elsewhere(sitting: Sitting, work: Work, folder: RunFolder, progress: Bars | Lines) -> None:
     assert sitting.gateway is not None
-    parts = urlsplit(sitting.gateway)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
-        raise StartupError(f"--gateway {sitting.gateway}: must be http(s)://host:port, without a password.")
-    routes: list[LiveRoute] = routes_at(sitting.routes, work)
-    key = _key(sitting.key)
-    _agree_on_live(sitting, folder, told, len(routes))
-    async with gateway_at(sitting.gateway, key) as caller:
+    routes = routes_at(sitting.routes, work)
+    async with gateway_at(sitting.gateway, _key(sitting.key)) as caller:
         settings = await described(routes, caller, work, folder.manifest)
         folder.begin(sitting.manifest(settings), work.questions)
         await LiveRun(folder, work, caller, progress, concurrency=sitting.concurrency).run(routes)
+
+
+def _check_address(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+        raise StartupError("--gateway: must be http(s)://host:port, without a password.")
 
 
 def _key(reference: str | None) -> str:
@@ -202,7 +198,28 @@ def _fetch(pair: Pair) -> None:
                 fetch(model)
 
 
-def _agree_on_live(sitting: Sitting, folder: RunFolder, told: Console, routes: int) -> None:
+def _agree_on_stages(sitting: Sitting, folder: RunFolder, told: Console) -> None:
+    calls = _calls_left(sitting, folder)
+    if sum(calls) > sitting.most_calls and not sitting.yes and not folder.stages:
+        _until_done(_time_a_few(sitting, folder, told), sitting, told)
+        calls = _calls_left(sitting, folder)
+    times = (folder.seconds_per_call("teacher"), folder.seconds_per_call("student"))
+    expected = [count * seconds for count, seconds in zip(calls, times, strict=True) if seconds is not None]
+    said = (
+        f"{len(sitting.settings)} settings, {len(sitting.data.questions)} questions: the teacher is asked "
+        f"{calls[0]} times, the student up to {calls[1]} times"
+    )
+    _agree(sitting, told, said, sum(calls), sum(expected) if expected else None)
+
+
+def _calls_left(sitting: Sitting, folder: RunFolder) -> tuple[int, int]:
+    work = sitting.work(Scoring().score)
+    with closing(StagedRun(folder, work, sitting.pair, Bars(Console(quiet=True)), concurrency=1)) as run:
+        return run.calls_left()
+
+
+def _agree_on_live(sitting: Sitting, folder: RunFolder, told: Console) -> None:
+    routes = len(sitting.settings) * (len(sitting.routes) or 1)
     calls = routes * len(sitting.data.questions)
     seconds = folder.seconds_per_call("live")
     said = f"{routes} settings, {len(sitting.data.questions)} questions: up to {calls} answers"

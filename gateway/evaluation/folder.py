@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gateway.evaluation.question import Question
+    from gateway.evaluation.setting import Setting
+    from gateway.policy.projections import Exemplar
 
 StageName: TypeAlias = Literal["teacher", "student", "live"]
 _LOCK = ".lock"
@@ -89,6 +91,7 @@ class RunFolder:
             differs.append(f"it had {was.questions} questions, and has {wanted.questions}: raise --limit")
         elif digest(questions[: was.questions]) != was.data_sha256:
             differs.append("the questions, their order or their answers are others")
+        differs += [f"what '{name}' shows the models is other" for name in _shown_otherwise(was, wanted)]
         if was.prices != wanted.prices and self._others(wanted):
             differs.append("prices are others, and not every setting of the folder is asked for again")
         if differs:
@@ -176,6 +179,18 @@ def digest(questions: Iterable[Question]) -> str:
     for one in questions:
         found.update(orjson.dumps((one.id, one.text, one.answer, one.options), option=orjson.OPT_APPEND_NEWLINE))
     return found.hexdigest()
+
+
+def shown(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
+    """A hash of what models are shown beside the question: exemplars, and the words of the projection."""
+    projection = setting.projection
+    asked = (projection.instruction, projection.introduction, projection.exemplars) if setting.mode == "guided" else ()
+    return hashlib.blake2b(orjson.dumps((exemplars[: setting.shots], asked)), digest_size=8).hexdigest()
+
+
+def _shown_otherwise(was: Manifest, wanted: Manifest) -> list[str]:
+    before = {setting["name"]: setting.get("shown") for setting in was.settings}
+    return [one["name"] for one in wanted.settings if before.get(one["name"], one.get("shown")) != one.get("shown")]
 
 
 def _path(manifest: Manifest) -> str:

@@ -95,10 +95,12 @@ class Scoring:
 
     Args:
         judge: asked for questions with the scorer `judge`.
+        instead: scores every question, whatever it says.
     """
 
-    def __init__(self, judge: Judge | None = None) -> None:
+    def __init__(self, judge: Judge | None = None, instead: Scorer | None = None) -> None:
         self._judge = judge
+        self._instead = instead
         self.errors: Counter[str] = Counter()
 
     async def score(self, answer: str, question: Question) -> Verdict:
@@ -116,8 +118,9 @@ class Scoring:
             raise
 
     async def _score(self, answer: str, question: Question) -> Verdict:
-        if is_plug_in(question.scorer):
-            return _plugged_in(plug_in(question.scorer), answer, question)
+        own = self._instead or (plug_in(question.scorer) if is_plug_in(question.scorer) else None)
+        if own is not None:
+            return _plugged_in(own, answer, question)
         if question.scorer != JUDGE:
             return SCORERS[question.scorer](answer, question)
         if self._judge is None:

@@ -8,17 +8,22 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from gateway.errors import StartupError
 from gateway.evaluation.example import failed_example
-from gateway.evaluation.folder import RunFolder
+from gateway.evaluation.folder import RunFolder, shown
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.record import EXAMPLES
-from tests.evaluation.run_world import QUESTIONS, SETTINGS, manifest, settings_for
+from tests.evaluation.run_world import EXEMPLARS, QUESTIONS, SETTINGS, manifest, settings_for
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from gateway.evaluation.record import Manifest
+    from gateway.evaluation.setting import Setting
+    from gateway.policy.projections import Exemplar
 
 PAIR = ConfiguredPair(settings_for("http://teacher", "http://student"), "big", "small")
 WAS = manifest(PAIR, SETTINGS[:2])
@@ -65,6 +70,24 @@ def test_prices_may_change_where_every_setting_is_made_anew(tmp_path: Path) -> N
         with pytest.raises(StartupError, match="prices are others"):
             folder.begin(manifest(PAIR, SETTINGS[:1], **prices), QUESTIONS)
         folder.begin(manifest(PAIR, SETTINGS[:2], **prices), QUESTIONS)
+
+
+def test_other_exemplars_under_an_old_name_are_refused(tmp_path: Path) -> None:
+    """Shown by the caller's prompt, or by the projection."""
+    few, primed, plain = SETTINGS[8], SETTINGS[6], SETTINGS[2]
+
+    def told(settings: tuple[Setting, ...], exemplars: tuple[Exemplar, ...]) -> Manifest:
+        plain_settings = [one.as_dict() | {"shown": shown(one, exemplars)} for one in settings]
+        return msgspec.structs.replace(WAS, settings=plain_settings)
+
+    with RunFolder(tmp_path) as folder:
+        folder.begin(told((few, primed, plain), EXEMPLARS), QUESTIONS)
+        folder.begin(told((few, primed, plain), (*EXEMPLARS, EXEMPLARS[0])), QUESTIONS)
+        with pytest.raises(StartupError, match=r"what 'guided, completion, 2 shots, .* shows the models is other"):
+            folder.begin(told((few,), EXEMPLARS[::-1]), QUESTIONS)
+        changed = replace(primed, projection=replace(primed.projection, exemplars=EXEMPLARS[:1]))
+        with pytest.raises(StartupError, match="primed, prefix, m=8' shows the models is other"):
+            folder.begin(told((changed,), EXEMPLARS), QUESTIONS)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -170,6 +170,11 @@ async def test_a_plug_in_is_one_function(own: str) -> None:
     assert not (await scoring.score("no", asked(f"{own}:longer", "5"))).correct
 
 
+async def test_a_function_may_score_every_question(own: str) -> None:
+    scoring = Scoring(instead=plug_in(f"{own}:longer"))
+    assert (await scoring.score("a long answer", asked("exact", "5"))).correct
+
+
 @pytest.mark.parametrize("function", ["breaks", "says_yes"])
 async def test_a_plug_in_that_fails_is_counted_and_is_no_0(own: str, function: str) -> None:
     scoring = Scoring()
