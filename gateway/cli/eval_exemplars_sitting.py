@@ -102,7 +102,9 @@ def seek(sought: Sought) -> bool:
             found.append(await _searched(sought, name, parts, own, folder, told))
 
         if not uvloop.run(until_interrupted(search(), "eval exemplars")):
-            told.say(f"Stopped. What was written is in {sought.folder}: the same command goes on from there.")
+            typer.echo(
+                f"Stopped. What was written is in {sought.folder}: the same command goes on from there.", err=True
+            )
             raise typer.Exit(INTERRUPTED)
         told.ended(found[0])
         return _written(sought, name, found[0], told)

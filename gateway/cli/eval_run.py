@@ -216,9 +216,7 @@ def _projections(exemplars: tuple[Exemplar, ...]) -> Callable[[str], Projection]
     return find
 
 
-def pair_of(
-    config: Path | None, teacher: str | None, student: str | None, concurrency: int, slot_tokens: int
-) -> Pair:
+def pair_of(config: Path | None, teacher: str | None, student: str | None, concurrency: int, slot_tokens: int) -> Pair:
     """The engines that the options name. Raises StartupErrors."""
     from gateway.evaluation.pair import ConfiguredPair, LocalPair
 

@@ -133,7 +133,7 @@ async def find(
     if own:
         styles["given"] = list(own)
     listener.made(styles, sum(not some for some in made))
-    scores = Scores(measures.measure, limits.calls - POOL_CALLS_EACH * len(parts.pool))
+    scores = Scores(measures.measure, limits.calls, POOL_CALLS_EACH * len(parts.pool))
     check = fewest_calls(0, len(parts.check))
     search = Search(styles, parts.select, scores, most=limits.most, keep=check)
     found = await search.run(listener.took)
@@ -141,7 +141,7 @@ async def find(
     if found.best is not None and parts.check:
         without, behind = await scores.of([(), found.best.trial.shown], parts.check)
         checked = Checked(without, behind, Difference.of(without, behind))
-    return Result(found, checked, POOL_CALLS_EACH * len(parts.pool) + scores.spent)
+    return Result(found, checked, scores.spent)
 
 
 def named(shown: Shown) -> str:

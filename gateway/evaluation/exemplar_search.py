@@ -109,13 +109,14 @@ class Scores:
 
     Args:
         calls: what may be spent; a set's worst case must fit into what is left before it is measured.
+        spent: of them before the first set.
     """
 
-    def __init__(self, measure: Measure, calls: int) -> None:
+    def __init__(self, measure: Measure, calls: int, spent: int = 0) -> None:
         self._measure = measure
         self._calls = calls
         self._known: dict[tuple[Shown, str], Outcome] = {}
-        self.spent = 0
+        self.spent = spent
         """Texts that were needed, those of an earlier sitting included: a search that goes on decides as it would."""
 
     @property
