@@ -156,7 +156,7 @@ def run(
     settings = settings_of(asked, _projections(loaded.exemplars))
     if (most := max(setting.shots for setting in settings)) > len(loaded.exemplars):
         raise StartupError(f"--shots {most}: there are {len(loaded.exemplars)} exemplars. Name more with --exemplars.")
-    pair = _pair(config, teacher, student, concurrency, slot_tokens)
+    pair = pair_of(config, teacher, student, concurrency, slot_tokens)
     sitting = Sitting(
         folder=folder,
         data=loaded,
@@ -216,7 +216,8 @@ def _projections(exemplars: tuple[Exemplar, ...]) -> Callable[[str], Projection]
     return find
 
 
-def _pair(config: Path | None, teacher: str | None, student: str | None, concurrency: int, slot_tokens: int) -> Pair:
+def pair_of(config: Path | None, teacher: str | None, student: str | None, concurrency: int, slot_tokens: int) -> Pair:
+    """The engines that the options name. Raises StartupErrors."""
     from gateway.evaluation.pair import ConfiguredPair, LocalPair
 
     if config is None:

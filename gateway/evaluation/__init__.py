@@ -30,4 +30,10 @@ target.py          what is wanted of a setting, and what student and teacher mix
 bounds.py          what may be claimed of many settings at once
 recommend.py       the setting that a route should have, or that none pays
 policy_file.py     the policy file with it
+
+exemplars.py       which questions become exemplars of primed guidance, and in which styles
+exemplar_search.py a race of sets of them, within a budget of calls
+exemplar_trials.py ... each measured as a staged run
+exemplar_finding.py  all of a search, with its check
+exemplar_yaml.py   ... and the file it leaves
 """

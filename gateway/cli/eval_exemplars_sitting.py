@@ -1,0 +1,200 @@
+"""One sitting of `eval exemplars`: questions are drawn, engines asked, and what was found is written."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import typer
+import uvloop
+from rich.console import Console
+
+from gateway.cli.eval_exemplars_print import Told, provenance
+from gateway.cli.eval_progress import Bars, Lines
+from gateway.cli.interrupts import INTERRUPTED, until_interrupted
+from gateway.errors import EngineError, StartupError
+from gateway.evaluation.data import GENERATED, GENERATED_CHOICES, load
+from gateway.evaluation.exemplar_finding import find
+from gateway.evaluation.exemplar_trials import Trials
+from gateway.evaluation.exemplar_yaml import exemplar_yaml, there_already, write_file
+from gateway.evaluation.exemplars import given, split
+from gateway.evaluation.exemplars_file import exemplars
+from gateway.evaluation.folder import RunFolder, digest
+from gateway.evaluation.judges import judge_of
+from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
+from gateway.evaluation.record import EXAMPLES, Example, Manifest, read_lines
+from gateway.evaluation.scoring import Scoring
+from gateway.evaluation.staged import STUDENT, TEACHER
+from gateway.local import weights
+from gateway.logs import set_up_logs
+from gateway.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gateway.evaluation.exemplar_finding import Limits, Result
+    from gateway.evaluation.exemplars import Candidate, Split
+    from gateway.evaluation.pair import Pair
+    from gateway.evaluation.setting import Setting
+
+_MADE = (GENERATED, GENERATED_CHOICES)
+_MADE_COUNT = 2000
+# `eval run` asks those of seed 0.
+_OTHER_SEED = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sought:
+    """What the command line asks for.
+
+    Attributes:
+        own: a file of exemplars that race with those that are made.
+        evaluated: a run's folder, whose questions are left alone.
+    """
+
+    folder: Path
+    out: Path
+    force: bool
+    data: str
+    offset: int
+    evaluated: Path | None
+    skip_bad: bool
+    scorer: str | None
+    judge: str | None
+    own: Path | None
+    setting: Setting
+    pool: int
+    select: int
+    check: int
+    limits: Limits
+    seed: int
+    pair: Pair
+    concurrency: int
+
+
+def seek(sought: Sought) -> bool:
+    """Search, print and write. Whether exemplars help. Raises StartupErrors."""
+    if find_spec("scipy") is None:
+        raise StartupError("Sets are compared with scipy, which is not installed: pip install 'gkt-gateway[eval]'.")
+    if sought.out.exists() and not sought.force:
+        raise there_already(sought.out)
+    if not sought.out.absolute().parent.is_dir():
+        raise StartupError(f"{sought.out} cannot be written: there is no such folder. Make it first.")
+    set_up_logs("error", "auto")
+    name, parts = drawn(sought)
+    own = () if sought.own is None else given(exemplars(sought.own), parts)
+    sought.limits.reach_for(parts)
+    if isinstance(sought.pair, LocalPair):
+        # Before the event loop: a name that is wrong is said at once, and a Ctrl-C ends a download.
+        for fetch in (weights.find, weights.fetch):
+            for model in dict.fromkeys((sought.pair.teacher, sought.pair.student)):
+                fetch(model)
+    with RunFolder(sought.folder) as folder:
+        told = Told(folder, sought.limits.calls)
+        found: list[Result] = []
+
+        async def search() -> None:
+            found.append(await _searched(sought, name, parts, own, folder, told))
+
+        if not uvloop.run(until_interrupted(search(), "eval exemplars")):
+            typer.echo(
+                f"Stopped. What was written is in {sought.folder}: the same command goes on from there.", err=True
+            )
+            raise typer.Exit(INTERRUPTED)
+        told.ended(found[0])
+        return _written(sought, name, found[0], told)
+
+
+def drawn(sought: Sought) -> tuple[str, Split]:
+    """The data set's name, and its questions in their parts. Raises StartupErrors."""
+    left = set() if sought.evaluated is None else _ids(sought.evaluated)
+    leave: list[str] = []
+    if sought.data in _MADE:
+        # Problems can be made without end: others than those of an evaluation.
+        leave += [one.text for one in load(sought.data, count=_MADE_COUNT).questions]
+        loaded = load(sought.data, count=_MADE_COUNT, seed=_OTHER_SEED, scorer=sought.scorer)
+    else:
+        loaded = load(sought.data, scorer=sought.scorer, skip_bad=sought.skip_bad)
+        leave += [one.text for at, one in enumerate(loaded.questions) if at < sought.offset or one.id in left]
+    if loaded.skipped:
+        typer.echo(f"{len(loaded.skipped)} lines were passed over; the first: {loaded.skipped[0]}", err=True)
+    parts = split(
+        loaded.questions, pool=sought.pool, select=sought.select, check=sought.check, seed=sought.seed, leave=leave
+    )
+    return loaded.name, parts
+
+
+def _ids(run: Path) -> set[str]:
+    """Of the questions that a run has asked."""
+    file = run / EXAMPLES
+    if not file.is_file():
+        raise StartupError(f"--evaluated {run}: no run has left anything there. Name a folder of `eval run`.")
+    return {example.question for example in read_lines(file, Example)}
+
+
+async def _searched(
+    sought: Sought, name: str, parts: Split, own: Sequence[Candidate], folder: RunFolder, told: Told
+) -> Result:
+    # Those to compare on come first: more questions of the pool may join behind them in the same folder.
+    every = (*parts.select, *parts.check, *parts.pool)
+
+    def begin(settings: Sequence[Setting]) -> None:
+        manifest = Manifest(
+            data=name,
+            data_sha256=digest(every),
+            questions=len(every),
+            settings=[setting.as_dict() for setting in settings],
+            seed=sought.seed,
+            live=False,
+            version=__version__,
+            created=int(time.time()),
+            **facts_of(sought.pair),
+        )
+        folder.begin(manifest, every)
+
+    console = Console(stderr=True)
+    progress = Bars(console) if console.is_terminal else Lines(console)
+    async with AsyncExitStack() as exits:
+        exits.callback(progress.end)
+        judge = None
+        if sought.judge is not None:
+            if not isinstance(sought.pair, ConfiguredPair):
+                raise StartupError(f"--judge {sought.judge} is a model of a configuration: name that with --config.")
+            judge = await exits.enter_async_context(judge_of(sought.pair.settings, sought.judge, folder.generations))
+        score = Scoring(judge).score
+        trials = Trials(
+            folder=folder,
+            pair=sought.pair,
+            setting=sought.setting,
+            every=every,
+            score=score,
+            progress=progress,
+            concurrency=sought.concurrency,
+            begin=begin,
+        )
+        told.planned(parts)
+        try:
+            return await find(trials, parts, score, sought.limits, sought.seed, told, own)
+        except EngineError as error:
+            raise StartupError(
+                f"The judge failed: {error.message} The same command goes on where it stopped."
+            ) from error
+
+
+def _written(sought: Sought, name: str, result: Result, told: Told) -> bool:
+    best = result.best
+    written = best is not None and (result.helps or sought.force)
+    if best is not None and written:
+        names = sought.pair.names
+        day = datetime.now(UTC).date().isoformat()
+        found = f"Exemplars for projection primed, found by `gkt-gateway eval exemplars` on {day}."
+        of = f"data {name}, seed {sought.seed}; guidance of {sought.setting.tokens} tokens."
+        facts = (found, f"Teacher {names[TEACHER]}, student {names[STUDENT]}; {of}")
+        write_file(sought.out, exemplar_yaml(best.trial.shown, provenance(result, best, facts)), over=sought.force)
+    told.verdict(result, sought.out, written=written)
+    return result.helps

@@ -1,0 +1,136 @@
+"""A search with real small models."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import StartupError
+from gateway.evaluation.exemplar_finding import Limits, Result, find
+from gateway.evaluation.exemplar_trials import Trials
+from gateway.evaluation.exemplars import PRIMER, Split, split
+from gateway.evaluation.folder import RunFolder
+from gateway.evaluation.generations import Generations
+from gateway.evaluation.pair import ConfiguredPair
+from gateway.evaluation.question import Question
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
+from gateway.evaluation.scoring import Scoring
+from gateway.evaluation.setting import Setting
+from tests.evaluation.run_world import Told, lines, manifest, pair_of, settings_for
+from tests.evaluation.test_exemplar_finding import Heard
+from tests.fakes import recording_proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gateway.local.stack import LocalStack
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
+
+CAPITALS = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Cuba": "Havana", "Egypt": "Cairo"}
+QUESTIONS = [
+    Question(land, f"What is the capital of {land}?", capital, "contains") for land, capital in CAPITALS.items()
+]
+SETTING = Setting(mode="guided", tokens=6, max_tokens=12)
+LIMITS = Limits(calls=60, most=1, most_tokens=40, longest=24)
+NOWHERE = "http://127.0.0.1:9"
+
+
+async def searched(path: Path, pair: ConfiguredPair, progress: Told | None = None) -> tuple[Result, Split, Heard]:
+    parts = split(QUESTIONS, pool=2, select=3, check=1, seed=0)
+    every = [*parts.select, *parts.check, *parts.pool]
+    heard = Heard()
+    with RunFolder(path) as folder:
+
+        def begin(settings: Sequence[Setting]) -> None:
+            folder.begin(manifest(pair, settings, every), every)
+
+        trials = Trials(
+            folder=folder,
+            pair=pair,
+            setting=SETTING,
+            every=every,
+            score=Scoring().score,
+            progress=progress or Told(),
+            concurrency=4,
+            begin=begin,
+        )
+        return await find(trials, parts, Scoring().score, LIMITS, 0, heard), parts, heard
+
+
+def texts(path: Path) -> int:
+    with closing(Generations(path / GENERATIONS)) as kept:
+        return len(kept)
+
+
+class Killed(Exception):
+    """What ends a search at once."""
+
+
+class Ends(Told):
+    """Ends the search after so many calls, as a kill would."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def step(self, tokens: int = 0) -> None:
+        super().step(tokens)
+        if self.steps == self.after:
+            raise Killed
+
+
+async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_path: Path, engines: LocalStack) -> None:
+    with (
+        recording_proxy(engines.teacher_url) as (teacher, to_teacher),
+        recording_proxy(engines.student_url) as (student, to_student),
+    ):
+        result, parts, heard = await searched(tmp_path, ConfiguredPair(settings_for(teacher, student), "big", "small"))
+    assert heard.steps, "the score without exemplars is told"
+    assert result.spent <= LIMITS.calls
+    shown = {
+        message["content"]
+        for body in to_teacher
+        for message in body.get("messages", [])[:-1]
+        if message["role"] == "user"
+    }
+    primer = {one.question for one in PRIMER}
+    assert shown - primer <= {question.text for question in parts.pool}
+    seen = [text for body in to_student for text in str(body).split("capital of ")[1:]]
+    assert seen
+    for body in to_student:
+        assert all(question.text not in str(body) for question in parts.pool)
+    settings = {example.setting for example in read_lines(tmp_path / EXAMPLES, Example)}
+    assert any(", cutoff, prefix, m=6" in name for name in settings)
+    assert any(", primed " in name for name in settings)
+
+
+async def test_a_search_that_was_killed_goes_on_and_one_that_ended_asks_nobody(
+    tmp_path: Path, engines: LocalStack
+) -> None:
+    with pytest.raises(Killed):
+        await searched(tmp_path, pair_of(engines), Ends(11))
+    kept = texts(tmp_path)
+    assert 0 < kept <= 11
+    first, parts, _ = await searched(tmp_path, pair_of(engines))
+    openings = [line.get("opening") or line.get("answer") for line in lines(tmp_path / GENERATIONS)]
+    assert len(openings) == len(set(openings)), "nothing was asked twice"
+    assert len(openings) <= first.spent, "the same guidance twice takes one answer"
+    away = ConfiguredPair(settings_for(NOWHERE, NOWHERE), "big", "small")
+    again, _, _ = await searched(tmp_path, away)
+    assert again == first
+    examples = list(read_lines(tmp_path / EXAMPLES, Example))
+    assert {one.question for one in examples} <= {
+        question.id for part in (parts.select, parts.check, parts.pool) for question in part
+    }
+
+
+async def test_an_engine_that_is_away_ends_the_search_and_chooses_nothing(tmp_path: Path, engines: LocalStack) -> None:
+    half = ConfiguredPair(settings_for(engines.teacher_url, NOWHERE), "big", "small")
+    with pytest.raises(StartupError, match="student small does not answer"):
+        await searched(tmp_path, half)
+    kept = texts(tmp_path)
+    assert kept > 0, "what the teacher wrote is kept"

@@ -1,0 +1,66 @@
+"""The file that a search leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from gateway.errors import StartupError
+from gateway.evaluation.exemplar_yaml import exemplar_yaml, write_file
+from gateway.evaluation.exemplars import Candidate, Style
+from gateway.policy.projections import Exemplar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), min_size=1, max_size=90)
+
+
+def made_of(question: str, answer: str, name: str = "q1") -> Candidate:
+    return Candidate(Exemplar(question, answer), "result first", name, 7, "b")
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1, max_size=3), TEXTS)
+def test_what_is_read_is_what_was_written_and_nothing_else(texts: list[tuple[str, str, str]], said: str) -> None:
+    """Whatever stands in a question, an answer, an id or a comment."""
+    text = exemplar_yaml([made_of(*one) for one in texts], [said, "second: line"])
+    read = YAML(typ="safe", pure=True).load(text)
+    assert read == [{"question": question, "answer": answer} for question, answer, _ in texts]
+
+
+def test_several_lines_stay_lines_and_each_exemplar_says_where_it_comes_from() -> None:
+    text = exemplar_yaml([made_of("Which?\n(a) one\n(b) two", "(b) two: it is even.", "csqa-7")], ["Found today."])
+    assert text == (
+        "# Found today.\n\n"
+        "# Question csqa-7 of the data; its answer is the teacher's, put in order: its result first, 7 tokens.\n"
+        "- question: |-\n    Which?\n    (a) one\n    (b) two\n"
+        "  answer: '(b) two: it is even.'\n"
+    )
+
+
+def test_a_file_is_written_over_only_when_somebody_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "exemplars.yaml"
+    write_file(path, "one", over=False)
+    with pytest.raises(StartupError, match=r"is there already.*--force"):
+        write_file(path, "two", over=False)
+    assert path.read_text() == "one"
+    write_file(path, "two", over=True)
+    assert path.read_text() == "two"
+
+
+def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"cannot be written: No such file or directory\. Name another"):
+        write_file(tmp_path / "none" / "exemplars.yaml", "one", over=False)
+
+
+def test_an_exemplar_of_every_style_says_where_it_comes_from() -> None:
+    for style in get_args(Style):
+        one = Candidate(Exemplar("Which?", "This."), style, "3 of --exemplars", 2)
+        said = [line for line in exemplar_yaml([one], []).splitlines() if line.startswith("# ")]
+        assert len(said) == 1
+        assert "3 of --exemplars" in said[0]
