@@ -9,6 +9,8 @@ import typer
 
 from gateway.errors import StartupError
 
+_MOST_REMARKS = 5
+
 
 def report(
     folders: Annotated[
@@ -41,7 +43,9 @@ def report(
     runs = [read_run(folder) for folder in folders]
     written = write_report([section(run, seed) for run in runs], out or folders[0] / "report", seed)
     for run in runs:
-        for remark in run.remarks:
+        for remark in run.remarks[:_MOST_REMARKS]:
             typer.echo(f"{run.path}: {remark}", err=True)
+        if more := len(run.remarks[_MOST_REMARKS:]):
+            typer.echo(f"{run.path}: and {more} more such remarks, which the report has.", err=True)
     for file in written[:3]:
         typer.echo(file)

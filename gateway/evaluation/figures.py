@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.record import Example
     from gateway.evaluation.report import Group, Row, Section
+    from gateway.evaluation.summary import Summary
 
 FEWEST = 12
 """With fewer questions, parts of them by length tell nothing."""
@@ -50,22 +51,25 @@ def figures(section: Section, prefix: str) -> Iterator[Figure | LeftOut]:
 
 def frontier(group: Group, name: str, title: str) -> Figure | LeftOut:
     """Each setting by what an answer cost and how often it was right, with the hull of those that none beats."""
-    if len(group.rows) < 2:
-        return LeftOut(title, "it needs two settings that were asked the same")
-    if not any(row.summary.cost_usd for row in group.rows):
+    if len(group.comparable) < 2:
+        return LeftOut(title, "it needs two settings that answered the same questions, asked the same")
+    if not any(group.on_common(row).cost_usd for row in group.comparable):
         return LeftOut(title, "nothing cost anything: say prices")
     unbeaten, edge = pareto(group.points), hull(group.points)
     names = {one.name for one in unbeaten}
     best = group.best_row
     named = [
         row
-        for row in group.rows
-        if row.summary.name in names or row.summary.mode != "guided" or row is best or len(group.rows) <= _ALL_NAMED
+        for row in group.comparable
+        if row.summary.name in names
+        or row.summary.mode != "guided"
+        or row is best
+        or len(group.comparable) <= _ALL_NAMED
     ]
     looks = looks_by_kind(group.rows)
     with d.style(name):
         sheet, axes = d.sheet(3.1)
-        spans = [row.summary.interval for row in group.rows]
+        spans = [group.on_common(row).interval for row in group.comparable]
         d.percent_axis(axes, [*(span.low for span in spans), *(span.high for span in spans)])
         axes.set_xlabel("USD per 1,000 answers")
         axes.plot(
@@ -77,16 +81,31 @@ def frontier(group: Group, name: str, title: str) -> Figure | LeftOut:
             label="reached by mixing",
         )
         told = set()
-        for row in group.rows:
+        for row in group.comparable:
             kind = kind_of(row, group.rows)
             colour, marker = looks[kind]
-            _point(axes, row, colour, marker, label=kind if kind not in told else None, bar=row in named)
+            _point(
+                axes, group.on_common(row), colour, marker, label=kind if kind not in told else None, bar=row in named
+            )
             told.add(kind)
         if best is not None:
-            axes.plot(*_place(best), "o", ms=15, mfc="none", mec=d.INK, mew=1.6, label="best", linestyle="none")
+            axes.plot(
+                *_place(group.on_common(best)),
+                "o",
+                ms=15,
+                mfc="none",
+                mec=d.INK,
+                mew=1.6,
+                label="best",
+                linestyle="none",
+            )
         d.legend_below(sheet, axes)
-        taken = [(_place(row)[0], y) for row in group.rows for y in _along(row, bar=row in named)]
-        place_labels(axes, [(*_place(row), _short(row)) for row in named], taken)
+        taken = [
+            (_place(group.on_common(row))[0], y)
+            for row in group.comparable
+            for y in _along(group.on_common(row), bar=row in named)
+        ]
+        place_labels(axes, [(*_place(group.on_common(row)), _short(row)) for row in named], taken)
         svg = d.svg(sheet, name)
     table = Table(
         title,
@@ -94,13 +113,13 @@ def frontier(group: Group, name: str, title: str) -> Figure | LeftOut:
         tuple(
             (
                 row.who,
-                w.per_thousand(row.summary.cost_per_answer),
-                w.percent(row.summary.accuracy),
-                w.percents(row.summary.interval),
+                w.per_thousand(group.on_common(row).cost_per_answer),
+                w.percent(group.on_common(row).accuracy),
+                w.percents(group.on_common(row).interval),
                 "yes" if row.summary.name in names else "no",
                 "yes" if row is best else "no",
             )
-            for row in group.rows
+            for row in group.comparable
         ),
     )
     return Figure(name, title, _of_frontier(group), svg, table)
@@ -108,35 +127,39 @@ def frontier(group: Group, name: str, title: str) -> Figure | LeftOut:
 
 def by_guidance(group: Group, name: str, title: str) -> Figure | LeftOut:
     """Accuracy against m, a line for each kind of guidance; student and teacher as levels."""
+    guided = [row for row in group.comparable if row.summary.mode == "guided"]
     kinds: dict[str, list[Row]] = {}
-    for row in group.guided:
+    for row in guided:
         kinds.setdefault(kind_of(row, group.rows), []).append(row)
-    lengths = {row.summary.setting["tokens"] for row in group.guided}
+    lengths = {row.summary.setting["tokens"] for row in guided}
     if len(lengths) < 2:
-        return LeftOut(title, "it needs guidance of two lengths")
+        return LeftOut(title, "it needs guidance of two lengths, on the same questions")
     looks = looks_by_kind(group.rows)
     with d.style(name):
         sheet, axes = d.sheet(2.8)
-        spans = [row.summary.interval for row in group.guided]
-        alone = [row for row in group.rows if row.summary.mode != "guided"]
-        levels = [row.summary.accuracy for row in alone]
+        spans = [group.on_common(row).interval for row in guided]
+        alone = [row for row in group.comparable if row.summary.mode != "guided"]
+        levels = [group.on_common(row).accuracy for row in alone]
         d.percent_axis(axes, [*levels, *(span.low for span in spans), *(span.high for span in spans)])
         for row in alone:
             colour = looks[kind_of(row, group.rows)][0]
-            axes.axhline(row.summary.accuracy, color=colour, linestyle="--", linewidth=1.4, label=row.who)
+            axes.axhline(group.on_common(row).accuracy, color=colour, linestyle="--", linewidth=1.4, label=row.who)
         shift = (max(lengths) - min(lengths)) * 0.012
         for place, (kind, some) in enumerate(kinds.items()):
             some.sort(key=lambda row: int(row.summary.setting["tokens"]))
             aside = (place - (len(kinds) - 1) / 2) * shift
             xs = [row.summary.setting["tokens"] + aside for row in some]
-            curve(axes, xs, [row.summary for row in some], *looks[kind], kind, d.DASHES[place % len(d.DASHES)])
+            curve(axes, xs, [group.on_common(row) for row in some], *looks[kind], kind, d.DASHES[place % len(d.DASHES)])
         axes.set_xticks(sorted(lengths))
         axes.set_xlabel("m, tokens of guidance")
         d.legend_below(sheet, axes)
         svg = d.svg(sheet, name)
-    rows = sorted(group.rows, key=lambda row: (row.summary.mode == "guided", row.who))
-    table = Table(title, ("setting", "accuracy", "95 %"), tuple(accuracy(row.who, row.summary) for row in rows))
+    rows = sorted(group.comparable, key=lambda row: (row.summary.mode == "guided", row.who))
+    table = Table(
+        title, ("setting", "accuracy", "95 %"), tuple(accuracy(row.who, group.on_common(row)) for row in rows)
+    )
     caption = "The paper's Figure 5 for guidance. Bars are Wilson's 95 %; dashes are the teacher and the student alone."
+    caption += _common(group)
     return Figure(name, title, caption, svg, table)
 
 
@@ -272,11 +295,19 @@ def _of_frontier(group: Group) -> str:
         "Each point is a setting, with Wilson's 95 %. A point on the dashed line is beaten by none, and what lies "
         "between two of them is reached by sending each a share of the requests."
     )
+    said += _common(group)
     if group.best is not None:
         return f"{said} The ring is the best guided policy: {group.best.why}."
     if group.one("teacher") is None:
         return f"{said} No teacher was asked alone, so no setting is marked as the best."
     return f"{said} No guided setting is both cheaper than the teacher and better than the student: none is marked."
+
+
+def _common(group: Group) -> str:
+    """On which questions, where settings have not all answered the same."""
+    if all(row.summary.n == group.questions for row in group.rows):
+        return ""
+    return f" On the {group.questions:,} questions that all settings drawn here have answered."
 
 
 def _chosen(group: Group) -> list[Row]:
@@ -299,10 +330,10 @@ def _by_quantile(answers: Mapping[str, Example]) -> list[tuple[int, int, list[st
     return [(of[some[0]], of[some[-1]], some) for some in parts.values()]
 
 
-def _point(axes: Axes, row: Row, colour: str, marker: str, *, label: str | None, bar: bool) -> None:
+def _point(axes: Axes, own: Summary, colour: str, marker: str, *, label: str | None, bar: bool) -> None:
     """With its error bar, or without: the bars of many points hide them."""
-    x, y = _place(row)
-    span = row.summary.interval if bar else Interval(y, y)
+    x, y = _place(own)
+    span = own.interval if bar else Interval(y, y)
     size = 11 if marker == "*" else 8
     error = (above_0([y - span.low]), above_0([span.high - y]))
     axes.errorbar(
@@ -310,14 +341,14 @@ def _point(axes: Axes, row: Row, colour: str, marker: str, *, label: str | None,
     )
 
 
-def _along(row: Row, *, bar: bool) -> list[float]:
+def _along(own: Summary, *, bar: bool) -> list[float]:
     """Its point, and places on its error bar."""
-    span = row.summary.interval
-    return [row.summary.accuracy, *(span.low + (span.high - span.low) * part / 8 for part in range(9) if bar)]
+    span = own.interval
+    return [own.accuracy, *(span.low + (span.high - span.low) * part / 8 for part in range(9) if bar)]
 
 
-def _place(row: Row) -> tuple[float, float]:
-    return _per_thousand(row.summary.cost_per_answer), row.summary.accuracy
+def _place(own: Summary) -> tuple[float, float]:
+    return _per_thousand(own.cost_per_answer), own.accuracy
 
 
 def _per_thousand(cost: object) -> float:

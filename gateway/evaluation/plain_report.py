@@ -36,6 +36,7 @@ def _section(section: Section) -> dict[str, Any]:
         "groups": [
             {
                 "asked": group.title,
+                "common_questions": group.questions,
                 "settings": [_row(row) for row in group.rows],
                 "pareto": [one.name for one in pareto(group.points)],
                 "hull": [one.name for one in hull(group.points)],

@@ -149,7 +149,11 @@ def _facts(section: Section) -> Iterator[tuple[str, str]]:
 
 def _headline(section: Section) -> Iterator[str]:
     for group in section.groups:
-        alone = [f"{row.who} {w.percent(row.summary.accuracy)}" for row in group.rows if row.summary.mode != "guided"]
+        alone = [
+            f"{row.who} {w.percent(group.on_common(row).accuracy)}"
+            for row in group.rows
+            if row.summary.mode != "guided"
+        ]
         where = f"{group.title[0].upper()}{group.title[1:]}"
         yield " ".join([f"{where}: {', '.join(alone) or 'only guided'}.", *_best(group)])
 
@@ -160,17 +164,20 @@ def _best(group: Group) -> Iterator[str]:
         yield "No teacher was asked alone, so nothing can be said of what guidance saves."
     elif not group.guided:
         yield "No guided setting was asked."
+    elif not any(row.summary.mode == "guided" for row in group.comparable):
+        yield "No guided setting has answered enough of the questions to say more."
     elif row is None or group.best is None:
         yield "No guided setting is both cheaper than the teacher and better than the student: none pays."
     else:
-        yield f"Best guided: {row.who} with {w.percent(row.summary.accuracy)}, {group.best.why}."
+        accuracy = group.on_common(row).accuracy
+        yield f"Best guided: {row.who} with {w.percent(accuracy)}, {group.best.why}."
         if row.kept is not None and row.measured is not None:
             yield (
                 f"It keeps {w.part(row.kept)} of the teacher's accuracy at {w.percent(row.measured.cost_share)} of its "
                 f"whole cost and {w.percent(row.measured.token_share)} of its output tokens."
             )
         if group.best.mixture is not None:
-            pays = "less" if group.best.beats_mixture(row.summary.accuracy) else "no less"
+            pays = "less" if group.best.beats_mixture(accuracy) else "no less"
             yield (
                 f"Without guidance the same cost buys {w.percent(group.best.mixture)}, by sending some questions to "
                 f"the teacher alone and the rest to the student alone: {pays} than with it."

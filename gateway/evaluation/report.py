@@ -76,11 +76,33 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The settings that were asked the same, the teacher and the student first; `best` of the guided ones."""
+    """The settings that were asked the same, the teacher and the student first.
+
+    Attributes:
+        common: by name, those that can be held against each other in a plane: on the questions that all of them
+            answered. One that has answered less than half of what another has is not among them: what is answered first
+            is no fair part of the questions, but those that the teacher ended by itself.
+        best: of the guided ones in `common`.
+    """
 
     title: str
     rows: tuple[Row, ...]
+    common: Mapping[str, Summary]
     best: Best | None
+
+    def on_common(self, row: Row) -> Summary:
+        """Its summary on the common questions; on its own where it is none of them."""
+        return self.common.get(row.summary.name, row.summary)
+
+    @property
+    def comparable(self) -> list[Row]:
+        """The rows of `common`."""
+        return [row for row in self.rows if row.summary.name in self.common]
+
+    @property
+    def questions(self) -> int:
+        """How many are common."""
+        return next((summary.n for summary in self.common.values()), 0)
 
     def one(self, mode: Mode) -> Row | None:
         """The teacher or the student alone."""
@@ -97,7 +119,7 @@ class Group:
     @property
     def points(self) -> list[Point]:
         """In the plane of cost and accuracy."""
-        return [points(row.summary) for row in self.rows]
+        return [points(summary) for summary in self.common.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +155,7 @@ def section(run: RunRecords, seed: int) -> Section:
     adjusted = list(_adjusted(rows))
     stages = tuple(stage_times(run.stages))
     labels = {row.summary.name: row.label for row in adjusted}
-    return Section(run, answers, tuple(_groups(adjusted)), stages, labels)
+    return Section(run, answers, tuple(_groups(adjusted, answers)), stages, labels)
 
 
 def _row(summary: Summary, among: Sequence[Summary], answers: Mapping[str, Answers], run: RunRecords, seed: int) -> Row:
@@ -186,12 +208,30 @@ def _adjusted(rows: Sequence[Row]) -> Iterator[Row]:
         yield replace(row, student_p=against["student"].get(name), teacher_p=against["teacher"].get(name))
 
 
-def _groups(rows: Sequence[Row]) -> Iterator[Group]:
+def _groups(rows: Sequence[Row], answers: Mapping[str, Answers]) -> Iterator[Group]:
     by_asked: dict[object, list[Row]] = {}
     for row in rows:
         by_asked.setdefault(row.summary.asked, []).append(row)
     order = ("teacher", "student", "guided")
     for some in by_asked.values():
         some.sort(key=lambda row: order.index(row.summary.mode))
-        found = best([points(row.summary) for row in some])
-        yield Group(asked_in_words(some[0].summary.setting), tuple(some), found)
+        common = _common(some, answers)
+        found = best([points(summary) for summary in common.values()])
+        yield Group(asked_in_words(some[0].summary.setting), tuple(some), common, found)
+
+
+def _common(rows: Sequence[Row], answers: Mapping[str, Answers]) -> dict[str, Summary]:
+    """By name, those with at least half of the most questions, on the questions that all of these answered."""
+    most = max(row.summary.n for row in rows)
+    enough = [row for row in rows if 2 * row.summary.n >= most]
+    shared = [
+        question
+        for question in enough[0].summary.questions
+        if all(question in answers[row.summary.name] for row in enough)
+    ]
+    if not shared:
+        return {}
+    return {
+        row.summary.name: summarised(row.summary.setting, [answers[row.summary.name][one] for one in shared])
+        for row in enough
+    }

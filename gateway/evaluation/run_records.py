@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -107,10 +108,11 @@ def _examples(path: Path, manifest: Manifest, remarks: list[str]) -> tuple[Examp
 
 
 def _missing(manifest: Manifest, found: dict[tuple[str, str], Any]) -> Iterator[str]:
-    for setting in manifest.settings:
-        answered = sum(name == setting["name"] for name, _ in found)
+    answers = Counter(setting for setting, _ in found)
+    for name in dict.fromkeys(setting["name"] for setting in manifest.settings):
+        answered = answers[name]
         if answered < manifest.questions:
-            yield f"{setting['name']}: only {answered} of {manifest.questions} questions are answered."
+            yield f"{name}: only {answered} of {manifest.questions} questions are answered."
 
 
 def _lines(path: Path, kind: type[_T], remarks: list[str]) -> Iterator[tuple[int, _T]]:

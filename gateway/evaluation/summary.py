@@ -153,11 +153,12 @@ def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Summa
 
 
 def summaries(settings: Sequence[Mapping[str, Any]], examples: Collection[Example]) -> list[Summary]:
-    """One for each setting of the run that has examples, in the run's order."""
+    """One for each setting of the run that has examples, in the run's order; one that is there twice counts once."""
     by_setting: dict[str, list[Example]] = {}
     for one in examples:
         by_setting.setdefault(one.setting, []).append(one)
-    return [summarised(setting, found) for setting in settings if (found := by_setting.get(setting["name"]))]
+    once = {setting["name"]: setting for setting in settings}
+    return [summarised(setting, found) for name, setting in once.items() if (found := by_setting.get(name))]
 
 
 def reference(of: Summary, mode: Mode, among: Sequence[Summary]) -> Summary | None:

@@ -224,10 +224,10 @@ def overview(sections: Sequence[Section]) -> Table:
             found.append(
                 (
                     f"{section.run.manifest.data} ({section.run.path.name}): {group.title}",
-                    w.percent(None if student is None else student.summary.accuracy),
-                    w.percent(None if teacher is None else teacher.summary.accuracy),
+                    w.percent(None if student is None else group.on_common(student).accuracy),
+                    w.percent(None if teacher is None else group.on_common(teacher).accuracy),
                     (_NO_TEACHER if teacher is None else "none pays") if row is None else row.who,
-                    w.percent(None if row is None else row.summary.accuracy),
+                    w.percent(None if row is None else group.on_common(row).accuracy),
                     w.part(None if row is None else row.kept),
                     w.part(None if row is None else row.gap),
                     w.percent(None if row is None or row.measured is None else row.measured.token_share),

@@ -131,8 +131,8 @@ def test_what_is_left_out_says_why(tmp_path: Path) -> None:
     (folder / "stages.jsonl").unlink()
     text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
     for why in (
-        "Accuracy against cost: it needs two settings that were asked the same.",
-        "Accuracy by length of guidance: it needs guidance of two lengths.",
+        "Accuracy against cost: it needs two settings that answered the same questions, asked the same.",
+        "Accuracy by length of guidance: it needs guidance of two lengths, on the same questions.",
         "no teacher was asked alone.",
         "Where the time goes: nothing is known of how long the stages took",
         "Accuracy by number of exemplars: it needs one setting with two numbers of exemplars.",

@@ -148,3 +148,40 @@ def test_labels_tell_all_settings_of_a_run_apart(tmp_path: Path) -> None:
     )
     found = section(read_run(run_folder(tmp_path, settings, n=2)), seed=1)
     assert len({one.label for one in found.rows}) == len(settings)
+
+
+def part_of(folder: Path, counts: dict[str, int]) -> Section:
+    """A run of which so many questions are answered."""
+
+    def wanted(line: bytes) -> bool:
+        one = msgspec.json.decode(line)
+        return int(one["question"][1:]) < counts.get(one["setting"], 1000)
+
+    file = folder / "examples.jsonl"
+    file.write_bytes(b"".join(line for line in file.read_bytes().splitlines(keepends=True) if wanted(line)))
+    return section(read_run(folder), seed=1)
+
+
+def test_a_setting_that_has_hardly_begun_is_not_held_against_the_whole(tmp_path: Path) -> None:
+    """What a teacher ends by itself is answered first, and is easier than the rest."""
+    longer = GUIDED.of_tokens(80)
+    folder = run_folder(tmp_path, (TEACHER, STUDENT, GUIDED, longer), n=40)
+    group = part_of(folder, {longer.name: 19}).groups[0]
+    assert set(group.common) == {TEACHER.name, STUDENT.name, GUIDED.name}
+    assert group.questions == 40
+    assert group.best is None or group.best.name == GUIDED.name
+
+
+def test_settings_stand_beside_each_other_on_the_questions_that_all_answered(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, (TEACHER, STUDENT, GUIDED), n=40)
+    group = part_of(folder, {GUIDED.name: 20}).groups[0]
+    assert {summary.n for summary in group.common.values()} == {20}
+    teacher = group.one("teacher")
+    assert teacher is not None
+    assert teacher.summary.n == 40
+    assert group.on_common(teacher).questions == group.guided[0].summary.questions
+
+
+def test_a_setting_that_the_manifest_names_twice_is_one_row(tmp_path: Path) -> None:
+    found = section(read_run(run_folder(tmp_path, (TEACHER, GUIDED, GUIDED), n=4)), seed=1)
+    assert [one.summary.name for one in found.rows] == [TEACHER.name, GUIDED.name]
