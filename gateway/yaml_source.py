@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from stat import S_ISFIFO
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -180,13 +181,29 @@ def unreadable(path: Path, error: OSError) -> Mistake:
     return Mistake(shown(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
 
 
-def parse(raw: bytes, file: str) -> tuple[Source | None, list[Mistake]]:
-    """What `read` does with the bytes of a file."""
+def contents(path: Path, most_bytes: int | None = None) -> bytes | Mistake:
+    """What stands in the file, or why it cannot be read: for one thing, because it is larger than it may be."""
+    try:
+        if S_ISFIFO(path.stat().st_mode):  # it would be waited for, for ever
+            return Mistake(shown(path), 0, 0, "", "is a pipe, not a file")
+        if most_bytes is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(most_bytes + 1)
+    except OSError as error:
+        return unreadable(path, error)
+    return raw if len(raw) <= most_bytes else Mistake(shown(path), 0, 0, "", f"has more than {most_bytes} bytes")
+
+
+def parse(
+    raw: bytes, file: str, holds: type[dict[Any, Any]] | type[list[Any]] = dict
+) -> tuple[Source | None, list[Mistake]]:
+    """What `read` does with the bytes of a file, which `holds` keys, or a list."""
     try:
         text = raw.decode("utf-8-sig")
         root = _compose(text)
         builder = _Builder(file)
-        data = builder.value(root, ()) if root is not None else {}
+        data = builder.value(root, ()) if root is not None else holds()
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         return None, [Mistake(file, line, 1, "", "not UTF-8 text: save the file as UTF-8")]
@@ -194,8 +211,9 @@ def parse(raw: bytes, file: str) -> tuple[Source | None, list[Mistake]]:
         return None, [_syntax(file, error)]
     except RecursionError:
         return None, [Mistake(file, 0, 0, "", "nested too deeply")]
-    if not isinstance(data, dict):
-        return None, [Mistake(file, 1, 1, "", "must hold keys, one per line, each as 'key: value'")]
+    if not isinstance(data, holds):
+        how = "keys, one per line, each as 'key: value'" if holds is dict else "a list: one '- ...' per entry"
+        return None, [Mistake(file, 1, 1, "", f"must hold {how}")]
     return Source(file, data, text, root, frozenset(builder.broken)), in_file_order(builder.mistakes)
 
 

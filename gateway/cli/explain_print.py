@@ -130,9 +130,17 @@ def _shadow_rows(shadow: Plan, route: Route) -> Iterator[tuple[str, ...]]:
 def _guidance(guidance: GuidancePlan) -> str:
     otherwise = "503" if guidance.required else "the student answers alone"
     return (
-        f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {guidance.projection.name}, placement "
+        f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {_projection(guidance)}, placement "
         f"{guidance.placement}, within {guidance.deadline_s:g}s, else {otherwise}"
     )
+
+
+def _projection(guidance: GuidancePlan) -> str:
+    projection = guidance.projection
+    exemplars = f"{len(projection.exemplars)} exemplars" if projection.exemplars else ""
+    skips = f"{projection.skip_tokens} tokens more to skip" if projection.skip is not None else ""
+    said = ", ".join(filter(None, (exemplars, skips)))
+    return f"{projection.name} ({said})" if said else projection.name
 
 
 def _finishers(plan: Plan, route: Route) -> str:
