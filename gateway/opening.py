@@ -259,7 +259,11 @@ class Guide:
             return self._cut_short(plan, guidance, draft, reason, heard)
         draft.unguided = reason
         if guidance.required and isinstance(cause, EngineRejected) and cause.blames_request:
-            raise InvalidRequest(cause.message) from cause
+            # An engine may quote what it read, and of that a part is not the caller's.
+            quoted = bool(guidance.projection.shown)
+            raise InvalidRequest(
+                "This route's teacher cannot take the request." if quoted else cause.message
+            ) from cause
         if guidance.required:
             raise GuidanceUnavailable(
                 f"The teacher gave no guidance ({reason}), and this route's policy wants no answer without it.",

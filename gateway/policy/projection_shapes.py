@@ -21,18 +21,25 @@ _MAX_INTRODUCTION_CHARS = 4000
 _MAX_SKIP_TOKENS = 512
 
 
-def _said(value: str) -> str:
-    """Text that can be sent. JSON writes what lies beyond 16 bits in two halves, which YAML leaves apart."""
+def _joined(value: object) -> object:
+    """JSON writes what lies beyond 16 bits in two halves, which YAML leaves apart."""
+    if not isinstance(value, str):
+        return value
     try:
-        value = value.encode("utf-16", "surrogatepass").decode("utf-16")
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
         raise Wrong("holds a character that cannot be") from None
+
+
+def _said(value: str) -> str:
     if not value.strip():
         raise Wrong("is empty: write something")
     return value
 
 
-Said: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_CHARS), AfterValidator(_said)]
+_Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_CHARS)]
+Said: TypeAlias = Annotated[_Text, BeforeValidator(_joined, json_schema_input_type=_Text), AfterValidator(_said)]
+"""Text that can be sent."""
 
 
 class ExemplarRule(Shape):
