@@ -79,6 +79,13 @@ def added_bytes(projection: Projection, asked: CallerRequest) -> int:
     return projection.shown_bytes + _BYTES_PER_TURN * projection.turns
 
 
+def callers_part(projection: Projection, asked: CallerRequest, read_tokens: int) -> int:
+    """Of what the teacher read, about what the caller sent: by size, for nobody counted the two apart."""
+    if isinstance(asked, TextRequest) or not projection.turns:
+        return read_tokens
+    return round(read_tokens * asked.size_bytes / (asked.size_bytes + added_bytes(projection, asked)))
+
+
 def teacher_prompt(projection: Projection, prompt: str) -> str:
     """The raw prompt to put to the teacher: the caller's, behind the projection's instruction.
 

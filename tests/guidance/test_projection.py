@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.guidance.projection import place_in_context, teacher_messages, teacher_prompt
+from gateway.guidance.projection import (
+    added_bytes,
+    callers_part,
+    place_in_context,
+    teacher_messages,
+    teacher_prompt,
+)
 from gateway.policy import schema
 from gateway.policy.projections import PROJECTIONS, Exemplar, Shipped
+from gateway.protocol import parse_chat, parse_text_completion
 
 CUTOFF, CONCISE, HINT = (PROJECTIONS[name] for name in ("cutoff", "concise", "hint"))
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -215,6 +222,17 @@ def test_the_student_is_shown_neither() -> None:
 def test_a_raw_prompt_has_no_turns() -> None:
     projection = replace(CONCISE, system="Be terse.", exemplars=SHOWN)
     assert teacher_prompt(projection, "Q: Three?") == "Provide the answer in a brief manner: Q: Three?"
+
+
+def test_what_a_caller_is_told_it_sent_has_no_exemplars_in_it() -> None:
+    projection = replace(CUTOFF, exemplars=SHOWN)
+    chat = parse_chat(b'{"model": "chat", "messages": [{"role": "user", "content": "Three?"}]}')
+    added = len("One?1.Two?2.") + 4 * 16
+    assert added_bytes(projection, chat) == added
+    assert callers_part(projection, chat, chat.size_bytes + added) == chat.size_bytes
+    assert callers_part(CUTOFF, chat, 100) == 100
+    prompt = parse_text_completion(b'{"model": "chat", "prompt": "Q: Three?"}')
+    assert (added_bytes(projection, prompt), callers_part(projection, prompt, 100)) == (0, 100)
 
 
 def test_no_exemplar_is_in_what_a_projection_looks_like() -> None:
