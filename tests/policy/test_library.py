@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.policy.book import check_book
 from gateway.policy.exemplar_files import MAX_BYTES
+from gateway.policy.overrides import Wanted, as_asked
 from gateway.policy.pages import Pages
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
-from gateway.policy.projections import PRIMED, PROJECTIONS, Exemplar
+from gateway.policy.projections import HINT, PRIMED, PROJECTIONS, Exemplar
+from gateway.policy.schema import OverridesRule
 from tests.policy.test_book import book_of, folder, tenant, told
 
 if TYPE_CHECKING:
@@ -89,6 +92,27 @@ def test_a_projection_of_ones_own_goes_by_the_name_of_its_file(folder: Path) -> 
     assert plan.skip is not None
     assert (plan.skip.tokens, plan.skip.patterns[-1].text, len(plan.skip.patterns) > 5) == (9, "Hm+,", True)
     assert set(book_of(folder).projections) == {*PROJECTIONS, "plan"}
+
+
+def test_what_a_caller_changes_of_a_route_leaves_its_projection(folder: Path) -> None:
+    put(folder, "exemplars/it.yaml", TWO)
+    put(folder, "projections/plan.yaml", OWN)
+    guided(folder, "projection: plan")
+    (policy,) = book_of(folder).policies
+    longer = as_asked(
+        policy,
+        policy.routes[0].model_copy(update={"overrides": OverridesRule(guidance_tokens=80)}),
+        {"x-gkt-guidance-tokens": "70"},
+    )
+    assert (longer.guidance.tokens, longer.guidance.asks) == (70, policy.routes[0].guidance.asks)
+
+
+def test_an_operator_who_wants_the_routes_own_gets_its_exemplars(folder: Path) -> None:
+    put(folder, "exemplars/it.yaml", TWO)
+    guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
+    (policy,) = book_of(folder).policies
+    assert Wanted("guided", projection=PRIMED).of(policy.routes[0]).guidance.asks.exemplars == SHOWN
+    assert Wanted("guided", projection=HINT).of(policy.routes[0]).guidance.asks is HINT
 
 
 def test_a_policys_word_goes_before_the_projections(folder: Path) -> None:
@@ -236,8 +260,6 @@ def test_a_projection_with_a_mistake_is_told_of_once(folder: Path) -> None:
 
 def test_what_has_not_changed_is_the_same_policy(folder: Path) -> None:
     """Thousands are not compared because one file was touched."""
-    from gateway.policy.book import check_book
-
     put(folder, "exemplars/it.yaml", TWO)
     guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
     guided(folder, "projection: cutoff", "globex")
