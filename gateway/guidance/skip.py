@@ -28,7 +28,7 @@ _SENTENCE_END = re.compile(
 )
 # About what tokenizers make of a text: a word with the blank before it, its rest where it is long, a digit, a mark. The
 # next piece begins where it begins whatever follows, so a text can be counted as it comes.
-_PIECE = re.compile(r" ?(?:[A-Za-z]{1,10}|\d|[\u2e80-\U0003ffff]|[^\W\dA-Za-z_]{1,3}|[^\w\s]|_)|\s+")
+_PIECE = re.compile(r" ?(?:[A-Za-z]{1,10}|\d|[\u2e80-\U0003ffff]|[^\W\dA-Za-z_]{1,2}|[^\w\s]|_)|\s+")
 
 
 class GrowingSkip:

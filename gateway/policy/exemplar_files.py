@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 MAX_BYTES = 256_000
 """Of one file."""
 PROJECTIONS_FOLDER = "projections"
+_PLAIN_PLACE = re.compile(r"(\[\d+\])?(\.?[a-z_]{1,20}(\[\d+\])?)*")
+_ENTRY = re.compile(r"\[\d+\]")
+_FOUND_BY_YAML = ("not valid YAML: found", "not valid YAML: expected")
+_QUOTED = re.compile(r"'[^']*'")
 _ENDINGS = {".yaml", ".yml", ".json"}
 
 
@@ -103,4 +109,14 @@ def _kept(raw: bytes, digest: str, file: Path) -> _Kept:
                 (), f"holds {size} characters: a teacher would read them with each request; at most {MAX_CHARS}"
             )
         )
-    return _Kept(digest, () if mistakes else exemplars, tuple(in_file_order(mistakes)))
+    return _Kept(digest, () if mistakes else exemplars, tuple(in_file_order(map(without_content, mistakes))))
+
+
+def without_content(mistake: Mistake) -> Mistake:
+    """The same without words of the file that a slip has made a key or an alias of."""
+    place, message = mistake.field, mistake.message
+    if not _PLAIN_PLACE.fullmatch(place):
+        place = found[0] if (found := _ENTRY.match(place)) else ""
+    if message.startswith(_FOUND_BY_YAML):
+        message = _QUOTED.sub("'...'", message)
+    return replace(mistake, field=place, message=message)

@@ -7,7 +7,7 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.policy.exemplar_files import MAX_BYTES, PROJECTIONS_FOLDER, ExemplarFiles
+from gateway.policy.exemplar_files import MAX_BYTES, PROJECTIONS_FOLDER, ExemplarFiles, without_content
 from gateway.policy.projection_shapes import MAX_CHARS, ProjectionRule
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import LABEL
@@ -176,4 +176,4 @@ def _parsed(raw: bytes, digest: str, file: Path) -> _Kept:
             mistakes.append(source.mistake((), "is empty: say what is asked of the teacher, like instruction"))
         rule, wrong = source.check(ProjectionRule)
         mistakes = [*mistakes, *wrong]
-    return _Kept(digest, source, rule, tuple(in_file_order(mistakes)))
+    return _Kept(digest, source, rule, tuple(in_file_order(map(without_content, mistakes))))

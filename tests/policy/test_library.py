@@ -192,6 +192,31 @@ def test_a_mistake_in_exemplars_has_its_line(folder: Path, text: str, message: s
     assert message in line
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- The canary sings: at dawn\n", ":1: [0]: unknown key; known here: question, answer"),
+        ("- {question: One?, answer: *canary }\n", ":1: not valid YAML: found undefined alias '...'"),
+        ("- {question: One?, answer: !canary '1.'}\n", ":1: [0].answer: YAML tags ('!...') have no meaning here"),
+        ("- question: One?\n  answer: no\n  The canary: 1\n  The canary: 2\n", ":4: [0]: set twice"),
+        ("- {question: One?, answer: [canary]}\n", ":1: [0].answer: must be text"),
+    ],
+)
+@pytest.mark.parametrize("projection", [False, True])
+def test_no_mistake_repeats_a_word_of_what_the_teacher_is_told(
+    folder: Path, text: str, message: str, *, projection: bool
+) -> None:
+    if projection:
+        put(folder, "projections/plan.yaml", "exemplars:\n" + text)
+        guided(folder, "projection: plan")
+    else:
+        put(folder, "exemplars/it.yaml", text)
+        guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
+    lines = told(folder)
+    assert "canary" not in str(lines)
+    assert projection or any(message in line for line in lines)
+
+
 def test_a_bad_file_that_many_name_is_told_of_once(folder: Path) -> None:
     put(folder, "exemplars/it.yaml", "- {question: One?}\n")
     for name in ("acme", "globex"):
