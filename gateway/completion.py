@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gateway.finishing import RESTARTED
 from gateway.guarding import heard_for
+from gateway.guidance.projection import callers_part
 from gateway.ledger.draft import Draft
 from gateway.ledger.verdict import Allowance
 from gateway.opening import UNGUIDED
@@ -113,7 +114,7 @@ class Completions:
                 reply = await self._finisher.complete(plan, asked, opening, draft)
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft, shown=plan.show_cost)
-            usage = _caller_usage(plan, draft, receipt)
+            usage = _caller_usage(plan, asked, draft, receipt)
             body = head.completion(reply["choices"], usage) | passed_on(reply)
             if draft.content is not None:
                 draft.content.hear([body])
@@ -153,7 +154,7 @@ class Completions:
             if asked.wants_usage:
                 receipt = await self._ledger.close(draft, shown=plan.show_cost)
                 facts = receipt.facts(show_cost=plan.show_cost)
-                yield [relay.usage_chunk(_caller_usage(plan, draft, receipt), facts)]
+                yield [relay.usage_chunk(_caller_usage(plan, asked, draft, receipt), facts)]
             self._cast(draft, asked, visit.caller, heard)
 
     async def _chunks(
@@ -208,14 +209,15 @@ def _whole_reply(opening: Opening) -> Json:
     return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": opening.whole}]}
 
 
-def _caller_usage(plan: Plan, draft: Draft, receipt: Receipt) -> Json:
+def _caller_usage(plan: Plan, asked: CompletionRequest, draft: Draft, receipt: Receipt) -> Json:
     """OpenAI's usage as the caller sees the answer: their prompt, and all of the answer, whoever wrote it.
 
-    The finisher counts the guidance as part of its prompt; the caller did not send it.
+    The finisher counts the guidance as part of its prompt, and a teacher its exemplars; the caller did not send them.
     """
     finisher = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
     if finisher is None:
         read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
+        read = callers_part(plan.guidance.projection, asked, read) if plan.guidance is not None else read
         return usage_body(read, draft.kept_tokens)
     read = max(0, finisher.input_tokens - draft.kept_tokens)
     return usage_body(read, draft.shown_tokens + finisher.output_tokens, min(read, finisher.cached_input_tokens))

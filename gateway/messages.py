@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+RULES = frozenset({"system", "developer"})
+"""The roles of messages that rule a chat; they stand before its turns."""
+
 
 def with_text(
     messages: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "", gap: str = "\n\n"
@@ -22,6 +25,22 @@ def with_text(
             message["content"] = _content_with(message.get("content"), before, after, gap)
             return copies
     copies.append({"role": "user", "content": before or after})
+    return copies
+
+
+def with_system(messages: Sequence[Mapping[str, Any]], text: str) -> list[dict[str, Any]]:
+    """The chat with text before that of the system message it begins with, an empty line between.
+
+    A chat that begins otherwise gets a system message: many templates take one alone, and only at the beginning.
+    """
+    copies = [dict(message) for message in messages]
+    if not copies or copies[0].get("role") not in RULES:
+        return [{"role": "system", "content": text}, *copies]
+    content = copies[0].get("content")
+    if isinstance(content, list | tuple):
+        copies[0]["content"] = [{"type": "text", "text": text}, *content]
+    else:
+        copies[0]["content"] = f"{text}\n\n{content}" if content else text
     return copies
 
 

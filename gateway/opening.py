@@ -29,9 +29,8 @@ from gateway.errors import (
     TicketUnreadable,
 )
 from gateway.guidance.ending import open_to_end
-from gateway.guidance.growing import GrowingTrim
-from gateway.guidance.projection import teacher_messages, teacher_prompt
-from gateway.guidance.trim import trim
+from gateway.guidance.keep import GrowingKeep, keep
+from gateway.guidance.projection import added_bytes, teacher_messages, teacher_prompt
 from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.receipt import BatchFacts
 from gateway.ledger.worst_case import TEACHER_RETRIES
@@ -82,8 +81,8 @@ UNGUIDED = Opening()
 class _Heard:
     """What a teacher was heard to write while its caller listens, and of that what may be shown already."""
 
-    def __init__(self, trim: GrowingTrim, *, keeps_lead: bool) -> None:
-        self.trim = trim
+    def __init__(self, keep: GrowingKeep, *, keeps_lead: bool) -> None:
+        self.keep = keep
         self._keeps_lead = keeps_lead
         self.told = StringIO()
         self.tokens = 0  # an engine tells of one token at a time, or of a few
@@ -97,7 +96,7 @@ class _Heard:
             return
         self.told.write(piece)
         self.tokens += 1
-        if more := self.trim.feed(piece):
+        if more := self.keep.feed(piece):
             if self._keeps_lead and not self.shown:
                 more = _lead(self.told.getvalue()) + more
             self.shown += more
@@ -127,8 +126,10 @@ class Guide:
         if guidance is None or not guidance.stream:
             yield await self.open(plan, asked, draft)
             return
+        skip = guidance.projection.skip
         heard = _Heard(
-            GrowingTrim(boundary=guidance.boundary, stop=asked.stop), keeps_lead=isinstance(asked, TextRequest)
+            GrowingKeep(skip, guidance.tokens, boundary=guidance.boundary, stop=asked.stop),
+            keeps_lead=isinstance(asked, TextRequest),
         )
         # A task of its own: its deadline may not end the caller's work on what was shown.
         opening = self._tasks.spawn("opening", self._open_or_error(plan, asked, draft, heard))
@@ -192,7 +193,7 @@ class Guide:
                 draft.teacher = None
             return self._without(plan, guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
         opening = opened(plan, guidance, asked, draft, reply, heard)
-        return opening if opening is not None else self._without(plan, guidance, draft, "guidance_empty", None)
+        return opening if isinstance(opening, Opening) else self._without(plan, guidance, draft, opening, None)
 
     async def _ask(
         self,
@@ -208,7 +209,7 @@ class Guide:
         ticket = Ticket(
             draft.id,
             tenant=guidance.tenant,
-            prompt_tokens=max(1, asked.size_bytes // _BYTES_PER_TOKEN),
+            prompt_tokens=max(1, (asked.size_bytes + added_bytes(guidance.projection, asked)) // _BYTES_PER_TOKEN),
             max_wait_s=guidance.max_wait_s,
             deadline_s=guidance.deadline_s,
             weight=guidance.weight,
@@ -220,7 +221,7 @@ class Guide:
             draft.granted = time.perf_counter()
             draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until it has answered, nobody knows how much of this it wrote.
-            draft.teacher = Call(guidance.teacher, read_by(request), lost_tokens=guidance.tokens)
+            draft.teacher = Call(guidance.teacher, read_by(request), lost_tokens=guidance.asked_tokens)
 
         # What a projection drops of the beginning is asked for beyond m.
         least = request.max_tokens - guidance.tokens + (plan.length.least if plan.length is not None else 0)
@@ -271,7 +272,11 @@ class Guide:
             return self._cut_short(plan, guidance, draft, reason, heard)
         draft.unguided = reason
         if guidance.required and isinstance(cause, EngineRejected) and cause.blames_request:
-            raise InvalidRequest(cause.message) from cause
+            # An engine may quote what it read, and of that a part is not the caller's.
+            quoted = bool(guidance.projection.shown)
+            raise InvalidRequest(
+                "This route's teacher cannot take the request." if quoted else cause.message
+            ) from cause
         if guidance.required:
             raise GuidanceUnavailable(
                 f"The teacher gave no guidance ({reason}), and this route's policy wants no answer without it.",
@@ -286,7 +291,7 @@ class Guide:
         tokens = max(1, round(heard.tokens * len(heard.shown) / len(told)))
         if draft.teacher is not None:
             draft.teacher.text.write(told)
-            draft.teacher.lost_tokens = max(0, guidance.tokens - heard.tokens)
+            draft.teacher.lost_tokens = max(0, guidance.asked_tokens - heard.tokens)
         draft.kept_tokens = tokens
         draft.opening = heard.shown
         draft.cut_short = reason
@@ -299,7 +304,7 @@ def opening_request(guidance: GuidancePlan, asked: CompletionRequest) -> Opening
     """What the teacher is asked."""
     projection = guidance.projection
     return OpeningRequest(
-        max_tokens=guidance.tokens,
+        max_tokens=guidance.asked_tokens,
         **_read_by_teacher(projection, asked),
         temperature=guidance.temperature,
         top_p=guidance.top_p,
@@ -316,20 +321,22 @@ def opened(
     draft: Draft,
     reply: OpeningReply,
     heard: _Heard | None = None,
-) -> Opening | None:
-    """What a teacher's reply opens the answer with, written down in the draft; None where nothing of it is left."""
+) -> Opening | str:
+    """What a teacher's reply opens the answer with, written down in the draft; why, where nothing of it is left."""
     may_finish = guidance.projection.teacher_may_finish and guidance.may_answer
     shown = guidance.placement == "prefix"
     cut = reply.finish == "length"
     if heard is not None and heard.tokens:
-        trimmed = heard.trim.finish(cut=cut)
+        found = heard.keep.finish(cut=cut)
     else:
-        stop = asked.stop if may_finish or shown else ()
-        trimmed = trim(reply.text[: reply.ends_at], cut=cut, stop=stop, boundary=guidance.boundary)
+        stop, skip = asked.stop if may_finish or shown else (), guidance.projection.skip
+        text = reply.text[: reply.ends_at]
+        found = keep(text, skip, guidance.tokens, cut=cut, stop=stop, boundary=guidance.boundary)
+    trimmed = found.trimmed
     if not trimmed.text:
-        return None
+        return "guidance_boilerplate" if found.skipped else "guidance_empty"
     tokens = _kept_tokens(reply, trimmed.text)
-    ended = not cut and not trimmed.dropped
+    ended = not found.cut and not trimmed.dropped
     whole: str | None = None
     if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
         whole = "stop"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from stat import S_ISFIFO
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -188,6 +189,20 @@ def read(path: Path, of: type[dict[str, Any]] | type[list[Any]] = dict) -> tuple
 def unreadable(path: Path, error: OSError) -> Mistake:
     """What to say of a file that the system does not give out."""
     return Mistake(shown(path), 0, 0, "", f"cannot be read: {(error.strerror or str(error)).lower()}")
+
+
+def contents(path: Path, most_bytes: int | None = None) -> bytes | Mistake:
+    """What stands in the file, or why it cannot be read: for one thing, because it is larger than it may be."""
+    try:
+        if S_ISFIFO(path.stat().st_mode):  # it would be waited for, for ever
+            return Mistake(shown(path), 0, 0, "", "is a pipe, not a file")
+        if most_bytes is None:
+            return path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(most_bytes + 1)
+    except OSError as error:
+        return unreadable(path, error)
+    return raw if len(raw) <= most_bytes else Mistake(shown(path), 0, 0, "", f"has more than {most_bytes} bytes")
 
 
 def parse(

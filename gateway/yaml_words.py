@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -108,6 +108,8 @@ def shape_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
     """The model that stands at `loc` under `model`: whose field names an unknown key there is compared with."""
     current: Any = model
     for step in loc:
+        if isinstance(current, type) and issubclass(current, RootModel):
+            current = _bare(current.model_fields["root"].annotation)
         if isinstance(step, int):
             current = _bare(get_args(current)[0]) if get_origin(current) in {tuple, list} else None
         elif isinstance(current, type) and issubclass(current, BaseModel):

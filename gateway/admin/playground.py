@@ -81,7 +81,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         int(time.time()),
         request[STARTED],
         NO_HEADERS,
-        wanted=wish.wanted(request.app[LEASE_S]),
+        wanted=wish.wanted(request.app[LEASE_S], request.app[POLICIES].book.projections),
     )
     parts = request.app[COMPLETIONS].stream(visit, asked, MarkedRelay)
     with reads(request) as reading, _Presence(request):

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 from pydantic import Field, ValidationInfo, field_validator
 
+from gateway.admin.bodies import meant
+from gateway.errors import InvalidRequest
 from gateway.policy.overrides import Wanted
+from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import (
     MAX_GUIDANCE_TOKENS,
     AskedMode,
     Label,
     Placement,
-    Projection,
 )
 from gateway.protocol import MAX_TOKENS, ChatRequest, parse_chat
 from gateway.units import Name, Number, Whole, Wrong
 from gateway.yaml_source import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.policy.projections import Projection
 
 _MOST_SEED = 2**63 - 1
 
@@ -26,7 +33,7 @@ class WantedGuidance(Shape):
     """How the teacher is to open the answer; what is left out is as the route has it."""
 
     tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] | None = None
-    projection: Projection | None = None
+    projection: Label | None = None
     placement: Placement | None = None
 
 
@@ -59,10 +66,17 @@ class Run(Shape):
             raise Wrong("system goes with a prompt: put it into messages")
         return prompt
 
-    def wanted(self, lease_s: float) -> Wanted:
-        """What is wanted of the route; `lease_s` is how long a permit of the teacher's holds."""
-        guidance = self.guidance
-        return Wanted(self.mode, guidance.tokens, guidance.projection, guidance.placement, lease_s)
+    def wanted(self, lease_s: float, projections: Mapping[str, Projection] = PROJECTIONS) -> Wanted:
+        """What is wanted of the route; `lease_s` is how long a permit of the teacher's holds.
+
+        Raises InvalidRequest where there is no projection of that name.
+        """
+        guidance, name = self.guidance, self.guidance.projection
+        if name is not None and name not in projections:
+            message = f"There is no projection '{name}'.{meant(name, list(projections))}"
+            raise InvalidRequest(message, param="guidance.projection")
+        projection = projections[name] if name is not None else None
+        return Wanted(self.mode, guidance.tokens, projection, guidance.placement, lease_s)
 
     def chat(self) -> ChatRequest:
         """The question as a caller would put it. Raises InvalidRequest, which names the field."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from gateway.policy.overrides import modes_of
-from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode, Placement
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def options_shown(book: PolicyBook, engines: list[dict[str, Any]], base_url: str
         "object": "playground.options",
         "base_url": base_url,
         "modes": list(MODES),
-        "projections": [{"name": one.name, "placement": one.default_placement} for one in PROJECTIONS.values()],
+        "projections": [{"name": one.name, "placement": one.default_placement} for one in book.projections.values()],
         "placements": list(get_args(Placement)),
         "max_guidance_tokens": MAX_GUIDANCE_TOKENS,
         "engines": engines,

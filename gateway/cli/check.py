@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import typer
 
 from gateway.archive_address import is_postgres
+from gateway.ledger.estimate import TOKENS_PER_MESSAGE
 from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.book import check_all, near_misses
 from gateway.policy.overrides import modes_of
@@ -29,6 +30,7 @@ DEVELOPMENT_KEY = "gk-dev"
 """The key that policies/default.yaml is delivered with. Everybody knows it."""
 _OTEL = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
 _POSTGRES = ("psycopg",)
+_BYTES_PER_TOKEN = 4
 
 
 def check(
@@ -79,6 +81,8 @@ def check(
     warnings = list(warnings_of(settings, book))
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
+    for note in notes_of(book):
+        typer.echo(f"note: {note}")
     counts = (
         _count(len(settings.models), "model"),
         _count(len(book.policies), "tenant"),
@@ -87,6 +91,29 @@ def check(
         _count(len(warnings), "warning"),
     )
     typer.echo(f"ok: {', '.join(counts)}")
+
+
+def notes_of(book: PolicyBook) -> Iterator[str]:
+    """What the teacher reads beside what callers send: once for each projection that routes use, and its exemplars."""
+    rules = (
+        route.guidance for policy in book.policies for route in policy.routes if policy.most_guidance_tokens(route)
+    )
+    used = {(rule.asks.name, rule.exemplars): rule.asks for rule in rules}
+    for (name, file), projection in sorted(used.items(), key=str):
+        if projection.turns:
+            tokens = projection.shown_bytes // _BYTES_PER_TOKEN + TOKENS_PER_MESSAGE * projection.turns
+            count = _count(len(projection.exemplars), "exemplar")
+            parts = [f"{count} of {file}" if file else count] if projection.exemplars else []
+            parts += ["a system text"] if projection.system else []
+            yield (
+                f"projection {name}: the teacher reads {' and '.join(parts)}, about {tokens} tokens, with each "
+                "request that it guides; the receipt counts them all"
+            )
+        if projection.skip is not None:
+            yield (
+                f"projection {name}: the teacher is asked for {projection.skip.tokens} tokens more than "
+                "guidance.tokens, since what it skips is not kept; the receipt counts them all"
+            )
 
 
 def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
@@ -147,7 +174,10 @@ def _is_installed(module: str) -> bool:
 def _folder_doubts(folder: Path, book: PolicyBook) -> Iterator[str]:
     if not any(policy.keys for policy in book.policies):
         yield f"{shown(folder)}: no file holds a key: nobody can call until `gkt-gateway keys create` has made one"
+    exemplars = {route.guidance.exemplars for policy in book.policies for route in policy.routes}
     for file in near_misses(folder):
+        if file.name in exemplars:
+            continue
         yield f"{shown(file)}: not read: rename it to end in .yaml"
 
 

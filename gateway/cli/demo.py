@@ -24,7 +24,8 @@ from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
 from gateway.logs import set_up_logs
 from gateway.policy.book import PolicyBook
-from gateway.policy.schema import GuidanceRule, Projection, TenantPolicy
+from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
+from gateway.policy.schema import GuidanceRule, TenantPolicy
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
 STUDENT = "qwen2.5-coder-0.5b-instruct"
@@ -44,7 +45,7 @@ _MODELS = f"{', '.join(weights.CATALOGUE)}, or the path of a .gguf file."
 def demo(
     ask: Annotated[str | None, typer.Option(help="Ask this one question, print the answer, and leave.")] = None,
     tokens: Annotated[int, typer.Option(min=1, max=_MOST_TOKENS, help="How many tokens the teacher writes (m).")] = 40,
-    projection: Annotated[Projection, typer.Option(help="How the teacher is asked.")] = "cutoff",
+    projection: Annotated[Shipped, typer.Option(help="How the teacher is asked.")] = "cutoff",
     teacher: Annotated[str, typer.Option(help=_MODELS)] = TEACHER,
     student: Annotated[str, typer.Option(help=_MODELS)] = STUDENT,
     port: Annotated[
@@ -72,7 +73,7 @@ class _Setup:
     teacher: str
     student: str
     tokens: int
-    projection: Projection
+    projection: Shipped
     port: int
     admin_key: str = field(default_factory=lambda: secrets.token_urlsafe(12), repr=False)
 

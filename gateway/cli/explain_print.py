@@ -143,7 +143,7 @@ def _quality_rows(quality: QualityPlan) -> Iterator[tuple[str, ...]]:
 def _guidance(guidance: GuidancePlan) -> str:
     otherwise = "503" if guidance.required else "the student answers alone"
     return (
-        f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {guidance.projection.name}, placement "
+        f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {_projection(guidance)}, placement "
         f"{guidance.placement}, within {guidance.deadline_s:g}s, else {otherwise}"
     )
 
@@ -156,6 +156,14 @@ def _length(chosen: Choice) -> str:
     if chosen.probe is not None and chosen.tokens:
         said.append(f"none where the student is {chosen.probe.confident:g} sure of its first token")
     return ", ".join(said)
+
+
+def _projection(guidance: GuidancePlan) -> str:
+    projection = guidance.projection
+    exemplars = f"{len(projection.exemplars)} exemplars" if projection.exemplars else ""
+    skips = f"{projection.skip_tokens} tokens more to skip" if projection.skip is not None else ""
+    said = ", ".join(filter(None, (exemplars, skips)))
+    return f"{projection.name} ({said})" if said else projection.name
 
 
 def _finishers(plan: Plan, route: Route) -> str:

@@ -1,4 +1,4 @@
-"""`gkt-gateway schema`: what config.yaml and policy files may say, as JSON Schema, for editors."""
+"""`gkt-gateway schema`: what config.yaml, policy files and projections may say, as JSON Schema, for editors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ class Which(StrEnum):
 
     CONFIG = "config"
     POLICY = "policy"
+    PROJECTION = "projection"
 
 
 def schema(
-    which: Annotated[Which, typer.Argument(help="**config**: of config.yaml. **policy**: of the files in policies/.")],
+    which: Annotated[
+        Which,
+        typer.Argument(
+            help="**config**: of config.yaml. **policy**: of the files in policies/. **projection**: of those in "
+            "policies/projections/."
+        ),
+    ],
 ) -> None:
     """Print a JSON Schema, with which editors complete and check what you write.
 

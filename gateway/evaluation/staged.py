@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation
 from gateway.ledger.draft import Call, Draft
-from gateway.opening import UNGUIDED, opened, opening_request, read_by
+from gateway.opening import UNGUIDED, Opening, opened, opening_request, read_by
 from gateway.policy.projections import CUTOFF
 from gateway.policy.resolve import Look
 
@@ -107,9 +107,10 @@ async def answer(
             draft.asked = draft.granted = draft.guided = started
             draft.teacher = Call(TEACHER, read_by(request), reply.usage, StringIO(reply.text))
             found = opened(plan, plan.guidance, asked, draft, reply)
-            if found is None:
-                draft.unguided = "guidance_empty"
-            opening = found or UNGUIDED
+            if isinstance(found, Opening):
+                opening = found
+            else:
+                draft.unguided = found
         else:
             draft.unguided = plan.unguided
         if opening.whole is not None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.messages import with_text
+from gateway.messages import RULES, with_system, with_text
 from gateway.policy.projections import SLOT
+from gateway.protocol import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.policy.projections import Projection
+    from gateway.protocol import CallerRequest
 
-# Messages that rule a chat; they stand before its turns.
-_RULES = frozenset({"system", "developer"})
+# What a template writes around a turn has about four tokens.
+_BYTES_PER_TURN = 16
 
 
 def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -21,15 +23,20 @@ def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any
 
     messages: OpenAI chat messages; content is text or a list of parts. The instruction goes before the text of the
     last user message, a blank between; into its first text part, or a new one before parts without text. A chat
-    without a user message gets one. Exemplars stand behind the system messages that it begins with. The input is not
-    changed; untouched values are shared with the result.
+    without a user message gets one. Its system text goes before that of the system message that the chat begins with,
+    or into a new one; exemplars stand behind the system messages that it begins with, and nowhere in a chat that has
+    nothing else. The input is not changed; untouched values are shared with the result.
     """
     asked = [dict(message) for message in messages]
     if projection.instruction is not None:
         asked = with_text(asked, before=projection.instruction)
+    if projection.system is not None:
+        asked = with_system(asked, projection.system)
     if not projection.exemplars:
         return asked
-    begin = next((at for at, message in enumerate(asked) if message.get("role") not in _RULES), len(asked))
+    begin = next((at for at, message in enumerate(asked) if message.get("role") not in RULES), None)
+    if begin is None:
+        return asked  # it would end with an answer
     shown = [
         {"role": role, "content": text}
         for one in projection.exemplars
@@ -65,11 +72,25 @@ def place_in_input(messages: Sequence[Mapping[str, Any]], guidance: str) -> list
     return with_text(messages, after=guidance, gap="\n")
 
 
+def added_bytes(projection: Projection, asked: CallerRequest) -> int:
+    """How much longer the teacher's prompt is than the caller's: what was added, and a template's words around it."""
+    if isinstance(asked, TextRequest):
+        return len((projection.instruction or "").encode())
+    return projection.shown_bytes + _BYTES_PER_TURN * projection.turns
+
+
+def callers_part(projection: Projection, asked: CallerRequest, read_tokens: int) -> int:
+    """Of what the teacher read, about what the caller sent: by size, for nobody counted the two apart."""
+    if isinstance(asked, TextRequest) or not projection.turns:
+        return read_tokens
+    return round(read_tokens * asked.size_bytes / (asked.size_bytes + added_bytes(projection, asked)))
+
+
 def teacher_prompt(projection: Projection, prompt: str) -> str:
     """The raw prompt to put to the teacher: the caller's, behind the projection's instruction.
 
     Where in it the question stands is the caller's secret: the instruction goes before all of it, a blank between.
-    Exemplars have no part in it: how this caller tells a question from an answer is not known.
+    Exemplars and a system text have no part in it: how this caller tells a question from an answer is not known.
     """
     return f"{projection.instruction} {prompt}" if projection.instruction is not None else prompt
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from gateway.ledger.bounds import Extent, off_recounted, off_template, off_tokens
 from gateway.ledger.estimate import TOKENS_PER_MESSAGE, count_messages, count_text, counts, texts_of
+from gateway.messages import RULES
 from gateway.pricing import baseline_usd, cost_usd, quantized
 
 if TYPE_CHECKING:
@@ -62,8 +63,16 @@ def baseline(
     # A count beats an estimate, whoever counted.
     read = own if own is not None and (student is None or not own.estimated) else student or shares[0]
     prompt = _prompt(draft, read, teacher, tokenizer)
+    turns = _added_turns(draft, draft.teacher) if own is not None and own is teacher else 0
+    if turns and read is own and student is not None and not student.estimated:
+        # Who read exemplars as well tells less of a short prompt than who did not.
+        other = _prompt(draft, student, teacher, tokenizer)
+        read, prompt = (student, other) if other.off < prompt.off else (read, prompt)
     answer = _answer(draft, teacher, student, tokenizer)
     cached = own.cached_input_tokens if own is not None and own is read else 0
+    if turns and own is not None:
+        # They stand before the caller's words, so they were in the cache first.
+        cached = max(0, cached - max(0, own.input_tokens - prompt.tokens))
     return Baseline(
         quantized(baseline_usd(price, prompt.tokens, answer.tokens, cached)),
         quantized(cost_usd(price, prompt.off, answer.off)),
@@ -77,23 +86,26 @@ def _prompt(draft: Draft, read: EngineShare, teacher: EngineShare | None, tokeni
     assert call is not None, "a share is of a call"
     own = read.model == draft.plan.baseline and not read.estimated
     added = _added(draft, call)
-    # The guidance was counted by who wrote it; other text that was added is ours, and English.
+    # The guidance was counted by who wrote it; other text that was added is ours, and most likely English.
     guidance = draft.kept_tokens if call is draft.student else 0
     if own and not added and not guidance:
         return Counted(read.input_tokens)
-    ours = max(0, len(added) - (len(draft.opening) if guidance else 0)) // _BYTES_PER_TOKEN
+    turns = TOKENS_PER_MESSAGE * _added_turns(draft, call)
+    size = Extent.of([added]).size_bytes - (Extent.of([draft.opening]).size_bytes if guidance else 0)
+    ours = max(0, size) // _BYTES_PER_TOKEN + turns
     prompt = max(0, read.input_tokens - guidance - ours)
     extent = Extent.of(text for message in call.messages for text in texts_of(message))
     if own:
-        said = Counted(prompt, off_tokens(guidance + ours, Extent.of([added])), "estimate")
+        said = Counted(prompt, off_tokens(guidance + ours, Extent.of([added])) + turns, "estimate")
     else:
         template = off_template(len(call.messages), TOKENS_PER_MESSAGE)
-        said = Counted(prompt, off_tokens(prompt, extent) + template, "estimate")
+        shown = off_tokens(ours, Extent.of([added])) if turns else 0
+        said = Counted(prompt, off_tokens(prompt, extent) + shown + template, "estimate")
     if tokenizer is None or read.estimated or not counts(tokenizer, extent.chars):
         return said
-    less = count_text(tokenizer, added) + (TOKENS_PER_MESSAGE if draft.shown_tokens and guidance else 0)
+    less = count_text(tokenizer, added) + turns + (TOKENS_PER_MESSAGE if draft.shown_tokens and guidance else 0)
     if own:
-        return Counted(max(0, read.input_tokens - less), off_recounted(less), "tokenizer")
+        return Counted(max(0, read.input_tokens - less), off_recounted(less) + turns, "tokenizer")
     counted = max(0, count_messages(tokenizer, call.messages) - less)
     # An engine that read much more than the words read tools or images as well, which are not counted here.
     return said if abs(counted - said.tokens) > said.off else Counted(counted, template, "tokenizer")
@@ -106,11 +118,27 @@ def _added(draft: Draft, call: Call) -> str:
         return ""
     projection = guidance.projection
     if call is draft.teacher:
-        shown = (text for one in projection.exemplars for text in (one.question, one.answer))
-        return "\n".join(filter(None, (projection.instruction, *shown)))
+        return "\n".join(projection.shown if _holds_turns(draft, call) else filter(None, (projection.instruction,)))
     if draft.kept_tokens and draft.placement == "context":
         return projection.introduction.replace("{guidance}", draft.opening)
     return draft.opening
+
+
+def _added_turns(draft: Draft, call: Call | None) -> int:
+    """The messages among the call's that the caller did not send. A system text may have joined the caller's own."""
+    guidance = draft.plan.guidance
+    if guidance is None or call is None or call is not draft.teacher or not _holds_turns(draft, call):
+        return 0
+    system = guidance.projection.system
+    return guidance.projection.turns - (system is not None and call.messages[0].get("content") != system)
+
+
+def _holds_turns(draft: Draft, call: Call) -> bool:
+    """Whether the projection's turns are in a teacher's prompt: not in a raw one, which is put down as one message."""
+    assert draft.plan.guidance is not None, "a teacher was asked for guidance"
+    projection = draft.plan.guidance.projection
+    rules = projection.system is None or call.messages[0].get("role") in RULES
+    return rules and len(call.messages) > 2 * len(projection.exemplars)
 
 
 def _answer(draft: Draft, teacher: EngineShare | None, student: EngineShare | None, tokenizer: str | None) -> Counted:

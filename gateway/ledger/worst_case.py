@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.guidance.projection import added_bytes
 from gateway.ledger.receipt import EngineShare
 from gateway.pricing import total_usd
 
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 _QUANTUM = Decimal("1E-12")
 # English has about four bytes to a token, and the JSON around the words is counted with them.
 _BYTES_PER_TOKEN = 4
-# No tokenizer of today makes more than one token of a byte. A chat template adds some of its own, and a projection its
-# instruction.
+# No tokenizer of today makes more than one token of a byte. A chat template adds some of its own, and guidance as
+# context an introduction: an ordinary one is in this.
 _AROUND_A_PROMPT_TOKENS = 512
+_ORDINARY_INTRODUCTION_BYTES = 256
 # A picture that is named by its address: what the hungriest model of today makes of one.
 _TOKENS_PER_PART = 16_384
 # The student's tokens for one of the teacher's: their vocabularies differ.
@@ -69,9 +71,11 @@ def worst_case(plan: Plan, asked: CallerRequest, prices: Mapping[str, Price]) ->
     more: list[EngineShare] = []
     opened = 0
     if guidance is not None:
-        teacher = _share(guidance.teacher, read, guidance.tokens, prices)
-        likely += likely_read + 2 * guidance.tokens
-        opened = guidance.tokens * _FOR_ONE_TOKEN
+        added = added_bytes(guidance.projection, asked)
+        teacher = _share(guidance.teacher, read + added, guidance.asked_tokens, prices)
+        likely += likely_read + added // _BYTES_PER_TOKEN + guidance.asked_tokens + guidance.tokens
+        introduction = len(guidance.projection.introduction.encode())
+        opened = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
         more += _times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher)
         if plan.length is not None and plan.length.probe is not None:
             more.append(_share(plan.finisher, read, 1, prices))

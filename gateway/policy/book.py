@@ -11,6 +11,7 @@ from gateway.config import check_settings, lease_s_of
 from gateway.errors import ConfigError
 from gateway.policy.conditions import When
 from gateway.policy.pages import Pages
+from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import GuidanceRule, KeyEntry, TenantPolicy
 from gateway.yaml_source import Mistake, Source, in_file_order, shown
 from gateway.yaml_words import nearest
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.config import Settings
+    from gateway.policy.projections import Projection
 
 
 class Caller(NamedTuple):
@@ -36,21 +38,22 @@ class Caller(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PolicyBook:
-    """Every policy. Immutable: a reload makes a new book."""
+    """Every policy, and the projections that they may name. Immutable: a reload makes a new book."""
 
     policies: tuple[TenantPolicy, ...]
+    projections: Mapping[str, Projection] = field(repr=False)
     _callers: Mapping[str, Caller] = field(repr=False)
     _of_tenant: Mapping[str, TenantPolicy] = field(repr=False)
 
     @classmethod
-    def of(cls, policies: Iterable[TenantPolicy]) -> PolicyBook:
+    def of(cls, policies: Iterable[TenantPolicy], projections: Mapping[str, Projection] = PROJECTIONS) -> PolicyBook:
         """A book of policies that are known to agree with each other. First match wins."""
         policies = tuple(policies)
         callers: dict[str, Caller] = {}
         for policy in policies:
             for key in policy.keys:
                 callers.setdefault(key.sha256, Caller(policy, key))
-        return cls(policies, callers, {policy.tenant: policy for policy in policies})
+        return cls(policies, projections, callers, {policy.tenant: policy for policy in policies})
 
     def tenant_of_key(self, token: str) -> Caller | None:
         """Whose key this is, of those in the files; None if nobody's."""
@@ -108,7 +111,7 @@ def check_book(
     protocols: Mapping[str, str] = MappingProxyType({}),
     pages: Pages | None = None,
 ) -> tuple[PolicyBook | None, list[Mistake]]:
-    """Every *.yaml in `folder`, one tenant each.
+    """Every *.yaml in `folder`, one tenant each, and the projections and exemplars in the folders below it.
 
     Args:
         known_models: the names of config.yaml. None: it does not tell, so do not ask.
@@ -125,7 +128,8 @@ def check_book(
     mistakes = [
         Mistake(shown(file), 0, 0, "", "not read: rename it to end in .yaml") for file in files if file.suffix == ".yml"
     ]
-    book_so_far = _Together()
+    library, book_so_far = pages.library, _Together()
+    mistakes += library.read(folder)
     policies: list[TenantPolicy] = []
     for file in files:
         if file.suffix != ".yaml":
@@ -133,15 +137,16 @@ def check_book(
         page = pages.read(file)
         found, source = list(page.mistakes), page.source
         if source is not None:
-            found += [*book_so_far.check(source), *_routes(source, known_models)]
+            found += [*book_so_far.check(source), *_routes(source, known_models), *library.check(source)]
             found += [*_past_the_lease(source, lease_s), *_without_embeddings(source, protocols)]
             if page.policy is not None:
-                policies.append(page.policy)
+                policies.append(library.bind(file, page.policy, source))
         mistakes += in_file_order(found)
     pages.keep_only(file for file in files if file.suffix == ".yaml")
+    library.close(frozenset(file.name for file in files))
     if not mistakes and not policies:
         mistakes.append(Mistake(shown(folder), 0, 0, "", "no policy: add a file that ends in .yaml"))
-    return (None if mistakes else PolicyBook.of(policies)), mistakes
+    return (None if mistakes else PolicyBook.of(policies, library.projections)), mistakes
 
 
 def near_misses(folder: Path) -> list[Path]:

@@ -49,7 +49,8 @@ class Pattern:
         return self.compiled.search(text) is not None
 
 
-def _pattern(value: object) -> Pattern:
+def to_pattern(value: object) -> Pattern:
+    """A regular expression that is compiled. Raises Wrong, which says what RE2 cannot make of it."""
     if isinstance(value, Pattern):
         return value
     if not isinstance(value, str) or not value:
@@ -92,7 +93,7 @@ def _said_of(pattern: str, error: str) -> str:
 
 
 PatternText: TypeAlias = Annotated[
-    Pattern, BeforeValidator(_pattern, json_schema_input_type=Annotated[str, Field(min_length=1, max_length=1000)])
+    Pattern, BeforeValidator(to_pattern, json_schema_input_type=Annotated[str, Field(min_length=1, max_length=1000)])
 ]
 """A regular expression of RE2."""
 

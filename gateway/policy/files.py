@@ -12,6 +12,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from gateway.policy.book import check_all, check_book, load_all
+from gateway.policy.exemplar_files import PROJECTIONS_FOLDER
 from gateway.policy.pages import Pages
 from gateway.policy.policies import Edition
 
@@ -65,12 +66,9 @@ class PolicyFiles:
 
         It looks through symbolic links: a ConfigMap of Kubernetes is changed by turning one around.
         """
-        try:
-            with os.scandir(self._folder) as entries:
-                files = sorted(_stamp(entry) for entry in entries if _counts(entry.name))
-        except OSError as error:
-            files = [(type(error).__name__,)]
-        return (_stamp(self._config), *files)
+        named = [_stamp(self._folder / name) for name in self._pages.library.named]
+        own = _stamps(self._folder / PROJECTIONS_FOLDER)
+        return (_stamp(self._config), *_stamps(self._folder), "projections", *own, "exemplars", *named)
 
     def config_is_as_it_was(self) -> bool:
         """Whether config.yaml holds what the process was started with. Names that it refers to are not followed."""
@@ -95,6 +93,14 @@ def _digest(config: Path) -> str:
         return sha256(config.read_bytes()).hexdigest()
     except OSError:
         return ""
+
+
+def _stamps(folder: Path) -> list[tuple[object, ...]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(_stamp(entry) for entry in entries if _counts(entry.name))
+    except OSError as error:
+        return [(type(error).__name__,)]
 
 
 def _counts(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""JSON Schemas of config.yaml and of policy files, for editors: generated from what checks these files.
+"""JSON Schemas of config.yaml, of policy files and of projections, for editors: generated from what checks these files.
 
 They know every key, its type, bounds, default and meaning, as YAML spells them. What depends on two places at once
 (`gkt-gateway check` knows) they leave out. In one thing they are stricter: a key without a value is a mistake there.
@@ -16,6 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from gateway.allowances import Period
 from gateway.config import Settings
+from gateway.policy.projection_shapes import ProjectionRule
 from gateway.policy.schema import TenantPolicy
 from gateway.yaml_source import Shape
 
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import core_schema
 
-SHAPES: Mapping[str, type[Shape]] = {"config": Settings, "policy": TenantPolicy}
+SHAPES: Mapping[str, type[Shape]] = {"config": Settings, "policy": TenantPolicy, "projection": ProjectionRule}
 """What there is a schema of, by the name that `gkt-gateway schema` has for it."""
 
-_TITLES = {"config": "GKT Gateway: config.yaml", "policy": "GKT Gateway: a tenant's policy"}
+_TITLES = {
+    "config": "GKT Gateway: config.yaml",
+    "policy": "GKT Gateway: a tenant's policy",
+    "projection": "GKT Gateway: a projection",
+}
 # Draft 7 is what editors know best.
 _DIALECT = "http://json-schema.org/draft-07/schema#"
 _BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -53,7 +58,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def json_schema(name: str) -> dict[str, Any]:
-    """The schema of `config` or `policy`."""
+    """The schema of one of SHAPES."""
     shape = SHAPES[name]
     made = shape.model_json_schema(by_alias=True, mode="validation", schema_generator=_Generator)
     parts = {one.__name__: one for one in _shapes(Shape)}

@@ -11,7 +11,8 @@ from gateway.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.policy.schema import AskedMode, Placement, Projection, Route, TenantPolicy
+    from gateway.policy.projections import Projection
+    from gateway.policy.schema import AskedMode, Placement, Route, TenantPolicy
 
 MODE = "x-gkt-mode"
 TOKENS = "x-gkt-guidance-tokens"
@@ -24,6 +25,7 @@ class Wanted:
 
     Attributes:
         tokens: how long the opening may be.
+        projection: of the library; the route's own stays as its policy has it, exemplars and all.
         lease_s: no opening takes longer: a route that is never guided may say what would outlive its permit.
     """
 
@@ -40,10 +42,13 @@ class Wanted:
             raise InvalidRequest(
                 f"'{route.model}' cannot be answered in mode {self.mode}: its route names {lacks}.", param="mode"
             )
-        wanted = {"tokens": self.tokens, "projection": self.projection, "placement": self.placement}
+        wanted = {"tokens": self.tokens, "placement": self.placement}
         changed: dict[str, object] = {name: value for name, value in wanted.items() if value is not None}
         changed["deadline_s"] = min(route.guidance.deadline_s, self.lease_s)
-        return route.model_copy(update={"mode": self.mode, "guidance": route.guidance.model_copy(update=changed)})
+        guidance = route.guidance.model_copy(update=changed)
+        if self.projection is not None and self.projection.name != guidance.projection:
+            guidance = guidance.asking(self.projection)
+        return route.model_copy(update={"mode": self.mode, "guidance": guidance})
 
 
 def as_asked(policy: TenantPolicy, route: Route, headers: Mapping[str, str]) -> Route:

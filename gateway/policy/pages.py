@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from stat import S_ISFIFO
 from typing import TYPE_CHECKING
 
+from gateway.policy.library import Library
 from gateway.policy.schema import TenantPolicy
 from gateway.units import Origin
-from gateway.yaml_source import Mistake, in_file_order, parse, shown, unreadable
+from gateway.yaml_source import Mistake, contents, in_file_order, parse, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,21 +29,22 @@ class Page:
 
 
 class Pages:
-    """Reads policy files, and remembers those without a mistake: as many as the folder has."""
+    """Reads policy files, and remembers those without a mistake: as many as the folder has.
+
+    Attributes:
+        library: what stands beside them.
+    """
 
     def __init__(self) -> None:
+        self.library = Library()
         self._kept: dict[Path, Page] = {}
         self._digests: dict[Path, str] = {}
 
     def read(self, file: Path) -> Page:
         """The file as it is now. Blocks; never raises."""
-        try:
-            if S_ISFIFO(file.stat().st_mode):  # it would be waited for, for ever
-                pipe = Mistake(shown(file), 0, 0, "", "is a pipe, not a file")
-                return self._noted(file, Page("", None, None, (pipe,)))
-            raw = file.read_bytes()
-        except OSError as error:
-            return self._noted(file, Page("", None, None, (unreadable(file, error),)))
+        raw = contents(file)
+        if isinstance(raw, Mistake):
+            return self._noted(file, Page("", None, None, (raw,)))
         digest = sha256(raw).hexdigest()
         kept = self._kept.get(file)
         return self._noted(file, kept if kept is not None and kept.digest == digest else _page(raw, digest, file))
@@ -67,12 +68,13 @@ class Pages:
     @property
     def files(self) -> int:
         """How many files were read."""
-        return len(self._digests)
+        return len(self._digests) + len(self.library.digests)
 
     @property
     def version(self) -> str:
         """A hash over the names and the contents of the files, as they were read last."""
-        lines = sorted(f"{file.name} {digest}" for file, digest in self._digests.items())
+        read = {file.name: digest for file, digest in self._digests.items()} | self.library.digests
+        lines = sorted(f"{name} {digest}" for name, digest in read.items())
         return sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 

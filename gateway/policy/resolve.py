@@ -10,7 +10,6 @@ from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.policy.length import choose_length
 from gateway.policy.overrides import as_asked, refuse_overrides
-from gateway.policy.projections import PROJECTIONS
 from gateway.policy.routing import NO_HEADERS
 from gateway.protocol import TextRequest
 from gateway.reasoning import takes_prefix
@@ -112,6 +111,11 @@ class GuidancePlan:
     weight: float
     share: str
     cache_ttl_s: float
+
+    @property
+    def asked_tokens(self) -> int:
+        """What the teacher is asked for: m, and what the projection may drop before it."""
+        return self.tokens + self.projection.skip_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +365,7 @@ def _guidance(
     return GuidancePlan(
         teacher=route.teacher,
         tokens=tokens if max_tokens is None else min(tokens, max_tokens),
-        projection=PROJECTIONS[rule.projection],
+        projection=rule.asks,
         placement="context" if rule.placement == "prefix" and not prefix else rule.placement,
         boundary=rule.boundary,
         temperature=rule.temperature,
@@ -370,7 +374,7 @@ def _guidance(
         max_wait_s=rule.max_wait_s,
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
-        stream=rule.stream and asked.stream and ahead and rule.placement == "prefix" and rule.projection != "hint",
+        stream=rule.stream and asked.stream and ahead and rule.placement == "prefix" and rule.asks.teacher_may_finish,
         may_answer=asked.unguidable is None,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,

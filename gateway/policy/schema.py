@@ -7,11 +7,12 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from gateway.allowances import BudgetRule, LimitsRule
 from gateway.policy.conditions import When
 from gateway.policy.length_rules import MOST_TOKENS, AutoRule, Tokens
+from gateway.policy.projections import CUTOFF, PROJECTIONS, Projection
 from gateway.policy.quality import Part, QualityRule, part_of
 from gateway.units import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
@@ -20,7 +21,6 @@ Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
 AskedMode = Literal["guided", "student", "teacher"]
 """The modes that a caller may ask for, where the policy lets it."""
 MAX_GUIDANCE_TOKENS = MOST_TOKENS
-Projection = Literal["cutoff", "concise", "hint"]
 Placement = Literal["prefix", "context", "input"]
 Boundary = Literal["word", "sentence", "token"]
 
@@ -31,16 +31,16 @@ PLAYGROUND = "playground"
 """Under this name, in the place of a key's, stands in receipts what operators ask in the playground. No key has it."""
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
 def _label(value: str) -> str:
-    if not _LABEL.fullmatch(value):
+    if not LABEL.fullmatch(value):
         raise Wrong("must be 1 to 64 letters, digits or any of . _ -")
     return value
 
 
-Label = Annotated[str, AfterValidator(_label), Spelt(_LABEL.pattern)]
+Label = Annotated[str, AfterValidator(_label), Spelt(LABEL.pattern)]
 
 
 def _moment(value: object) -> float:
@@ -104,10 +104,13 @@ class GuidanceRule(Shape):
     """How long the opening may be; auto: it is chosen for each request, as `auto` below says."""
     auto: AutoRule = AutoRule()
     """How the length is chosen, where `tokens` is auto."""
-    projection: Projection = "cutoff"
-    """What is asked of the teacher: the first tokens of its answer, those of a concise one, or a hint."""
+    projection: Label = "cutoff"
+    """What is asked of the teacher: cutoff, concise, hint, primed, or the name of a file in policies/projections."""
+    exemplars: str | None = None
+    """The exemplars of projection primed, or of one of your own: a file of question and answer, from the policies
+    folder, like exemplars/arithmetic.yaml. None: those it has."""
     placement: Placement = Field(
-        default_factory=lambda data: "context" if data.get("projection") == "hint" else "prefix"
+        default_factory=lambda data: PROJECTIONS.get(data.get("projection", ""), CUTOFF).default_placement
     )
     """Where it stands: the caller sees it and the student goes on with it (prefix), or the student alone sees it."""
     boundary: Boundary = "word"
@@ -132,6 +135,27 @@ class GuidanceRule(Shape):
     """How long greedy guidance may answer for the same request again; 0 keeps none."""
     share: Literal["tenant", "all"] = "tenant"
     """Among whom one guidance serves identical requests: this tenant's, or those of all who say `all`."""
+    _asks: Projection | None = PrivateAttr(None)
+
+    @property
+    def asks(self) -> Projection:
+        """The projection itself: the shipped one, or what `asking` was told."""
+        return self._asks or PROJECTIONS[self.projection]
+
+    def asking(self, projection: Projection, placement: Placement | None = None) -> GuidanceRule:
+        """The same with a projection of the library. `placement` None: it stays as it is."""
+        changed = {"projection": projection.name} | ({"placement": placement} if placement is not None else {})
+        rule = self.model_copy(update=changed)
+        rule._asks = projection  # noqa: SLF001  its own kind
+        return rule
+
+    @field_validator("exemplars")
+    @classmethod
+    def _of_use(cls, exemplars: str | None, info: ValidationInfo) -> str | None:
+        shipped = PROJECTIONS.get(info.data.get("projection", ""))
+        if exemplars is not None and shipped is not None and not shipped.exemplars:
+            raise Wrong(f"projection {shipped.name} shows the teacher none: say projection: primed, or one of your own")
+        return exemplars
 
     @property
     def most_tokens(self) -> int:

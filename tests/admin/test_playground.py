@@ -107,6 +107,8 @@ async def silent(request: web.Request, body: dict[str, Any]) -> web.StreamRespon
 def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("playground")
     (folder / "admin.key").write_text(ADMIN_KEY)
+    (folder / "policies" / "projections").mkdir(parents=True)
+    (folder / "policies" / "projections" / "plan.yaml").write_text("instruction: 'Plan:'\nplacement: context\n")
     with ExitStack() as stack:
         teacher = stack.enter_context(FakeEngine(says(OPENING, "length")).running())
         student = stack.enter_context(FakeEngine(says(REST)).running())
@@ -234,6 +236,14 @@ def test_whoever_stops_it_ends_the_engines_work_and_the_receipt_says_so(world: W
     assert shown["status"] == "client_gone"
 
 
+def test_a_projection_of_ones_own_can_be_tried(world: World) -> None:
+    """Whether or not a route names it."""
+    heard = world.run(guidance={"projection": "plan", "placement": "context"}, max_tokens=50)
+    assert heard.receipt is not None
+    assert heard.receipt["guidance"]["projection"] == "plan"
+    assert "Plan: Why?" in str(world.teacher.asked[-1])
+
+
 def test_limits_and_budgets_of_the_tenant_hold(world: World) -> None:
     body = {"tenant": "limited", "model": "chat", "mode": "student", "prompt": "Why?"}
     statuses = [world.admin("POST", "/playground/run", body).status_code for _ in range(2)]
@@ -247,7 +257,7 @@ def test_the_form_gets_what_it_offers(world: World) -> None:
     assert shown["base_url"] == f"{world.gateway.url}/v1"
     assert shown["modes"] == ["guided", "student", "teacher"]
     assert {one["name"]: one["placement"] for one in shown["projections"]} == {
-        "cutoff": "prefix", "concise": "prefix", "hint": "context"
+        "cutoff": "prefix", "concise": "prefix", "hint": "context", "primed": "prefix", "plan": "context"
     }  # fmt: skip
     assert shown["placements"] == ["prefix", "context", "input"]
     engines = {one["name"]: one for one in shown["engines"]}
@@ -304,7 +314,9 @@ def test_callers_are_told_to_call_where_they_are_listened_to(listens: str, seen_
         ({"guidance": {"tokens": 0}}, 400, "guidance.tokens", "must be at least 1"),
         ({"guidance": {"tokens": 4097}}, 400, "guidance.tokens", "must be at most 4096"),
         ({"guidance": {"token": 5}}, 400, "guidance.token", "Did you mean 'tokens'?"),
-        ({"guidance": {"projection": "cut"}}, 400, "guidance.projection", "must be"),
+        ({"guidance": {"projection": "cut"}}, 400, "guidance.projection", "There is no projection 'cut'."),
+        ({"guidance": {"projection": "primd"}}, 400, "guidance.projection", "Did you mean 'primed'?"),
+        ({"guidance": {"projection": "a b"}}, 400, "guidance.projection", "must be 1 to 64 letters"),
         ({"guidance": {"placement": "end"}}, 400, "guidance.placement", "must be"),
         ({"temperature": 3}, 400, "temperature", "at most 2"),
         ({"temperature": "hot"}, 400, "temperature", "must be a number"),

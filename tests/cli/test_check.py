@@ -283,3 +283,27 @@ def test_a_policy_that_is_not_read_for_its_ending_is_a_warning(folder: Path, nam
 def test_a_private_host_is_one_that_strangers_do_not_pass() -> None:
     assert all(map(is_private, ("127.0.0.1", "::1", "10.1.2.3", "192.168.1.1", "localhost", "tgi", "tgi.ns.svc")))
     assert not any(map(is_private, ("8.8.8.8", "api.example.com", "0.0.0.0", "::")))
+
+
+def test_what_a_projection_has_the_teacher_read_is_told_once(folder: Path) -> None:
+    """How many exemplars, whose file, about how many tokens with each request; and what it may skip."""
+    file = folder / "policies" / "default.yaml"
+    edit(file, "projection: cutoff ", "projection: primed ")
+    edit(file, "# exemplars: exemplars/arithmetic.yaml", "exemplars: exemplars/arithmetic.yaml")
+    code, out, _ = run()
+    said = "projection primed: the teacher reads 3 exemplars of exemplars/arithmetic.yaml, about 168 tokens, with each "
+    assert (code, out[:-1]) == (0, [f"note: {said}request that it guides; the receipt counts them all"])
+    edit(file, "      exemplars: ", "      # exemplars: ")
+    assert run()[1][0].startswith("note: projection primed: the teacher reads 5 exemplars, about ")
+    edit(file, "projection: primed ", "projection: direct ")
+    assert run()[1][0] == (
+        "note: projection direct: the teacher is asked for 24 tokens more than guidance.tokens, since what it skips is "
+        "not kept; the receipt counts them all"
+    )
+
+
+def test_exemplars_in_json_beside_the_policies_are_not_warned_of(folder: Path) -> None:
+    (folder / "policies" / "it.json").write_text('[{"question": "One?", "answer": "1."}]')
+    assert "warning: policies/it.json: not read: rename it to end in .yaml" in run()[2]
+    edit(folder / "policies" / "default.yaml", "projection: cutoff ", "projection: primed\n      exemplars: it.json #")
+    assert not [line for line in run()[2] if "it.json" in line]

@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.guidance.projection import place_in_context, teacher_messages
+from gateway.guidance.projection import (
+    added_bytes,
+    callers_part,
+    place_in_context,
+    teacher_messages,
+    teacher_prompt,
+)
 from gateway.policy import schema
-from gateway.policy.projections import PROJECTIONS
+from gateway.policy.projections import PROJECTIONS, Exemplar, Shipped
+from gateway.protocol import parse_chat, parse_text_completion
 
 CUTOFF, CONCISE, HINT = (PROJECTIONS[name] for name in ("cutoff", "concise", "hint"))
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -46,8 +53,8 @@ chats = st.lists(
 )
 
 
-def test_policies_may_name_each_projection_and_no_other() -> None:
-    assert set(PROJECTIONS) == set(get_args(schema.Projection))
+def test_the_shipped_projections_go_by_their_names() -> None:
+    assert set(PROJECTIONS) == set(get_args(Shipped))
     assert all(name == projection.name for name, projection in PROJECTIONS.items())
 
 
@@ -162,8 +169,79 @@ def test_empty_guidance_leaves_the_chat_as_it_is() -> None:
 def test_the_callers_chat_is_never_changed(chat: list[dict[str, Any]], name: str) -> None:
     before = deepcopy(chat)
     for out in (teacher_messages(PROJECTIONS[name], chat), place_in_context(PROJECTIONS[name], chat, "G")):
-        assert all(new is not old for new, old in zip(out, chat, strict=False))
-        assert len(out) - len(chat) in (0, 1)
+        assert not {id(message) for message in out} & {id(message) for message in chat}
+        assert len(out) - len(chat) in (0, 1, PROJECTIONS[name].turns, PROJECTIONS[name].turns + 1)
         for message in out:
             message["content"] = "changed"
     assert chat == before
+
+
+# exemplars and a system text
+
+SHOWN = (Exemplar("One?", "1."), Exemplar("Two?", "2."))
+TURNS = [user("One?"), {"role": "assistant", "content": "1."}, user("Two?"), {"role": "assistant", "content": "2."}]
+
+
+def test_exemplars_are_turns_behind_the_callers_system_message() -> None:
+    assert teacher_messages(replace(CUTOFF, exemplars=SHOWN), CHAT) == [CHAT[0], *TURNS, *CHAT[1:]]
+
+
+def test_the_instruction_stands_in_the_callers_question_and_not_in_an_exemplar() -> None:
+    asked = teacher_messages(replace(CONCISE, exemplars=SHOWN), [user("Three?")])
+    assert asked == [*TURNS, user("Provide the answer in a brief manner: Three?")]
+
+
+def test_a_chat_of_system_messages_alone_gets_no_exemplars() -> None:
+    """It would end in an answer, which the teacher would go on with."""
+    assert teacher_messages(replace(CUTOFF, exemplars=SHOWN), CHAT[:1]) == CHAT[:1]
+
+
+@pytest.mark.parametrize(
+    ("begins", "becomes"),
+    [
+        ([], [{"role": "system", "content": "Be terse."}]),
+        ([CHAT[0]], [{"role": "system", "content": "Be terse.\n\nBe kind."}]),
+        ([{"role": "developer", "content": ""}], [{"role": "developer", "content": "Be terse."}]),
+        (
+            [{"role": "system", "content": [text("Be kind.")]}],
+            [{"role": "system", "content": [text("Be terse."), text("Be kind.")]}],
+        ),
+    ],
+)
+def test_a_system_text_goes_before_the_callers_own(begins: list[Any], becomes: list[Any]) -> None:
+    """One message: many templates take a second one for a mistake."""
+    projection = replace(CUTOFF, system="Be terse.", exemplars=SHOWN)
+    assert teacher_messages(projection, [*begins, user("Three?")]) == [*becomes, *TURNS, user("Three?")]
+
+
+def test_the_student_is_shown_neither() -> None:
+    projection = replace(HINT, system="Be terse.", exemplars=SHOWN)
+    assert place_in_context(projection, CHAT, "Count.") == place_in_context(HINT, CHAT, "Count.")
+
+
+def test_a_raw_prompt_has_no_turns() -> None:
+    projection = replace(CONCISE, system="Be terse.", exemplars=SHOWN)
+    assert teacher_prompt(projection, "Q: Three?") == "Provide the answer in a brief manner: Q: Three?"
+
+
+def test_what_a_caller_is_told_it_sent_has_no_exemplars_in_it() -> None:
+    projection = replace(CUTOFF, exemplars=SHOWN)
+    chat = parse_chat(b'{"model": "chat", "messages": [{"role": "user", "content": "Three?"}]}')
+    added = len("One?1.Two?2.") + 4 * 16
+    assert added_bytes(projection, chat) == added
+    assert callers_part(projection, chat, chat.size_bytes + added) == chat.size_bytes
+    assert callers_part(CUTOFF, chat, 100) == 100
+    prompt = parse_text_completion(b'{"model": "chat", "prompt": "Q: Three?"}')
+    assert (added_bytes(projection, prompt), callers_part(projection, prompt, 100)) == (0, 100)
+
+
+def test_no_exemplar_is_in_what_a_projection_looks_like() -> None:
+    """It is content: nothing may log it by mistake."""
+    shown = repr(replace(CUTOFF, system="Be terse.", exemplars=SHOWN))
+    assert not [text for text in ("Be terse", "One?", "1.") if text in shown]
+
+
+def test_the_primer_has_short_answers_of_many_kinds() -> None:
+    primer = PROJECTIONS["primed"].exemplars
+    assert 3 <= len(primer) <= 5
+    assert all(len(one.answer) < 400 for one in primer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -9,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from gateway.engines.base import Usage
+from gateway.guidance.projection import teacher_messages
 from gateway.ledger.baseline import Encoding
 from gateway.ledger.bounds import off_recounted
-from gateway.ledger.draft import FailedCall
+from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.estimate import MOST_COUNTED_CHARS, count_messages, count_text
 from gateway.ledger.intent import abandoned
 from gateway.ledger.receipt import Receipt
-from gateway.policy.projections import PROJECTIONS
+from gateway.policy.projections import PRIMED, PROJECTIONS
 from gateway.rollups.rollup import Row, pico
 from tests.ledger.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, intent, plan
 from tests.ledger.test_bounds import TEXTS, bundled
 
 if TYPE_CHECKING:
-    from gateway.ledger.draft import Call, Draft
+    from gateway.ledger.draft import Draft
+    from gateway.policy.projections import Projection
 
 BIG = PRICES["big"]
 OPENING = "The baker sells 24 rolls in the morning"
@@ -112,6 +116,68 @@ def test_the_baseline_does_not_read_what_a_projection_adds_to_the_prompt(name: s
     estimate = closed(told(tokenizer=tokenizer, **shown))
     assert estimate.baseline_error_usd is not None
     assert abs(estimate.baseline_usd - exact) <= estimate.baseline_error_usd
+
+
+def primed(messages: list[dict[str, Any]], tokenizer: str, projection: Projection = PRIMED, **more: Any) -> Draft:
+    """`big` read exemplars before the caller's chat, counts in that tokenizer, and a template adds three to a turn."""
+    asked = teacher_messages(projection, messages)
+    read = count_messages(tokenizer, asked) - len(asked)
+    kept = count_text(tokenizer, OPENING)
+    base = plan()
+    assert base.guidance is not None
+    facts = {
+        "plan": replace(base, guidance=replace(base.guidance, projection=projection)),
+        "teacher": Call("big", asked, Usage(read, kept, more.pop("cached", 0))),
+        "student": Call("small", messages, Usage(count_messages("cl100k_base", messages) + kept, 30), StringIO(REST)),
+        "kept_tokens": kept,
+        "opening": OPENING,
+    }
+    return guided(**(facts | more))
+
+
+LONG = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "How far is it from here to there? " * 200},
+]
+SYSTEM = replace(PRIMED, system="You answer at once.")
+
+
+@pytest.mark.parametrize("tokenizer", bundled())
+@pytest.mark.parametrize("messages", [MESSAGES, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("projection", [PRIMED, SYSTEM], ids=["exemplars", "system"])
+def test_the_baseline_reads_no_exemplars(messages: Any, tokenizer: str, projection: Projection) -> None:
+    """The teacher alone would have been sent the caller's prompt, template and all, and nothing more."""
+    prompt = count_messages(tokenizer, messages) - len(messages)
+    truth = BIG.input_usd * prompt + BIG.output_usd * count_text(tokenizer, OPENING + REST)
+    for receipt in (
+        closed(primed(messages, tokenizer, projection)),
+        primed(messages, tokenizer, projection).close("ok", PRICES, own(tokenizer)),
+    ):
+        assert receipt.baseline_error_usd is not None
+        assert abs(receipt.baseline_usd - truth) <= receipt.baseline_error_usd
+        assert receipt.baseline_error_usd < BIG.input_usd * (prompt + 60) + BIG.output_usd * 60
+
+
+def test_a_cache_that_holds_the_exemplars_makes_no_prompt_of_the_callers_cheaper() -> None:
+    """They stand before it, so they are what is cached first."""
+    tokenizer = bundled()[-1]
+    receipts = [
+        primed(MESSAGES, tokenizer, cached=cached, student=None, complete=True).sum_up("ok", PRICES, own(tokenizer))
+        for cached in (0, 200)
+    ]
+    assert receipts[0].baseline_usd == receipts[1].baseline_usd
+    assert receipts[0].cost_usd > receipts[1].cost_usd
+
+
+def test_of_a_raw_prompt_no_exemplars_are_counted_out() -> None:
+    """They had no part in it."""
+    one = primed(MESSAGES, bundled()[-1], teacher=Call("big", MESSAGES, Usage(100, 10)), student=None, complete=True)
+    assert (
+        closed(one).baseline_usd
+        == closed(
+            told(student=None, complete=True, teacher=call("big", 100, 10), kept_tokens=one.kept_tokens)
+        ).baseline_usd
+    )
 
 
 @pytest.mark.parametrize("placement", ["prefix", "context", "input"])

@@ -11,7 +11,9 @@ import pytest
 
 from gateway.ledger.intent import Intent, abandoned, intend
 from gateway.ledger.receipt import EngineShare
+from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, Skip
 from gateway.policy.resolve import FinisherPlan, RetryPlan
+from gateway.protocol import parse_text_completion
 from tests.ledger.drafts import PRICES, chat, draft, plan
 
 if TYPE_CHECKING:
@@ -44,6 +46,39 @@ def test_retries_and_other_students_are_reserved_for() -> None:
     assert [(share.model, share.output_tokens) for share in one.more] == [("big", 40), ("small", 300), ("huge", 300)]
     huge = Decimal(20) * 1552 / 10**6 + Decimal(100) * 100 / 10**6
     assert one.reserved_usd == one.teacher.cost_usd * 2 + one.student.cost_usd * 4 + huge * 3
+
+
+def test_what_a_projection_adds_is_reserved_for() -> None:
+    """Each byte of it as a token, and 16 around each turn; what the teacher may write and nobody keep as well."""
+    shown = (Exemplar("One?", "1."), Exemplar("Two?", "2."))
+    skip = Skip((), 24)
+    bare = plan()
+    assert bare.guidance is not None
+    projection = replace(CUTOFF, exemplars=shown, system="Be terse.", skip=skip)
+    added = len("One?1.Two?2.Be terse.") + 5 * 16
+    one = intended(replace(bare, guidance=replace(bare.guidance, projection=projection)))
+    assert one.teacher is not None
+    assert (one.teacher.input_tokens, one.teacher.output_tokens) == (912 + added, 40 + 24)
+    assert one.student == intended(bare).student
+    assert one.tokens == intended(bare).tokens + added // 4 + 24
+
+
+def test_exemplars_are_not_reserved_for_where_they_have_no_part() -> None:
+    bare = plan()
+    assert bare.guidance is not None
+    primed = replace(bare, guidance=replace(bare.guidance, projection=PRIMED))
+    asked = parse_text_completion(b'{"model": "chat", "prompt": "Q: Why? A:", "max_tokens": 100}')
+    ones = [intend(draft(one), one, asked, PRICES, "ann") for one in (primed, bare)]
+    assert ones[0].teacher == ones[1].teacher
+
+
+def test_a_long_introduction_is_reserved_for() -> None:
+    bare = plan(placement="context")
+    assert bare.guidance is not None
+    long = replace(CUTOFF, introduction="{guidance}" + "a" * 1000)
+    one = intended(replace(bare, guidance=replace(bare.guidance, projection=long)))
+    assert one.student is not None
+    assert one.student.input_tokens == 1552 + 1010 - 256
 
 
 def test_what_a_request_will_use_is_told_apart_from_what_it_may_come_to() -> None:

@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.policy.overrides import Wanted
+from gateway.policy.projections import HINT
 from gateway.policy.resolve import Look, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat
@@ -141,7 +142,7 @@ def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
     as_it_is = wanted(Wanted("guided"), guidance=rule).guidance
     assert as_it_is is not None
     assert (as_it_is.tokens, as_it_is.projection.name, as_it_is.placement) == (30, "concise", "input")
-    changed = wanted(Wanted("guided", 5, "hint", "context"), guidance=rule).guidance
+    changed = wanted(Wanted("guided", 5, HINT, "context"), guidance=rule).guidance
     assert changed is not None
     assert (changed.tokens, changed.projection.name, changed.placement) == (5, "hint", "context")
     assert changed.temperature == 0.5

@@ -311,3 +311,39 @@ def test_an_edit_is_whole_when_two_looks_saw_the_same() -> None:
 def test_files_that_always_change_are_read_all_the_same() -> None:
     quiet = Quiet(latest_s=3)
     assert [quiet.is_whole((at,), at) for at in range(5)] == [False, False, False, True, True]
+
+
+PRIMED = "guidance: {projection: primed, exemplars: exemplars/it.yaml}"
+
+
+async def test_exemplars_and_projections_are_followed_as_policies_are(folder: Path) -> None:
+    shelf = folder / "policies"
+    for name in ("exemplars", "projections"):
+        (shelf / name).mkdir()
+    (shelf / "exemplars" / "it.yaml").write_text("- {question: One?, answer: '1.'}\n")
+    route = f"routes: [{{model: chat, mode: guided, teacher: big, student: small, {PRIMED}}}]\n"
+    (shelf / "acme.yaml").write_text(f"tenant: acme\n{route}")
+
+    def answers() -> list[str]:
+        policy = seen.policies.book.policy_of("acme")
+        assert policy is not None
+        return [one.answer for one in policy.routes[0].guidance.asks.exemplars]
+
+    async with following(folder) as seen:
+        (shelf / "exemplars" / "it.yaml").write_text("- {question: One?, answer: one}\n")
+        await seen.until(lambda: answers() == ["one"])
+        (shelf / "projections" / "plan.yaml").write_text("instruction: Plan\n")
+        await seen.until(lambda: "plan" in seen.policies.book.projections)
+        (shelf / "exemplars" / "it.yaml").unlink()
+        await seen.until(lambda: seen.policies.mistakes)
+        assert (answers(), seen.counted("gkt_policy_stale")) == (["one"], 1)
+        (shelf / "exemplars" / "it.yaml").write_text("- {question: One?, answr: canary}\n")
+        await seen.until(lambda: "answr" in str(seen.policies.mistakes))
+        assert seen.policies.mistakes[0].startswith("policies/exemplars/it.yaml:1: [0].answr: unknown key")
+        assert answers() == ["one"]
+        (shelf / "exemplars" / "it.yaml").write_text("- {question: One?, answer: uno}\n")
+        await seen.until(lambda: answers() == ["uno"])
+        assert seen.counted("gkt_policy_stale") == 0
+    changes = [line["changed"] for line in seen.told("policies_loaded")]
+    assert changes == [["acme"], [], ["acme"]]
+    assert "canary" not in str(seen.log)

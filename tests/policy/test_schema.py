@@ -181,7 +181,11 @@ def test_a_route_that_cannot_work_is_a_mistake(folder: Path, route: str, lines: 
         ("tokens: 0", "tokens: must be at least 1"),
         ("tokens: 4097", "tokens: must be at most 4096"),
         ("tokens: '40'", "tokens: must be a whole number, without quotes"),
-        ("projection: primed", "projection: must be cutoff, concise or hint"),
+        ("projection: 'my own'", "projection: must be 1 to 64 letters, digits or any of . _ -"),
+        (
+            "{projection: hint, exemplars: exemplars/a.yaml}",
+            "exemplars: projection hint shows the teacher none: say projection: primed, or one of your own",
+        ),
         ("placement: prefx", "placement: must be prefix, context or input. Did you mean 'prefix'?"),
         ("temperature: 2.1", "temperature: must be at most 2"),
         ("temperature: warm", "temperature: must be a number, without quotes"),

@@ -18,6 +18,7 @@ const UNGUIDED = {
   teacher_timeout: "the teacher did not answer in time",
   queue_full: "too many requests of this tenant wait for the teacher",
   guidance_empty: "the teacher wrote nothing to open with",
+  guidance_boilerplate: "the teacher wrote nothing but what the projection skips",
   student_started_anew: "the student began the answer anew",
   auto_short: "so short an answer needs none",
   auto_rule: "a rule of the policy's says that such a question needs none",

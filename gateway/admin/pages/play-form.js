@@ -7,6 +7,7 @@ const PROJECTIONS = {
   cutoff: "The first tokens of the teacher's answer.",
   concise: "The first tokens of a brief answer.",
   hint: "A brief hint; the answer is the student's.",
+  primed: "The first tokens, after the teacher alone has seen a few good answers.",
 };
 const PLACEMENTS = {
   prefix: "The answer opens with it, and the student goes on.",
@@ -176,7 +177,7 @@ export class Form {
     byId("changed").textContent = changed.length ? `Changed: ${changed.join(", ")}` : "As the route has it";
     byId("settings-in-short").textContent = `${this.tenant?.tenant ?? ""} / ${this.route?.model ?? ""}, ${byId("tokens").value} tokens`;
     byId("reset").disabled = changed.length === 0;
-    byId("projection-says").textContent = PROJECTIONS[byId("projection").value] ?? "";
+    byId("projection-says").textContent = PROJECTIONS[byId("projection").value] ?? "As its file in policies/projections says.";
     byId("placement-says").textContent = PLACEMENTS[byId("placement").value] ?? "";
     byId("max_tokens").placeholder = this.route?.default_max_tokens ?? "engine's";
   }

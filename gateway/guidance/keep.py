@@ -1,0 +1,61 @@
+"""What is kept of a teacher's text: what a projection skips is dropped (skip.py), the rest made fit (trim.py). Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.guidance.growing import GrowingTrim
+from gateway.guidance.skip import GrowingSkip, skipped
+from gateway.guidance.trim import trim
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.guidance.trim import Trimmed
+    from gateway.policy.projections import Skip
+    from gateway.policy.schema import Boundary
+
+
+class Kept(NamedTuple):
+    """A teacher's text, cut down.
+
+    Attributes:
+        cut: it would have gone on: the teacher was stopped by length, or wrote more than m tokens behind what it skips.
+        skipped: boilerplate was dropped from its beginning.
+    """
+
+    trimmed: Trimmed
+    cut: bool
+    skipped: bool
+
+
+class GrowingKeep:
+    """`keep` for a text that comes piece by piece."""
+
+    def __init__(self, skip: Skip | None, tokens: int, *, boundary: Boundary, stop: Sequence[str]) -> None:
+        self._trim = GrowingTrim(boundary=boundary, stop=stop)
+        self._skip = GrowingSkip(skip, tokens) if skip is not None else None
+
+    def feed(self, piece: str) -> str:
+        """Take the teacher's next text, of any length; return what can be shown now."""
+        return self._trim.feed(piece if self._skip is None else self._skip.feed(piece))
+
+    def finish(self, *, cut: bool) -> Kept:
+        """The teacher has ended; `cut`: by length. The text begins with all that was shown."""
+        if self._skip is None:
+            return Kept(self._trim.finish(cut=cut), cut, skipped=False)
+        self._trim.feed(self._skip.finish())
+        cut = cut or self._skip.cut
+        return Kept(self._trim.finish(cut=cut), cut, self._skip.dropped)
+
+
+def keep(text: str, skip: Skip | None, tokens: int, *, cut: bool, stop: Sequence[str], boundary: Boundary) -> Kept:
+    """What is kept of a whole text.
+
+    skip, tokens: as for GrowingSkip; None: all of it. cut, stop, boundary: as for `trim`.
+    """
+    if skip is None:
+        return Kept(trim(text, cut=cut, stop=stop, boundary=boundary), cut, skipped=False)
+    rest, what = skipped(text, skip, tokens)
+    cut = cut or what.cut
+    return Kept(trim(rest, cut=cut, stop=stop, boundary=boundary), cut, what.dropped)

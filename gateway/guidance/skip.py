@@ -1,0 +1,143 @@
+"""Drop what a teacher writes before it says anything, and keep m tokens of what follows. Before the seam's trim. Pure.
+
+growing = GrowingSkip(skip, tokens=40)
+for piece in teacher: trim.feed(growing.feed(piece))
+trim.feed(growing.finish())
+
+A sentence at a time is looked at, whole: nothing of it goes on before it is known that it stays. So what went on is
+never taken back, and what a text becomes does not depend on the pieces that it comes in.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from gateway.guidance.trim import CLOSE_TAG, OPEN_TAG
+
+if TYPE_CHECKING:
+    from gateway.policy.projections import Skip
+
+MOST_SENTENCES = 4
+MOST_SENTENCE_CHARS = 300
+"""What runs on for longer is not looked at: the caller waits for its end."""
+
+# A mark with what closes after it, and white space; or the end of a line.
+_SENTENCE_END = re.compile(
+    r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)[.!?:]+[\"'\u201d\u2019)*_]*(?=\s)|[\u3002\uff01\uff1f\uff1a]|(?=\n)"
+)
+# About what tokenizers make of a text: a word with the blank before it, its rest where it is long, a digit, a mark. The
+# next piece begins where it begins whatever follows, so a text can be counted as it comes.
+_PIECE = re.compile(r" ?(?:[A-Za-z]{1,10}|\d|[\u2e80-\U0003ffff]|[^\W\dA-Za-z_]{1,2}|[^\w\s]|_)|\s+")
+
+
+class GrowingSkip:
+    """Takes a teacher's text in pieces of any size, and gives back what goes on to the seam.
+
+    tokens: m, how many tokens of what stays go on, by a count of our own that errs on the side of fewer: the teacher's
+        is not known while it writes.
+
+    Leading blanks are dropped, complete leading `<think>` blocks go on as they are and are not counted. Then up to
+    MOST_SENTENCES times: the longest beginning of the first sentence that a pattern matches is dropped, with the blanks
+    behind it. A sentence ends with its mark where white space follows, with its line, or with the text; one of more
+    than MOST_SENTENCE_CHARS is no boilerplate.
+    """
+
+    def __init__(self, skip: Skip, tokens: int) -> None:
+        self._skip = skip
+        self._room = tokens
+        self._looks = MOST_SENTENCES
+        self._held = ""
+        self._thinks = False
+        self._begun = False
+        self._counted = ""  # the last piece that was counted: it may go on
+        self.dropped = False
+        """Something was."""
+        self.cut = False
+        """There was more than m tokens."""
+
+    def feed(self, piece: str) -> str:
+        """Take the teacher's next text; return what goes on."""
+        if not self._looks:
+            return self._counting(piece)
+        self._held += piece
+        return self._look(ended=False)
+
+    def finish(self) -> str:
+        """The teacher has ended; return what was held back and goes on."""
+        return self._look(ended=True) if self._looks else ""
+
+    def _look(self, *, ended: bool) -> str:
+        passed = ""
+        while self._looks:
+            passed += self._thoughts(ended=ended)
+            if self._thinks or (not ended and OPEN_TAG.startswith(self._held)):
+                return passed
+            sentence = _sentence(self._held, ended=ended)
+            if sentence is None:
+                return passed
+            end = self._matched(sentence)
+            self._looks = self._looks - 1 if end else 0
+            if end:
+                self.dropped = True
+                self._held = self._held[end:].lstrip()
+        rest, self._held = self._held, ""
+        return passed + self._counting(rest)
+
+    def _thoughts(self, *, ended: bool) -> str:
+        """The complete reasoning that the held text begins with; of a text that ended, one that is open as well."""
+        passed = ""
+        while True:
+            self._held = self._held if self._thinks else self._held.lstrip()
+            self._thinks = self._thinks or self._held.startswith(OPEN_TAG)
+            if not self._thinks:
+                return passed
+            end = self._held.find(CLOSE_TAG) + len(CLOSE_TAG)
+            if end < len(CLOSE_TAG):
+                if ended:
+                    passed, self._held = passed + self._held, ""
+                return passed
+            passed, self._held, self._thinks = passed + self._held[:end], self._held[end:], False
+
+    def _matched(self, sentence: str) -> int:
+        """How much of it, from its beginning, is boilerplate."""
+        raw = sentence.encode("utf-8", "replace")
+        found = (pattern.compiled.match(raw) for pattern in self._skip.patterns)
+        end = max((one.end() for one in found if one is not None), default=0)
+        return len(raw[:end].decode("utf-8", "ignore"))
+
+    def _counting(self, text: str) -> str:
+        """As much of the text as there is room for."""
+        if not self._begun:
+            text = text.lstrip()
+            self._begun = bool(text)
+        if self.cut or not text:
+            return ""
+        begin = len(self._counted)
+        seen = self._counted + text
+        last = 0
+        for number, piece in enumerate(_PIECE.finditer(seen)):
+            if number or not begin:
+                if not self._room:
+                    self.cut = True
+                    return seen[begin : piece.start()]
+                self._room -= 1
+            last = piece.start()
+        self._counted = seen[last:]
+        return text
+
+
+def skipped(text: str, skip: Skip, tokens: int) -> tuple[str, GrowingSkip]:
+    """What a whole text becomes, and what was done to it."""
+    growing = GrowingSkip(skip, tokens)
+    return growing.feed(text) + growing.finish(), growing
+
+
+def _sentence(held: str, *, ended: bool) -> str | None:
+    """The first sentence; "" where it is too long to be looked at, None where it has not ended yet."""
+    found = _SENTENCE_END.search(held, 0, MOST_SENTENCE_CHARS + 1)
+    if found is not None:
+        return held[: found.end()]
+    if len(held) > MOST_SENTENCE_CHARS:
+        return ""
+    return held.rstrip() if ended else None

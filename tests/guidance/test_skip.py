@@ -1,0 +1,166 @@
+"""Boilerplate before an answer: what is dropped, what stays, and that nobody sees a word of it, however it comes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.guidance.keep import GrowingKeep, keep
+from gateway.guidance.skip import MOST_SENTENCE_CHARS, MOST_SENTENCES, GrowingSkip, skipped
+from gateway.ledger.estimate import count_text
+from gateway.policy.boilerplate import ENGLISH
+from gateway.policy.conditions import to_pattern
+from gateway.policy.projections import Skip
+
+SKIP = Skip(tuple(map(to_pattern, ENGLISH)), 24)
+MANY = 1000
+
+words = st.sampled_from(
+    ["Sure", "!", ",", " ", "\n", "Certainly", ".", ":", "To find", " the total", ", we need to", " follow these steps",
+     "Here", "'s", " how", "Let's", " break it down", "<think>", "</think>", "<", "24", " rolls", "\u4e2d", "\u3002",
+     "\U0001f600", "\ud83d", "\u2019", "Mr", "it is", "`"]
+)  # fmt: skip
+texts = st.lists(words, max_size=25).map("".join)
+
+
+def kept(text: str, tokens: int = MANY) -> str:
+    return skipped(text, SKIP, tokens)[0]
+
+
+@pytest.mark.parametrize(
+    ("opening", "rest"),
+    [
+        ("To determine how many rolls the 3 bakers sold, we need to follow these steps:\n\n", "1. 24 / 2 = 12"),
+        ("To solve this problem, we can break it down step by step.\n", "24 / 2 = 12"),
+        ("Let's break this down. ", "First, 24 / 2."),
+        ("Let us think step by step:\n", "24 / 2 = 12"),
+        ("Certainly! ", "The sky scatters blue light."),
+        ("Sure, I can help you with that! ", "Paris."),
+        ("Sure! Here\u2019s a simple explanation:\n\n", "Bread goes stale"),
+        ("Of course. I'd be happy to explain: ", "it is the angle"),
+        ("Great question! Here is how it works:\n", "- Heat"),
+        ("**Answer:** ", "B) thermometer"),
+        ("The answer is: ", "42"),
+        ("CERTAINLY! ", "Yes."),
+    ],
+)
+def test_boilerplate_is_dropped(opening: str, rest: str) -> None:
+    assert kept(opening + rest) == rest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is 42.",
+        "Sure, 5.",
+        "Surely not.",
+        "To find the total, we add 24 and 12.",
+        "To find the total, we need to add the two: 36.",
+        "Let's start with 24 rolls.",
+        "Here are 3 reasons: heat, light and time.",
+        "Okay is a word.",
+        "1. Calculate the rolls",
+        "B) thermometer. Certainly! It measures",
+        "Mr. Sure! has three.",
+        "```python\nprint(1)\n```",
+        "",
+    ],
+)
+def test_what_may_carry_a_part_of_the_answer_stays(text: str) -> None:
+    assert kept(text) == text
+
+
+def test_a_text_that_is_nothing_else_leaves_nothing() -> None:
+    rest, growing = skipped("Certainly! Let's break this down step by step.", SKIP, MANY)
+    assert (rest, growing.dropped, growing.cut) == ("", True, False)
+
+
+def test_reasoning_is_passed_over_and_is_not_counted() -> None:
+    thoughts = "<think>Sure! What do they want?</think>"
+    rest, growing = skipped(f"{thoughts}\n\nCertainly! Four of them are red", SKIP, 2)
+    assert rest == thoughts + "Four of"
+    assert growing.cut
+
+
+def test_reasoning_that_is_never_closed_stays_for_the_seam_to_drop() -> None:
+    assert kept("<think>Sure! What") == "<think>Sure! What"
+
+
+def test_only_so_many_sentences_are_dropped() -> None:
+    assert kept("Sure! " * (MOST_SENTENCES + 2)) == "Sure! Sure! "
+
+
+def test_a_sentence_without_an_end_is_not_waited_for() -> None:
+    growing = GrowingSkip(SKIP, MANY)
+    long = "To find it we need to follow these steps, " + "and " * MOST_SENTENCE_CHARS
+    assert growing.feed(long) == long
+
+
+def test_what_follows_m_tokens_is_cut() -> None:
+    rest, growing = skipped("Certainly! One two, three four", SKIP, 4)
+    assert (rest, growing.cut) == ("One two, three", True)
+    rest, growing = skipped("Certainly! One two, three", SKIP, 4)
+    assert (rest, growing.cut) == ("One two, three", False)
+
+
+def test_a_count_of_our_own_errs_on_the_side_of_fewer() -> None:
+    text = (
+        "24 / 2 = 12 in the afternoon, so 24 + 12 = 36 in all. Tulips grow in soil, so the gardener puts them into a "
+        "garden rather than a refrigerator, and waters them every morning until the first of May. "
+    )
+    rest, _ = skipped(text * 4, SKIP, 100)
+    assert 80 <= count_text("o200k_base", rest) <= 101
+
+
+def test_nothing_of_a_sentence_goes_on_before_it_is_known_to_stay() -> None:
+    growing = GrowingSkip(SKIP, MANY)
+    told = [
+        growing.feed(piece) for piece in ("Cert", "ainly", "!", " ", "The", " sky", " is", " blue", ".", " So", " it")
+    ]
+    assert told == ["", "", "", "", "", "", "", "", "", "The sky is blue. So", " it"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "rest"), [("Hm+,", "Hmm, yes", "yes"), ("(?i)well\\b,?", "Well well, so", "so")]
+)
+def test_patterns_of_ones_own_drop_the_beginning_of_a_sentence(pattern: str, text: str, rest: str) -> None:
+    assert skipped(text, Skip((to_pattern(pattern),), 8), MANY)[0] == rest
+
+
+def test_a_pattern_that_matches_nothing_at_all_drops_nothing() -> None:
+    rest, growing = skipped("Yes", Skip((to_pattern("x*"),), 8), MANY)
+    assert (rest, growing.dropped) == ("Yes", False)
+
+
+@given(texts, st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 12))
+def test_the_pieces_that_a_text_comes_in_change_nothing(text: str, sizes: list[int], tokens: int) -> None:
+    whole, what = skipped(text, SKIP, tokens)
+    growing = GrowingSkip(SKIP, tokens)
+    told = "".join(growing.feed(piece) for piece in cut_up(text, sizes)) + growing.finish()
+    assert (told, growing.dropped, growing.cut) == (whole, what.dropped, what.cut)
+
+
+@given(texts)
+def test_what_stays_is_the_end_of_the_text(text: str) -> None:
+    if "<" not in text:
+        assert text.endswith(kept(text)) or kept(text) == ""
+
+
+@given(texts, st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 12), st.booleans())
+def test_what_was_shown_is_never_taken_back(text: str, sizes: list[int], tokens: int, cut: bool) -> None:
+    growing = GrowingKeep(SKIP, tokens, boundary="word", stop=("it is",))
+    shown = "".join(growing.feed(piece) for piece in cut_up(text, sizes))
+    found = growing.finish(cut=cut)
+    assert found.trimmed.text.startswith(shown)
+    if not shown:
+        assert found == keep(text, SKIP, tokens, cut=cut, stop=("it is",), boundary="word")
+
+
+def cut_up(text: str, sizes: list[int]) -> list[str]:
+    pieces, at = [], 0
+    while at < len(text):
+        size = sizes[len(pieces) % len(sizes)]
+        pieces.append(text[at : at + size])
+        at += size
+    return pieces

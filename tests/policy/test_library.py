@@ -1,0 +1,304 @@
+"""Projections and exemplars in files beside the policies: read, checked with file and line, bound to routes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.policy.book import check_book
+from gateway.policy.exemplar_files import MAX_BYTES
+from gateway.policy.overrides import Wanted, as_asked
+from gateway.policy.pages import Pages
+from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
+from gateway.policy.projections import HINT, PRIMED, PROJECTIONS, Exemplar
+from gateway.policy.schema import OverridesRule
+from tests.policy.test_book import book_of, folder, tenant, told
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.policy.schema import GuidanceRule
+
+__all__ = ["folder"]
+
+TWO = "- {question: One?, answer: '1.'}\n- {question: Two?, answer: '2.'}\n"
+SHOWN = (Exemplar("One?", "1."), Exemplar("Two?", "2."))
+
+
+def put(folder: Path, name: str, text: str) -> Path:
+    file = folder / "policies" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def guided(folder: Path, guidance: str, name: str = "acme") -> None:
+    tenant(
+        folder,
+        name,
+        routes=f"  - {{model: chat, mode: guided, teacher: big, student: small, guidance: {{{guidance}}}}}\n",
+    )
+
+
+def rule(folder: Path) -> GuidanceRule:
+    (policy,) = book_of(folder).policies
+    return policy.routes[0].guidance
+
+
+def test_primed_alone_shows_the_shipped_primer(folder: Path) -> None:
+    guided(folder, "projection: primed")
+    assert rule(folder).asks is PRIMED
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("exemplars/it.yaml", TWO), ("deep/er/it.yml", TWO),
+     ("it.json", json.dumps([{"question": "One?", "answer": "1."}, {"question": "Two?", "answer": "2."}]))],
+)  # fmt: skip
+def test_a_route_names_its_exemplars(folder: Path, name: str, text: str) -> None:
+    put(folder, name, text)
+    guided(folder, f"projection: primed, exemplars: {name}")
+    found = rule(folder)
+    assert (found.asks.name, found.asks.exemplars, found.placement) == ("primed", SHOWN, "prefix")
+
+
+def test_json_writes_large_characters_in_halves(folder: Path) -> None:
+    put(folder, "it.json", json.dumps([{"question": "Which?", "answer": "\U0001f600"}]))
+    guided(folder, "projection: primed, exemplars: it.json")
+    assert rule(folder).asks.exemplars == (Exemplar("Which?", "\U0001f600"),)
+
+
+OWN = """\
+instruction: "Plan:"
+system: You plan.
+exemplars: exemplars/it.yaml
+keep: {skip: [english, 'Hm+,'], skip_tokens: 9}
+teacher_may_finish: false
+placement: context
+introduction: "So: {guidance}"
+"""
+
+
+def test_a_projection_of_ones_own_goes_by_the_name_of_its_file(folder: Path) -> None:
+    put(folder, "exemplars/it.yaml", TWO)
+    put(folder, "projections/plan.yaml", OWN)
+    guided(folder, "projection: plan")
+    found = rule(folder)
+    plan = found.asks
+    assert (plan.name, plan.instruction, plan.system, plan.exemplars) == ("plan", "Plan:", "You plan.", SHOWN)
+    assert (plan.teacher_may_finish, plan.introduction, found.placement) == (False, "So: {guidance}", "context")
+    assert plan.skip is not None
+    assert (plan.skip.tokens, plan.skip.patterns[-1].text, len(plan.skip.patterns) > 5) == (9, "Hm+,", True)
+    assert set(book_of(folder).projections) == {*PROJECTIONS, "plan"}
+
+
+def test_what_a_caller_changes_of_a_route_leaves_its_projection(folder: Path) -> None:
+    put(folder, "exemplars/it.yaml", TWO)
+    put(folder, "projections/plan.yaml", OWN)
+    guided(folder, "projection: plan")
+    (policy,) = book_of(folder).policies
+    longer = as_asked(
+        policy,
+        policy.routes[0].model_copy(update={"overrides": OverridesRule(guidance_tokens=80)}),
+        {"x-gkt-guidance-tokens": "70"},
+    )
+    assert (longer.guidance.tokens, longer.guidance.asks) == (70, policy.routes[0].guidance.asks)
+
+
+def test_an_operator_who_wants_the_routes_own_gets_its_exemplars(folder: Path) -> None:
+    put(folder, "exemplars/it.yaml", TWO)
+    guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
+    (policy,) = book_of(folder).policies
+    assert Wanted("guided", projection=PRIMED).of(policy.routes[0]).guidance.asks.exemplars == SHOWN
+    assert Wanted("guided", projection=HINT).of(policy.routes[0]).guidance.asks is HINT
+
+
+def test_a_policys_word_goes_before_the_projections(folder: Path) -> None:
+    put(folder, "exemplars/it.yaml", TWO)
+    put(folder, "projections/plan.yaml", "exemplars: [{question: Three?, answer: '3.'}]\nplacement: context\n")
+    guided(folder, "projection: plan, placement: prefix, exemplars: exemplars/it.yaml")
+    assert (rule(folder).placement, rule(folder).asks.exemplars) == ("prefix", SHOWN)
+    guided(folder, "projection: plan")
+    assert (rule(folder).placement, rule(folder).asks.exemplars) == ("context", (Exemplar("Three?", "3."),))
+
+
+def test_no_file_below_the_folder_is_a_tenants(folder: Path) -> None:
+    put(folder, "exemplars/it.yaml", TWO)
+    put(folder, "notes/more.yaml", "tenant: [")
+    put(folder, "projections/plan.yaml", OWN)
+    guided(folder, "projection: plan")
+    assert [policy.tenant for policy in book_of(folder).policies] == ["acme"]
+
+
+HERE = "policies/acme.yaml:3: routes[0].guidance"
+WITHIN = "must be a file within the policies folder: write its path from there, like exemplars/arithmetic.yaml"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("../it.yaml", WITHIN),
+        ("a/../../it.yaml", WITHIN),
+        ("/etc/passwd", WITHIN),
+        ("''", WITHIN),
+        ("it.txt", "must end in .json, .yaml, .yml"),
+        ("other.yaml", "stands where tenants' policies do: put it into a folder of its own, like exemplars/"),
+        ("projections/it.yaml", "stands where projections do: put it into a folder of its own, like exemplars/"),
+        ("exemplars/none.yaml", "exemplars/none.yaml cannot be read: no such file or directory"),
+        ("exemplars/dir.yaml", "exemplars/dir.yaml cannot be read: is a directory"),
+        ("exemplars/link.yaml", "leads out of the policies folder by a link: put the file itself there"),
+    ],
+)
+def test_a_path_that_leads_nowhere_or_out_is_a_mistake_of_who_names_it(folder: Path, path: str, message: str) -> None:
+    (folder / "policies" / "exemplars" / "dir.yaml").mkdir(parents=True)
+    (folder / "secret.yaml").write_text(TWO)
+    (folder / "policies" / "exemplars" / "link.yaml").symlink_to(folder / "secret.yaml")
+    guided(folder, f"projection: primed, exemplars: {path}")
+    assert told(folder) == [f"{HERE}.exemplars: {message}"]
+
+
+def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
+    """As those of a ConfigMap are."""
+    put(folder, "..data/it.yaml", TWO)
+    (folder / "policies" / "exemplars").mkdir()
+    (folder / "policies" / "exemplars" / "it.yaml").symlink_to("../..data/it.yaml")
+    guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
+    assert rule(folder).asks.exemplars == SHOWN
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ":1: must have at least 1 entry"),
+        ("question: One?\n", ":1: must be a list: one '- ...' per entry"),
+        ("- {question: One?, answr: '1.'}\n", ":1: [0].answr: unknown key. Did you mean 'answer'?"),
+        ("- {question: One?, answer: '1.'}\n- {question: Two?}\n", ":2: [1].answer: missing: add it"),
+        ("- {question: One?, answer: 1}\n", ":1: [0].answer: must be text: put it in quotes"),
+        ("- {question: One?, answer: ' '}\n", ":1: [0].answer: is empty: write something"),
+        ("- just text\n", ":1: [0]: must hold keys, one per line, each as 'key: value'"),
+        ("- [\n", ":2: not valid YAML: "),
+        ('- {question: One?, answer: "\\ud83d"}\n', ":1: [0].answer: holds a character that cannot be"),
+        (TWO * MAX_EXEMPLARS, f":1: must have at most {MAX_EXEMPLARS} entries"),
+        (f"- {{question: One?, answer: {'a' * (MAX_CHARS - 1)}}}\n", f":1: holds {MAX_CHARS + 3} characters"),
+        ("#" * (MAX_BYTES + 1), f"exemplars/it.yaml has more than {MAX_BYTES} bytes"),
+    ],
+)
+def test_a_mistake_in_exemplars_has_its_line(folder: Path, text: str, message: str) -> None:
+    put(folder, "exemplars/it.yaml", text)
+    guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
+    (line,) = told(folder)
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- The canary sings: at dawn\n", ":1: [0]: unknown key; known here: question, answer"),
+        ("- {question: One?, answer: *canary }\n", ":1: not valid YAML: found undefined alias '...'"),
+        ("- {question: One?, answer: !canary '1.'}\n", ":1: [0].answer: YAML tags ('!...') have no meaning here"),
+        ("- question: One?\n  answer: no\n  The canary: 1\n  The canary: 2\n", ":4: [0]: set twice"),
+        ("- {question: One?, answer: [canary]}\n", ":1: [0].answer: must be text"),
+    ],
+)
+@pytest.mark.parametrize("projection", [False, True])
+def test_no_mistake_repeats_a_word_of_what_the_teacher_is_told(
+    folder: Path, text: str, message: str, *, projection: bool
+) -> None:
+    if projection:
+        put(folder, "projections/plan.yaml", "exemplars:\n" + text)
+        guided(folder, "projection: plan")
+    else:
+        put(folder, "exemplars/it.yaml", text)
+        guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
+    lines = told(folder)
+    assert "canary" not in str(lines)
+    assert projection or any(message in line for line in lines)
+
+
+def test_a_bad_file_that_many_name_is_told_of_once(folder: Path) -> None:
+    put(folder, "exemplars/it.yaml", "- {question: One?}\n")
+    for name in ("acme", "globex"):
+        guided(folder, "projection: primed, exemplars: exemplars/it.yaml", name)
+    assert told(folder) == ["policies/exemplars/it.yaml:1: [0].answer: missing: add it"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("plan.yaml", "instructon: Plan\n", ":1: instructon: unknown key. Did you mean 'instruction'?"),
+        ("plan.yaml", "", ":1: is empty: say what is asked of the teacher, like instruction"),
+        ("plan.yaml", "instruction: ' '\n", ":1: instruction: is empty: write something"),
+        ("plan.yaml", "\nintroduction: none\n", ":2: introduction: must hold {guidance} exactly once"),
+        ("plan.yaml", "placement: behind\n", ":1: placement: must be prefix, context or input"),
+        ("plan.yaml", "keep: {skip: '(?=a)'}\n", ":1: keep.skip[0]: has look-around at character 1"),
+        ("plan.yaml", "keep: {skip: []}\n", ":1: keep.skip: must have at least 1 entry"),
+        ("plan.yaml", "keep: {skip: english, skip_tokens: 0}\n", ":1: keep.skip_tokens: must be at least 1"),
+        ("plan.yaml", "keep: {}\n", ":1: keep.skip: missing: add it"),
+        ("plan.yaml", "exemplars: [{question: One?}]\n", ":1: exemplars[0].answer: missing: add it"),
+        ("plan.yaml", "exemplars: ../it.yaml\n", f":1: exemplars: {WITHIN}"),
+        ("plan.yaml", "teacher_may_finish: 1\n", ":1: teacher_may_finish: must be true or false"),
+        ("hint.yaml", "instruction: Hint\n", ":1: hint is a projection that is shipped: rename the file"),
+        ("my plan.yaml", "instruction: Plan\n", ":1: its name must be 1 to 64 letters, digits or any of . _ -"),
+        ("plan.yml", "instruction: Plan\n", ": not read: rename it to end in .yaml"),
+    ],
+)
+def test_a_mistake_in_a_projection_has_its_line_whoever_names_it(
+    folder: Path, name: str, text: str, message: str
+) -> None:
+    put(folder, f"projections/{name}", text)
+    guided(folder, "tokens: 5")
+    (line,) = told(folder)
+    assert line.startswith(f"policies/projections/{name}{message}")
+
+
+def test_all_that_a_projection_adds_is_bounded(folder: Path) -> None:
+    put(folder, "projections/plan.yaml", f"system: {'a' * MAX_CHARS}\ninstruction: Plan\n")
+    guided(folder, "projection: plan")
+    (line,) = told(folder)
+    assert line.endswith(f"plan.yaml:1: adds {MAX_CHARS + 4} characters to what the teacher reads; at most {MAX_CHARS}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("plam", "no projection is called 'plam'. Did you mean 'plan'?"),
+        (
+            "zzz",
+            "no projection is called 'zzz'; known: cutoff, concise, hint, primed, plan; or add projections/NAME.yaml",
+        ),
+    ],
+)
+def test_an_unknown_name_is_a_mistake_with_the_nearest_known(folder: Path, name: str, message: str) -> None:
+    put(folder, "projections/plan.yaml", "instruction: Plan\n")
+    guided(folder, f"projection: {name}")
+    assert told(folder) == [f"{HERE}.projection: {message}"]
+
+
+def test_a_projection_with_a_mistake_is_told_of_once(folder: Path) -> None:
+    """And not by everyone who names it."""
+    put(folder, "projections/plan.yaml", "instruction: 5\n")
+    guided(folder, "projection: plan")
+    assert told(folder) == ["policies/projections/plan.yaml:1: instruction: must be text: put it in quotes"]
+
+
+def test_what_has_not_changed_is_the_same_policy(folder: Path) -> None:
+    """Thousands are not compared because one file was touched."""
+    put(folder, "exemplars/it.yaml", TWO)
+    guided(folder, "projection: primed, exemplars: exemplars/it.yaml")
+    guided(folder, "projection: cutoff", "globex")
+    pages = Pages()
+    before, _ = check_book(folder / "policies", None, pages=pages)
+    version = pages.version
+    again, _ = check_book(folder / "policies", None, pages=pages)
+    assert before is not None
+    assert again is not None
+    assert all(one is other for one, other in zip(before.policies, again.policies, strict=True))
+    assert pages.version == version
+    put(folder, "exemplars/it.yaml", TWO.replace("1.", "one."))
+    after, _ = check_book(folder / "policies", None, pages=pages)
+    assert after is not None
+    assert pages.version != version
+    assert [one == other for one, other in zip(before.policies, after.policies, strict=True)] == [False, True]
+    assert before.policies[0].routes[0].guidance.asks.exemplars == SHOWN, "a request keeps the book it began with"
