@@ -24,7 +24,7 @@ from gateway.policy.resolve import NO_RETRIES
 from gateway.quality.book import Compared
 from gateway.quality.judging import grade_in, grading
 from gateway.quality.tally import Tally, length_of
-from gateway.scoring import agreement
+from gateway.scoring.agreement import agreement
 from gateway.shadowing import whole
 
 if TYPE_CHECKING:

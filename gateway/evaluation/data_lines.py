@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import re2
 
-from gateway.evaluation import numbers
 from gateway.evaluation.question import Question, with_choices
 from gateway.evaluation.scoring import KNOWN, check_name, is_plug_in
+from gateway.scoring import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import re2
 
 from gateway.errors import StartupError
-from gateway.evaluation import numbers
-from gateway.evaluation.choices import choice
 from gateway.evaluation.judging import JUDGE, Judge, Unscored
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Verdict
-from gateway.evaluation.statements import own_part, plain, statements
+from gateway.scoring import numbers
+from gateway.scoring.choices import choice
+from gateway.scoring.statements import own_part
+from gateway.scoring.texts import folded, stated_text
 from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
@@ -42,10 +43,9 @@ _RIGHT, _WRONG = 1.0, 0.0
 
 def exact(answer: str, question: Question) -> Verdict:
     """Letter case, white space, quotes and an end mark aside. What is stated ("The answer is") wins over the whole."""
-    own = own_part(answer)
-    stated = [statement.said for statement in statements(plain(own)) if not statement.duty]
-    found = stated[-1] if stated else own.strip()
-    return _verdict(_folded(found) == _folded(question.answer) or _folded(own) == _folded(question.answer), found)
+    found = stated_text(answer)
+    wanted = folded(question.answer)
+    return _verdict(wanted in {folded(found), folded(own_part(answer))}, found)
 
 
 def numeric(answer: str, question: Question) -> Verdict:
@@ -54,7 +54,8 @@ def numeric(answer: str, question: Question) -> Verdict:
     if found is None:
         return Verdict(_WRONG)
     within = dict(question.options).get("tolerance", "0")
-    return _verdict(numbers.equals(found, question.answer, within), found.written)
+    wanted, tolerance = numbers.number(question.answer), numbers.number(within)
+    return _verdict(numbers.equal(found, wanted, tolerance.value), found.written)
 
 
 def choose(answer: str, question: Question) -> Verdict:
@@ -78,7 +79,7 @@ def matches(answer: str, question: Question) -> Verdict:
     found = every[-1]
     if not found.groups():
         return Verdict(_RIGHT, found[0])
-    return _verdict(_folded(found[1] or "") == _folded(question.answer), found[1] or "")
+    return _verdict(folded(found[1] or "") == folded(question.answer), found[1] or "")
 
 
 SCORERS: Mapping[str, Scorer] = MappingProxyType(
@@ -174,7 +175,3 @@ def _is_verdict(given: object) -> bool:
 
 def _verdict(right: bool, found: str) -> Verdict:
     return Verdict(_RIGHT if right else _WRONG, found)
-
-
-def _folded(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(" .!\"'\u201c\u201d\u2018\u2019*`")

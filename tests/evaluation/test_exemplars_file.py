@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import ConfigError
-from gateway.evaluation.choices import choice
 from gateway.evaluation.exemplars_file import exemplars, shipped
-from gateway.evaluation.numbers import result
 from gateway.policy.projections import Exemplar
+from gateway.scoring.choices import choice
+from gateway.scoring.numbers import result
 
 if TYPE_CHECKING:
     from pathlib import Path

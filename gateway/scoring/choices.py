@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.statements import is_whole, own_part, plain, sentences, statements
+from gateway.scoring.statements import is_whole, own_part, plain, sentences, statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,7 +25,8 @@ _DENIED = re.compile(r"(?:\bnot|n't|\bnor|\bthan|\bopposed to|\binstead of)\s+(?
 _DENIAL = re.compile(r"[\s,:*]*(?:(?:is|are|was|were|would|does|do|can|could)(?:\s+not|n't)|cannot)\b", re.IGNORECASE)
 _GAP = re.compile(r"[\s:*]*")
 _LOOK_BACK = 24
-_ASKED = re.compile(r"[^.!?\n]*\?")
+_ASKED = re.compile(r"(?:\A|(?<=[.!?\n]))[^.!?\n]*+\?")
+_LINE_HEAD = re.compile(r"^[ \t*>-]*+", re.MULTILINE)
 _LEADING = re.compile(r"(?:(?:the|a|an|option|choice|letter|answer)\s+|[\"'\u201c(\[]\s*)+", re.IGNORECASE)
 
 
@@ -38,7 +40,15 @@ def choice(text: str, choices: Mapping[str, str]) -> str | None:
 
     choices: their texts by letter, as the question writes the letters.
     """
-    reader = _Reader(choices)
+    return _choice(text, _Reader(choices))
+
+
+def letter(text: str) -> str | None:
+    """The letter from a to j that an answer names, where the choices are not known; None as `choice`."""
+    return _choice(text, _any_letter())
+
+
+def _choice(text: str, reader: _Reader) -> str | None:
     text = plain(own_part(text))
     for statement in reversed(statements(text)):
         found = reader.stated(statement.said, by_text=not statement.duty)
@@ -89,7 +99,7 @@ class _Reader:
         self._named = re.compile(named, re.IGNORECASE)
         # "(c)"; "option c"; "c)" and "C." where a word or a line begins. "A:" alone announces an answer.
         self._marked = re.compile(
-            rf"\(\s*({some})\s*\)|\b(?:option|choice)\s+({some})\b"
+            rf"(?<!\w)\(\s*({some})\s*\)|\b(?:option|choice)\s+({some})\b"
             rf"|(?<![^\s\"'])({some})\)|^[ \t>*-]*({some})(?:\.(?=\s|\Z)|:(?=\s*{named}))",
             re.IGNORECASE | re.MULTILINE,
         )
@@ -113,7 +123,8 @@ class _Reader:
     def goes_through(self, text: str) -> bool:
         """Whether it takes one choice after the other: lines begin with several letters, or the first are in order."""
         every = [(self._letter(mark), mark.start()) for mark in self._marked.finditer(text)]
-        heads = {letter for letter, at in every if not text[:at].rpartition("\n")[2].strip(" \t*>-")}
+        begun = {at for head in _LINE_HEAD.finditer(text) for at in head.span()}
+        heads = {letter for letter, at in every if at in begun}
         first = list(self._letters.values())[:3]
         return len(heads) > 1 or [letter for letter, _ in every[:3]] == first
 
@@ -178,3 +189,8 @@ def _folded(said: str) -> str:
 
 def _loosely(said: str) -> str:
     return r"\s+".join(map(re.escape, said.split()))
+
+
+@lru_cache(maxsize=1)
+def _any_letter() -> _Reader:
+    return _Reader(dict.fromkeys("abcdefghij", ""))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.evaluation.choices import choice
+from gateway.scoring.choices import choice, letter
 
 CHOICES = {"a": "harbour", "b": "bus", "c": "bus station", "d": "attic", "e": "old mill"}
 
@@ -151,3 +151,49 @@ def test_letters_are_those_of_the_question() -> None:
 @given(st.text())
 def test_any_text_is_read_without_an_error(text: str) -> None:
     assert named(text) in {None, *CHOICES}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("The answer is (c).", "c"),
+        ("So the answer is C.", "c"),
+        ("It cannot be (a) or (b). The answer is (d) lake.", "d"),
+        ("Answer: B", "b"),
+        ("\\boxed{E}", "e"),
+        ("c", "c"),
+        ("(b)", "b"),
+        ("B) a lake", "b"),
+        ("D. a river\nbecause it flows", "d"),
+        ("It must be a lake (e), which is wide.", "e"),
+        ("The answer is (a). No, the answer is (b).", "b"),
+        ("The correct answer is (j) a ditch.", "j"),
+        ("Of (b) and (c), only the latter is wet. So it is a pond (c).", "c"),
+    ],
+)
+def test_where_the_choices_are_not_known_a_letter_alone_counts(text: str, named: str) -> None:
+    assert letter(text) == named
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The answer is a dog",
+        "either (a) or (b)",
+        "A dog",
+        "f(x) is large",
+        "f(a) is large",
+        "I'd say",
+        "It is a lake.",
+        "The answer is not (a).",
+        "The answer is (x).",
+    ],
+)
+def test_without_a_clear_letter_there_is_none(text: str) -> None:
+    assert letter(text) is None
+
+
+@given(st.text())
+def test_any_text_has_a_letter_or_none(text: str) -> None:
+    assert letter(text) in {None, *"abcdefghij"}

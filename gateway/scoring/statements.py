@@ -23,11 +23,15 @@ _DENIED = re.compile(r"[\s:*]*(?:not|never|neither|incorrect|wrong|correct|right
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"')\]*]|\Z)|\n")
 _ENDED = re.compile(r"(?:[.!?][\"')\]*`]*|`{3})\s*\Z")
 
-_FENCE = re.compile(r"```[ \t]*(?P<kind>\w*)[^\n]*\n(?P<code>.*?)(?:```|\Z)", re.DOTALL)
+_FENCE = "```"
+_KIND = re.compile(r"[ \t]*+(\w*+)")
+_PRINTED = frozenset({"", "output", "text"})
+_BRACE = re.compile(r"[{}]")
+_BOX = "\\boxed"
 _LATEX = (
     (re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!)(?=\d{3})"), ""),
-    (re.compile(r"\\[dt]?frac\s*\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}"), r"(\1)/(\2)"),
-    (re.compile(r"\((-?[0-9.,]+)\)/\(([0-9.,]+)\)"), r"\1/\2"),
+    (re.compile(r"\\[dt]?frac\s*+\{([^{}]++)\}\s*+\{([^{}]++)\}"), r"(\1)/(\2)"),
+    (re.compile(r"\(\s*+(-?[0-9.,]++)\s*+\)/\(\s*+([0-9.,]++)\s*+\)"), r"\1/\2"),
     (re.compile(r"\\(?:text|textbf|mathrm|mathbf|bf|rm)\s*\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\(?:times|cdot|ast)\b"), "*"),
     (re.compile(r"\\div\b"), "/"),
@@ -46,7 +50,7 @@ class Statement:
     """A place where an answer says its result.
 
     Attributes:
-        said: what stands after the words that announce it, to the end of the sentence or line.
+        said: what stands after the words that announce it, to the end of the sentence or line, or the next such words.
         marked: it was announced by a mark ("####", a LaTeX box) and not by words.
         duty: it says what an answer must or should be, which often is no answer yet.
     """
@@ -77,8 +81,7 @@ def own_part(text: str) -> str:
 
 def plain(text: str) -> str:
     """The text without LaTeX and program code; what a program is said to have printed stays. Bold marks stay."""
-    text = _FENCE.sub(lambda fence: fence["code"] if fence["kind"].lower() in {"", "output", "text"} else "\n", text)
-    text = _unboxed(text)
+    text = _unboxed(_without_programs(text))
     for pattern, instead in _LATEX:
         text = pattern.sub(instead, text)
     return text
@@ -88,21 +91,24 @@ def statements(text: str) -> list[Statement]:
     """Where a `plain` text announces its result, in order. What it denies, or judges ("is wrong"), is none."""
     text = text.replace("**", "").replace("__", "")
     found = []
-    for cue in _CUE.finditer(text):
+    end = len(text)
+    for cue in reversed(list(_CUE.finditer(text))):
+        # To the next one at most: read to the end of the text each, they would take the square of its length.
+        rest, end = text[cue.end() : end], cue.start()
         if _DENIED.match(text, cue.end()):
             continue
         marked = cue[0] == "####"
-        said = text[cue.end() :].partition("\n")[0].strip() if marked else sentence_at(text, cue.end())
+        said = rest.partition("\n")[0].strip() if marked else _first_sentence(rest)
         if said:
             found.append(Statement(said, marked, _DUTY.search(cue[0]) is not None))
-    return found
+    return found[::-1]
 
 
-def sentence_at(text: str, at: int) -> str:
-    """From here to the end of the sentence or line; where the line has nothing more, the next line that has."""
-    rest = text[at:].lstrip(" \t:*\n\r")
-    end = _SENTENCE_END.search(rest)
-    return (rest[: end.start()] if end is not None else rest).strip()
+def _first_sentence(text: str) -> str:
+    """To the end of the sentence or line; where the line has nothing, of the next line that has."""
+    text = text.lstrip(" \t:*\n\r")
+    end = _SENTENCE_END.search(text)
+    return (text[: end.start()] if end is not None else text).strip()
 
 
 def is_whole(text: str) -> bool:
@@ -116,24 +122,43 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
 
 
+def _without_programs(text: str) -> str:
+    """The text without fenced code, but with what is fenced as output; a fence that a limit cut off reaches to the end.
+
+    No pattern: one would look for the end of the line again from each of a row of fences.
+    """
+    parts: list[str] = []
+    at = 0
+    while (begin := text.find(_FENCE, at)) >= 0 and (line_end := text.find("\n", begin)) >= 0:
+        kind = _KIND.match(text, begin + len(_FENCE))
+        end = text.find(_FENCE, line_end + 1)
+        if end < 0:
+            end = len(text)
+        printed = kind is not None and kind[1].lower() in _PRINTED
+        parts += text[at:begin], text[line_end + 1 : end] if printed else "\n"
+        at = end + len(_FENCE)
+    return "".join([*parts, text[at:]])
+
+
 def _unboxed(text: str) -> str:
     """Each LaTeX box as a line of its own behind "####"; one that a limit cut off holds nothing."""
     parts = []
-    while (at := text.find("\\boxed")) >= 0:
-        parts.append(text[:at])
-        inside, text = _braced(text[at + len("\\boxed") :])
+    at = 0
+    while (begin := text.find(_BOX, at)) >= 0:
+        parts.append(text[at:begin])
+        inside, at = _braced(text, begin + len(_BOX))
         if inside:
             parts.append(f"\n#### {inside}\n")
-    return "".join([*parts, text])
+    return "".join([*parts, text[at:]])
 
 
-def _braced(text: str) -> tuple[str, str]:
-    """What stands in the braces that the text begins with, and what comes after them."""
-    if not text.startswith("{"):
-        return "", text
+def _braced(text: str, at: int) -> tuple[str, int]:
+    """What stands in the braces that open here, and where they end: at the end of the text where they stay open."""
+    if not text.startswith("{", at):
+        return "", at
     depth = 0
-    for at, char in enumerate(text):
-        depth += (char == "{") - (char == "}")
+    for brace in _BRACE.finditer(text, at):
+        depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return text[1:at], text[at + 1 :]
-    return "", ""
+            return text[at + 1 : brace.start()], brace.end()
+    return "", len(text)

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.evaluation.statements import is_whole, own_part, plain, sentences, statements
+from gateway.scoring.statements import is_whole, own_part, plain, sentences, statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,10 @@ _TIME = re.compile(r":(?P<minutes>[0-9]{2})(?![0-9])")
 _LATE_PART = re.compile(r"[0-9]:\Z")
 _OPERAND = re.compile(r"(?:\w|[0-9)%]\s+|[)%])\Z")
 _LOOK_BACK = 8
+_ADDS = re.compile(r"\s[-+*/]\s")
+_DIGIT = re.compile(r"[0-9]")
+_SIGNS = frozenset("-+*/=")
+_NOTHING = Fraction(0)
 _LONGEST = 100  # characters; what is longer is no number that anybody asked for
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b")
 # What follows a number that is but a part of a sum, or counts an unknown.
@@ -31,14 +35,13 @@ _GOES_ON = re.compile(r"[)\s]*[-+*/^]|\s+x\s|[xyn]\b")
 _TELLS_AGAIN = re.compile(
     r"\W*(?:so|thus|therefore|hence|this (?:means|gives)|the(?: answer(?: is)?)?\Z)\b", re.IGNORECASE
 )
-_DANGLING = re.compile(r"[-+*/=]\W*\Z")
 # The number of a list's item, of a heading's, of a step.
 _NUMBERED = re.compile(
     r"^[ \t>#*-]*[0-9]{1,2}[.)](?=\s|\*)|\b(?:step|part|question|example)\s+[0-9]{1,2}\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-_UNITS = re.compile(r"\s*[A-Za-z/ ]{0,24}[\s.]*")
+_UNITS = re.compile(r"\s*+[A-Za-z/ ]{0,24}+[\s.]*+")
 _WORDS = {
     word: value
     for value, word in enumerate(
@@ -74,9 +77,9 @@ def result(text: str) -> Amount | None:
     if not is_whole(text) and not is_whole(own):
         return _on_the_way(sentences(text))
     for paragraph in reversed(re.split(r"\n\s*\n", text)):
-        bold = [amount for mark in _BOLD.finditer(paragraph) if (amount := _whole(mark[1])) is not None]
-        if bold:
-            return bold[-1]
+        for mark in reversed(list(_BOLD.finditer(paragraph))):
+            if (found := _whole(mark[1])) is not None:
+                return found
         for sentence in reversed(sentences(paragraph)):
             if (found := _concluded(sentence)) is not None:
                 return found
@@ -85,7 +88,7 @@ def result(text: str) -> Amount | None:
 
 def _on_the_way(told: list[str]) -> Amount | None:
     """What a text that breaks off had come to."""
-    if not told or _DANGLING.search(told[-1]):
+    if not told or _dangles(told[-1]) or _puts_numbers_in(told[-1]):
         return None
     for sentence in reversed(told):
         if (found := _behind_equals(sentence)) is not None:
@@ -95,9 +98,24 @@ def _on_the_way(told: list[str]) -> Amount | None:
     return _concluded(told[-1]) if len(told) == 1 or _TELLS_AGAIN.match(told[-1]) else None
 
 
-def equals(found: Amount, right: str, tolerance: str = "0") -> bool:
-    """Whether it is the right number, by value: 60 % is as good as 60 and as 0.6. Raises ValueError as `number`."""
-    wanted, within = number(right), number(tolerance).value
+def _dangles(sentence: str) -> bool:
+    """Whether it ends with a sign of a sum, whose other side is still to come."""
+    for char in reversed(sentence):
+        if char in _SIGNS or char.isalnum():
+            return char in _SIGNS
+    return False
+
+
+def _puts_numbers_in(sentence: str) -> bool:
+    """Whether the number that it ends with may be the first of a sum that stood there in words: "fish + fowl = 20"."""
+    told, sign, last = sentence.rpartition("=")
+    told = told.rpartition("=")[2]
+    in_words = _ADDS.search(told) is not None and _DIGIT.search(told) is None
+    return sign != "" and in_words and _NUMBER.fullmatch(last.strip()) is not None
+
+
+def equal(found: Amount, wanted: Amount, within: Fraction = _NOTHING) -> bool:
+    """Whether it is the wanted number, by value and within a tolerance: 60 % is as good as 60 and as 0.6."""
     values = {found.value, found.value / 100} if found.percent and not wanted.percent else {found.value}
     return any(abs(value - wanted.value) <= within for value in values)
 
@@ -111,15 +129,23 @@ def number(text: str) -> Amount:
 
 
 def _stated(said: str) -> Amount | None:
-    found = _behind_equals(said) or next(_amounts(said), None)
+    found = _behind_equals(said)
     if found is not None:
         return found
+    first = next(_placed(said), None)
+    if first is not None:
+        amount, start, _ = first
+        # "is clear after 5 steps: 42"
+        behind_words = _whole(said.rpartition(":")[2]) if start > 0 else None
+        return behind_words or amount
     word = said.lower().partition(" ")[0].strip(",;:")
     return Amount(word, Fraction(_WORDS[word])) if word in _WORDS else None
 
 
 def _concluded(sentence: str) -> Amount | None:
-    return _behind_equals(sentence) or next(reversed(list(_amounts(sentence))), None)
+    # Backwards, since a text may be thousands of numbers, and it takes much longer to work one out than to find it.
+    matches = reversed(list(_NUMBER.finditer(sentence)))
+    return _behind_equals(sentence) or next(filter(None, (_amount(match, sentence) for match in matches)), None)
 
 
 def _behind_equals(sentence: str) -> Amount | None:
@@ -143,22 +169,22 @@ def _whole(text: str) -> Amount | None:
     return amount if start == 0 and _UNITS.fullmatch(text, end) else None
 
 
-def _amounts(text: str) -> Iterator[Amount]:
-    return (amount for amount, _, _ in _placed(text))
-
-
 def _placed(text: str) -> Iterator[tuple[Amount, int, int]]:
+    """Each number with where it stands."""
     for match in _NUMBER.finditer(text):
-        value = _value(match, text)
-        if value is not None:
-            sign = match["sign"] is not None and not _is_minus(match, text)
-            written = match[0].strip() if sign or match["sign"] is None else match[0][1:].strip()
-            negative = sign or match["inner"] is not None
-            yield (
-                Amount(written, -value if negative else value, match["percent"] is not None),
-                match.start(),
-                match.end(),
-            )
+        amount = _amount(match, text)
+        if amount is not None:
+            yield amount, match.start(), match.end()
+
+
+def _amount(match: re.Match[str], text: str) -> Amount | None:
+    value = _value(match, text)
+    if value is None:
+        return None
+    sign = match["sign"] is not None and not _is_minus(match, text)
+    written = match[0].strip() if sign or match["sign"] is None else match[0][1:].strip()
+    negative = sign or match["inner"] is not None
+    return Amount(written, -value if negative else value, match["percent"] is not None)
 
 
 def _value(match: re.Match[str], text: str) -> Fraction | None:
@@ -168,10 +194,13 @@ def _value(match: re.Match[str], text: str) -> Fraction | None:
     time = _TIME.match(text, match.end())
     if time is not None and time["minutes"] != "00":
         return None
-    below = Fraction(match["below"] or 1)
+    below = int(match["below"] or 1)
     if not below:
         return None
-    return Fraction(match["number"].replace(",", "")) * Fraction(10) ** int(match["power"] or 0) / below
+    digits, _, behind = match["number"].replace(",", "").partition(".")
+    tens = int(match["power"] or 0) - len(behind)
+    whole = int(digits + behind)
+    return Fraction(whole * 10**tens, below) if tens > 0 else Fraction(whole, 10**-tens * below)
 
 
 def _is_minus(match: re.Match[str], text: str) -> bool:
