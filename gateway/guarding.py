@@ -212,7 +212,7 @@ class QualityGuard:
         finally:
             # Where this fails the day counts what it might have cost: less is spent then, and never more.
             with suppress(RedisError, OSError):
-                await self._book.settle(taken, min(spent, most))
+                await self._book.settle(taken, spent)
         answer = words(reply["choices"][0]["message"].get("content")) or ""
         if len(answer) > MOST_CHARS:
             raise _Ended("dropped")
@@ -244,9 +244,8 @@ def _student_alone(served: Draft) -> Plan:
     """The student that answered, or was to, without guidance."""
     plan = served.plan
     answered = [one for one in plan.finishers if served.student is not None and one.engine == served.student.model]
-    return replace(
-        plan, mode="student", finishers=(*answered, *plan.finishers)[:1], guidance=None, unguided=None, quality=None
-    )
+    finishers = (*answered, *plan.finishers)[:1]
+    return replace(plan, mode="student", finishers=finishers, guidance=None, length=None, unguided=None, quality=None)
 
 
 def _bounded(plan: Plan, asked: CompletionRequest) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["FakeEngine", "Handler", "begin_events", "chunk", "embedded", "event", "recording_proxy", "reply", "says",
-           "served"]  # fmt: skip
+           "says_with_odds", "served"]  # fmt: skip
 
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
@@ -154,6 +155,23 @@ def says(text: str, finish: str = "stop") -> Handler:
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+    return behave
+
+
+def says_with_odds(text: str, p1: float | None) -> Handler:
+    """A student whose first token has this probability; None: it tells none."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not body.get("logprobs"):
+            return await says(text)(request, body)
+        answer = reply("Yes", "length")
+        if p1 is not None:
+            top = [{"token": "Yes", "logprob": math.log(p1)}, {"token": "No", "logprob": math.log(0.01)}]
+            answer["choices"][0]["logprobs"] = {
+                "content": [{"token": "Yes", "logprob": math.log(p1), "top_logprobs": top}]
+            }
+        return web.json_response(answer)
 
     return behave
 

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 CHATS = "/v1/chat/completions"
 ADMIN_KEY = "admin-key-of-the-guard"
 WORDS = "One two three four"  # what the teacher opens with, of which the last word is cut
-GUIDED = {
+GUIDED: dict[str, Any] = {
     "mode": "guided",
     "teacher": "big",
     "student": "small",
     "retries": {"num_retries": 0},
     "guidance": {"tokens": 6, "deadline": "20s", "cache_ttl": "0s"},
 }
+AUTO = GUIDED["guidance"] | {"tokens": "auto", "auto": {"probe": {"confident": 0.9, "deadline": "2s"}}}
+DIRECT = GUIDED["guidance"] | {"projection": "direct"}
 ALL = {"sample": 1, "max_budget": 5, "max_in_flight": 8}
 TENANTS = {
     "secrets": {"log_content": True, "keys": [{"id": "only", "sha256": sha256("secrets")}]},
@@ -143,6 +145,9 @@ class running_world:  # noqa: N801  used as the function that it is
         engines = [self._stack.enter_context(FakeEngine(says("0.75")).running()) for _ in range(3)]
         teacher, student, judge = engines
         teacher.behave, student.behave = opens("One two three four five"), goes_on(" four five", "One six")
+        projections = self._folder / "policies" / "projections"
+        projections.mkdir(parents=True, exist_ok=True)
+        (projections / "direct.yaml").write_text("keep: {skip: english, skip_tokens: 20}\n")
         gateway = self._stack.enter_context(
             running_gateway(
                 self._folder,
@@ -166,6 +171,8 @@ class running_world:  # noqa: N801  used as the function that it is
                     GUIDED | {"model": "chat-judged", "quality": ALL | {"compare": "judge", "judge": "grader"}},
                     GUIDED | {"model": "chat-poor", "quality": ALL | {"max_budget": 0.00065}},
                     GUIDED | {"model": "chat-one", "quality": ALL | {"max_in_flight": 1}},
+                    GUIDED | {"model": "chat-auto", "quality": ALL, "guidance": AUTO},
+                    GUIDED | {"model": "chat-direct", "quality": ALL, "guidance": DIRECT},
                 ],
             )
         )  # fmt: skip

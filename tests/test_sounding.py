@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import math
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from tests.fakes import FakeEngine, reply, says
+from tests.fakes import FakeEngine, says, says_with_odds
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_probed
 
@@ -27,23 +26,6 @@ OPENING = "First we look at it from all sides. Then we think of more, and then w
 ENGINE = {"breaker": {"failures": 1000}}
 _numbers = itertools.count()
 PROBED = {"probe": {"confident": 0.9, "deadline": "2s"}}
-
-
-def says_with_odds(text: str, p1: float | None) -> Any:
-    """A student whose first token has this probability; None: it tells none."""
-
-    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if not body.get("logprobs"):
-            return await says(text)(request, body)
-        answer = reply("Yes", "length")
-        if p1 is not None:
-            top = [{"token": "Yes", "logprob": math.log(p1)}, {"token": "No", "logprob": math.log(0.01)}]
-            answer["choices"][0]["logprobs"] = {
-                "content": [{"token": "Yes", "logprob": math.log(p1), "top_logprobs": top}]
-            }
-        return web.json_response(answer)
-
-    return behave
 
 
 def fails_first(how: str) -> Any:

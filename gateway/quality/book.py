@@ -55,6 +55,7 @@ class QualityBook:
         self._keys = keys.ledger()
         self._clock = clock
         self._take = Script(redis, "gateway.quality", "take.lua")
+        self._settle = Script(redis, "gateway.quality", "settle.lua")
         self._add = Script(redis, "gateway.quality", "add.lua")
 
     def today(self) -> int:
@@ -72,9 +73,10 @@ class QualityBook:
         return taken if room else None
 
     async def settle(self, taken: Taken, spent: Decimal) -> None:
-        """Give back what was taken and not spent."""
+        """Give back what was taken and not spent; where more was spent, count that too."""
         unspent = int(picodollars(taken.usd)) - int(picodollars(spent))
-        await self._redis.hincrby(self._keys.quality_spent(taken.day), f"{taken.tenant}/{taken.route}", -unspent)
+        arguments = [f"{taken.tenant}/{taken.route}".encode(), str(unspent).encode()]
+        await self._settle.run([([self._keys.quality_spent(taken.day)], arguments)])
 
     async def add(self, compared: Compared, tally: Tally) -> None:
         """Add to the row of today."""

@@ -99,6 +99,28 @@ async def test_no_more_is_taken_than_a_day_has_whoever_asks(books: list[QualityB
     assert await books[0].take("acme", "chat", CENT, 10 * CENT) is not None
 
 
+async def test_what_was_spent_beyond_what_was_taken_counts_too(books: list[QualityBook]) -> None:
+    taken = await books[0].take("acme", "chat", CENT, 2 * CENT)
+    assert taken is not None
+    await books[0].settle(taken, 3 * CENT)
+    assert await books[0].spent_today() == {("acme", "chat"): 3 * CENT}
+    assert await books[0].take("acme", "chat", Decimal("0.000001"), 2 * CENT) is None
+
+
+async def test_of_a_day_that_redis_has_lost_nothing_is_given_back(books: list[QualityBook], redis: Redis) -> None:
+    """No budget grows by it, and no key is left that nothing ends."""
+    lost, less = [await books[0].take("acme", "chat", usd, CENT) for usd in (CENT * 3 / 4, CENT / 4)]
+    assert lost is not None
+    assert less is not None
+    keys = [key async for key in redis.scan_iter("*of_a_day_that_redis_has_lost*")]
+    assert await redis.delete(*keys) == 1
+    await books[0].settle(lost, Decimal(0))
+    assert await books[0].spent_today() == {}
+    assert await books[0].take("acme", "chat", CENT / 4, CENT) is not None
+    await books[0].settle(lost, Decimal(0))
+    assert await books[0].spent_today() == {("acme", "chat"): Decimal(0)}
+
+
 async def test_what_was_not_spent_is_given_back_to_its_day(books: list[QualityBook], clock: Clock) -> None:
     taken = await books[0].take("acme", "chat", CENT, CENT)
     assert taken is not None

@@ -1,0 +1,125 @@
+"""Which answers the quality guard compares: those that were guided to the end, and no others."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.fakes import begin_events, chunk, event, says, says_with_odds
+from tests.gateway_process import KEY
+from tests.guard_world import World, fails, goes_on, opens, running_world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiohttp import web
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with running_world(tmp_path_factory.mktemp("guardsamples"), redis_url) as world:
+        yield world
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    """As it was: engines that answer."""
+    running.teacher.behave = opens("One two three four five")
+    running.student.behave = goes_on(" four five", "One six")
+    running.judge.behave = says("0.75")
+    for engine in (running.teacher, running.student, running.judge):
+        engine.asked.clear()
+    return running
+
+
+def test_a_route_without_a_rule_and_an_answer_without_guidance_have_no_guard(world: World) -> None:
+    before = world.counted()
+    plain = world.ask("chat-none")
+    tools = world.ask("chat", tools=[{"type": "function", "function": {"name": "f"}}])
+    several = world.ask("chat", n=2)
+    world.teacher.behave = fails
+    alone = world.ask("chat")
+    assert alone.headers["x-gkt-mode"] == "student"
+    world.teacher.behave = opens("One")
+    world.compared("made")
+    for answer in (plain, tools, several, alone):
+        assert answer.status_code == 200
+        assert world.runs_beside(answer) == []
+    assert world.counted() == before | {"made": before["made"] + 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_its_student_was_sure_of_has_no_guard(world: World, *, stream: bool) -> None:
+    """It was drawn while it was to be guided; what came of it was not, and there is nothing to compare."""
+    before = world.counted()
+    world.student.behave = says_with_odds("Yes, indeed.", 0.97)
+    sure = world.ask("chat-auto", stream=stream)
+    served = world.gateway.wait_for_log("request", id=sure.headers["x-request-id"])
+    assert (served["mode"], served["unguided"]) == ("student", "student_confident")
+    world.student.behave = says_with_odds("Yes, indeed.", 0.4)
+    unsure = world.compared("made", "chat-auto", stream=stream)
+    assert world.runs_beside(sure) == []
+    assert sorted(world.runs_beside(unsure)) == ["student", "teacher"]
+    # Nobody chose a length for those, and nobody was sounded out.
+    for name in ("teacher", "student"):
+        run = world.run_of(unsure, name)
+        assert (run["length"], run["probe"]) == (None, None)
+    assert world.counted() == before | {"made": before["made"] + 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_opening_of_which_nothing_is_kept_has_no_guard(world: World, *, stream: bool) -> None:
+    before = world.counted()
+    world.teacher.behave = says("Certainly! Let's break this down:", "length")
+    dropped = world.ask("chat-direct", stream=stream)
+    served = world.gateway.wait_for_log("request", id=dropped.headers["x-request-id"])
+    assert (served["mode"], served["unguided"]) == ("student", "guidance_boilerplate")
+    world.teacher.behave = says("One two three four", "length")
+    kept = world.compared("made", "chat-direct", stream=stream)
+    assert world.runs_beside(dropped) == []
+    assert sorted(world.runs_beside(kept)) == ["student", "teacher"]
+    assert world.counted() == before | {"made": before["made"] + 1}
+
+
+def test_a_stream_that_its_student_breaks_off_has_no_guard(world: World) -> None:
+    async def breaks(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        await response.write(event(chunk({"content": " four"})))
+        return response  # and no end
+
+    good, world.student.behave = world.student.behave, breaks
+    before = world.counted()
+    broken = world.ask(stream=True)
+    assert '"error"' in broken.text
+    assert world.gateway.wait_for_log("request", id=broken.headers["x-request-id"])["status"] != "ok"
+    world.student.behave = good
+    world.compared("made")
+    assert world.runs_beside(broken) == []
+    assert world.counted() == before | {"made": before["made"] + 1}
+
+
+def test_a_caller_that_leaves_midway_has_no_guard(world: World) -> None:
+    gone = threading.Event()
+
+    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        for word in (" four", " five") * 500:
+            await response.write(event(chunk({"content": word})))
+            if gone.is_set():
+                break
+        return response
+
+    world.student.behave = slowly
+    before = world.counted()
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "stream": True, "max_tokens": 50}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.stream("POST", f"{world.gateway.url}/v1/chat/completions", headers=headers, json=body) as answer:
+        next(answer.iter_lines())
+        request_id = answer.headers["x-request-id"]
+    gone.set()
+    assert world.gateway.wait_for_log("request", id=request_id)["status"] in {"client_gone", "engine_garbled"}
+    assert world.counted() == before
+    assert not any(line.get("shadow_of") == request_id for line in world.gateway.log)
