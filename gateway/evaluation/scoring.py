@@ -1,8 +1,8 @@
 """How an answer is held against what is right: one function for each way, by the name that data sets give it.
 
 exact      the answer, or what it states, is the text
-numeric    its number has the same value (numbers.py)
-choice     it names the choice (choices.py)
+numeric    its number has the same value (gateway/scoring/numbers.py)
+choice     it names the choice (gateway/scoring/choices.py)
 contains   it holds the text, as whole words
 regex      a pattern is found in it
 judge      another model is asked (judging.py)
@@ -42,7 +42,7 @@ _RIGHT, _WRONG = 1.0, 0.0
 
 
 def exact(answer: str, question: Question) -> Verdict:
-    """Letter case, white space, quotes and an end mark aside. What is stated ("The answer is") wins over the whole."""
+    """Letter case, white space, marks and quotes around it aside. What is stated wins over the whole."""
     found = stated_text(answer)
     wanted = folded(question.answer)
     return _verdict(wanted in {folded(found), folded(own_part(answer))}, found)

@@ -42,7 +42,7 @@ class QualityRule(Shape):
     sample: Part = 0.01
     """The part of the guided answers that is compared: 0.01 or 1%."""
     compare: Literal["words", "exact", "numeric", "choice", "judge"] = "words"
-    """By the words that two answers share, the whole text, the number they end with, their choice; or by a judge."""
+    """By the words that two answers share, their text, the number they come to, their choice; or by a judge."""
     judge: str | None = Field(None, validate_default=True)
     """The model of config.yaml that grades how far two answers agree; for compare judge."""
     max_budget: Annotated[Usd, Field(json_schema_extra={"default": 1})] = Decimal(1)
