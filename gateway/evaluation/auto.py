@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from gateway.policy.length_rules import AutoRule
     from gateway.protocol import CompletionRequest
 
-_OF_LENGTH = ("name", "mode", "tokens")
+# What is shown beside the question differs with who is asked; a name tells it apart within one run.
+_OF_LENGTH = ("name", "mode", "tokens", "shown")
 _FEWEST_LENGTHS = 3
 
 

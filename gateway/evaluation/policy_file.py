@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.recommend import HeldOut, Recommendation
 
 # What of a setting the caller decides, or the route says itself. All else is the guidance's, by a policy's own names.
-_NOT_GUIDANCE = {"name", "mode", "form", "shots", "max_tokens", "temperature", "top_p", "seed"}
+_NOT_GUIDANCE = {"name", "shown", "mode", "form", "shots", "max_tokens", "temperature", "top_p", "seed"}
 _WIDTH = 108
 # A gateway waits so long for guidance unless its policy says otherwise.
 _DEADLINE_S = 2.0
