@@ -69,6 +69,24 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     return McNemar(only_first, only_second, p)
 
 
+def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval | None:
+    """The interval of the difference of two shares of the same questions; None where there are fewer than two.
+
+    Agresti and Min's (2005) for pairs: Wald's after half a question was added to each of the four cells. Where few
+    questions tell the two apart a bootstrap draws hardly any of them, and is too narrow; where none does, it says that
+    the two are equal. Raises ValueError where they are not as many.
+    """
+    pairs = list(zip(first, second, strict=True))
+    if len(pairs) < 2:
+        return None
+    differences = [one - other for one, other in pairs]
+    count = len(pairs) + 2
+    mean = sum(differences) / count
+    squares = (sum(one * one for one in differences) + 1) / count
+    reach = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((squares - mean * mean) / count)
+    return Interval(max(-1.0, mean - reach), min(1.0, mean + reach))
+
+
 def paired_bootstrap(
     statistic: Callable[..., Means],
     *samples: Sequence[float],
@@ -82,8 +100,9 @@ def paired_bootstrap(
     samples: a figure for each question, in the same order for all.
     seed: the same seed and samples give the same interval.
 
-    None where there are fewer than two questions, or where the statistic is no number for one of the draws, as a
-    share of something that may be 0 is not. Raises ValueError where the samples are not of one length.
+    None where there are fewer than two questions; where the statistic is no number for one of the draws, as a share
+    of something that may be 0 is not; and where all draws agree, for that a sample shows no difference does not show
+    that there is none. Raises ValueError where the samples are not of one length.
     """
     if len(samples[0]) < 2:
         return None
@@ -104,15 +123,11 @@ def paired_bootstrap(
             batch=_BATCH,
             rng=np.random.default_rng(seed),
         )
-    if not np.isfinite(found.bootstrap_distribution).all():
+    drawn = found.bootstrap_distribution
+    if not np.isfinite(drawn).all() or np.ptp(drawn) == 0:
         return None
     low, high = found.confidence_interval
     return Interval(float(low), float(high))
-
-
-def difference(first: Means, second: Means) -> Means:
-    """For `paired_bootstrap`: by how much the first is more."""
-    return first - second
 
 
 def share(first: Means, second: Means) -> Means:

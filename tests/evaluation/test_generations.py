@@ -43,7 +43,8 @@ ENDED = Written(
 def test_an_end_shows_only_where_the_limit_leaves_room_for_it(limit: int, text: str, finish: str, written: int) -> None:
     """Else guidance that ends exactly at m would be a whole answer here, and is none on the path."""
     reply = ENDED.first(limit, ())
-    assert reply is not None and reply.usage is not None
+    assert reply is not None
+    assert reply.usage is not None
     assert (reply.text, reply.finish) == (text, finish)
     assert (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_input_tokens) == (20, written, 3)
 
@@ -62,7 +63,8 @@ async def test_a_cut_is_what_the_engine_says_with_that_limit(said: dict[str, Any
     async with engine(pair, "teacher") as teacher:
         pieces: list[str] = []
         whole = await teacher.opening(asked, tell=pieces.append)
-        assert whole.usage is not None and whole.finish == "stop"
+        assert whole.usage is not None
+        assert whole.finish == "stop"
         count = whole.usage.output_tokens
         written = Written(
             pieces=tuple(pieces), at_ms=tuple(range(len(pieces))), text=whole.text, finish=whole.finish,
@@ -79,14 +81,16 @@ def test_what_was_asked_for_less_is_not_known() -> None:
     cut = replace(ENDED, finish="length", output_tokens=5, asked_tokens=5)
     assert cut.first(6, ()) is None
     reply = cut.first(5, ())
-    assert reply is not None and (reply.text, reply.finish) == ("The answer is 54.", "length")
+    assert reply is not None
+    assert (reply.text, reply.finish) == ("The answer is 54.", "length")
 
 
 def test_a_stop_string_is_found_over_several_pieces() -> None:
     """With all of it within the limit the answer has ended; with half of it, it has not."""
     stopped = replace(ENDED, pieces=("54", ".", "\n", "Q", ":"), text="54.", output_tokens=5, at_ms=(1, 2, 3, 4, 5))
     whole, half = stopped.first(5, ("\nQ:",)), stopped.first(4, ("\nQ:",))
-    assert whole is not None and half is not None
+    assert whole is not None
+    assert half is not None
     assert (whole.text, whole.finish) == ("54.", "stop")
     assert (half.text, half.finish) == ("54.\nQ", "length")
 
@@ -103,7 +107,8 @@ def test_an_engine_that_tells_of_several_tokens_at_once_is_cut_in_proportion() -
 def test_an_engine_that_tells_of_nothing_before_its_end_is_cut_all_the_same() -> None:
     silent = replace(ENDED, pieces=("abcdefghij",), at_ms=(700,), text="abcdefghij", output_tokens=10)
     cut = silent.first(3, ())
-    assert cut is not None and (cut.text, cut.finish) == ("abc", "length")
+    assert cut is not None
+    assert (cut.text, cut.finish) == ("abc", "length")
 
 
 def test_the_time_of_a_cut_is_that_of_its_last_piece() -> None:

@@ -25,7 +25,8 @@ def test_an_answer_may_be_longer_than_any_guidance() -> None:
 def test_the_teacher_alone_is_drawn_as_its_caller_says_and_guidance_as_the_policy_does() -> None:
     alone = to_teacher(Setting(mode="teacher", temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
     guided = to_teacher(Setting(mode="guided", tokens=20, temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
-    assert alone is not None and guided is not None
+    assert alone is not None
+    assert guided is not None
     assert (alone.temperature, alone.top_p, alone.seed) == (0.7, 0.9, 5)
     assert (guided.temperature, guided.top_p, guided.seed) == (0.0, None, None)
 
@@ -35,7 +36,8 @@ def test_greedy_guidance_is_the_beginning_of_what_the_teacher_says_alone() -> No
     for form, shots in (("chat", 0), ("completion", 2)):
         alone = to_teacher(Setting(mode="teacher", form=form, shots=shots), QUESTION, EXEMPLARS)
         guided = to_teacher(Setting(mode="guided", tokens=20, form=form, shots=shots), QUESTION, EXEMPLARS)
-        assert alone is not None and guided is not None
+        assert alone is not None
+        assert guided is not None
         assert (alone.max_tokens, guided.max_tokens) == (300, 20)
         assert replace(guided, max_tokens=300) == alone
 
