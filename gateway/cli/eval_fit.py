@@ -60,14 +60,15 @@ def fit(
         from gateway.evaluation.data import load
         from gateway.evaluation.fit import compare, tables_of
         from gateway.evaluation.fit import fit as fitted
-        from gateway.evaluation.runs import read_run
+        from gateway.evaluation.run_records import read_run
     except ImportError as error:
         raise StartupError(
             f"`eval` needs libraries that are not installed ({error.name}): pip install 'gkt-gateway[eval]'."
         ) from error
-    manifest, examples = read_run(folder)
+    run = read_run(folder)
+    manifest = run.manifest
     questions = load(data or manifest.data, count=max(1, manifest.questions), seed=manifest.seed).questions
-    found = [one for one in families(manifest, examples, questions) if (setting or "") in one.name]
+    found = [one for one in families(manifest, run.examples, questions) if (setting or "") in one.name]
     if not found:
         raise StartupError(f"--setting: no setting with lengths has '{setting}' in its description.")
     family = found[0]

@@ -116,9 +116,10 @@ def recommend(
     else none is written. docs/evaluation-recommend.md tells how all of it is decided.
     """
     try:
-        from gateway.evaluation.evidence import evidence_of, read_run, together
+        from gateway.evaluation.evidence import evidence_of, together
         from gateway.evaluation.policy_file import policy_text, write_policy
         from gateway.evaluation.recommend import recommend as recommended
+        from gateway.evaluation.run_records import read_run
     except ModuleNotFoundError as error:
         raise StartupError(f"{error.name} is not installed: pip install 'gkt-gateway[eval]'") from error
     from gateway.cli.eval_recommend_print import in_json, recommendations_shown

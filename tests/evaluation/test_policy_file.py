@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.evidence import Evidence, evidence_of, read_run
+from gateway.evaluation.evidence import Evidence, evidence_of
 from gateway.evaluation.policy_file import cautions, policy_text, usd_per_1k, write_policy
 from gateway.evaluation.recommend import Recommendation, recommend
+from gateway.evaluation.run_records import read_run
 from gateway.evaluation.target import Target
 from gateway.policy.projections import HINT
 from gateway.policy.schema import Route, TenantPolicy
