@@ -68,7 +68,7 @@ class _Guided(_Asked, tag_field="mode", tag="guided"):
 
 
 def read_run(path: Path) -> RunRecords:
-    """Raises StartupError, with file and line, where something is not there or is not what `gkt-gateway eval run` writes."""
+    """Raises StartupError, with file and line, where something is not there or is not what a run writes."""
     try:
         return _read(path)
     except OSError as error:
