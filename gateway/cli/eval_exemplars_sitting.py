@@ -6,7 +6,6 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import typer
@@ -80,8 +79,6 @@ class Sought:
 
 def seek(sought: Sought) -> bool:
     """Search, print and write. Whether exemplars help. Raises StartupErrors."""
-    if find_spec("scipy") is None:
-        raise StartupError("Sets are compared with scipy, which is not installed: pip install 'gkt-gateway[eval]'.")
     if sought.out.exists() and not sought.force:
         raise there_already(sought.out)
     if not sought.out.absolute().parent.is_dir():

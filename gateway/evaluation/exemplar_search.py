@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gateway.evaluation.exemplars import Candidate
+from gateway.evaluation.statistics import agresti_min, sign_test
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -87,8 +88,6 @@ class Difference:
     @classmethod
     def of(cls, before: Trial, after: Trial) -> Difference:
         """Raises ValueError where they were not asked the same number of questions."""
-        from gateway.evaluation.statistics import agresti_min, sign_test
-
         each = [new - old for old, new in zip(before.scores, after.scores, strict=True)]
         wins, losses = sum(one > 0 for one in each), sum(one < 0 for one in each)
         low, high = agresti_min(each)

@@ -105,7 +105,7 @@ class Trials:
         return replace(
             self.setting,
             mode="guided",
-            projection=replace(CUTOFF, name=f"primed {_digest(exemplars)}", exemplars=exemplars),
+            projection=replace(PRIMED, name=f"primed {_digest(exemplars)}", exemplars=exemplars),
         )
 
     async def _run(
