@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,27 +64,41 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     pairs = list(zip(first, second, strict=True))
     only_first = sum(one and not other for one, other in pairs)
     only_second = sum(other and not one for one, other in pairs)
-    split = only_first + only_second
-    p = float(stats.binomtest(only_first, split).pvalue) if split else 1.0
-    return McNemar(only_first, only_second, p)
+    return McNemar(only_first, only_second, sign_test(only_first, only_second))
+
+
+def sign_test(wins: int, losses: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
+    """How probable so uneven a split is if wins and losses are equally likely, exactly; "greater": in favour of wins.
+
+    Raises ValueError where one of them is negative.
+    """
+    tried = wins + losses
+    return float(stats.binomtest(wins, tried, alternative=alternative).pvalue) if tried else 1.0
+
+
+def agresti_min(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Of the mean difference of two settings, each from -1 to 1, one for each question.
+
+    Agresti and Min's interval for pairs (2005): Wald's after half a question was added to each of the four cells. It
+    holds for few questions too, and where not one differs.
+    """
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    count = len(differences) + 2
+    mean = sum(differences) / count
+    error = math.sqrt(((sum(one * one for one in differences) + 1) / count - mean * mean) / count)
+    return Interval(max(-1.0, mean - z * error), min(1.0, mean + z * error))
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval | None:
     """The interval of the difference of two shares of the same questions; None where there are fewer than two.
 
-    Agresti and Min's (2005) for pairs: Wald's after half a question was added to each of the four cells. Where few
-    questions tell the two apart a bootstrap draws hardly any of them, and is too narrow; where none does, it says that
-    the two are equal. Raises ValueError where they are not as many.
+    `agresti_min`: where few questions tell the two apart a bootstrap draws hardly any of them, and is too narrow; where
+    none does, it says that the two are equal. Raises ValueError where they are not as many.
     """
     pairs = list(zip(first, second, strict=True))
     if len(pairs) < 2:
         return None
-    differences = [one - other for one, other in pairs]
-    count = len(pairs) + 2
-    mean = sum(differences) / count
-    squares = (sum(one * one for one in differences) + 1) / count
-    reach = float(stats.norm.ppf((1 + confidence) / 2)) * math.sqrt((squares - mean * mean) / count)
-    return Interval(max(-1.0, mean - reach), min(1.0, mean + reach))
+    return agresti_min([one - other for one, other in pairs], confidence)
 
 
 def paired_bootstrap(
