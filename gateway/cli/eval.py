@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import typer
 
 from gateway.cli import SETTINGS
 from gateway.cli.lazy import LazyGroup
 
-PREFIX = "gateway.cli.eval_"
-
 
 class _Evals(LazyGroup):
-    names = tuple(
-        name for name in ("run", "report", "recommend", "exemplars", "fit") if find_spec(PREFIX + name) is not None
-    )
-    prefix = PREFIX
+    names = ("run", "report", "recommend", "exemplars", "fit")
+    prefix = "gateway.cli.eval_"
 
 
 eval = typer.Typer(  # noqa: A001  the command's name

@@ -7,12 +7,24 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.demo import STUDENT, TEACHER
-from gateway.cli.eval_run import pair_of
+from gateway.cli.eval_options import (
+    DATA,
+    Concurrency,
+    Config,
+    Data,
+    Judge,
+    Scorer,
+    SkipBad,
+    SlotTokens,
+    Student,
+    Teacher,
+    of_the_extra,
+    pair_of,
+)
 
 NONE_HELPS = 3
 """The exit status where no exemplars help."""
-_DATA, _SEARCH, _ENGINES = "The questions", "The search", "The engines"
+_SEARCH = "The search"
 
 
 def exemplars(
@@ -23,33 +35,20 @@ def exemplars(
     force: Annotated[
         bool, typer.Option("--force", help="Write over the file; write the best there is where none helps.")
     ] = False,
-    data: Annotated[
-        str,
-        typer.Option(help="generated, generated-choices, gsm8k, csqa, or a file of JSON lines.", rich_help_panel=_DATA),
-    ] = "generated",
+    data: Data = "generated",
     offset: Annotated[
-        int, typer.Option(min=0, help="Leave the first alone, for an evaluation.", rich_help_panel=_DATA)
+        int, typer.Option(min=0, help="Leave the first alone, for an evaluation.", rich_help_panel=DATA)
     ] = 0,
     evaluated: Annotated[
         Path | None,
-        typer.Option(help="A folder of `eval run`: leave its questions alone.", rich_help_panel=_DATA),
+        typer.Option(help="A folder of `eval run`: leave its questions alone.", rich_help_panel=DATA),
     ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Pass over lines that cannot be used.", rich_help_panel=_DATA)
-    ] = False,
-    scorer: Annotated[
-        str | None,
-        typer.Option(
-            help="How answers are scored, whatever the data says; package.module:function is your own.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="A model of --config that scores what no rule can.", rich_help_panel=_DATA)
-    ] = None,
+    skip_bad: SkipBad = False,
+    scorer: Scorer = None,
+    judge: Judge = None,
     exemplars_file: Annotated[
         Path | None,
-        typer.Option("--exemplars", help="Exemplars of your own, to race with the others.", rich_help_panel=_DATA),
+        typer.Option("--exemplars", help="Exemplars of your own, to race with the others.", rich_help_panel=DATA),
     ] = None,
     tokens: Annotated[
         int, typer.Option(min=1, max=4096, help="m: the guidance they are to be good for.", rich_help_panel=_SEARCH)
@@ -74,28 +73,11 @@ def exemplars(
         int, typer.Option(min=1, help="At most so many calls of engines.", rich_help_panel=_SEARCH)
     ] = 1500,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn.", rich_help_panel=_SEARCH)] = 0,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Take models of this file.", rich_help_panel=_ENGINES)
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help=f"A model of --config; else of the catalogue, or a .gguf file. Default: {TEACHER}.",
-            rich_help_panel=_ENGINES,
-        ),
-    ] = None,
-    student: Annotated[
-        str | None, typer.Option(help=f"Likewise. Default: {STUDENT}.", rich_help_panel=_ENGINES)
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=1024, help="Questions under way at once.", rich_help_panel=_ENGINES)
-    ] = 16,
-    slot_tokens: Annotated[
-        int,
-        typer.Option(
-            min=256, help="Context of each, on this machine: exemplars, question, answer.", rich_help_panel=_ENGINES
-        ),
-    ] = 2048,
+    config: Config = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    concurrency: Concurrency = 16,
+    slot_tokens: SlotTokens = 2048,
 ) -> None:
     """Find a few exemplars that make the teacher's first words tell more, and write them into a file.
 
@@ -107,6 +89,8 @@ def exemplars(
     The file is for `exemplars:` in a policy, and for `gkt-gateway eval run --exemplars`. Ctrl-C or a kill cost no
     answer: the same command goes on. Leaves with 3 where no exemplars help; then there is no file, unless --force.
     """
+    with of_the_extra():
+        import gateway.evaluation.statistics  # noqa: F401  sets are compared with it in the end
     from gateway.cli.eval_exemplars_sitting import Sought, seek
     from gateway.evaluation.exemplar_finding import Limits
     from gateway.evaluation.setting import Setting

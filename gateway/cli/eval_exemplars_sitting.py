@@ -6,7 +6,6 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,7 +25,8 @@ from gateway.evaluation.exemplars_file import exemplars
 from gateway.evaluation.folder import RunFolder, digest
 from gateway.evaluation.judges import judge_of
 from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
-from gateway.evaluation.record import EXAMPLES, Example, Manifest, read_lines
+from gateway.evaluation.record import Manifest
+from gateway.evaluation.run_records import read_run
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.local import weights
@@ -79,8 +79,6 @@ class Sought:
 
 def seek(sought: Sought) -> bool:
     """Search, print and write. Whether exemplars help. Raises StartupErrors."""
-    if find_spec("scipy") is None:
-        raise StartupError("Sets are compared with scipy, which is not installed: pip install 'gkt-gateway[eval]'.")
     if sought.out.exists() and not sought.force:
         raise there_already(sought.out)
     if not sought.out.absolute().parent.is_dir():
@@ -112,7 +110,7 @@ def seek(sought: Sought) -> bool:
 
 def drawn(sought: Sought) -> tuple[str, Split]:
     """The data set's name, and its questions in their parts. Raises StartupErrors."""
-    left = set() if sought.evaluated is None else _ids(sought.evaluated)
+    left = set() if sought.evaluated is None else {one.question for one in read_run(sought.evaluated).examples}
     leave: list[str] = []
     if sought.data in _MADE:
         # Problems can be made without end: others than those of an evaluation.
@@ -127,14 +125,6 @@ def drawn(sought: Sought) -> tuple[str, Split]:
         loaded.questions, pool=sought.pool, select=sought.select, check=sought.check, seed=sought.seed, leave=leave
     )
     return loaded.name, parts
-
-
-def _ids(run: Path) -> set[str]:
-    """Of the questions that a run has asked."""
-    file = run / EXAMPLES
-    if not file.is_file():
-        raise StartupError(f"--evaluated {run}: no run has left anything there. Name a folder of `eval run`.")
-    return {example.question for example in read_lines(file, Example)}
 
 
 async def _searched(

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gateway.cli.eval_options import of_the_extra
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -55,19 +56,16 @@ def fit(
     """
     if not _NAME.fullmatch(out.stem) or out.suffix != ".json":
         raise StartupError(f"--out {out}: name a file like lengths/chat.json, of letters, digits and any of . _ -")
-    try:
+    with of_the_extra():
         from gateway.evaluation.auto import families, fixed
         from gateway.evaluation.data import load
         from gateway.evaluation.fit import compare, tables_of
         from gateway.evaluation.fit import fit as fitted
-        from gateway.evaluation.runs import read_run
-    except ImportError as error:
-        raise StartupError(
-            f"`eval` needs libraries that are not installed ({error.name}): pip install 'gkt-gateway[eval]'."
-        ) from error
-    manifest, examples = read_run(folder)
+        from gateway.evaluation.run_records import read_run
+    run = read_run(folder)
+    manifest = run.manifest
     questions = load(data or manifest.data, count=max(1, manifest.questions), seed=manifest.seed).questions
-    found = [one for one in families(manifest, examples, questions) if (setting or "") in one.name]
+    found = [one for one in families(manifest, run.examples, questions) if (setting or "") in one.name]
     if not found:
         raise StartupError(f"--setting: no setting with lengths has '{setting}' in its description.")
     family = found[0]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from pathlib import Path  # noqa: TC003  typer reads it
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.cli.eval_options import of_the_extra
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gateway.evaluation.evidence import Evidence
+    from gateway.evaluation.recommend import Recommendation
     from gateway.evaluation.target import Target
     from gateway.pricing import Price
 
@@ -115,12 +117,12 @@ def recommend(
     questions to tell. Then the policy has the teacher or the student alone, if one of them reaches what is wanted, and
     else none is written. docs/evaluation-recommend.md tells how all of it is decided.
     """
-    try:
-        from gateway.evaluation.evidence import evidence_of, read_run, together
+    with of_the_extra():
+        from gateway.evaluation.evidence import evidence_of, together
         from gateway.evaluation.policy_file import policy_text, write_policy
+        from gateway.evaluation.policy_files import files_beside, write_beside
         from gateway.evaluation.recommend import recommend as recommended
-    except ModuleNotFoundError as error:
-        raise StartupError(f"{error.name} is not installed: pip install 'gkt-gateway[eval]'") from error
+        from gateway.evaluation.run_records import read_run
     from gateway.cli.eval_recommend_print import in_json, recommendations_shown
 
     target = _target(keep, loss, budget_usd_per_1k, cost_share)
@@ -137,15 +139,13 @@ def recommend(
         (name, recommended(evidence, target, confidence=sure, folds=folds, seed=seed))
         for name, evidence in zip(names, found, strict=True)
     ]
-    text = (
-        None
-        if out is None
-        else policy_text(
-            said, tenant=tenant, teacher=teacher, student=student, guidance=dict(map(_said, guidance or ()))
-        )
-    )
+    more = dict(map(_said, guidance or ()))
+    text = None if out is None else policy_text(said, tenant=tenant, teacher=teacher, student=student, guidance=more)
+    files: Mapping[Path, bytes] = {}
     if out is not None and text is not None:
+        files = files_beside(_named_in(said, more), out.parent, force=force)
         write_policy(out, text, force=force)
+        write_beside(files)
     if as_json:
         typer.echo(in_json(said))
     else:
@@ -154,6 +154,8 @@ def recommend(
             typer.echo(
                 f"written: {out}" if text is not None else f"{out} is not written: nothing is shown to reach the target"
             )
+            for file in files:
+                typer.echo(f"written: {file}")
     codes = {"guided": 0, "none_pays": NONE_PAYS, "too_few": TOO_FEW}
     raise typer.Exit(max(codes[each.verdict] for _, each in said))
 
@@ -211,6 +213,12 @@ def _said(text: str) -> tuple[str, object]:
         return name.strip(), YAML(typ="safe", pure=True).load(value if equals and name.strip() else "[")
     except YAMLError:
         raise typer.BadParameter("must be NAME=VALUE, like deadline=5s", param_hint="--guidance") from None
+
+
+def _named_in(said: Sequence[tuple[str, Recommendation]], more: Mapping[str, object]) -> list[Mapping[str, Any]]:
+    """The guided settings of the policy, whose files it needs. One that --guidance names the caller has put there."""
+    chosen = [one.setting.setting for _, one in said if one.setting is not None and one.setting.guided]
+    return [{key: value for key, value in setting.items() if key not in more} for setting in chosen]
 
 
 def _costs_something(found: Sequence[Evidence]) -> None:

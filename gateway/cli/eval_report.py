@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli.eval_options import of_the_extra
 from gateway.errors import StartupError
 
 _MOST_REMARKS = 5
@@ -32,14 +33,10 @@ def report(
     """
     if out is None and len(folders) > 1:
         raise StartupError("a report of several folders belongs to none of them: say with --out where to write it")
-    try:
+    with of_the_extra():
         from gateway.evaluation.rendering import write_report
         from gateway.evaluation.report import section
         from gateway.evaluation.run_records import read_run
-    except ModuleNotFoundError as error:
-        raise StartupError(
-            f"a report needs a library that is not there ({error.name}): pip install 'gkt-gateway[eval]'"
-        ) from error
     runs = [read_run(folder) for folder in folders]
     written = write_report([section(run, seed) for run in runs], out or folders[0] / "report", seed)
     for run in runs:

@@ -7,46 +7,44 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.demo import STUDENT, TEACHER
+from gateway.cli.eval_options import (
+    DATA,
+    ENGINES,
+    Concurrency,
+    Config,
+    Data,
+    Judge,
+    Scorer,
+    SkipBad,
+    SlotTokens,
+    Student,
+    Teacher,
+    pair_of,
+)
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from gateway.evaluation.data import LoadedData, Part
     from gateway.evaluation.pair import Pair
-    from gateway.policy.projections import Exemplar, Projection
 
-_DATA, _GRID, _ENGINES, _LIVE = "The questions", "The grid", "The engines", "Through a whole gateway"
+_GRID, _LIVE = "The grid", "Through a whole gateway"
 _LIST = "A value, or several with commas."
 
 
 def run(
     folder: Annotated[Path, typer.Argument(help="Where all of it is kept. The same folder goes on where it stopped.")],
-    data: Annotated[
-        str, typer.Option(help="generated, gsm8k, csqa, or a file of JSON lines.", rich_help_panel=_DATA)
-    ] = "generated",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.", rich_help_panel=_DATA)] = None,
+    data: Data = "generated",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many.", rich_help_panel=DATA)] = None,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="So many, drawn from all by --seed.", rich_help_panel=_DATA)
+        int | None, typer.Option(min=1, help="So many, drawn from all by --seed.", rich_help_panel=DATA)
     ] = None,
-    offset: Annotated[int, typer.Option(min=0, help="Leave out the first.", rich_help_panel=_DATA)] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Pass over lines that cannot be used.", rich_help_panel=_DATA)
-    ] = False,
+    offset: Annotated[int, typer.Option(min=0, help="Leave out the first.", rich_help_panel=DATA)] = 0,
+    skip_bad: SkipBad = False,
     exemplars: Annotated[
-        Path | None, typer.Option(help="Worked examples, for --shots and primed.", rich_help_panel=_DATA)
+        Path | None, typer.Option(help="Worked examples, for --shots and for projection primed.", rich_help_panel=DATA)
     ] = None,
-    scorer: Annotated[
-        str | None,
-        typer.Option(
-            help="How answers are scored, whatever the data says; package.module:function is your own.",
-            rich_help_panel=_DATA,
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option(help="A model of --config that scores what no rule can.", rich_help_panel=_DATA)
-    ] = None,
+    scorer: Scorer = None,
+    judge: Judge = None,
     mode: Annotated[
         str | None, typer.Option(help=f"teacher, student, guided. {_LIST} Default: all.", rich_help_panel=_GRID)
     ] = None,
@@ -55,7 +53,10 @@ def run(
     ] = None,
     projection: Annotated[
         str | None,
-        typer.Option(help=f"cutoff, concise, hint, primed. {_LIST} Default: cutoff.", rich_help_panel=_GRID),
+        typer.Option(
+            help=f"cutoff, concise, hint, primed, or one of --policies. {_LIST} Default: cutoff.",
+            rich_help_panel=_GRID,
+        ),
     ] = None,
     placement: Annotated[
         str | None,
@@ -79,30 +80,23 @@ def run(
     grid: Annotated[
         Path | None, typer.Option(help="A YAML file that says all this; options win.", rich_help_panel=_GRID)
     ] = None,
-    local: Annotated[
-        bool,
-        typer.Option("--local", help="Models on this machine. So it is without --config.", rich_help_panel=_ENGINES),
-    ] = False,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Take models of this file.", rich_help_panel=_ENGINES)
-    ] = None,
-    teacher: Annotated[
-        str | None,
+    policies: Annotated[
+        Path | None,
         typer.Option(
-            help=f"A model of --config; else of the catalogue, or a .gguf file. Default: {TEACHER}.",
-            rich_help_panel=_ENGINES,
+            help="A folder of policies, with projections of your own. Default: that of --config.",
+            metavar="DIR",
+            rich_help_panel=_GRID,
         ),
     ] = None,
-    student: Annotated[
-        str | None, typer.Option(help=f"Likewise. Default: {STUDENT}.", rich_help_panel=_ENGINES)
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=1024, help="Questions under way at once.", rich_help_panel=_ENGINES)
-    ] = 16,
-    slot_tokens: Annotated[
-        int,
-        typer.Option(min=256, help="Context of each, on this machine: prompt and answer.", rich_help_panel=_ENGINES),
-    ] = 2048,
+    local: Annotated[
+        bool,
+        typer.Option("--local", help="Models on this machine. So it is without --config.", rich_help_panel=ENGINES),
+    ] = False,
+    config: Config = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    concurrency: Concurrency = 16,
+    slot_tokens: SlotTokens = 2048,
     live: Annotated[
         bool, typer.Option("--live", help="A gateway in this process, called over HTTP.", rich_help_panel=_LIVE)
     ] = False,
@@ -131,9 +125,10 @@ def run(
     Ctrl-C, a kill or a lost engine cost no answer: the same command goes on where it stopped. More settings, and more
     questions of the same data, are added to what is there.
     """
-    from gateway.cli.eval_sitting import Sitting, hold
+    from gateway.cli.eval_run_sitting import Sitting, hold
     from gateway.evaluation.data import Part
     from gateway.evaluation.grid import read_grid, settings_of
+    from gateway.evaluation.run_library import RunLibrary
     from gateway.evaluation.scoring import plug_in
 
     options = _given(
@@ -153,10 +148,11 @@ def run(
     asked = read_grid(grid, options)
     part = Part(offset=offset, limit=limit, sample=sample, seed=asked.seed)
     loaded = _loaded(data, part, scorer, exemplars, skip_bad=skip_bad)
-    settings = settings_of(asked, _projections(loaded.exemplars))
+    pair = pair_of(config, teacher, student, concurrency, slot_tokens)
+    library = RunLibrary.read(_policies(policies, pair), exemplars, loaded.exemplars)
+    settings = [library.noted(setting) for setting in settings_of(asked, library.find)]
     if (most := max(setting.shots for setting in settings)) > len(loaded.exemplars):
         raise StartupError(f"--shots {most}: there are {len(loaded.exemplars)} exemplars. Name more with --exemplars.")
-    pair = pair_of(config, teacher, student, concurrency, slot_tokens)
     sitting = Sitting(
         folder=folder,
         data=loaded,
@@ -193,44 +189,13 @@ def _check_together(*apart: dict[str, Any]) -> None:
             raise typer.BadParameter(f"and {given[1]} are not for one run: keep one", param_hint=given[0])
 
 
-def _projections(exemplars: tuple[Exemplar, ...]) -> Callable[[str], Projection]:
-    """Finds a projection by its name. `primed` shows the data's exemplars to the teacher alone."""
-    from dataclasses import replace
+def _policies(folder: Path | None, pair: Pair) -> Path | None:
+    """Where projections of one's own stand."""
+    from gateway.evaluation.pair import ConfiguredPair
 
-    from gateway.policy.projections import CUTOFF, PROJECTIONS
-    from gateway.yaml_words import nearest
-
-    known = dict(PROJECTIONS)
-    if exemplars:
-        known["primed"] = replace(known.get("primed", CUTOFF), name="primed", exemplars=tuple(exemplars))
-
-    def find(name: str) -> Projection:
-        if name in known:
-            return known[name]
-        if name == "primed":
-            raise StartupError("--projection primed shows exemplars to the teacher: name them with --exemplars FILE.")
-        close = nearest(name, known)
-        hint = f" Did you mean '{close}'?" if close else ""
-        raise StartupError(f"There is no projection '{name}'; known: {', '.join(known)}.{hint}")
-
-    return find
-
-
-def pair_of(config: Path | None, teacher: str | None, student: str | None, concurrency: int, slot_tokens: int) -> Pair:
-    """The engines that the options name. Raises StartupErrors."""
-    from gateway.evaluation.pair import ConfiguredPair, LocalPair
-
-    if config is None:
-        return LocalPair(teacher or TEACHER, student or STUDENT, concurrency, slot_tokens)
-    from gateway.config import check_settings
-    from gateway.errors import ConfigError
-
-    if teacher is None or student is None:
-        raise typer.BadParameter("needs --teacher and --student: names of its models", param_hint="--config")
-    settings, _, mistakes = check_settings(config)
-    if settings is None:
-        raise ConfigError(mistakes)
-    return ConfiguredPair(settings, teacher, student)
+    if folder is not None and not folder.is_dir():
+        raise typer.BadParameter(f"there is no folder {folder}", param_hint="--policies")
+    return pair.settings.policies if folder is None and isinstance(pair, ConfiguredPair) else folder
 
 
 def _loaded(spec: str, part: Part, scorer: str | None, exemplars: Path | None, *, skip_bad: bool) -> LoadedData:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import StartupError
 from gateway.evaluation.setting import Setting
+from gateway.evaluation.summary import asked as asked_alike
 from gateway.policy.length import choose_length
 from gateway.policy.question_features import looks_of
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from gateway.policy.length_rules import AutoRule
     from gateway.protocol import CompletionRequest
 
-_OF_LENGTH = ("name", "mode", "tokens")
+# What of a guided setting is not shared by its family, or is no word of its description.
+_OF_LENGTH = ("name", "mode", "tokens", "shown", "policies")
 _FEWEST_LENGTHS = 3
 
 
@@ -115,16 +117,11 @@ def _kin(settings: Sequence[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], d
     kin: dict[tuple[tuple[str, str], ...], tuple[dict[str, Any], dict[int, str]]] = {}
     for one in settings:
         shared = {name: value for name, value in one.items() if name not in _OF_LENGTH}
-        alone = next((student["name"] for student in students if _is_asked_alike(student, shared)), None)
+        alone = next((student["name"] for student in students if asked_alike(student) == asked_alike(one)), None)
         if one["mode"] == "guided" and alone is not None:
             _, named = kin.setdefault(_key(one), (shared, {0: alone}))
             named[one["tokens"]] = one["name"]
     return [one for one in kin.values() if len(one[1]) >= _FEWEST_LENGTHS]
-
-
-def _is_asked_alike(student: Mapping[str, Any], shared: Mapping[str, Any]) -> bool:
-    """Whether a setting of the student alone differs from a guided one in the guidance only."""
-    return all(shared.get(name) == value for name, value in student.items() if name not in _OF_LENGTH)
 
 
 def _key(setting: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

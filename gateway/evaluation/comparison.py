@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.statistics import Interval, McNemar, difference, mcnemar, paired_bootstrap, share
+from gateway.evaluation.statistics import Interval, McNemar, mcnemar, paired_bootstrap, paired_difference, share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Comparison:
 
     Attributes:
         accuracy, reference_accuracy: on those questions alone.
-        interval: of the difference, a paired bootstrap; None where there are too few questions.
+        interval: of the difference (`paired_difference`); None where there are too few questions.
         test: the questions that only the one or only the other got right, and McNemar's exact p.
         won, lost: those questions.
     """
@@ -41,13 +41,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A share with its 95 % interval; `interval` is None where the whole may be nothing."""
+    """A share with its 95 % interval; `interval` is None where the whole may be nothing, or no draw differs."""
 
     value: float
     interval: Interval | None
 
 
-def compared(one: Mapping[str, Example], other: Mapping[str, Example], seed: int) -> Comparison | None:
+def compared(one: Mapping[str, Example], other: Mapping[str, Example]) -> Comparison | None:
     """None where no question has an answer in both."""
     shared = [question for question in one if question in other]
     if not shared:
@@ -60,7 +60,7 @@ def compared(one: Mapping[str, Example], other: Mapping[str, Example], seed: int
         n=len(shared),
         accuracy=sum(first) / len(shared),
         reference_accuracy=sum(second) / len(shared),
-        interval=paired_bootstrap(difference, first, second, seed=seed),
+        interval=paired_difference(first, second),
         test=mcnemar(first, second),
         won=tuple(question for question, here, there in pairs if here and not there),
         lost=tuple(question for question, here, there in pairs if there and not here),
@@ -80,11 +80,11 @@ def gap_closed(
 ) -> Part | None:
     """(guided - student) / (teacher - student): 0 at the student, 1 at the teacher.
 
-    None where the interval of teacher - student holds 0: then there may be no gap.
+    None unless the interval of teacher - student lies above 0: else there may be no gap to close.
     """
     guided, alone, taught = _right(one, student, teacher)
-    gap = paired_bootstrap(difference, taught, alone, seed=seed)
-    if gap is None or gap.holds(0.0):
+    gap = paired_difference(taught, alone)
+    if gap is None or gap.low <= 0:
         return None
     return Part(
         (sum(guided) - sum(alone)) / (sum(taught) - sum(alone)),

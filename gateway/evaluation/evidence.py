@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from gateway.errors import StartupError
-from gateway.evaluation.record import EXAMPLES, MANIFEST, Example, Manifest
 from gateway.pricing import Price, cost_usd, total_usd
 from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from decimal import Decimal
-    from pathlib import Path
+
+    from gateway.evaluation.record import Example, Manifest
+    from gateway.evaluation.run_records import RunRecords
 
 Numbers = NDArray[np.float64]
 
@@ -99,44 +99,7 @@ class Evidence:
         return np.array([[float(usd) for usd in found.costs_usd] for found in self.candidates], float).T
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A folder, read."""
-
-    source: str
-    manifest: Manifest
-    examples: Mapping[str, Mapping[str, Example]]
-
-
-def read_run(folder: Path) -> Run:
-    """Its run.json and examples.jsonl. Raises StartupError where one is not there, or not what it should be."""
-    manifest_file, examples_file = folder / MANIFEST, folder / EXAMPLES
-    try:
-        manifest = msgspec.json.decode(manifest_file.read_bytes(), type=Manifest)
-        lines = examples_file.read_bytes().splitlines()
-    except FileNotFoundError as error:
-        raise StartupError(
-            f"{shown(folder)} has no {'run.json' if not manifest_file.exists() else EXAMPLES}: it must be a folder "
-            "that `gkt-gateway eval run` has filled"
-        ) from error
-    except OSError as error:
-        raise StartupError(f"{shown(folder)} cannot be read: {(error.strerror or 'error').lower()}") from error
-    except msgspec.DecodeError as error:
-        raise StartupError(f"{shown(manifest_file)}: {error}: run `gkt-gateway eval run` on this folder") from error
-    decoder = msgspec.json.Decoder(Example)
-    examples: dict[str, dict[str, Example]] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            example = decoder.decode(line)
-        except msgspec.DecodeError as error:
-            raise StartupError(
-                f"{shown(examples_file)}:{number}: {error}: `gkt-gateway eval run` on this folder makes the file anew"
-            ) from error
-        examples.setdefault(example.setting, {})[example.question] = example
-    return Run(shown(folder), manifest, examples)
-
-
-def evidence_of(run: Run, asked: str | None = None, prices: Mapping[str, Price] | None = None) -> Evidence:
+def evidence_of(run: RunRecords, asked: str | None = None, prices: Mapping[str, Price] | None = None) -> Evidence:
     """The settings of one way of asking, on the questions that they have in common.
 
     Args:
@@ -150,27 +113,29 @@ def evidence_of(run: Run, asked: str | None = None, prices: Mapping[str, Price] 
     settings = _of_one_way(run, asked)
     way = asked_of(settings[0])
     notes = []
-    if missing := [one["name"] for one in settings if not run.examples.get(one["name"])]:
+    if missing := [one["name"] for one in settings if not run.by_setting.get(one["name"])]:
         notes.append(f"not run, and left out: {'; '.join(missing)}")
-    run_settings = [one for one in settings if run.examples.get(one["name"])]
-    most = max((len(run.examples[one["name"]]) for one in run_settings), default=0)
-    kept = [one for one in run_settings if len(run.examples[one["name"]]) >= _ENOUGH * most]
+    run_settings = [one for one in settings if run.by_setting.get(one["name"])]
+    most = max((len(run.by_setting[one["name"]]) for one in run_settings), default=0)
+    kept = [one for one in run_settings if len(run.by_setting[one["name"]]) >= _ENOUGH * most]
     notes += [
-        f"left out, with {len(run.examples[one['name']])} of {most} questions: {one['name']}"
+        f"left out, with {len(run.by_setting[one['name']])} of {most} questions: {one['name']}"
         for one in run_settings
         if one not in kept
     ]
-    found = [run.examples[one["name"]] for one in kept]
+    found = [run.by_setting[one["name"]] for one in kept]
     common = tuple(name for name in (found[0] if found else {}) if all(name in one for one in found))
     if found and len(common) < most:
         notes.append(f"the settings did not answer the same questions: only the {len(common)} that all have count")
     if found and not common:
-        raise StartupError(f"{run.source}: no question was answered in all settings: let `gkt-gateway eval run` finish")
-    candidates = [_candidate(one, [run.examples[one["name"]][name] for name in common], run, prices) for one in kept]
+        raise StartupError(
+            f"{shown(run.path)}: no question was answered in all settings: let `gkt-gateway eval run` finish"
+        )
+    candidates = [_candidate(one, [run.by_setting[one["name"]][name] for name in common], run, prices) for one in kept]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
         notes.append(f"{failed} answers failed, and count as wrong: `gkt-gateway eval run` asks for them again")
-    teacher, student = _references(candidates, run.source, way)
-    return Evidence((run.source,), (run.manifest,), way, common, tuple(candidates), teacher, student, tuple(notes))
+    teacher, student = _references(candidates, shown(run.path), way)
+    return Evidence((shown(run.path),), (run.manifest,), way, common, tuple(candidates), teacher, student, tuple(notes))
 
 
 def together(several: Sequence[Evidence]) -> Evidence:
@@ -211,29 +176,31 @@ def asked_of(setting: Mapping[str, Any]) -> str:
     return f"{setting['form']}{shots}{drawn}"
 
 
-def _of_one_way(run: Run, asked: str | None) -> list[dict[str, Any]]:
+def _of_one_way(run: RunRecords, asked: str | None) -> list[dict[str, Any]]:
     ways: dict[str, list[dict[str, Any]]] = {}
     for setting in run.manifest.settings:
         ways.setdefault(asked_of(setting), []).append(setting)
     listed = " | ".join(f"'{way}'" for way in ways)
     if not ways:
-        raise StartupError(f"{run.source} has no settings: run `gkt-gateway eval run` on this folder")
+        raise StartupError(f"{shown(run.path)} has no settings: run `gkt-gateway eval run` on this folder")
     if asked is not None and asked not in ways:
-        raise StartupError(f"{run.source} has no questions that were asked as '{asked}': --asked {listed}")
+        raise StartupError(f"{shown(run.path)} has no questions that were asked as '{asked}': --asked {listed}")
     if asked is None and len(ways) > 1:
-        raise StartupError(f"{run.source} asks in {len(ways)} ways, and callers do in one: choose --asked {listed}")
+        raise StartupError(
+            f"{shown(run.path)} asks in {len(ways)} ways, and callers do in one: choose --asked {listed}"
+        )
     return ways[asked if asked is not None else next(iter(ways))]
 
 
 def _candidate(
-    setting: Mapping[str, Any], examples: Iterable[Example], run: Run, prices: Mapping[str, Price] | None
+    setting: Mapping[str, Any], examples: Iterable[Example], run: RunRecords, prices: Mapping[str, Price] | None
 ) -> Candidate:
     examples = tuple(examples)
     if not prices:
         return Candidate(setting, examples, tuple(one.cost_usd for one in examples))
     whole = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
     if missing := [role for role in ("teacher", "student") if role not in whole]:
-        raise StartupError(f"{run.source} has no price of the {missing[0]}: say --price {missing[0]}=IN,OUT too")
+        raise StartupError(f"{shown(run.path)} has no price of the {missing[0]}: say --price {missing[0]}=IN,OUT too")
     return Candidate(setting, examples, tuple(_priced(one, whole) for one in examples))
 
 

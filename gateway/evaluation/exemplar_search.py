@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gateway.evaluation.exemplars import Candidate
+from gateway.evaluation.statistics import agresti_min, sign_test
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -28,7 +29,6 @@ CALLS_EACH = 2
 """What one question under one set takes at most: a teacher's call, and a student's."""
 _FIRST_SIZES = (4, 1)
 _RUNGS = 3
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +87,11 @@ class Difference:
 
     @classmethod
     def of(cls, before: Trial, after: Trial) -> Difference:
-        """Raises ValueError where they were not asked the same number of questions.
-
-        The interval is Agresti and Min's (2005) for pairs: Wald's after half a question was added to each of the four
-        cells; it holds for few questions too, and where not one differs.
-        """
-        from scipy.stats import binomtest
-
+        """Raises ValueError where they were not asked the same number of questions."""
         each = [new - old for old, new in zip(before.scores, after.scores, strict=True)]
         wins, losses = sum(one > 0 for one in each), sum(one < 0 for one in each)
-        chance = binomtest(wins, wins + losses, alternative="greater").pvalue if wins + losses else 1.0
-        count = len(each) + 2
-        mean = sum(each) / count
-        error = math.sqrt(((sum(one * one for one in each) + 1) / count - mean * mean) / count)
-        low, high = max(-1.0, mean - _Z95 * error), min(1.0, mean + _Z95 * error)
-        return cls(sum(each) / len(each), low, high, wins, losses, float(chance))
+        low, high = agresti_min(each)
+        return cls(sum(each) / len(each), low, high, wins, losses, sign_test(wins, losses, "greater"))
 
 
 class Scores:

@@ -14,9 +14,9 @@ import orjson
 
 from gateway.errors import StartupError
 from gateway.evaluation.exemplar_search import Outcome
-from gateway.evaluation.exemplars import PRIMER, TeacherAnswer
+from gateway.evaluation.exemplars import TeacherAnswer
 from gateway.evaluation.run import StagedRun, Work
-from gateway.policy.projections import CONCISE, CUTOFF
+from gateway.policy.projections import CONCISE, CUTOFF, PRIMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,9 +63,9 @@ class Trials:
         longest: of an answer, in tokens. Raises StartupError where the teacher is not there, or fails.
         """
         plain = replace(self.setting, mode="teacher", max_tokens=longest)
-        primed = replace(plain, shots=len(PRIMER))
+        primed = replace(plain, shots=len(PRIMED.exemplars))
         asked = [replace(one, id=f"{one.id} (concise)", text=f"{CONCISE.instruction} {one.text}") for one in pool]
-        await self._run([plain, primed], pool, PRIMER)
+        await self._run([plain, primed], pool, PRIMED.exemplars)
         await self._run([plain], asked)
         ways: tuple[tuple[Asked, Setting, Sequence[Question]], ...] = (
             ("as it is", plain, pool),
@@ -105,7 +105,7 @@ class Trials:
         return replace(
             self.setting,
             mode="guided",
-            projection=replace(CUTOFF, name=f"primed {_digest(exemplars)}", exemplars=exemplars),
+            projection=replace(PRIMED, name=f"primed {_digest(exemplars)}", exemplars=exemplars),
         )
 
     async def _run(

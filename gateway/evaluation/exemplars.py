@@ -25,22 +25,9 @@ if TYPE_CHECKING:
 
 Asked = Literal["as it is", "concise", "primed"]
 """How the teacher is asked for an answer that may become an exemplar: by the question alone, with the projection
-`concise`, or behind PRIMER."""
+`concise`, or with `primed` as it is shipped."""
 Style = Literal["as it is", "concise", "primed", "result alone", "result first", "reasoning first", "given"]
 """How an exemplar's answer came to be: as the teacher wrote it, by rule from what it wrote, or by the user's hand."""
-
-PRIMER = (
-    Exemplar(
-        "A baker has 4 trays of 6 rolls and sells 9 of them. How many rolls are left?",
-        "4 trays of 6 rolls are 4 * 6 = 24 rolls. 24 - 9 = 15 are left. The answer is 15.",
-    ),
-    Exemplar(
-        "Which of these keeps rain off a walker? Answer Choices: (a) kettle (b) ladder (c) umbrella (d) pillow",
-        "An umbrella is held over the head and sheds water. The answer is (c).",
-    ),
-    Exemplar("Why does ice float on water?", "Ice is less dense than water, for its molecules stand further apart."),
-)
-"""Questions of no task in particular, answered in few words: a teacher that saw them does so too."""
 
 # Scorers to which the right answer is a text that can be written out; to others it is a pattern, or a judge's matter.
 _WRITTEN_OUT = frozenset({"numeric", "exact", "contains", "choice"})

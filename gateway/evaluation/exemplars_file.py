@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-from pydantic import Field
+from typing import TYPE_CHECKING
 
 from gateway.errors import ConfigError
-from gateway.policy.projections import Exemplar
-from gateway.yaml_source import Mistake, Shape, in_file_order, read
+from gateway.policy.projection_shapes import ExemplarRule
+from gateway.yaml_source import Mistake, in_file_order, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.policy.projections import Exemplar
+
 _SHIPPED = Path(__file__).with_name("shipped")
 _EXPECTED = "must be a list: one '- question: ...' with 'answer: ...' per entry"
-
-
-class _Entry(Shape):
-    question: Annotated[str, Field(min_length=1)]
-    answer: Annotated[str, Field(min_length=1)]
 
 
 def exemplars(path: Path) -> tuple[Exemplar, ...]:
@@ -30,10 +25,10 @@ def exemplars(path: Path) -> tuple[Exemplar, ...]:
         raise ConfigError(mistakes)
     found = []
     for part in source.entries():
-        entry, wrong = part.check(_Entry)
+        entry, wrong = part.check(ExemplarRule)
         mistakes += wrong
         if entry is not None:
-            found.append(Exemplar(entry.question.strip(), entry.answer.strip()))
+            found.append(entry.exemplar())
     if not mistakes and not found:
         mistakes = [Mistake(source.file, 0, 0, "", f"holds no exemplars: it {_EXPECTED}")]
     if mistakes:

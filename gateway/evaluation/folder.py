@@ -12,6 +12,7 @@ import orjson
 
 from gateway.errors import StartupError
 from gateway.evaluation.record import EXAMPLES, GENERATIONS, MANIFEST, STAGES, Example, Manifest, Stage, write_lines
+from gateway.policy.projections import PROJECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -182,9 +183,19 @@ def digest(questions: Iterable[Question]) -> str:
 
 
 def shown(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
-    """A hash of what models are shown beside the question: exemplars, and the words of the projection."""
+    """A hash of what models are shown beside the question: exemplars, the words of the projection, and what is kept."""
     projection = setting.projection
-    asked = (projection.instruction, projection.introduction, projection.exemplars) if setting.mode == "guided" else ()
+    asked: tuple[object, ...] = ()
+    if setting.mode == "guided":
+        asked = (projection.instruction, projection.introduction, projection.exemplars)
+        skip = projection.skip
+        more = (
+            projection.system,
+            skip and ([one.text for one in skip.patterns], skip.tokens),
+            None if projection.name in PROJECTIONS else projection.teacher_may_finish,
+        )
+        # Folders of a time when projections had no more are read still.
+        asked += more if any(one is not None for one in more) else ()
     return hashlib.blake2b(orjson.dumps((exemplars[: setting.shots], asked)), digest_size=8).hexdigest()
 
 

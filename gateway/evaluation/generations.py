@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ class Written:
     """What a teacher wrote, in its pieces: one for each token, where the engine tells so.
 
     Attributes:
+        pieces: a stop string may be in them; the token that ends an answer is none.
         at_ms: when each piece came, after the call; beside it the engine worked on others of the batch.
         asked_tokens: the limit that it had.
         seconds: until the whole reply was there.
@@ -48,21 +50,39 @@ class Written:
     seconds: float
 
     def first(self, tokens: int, stop: tuple[str, ...]) -> OpeningReply | None:
-        """What it would have written with this limit; None where it was asked for less."""
-        if self.finish == "stop" and tokens >= self.output_tokens:
-            return OpeningReply(self.text, "stop", self._usage(self.output_tokens))
+        """What it would have written with this limit; None where it was asked for less.
+
+        That it has ended shows within the limit alone: an answer of n tokens is cut for length with a limit of n, for
+        TGI looks at the length before it looks at the token. Of a text whose pieces are not its tokens the part is
+        taken that so many tokens are of all.
+        """
+        ended = self.finish == "stop"
+        if tokens == self.asked_tokens or (ended and tokens > self.output_tokens):
+            return OpeningReply(self.text, "stop" if ended else "length", self._usage(self.output_tokens))
         if tokens > self.asked_tokens:
             return None
-        if tokens >= len(self.pieces):
-            return OpeningReply(
-                self.text, "stop" if self.finish == "stop" else "length", self._usage(self.output_tokens)
-            )
-        text, met = before_stop("".join(self.pieces[:tokens]), stop)
-        return OpeningReply(text, "stop" if met else "length", self._usage(tokens))
+        text, met = before_stop(self._begin(tokens), stop)
+        return OpeningReply(text, "stop" if met else "length", self._usage(min(tokens, self.output_tokens)))
 
     def seconds_to(self, tokens: int) -> float:
         """How long its first tokens took."""
-        return self.seconds if tokens >= len(self.at_ms) else self.at_ms[tokens - 1] / 1000
+        place = math.ceil(self._place(tokens))
+        return self.seconds if place >= len(self.at_ms) else self.at_ms[max(1, place) - 1] / 1000
+
+    def _begin(self, tokens: int) -> str:
+        place = self._place(tokens)
+        whole = int(place)
+        begin = "".join(self.pieces[:whole])
+        if whole == place or whole >= len(self.pieces):
+            return begin
+        piece = self.pieces[whole]
+        return begin + piece[: round(len(piece) * (place - whole))]
+
+    def _place(self, tokens: int) -> float:
+        """How many of the pieces so many tokens are. One token more than pieces is that which ended the answer."""
+        if self.output_tokens - len(self.pieces) in {0, 1}:
+            return tokens
+        return len(self.pieces) * tokens / self.output_tokens
 
     def _usage(self, output_tokens: int) -> Usage:
         return Usage(self.input_tokens, output_tokens, self.cached_tokens)

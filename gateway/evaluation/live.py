@@ -11,21 +11,20 @@ import secrets
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from gateway.beside import gateway_beside, until_probed
 from gateway.config import Settings
-from gateway.errors import EngineError, StartupError
+from gateway.errors import EngineError
 from gateway.evaluation.caller import Caller
 from gateway.evaluation.example import failed_example, scored_example
 from gateway.evaluation.patience import PAUSES_S, Patience
 from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.local.redis import EmbeddedRedis
 from gateway.policy.book import PolicyBook
-from gateway.policy.projections import PROJECTIONS
-from gateway.policy.schema import TenantPolicy
+from gateway.policy.schema import Route, TenantPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -136,11 +135,7 @@ def body_of(route: LiveRoute, question: Question, work: Work) -> Json:
 
 
 def routes_of(settings: Sequence[Setting]) -> list[LiveRoute]:
-    """One route for each setting. Raises StartupError where a policy cannot say what a setting does."""
-    for setting in settings:
-        projection = setting.projection
-        if PROJECTIONS.get(projection.name) != projection:
-            raise StartupError(f"--live: no policy can name the projection '{projection.name}': leave it out.")
+    """One route for each setting."""
     return [LiveRoute(f"setting-{place}", setting.name, setting) for place, setting in enumerate(settings)]
 
 
@@ -183,26 +178,32 @@ def _session(key: str) -> aiohttp.ClientSession:
 
 
 def _book(routes: Sequence[LiveRoute], key: str) -> PolicyBook:
-    told = [
-        {
-            "model": route.model,
-            "mode": route.setting.mode,
-            "teacher": TEACHER,
-            "student": STUDENT,
-            "baseline": TEACHER,
-            "guidance": {
-                "tokens": route.setting.tokens or 1,
-                "projection": route.setting.projection.name,
-                "placement": route.setting.placement,
-                "boundary": route.setting.boundary,
-                "stream": False,  # the guidance comes in one piece
-                "deadline": _DEADLINE_S,
-                "cache_ttl": 0.0,  # each setting pays for its own
-                "on_failure": "reject",
-                "on_queue_full": "reject",
-            },
-        }
-        for route in routes
-    ]
     keys = [{"id": "eval", "sha256": hashlib.sha256(key.encode()).hexdigest()}]
-    return PolicyBook.of([TenantPolicy.model_validate({"tenant": "eval", "keys": keys, "routes": told})])
+    policy = TenantPolicy.model_validate({"tenant": "eval", "keys": keys, "routes": [_told(one) for one in routes]})
+    asking = tuple(_asking(told, one.setting) for told, one in zip(policy.routes, routes, strict=True))
+    return PolicyBook.of([policy.model_copy(update={"routes": asking})])
+
+
+def _asking(told: Route, setting: Setting) -> Route:
+    """With the projection itself: it may have exemplars of its own, or a file in no folder that is read here."""
+    return told.model_copy(update={"guidance": told.guidance.asking(setting.projection)})
+
+
+def _told(route: LiveRoute) -> dict[str, Any]:
+    return {
+        "model": route.model,
+        "mode": route.setting.mode,
+        "teacher": TEACHER,
+        "student": STUDENT,
+        "baseline": TEACHER,
+        "guidance": {
+            "tokens": route.setting.tokens or 1,
+            "placement": route.setting.placement,
+            "boundary": route.setting.boundary,
+            "stream": False,  # the guidance comes in one piece
+            "deadline": _DEADLINE_S,
+            "cache_ttl": 0.0,  # each setting pays for its own
+            "on_failure": "reject",
+            "on_queue_full": "reject",
+        },
+    }

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from gateway.errors import StartupError
+from gateway.evaluation.policy_files import exemplars_beside
 from gateway.evaluation.statistics import wilson
 from gateway.evaluation.target import percent
 from gateway.policy.projections import PROJECTIONS
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from gateway.evaluation.evidence import Candidate
     from gateway.evaluation.recommend import HeldOut, Recommendation
 
-# What of a setting the caller decides, or the route says itself. All else is the guidance's, by a policy's own names.
-_NOT_GUIDANCE = {"name", "mode", "form", "shots", "max_tokens", "temperature", "top_p", "seed"}
+# What of a setting the caller decides, the route says itself, or tells where it was measured. All else is the
+# guidance's, by a policy's own names.
+_CALLERS = {"form", "shots", "max_tokens", "temperature", "top_p", "seed"}
+_NOT_GUIDANCE = _CALLERS | {"name", "mode", "shown", "policies", "route"}
 _WIDTH = 108
 # A gateway waits so long for guidance unless its policy says otherwise.
 _DEADLINE_S = 2.0
@@ -120,11 +123,10 @@ def cautions(said: Recommendation) -> Iterator[str]:
             f"{_DEADLINE_S:g} s unless guidance.deadline says otherwise."
         )
     name = said.setting.setting["projection"]
-    shipped = PROJECTIONS.get(name)
-    if (shipped is None or shipped.exemplars) and "exemplars" not in said.setting.setting:
+    if "route" in said.setting.setting and (name not in PROJECTIONS or PROJECTIONS[name].exemplars):
         yield (
-            f"Projection {name} does this with what the run gave it: put the same file of it, or of its exemplars "
-            "(guidance.exemplars), beside this policy."
+            f"Projection {name} does this with the files of the gateway that was asked: put its own, or that of its "
+            "exemplars (guidance.exemplars), beside this policy."
         )
     if not all(manifest.live for manifest in said.evidence.manifests):
         yield "Measured in two stages, not through a gateway: a teacher that is late or away is not in these figures."
@@ -182,7 +184,8 @@ def _route(
 
 
 def _guidance(setting: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in setting.items() if key not in _NOT_GUIDANCE and value not in (None, "", [])}
+    said = {key: value for key, value in setting.items() if key not in _NOT_GUIDANCE and value not in (None, "", [])}
+    return said | ({"exemplars": exemplars_beside(said["exemplars"])} if "exemplars" in said else {})
 
 
 def _plain(value: Any) -> Any:

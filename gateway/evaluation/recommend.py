@@ -226,7 +226,7 @@ def _why(said: Recommendation) -> str:
     if best <= 0:
         return (
             f"none pays: {len(reach)} of {len(guided)} guided settings reach the target, and none of them beats "
-            f"student and teacher mixed at the same cost; the best is {-best * 100:.1f} points below"
+            f"student and teacher mixed at the same cost; the best is {abs(best) * 100:.1f} points below"
         )
     assert said.favourite is not None, "a setting that reaches the target and beats the mixture would be it"
     alone = said.evidence.candidates[said.favourite].setting["mode"]

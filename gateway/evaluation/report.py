@@ -163,12 +163,12 @@ def _row(summary: Summary, among: Sequence[Summary], answers: Mapping[str, Answe
     row = Row(summary=summary, label="", who="", times=times(summary, run.stages))
     student, teacher = (reference(summary, mode, among) for mode in ("student", "teacher"))
     if summary.mode != "student" and student is not None:
-        row = replace(row, student=compared(own, answers[student.name], seed))
+        row = replace(row, student=compared(own, answers[student.name]))
     if summary.mode != "teacher" and teacher is not None:
         taught = answers[teacher.name]
         row = replace(
             row,
-            teacher=compared(own, taught, seed),
+            teacher=compared(own, taught),
             kept=kept(own, taught, seed),
             measured=_measured(summary, own, teacher, taught, run),
         )

@@ -1,9 +1,10 @@
-"""A run's folder, read whole and checked: what a report or a recommendation is made of."""
+"""A run's folder, read whole and checked: what a report, a recommendation and a model of lengths are made of."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -12,14 +13,14 @@ from gateway.errors import StartupError
 from gateway.evaluation.record import EXAMPLES, MANIFEST, STAGES, Example, Manifest, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 _TRUNCATED = "Input data was truncated"
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunRecords:
     """What a run left.
 
@@ -33,6 +34,14 @@ class RunRecords:
     examples: tuple[Example, ...]
     stages: tuple[Stage, ...]
     remarks: tuple[str, ...]
+
+    @cached_property
+    def by_setting(self) -> Mapping[str, Mapping[str, Example]]:
+        """The examples by the setting's name, and in it by the question's id, each in the order of the file."""
+        found: dict[str, dict[str, Example]] = {}
+        for one in self.examples:
+            found.setdefault(one.setting, {})[one.question] = one
+        return found
 
 
 class _Asked(msgspec.Struct):
@@ -60,6 +69,13 @@ class _Guided(_Asked, tag_field="mode", tag="guided"):
 
 def read_run(path: Path) -> RunRecords:
     """Raises StartupError, with file and line, where something is not there or is not what a run writes."""
+    try:
+        return _read(path)
+    except OSError as error:
+        raise StartupError(f"{error.filename or path}: cannot be read: {(error.strerror or 'error').lower()}") from None
+
+
+def _read(path: Path) -> RunRecords:
     manifest = _manifest(path / MANIFEST)
     remarks: list[str] = []
     if not (path / EXAMPLES).is_file():
@@ -83,7 +99,7 @@ def _manifest(path: Path) -> Manifest:
         for setting in manifest.settings:
             msgspec.convert(setting, _Teacher | _Student | _Guided)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StartupError(f"{path}: not what a run writes: {error}") from None
+        raise StartupError(f"{path}: not what `gkt-gateway eval run` writes: {error}") from None
     if not manifest.settings:
         raise StartupError(f"{path}: settings is empty, so nothing was asked")
     return manifest
@@ -125,5 +141,5 @@ def _lines(path: Path, kind: type[_T], remarks: list[str]) -> Iterator[tuple[int
             yield number, decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             if str(error) != _TRUNCATED:
-                raise StartupError(f"{path}, line {number}: not what a run writes: {error}") from None
+                raise StartupError(f"{path}, line {number}: not what `gkt-gateway eval run` writes: {error}") from None
             remarks.append(f"{path.name}, line {number}: it was cut short by a kill, and is left out.")

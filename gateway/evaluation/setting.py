@@ -41,6 +41,8 @@ class Setting:
         temperature, top_p, seed: the caller's sampling.
         tokens: m, the length of the guidance; 0 unless guided.
         projection, placement, boundary: as a policy's.
+        exemplars_file: whose exemplars the projection shows, where they are not its own.
+        policies: the folder with the projection's file, where it is none of those shipped.
     """
 
     mode: Mode
@@ -54,6 +56,8 @@ class Setting:
     projection: Projection = CUTOFF
     placement: Placement = "prefix"
     boundary: Boundary = "word"
+    exemplars_file: str | None = None
+    policies: str | None = None
 
     @property
     def name(self) -> str:
@@ -87,6 +91,8 @@ class Setting:
                 "placement": self.placement,
                 "boundary": self.boundary,
             }
+            plain |= {} if self.exemplars_file is None else {"exemplars": self.exemplars_file}
+            plain |= {} if self.policies is None else {"policies": self.policies}
         return plain
 
     def of_tokens(self, tokens: int) -> Setting:

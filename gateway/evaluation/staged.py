@@ -124,22 +124,23 @@ async def answer(
     return Answered(text, opening.text, receipt, teacher_s, student_s)
 
 
-def _as_guided(setting: Setting) -> Setting:
-    if setting.mode == "guided":
-        return setting
-    return replace(setting, mode="guided", tokens=setting.max_tokens, projection=CUTOFF, placement="prefix")
-
-
 def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
     alone = setting.mode == "teacher"
-    setting = _as_guided(setting)
-    plan = setting.plan(asked, _any_student, TEACHER, STUDENT)
+    # A policy limits guidance, and no answer: what the teacher alone may write is said below.
+    guided = replace(setting, mode="guided", tokens=1, projection=CUTOFF, placement="prefix") if alone else setting
+    plan = guided.plan(asked, _any_student, TEACHER, STUDENT)
     assert plan.guidance is not None, "a plain chat can be guided"
     request = opening_request(plan.guidance, asked)
     if not alone:
         return request
     # Guidance is drawn as the policy says; an answer as its caller does.
-    return replace(request, temperature=setting.temperature, top_p=setting.top_p, seed=setting.seed)
+    return replace(
+        request,
+        max_tokens=setting.max_tokens,
+        temperature=setting.temperature,
+        top_p=setting.top_p,
+        seed=setting.seed,
+    )
 
 
 def _any_student(engine: str) -> Look:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +64,41 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     pairs = list(zip(first, second, strict=True))
     only_first = sum(one and not other for one, other in pairs)
     only_second = sum(other and not one for one, other in pairs)
-    split = only_first + only_second
-    p = float(stats.binomtest(only_first, split).pvalue) if split else 1.0
-    return McNemar(only_first, only_second, p)
+    return McNemar(only_first, only_second, sign_test(only_first, only_second))
+
+
+def sign_test(wins: int, losses: int, alternative: Literal["two-sided", "greater"] = "two-sided") -> float:
+    """How probable so uneven a split is if wins and losses are equally likely, exactly; "greater": in favour of wins.
+
+    Raises ValueError where one of them is negative.
+    """
+    tried = wins + losses
+    return float(stats.binomtest(wins, tried, alternative=alternative).pvalue) if tried else 1.0
+
+
+def agresti_min(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """Of the mean difference of two settings, each from -1 to 1, one for each question.
+
+    Agresti and Min's interval for pairs (2005): Wald's after half a question was added to each of the four cells. It
+    holds for few questions too, and where not one differs.
+    """
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    count = len(differences) + 2
+    mean = sum(differences) / count
+    error = math.sqrt(((sum(one * one for one in differences) + 1) / count - mean * mean) / count)
+    return Interval(max(-1.0, mean - z * error), min(1.0, mean + z * error))
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = CONFIDENCE) -> Interval | None:
+    """The interval of the difference of two shares of the same questions; None where there are fewer than two.
+
+    `agresti_min`: where few questions tell the two apart a bootstrap draws hardly any of them, and is too narrow; where
+    none does, it says that the two are equal. Raises ValueError where they are not as many.
+    """
+    pairs = list(zip(first, second, strict=True))
+    if len(pairs) < 2:
+        return None
+    return agresti_min([one - other for one, other in pairs], confidence)
 
 
 def paired_bootstrap(
@@ -82,8 +114,9 @@ def paired_bootstrap(
     samples: a figure for each question, in the same order for all.
     seed: the same seed and samples give the same interval.
 
-    None where there are fewer than two questions, or where the statistic is no number for one of the draws, as a
-    share of something that may be 0 is not. Raises ValueError where the samples are not of one length.
+    None where there are fewer than two questions; where the statistic is no number for one of the draws, as a share
+    of something that may be 0 is not; and where all draws agree, for that a sample shows no difference does not show
+    that there is none. Raises ValueError where the samples are not of one length.
     """
     if len(samples[0]) < 2:
         return None
@@ -104,15 +137,11 @@ def paired_bootstrap(
             batch=_BATCH,
             rng=np.random.default_rng(seed),
         )
-    if not np.isfinite(found.bootstrap_distribution).all():
+    drawn = found.bootstrap_distribution
+    if not np.isfinite(drawn).all() or np.ptp(drawn) == 0:
         return None
     low, high = found.confidence_interval
     return Interval(float(low), float(high))
-
-
-def difference(first: Means, second: Means) -> Means:
-    """For `paired_bootstrap`: by how much the first is more."""
-    return first - second
 
 
 def share(first: Means, second: Means) -> Means:

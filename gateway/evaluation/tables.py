@@ -50,7 +50,7 @@ def accuracy(rows: Sequence[Row]) -> Table:
         ),
         "95 %: Wilson's interval. Guidance alone: how often the teacher's kept words were right by themselves (the "
         "paper's ACC_teacher). Gap closed: (guided - student) / (teacher - student), only where the teacher is surely "
-        "better. In brackets: paired bootstrap, 95 %.",
+        "better. In brackets: paired bootstrap, 95 %; none where no question tells the two apart.",
     )
 
 
@@ -81,7 +81,7 @@ def comparisons(rows: Sequence[Row]) -> Table:
         tuple(found),
         "On the same questions, in percentage points. Only the questions that one of the two alone got right tell them "
         "apart: p is McNemar's, exact and two-sided. p (Holm) is adjusted for all guided settings of the run that are "
-        "held against a student, or against a teacher. 95 %: paired bootstrap.",
+        "held against a student, or against a teacher. 95 %: Agresti and Min's interval for pairs.",
     )
 
 

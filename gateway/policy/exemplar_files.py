@@ -23,7 +23,8 @@ _PLAIN_PLACE = re.compile(r"(\[\d+\])?(\.?[a-z_]{1,20}(\[\d+\])?)*")
 _ENTRY = re.compile(r"\[\d+\]")
 _FOUND_BY_YAML = ("not valid YAML: found", "not valid YAML: expected")
 _QUOTED = re.compile(r"'[^']*'")
-_ENDINGS = {".yaml", ".yml", ".json"}
+ENDINGS = {".yaml", ".yml", ".json"}
+"""Of a file of exemplars."""
 
 
 class _Kept(NamedTuple):
@@ -86,8 +87,8 @@ def _wrong_name(name: str) -> str | None:
     path = PurePosixPath(name)
     if not name or not name.isprintable() or path.is_absolute() or ".." in path.parts or "\\" in name:
         return "must be a file within the policies folder: write its path from there, like exemplars/arithmetic.yaml"
-    if path.suffix not in _ENDINGS:
-        return f"must end in {', '.join(sorted(_ENDINGS))}"
+    if path.suffix not in ENDINGS:
+        return f"must end in {', '.join(sorted(ENDINGS))}"
     if len(path.parts) == 1 and path.suffix != ".json":
         return "stands where tenants' policies do: put it into a folder of its own, like exemplars/"
     if path.parts[0] == PROJECTIONS_FOLDER and len(path.parts) == len(("projections", "it.yaml")):

@@ -90,7 +90,7 @@ class Figures(_Part):
         fixed_tokens: the fixed length whose cost `auto` was allowed.
         auto_right, fixed_right: the shares of answers that are right.
         auto_usd, fixed_usd: what an answer cost on the average.
-        difference, low, high: auto_right - fixed_right, and its 95 % interval (paired bootstrap).
+        difference, low, high: auto_right - fixed_right, and its 95 % interval (Agresti and Min's for pairs).
         beats: whether the interval is above 0 at no higher cost.
     """
 

@@ -51,7 +51,7 @@ class ExemplarRule(Shape):
     """As the teacher is to answer: what it begins with is what guidance will hold."""
 
     def exemplar(self) -> Exemplar:
-        return Exemplar(self.question, self.answer)
+        return Exemplar(self.question.strip(), self.answer.strip())
 
 
 _Exemplars: TypeAlias = Annotated[tuple[ExemplarRule, ...], Field(min_length=1, max_length=MAX_EXEMPLARS)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
+import sys
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from ruamel.yaml import YAML
 
@@ -17,6 +18,8 @@ from gateway.evaluation.pair import LocalPair
 from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
 from gateway.evaluation.setting import Setting
 from tests.cli.in_process import Done, run
+from tests.evaluation.run_folders import STUDENT
+from tests.evaluation.run_folders import run_folder as a_run
 from tests.gateway_process import model
 
 if TYPE_CHECKING:
@@ -125,7 +128,7 @@ def test_where_none_helps_it_says_so_and_leaves_no_file_unless_forced(tmp_path: 
         (["--pool", "9"], "the data has 12 that differ"),
         (["--offset", "5"], "the data has 7 that differ and are not left for an evaluation"),
         (["--out", "none/exemplars.yaml"], "no such folder"),
-        (["--evaluated", "none"], "no run has left anything there"),
+        (["--evaluated", "none"], "there is no such file: name a folder that `gkt-gateway eval run` wrote"),
         (["--student", "smal"], "the configuration has no such model. It has: big, small."),
         (["--scorer", "exct"], "unknown scorer"),
         (["--exemplars", "none.yaml"], "none.yaml: cannot be read"),
@@ -172,7 +175,8 @@ def test_a_judge_is_a_model_of_a_configuration(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.cli.eval_exemplars_sitting.find_spec", lambda _: None)
+    monkeypatch.delitem(sys.modules, "gateway.evaluation.statistics", raising=False)
+    monkeypatch.setitem(sys.modules, "scipy", None)
     done = search(tmp_path)
     assert done.returncode == 1
     assert "pip install 'gkt-gateway[eval]'" in done.stderr
@@ -187,14 +191,9 @@ def test_problems_that_are_made_are_not_those_of_an_evaluation(tmp_path: Path, n
 
 def test_what_an_evaluation_asks_is_left_out_by_its_place_and_by_its_folder(tmp_path: Path) -> None:
     file = data(tmp_path)
-    run_folder = tmp_path / "run"
-    run_folder.mkdir()
-    zero = Decimal(0)
-    costs: dict[str, Any] = {"cost_usd": zero, "teacher_usd": zero, "baseline_usd": zero}
-    write_lines(
-        run_folder / EXAMPLES,
-        [Example(setting="s", question=land, mode="student", score=1.0, text="", **costs) for land in LANDS[5:7]],
-    )
+    run_folder = a_run(tmp_path / "run", (STUDENT,), n=2)
+    examples = zip(read_lines(run_folder / EXAMPLES, Example), LANDS[5:7], strict=True)
+    write_lines(run_folder / EXAMPLES, [msgspec.structs.replace(one, question=land) for one, land in examples])
     _, parts = drawn(sought(tmp_path, str(file), offset=3, evaluated=run_folder))
     used = {question.id for part in (parts.pool, parts.select, parts.check) for question in part}
     assert used == {*LANDS[3:5], *LANDS[7:]}

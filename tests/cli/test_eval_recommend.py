@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 from gateway.cli import SETTINGS
 from gateway.cli.eval_recommend import NONE_PAYS, TOO_FEW, recommend
 from gateway.errors import StartupError
+from gateway.evaluation.exemplars_file import exemplars
+from gateway.evaluation.run_library import RunLibrary
 from tests.cli import in_process
 from tests.cli.in_process import Done
 from tests.evaluation.known_truth import ALONE, CONCISE_40, M20, M40, M80, Truth, folder_of
@@ -70,6 +73,41 @@ def test_the_check_accepts_what_it_writes_without_a_warning_of_its_own(
     assert "--force" in again.stderr
     assert run(tmp_path / "run", "--out", policy, "--force").returncode == status
     assert "tenant: default" in policy.read_text()
+
+
+def test_the_files_of_a_projection_are_put_beside_the_policy(tmp_path: Path) -> None:
+    """As a run notes them: exemplars of --exemplars, and a projection of --policies with exemplars of its own."""
+    theirs = tmp_path / "theirs"
+    (theirs / "projections").mkdir(parents=True)
+    (theirs / "shown").mkdir()
+    list_of_one = "- {question: How many is 2 + 2?, answer: 2 + 2 = 4.}\n"
+    (theirs / "projections" / "brisk.yaml").write_text("system: Be brisk.\nexemplars: shown/brisk.yaml\n")
+    (theirs / "shown" / "brisk.yaml").write_text(list_of_one)
+    (tmp_path / "mine.yaml").write_text(list_of_one)
+    library = RunLibrary.read(theirs, tmp_path / "mine.yaml", exemplars(tmp_path / "mine.yaml"))
+    for name in ("primed", "brisk"):
+        guided = library.noted(replace(M40, projection=library.find(name)))
+        folder_of(tmp_path / name, [*ALONE, Truth(guided, 0.8, 40, 120)], 400, exactly=True)
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    policy = tmp_path / "policies" / "acme.yaml"
+    routes = ("--route", "one", "--route", "two", "--out", policy)
+    done = run(tmp_path / "primed", tmp_path / "brisk", *routes)
+    assert done.returncode == 0, done.stderr
+    files = ("exemplars/mine.yaml", "projections/brisk.yaml", "shown/brisk.yaml")
+    assert all(f"written: {policy.parent / name}" in done.stdout for name in files)
+    checked = in_process.run("check", "--config", str(tmp_path / "config.yaml"))
+    assert checked.returncode == 0, checked.stderr
+    assert "exemplars: exemplars/mine.yaml" in policy.read_text()
+    (policy.parent / "shown" / "brisk.yaml").write_text("- {question: Else?, answer: Yes.}\n")
+    policy.unlink()
+    other = run(tmp_path / "primed", tmp_path / "brisk", *routes)
+    assert "shown/brisk.yaml is there already, and says something else" in other.stderr
+    assert not policy.exists(), "nothing is written by halves"
+    (tmp_path / "mine.yaml").unlink()
+    gone = run(tmp_path / "primed", "--out", policy)
+    assert "mine.yaml cannot be read (no such file or directory): the run has used it" in gone.stderr
+    named = run(tmp_path / "primed", "--out", policy, "--guidance", "exemplars=exemplars/mine.yaml")
+    assert named.returncode == 0, named.stderr
 
 
 def test_the_table_has_each_setting_by_its_cost_and_marks_the_one(tmp_path: Path) -> None:
@@ -156,7 +194,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "numpy", None)
     done = run(tmp_path)
     assert done.returncode == 1
-    assert "numpy is not installed: pip install 'gkt-gateway[eval]'" in done.stderr
+    assert "This needs numpy, which is not installed: pip install 'gkt-gateway[eval]'" in done.stderr
 
 
 def test_a_run_without_prices_is_asked_for_them(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from decimal import Decimal
 
+from gateway.evaluation.folder import shown
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Example, Manifest
 from gateway.evaluation.setting import Setting
@@ -38,7 +39,7 @@ def manifest(count: int) -> Manifest:
         questions=count,
         teacher="big",
         student="small",
-        settings=[one.as_dict() for one in settings],
+        settings=[one.as_dict() | {"shown": shown(one, ())} for one in settings],  # as a run writes them
         prices={"teacher": (Decimal(1), Decimal(1)), "student": (Decimal("0.1"), Decimal("0.1"))},
         seed=0,
         live=False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from gateway.evaluation.folder import shown
 from gateway.evaluation.record import EXAMPLES, MANIFEST, Example, Manifest, write_lines
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import CONCISE
@@ -64,7 +65,7 @@ def folder_of(
         "questions": n,
         "teacher": "big",
         "student": "small",
-        "settings": [one.setting.as_dict() for one in truths],
+        "settings": [one.setting.as_dict() | {"shown": shown(one.setting, ())} for one in truths],
         "prices": PRICES,
         "seed": seed,
         "live": False,

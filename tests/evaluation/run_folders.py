@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gateway.evaluation.folder import shown
 from gateway.evaluation.record import EXAMPLES, MANIFEST, STAGES, Example, Manifest, Stage, write_lines
 from gateway.evaluation.setting import Setting
-from gateway.policy.projections import CONCISE, HINT
+from gateway.policy.projections import CONCISE, HINT, Exemplar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ SETTINGS = (
     replace(GUIDED, projection=CONCISE),
     replace(GUIDED, projection=HINT, placement="context"),
 )
+EXEMPLARS = tuple(Exemplar(f"What is {number} + 1?", f"{number + 1}.") for number in range(8))
 PRICES = {"teacher": (Decimal("1.00"), Decimal("3.00")), "student": (Decimal("0.10"), Decimal("0.30"))}
 _MILLION = Decimal(1_000_000)
 
@@ -52,7 +54,7 @@ def run_folder(
         "questions": n,
         "teacher": "big",
         "student": "small",
-        "settings": [setting.as_dict() for setting in settings],
+        "settings": [setting.as_dict() | {"shown": shown(setting, EXEMPLARS)} for setting in settings],
         "prices": PRICES,
         "seed": seed,
         "live": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import orjson
 import pytest
 
@@ -70,3 +71,13 @@ def test_a_length_between_two_is_judged_by_the_shorter() -> None:
     assert [FAMILY.lengths[FAMILY.nearest(tokens)] for tokens in (0, 1, 20, 39, 40, 79, 500)] == [
         0, 20, 20, 20, 40, 40, 80,
     ]  # fmt: skip
+
+
+def test_what_a_run_notes_of_a_setting_beside_its_guidance_parts_no_family() -> None:
+    """The hash of what is shown differs between the student alone and the guided."""
+    noted = manifest(8)
+    settings = [one | {"shown": one["mode"], "policies": "/theirs"} for one in noted.settings]
+    asked = questions(8)
+    (family,) = families(msgspec.structs.replace(noted, settings=settings), examples(asked, told=True), asked)
+    assert family.lengths == (0, 20, 40, 80)
+    assert "theirs" not in family.name

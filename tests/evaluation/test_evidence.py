@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.evidence import Evidence, evidence_of, read_run, together
+from gateway.evaluation.evidence import Evidence, evidence_of, together
 from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
+from gateway.evaluation.run_records import read_run
 from gateway.pricing import Price
 from tests.evaluation.known_truth import ALONE, M20, M40, STUDENT, TEACHER, Truth, folder_of
 
@@ -139,11 +140,15 @@ def test_folders_together_have_the_settings_that_all_share(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("run.json", None, "has no run.json: it must be a folder that `gkt-gateway eval run` has filled"),
-        ("examples.jsonl", None, "has no examples.jsonl"),
-        ("run.json", "{}", "run.json: Object missing required field"),
-        ("examples.jsonl", '{"setting": "x"}\n', "examples.jsonl:1: Object missing required field"),
-        ("examples.jsonl", "", "did not answer"),
+        ("run.json", None, "run.json: there is no such file: name a folder that `gkt-gateway eval run` wrote"),
+        ("examples.jsonl", None, "examples.jsonl: there is no such file"),
+        ("run.json", "{}", "run.json: not what .* writes: Object missing required field"),
+        (
+            "examples.jsonl",
+            '{"setting": "x"}\n',
+            "line 1: not what .* writes: Object missing required field",
+        ),
+        ("examples.jsonl", "", "holds no examples"),
     ],
 )
 def test_a_folder_that_is_none_is_told_where_and_what_to_do(

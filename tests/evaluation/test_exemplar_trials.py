@@ -10,7 +10,7 @@ import pytest
 from gateway.errors import StartupError
 from gateway.evaluation.exemplar_finding import Limits, Result, find
 from gateway.evaluation.exemplar_trials import Trials
-from gateway.evaluation.exemplars import PRIMER, Split, split
+from gateway.evaluation.exemplars import Split, split
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.generations import Generations
 from gateway.evaluation.pair import ConfiguredPair
@@ -18,6 +18,7 @@ from gateway.evaluation.question import Question
 from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
+from gateway.policy.projections import PRIMED
 from tests.evaluation.run_world import Told, lines, manifest, pair_of, settings_for
 from tests.evaluation.test_exemplar_finding import Heard
 from tests.fakes import recording_proxy
@@ -97,7 +98,7 @@ async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_pa
         for message in body.get("messages", [])[:-1]
         if message["role"] == "user"
     }
-    primer = {one.question for one in PRIMER}
+    primer = {one.question for one in PRIMED.exemplars}
     assert shown - primer <= {question.text for question in parts.pool}
     seen = [text for body in to_student for text in str(body).split("capital of ")[1:]]
     assert seen

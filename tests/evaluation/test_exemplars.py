@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import StartupError
-from gateway.evaluation.exemplars import PRIMER, Candidate, Style, TeacherAnswer, candidates, rewritten, split, varied
+from gateway.evaluation.choices import choice as named_choice
+from gateway.evaluation.exemplars import Candidate, Style, TeacherAnswer, candidates, rewritten, split, varied
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Verdict
-from gateway.policy.projections import Exemplar
+from gateway.policy.projections import PRIMED, Exemplar
 
 CHOICES = (("a", "spoon"), ("b", "towel"), ("c", "kettle"))
 DRIES = Question("q1", "Which dries dishes? (a) spoon (b) towel (c) kettle", "b", "choice", CHOICES)
@@ -166,6 +167,6 @@ def test_neighbours_differ_in_their_results_and_short_ones_come_first() -> None:
 
 
 async def test_the_primer_is_answered_right() -> None:
-    rolls, rain, _ = PRIMER
-    assert (await by_last(rolls.answer, Question("1", rolls.question, "15", "numeric"))).correct
-    assert (await by_last(rain.answer, Question("2", rain.question, "c", "choice"))).correct
+    sums, choice, *_ = PRIMED.exemplars
+    assert (await by_last(sums.answer, Question("1", sums.question, "54", "numeric"))).correct
+    assert named_choice(choice.answer, {"A": "ruler", "B": "thermometer", "C": "scales", "D": "compass"}) == "B"

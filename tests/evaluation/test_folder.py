@@ -16,6 +16,8 @@ from gateway.evaluation.example import failed_example
 from gateway.evaluation.folder import RunFolder, shown
 from gateway.evaluation.pair import ConfiguredPair
 from gateway.evaluation.record import EXAMPLES
+from gateway.policy.conditions import to_pattern
+from gateway.policy.projections import CUTOFF, Skip
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS, SETTINGS, manifest, settings_for
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.setting import Setting
     from gateway.policy.projections import Exemplar
 
+GUIDED = SETTINGS[2]
 PAIR = ConfiguredPair(settings_for("http://teacher", "http://student"), "big", "small")
 WAS = manifest(PAIR, SETTINGS[:2])
 
@@ -121,3 +124,27 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"name": "my-project"}')
     with pytest.raises(StartupError, match="is no run's"):
         RunFolder(tmp_path).__enter__()
+
+
+def test_all_that_a_projection_does_is_in_its_hash() -> None:
+    """What is shown to the teacher, what is kept, and who may end; but not where its files stand."""
+    ours = replace(CUTOFF, name="ours")
+    skip = Skip((to_pattern("Sure"),), 4)
+    different = [
+        ours,
+        replace(ours, system="Be brisk."),
+        replace(ours, instruction="Be brisk."),
+        replace(ours, exemplars=EXEMPLARS),
+        replace(ours, skip=skip),
+        replace(ours, skip=replace(skip, tokens=5)),
+        replace(ours, skip=replace(skip, patterns=(to_pattern("Well"),))),
+        replace(ours, teacher_may_finish=False),
+        replace(ours, introduction="Hm: {guidance}"),
+    ]
+    guided = [replace(GUIDED, projection=one) for one in different]
+    assert len({shown(one, ()) for one in guided}) == len(different)
+    assert shown(replace(guided[0], policies="/elsewhere"), ()) == shown(guided[0], ())
+
+
+def test_folders_of_a_time_when_projections_had_less_are_read() -> None:
+    assert shown(GUIDED, ()) == "92c1674013f86a11"

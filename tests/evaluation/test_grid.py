@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import ConfigError, StartupError
 from gateway.evaluation.grid import read_grid, settings_of
-from gateway.policy.projections import PROJECTIONS
+from gateway.policy.library import Library
+from gateway.policy.projections import CUTOFF, PROJECTIONS
 from tests.evaluation.run_world import PRIMED
 
+GRIDS = Path(__file__).parents[2] / "docs" / "evaluation" / "grids"
 FIND = (dict(PROJECTIONS) | {"primed": PRIMED}).__getitem__
 
 
@@ -100,3 +103,13 @@ def test_a_mistake_in_the_options_is_told_apart_from_the_file(tmp_path: Path) ->
         read_grid(file, {"mode": ["nobody"]})
     with pytest.raises(ConfigError, match="cannot be read: no such file"):
         read_grid(Path(tmp_path, "none.yaml"), {})
+
+
+@pytest.mark.parametrize(("name", "settings"), [("csqa", 2 * 7 + 3 * 5), ("gsm8k", 2 * 5 + 2 * 6)])
+def test_the_grids_that_were_measured_can_be_run(name: str, settings: int) -> None:
+    """One of their projections is made of a data set's own exemplars, and cannot be shipped."""
+    library = Library()
+    assert library.read(GRIDS) == []
+    known = dict(library.projections) | {"primed-result-first": replace(CUTOFF, name="primed-result-first")}
+    found = settings_of(read_grid(GRIDS / f"{name}.yaml", {}), known.__getitem__)
+    assert len({one.name for one in found}) == len(found) == settings

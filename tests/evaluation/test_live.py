@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +16,8 @@ from gateway.evaluation.record import EXAMPLES, Example, Stage, read_lines
 from gateway.evaluation.run import Work
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
+from gateway.policy.conditions import to_pattern
+from gateway.policy.projections import Skip
 from tests.evaluation.run_world import (
     EXEMPLARS,
     PRIMED,
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
 
-LIVE = tuple(setting for setting in SETTINGS if setting.projection is not PRIMED)
+BRISK = replace(PRIMED, name="brisk", system="Be brisk.", skip=Skip((to_pattern("Sure[,!]"),), 3))
+LIVE = (*SETTINGS, Setting(mode="guided", tokens=6, projection=BRISK, **SHORT))
 
 
 def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> Work:
@@ -94,11 +98,6 @@ async def test_a_live_run_goes_on_where_it_stopped(tmp_path: Path, engines: Loca
     told = await live(tmp_path, engines, LIVE[1:3], QUESTIONS[:2])
     assert told.steps == 3
     assert (tmp_path / EXAMPLES).read_bytes().startswith(first)
-
-
-def test_a_projection_that_no_policy_can_name_is_refused() -> None:
-    with pytest.raises(StartupError, match="no policy can name the projection 'primed'"):
-        routes_of([setting for setting in SETTINGS if setting.projection is PRIMED])
 
 
 async def test_the_routes_of_a_gateway_that_runs_are_settings(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.evidence import Evidence, evidence_of, read_run
-from gateway.evaluation.policy_file import cautions, policy_text, usd_per_1k, write_policy
+from gateway.evaluation.evidence import Evidence, evidence_of
+from gateway.evaluation.policy_file import cautions, policy_text
 from gateway.evaluation.recommend import Recommendation, recommend
+from gateway.evaluation.run_records import read_run
 from gateway.evaluation.target import Target
 from gateway.policy.projections import HINT
 from gateway.policy.schema import Route, TenantPolicy
@@ -130,27 +131,20 @@ def test_a_name_out_of_a_run_cannot_leave_its_comment(tmp_path: Path) -> None:
     assert all(line.lstrip().startswith("#") for line in str(text).splitlines() if "[x]" in line)
 
 
-def test_a_projection_with_a_file_of_its_own_needs_it_beside_the_policy(tmp_path: Path) -> None:
+def test_a_projection_of_a_gateway_that_was_asked_needs_its_files_beside_the_policy(tmp_path: Path) -> None:
     found = said(tmp_path, Truth(M40, 0.8, 40, 100))
-    assert [line for line in cautions(found) if line.startswith("Projection")] == []
-    ours = with_field(found, projection="ours")
-    assert [line for line in cautions(ours) if line.startswith("Projection ours does this with what the run gave it")]
-    named = with_field(found, projection="ours", exemplars="exemplars/ours.yaml")
-    assert [line for line in cautions(named) if line.startswith("Projection")] == []
+    assert [line for line in cautions(with_field(found, route="r")) if line.startswith("Projection")] == []
+    ours = with_field(found, route="r", projection="ours")
+    assert [line for line in cautions(ours) if line.startswith("Projection ours does this with the files of")]
 
 
-def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
-    file = tmp_path / "policies" / "acme.yaml"
-    write_policy(file, "one")
-    with pytest.raises(StartupError, match=r"acme\.yaml is there already: --force"):
-        write_policy(file, "two")
-    assert file.read_text() == "one"
-    write_policy(file, "two", force=True)
-    assert file.read_text() == "two"
+def test_what_a_run_notes_beside_the_guidance_is_not_the_policys(tmp_path: Path) -> None:
+    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), shown="5f", route="r", policies="/theirs")
+    (route,) = routes(policy_text([("chat", found)], tenant="acme"))
+    assert route.guidance.tokens == 40
 
 
-@pytest.mark.parametrize(
-    ("usd", "said"), [("0.000052", "0.05200"), ("0.0123456", "12.35"), ("1.5", "1500.00"), ("0", "0")]
-)
-def test_a_cost_is_told_to_the_digits_that_count(usd: str, said: str) -> None:
-    assert usd_per_1k(Decimal(usd)) == said
+def test_exemplars_are_named_by_their_place_beside_the_policy(tmp_path: Path) -> None:
+    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), projection="primed", exemplars="/home/me/mine.yaml")
+    (route,) = routes(policy_text([("chat", found)], tenant="acme"))
+    assert route.guidance.exemplars == "exemplars/mine.yaml"

@@ -126,6 +126,14 @@ def test_figures_are_in_the_markdown_and_there(whole: Path) -> None:
     assert sorted(named) == sorted(str(path.relative_to(whole)) for path in (whole / "figures").iterdir())
 
 
+def test_numbers_of_exemplars_are_held_against_each_other(tmp_path: Path) -> None:
+    """They show the models other things, and are the same setting otherwise (paper, Figure 5)."""
+    folder = run_folder(tmp_path, with_shots((TEACHER, STUDENT, GUIDED), 0, 4), n=20)
+    text = (written(folder, out=tmp_path / "report") / "report.md").read_text("utf-8")
+    assert "it needs one setting with two numbers of exemplars" not in text
+    assert "(figures/run1-exemplars.svg)" in text
+
+
 def test_what_is_left_out_says_why(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, (GUIDED,), n=8)
     (folder / "stages.jsonl").unlink()

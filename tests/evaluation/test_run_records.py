@@ -53,10 +53,18 @@ def test_empty_examples_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"question"', b'"quest"', "line 1: not what a run writes: Object missing required field `question`"),
+        (
+            b'"question"',
+            b'"quest"',
+            "line 1: not what .* writes: Object missing required field `question`",
+        ),
         (b'"score":1.0', b'"score":7', r"line \d+: score must be between 0 and 1, and is 7.0"),
         (b'"setting":"teacher', b'"setting":"tutor', "line 1: setting 'tutor, chat, 300 tokens' is none of run.json"),
-        (b'"cost_usd":"0', b'"cost_usd":"much', "line 1: not what a run writes: Invalid decimal string"),
+        (
+            b'"cost_usd":"0',
+            b'"cost_usd":"much',
+            "line 1: not what .* writes: Invalid decimal string",
+        ),
     ],
 )
 def test_a_wrong_example_is_named_with_its_line(folder: Path, old: bytes, new: bytes, message: str) -> None:
@@ -68,10 +76,18 @@ def test_a_wrong_example_is_named_with_its_line(folder: Path, old: bytes, new: b
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"data":', b'"dat":', "run.json: not what a run writes: Object missing required field `data`"),
-        (b'"max_tokens":300,', b"", r"run.json: not what a run writes: .*`max_tokens`"),
-        (b'"mode":"guided"', b'"mode":"other"', "run.json: not what a run writes: Invalid value 'other'"),
-        (b"{", b"", "run.json: not what a run writes"),
+        (
+            b'"data":',
+            b'"dat":',
+            "run.json: not what .* writes: Object missing required field `data`",
+        ),
+        (b'"max_tokens":300,', b"", r"run.json: not what .* writes: .*`max_tokens`"),
+        (
+            b'"mode":"guided"',
+            b'"mode":"other"',
+            "run.json: not what .* writes: Invalid value 'other'",
+        ),
+        (b"{", b"", "run.json: not what .* writes"),
     ],
 )
 def test_a_wrong_manifest_is_named(folder: Path, old: bytes, new: bytes, message: str) -> None:
@@ -90,7 +106,7 @@ def test_money_that_is_no_number_is_named(tmp_path: Path) -> None:
 def test_a_wrong_stage_is_named_with_its_line(folder: Path) -> None:
     with (folder / "stages.jsonl").open("ab") as file:
         file.write(b'{"stage":"nap"}\n')
-    refused(folder, r"stages\.jsonl, line 4: not what a run writes: Invalid enum value 'nap'")
+    refused(folder, r"stages\.jsonl, line 4: not what .* writes: Invalid enum value 'nap'")
 
 
 def test_a_run_that_is_not_over_is_read_as_far_as_it_is(folder: Path) -> None:

@@ -1,0 +1,115 @@
+"""What a teacher would have written with a lower limit, from what it wrote with a higher one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.engines.base import OpeningRequest
+from gateway.evaluation.generations import Written
+from gateway.evaluation.pair import ConfiguredPair, engine
+from tests.evaluation.run_world import settings_for
+
+if TYPE_CHECKING:
+    from gateway.local.stack import LocalStack
+
+ENDED = Written(
+    pieces=("The", " answer", " is", " 54", "."),
+    at_ms=(100, 200, 300, 400, 500),
+    text="The answer is 54.",
+    finish="stop",
+    input_tokens=20,
+    output_tokens=6,  # with the one that ended it
+    cached_tokens=3,
+    asked_tokens=40,
+    seconds=0.7,
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "text", "finish", "written"),
+    [
+        (1, "The", "length", 1),
+        (4, "The answer is 54", "length", 4),
+        (5, "The answer is 54.", "length", 5),
+        (6, "The answer is 54.", "length", 6),
+        (7, "The answer is 54.", "stop", 6),
+        (40, "The answer is 54.", "stop", 6),
+        (400, "The answer is 54.", "stop", 6),
+    ],
+)
+def test_an_end_shows_only_where_the_limit_leaves_room_for_it(limit: int, text: str, finish: str, written: int) -> None:
+    """Else guidance that ends exactly at m would be a whole answer here, and is none on the path."""
+    reply = ENDED.first(limit, ())
+    assert reply is not None
+    assert reply.usage is not None
+    assert (reply.text, reply.finish) == (text, finish)
+    assert (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_input_tokens) == (20, written, 3)
+
+
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi! Answer with one word: yes or no?"}]}
+RAW: dict[str, Any] = {"prompt": "Q: What comes after 1, 2?\nA: 3\n\nQ: What comes after 4, 5?\nA:", "stop": ("\nQ:",)}
+
+
+@pytest.mark.models
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("said", [CHAT, RAW])
+async def test_a_cut_is_what_the_engine_says_with_that_limit(said: dict[str, Any], engines: LocalStack) -> None:
+    """One answer ends by itself, the other at a stop string, as those of runs do."""
+    pair = ConfiguredPair(settings_for(engines.teacher_url, engines.student_url), "big", "small")
+    asked = OpeningRequest(**({"max_tokens": 120, "temperature": 0.0, "stop": ()} | said))
+    async with engine(pair, "teacher") as teacher:
+        pieces: list[str] = []
+        whole = await teacher.opening(asked, tell=pieces.append)
+        assert whole.usage is not None
+        assert whole.finish == "stop"
+        count = whole.usage.output_tokens
+        written = Written(
+            pieces=tuple(pieces), at_ms=tuple(range(len(pieces))), text=whole.text, finish=whole.finish,
+            input_tokens=whole.usage.input_tokens, output_tokens=count, cached_tokens=0, asked_tokens=120, seconds=1.0,
+        )  # fmt: skip
+        for limit in (1, count - 2, count - 1, count, count + 1):
+            told = await teacher.opening(replace(asked, max_tokens=limit), tell=lambda _: None)
+            cut = written.first(limit, tuple(asked.stop))
+            assert cut is not None
+            assert (limit, cut.text, cut.finish, cut.usage) == (limit, told.text, told.finish, told.usage)
+
+
+def test_what_was_asked_for_less_is_not_known() -> None:
+    cut = replace(ENDED, finish="length", output_tokens=5, asked_tokens=5)
+    assert cut.first(6, ()) is None
+    reply = cut.first(5, ())
+    assert reply is not None
+    assert (reply.text, reply.finish) == ("The answer is 54.", "length")
+
+
+def test_a_stop_string_is_found_over_several_pieces() -> None:
+    """With all of it within the limit the answer has ended; with half of it, it has not."""
+    stopped = replace(ENDED, pieces=("54", ".", "\n", "Q", ":"), text="54.", output_tokens=5, at_ms=(1, 2, 3, 4, 5))
+    whole, half = stopped.first(5, ("\nQ:",)), stopped.first(4, ("\nQ:",))
+    assert whole is not None
+    assert half is not None
+    assert (whole.text, whole.finish) == ("54.", "stop")
+    assert (half.text, half.finish) == ("54.\nQ", "length")
+
+
+def test_an_engine_that_tells_of_several_tokens_at_once_is_cut_in_proportion() -> None:
+    """Never at so many pieces: those would be four times the tokens that are paid for."""
+    coarse = replace(ENDED, pieces=("12345678", "abcdefgh"), text="12345678abcdefgh", output_tokens=8, at_ms=(10, 20))
+    cuts = [coarse.first(limit, ()) for limit in (2, 4, 6)]
+    assert [cut.text for cut in cuts if cut is not None] == ["1234", "12345678", "12345678abcd"]
+    assert [cut.usage.output_tokens for cut in cuts if cut is not None and cut.usage is not None] == [2, 4, 6]
+    assert [coarse.seconds_to(limit) for limit in (1, 4, 5, 8)] == [0.01, 0.01, 0.7, 0.7]
+
+
+def test_an_engine_that_tells_of_nothing_before_its_end_is_cut_all_the_same() -> None:
+    silent = replace(ENDED, pieces=("abcdefghij",), at_ms=(700,), text="abcdefghij", output_tokens=10)
+    cut = silent.first(3, ())
+    assert cut is not None
+    assert (cut.text, cut.finish) == ("abc", "length")
+
+
+def test_the_time_of_a_cut_is_that_of_its_last_piece() -> None:
+    assert [ENDED.seconds_to(limit) for limit in (1, 4, 5, 6)] == [0.1, 0.4, 0.7, 0.7]

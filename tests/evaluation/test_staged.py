@@ -1,0 +1,53 @@
+"""What the first stage asks, which is what a gateway would."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway.evaluation.setting import Setting
+from gateway.evaluation.staged import to_teacher
+from gateway.policy.boilerplate import ENGLISH
+from gateway.policy.conditions import to_pattern
+from gateway.policy.projections import CUTOFF, Skip
+from gateway.policy.schema import MAX_GUIDANCE_TOKENS
+from tests.evaluation.run_world import EXEMPLARS, QUESTIONS
+
+(QUESTION, *_) = QUESTIONS
+
+
+def test_an_answer_may_be_longer_than_any_guidance() -> None:
+    """What a policy allows for guidance is no limit on a teacher alone."""
+    request = to_teacher(Setting(mode="teacher", max_tokens=2 * MAX_GUIDANCE_TOKENS), QUESTION, ())
+    assert request is not None
+    assert request.max_tokens == 2 * MAX_GUIDANCE_TOKENS
+
+
+def test_the_teacher_alone_is_drawn_as_its_caller_says_and_guidance_as_the_policy_does() -> None:
+    alone = to_teacher(Setting(mode="teacher", temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
+    guided = to_teacher(Setting(mode="guided", tokens=20, temperature=0.7, top_p=0.9, seed=5), QUESTION, ())
+    assert alone is not None
+    assert guided is not None
+    assert (alone.temperature, alone.top_p, alone.seed) == (0.7, 0.9, 5)
+    assert (guided.temperature, guided.top_p, guided.seed) == (0.0, None, None)
+
+
+def test_greedy_guidance_is_the_beginning_of_what_the_teacher_says_alone() -> None:
+    """The same request but for its length, so the one text serves both."""
+    for form, shots in (("chat", 0), ("completion", 2)):
+        alone = to_teacher(Setting(mode="teacher", form=form, shots=shots), QUESTION, EXEMPLARS)
+        guided = to_teacher(Setting(mode="guided", tokens=20, form=form, shots=shots), QUESTION, EXEMPLARS)
+        assert alone is not None
+        assert guided is not None
+        assert (alone.max_tokens, guided.max_tokens) == (300, 20)
+        assert replace(guided, max_tokens=300) == alone
+
+
+def test_what_a_projection_may_drop_is_asked_for_beyond_the_length() -> None:
+    skipping = replace(CUTOFF, name="direct", skip=Skip(tuple(map(to_pattern, ENGLISH)), 24))
+    request = to_teacher(Setting(mode="guided", tokens=20, projection=skipping), QUESTION, ())
+    assert request is not None
+    assert request.max_tokens == 44
+
+
+def test_a_student_alone_needs_no_teacher() -> None:
+    assert to_teacher(Setting(mode="student"), QUESTION, ()) is None
