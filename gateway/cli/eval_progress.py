@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LINE_EVERY_S = 30.0
+# Until so many are done, those under way beside them tell more than they do.
+_ENOUGH = 16
 
 
 class Bars:
@@ -95,11 +97,13 @@ class Speed:
     def shown(self) -> str:
         """Empty before the first token."""
         seconds = time.monotonic() - self._began
-        return f"{self._tokens / seconds:.0f} tokens/s" if self._tokens and seconds else ""
+        speed = self._tokens / seconds if seconds else 0.0
+        return f"{speed:.{0 if speed >= 10 else 1}f} tokens/s" if speed >= 0.05 else ""
 
     def left_s(self, done: int, total: int) -> float | None:
-        """At the pace until now; None before the first is done."""
-        return (time.monotonic() - self._began) / done * (total - done) if done else None
+        """At the pace until now; None before so many are done that those under way beside them count little."""
+        enough = 0 < done >= min(_ENOUGH, total // 2)
+        return (time.monotonic() - self._began) / done * (total - done) if enough else None
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ auto.py            what a chosen length would have given
 fit.py             learns how long guidance should be
 
 grid.py            what is varied, and the settings that come of it
+run_library.py     the projections that it may name: those of policies
 folder.py          a run's folder: what may share it, and one process at a time
 pair.py            the engines: small ones of this machine, or those of a config.yaml
 run.py             a run in two stages; patience.py takes the engines' failures, example.py makes a line of an answer
@@ -30,6 +31,7 @@ target.py          what is wanted of a setting, and what student and teacher mix
 bounds.py          what may be claimed of many settings at once
 recommend.py       the setting that a route should have, or that none pays
 policy_file.py     the policy file with it
+policy_files.py    ... and the files that it needs beside it
 
 exemplars.py       which questions become exemplars of primed guidance, and in which styles
 exemplar_search.py a race of sets of them, within a budget of calls

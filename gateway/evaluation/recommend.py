@@ -242,7 +242,7 @@ def _wanting(said: Recommendation) -> str:
     n = len(said.evidence.questions)
     more = "" if said.more is None else f"about {said.more:,} more than these {n} questions would tell"
     if said.favourite is None or not said.evidence.candidates[said.favourite].guided:
-        return more
+        return more or f"of fewer than {LEAST_QUESTIONS} questions nothing is claimed, and these are {n}"
     name = said.evidence.candidates[said.favourite].name
     if said.more is None:
         return f"as measured {name} would be chosen, but it is so near the limit that questions will hardly tell"

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from gateway.cli.eval_progress import Bars, Lines, duration
+from gateway.cli.eval_progress import Bars, Lines, Speed, duration
 
 
 def test_on_a_terminal_a_bar_says_how_many_are_done_and_leaves_the_cursor() -> None:
@@ -42,3 +42,9 @@ def test_elsewhere_a_line_begins_a_stage_and_one_ends_it() -> None:
 )
 def test_a_duration_is_said_in_its_two_largest_units(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_the_time_left_is_told_once_more_are_done_than_are_under_way_at_once() -> None:
+    speed = Speed()
+    assert [speed.left_s(done, 100) is None for done in (0, 1, 15, 16, 99)] == [True, True, True, False, False]
+    assert [speed.left_s(done, 8) is None for done in (0, 3, 4)] == [True, True, False]

@@ -1,0 +1,62 @@
+"""`gkt-gateway eval` from its first command to its last, as a newcomer calls them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.cli.eval_recommend import TOO_FEW
+from gateway.evaluation.run_records import read_run
+from tests.cli.in_process import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = "smollm2-135m-instruct"
+RUN = (
+    *("--teacher", SMALL, "--student", SMALL, "--tokens", "4,8", "--max-tokens", "12", "--concurrency", "2"),
+    *("--slot-tokens", "512"),
+)
+
+
+@pytest.mark.models
+@pytest.mark.timeout(300)  # a busy machine is slow
+def test_a_run_of_made_up_problems_is_reported_and_judged_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "my-run"
+    done = run("eval", "run", str(folder), "--limit", "1", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert f"Now: gkt-gateway eval report {folder}" in done.stdout
+    first = (folder / "generations.jsonl").read_bytes()
+    assert run("eval", "run", str(folder), "--limit", "2", *RUN).returncode == 0
+    texts, stages = ((folder / name).read_bytes() for name in ("generations.jsonl", "stages.jsonl"))
+    assert texts.startswith(first)
+    assert run("eval", "run", str(folder), "--limit", "2", *RUN).returncode == 0
+    assert (folder / "generations.jsonl").read_bytes() == texts, "nothing is asked twice"
+    assert (folder / "stages.jsonl").read_bytes() == stages
+    records = read_run(folder)
+    assert {name: len(found) for name, found in records.by_setting.items()} == {
+        setting["name"]: 2 for setting in records.manifest.settings
+    }
+    assert [one.error for one in records.examples if one.error] == []
+
+    reported = run("eval", "report", str(folder))
+    assert reported.returncode == 0, reported.stderr
+    assert reported.stderr == "", "a whole run has no remarks"
+    assert "<svg" in (folder / "report" / "report.html").read_text("utf-8")
+    assert json.loads((folder / "report" / "report.json").read_bytes())
+
+    policy = tmp_path / "policies" / "mine.yaml"
+    judged = run("eval", "recommend", str(folder), "--out", str(policy))
+    assert judged.returncode == TOO_FEW, judged.stderr
+    assert re.search(
+        r"nothing is claimed, and these are 2\.|questions would tell|questions will hardly tell", judged.stdout
+    )
+    assert "mode: guided" not in (policy.read_text() if policy.exists() else "")
+    # Two questions are too few for a model of lengths, and it says so in a line.
+    fitted = run("eval", "fit", str(folder), "--out", str(tmp_path / "lengths.json"))
+    assert fitted.returncode == 1
+    assert "questions" in fitted.stderr
+    assert not (tmp_path / "lengths.json").exists()
