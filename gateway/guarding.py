@@ -244,9 +244,8 @@ def _student_alone(served: Draft) -> Plan:
     """The student that answered, or was to, without guidance."""
     plan = served.plan
     answered = [one for one in plan.finishers if served.student is not None and one.engine == served.student.model]
-    return replace(
-        plan, mode="student", finishers=(*answered, *plan.finishers)[:1], guidance=None, unguided=None, quality=None
-    )
+    finishers = (*answered, *plan.finishers)[:1]
+    return replace(plan, mode="student", finishers=finishers, guidance=None, unguided=None, quality=None, length=None)
 
 
 def _bounded(plan: Plan, asked: CompletionRequest) -> Plan:
