@@ -245,7 +245,7 @@ def _student_alone(served: Draft) -> Plan:
     plan = served.plan
     answered = [one for one in plan.finishers if served.student is not None and one.engine == served.student.model]
     finishers = (*answered, *plan.finishers)[:1]
-    return replace(plan, mode="student", finishers=finishers, guidance=None, unguided=None, quality=None, length=None)
+    return replace(plan, mode="student", finishers=finishers, guidance=None, length=None, unguided=None, quality=None)
 
 
 def _bounded(plan: Plan, asked: CompletionRequest) -> Plan:

@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 CHATS = "/v1/chat/completions"
 ADMIN_KEY = "admin-key-of-the-guard"
 WORDS = "One two three four"  # what the teacher opens with, of which the last word is cut
-GUIDED: dict[str, Any] = {
+GUIDED = {
     "mode": "guided",
     "teacher": "big",
     "student": "small",
     "retries": {"num_retries": 0},
     "guidance": {"tokens": 6, "deadline": "20s", "cache_ttl": "0s"},
 }
-AUTO = {"tokens": "auto", "auto": {"min": 6, "max": 6, "default": 6, "rules": []}}
 ALL = {"sample": 1, "max_budget": 5, "max_in_flight": 8}
 TENANTS = {
     "secrets": {"log_content": True, "keys": [{"id": "only", "sha256": sha256("secrets")}]},
@@ -166,7 +165,6 @@ class running_world:  # noqa: N801  used as the function that it is
                     GUIDED | {"model": "chat-numeric", "quality": ALL | {"compare": "numeric"}},
                     GUIDED | {"model": "chat-judged", "quality": ALL | {"compare": "judge", "judge": "grader"}},
                     GUIDED | {"model": "chat-poor", "quality": ALL | {"max_budget": 0.00065}},
-                    GUIDED | {"model": "chat-auto", "quality": ALL, "guidance": {**GUIDED["guidance"], **AUTO}},
                     GUIDED | {"model": "chat-one", "quality": ALL | {"max_in_flight": 1}},
                 ],
             )

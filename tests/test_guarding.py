@@ -64,14 +64,6 @@ def test_both_engines_are_asked_alone_and_each_run_has_its_receipt(world: World,
     assert "stream" not in alone
 
 
-def test_who_answers_alone_has_no_length_of_guidance(world: World) -> None:
-    """It is chosen for the answer that is compared, and for none of the runs beside it."""
-    answer = world.compared("made", "chat-auto")
-    served = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
-    assert (served["mode"], served["length"]["by"]) == ("guided", "default")
-    assert [world.run_of(answer, name)["length"] for name in ("teacher", "student")] == [None, None]
-
-
 def test_what_guidance_is_worth_is_told_by_route_and_length(world: World) -> None:
     """Guided it says what the teacher says; the student alone shares one word of two with the teacher's five."""
     before = world.rows("chat").get("16", {"samples": 0})
@@ -274,8 +266,8 @@ def test_what_outlasts_a_drain_is_cut_and_has_one_receipt(tmp_path: Path, redis_
         answer = world.ask()
         assert held.holds.wait(10)
         assert world.gateway.terminate() == 0
-        assert world.runs_beside(answer) == ["teacher"]
         assert world.run_of(answer, "teacher")["status"] == "shutdown"
+        assert world.runs_beside(answer) == ["teacher"]
         assert "s3cret" not in world.gateway.raw_log
 
 
