@@ -8,7 +8,8 @@ The path of one request, in the order of the rooms it walks through:
                                                (resolve.py); all that follows reads the Plan only
     4 admit         admission.py + ledger/     a place in this process, room in limits and budgets, and an intent in
                                                Redis: one script; or 429, or 503
-    5 guide         guidance/ + batching/      Plan -> Opening, or the reason why there is none
+    5 guide         guide.py + guidance/       Plan -> Opening (opening.py), or why there is none: the teacher
+                    + batching/                is asked, in batches
     6 complete      engines/                   the opening placed -> the student's answer, caller's sampling kept
     7 reply         web/                       JSON at once, or SSE with the guidance first
     8 record        ledger/                    Receipt: tokens, cost, baseline, savings, timings; settled exactly once,

@@ -32,6 +32,7 @@ from gateway.engines.guard import show_calls
 from gateway.engines.watch import watch
 from gateway.finishing import Finisher
 from gateway.guarding import QualityGuard
+from gateway.guide import Guide
 from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
@@ -50,7 +51,6 @@ from gateway.ledger.spooler import Spooler
 from gateway.ledger.store import ReceiptStore
 from gateway.ledger.sweeper import Sweeper
 from gateway.metrics import Metrics
-from gateway.opening import Guide
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.quality.book import QualityBook

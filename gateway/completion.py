@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.finishing import Finisher
     from gateway.guarding import Heard, QualityGuard
+    from gateway.guide import Guide
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.receipt import Receipt
-    from gateway.opening import Guide, Opening
+    from gateway.opening import Opening
     from gateway.policy.book import Caller
     from gateway.policy.overrides import Wanted
     from gateway.policy.resolve import Plan

@@ -14,9 +14,9 @@ from gateway.errors import GatewayError
 if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.finishing import Finisher
+    from gateway.guide import Guide
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
-    from gateway.opening import Guide
     from gateway.policy.book import Caller
     from gateway.protocol import CompletionRequest
     from gateway.tasks import Tasks

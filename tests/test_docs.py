@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -138,3 +139,10 @@ def test_links_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+def test_the_import_order_is_the_one_that_is_held() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    held = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    block = page("CONTRIBUTING.md").partition("## The import order")[2].split("```")[1]
+    assert " ".join(block.split()).split(" > ") == held

@@ -230,8 +230,8 @@ def test_what_outlasts_a_drain_is_cut_and_has_one_receipt(tmp_path: Path, redis_
         answer = world.ask()
         assert held.holds.wait(10)
         assert world.gateway.terminate() == 0
-        assert world.runs_beside(answer) == ["teacher"]
         assert world.run_of(answer, "teacher")["status"] == "shutdown"
+        assert world.runs_beside(answer) == ["teacher"]
         assert "s3cret" not in world.gateway.raw_log
 
 

@@ -8,11 +8,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pytest
 
+from gateway.batching.flights import Landing
 from gateway.batching.ticket import Grant
-from gateway.engines.base import EngineState
+from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
+from gateway.guide import Guide
 from gateway.metrics import Metrics
-from gateway.opening import Guide, Opening
+from gateway.opening import Opening, opened
+from gateway.policy.conditions import to_pattern
+from gateway.policy.length import choose_length
+from gateway.policy.length_rules import AutoRule
+from gateway.policy.projections import CUTOFF, Skip
 from gateway.protocol import parse_chat
 from gateway.tasks import Tasks
 from tests.ledger.drafts import draft, plan
@@ -20,8 +27,7 @@ from tests.ledger.drafts import draft, plan
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.batching.flights import Landing
-    from gateway.engines.base import OpeningReply
+    from gateway.policy.resolve import Plan
 
 CHAT = parse_chat(orjson.dumps({"model": "chat", "stream": True, "messages": [{"role": "user", "content": "Why?"}]}))
 
@@ -75,3 +81,86 @@ async def test_what_a_shared_teacher_writes_after_the_deadline_is_not_shown() ->
     opening = heard.pop()
     assert isinstance(opening, Opening)
     assert "".join(map(str, heard)) == opening.text == "The quick"
+
+
+SKIP = Skip((to_pattern("Certainly!"), to_pattern("Let us look.*")), 24)
+CHATTY = "Certainly! Let us look at it step by step.\n\nFirst we add 2.5 and 3. That is 5.5 in all. Then we stop"
+
+
+class Talker:
+    """Writes a word at a time, as long as it is listened to."""
+
+    name = "big"
+    state = EngineState(revision="first")
+
+    def __init__(self, text: str) -> None:
+        self.words = text.split(" ")
+        self.told = 0
+
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None, tell: Callable[[str], None] | None
+    ) -> OpeningReply:
+        words = [word if not at else f" {word}" for at, word in enumerate(self.words[: request.max_tokens])]
+        for word in words if tell is not None else ():
+            self.told += 1
+            tell(word)  # type: ignore[misc]
+        return OpeningReply("".join(words), "length", Usage(10, len(words)))
+
+
+class OwnFlight:
+    async def join(
+        self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[OpeningReply]], granted: Any, deadline: float
+    ) -> Landing:
+        grant = Grant("batch", 1)
+        granted(grant)
+        return Landing(await ask(grant), "")
+
+
+def until_a_sentence(tokens: int, least: int, skip: Skip | None = SKIP) -> Plan:
+    guided = plan()
+    assert guided.guidance is not None
+    length = choose_length(AutoRule(min=least, stop_at="sentence"), CHAT, None, {})
+    guidance = replace(guided.guidance, tokens=tokens, projection=replace(CUTOFF, name="direct", skip=skip))
+    return replace(guided, guidance=guidance, length=length)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "least", "text", "ended"),
+    [
+        (40, 4, "First we add 2.5 and 3.", "sentence"),
+        (40, 8, "First we add 2.5 and 3. That is 5.5 in all.", "sentence"),
+        (4, 4, "First we add", None),  # the number that is the fourth may go on
+    ],
+)
+async def test_where_boilerplate_is_skipped_an_opening_ends_as_it_would_without(
+    tokens: int, least: int, text: str, ended: str | None, *, stream: bool
+) -> None:
+    """And the receipt says that it ended with a sentence only where it did."""
+    teacher = Talker(CHATTY)
+    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guided = until_a_sentence(tokens, least)
+    assert guided.guidance is not None
+    guided = replace(guided, guidance=replace(guided.guidance, stream=stream))
+    one = draft(guided)
+    async with aclosing(guide.stream(guided, CHAT, one)) as parts:
+        heard = [part async for part in parts]
+    opening = heard.pop()
+    assert isinstance(opening, Opening)
+    assert opening.text == text
+    assert opening.text.startswith("".join(map(str, heard)))
+    assert one.ended_at == ended
+    assert (teacher.told < len(teacher.words)) == (ended is not None)
+    assert one.teacher is not None
+    assert (one.teacher.usage is None) == (ended is not None)
+
+
+def test_of_an_opening_that_nobody_counted_no_more_is_kept_than_was_asked_for() -> None:
+    """Long words are more than four bytes each; the student is still owed what is left of the limit."""
+    guided = until_a_sentence(8, 4, skip=None)
+    assert guided.guidance is not None
+    one = draft(guided)
+    text = "Incontrovertibly photosynthesising microorganisms characteristically predominate. "
+    opening = opened(guided, guided.guidance, CHAT, one, OpeningReply(text + "Then", "length", None, len(text)))
+    assert isinstance(opening, Opening)
+    assert opening.tokens == one.kept_tokens == 8

@@ -5,20 +5,52 @@ A student goes on better from a whole thought than from a half, and a teacher th
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
 from gateway.engines.base import OpeningReply
 from gateway.errors import EnoughHeard
+from gateway.guidance.skip import GrowingSkip
 from gateway.guidance.trim import fences, first_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.engines.base import Engine, OpeningRequest
-    from gateway.policy.length import Choice
-    from gateway.policy.length_rules import StopAt
+    from gateway.policy.projections import Skip
+    from gateway.policy.resolve import GuidancePlan, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class EndRule:
+    """Where an opening may end.
+
+    Attributes:
+        stop_at: `sentence`: with a sentence or line; `step`: with a line.
+        least: no sooner than after so many tokens of what is kept.
+        skip, tokens: what of the beginning is not kept, and m, behind which nothing is; as for GrowingSkip.
+    """
+
+    stop_at: Literal["sentence", "step"]
+    least: int
+    skip: Skip | None = None
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, plan: Plan, guidance: GuidancePlan) -> Self | None:
+        """None: it ends where the teacher does."""
+        length = plan.length
+        if length is None or length.stop_at == "none":
+            return None
+        return cls(length.stop_at, length.least, guidance.projection.skip, guidance.tokens)
+
+    @property
+    def facts(self) -> tuple[object, ...]:
+        """All that it depends on, for a hash."""
+        skipped = () if self.skip is None else (self.tokens, *(pattern.text for pattern in self.skip.patterns))
+        return self.stop_at, self.least, *skipped
 
 
 @dataclass(slots=True)
@@ -26,27 +58,23 @@ class Ending:
     """Looks for it while the teacher writes.
 
     Attributes:
-        stop_at: `sentence`: the end of a sentence or line; `step`: of a line.
-        least: no sooner than after so many tokens.
         at: after how many characters the opening ends, blanks that follow included; None: it did not yet.
     """
 
-    stop_at: StopAt
-    least: int
+    rule: EndRule
     at: int | None = None
     _told: StringIO = field(default_factory=StringIO)
-    _tokens: int = 0
-    _begin: int | None = None
+    _begins: list[int] = field(default_factory=list)  # of each piece: engines tell of one token at a time, or of a few
+    _kept: GrowingSkip | None = field(init=False)
+    _begin: int | None = None  # from where on it may end
+
+    def __post_init__(self) -> None:
+        self._kept = _kept_by(self.rule)
 
     @property
     def text(self) -> str:
         """All that was heard."""
         return self._told.getvalue()
-
-    @property
-    def tokens(self) -> int:
-        """How many pieces were heard: engines tell of one token at a time, or of a few."""
-        return self._tokens
 
     def feed(self, piece: str) -> str:
         """The next piece; of it what stands before the end. After the end: nothing."""
@@ -54,36 +82,39 @@ class Ending:
             return ""
         before = self._told.tell()
         self._told.write(piece)
-        self._tokens += 1
-        if self._tokens < self.least:
-            return piece
+        if self._kept is not None:
+            self._kept.feed(piece)
         if self._begin is None:
-            self._begin = before
-        text = self.text
-        self.at = _end(text, self._begin, self.stop_at)
+            self._begins.append(before)
+            self._begin = self._least_begins()
+            if self._begin is None:
+                return piece
+        self.at = _end(self.text, self._begin, self.rule, self._kept)
         return piece if self.at is None else piece[: max(0, self.at - before)]
+
+    def _least_begins(self) -> int | None:
+        """Where the last of the tokens begins that must be kept; None: it has not come."""
+        begins_at = 0 if self._kept is None else self._kept.begins_at
+        if begins_at is None:
+            return None
+        last = max(0, bisect_right(self._begins, begins_at) - 1) + max(1, self.rule.least) - 1
+        return max(begins_at, self._begins[last]) if last < len(self._begins) else None
 
 
 async def open_to_end(
-    engine: Engine,
-    request: OpeningRequest,
-    batch: str,
-    length: Choice | None,
-    least: int,
-    tell: Callable[[str], None] | None,
+    engine: Engine, request: OpeningRequest, batch: str, rule: EndRule | None, tell: Callable[[str], None] | None
 ) -> OpeningReply:
     """What the teacher writes, and no more of it than to the sentence or line with which it may end: `ends_at` of it.
 
-    length: how it was chosen, which says where it may end; None: it ends where the teacher does.
-    least: no sooner than after so many tokens.
+    rule: where it may end; None: it ends where the teacher does.
     tell: hears each piece, up to that end.
 
     The call ends there as well, where the engine tells of what it writes. This is a part of the work: whoever shares it
     gets the same opening. Raises EngineErrors.
     """
-    if length is None or length.stop_at == "none":
+    if rule is None:
         return await engine.opening(request, batch=batch, tell=tell)
-    ending = Ending(length.stop_at, least)
+    ending = Ending(rule)
 
     def hear(piece: str) -> None:
         shown = ending.feed(piece)
@@ -96,28 +127,39 @@ async def open_to_end(
         reply = await engine.opening(request, batch=batch, tell=hear)
     except EnoughHeard:
         return OpeningReply(ending.text, "length", None, ending.at)
-    if ending.tokens or reply.finish != "length":
+    if ending.text or reply.finish != "length":
         return reply
     # Nothing was told while it wrote.
     written = reply.usage.output_tokens if reply.usage is not None else request.max_tokens
-    return replace(reply, ends_at=ends_at(reply.text, written, length.stop_at, least))
+    return replace(reply, ends_at=ends_at(reply.text, written, rule))
 
 
-def ends_at(text: str, tokens: int, stop_at: StopAt, least: int) -> int | None:
+def ends_at(text: str, tokens: int, rule: EndRule) -> int | None:
     """The same of a text that was not heard as it was written: its tokens are taken to be equally long.
 
     tokens: how many it has.
     """
-    if tokens <= least or not text:
+    kept = _kept_by(rule)
+    if kept is not None:
+        kept.feed(text)
+        kept.finish()
+    begins_at = 0 if kept is None else kept.begins_at
+    if begins_at is None or not tokens:
         return None
-    return _end(text, len(text) * least // tokens, stop_at)
+    begin = begins_at + len(text) * rule.least // tokens
+    return _end(text, begin, rule, kept) if begin < len(text) else None
 
 
-def _end(text: str, begin: int, stop_at: StopAt) -> int | None:
+def _kept_by(rule: EndRule) -> GrowingSkip | None:
+    return GrowingSkip(rule.skip, rule.tokens) if rule.skip is not None else None
+
+
+def _end(text: str, begin: int, rule: EndRule, kept: GrowingSkip | None) -> int | None:
     """Where the first sentence or line ends after `begin`, and the blanks after it. In code and JSON only lines do."""
-    fence, _ = fences(text)
-    prose = stop_at == "sentence" and fence is None and not text.lstrip().startswith(("{", "["))
+    shown = text if kept is None else text[kept.begins_at :]
+    fence, _ = fences(shown)
+    prose = rule.stop_at == "sentence" and fence is None and not shown.lstrip().startswith(("{", "["))
     at = first_end(text, begin, in_prose=prose)
-    if at is None:
+    if at is None or (kept is not None and kept.cut_at is not None and at > kept.cut_at):
         return None
     return at + len(text[at:]) - len(text[at:].lstrip())

@@ -49,15 +49,23 @@ class GrowingSkip:
         self._looks = MOST_SENTENCES
         self._held = ""
         self._thinks = False
-        self._begun = False
+        self._came = 0  # how many characters did
         self._counted = ""  # the last piece that was counted: it may go on
         self.dropped = False
         """Something was."""
-        self.cut = False
+        self.begins_at: int | None = None
+        """Before how many characters of the text stands what is counted; None: nothing is yet."""
+        self.cut_at: int | None = None
+        """After how many there was more than m tokens; None: there was not."""
+
+    @property
+    def cut(self) -> bool:
         """There was more than m tokens."""
+        return self.cut_at is not None
 
     def feed(self, piece: str) -> str:
         """Take the teacher's next text; return what goes on."""
+        self._came += len(piece)
         if not self._looks:
             return self._counting(piece)
         self._held += piece
@@ -107,10 +115,10 @@ class GrowingSkip:
         return len(raw[:end].decode("utf-8", "ignore"))
 
     def _counting(self, text: str) -> str:
-        """As much of the text as there is room for."""
-        if not self._begun:
+        """As much of the text, which ends all that came, as there is room for."""
+        if self.begins_at is None:
             text = text.lstrip()
-            self._begun = bool(text)
+            self.begins_at = self._came - len(text) if text else None
         if self.cut or not text:
             return ""
         begin = len(self._counted)
@@ -119,7 +127,7 @@ class GrowingSkip:
         for number, piece in enumerate(_PIECE.finditer(seen)):
             if number or not begin:
                 if not self._room:
-                    self.cut = True
+                    self.cut_at = self._came - len(seen) + piece.start()
                     return seen[begin : piece.start()]
                 self._room -= 1
             last = piece.start()

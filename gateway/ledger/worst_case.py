@@ -71,9 +71,9 @@ def worst_case(plan: Plan, asked: CallerRequest, prices: Mapping[str, Price]) ->
     more: list[EngineShare] = []
     opened = 0
     if guidance is not None:
-        added = added_bytes(guidance.projection, asked)
-        teacher = _share(guidance.teacher, read + added, guidance.asked_tokens, prices)
-        likely += likely_read + added // _BYTES_PER_TOKEN + guidance.asked_tokens + guidance.tokens
+        added, opening = added_bytes(guidance.projection, asked), guidance.asked_tokens
+        teacher = _share(guidance.teacher, read + added, opening, prices)
+        likely += likely_read + added // _BYTES_PER_TOKEN + opening + guidance.tokens
         introduction = len(guidance.projection.introduction.encode())
         opened = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
         more += _times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher)

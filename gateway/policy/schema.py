@@ -137,15 +137,16 @@ class GuidanceRule(Shape):
     """Among whom one guidance serves identical requests: this tenant's, or those of all who say `all`."""
     _asks: Projection | None = PrivateAttr(None)
 
-    @property
+    @cached_property
     def asks(self) -> Projection:
-        """The projection itself: the shipped one, or what `asking` was told."""
+        """The projection itself: the shipped one, or what `asking` was told. Kept, for every guided request looks."""
         return self._asks or PROJECTIONS[self.projection]
 
     def asking(self, projection: Projection, placement: Placement | None = None) -> GuidanceRule:
         """The same with a projection of the library. `placement` None: it stays as it is."""
         changed = {"projection": projection.name} | ({"placement": placement} if placement is not None else {})
         rule = self.model_copy(update=changed)
+        rule.__dict__.pop("asks", None)  # a copy takes what was kept along
         rule._asks = projection  # noqa: SLF001  its own kind
         return rule
 
@@ -159,7 +160,7 @@ class GuidanceRule(Shape):
 
     @property
     def most_tokens(self) -> int:
-        """The most that the teacher is asked for."""
+        """The longest opening."""
         return self.auto.max if self.tokens == "auto" else self.tokens
 
     @field_validator("deadline_s")
@@ -382,4 +383,6 @@ class TenantPolicy(Shape):
         """The most that its teacher may be asked for; 0 where it is never asked for guidance."""
         rule = self.overrides_of(route)
         guided = route.mode in {"guided", "shadow"} or ("guided" in rule.modes and route.has_engines_of("guided"))
-        return max(route.guidance.most_tokens, rule.guidance_tokens or 0) if guided else 0
+        if not guided:
+            return 0
+        return max(route.guidance.most_tokens, rule.guidance_tokens or 0) + route.guidance.asks.skip_tokens

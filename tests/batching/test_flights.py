@@ -15,8 +15,13 @@ from gateway.batching.redis_board import RedisBoard
 from gateway.batching.ticket import Grant, Limits, News
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
 from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnreadable
+from gateway.guide import Guide
 from gateway.metrics import Metrics
-from gateway.opening import UNGUIDED, Guide, Opening
+from gateway.opening import UNGUIDED, Opening
+from gateway.policy.conditions import to_pattern
+from gateway.policy.length import choose_length
+from gateway.policy.length_rules import AutoRule
+from gateway.policy.projections import CONCISE, CUTOFF, Skip
 from gateway.protocol import parse_chat
 from gateway.tasks import Tasks
 from tests.batching.process import nothing_left, process, ticket, until
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from gateway.batching.batcher import TeacherQueue
     from gateway.batching.ticket import Ticket
     from gateway.ledger.draft import Draft
+    from gateway.policy.length import Choice
     from gateway.protocol import ChatRequest
     from gateway.redis_keys import RedisKeys
 
@@ -347,11 +353,11 @@ class Room:
     def queue(self, _: str) -> TeacherQueue:
         return self._queue
 
-    async def open(self, **rule: Any) -> tuple[Opening, Draft]:
+    async def open(self, length: Choice | None = None, **rule: Any) -> tuple[Opening, Draft]:
         rule = {"cache_ttl_s": 0.0} | rule
         guided = plan()
         assert guided.guidance is not None
-        guided = replace(guided, guidance=replace(guided.guidance, **rule))
+        guided = replace(guided, guidance=replace(guided.guidance, **rule), length=length)
         one = draft(guided)
         return await self._guide.open(guided, chat(), one), one
 
@@ -399,7 +405,7 @@ async def test_tenants_share_only_where_both_policies_say_all(redis_url: str, ke
 
 
 @pytest.mark.parametrize(
-    "other", [{"tokens": 41}, {"temperature": 0.1}, {"seed": 7}, {"top_p": 0.5}, {"projection": "concise"}]
+    "other", [{"tokens": 41}, {"temperature": 0.1}, {"seed": 7}, {"top_p": 0.5}, {"projection": CONCISE}]
 )
 async def test_what_changes_the_guidance_is_other_work(redis_url: str, keys: RedisKeys, other: dict[str, Any]) -> None:
     """What does not, is not: the placement, and whose request it is within a tenant."""
@@ -407,6 +413,27 @@ async def test_what_changes_the_guidance_is_other_work(redis_url: str, keys: Red
         one.engine.pause_s = 0.2
         assert sources(*await asyncio.gather(one.open(), one.open(**other))) == ["", ""]
         assert sources(*await asyncio.gather(one.open(), one.open(placement="context"))) == ["", "flight"]
+
+
+async def test_an_opening_that_may_end_elsewhere_is_other_work(redis_url: str, keys: RedisKeys) -> None:
+    """The teacher is asked the same; but of what is skipped no token counts, so an opening ends later."""
+    until, sooner = (choose_length(AutoRule(stop_at="sentence", min=m), chat(), None, {}) for m in (16, 8))
+    anywhere = choose_length(AutoRule(), chat(), None, {})
+    skips = replace(CUTOFF, name="direct", skip=Skip((to_pattern("Certainly!"),), 4))
+    async with room(redis_url, keys) as one:
+        one.engine.pause_s = 0.2
+        asked: list[dict[str, Any]] = [
+            {"length": until, "tokens": 40},
+            {"length": until, "tokens": 40},
+            {"length": sooner, "tokens": 40},
+            {"length": until, "tokens": 36, "projection": skips},
+            {"length": anywhere, "tokens": 40},
+            {"tokens": 40},
+            {"tokens": 36, "projection": skips},
+        ]
+        opened = await asyncio.gather(*(one.open(**rule) for rule in asked))
+        assert {request.max_tokens for request in one.engine.asked} == {40}
+        assert sources(*opened) == ["", "flight", "", "", "", "flight", "flight"]
 
 
 async def test_other_weights_are_other_work(redis_url: str, keys: RedisKeys) -> None:

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import StartupError
-from gateway.evaluation.choices import choice as named_choice
 from gateway.evaluation.exemplars import Candidate, Style, TeacherAnswer, candidates, rewritten, split, varied
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Verdict
 from gateway.policy.projections import PRIMED, Exemplar
+from gateway.scoring.choices import choice as named_choice
 
 CHOICES = (("a", "spoon"), ("b", "towel"), ("c", "kettle"))
 DRIES = Question("q1", "Which dries dishes? (a) spoon (b) towel (c) kettle", "b", "choice", CHOICES)

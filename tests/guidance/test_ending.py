@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,16 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
-from gateway.guidance.ending import Ending, ends_at, open_to_end
-from gateway.policy.length import choose_length
-from gateway.policy.length_rules import AutoRule
-from gateway.protocol import parse_chat
+from gateway.guidance.ending import Ending, EndRule, ends_at, open_to_end
+from gateway.guidance.keep import keep
+from gateway.policy.conditions import to_pattern
+from gateway.policy.projections import Skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ASKED = parse_chat(b'{"model": "x", "messages": [{"role": "user", "content": "Why?"}]}')
 TEXT = "First we add 2.5 and 3. That is 5.5 in all. Then\nwe stop: done"
+CHATTY = "Certainly! Let us look at it step by step.\n\n" + TEXT
+SKIP = Skip((to_pattern("Certainly!"), to_pattern("Let us look.*")), 24)
 
 
 def pieces(text: str) -> list[str]:
@@ -40,21 +40,21 @@ def pieces(text: str) -> list[str]:
 )
 def test_it_ends_with_the_first_sentence_or_line_after_the_least_tokens(stop_at: Any, least: int, kept: str) -> None:
     """A number's point is no end; the end is sure when something follows it."""
-    ending = Ending(stop_at, least)
+    ending = Ending(EndRule(stop_at, least))
     shown = "".join(map(ending.feed, pieces(TEXT)))
     assert ending.at is not None
     assert shown == ending.text[: ending.at] == kept
 
 
 def test_without_an_end_all_of_it_is_kept() -> None:
-    ending = Ending("step", 2)
+    ending = Ending(EndRule("step", 2))
     assert "".join(map(ending.feed, pieces("No line ends here. None"))) == "No line ends here. None"
     assert ending.at is None
 
 
 @pytest.mark.parametrize("text", ["```python\nx = 1. \ny = 2\n", '{"a": "One. Two. Three.",\n "b": 1'])
 def test_in_code_and_json_lines_alone_are_ends(text: str) -> None:
-    ending = Ending("sentence", 1)
+    ending = Ending(EndRule("sentence", 1))
     for piece in text:
         ending.feed(piece)
     assert ending.at is not None
@@ -64,7 +64,7 @@ def test_in_code_and_json_lines_alone_are_ends(text: str) -> None:
 
 @given(text=st.text("ab. \n!1", max_size=120), least=st.integers(1, 20), size=st.integers(1, 5))
 def test_whatever_is_written_what_is_shown_is_its_beginning(text: str, least: int, size: int) -> None:
-    ending = Ending("sentence", least)
+    ending = Ending(EndRule("sentence", least))
     told = [text[at : at + size] for at in range(0, len(text), size)]
     shown = "".join(map(ending.feed, told))
     assert text.startswith(shown)
@@ -73,8 +73,74 @@ def test_whatever_is_written_what_is_shown_is_its_beginning(text: str, least: in
 
 @given(text=st.text("ab. \n", max_size=80), tokens=st.integers(1, 40), least=st.integers(1, 40))
 def test_a_text_that_was_not_heard_is_cut_at_an_end_too(text: str, tokens: int, least: int) -> None:
-    at = ends_at(text, tokens, "sentence", least)
+    at = ends_at(text, tokens, EndRule("sentence", least))
     assert at is None or (len(text) * least // tokens < at <= len(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "kept"),
+    [
+        (CHATTY, 6, "First we add 2.5 and 3."),
+        (CHATTY, 8, "First we add 2.5 and 3. That is 5.5 in all."),
+        (TEXT, 6, "First we add 2.5 and 3."),
+    ],
+)
+def test_what_is_skipped_is_none_of_the_least_tokens(text: str, least: int, kept: str) -> None:
+    """As soon with boilerplate as without, whether it is heard or looked at afterwards."""
+    rule = EndRule("sentence", least, SKIP, 40)
+    ending = Ending(rule)
+    for piece in pieces(text):
+        ending.feed(piece)
+    assert ending.at is not None
+    found = keep(ending.text[: ending.at], SKIP, 40, cut=True, stop=(), boundary="word")
+    assert found.trimmed.text == kept
+    assert ends_at(text, len(pieces(text)), rule) is not None
+
+
+@pytest.mark.parametrize("text", [CHATTY, TEXT])
+def test_no_end_is_told_of_behind_the_tokens_that_are_kept(text: str) -> None:
+    """The opening ended sooner, where its length was used up."""
+    rule = EndRule("sentence", 1, SKIP, 4)
+    ending = Ending(rule)
+    for piece in pieces(text):
+        ending.feed(piece)
+    assert ending.at is None
+    assert ends_at(text, len(pieces(text)), rule) is None
+
+
+def test_nothing_ends_where_all_is_skipped() -> None:
+    rule = EndRule("sentence", 1, SKIP, 40)
+    ending = Ending(rule)
+    assert "".join(map(ending.feed, pieces("Certainly! Let us look at it. "))) == "Certainly! Let us look at it. "
+    assert ending.at is None
+    assert ends_at("Certainly! Let us look at it. ", 7, rule) is None
+
+
+def test_json_behind_boilerplate_is_json() -> None:
+    ending = Ending(EndRule("sentence", 1, SKIP, 40))
+    text = 'Certainly! {"a": "One. Two.",\n "b": 1}'
+    for piece in pieces(text):
+        ending.feed(piece)
+    assert ending.at is not None
+    assert ending.text[: ending.at].rstrip().endswith('"One. Two.",')
+
+
+@given(
+    text=st.text("ab. \n!1", max_size=120),
+    begun=st.sampled_from(["", "Certainly! ", "<think>One. Two.</think> Certainly!\n"]),
+    least=st.integers(1, 9),
+    tokens=st.integers(1, 30),
+    size=st.integers(1, 7),
+)
+def test_an_end_lies_within_what_is_kept(text: str, begun: str, least: int, tokens: int, size: int) -> None:
+    """Up to there nothing is lost to the length."""
+    text = begun + text
+    ending = Ending(EndRule("sentence", least, SKIP, tokens))
+    for at in range(0, len(text), size):
+        ending.feed(text[at : at + size])
+    if ending.at is not None:
+        upto = ending.text[: ending.at].rstrip()
+        assert not keep(upto, SKIP, tokens, cut=False, stop=(), boundary="word").cut
 
 
 class Teacher:
@@ -96,20 +162,20 @@ class Teacher:
 
 
 REQUEST = OpeningRequest(max_tokens=40, messages=[])
-LENGTH = replace(choose_length(AutoRule(min=1), ASKED, None, {}), least=6, stop_at="sentence")
+RULE = EndRule("sentence", 6)
 
 
 async def test_the_teacher_is_hung_up_on_where_the_opening_ends() -> None:
     """Nobody counted what it wrote then."""
     teacher = Teacher(tells=True)
     heard: list[str] = []
-    reply = await open_to_end(teacher, REQUEST, "b", LENGTH, LENGTH.least, heard.append)  # type: ignore[arg-type]
+    reply = await open_to_end(teacher, REQUEST, "b", RULE, heard.append)  # type: ignore[arg-type]
     assert reply.text[: reply.ends_at] == "".join(heard) == "First we add 2.5 and 3. "
     assert (reply.usage, reply.finish, teacher.told) == (None, "length", 7)
 
 
 async def test_a_teacher_that_tells_nothing_is_cut_afterwards_and_counts_all() -> None:
-    reply = await open_to_end(Teacher(tells=False), REQUEST, "b", LENGTH, LENGTH.least, None)  # type: ignore[arg-type]
+    reply = await open_to_end(Teacher(tells=False), REQUEST, "b", RULE, None)  # type: ignore[arg-type]
     assert reply.text == TEXT
     assert reply.usage is not None
     assert reply.text[: reply.ends_at].rstrip().endswith(".")
@@ -117,11 +183,10 @@ async def test_a_teacher_that_tells_nothing_is_cut_afterwards_and_counts_all() -
 
 async def test_an_answer_that_came_to_its_own_end_is_whole() -> None:
     teacher = Teacher(tells=False, finish="stop")
-    reply = await open_to_end(teacher, REQUEST, "b", LENGTH, LENGTH.least, None)  # type: ignore[arg-type]
+    reply = await open_to_end(teacher, REQUEST, "b", RULE, None)  # type: ignore[arg-type]
     assert reply.ends_at is None
 
 
 async def test_without_a_stop_the_call_is_what_it_was() -> None:
-    for length in (None, replace(LENGTH, stop_at="none")):
-        reply = await open_to_end(Teacher(tells=True), REQUEST, "b", length, 6, None)  # type: ignore[arg-type]
-        assert (reply.text, reply.ends_at) == (TEXT, None)
+    reply = await open_to_end(Teacher(tells=True), REQUEST, "b", None, None)  # type: ignore[arg-type]
+    assert (reply.text, reply.ends_at) == (TEXT, None)

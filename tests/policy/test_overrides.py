@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,8 +11,9 @@ from multidict import CIMultiDict
 
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
+from gateway.policy.conditions import to_pattern
 from gateway.policy.overrides import Wanted
-from gateway.policy.projections import HINT
+from gateway.policy.projections import CUTOFF, HINT, Skip
 from gateway.policy.resolve import Look, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
 from gateway.protocol import parse_chat
@@ -119,6 +121,17 @@ def test_a_teacher_may_be_asked_for_as_much_as_any_request_may_ask_for() -> None
     assert most(mode="student") == most(mode="teacher", overrides={"modes": ["student"]}) == 0
     assert most(mode="student", overrides={"modes": ["guided"], "guidance_tokens": 80}) == 80
     assert most(mode="shadow") == 40
+    assert most(guidance={"tokens": "auto", "auto": {"max": 64}}) == 64
+
+
+def test_what_a_projection_skips_is_asked_for_as_well() -> None:
+    skips = replace(CUTOFF, name="direct", skip=Skip((to_pattern("Certainly!"),), 24))
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [GUIDED]})
+    route = policy.routes[0]
+    skipping = route.model_copy(update={"guidance": route.guidance.asking(skips)})
+    assert policy.most_guidance_tokens(skipping) == 40 + 24
+    assert policy.most_guidance_tokens(route) == 40
+    assert policy.most_guidance_tokens(skipping.model_copy(update={"mode": "student"})) == 0
 
 
 def wanted(wish: Wanted, **route: Any) -> Plan:

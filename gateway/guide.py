@@ -1,0 +1,269 @@
+"""Step 5: let the teacher open the answer.
+
+Paper, section 2: guidance G = F(teacher, prompt), at most m tokens; the student then completes the prompt and G.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from io import StringIO
+from typing import TYPE_CHECKING
+
+import orjson
+
+from gateway.batching.ticket import Ticket
+from gateway.engines.failures import note_failure
+from gateway.errors import (
+    EngineError,
+    EngineOverloaded,
+    EngineRejected,
+    GatewayError,
+    GuidanceUnavailable,
+    InvalidRequest,
+    QueueFull,
+    TicketUnreadable,
+)
+from gateway.guidance.ending import EndRule, open_to_end
+from gateway.guidance.keep import GrowingKeep
+from gateway.guidance.projection import added_bytes
+from gateway.ledger.draft import Call, FailedCall
+from gateway.ledger.receipt import BatchFacts
+from gateway.ledger.worst_case import TEACHER_RETRIES
+from gateway.opening import UNGUIDED, Hearing, Opening, opened, opening_request, read_by
+from gateway.protocol import TextRequest
+from gateway.sounding import STUDENT_CONFIDENT, Sounding
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from gateway.batching.batcher import Batcher
+    from gateway.batching.flights import Flights
+    from gateway.batching.ticket import Grant
+    from gateway.engines.base import Engine, OpeningReply, OpeningRequest
+    from gateway.ledger.draft import Draft
+    from gateway.metrics import Metrics
+    from gateway.policy.resolve import GuidancePlan, Plan
+    from gateway.protocol import CompletionRequest
+    from gateway.tasks import Tasks
+
+# What a teacher may write between the moment in which it is hung up on and the one in which it notices.
+_MAY_RUN_ON = 4
+# English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
+_BYTES_PER_TOKEN = 4
+
+
+class Guide:
+    """Asks teachers for openings: each call with a permit of the teacher's batch, identical ones once."""
+
+    def __init__(
+        self, engines: Mapping[str, Engine], batcher: Batcher, flights: Flights, metrics: Metrics, tasks: Tasks
+    ) -> None:
+        self._engines = engines
+        self._batcher = batcher
+        self._flights = flights
+        self._metrics = metrics
+        self._tasks = tasks
+        self._sounding = Sounding(engines, metrics)
+
+    async def stream(self, plan: Plan, asked: CompletionRequest, draft: Draft) -> AsyncGenerator[str | Opening, None]:
+        """The opening as it is written: pieces that the caller may be shown at once, and at the end all of it.
+
+        Its text begins with what was shown. A teacher that fails after a piece was shown has written a short opening.
+        Raises what `open` raises, but never after a piece.
+        """
+        guidance = plan.guidance
+        if guidance is None or not guidance.stream:
+            yield await self.open(plan, asked, draft)
+            return
+        skip = guidance.projection.skip
+        heard = Hearing(
+            GrowingKeep(skip, guidance.tokens, boundary=guidance.boundary, stop=asked.stop),
+            keeps_lead=isinstance(asked, TextRequest),
+        )
+        # A task of its own: its deadline may not end the caller's work on what was shown.
+        opening = self._tasks.spawn("opening", self._open_or_error(plan, asked, draft, heard))
+        opening.add_done_callback(lambda _: heard.pieces.put_nowait(""))
+        try:
+            while piece := await heard.pieces.get():
+                yield piece
+            opened = opening.result()
+        finally:
+            opening.cancel()
+        if isinstance(opened, GatewayError):
+            raise opened
+        yield opened
+
+    async def _open_or_error(
+        self, plan: Plan, asked: CompletionRequest, draft: Draft, heard: Hearing
+    ) -> Opening | GatewayError:
+        try:
+            return await self.open(plan, asked, draft, heard)
+        except GatewayError as error:
+            return error
+        finally:
+            heard.over = True
+
+    async def open(self, plan: Plan, asked: CompletionRequest, draft: Draft, heard: Hearing | None = None) -> Opening:
+        """The opening of the answer. An empty one, with the reason in the draft, when the teacher did not deliver.
+
+        Raises:
+            GuidanceUnavailable: it did not, and the policy wants no unguided answer.
+            InvalidRequest: likewise, and the teacher blames the request.
+            QueueFull: too many requests of the tenant wait, and the policy wants no unguided answer then either.
+            StoreUnavailable: Redis is away and the configuration says `reject`.
+        """
+        guidance = plan.guidance
+        if guidance is None:
+            draft.unguided = plan.unguided
+            return UNGUIDED
+        # One moment for all: the caller's timer, the ticket and whoever waits for the same.
+        deadline = asyncio.get_running_loop().time() + guidance.deadline_s
+        if await self._sounding.is_sure(plan, asked, draft, deadline):
+            draft.unguided = STUDENT_CONFIDENT
+            return UNGUIDED
+        try:
+            async with asyncio.timeout_at(deadline):
+                reply = await self._ask(plan, guidance, asked, draft, deadline, heard)
+        except TimeoutError:
+            draft.guided = time.perf_counter()
+            return self._without(plan, guidance, draft, "teacher_late", None, heard)
+        except QueueFull as full:
+            draft.guided = time.perf_counter()
+            draft.unguided = full.label
+            if guidance.reject_when_full:
+                raise
+            return UNGUIDED
+        except TicketUnreadable as unreadable:
+            draft.guided = time.perf_counter()
+            return self._without(plan, guidance, draft, unreadable.label, None)
+        except EngineError as error:
+            draft.guided = time.perf_counter()
+            if not error.heard:
+                draft.teacher = None
+            return self._without(plan, guidance, draft, "teacher_" + error.label.removeprefix("engine_"), error, heard)
+        opening = opened(plan, guidance, asked, draft, reply, heard)
+        return opening if isinstance(opening, Opening) else self._without(plan, guidance, draft, opening, None)
+
+    async def _ask(
+        self,
+        plan: Plan,
+        guidance: GuidancePlan,
+        asked: CompletionRequest,
+        draft: Draft,
+        deadline: float,
+        heard: Hearing | None,
+    ) -> OpeningReply:
+        engine = self._engines[guidance.teacher]
+        request = opening_request(guidance, asked)
+        ends = EndRule.of(plan, guidance)
+        ticket = Ticket(
+            draft.id,
+            tenant=guidance.tenant,
+            prompt_tokens=max(1, (asked.size_bytes + added_bytes(guidance.projection, asked)) // _BYTES_PER_TOKEN),
+            max_wait_s=guidance.max_wait_s,
+            deadline_s=guidance.deadline_s,
+            weight=guidance.weight,
+            work=_work(guidance.share, engine, request, draft.id, ends),
+            cache_ttl_s=guidance.cache_ttl_s,
+        )
+
+        def granted(grant: Grant) -> None:
+            draft.granted = time.perf_counter()
+            draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
+            # Until it has answered, nobody knows how much of this it wrote.
+            draft.teacher = Call(guidance.teacher, read_by(request), lost_tokens=guidance.asked_tokens)
+
+        async def ask(grant: Grant) -> OpeningReply:
+            retries = min(TEACHER_RETRIES, plan.retries.num_retries)
+            while True:
+                try:
+                    tell = heard.tell if heard is not None else None
+                    return await open_to_end(engine, request, grant.batch_id, ends, tell)
+                except EngineError as error:
+                    # Here, since there may be many who hear of it, or nobody any more.
+                    note_failure(error, draft.id, self._metrics)
+                    # Who is overloaded is not helped by a second call, and there is an answer without.
+                    begun = heard is not None and heard.tokens > 0
+                    if begun or not retries or not error.again or isinstance(error, EngineOverloaded):
+                        raise
+                    draft.failed.append(FailedCall(error.engine, error.label, draft.teacher if error.heard else None))
+                    self._metrics.retries.labels(error.engine, error.label).inc()
+                retries -= 1
+                await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
+
+        draft.asked = time.perf_counter()
+        landing = await self._flights.join(self._batcher.queue(guidance.teacher), ticket, ask, granted, deadline)
+        draft.guided = time.perf_counter()
+        reply = landing.reply
+        draft.teacher = Call(
+            guidance.teacher,
+            read_by(request),
+            reply.usage,
+            StringIO(reply.text),
+            lost_tokens=_MAY_RUN_ON if reply.usage is None and reply.ends_at is not None else 0,
+            shared=landing.shared,
+            span=reply.span,
+        )
+        return reply
+
+    def _without(
+        self,
+        plan: Plan,
+        guidance: GuidancePlan,
+        draft: Draft,
+        reason: str,
+        cause: EngineError | None,
+        heard: Hearing | None = None,
+    ) -> Opening:
+        if heard is not None and heard.shown:
+            return self._cut_short(plan, guidance, draft, reason, heard)
+        draft.unguided = reason
+        if guidance.required and isinstance(cause, EngineRejected) and cause.blames_request:
+            # An engine may quote what it read, and of that a part is not the caller's.
+            quoted = bool(guidance.projection.shown)
+            raise InvalidRequest(
+                "This route's teacher cannot take the request." if quoted else cause.message
+            ) from cause
+        if guidance.required:
+            raise GuidanceUnavailable(
+                f"The teacher gave no guidance ({reason}), and this route's policy wants no answer without it.",
+                retry_after_s=(cause.retry_after_s if cause is not None else None) or 1.0,
+            ) from cause
+        return UNGUIDED
+
+    @staticmethod
+    def _cut_short(plan: Plan, guidance: GuidancePlan, draft: Draft, reason: str, heard: Hearing) -> Opening:
+        """What was shown cannot be taken back: the student goes on from there."""
+        told = heard.told.getvalue()
+        tokens = max(1, round(heard.tokens * len(heard.shown) / len(told)))
+        if draft.teacher is not None:
+            draft.teacher.text.write(told)
+            draft.teacher.lost_tokens = max(0, guidance.asked_tokens - heard.tokens)
+        draft.kept_tokens = tokens
+        draft.opening = heard.shown
+        draft.cut_short = reason
+        # A student cannot be asked for nothing.
+        whole = "length" if plan.max_tokens is not None and tokens >= plan.max_tokens else None
+        return Opening(heard.shown, "", tokens, whole)
+
+
+def _work(share: str, engine: Engine, request: OpeningRequest, request_id: str, ends: EndRule | None) -> str:
+    """A hash of everything that the guidance depends on, and of who may share it."""
+    parts: tuple[object, ...] = (
+        share,
+        engine.name,
+        engine.state.revision or request_id,  # unknown: then nobody else's is the same
+        request.messages,
+        request.prompt,
+        request.max_tokens,
+        request.temperature,
+        request.top_p,
+        request.seed,
+        request.stop,
+    )
+    if ends is not None:
+        parts = (*parts, *ends.facts)
+    return hashlib.blake2b(orjson.dumps(parts), digest_size=16).hexdigest()
