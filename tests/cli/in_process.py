@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -11,6 +12,8 @@ from gateway.cli.commands import app
 from gateway.errors import StartupError
 
 ADMIN_KEY = "an-admin-key-for-tests"
+
+_SETS_UP_LOGS = ("archive", "eval_run_sitting", "eval_exemplars_sitting")
 
 
 class Done(NamedTuple):
@@ -23,7 +26,9 @@ def run(command: str, *arguments: str, **environment: str) -> Done:
     """What it printed, and its exit status. It has the admin key, unless `environment` says otherwise."""
     names = {"GKT_ADMIN_KEY": ADMIN_KEY, "NO_COLOR": "1", "LOGNAME": "carol", "COLUMNS": "200"}
     # A process has one log. This one's is the tests', and what the runner gives for a log is closed when it is done.
-    with patch("gateway.cli.archive.set_up_logs"):
+    with ExitStack() as logs:
+        for module in _SETS_UP_LOGS:
+            logs.enter_context(patch(f"gateway.cli.{module}.set_up_logs"))
         done = CliRunner().invoke(app, [command, *arguments], env={**names, **environment})
     if isinstance(done.exception, StartupError):
         return Done(1, done.stdout, done.stderr + done.exception.message)
