@@ -64,7 +64,8 @@ def _fresh(form: str, seed: int, at: int, seen: set[str]) -> Problem:
 
 
 def _word_problem(draw: Draw, name: str) -> Problem | None:
-    steps = draw.between(FEWEST_STEPS, MOST_STEPS)
+    # The lesser of two: many steps are rare, as in GSM8K.
+    steps = min(draw.between(FEWEST_STEPS, MOST_STEPS), draw.between(FEWEST_STEPS, MOST_STEPS))
     kind = draw.pick(list(STORIES))
     story = STORIES[kind](draw, steps)
     if story.steps != steps:
