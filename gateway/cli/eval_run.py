@@ -117,9 +117,9 @@ def run(
 ) -> None:
     """Ask real models every question under every setting of a grid, and keep what they write.
 
-    `gkt-gateway eval run FOLDER --limit 40` asks small models on this machine 40 word problems: the teacher alone, the
-    student alone, and the student after the teacher's first 20, 40 and 80 tokens. That takes minutes on a laptop; the
-    first time 1.6 GB of weights are fetched.
+    `gkt-gateway eval run FOLDER --limit 20` asks small models on this machine 20 word problems: the teacher alone, the
+    student alone, and the student after the teacher's first 20, 40 and 80 tokens. That takes some minutes; the first
+    time 1.6 GB of weights are fetched.
 
     The teacher is asked first, for everything, and then the student: on one machine only one of them runs at a time.
     Ctrl-C, a kill or a lost engine cost no answer: the same command goes on where it stopped. More settings, and more
