@@ -7,10 +7,7 @@ data.py            the questions of a run: by name, from a file, made from a see
   problems.py      ... word problems from a seed (problem_stories.py, problem_words.py)
   exemplars_file.py  questions answered beforehand; our own lie in shipped/
 scoring.py         how an answer is held against what is right, by name
-  statements.py    ... where an answer says its result
-  numbers.py       ... the number that it comes to
-  choices.py       ... the choice that it names
-  judging.py       ... a model asked
+  judging.py       ... a model asked; what an answer comes to is read in gateway/scoring/
 setting.py         one point of a grid: who answers, with what help
 generations.py     every text an engine wrote, kept: a run goes on where it stopped
 staged.py          one question answered in the paper's two stages, by the parts of the gateway's own path
@@ -32,6 +29,15 @@ bounds.py          what may be claimed of many settings at once
 recommend.py       the setting that a route should have, or that none pays
 policy_file.py     the policy file with it
 policy_files.py    ... and the files that it needs beside it
+
+statistics.py      intervals and paired tests
+summary.py         a run's examples added up by setting; comparison.py holds settings against each other
+frontier.py        which settings no other beats; times.py how long each keeps an engine
+published.py       the paper's figures; beside.py puts them beside those measured
+report.py          what a report says, as data; plain_report.py is that as JSON
+  tables.py        ... its tables; excerpts.py short pieces of answers; labels.py and wording.py what things are called
+  figures.py       ... its figures (figure_parts.py, drawing.py, placing_labels.py)
+  rendering.py     ... all of it as Markdown and HTML, by templates/
 
 exemplars.py       which questions become exemplars of primed guidance, and in which styles
 exemplar_search.py a race of sets of them, within a budget of calls
