@@ -17,20 +17,16 @@ from prometheus_client import (
     Summary,
     disable_created_metrics,
     generate_latest,
-    values,
 )
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from gateway.metric_files import count_in_files, of_all_workers
 from gateway.series import OTHER, Series
 from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-MULTIPROCESS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable in which prometheus_client looks for that folder."""
 
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _FILL_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
@@ -93,15 +89,13 @@ class Metrics:
 
     def __init__(self, worker: int | None = None, max_tenants: int = 1000) -> None:
         if worker is not None:
-            # Files are named by the worker's number, not by its pid: one that is started again goes on counting where
-            # it ended, and files do not become more.
-            values.ValueClass = values.MultiProcessValue(lambda: worker)
+            count_in_files(worker)
         self._shared = worker is not None
         self.worker = str(worker or 1)
         self.series = Series(max_tenants)
         if self._shared:
             # What the one before it counted stays in its files, so it has its place already.
-            for family in self._of_all_workers().collect():
+            for family in of_all_workers().collect():
                 for sample in family.samples:
                     if "tenant" in sample.labels:
                         routes = [sample.labels["route"]] if "route" in sample.labels else []
@@ -494,17 +488,6 @@ class Metrics:
         """The Prometheus text format, summed over the workers. Takes milliseconds; any thread may call it."""
         if not self._shared:
             return generate_latest(self.registry)
-        everybody = self._of_all_workers()
+        everybody = of_all_workers()
         everybody.register(self.budgets)
         return generate_latest(everybody)
-
-    @staticmethod
-    def _of_all_workers() -> CollectorRegistry:
-        everybody = CollectorRegistry()
-        MultiProcessCollector(everybody)
-        return everybody
-
-
-def forget_gauges(folder: str, worker: int) -> None:
-    """Take what a worker that is gone held out of the sums. What it counted stays."""
-    mark_process_dead(worker, folder)

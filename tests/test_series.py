@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import MULTIPROCESS_FOLDER, Metrics
+from gateway.metric_files import MULTIPROCESS_FOLDER
+from gateway.metrics import Metrics
 from gateway.series import OTHER, Series
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, model, running_gateway
@@ -66,6 +67,17 @@ def test_a_worker_that_is_started_again_counts_those_in_its_files(shared_folder:
         first.requests.labels(label, first.series.route(tenant, "chat"), "student", "ok").inc()
     second = Metrics(1, max_tenants=2)
     assert [second.series.tenant(name) for name in ("d", "a", "b")] == [OTHER, "a", "b"]
+
+
+def test_a_file_that_a_worker_just_makes_stops_nobody(shared_folder: Path) -> None:
+    """It is empty for a moment, or for ever, where the worker was killed in it: then the next one goes on with it."""
+    Metrics(1).refused.labels("too_many_requests").inc()
+    for name in ("counter_2.db", "gauge_livesum_2.db", "histogram_2.db"):
+        (shared_folder / name).touch()
+    second = Metrics(2)
+    assert b'gkt_refused_total{status="too_many_requests"} 1.0' in second.render()
+    second.refused.labels("too_many_requests").inc()
+    assert b'gkt_refused_total{status="too_many_requests"} 2.0' in second.render()
 
 
 def series_of(text: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:

@@ -81,7 +81,7 @@ class TeacherQueue:
         self._on_failure = on_failure
         self._meter = Meter(metrics, teacher)
         self._turns: dict[str, Turn] = {}  # in order of arrival
-        self._arrived: dict[str, Turn] = {}  # not told yet
+        self._untold: dict[str, Turn] = {}  # of which the board has something to learn
         self._gone: list[str] = []
         self._finished: list[tuple[str, str]] = []
         self._owed: list[str] = []  # gone while Redis was away, and it may still count them
@@ -116,13 +116,13 @@ class TeacherQueue:
     def enter(self, turn: Turn) -> None:
         assert turn.ticket.id not in self._turns, "two tickets with one id"
         self._turns[turn.ticket.id] = turn
-        self._arrived[turn.ticket.id] = turn
+        self._untold[turn.ticket.id] = turn
         self._news.set()
 
     def wait_longer(self, turn: Turn, deadline: float) -> None:
-        """Move the turn's deadline; the board learns it before it lets the ticket end."""
-        if turn.deadline < self._tell_all_at and not turn.waiting.done():
-            self._arrived[turn.ticket.id] = turn
+        """Move the turn's deadline; the board learns it before it lets the ticket end, or takes its permit back."""
+        if turn.deadline < self._tell_all_at:
+            self._untold[turn.ticket.id] = turn
             self._news.set()
         turn.deadline = deadline
 
@@ -274,7 +274,7 @@ class TeacherQueue:
         if self._on_failure == "reject":
             for turn in self._turns.values():
                 turn.refuse_without_store()
-            self._arrived, self._gone, self._finished = {}, [], []
+            self._untold, self._gone, self._finished = {}, [], []
             return Decision()
         news = replace(self._take_news(limits, of_fleet=False), fleet=1)
         own = replace(
@@ -300,13 +300,14 @@ class TeacherQueue:
 
     def _take_news(self, limits: Limits, *, of_fleet: bool) -> News:
         now = _now()
-        arrived = [turn for name, turn in self._arrived.items() if name in self._turns and not turn.waiting.done()]
-        held: list[Turn] = []
         everything = self._unsure or now >= self._tell_all_at
         if everything:
-            arrived = [turn for turn in self._turns.values() if not turn.waiting.done()]
-            held = [turn for turn in self._turns.values() if turn.holds_permit]
+            told = list(self._turns.values())
             self._tell_all_at = now + min(_HEARTBEAT_S, limits.lease_s / _HEARTBEATS_A_LEASE)
+        else:
+            told = [turn for name, turn in self._untold.items() if name in self._turns]
+        arrived = [turn for turn in told if not turn.waiting.done()]
+        held = [turn for turn in told if turn.holds_permit]
         for turn in arrived:
             self._membership.asked(turn.deadline - turn.entered, limits.lease_s, now)
         for turn in (*arrived, *held):
@@ -320,7 +321,7 @@ class TeacherQueue:
             fleet=self._membership.fleet,
             returning=self._returning,
         )
-        self._arrived, self._gone, self._finished = {}, [], []
+        self._untold, self._gone, self._finished = {}, [], []
         self._unsure = self._returning = False
         return news
 

@@ -291,21 +291,22 @@ local function arrive(t)
     tell(t, 'X', '-', '-')
     return
   elseif known then
+    local ends_at = now + t.deadline -- somebody may want it for longer than was told before
     if known.letter == 'G' and returning and redis.call('SCARD', permits) > cap then
       -- It never heard of this permit, and has granted others meanwhile.
       detach(known)
       known.letter, known.more = 'W', ''
       write(known)
-      redis.call('ZADD', ends, whole(now + t.deadline), t.id)
       enqueue(known)
     elseif known.letter == 'G' then
       local batch, size = string.match(known.more, '^(.+)|(%d+)$')
       tell(known, 'G', batch, size)
+      ends_at = ends_at + grace
     elseif known.letter == 'S' then
       tell(known, 'S', known.more, '-')
-    else
-      redis.call('ZADD', ends, whole(now + t.deadline), t.id)
+      ends_at = ends_at + grace
     end
+    redis.call('ZADD', ends, whole(ends_at), t.id)
     return
   end
   if t.deadline <= 0 then return end

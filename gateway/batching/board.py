@@ -206,15 +206,15 @@ class Board:
         known = self._entries.get(ticket.id)
         end = here.now + round(ticket.deadline_s * SECOND)
         if known is not None:
+            known.end = end  # somebody may want it for longer than was told before
             if known.state == "granted" and here.returning and len(self._permits) > here.cap:
                 # It never heard of this permit, and has granted others meanwhile.
                 self._detach(known)
-                known.state, known.outcome, known.end = "waiting", None, end
+                known.state, known.outcome = "waiting", None
                 self._enqueue(known)
             elif known.outcome is not None:
                 here.tell(known, known.outcome)
-            else:
-                known.end = end
+                known.end += GRACE
             return
         entry = _entry(ticket, here.owner, here.now, end)
         kept = self._cache.get(entry.work) if entry.cache_ttl else None

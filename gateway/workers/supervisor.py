@@ -18,7 +18,7 @@ import structlog
 from gateway.config import environment
 from gateway.errors import StartupError
 from gateway.local.ending import end
-from gateway.metrics import MULTIPROCESS_FOLDER, forget_gauges
+from gateway.metric_files import MULTIPROCESS_FOLDER, forget_gauges
 from gateway.tasks import Tasks
 from gateway.version import __version__
 from gateway.workers import FirstWord

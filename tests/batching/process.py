@@ -107,6 +107,6 @@ async def nothing_left(redis: Redis, keys: RedisKeys, *queues: TeacherQueue, lim
 
     async def none() -> bool:
         counts = (await redis.zcard(names.queue), await redis.hlen(names.tickets), await redis.scard(names.permits))
-        return counts == (0, 0, 0) and not any(queue._turns or queue._gone or queue._arrived for queue in queues)
+        return counts == (0, 0, 0) and not any(queue._turns or queue._gone or queue._untold for queue in queues)
 
     await until(none, limit_s)

@@ -481,7 +481,7 @@ async def test_a_process_that_stays_alone_remembers_nothing_of_who_was_served(ke
         for _ in range(3):
             await asyncio.gather(*(Meter().call(queue, 0) for _ in range(50)))
         await until(lambda: not queue._gone)
-        assert (len(queue._turns), len(queue._arrived), len(queue._owed)) == (0, 0, known)
+        assert (len(queue._turns), len(queue._untold), len(queue._owed)) == (0, 0, known)
 
 
 async def test_a_return_to_the_fleet_that_fails_keeps_no_permit_of_the_process(
