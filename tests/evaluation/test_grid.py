@@ -13,7 +13,8 @@ from gateway.policy.library import Library
 from gateway.policy.projections import CUTOFF, PROJECTIONS
 from tests.evaluation.run_world import PRIMED
 
-GRIDS = Path(__file__).parents[2] / "docs" / "evaluation" / "grids"
+ROOT = Path(__file__).parents[2]
+GRIDS = ROOT / "docs" / "evaluation" / "grids"
 FIND = (dict(PROJECTIONS) | {"primed": PRIMED}).__getitem__
 
 
@@ -105,11 +106,21 @@ def test_a_mistake_in_the_options_is_told_apart_from_the_file(tmp_path: Path) ->
         read_grid(Path(tmp_path, "none.yaml"), {})
 
 
-@pytest.mark.parametrize(("name", "settings"), [("csqa", 2 * 7 + 3 * 5), ("gsm8k", 2 * 5 + 2 * 6)])
+@pytest.mark.parametrize(("name", "settings"), [("csqa", 7 + 6 + 3 + 2 + 2), ("gsm8k", 2 * 5 + 4 + 2 * 2 + 1)])
 def test_the_grids_that_were_measured_can_be_run(name: str, settings: int) -> None:
     """One of their projections is made of a data set's own exemplars, and cannot be shipped."""
-    library = Library()
-    assert library.read(GRIDS) == []
-    known = dict(library.projections) | {"primed-result-first": replace(CUTOFF, name="primed-result-first")}
+    known = {"primed-result-first": replace(CUTOFF, name="primed-result-first")}
+    for folder in (ROOT / "policies", GRIDS):
+        library = Library()
+        assert library.read(folder) == []
+        known |= library.projections
     found = settings_of(read_grid(GRIDS / f"{name}.yaml", {}), known.__getitem__)
     assert len({one.name for one in found}) == len(found) == settings
+
+
+def test_what_was_measured_as_the_general_primer_is_the_one_that_is_shipped() -> None:
+    library = Library()
+    library.read(GRIDS)
+    measured = library.projections["primed-general"]
+    assert measured.exemplars == PROJECTIONS["primed"].exemplars != ()
+    assert replace(measured, name="primed") == PROJECTIONS["primed"]
