@@ -92,7 +92,7 @@ def exemplars(
     with of_the_extra():
         import gateway.evaluation.statistics  # noqa: F401  sets are compared with it in the end
     from gateway.cli.eval_exemplars_sitting import Sought, seek
-    from gateway.evaluation.exemplar_finding import Limits
+    from gateway.evaluation.priming.finding import Limits
     from gateway.evaluation.setting import Setting
 
     if tokens > max_tokens:

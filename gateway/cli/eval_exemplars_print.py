@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.cli.eval_progress import duration
-from gateway.evaluation.exemplar_finding import named
+from gateway.evaluation.priming.finding import named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.exemplar_finding import Result
-    from gateway.evaluation.exemplar_search import Difference, Step, Trial
-    from gateway.evaluation.exemplars import Candidate, Split, Style
     from gateway.evaluation.folder import RunFolder
+    from gateway.evaluation.priming.exemplars import Candidate, Split, Style
+    from gateway.evaluation.priming.finding import Result
+    from gateway.evaluation.priming.search import Difference, Step, Trial
 
 _PIPE_WIDTH = 120
 _LEGEND = (

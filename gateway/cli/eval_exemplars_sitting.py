@@ -16,15 +16,15 @@ from gateway.cli.eval_exemplars_print import Told, provenance
 from gateway.cli.eval_progress import Bars, Lines
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
 from gateway.errors import EngineError, StartupError
-from gateway.evaluation.data import GENERATED, GENERATED_CHOICES, load
-from gateway.evaluation.exemplar_finding import find
-from gateway.evaluation.exemplar_trials import Trials
-from gateway.evaluation.exemplar_yaml import exemplar_yaml, there_already, write_file
-from gateway.evaluation.exemplars import given, split
-from gateway.evaluation.exemplars_file import exemplars
 from gateway.evaluation.folder import RunFolder, digest
 from gateway.evaluation.judges import judge_of
 from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
+from gateway.evaluation.priming.exemplars import given, split
+from gateway.evaluation.priming.exemplars_yaml import exemplar_yaml, there_already, write_file
+from gateway.evaluation.priming.finding import find
+from gateway.evaluation.priming.trials import Trials
+from gateway.evaluation.questions.data import GENERATED, GENERATED_CHOICES, load
+from gateway.evaluation.questions.exemplars_file import exemplars
 from gateway.evaluation.record import Manifest
 from gateway.evaluation.run_records import read_run
 from gateway.evaluation.scoring import Scoring
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from gateway.evaluation.exemplar_finding import Limits, Result
-    from gateway.evaluation.exemplars import Candidate, Split
     from gateway.evaluation.pair import Pair
+    from gateway.evaluation.priming.exemplars import Candidate, Split
+    from gateway.evaluation.priming.finding import Limits, Result
     from gateway.evaluation.setting import Setting
 
 _MADE = (GENERATED, GENERATED_CHOICES)

@@ -15,8 +15,8 @@ from gateway.cli.eval_options import of_the_extra
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from gateway.evaluation.auto import Family, Gave
-    from gateway.evaluation.fit import Compared
+    from gateway.evaluation.advice.auto import Family, Gave
+    from gateway.evaluation.advice.fit import Compared
     from gateway.policy.length_model import FittedLengths
 
 NO_BETTER = 3
@@ -57,10 +57,10 @@ def fit(
     if not _NAME.fullmatch(out.stem) or out.suffix != ".json":
         raise StartupError(f"--out {out}: name a file like lengths/chat.json, of letters, digits and any of . _ -")
     with of_the_extra():
-        from gateway.evaluation.auto import families, fixed
-        from gateway.evaluation.data import load
-        from gateway.evaluation.fit import compare, tables_of
-        from gateway.evaluation.fit import fit as fitted
+        from gateway.evaluation.advice.auto import families, fixed
+        from gateway.evaluation.advice.fit import compare, tables_of
+        from gateway.evaluation.advice.fit import fit as fitted
+        from gateway.evaluation.questions.data import load
         from gateway.evaluation.run_records import read_run
     run = read_run(folder)
     manifest = run.manifest

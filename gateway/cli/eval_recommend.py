@@ -15,9 +15,9 @@ from gateway.errors import StartupError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.evaluation.evidence import Evidence
-    from gateway.evaluation.recommend import Recommendation
-    from gateway.evaluation.target import Target
+    from gateway.evaluation.advice.evidence import Evidence
+    from gateway.evaluation.advice.recommend import Recommendation
+    from gateway.evaluation.advice.target import Target
     from gateway.pricing import Price
 
 NONE_PAYS, TOO_FEW = 3, 4
@@ -118,10 +118,10 @@ def recommend(
     else none is written. docs/evaluation-recommend.md tells how all of it is decided.
     """
     with of_the_extra():
-        from gateway.evaluation.evidence import evidence_of, together
-        from gateway.evaluation.policy_file import policy_text, write_policy
-        from gateway.evaluation.policy_files import files_beside, write_beside
-        from gateway.evaluation.recommend import recommend as recommended
+        from gateway.evaluation.advice.evidence import evidence_of, together
+        from gateway.evaluation.advice.policy_file import policy_text, write_policy
+        from gateway.evaluation.advice.policy_files import files_beside, write_beside
+        from gateway.evaluation.advice.recommend import recommend as recommended
         from gateway.evaluation.run_records import read_run
     from gateway.cli.eval_recommend_print import in_json, recommendations_shown
 
@@ -161,7 +161,7 @@ def recommend(
 
 
 def _target(keep: str | None, loss: str | None, budget: str | None, share: str | None) -> Target:
-    from gateway.evaluation.target import Target
+    from gateway.evaluation.advice.target import Target
 
     if sum(text is not None for text in (keep, loss, budget, share)) > 1:
         raise typer.BadParameter(

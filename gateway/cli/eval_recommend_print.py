@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.evaluation.policy_file import comments, usd_per_1k
+from gateway.evaluation.advice.policy_file import comments, usd_per_1k
+from gateway.evaluation.advice.target import percent
 from gateway.evaluation.statistics import wilson
-from gateway.evaluation.target import percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.evaluation.bounds import Claim
-    from gateway.evaluation.evidence import Candidate
-    from gateway.evaluation.recommend import Recommendation
+    from gateway.evaluation.advice.bounds import Claim
+    from gateway.evaluation.advice.evidence import Candidate
+    from gateway.evaluation.advice.recommend import Recommendation
 
 _PIPE_WIDTH = 200
 _POINTS, _THOUSAND = 100, 1000

@@ -34,8 +34,8 @@ def report(
     if out is None and len(folders) > 1:
         raise StartupError("a report of several folders belongs to none of them: say with --out where to write it")
     with of_the_extra():
-        from gateway.evaluation.rendering import write_report
-        from gateway.evaluation.report import section
+        from gateway.evaluation.reporting.rendering import write_report
+        from gateway.evaluation.reporting.report import section
         from gateway.evaluation.run_records import read_run
     runs = [read_run(folder) for folder in folders]
     written = write_report([section(run, seed) for run in runs], out or folders[0] / "report", seed)

@@ -24,8 +24,8 @@ from gateway.cli.eval_options import (
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
-    from gateway.evaluation.data import LoadedData, Part
     from gateway.evaluation.pair import Pair
+    from gateway.evaluation.questions.data import LoadedData, Part
 
 _GRID, _LIVE = "The grid", "Through a whole gateway"
 _LIST = "A value, or several with commas."
@@ -126,8 +126,8 @@ def run(
     questions of the same data, are added to what is there.
     """
     from gateway.cli.eval_run_sitting import Sitting, hold
-    from gateway.evaluation.data import Part
     from gateway.evaluation.grid import read_grid, settings_of
+    from gateway.evaluation.questions.data import Part
     from gateway.evaluation.run_library import RunLibrary
     from gateway.evaluation.scoring import plug_in
 
@@ -200,7 +200,7 @@ def _policies(folder: Path | None, pair: Pair) -> Path | None:
 
 def _loaded(spec: str, part: Part, scorer: str | None, exemplars: Path | None, *, skip_bad: bool) -> LoadedData:
     """Of problems that are made, as many as are asked for."""
-    from gateway.evaluation.data import DEFAULT_COUNT, load
+    from gateway.evaluation.questions.data import DEFAULT_COUNT, load
 
     count = max(DEFAULT_COUNT, part.offset + max(part.limit or 0, part.sample or 0))
     loaded = load(spec, part, count=count, seed=part.seed, scorer=scorer, exemplars_file=exemplars, skip_bad=skip_bad)

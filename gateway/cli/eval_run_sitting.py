@@ -35,9 +35,9 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from gateway.evaluation.data import LoadedData
     from gateway.evaluation.example import Score
     from gateway.evaluation.pair import Pair
+    from gateway.evaluation.questions.data import LoadedData
     from gateway.evaluation.scoring import Scorer
     from gateway.evaluation.setting import Setting
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from gateway.evaluation.rendering import write_report
-from gateway.evaluation.report import section
+from gateway.evaluation.reporting.rendering import write_report
+from gateway.evaluation.reporting.report import section
 from gateway.evaluation.run_records import read_run
 from tests.browser.conftest import accessible, shoot
 from tests.evaluation.run_folders import GUIDED, STUDENT, TEACHER, run_folder, with_shots

@@ -11,10 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from gateway.cli.eval_exemplars_sitting import Sought, drawn
-from gateway.evaluation.data import load
-from gateway.evaluation.exemplar_finding import Limits
-from gateway.evaluation.exemplars_file import exemplars
 from gateway.evaluation.pair import LocalPair
+from gateway.evaluation.priming.finding import Limits
+from gateway.evaluation.questions.data import load
+from gateway.evaluation.questions.exemplars_file import exemplars
 from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
 from gateway.evaluation.setting import Setting
 from tests.cli.in_process import Done, run

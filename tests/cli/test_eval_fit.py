@@ -21,7 +21,7 @@ from tests.evaluation.families import examples, manifest, questions
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytest.importorskip("gateway.evaluation.data")
+pytest.importorskip("gateway.evaluation.questions.data")
 
 COUNT = 80
 

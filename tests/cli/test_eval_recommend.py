@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from gateway.cli import SETTINGS
 from gateway.cli.eval_recommend import NONE_PAYS, TOO_FEW, recommend
 from gateway.errors import StartupError
-from gateway.evaluation.exemplars_file import exemplars
+from gateway.evaluation.questions.exemplars_file import exemplars
 from gateway.evaluation.run_library import RunLibrary
 from tests.cli import in_process
 from tests.cli.in_process import Done
@@ -190,7 +190,7 @@ def test_bad_options_say_what_is_right(tmp_path: Path, arguments: tuple[str, ...
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "gateway.evaluation.evidence")
+    monkeypatch.delitem(sys.modules, "gateway.evaluation.advice.evidence")
     monkeypatch.setitem(sys.modules, "numpy", None)
     done = run(tmp_path)
     assert done.returncode == 1

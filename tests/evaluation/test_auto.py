@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.auto import by_probe, by_rules, families, fixed, would_give
+from gateway.evaluation.advice.auto import by_probe, by_rules, families, fixed, would_give
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, LengthRule
 from gateway.protocol import parse_chat

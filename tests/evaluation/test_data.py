@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import ConfigError, StartupError
-from gateway.evaluation.data import MISTAKES_SHOWN, NAMES, LoadedData, Part, load
+from gateway.evaluation.questions.data import MISTAKES_SHOWN, NAMES, LoadedData, Part, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.evidence import Evidence, evidence_of, together
+from gateway.evaluation.advice.evidence import Evidence, evidence_of, together
 from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
 from gateway.evaluation.run_records import read_run
 from gateway.pricing import Price

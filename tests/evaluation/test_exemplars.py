@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import StartupError
-from gateway.evaluation.exemplars import Candidate, Style, TeacherAnswer, candidates, rewritten, split, varied
+from gateway.evaluation.priming.exemplars import Candidate, Style, TeacherAnswer, candidates, rewritten, split, varied
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import Verdict
 from gateway.policy.projections import PRIMED, Exemplar

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.auto import by_model, families, would_give
-from gateway.evaluation.fit import Compared, compare, fit, tables_of
+from gateway.evaluation.advice.auto import by_model, families, would_give
+from gateway.evaluation.advice.fit import Compared, compare, fit, tables_of
 from gateway.evaluation.setting import Setting
 from gateway.evaluation.statistics import agresti_min, mcnemar
 from gateway.policy.length_model import read_lengths

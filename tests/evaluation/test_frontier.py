@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.evaluation.frontier import Point, best, hull, pareto
+from gateway.evaluation.reporting.frontier import Point, best, hull, pareto
 
 
 def point(name: str, cost: int, accuracy: float) -> Point:

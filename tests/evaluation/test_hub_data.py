@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.data import load
-from gateway.evaluation.hub_data import HUB_SETS
+from gateway.evaluation.questions.data import load
+from gateway.evaluation.questions.hub_data import HUB_SETS
 from gateway.local import hub
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.evidence import Evidence, evidence_of
-from gateway.evaluation.policy_file import cautions, policy_text
-from gateway.evaluation.recommend import Recommendation, recommend
+from gateway.evaluation.advice.evidence import Evidence, evidence_of
+from gateway.evaluation.advice.policy_file import cautions, policy_text
+from gateway.evaluation.advice.recommend import Recommendation, recommend
+from gateway.evaluation.advice.target import Target
 from gateway.evaluation.run_records import read_run
-from gateway.evaluation.target import Target
 from gateway.policy.projections import HINT
 from gateway.policy.schema import Route, TenantPolicy
 from gateway.yaml_source import parse

@@ -9,9 +9,9 @@ from fractions import Fraction
 
 import pytest
 
-from gateway.evaluation.problem_stories import STORIES, Sum
-from gateway.evaluation.problem_words import BAKED, CROPS, GOODS, HOLDERS, KEPT, Draw
-from gateway.evaluation.problems import FEWEST_STEPS, MOST_STEPS, choice_problems, problems
+from gateway.evaluation.questions.problem_stories import STORIES, Sum
+from gateway.evaluation.questions.problem_words import BAKED, CROPS, GOODS, HOLDERS, KEPT, Draw
+from gateway.evaluation.questions.problems import FEWEST_STEPS, MOST_STEPS, choice_problems, problems
 from gateway.evaluation.scoring import SCORERS
 
 RUN = problems(1000, seed=7)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.evaluation.published import ALONE, KEPT, PAIRS, TOKEN_SHARE, Pair, alone, data_set, pairs
+from gateway.evaluation.reporting.published import ALONE, KEPT, PAIRS, TOKEN_SHARE, Pair, alone, data_set, pairs
 
 ROUNDING = 0.011
 

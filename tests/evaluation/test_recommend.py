@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from gateway.evaluation.evidence import evidence_of
-from gateway.evaluation.recommend import LEAST_QUESTIONS, Recommendation, choice, judged, recommend
+from gateway.evaluation.advice.evidence import evidence_of
+from gateway.evaluation.advice.recommend import LEAST_QUESTIONS, Recommendation, choice, judged, recommend
+from gateway.evaluation.advice.target import Panel, Target
 from gateway.evaluation.run_records import read_run
-from gateway.evaluation.target import Panel, Target
 from tests.evaluation.known_truth import ALONE, CONCISE_40, M20, M40, M80, STUDENT, TEACHER, Truth, draws, folder_of
 
 if TYPE_CHECKING:

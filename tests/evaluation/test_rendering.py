@@ -10,8 +10,8 @@ import msgspec
 import orjson
 import pytest
 
-from gateway.evaluation.rendering import markdown, write_report
-from gateway.evaluation.report import section
+from gateway.evaluation.reporting.rendering import markdown, write_report
+from gateway.evaluation.reporting.report import section
 from gateway.evaluation.run_records import read_run
 from tests.evaluation.run_folders import GUIDED, STUDENT, TEACHER, run_folder, with_shots
 

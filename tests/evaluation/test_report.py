@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from gateway.evaluation.report import section
+from gateway.evaluation.reporting.report import section
 from gateway.evaluation.run_records import read_run
 from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.evaluation.record import Example
-    from gateway.evaluation.report import Row, Section
+    from gateway.evaluation.reporting.report import Row, Section
     from gateway.evaluation.setting import Setting
 
 # Of ten questions: the teacher's, the student's and the guided answers that are right.

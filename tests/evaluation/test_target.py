@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.evaluation.target import Panel, Target
+from gateway.evaluation.advice.target import Panel, Target
 
 STUDENT, TEACHER, GUIDED = range(3)
 

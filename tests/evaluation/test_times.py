@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from gateway.evaluation.record import Example, Stage
+from gateway.evaluation.reporting.times import Times, stage_times, times
 from gateway.evaluation.summary import summarised
-from gateway.evaluation.times import Times, stage_times, times
 from tests.evaluation.run_folders import GUIDED, TEACHER
 
 if TYPE_CHECKING:

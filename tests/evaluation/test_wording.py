@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from gateway.evaluation import wording as w
-from gateway.evaluation.comparison import Part
+from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.comparison import Part
 from gateway.evaluation.statistics import Interval
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import orjson
 
 from gateway.errors import StartupError
-from gateway.evaluation.exemplar_search import Outcome
-from gateway.evaluation.exemplars import TeacherAnswer
+from gateway.evaluation.priming.exemplars import TeacherAnswer
+from gateway.evaluation.priming.search import Outcome
 from gateway.evaluation.run import StagedRun, Work
 from gateway.policy.projections import CONCISE, CUTOFF, PRIMED
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.evaluation.example import Score
-    from gateway.evaluation.exemplar_search import Shown
-    from gateway.evaluation.exemplars import Asked
     from gateway.evaluation.folder import RunFolder
     from gateway.evaluation.pair import Pair
+    from gateway.evaluation.priming.exemplars import Asked
+    from gateway.evaluation.priming.search import Shown
     from gateway.evaluation.question import Question
     from gateway.evaluation.record import Example
     from gateway.evaluation.run import Progress

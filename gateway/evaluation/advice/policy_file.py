@@ -11,9 +11,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from gateway.errors import StartupError
-from gateway.evaluation.policy_files import exemplars_beside
+from gateway.evaluation.advice.policy_files import exemplars_beside
+from gateway.evaluation.advice.target import percent
 from gateway.evaluation.statistics import wilson
-from gateway.evaluation.target import percent
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
 from gateway.yaml_source import parse, shown
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
-    from gateway.evaluation.evidence import Candidate
-    from gateway.evaluation.recommend import HeldOut, Recommendation
+    from gateway.evaluation.advice.evidence import Candidate
+    from gateway.evaluation.advice.recommend import HeldOut, Recommendation
 
 # What of a setting the caller decides, the route says itself, or tells where it was measured. All else is the
 # guidance's, by a policy's own names.

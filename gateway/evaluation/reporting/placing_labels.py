@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.evaluation import drawing as d
+from gateway.evaluation.reporting import drawing as d
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

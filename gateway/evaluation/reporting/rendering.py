@@ -12,22 +12,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gateway.errors import StartupError
-from gateway.evaluation import drawing, tables
-from gateway.evaluation import wording as w
-from gateway.evaluation.beside import CAVEAT, Beside, beside
-from gateway.evaluation.excerpts import flips
-from gateway.evaluation.figure_parts import Figure, LeftOut
-from gateway.evaluation.figures import figures
-from gateway.evaluation.plain_report import as_plain
+from gateway.evaluation.reporting import drawing, tables
+from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.beside import CAVEAT, Beside, beside
+from gateway.evaluation.reporting.excerpts import flips
+from gateway.evaluation.reporting.figure_parts import Figure, LeftOut
+from gateway.evaluation.reporting.figures import figures
+from gateway.evaluation.reporting.plain_report import as_plain
 from gateway.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.excerpts import Flips
-    from gateway.evaluation.report import Group, Section
-    from gateway.evaluation.tables import Table
+    from gateway.evaluation.reporting.excerpts import Flips
+    from gateway.evaluation.reporting.report import Group, Section
+    from gateway.evaluation.reporting.tables import Table
 
 FIGURES = "figures"
 _BLANKS = re.compile(r"[^\S\u00a0]+")
@@ -92,7 +92,7 @@ def markdown(text: str) -> str:
 
 def _pages(*, autoescape: bool) -> Environment:
     made = Environment(
-        loader=PackageLoader("gateway.evaluation"),
+        loader=PackageLoader("gateway.evaluation.reporting"),
         autoescape=autoescape,  # noqa: S701  of Markdown, the filter `md` escapes
         undefined=StrictUndefined,
         trim_blocks=True,

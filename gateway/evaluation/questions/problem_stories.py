@@ -7,12 +7,12 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
-from gateway.evaluation.problem_words import BAKED, CROPS, DAYS, GOODS, HOLDERS, JOBS, KEPT, NAMES
+from gateway.evaluation.questions.problem_words import BAKED, CROPS, DAYS, GOODS, HOLDERS, JOBS, KEPT, NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.evaluation.problem_words import Draw
+    from gateway.evaluation.questions.problem_words import Draw
 
 Sum: TypeAlias = int | tuple[str, "Sum", "Sum"]
 """A number that the story tells, or ("+", "-", "*" or "/", one sum, another)."""

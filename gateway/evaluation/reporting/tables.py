@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.evaluation import wording as w
+from gateway.evaluation.reporting import wording as w
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.evaluation.comparison import Comparison
-    from gateway.evaluation.report import Row, Section
+    from gateway.evaluation.reporting.comparison import Comparison
+    from gateway.evaluation.reporting.report import Row, Section
 
 
 _NO_TEACHER = "no teacher to compare with"

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.evaluation import wording as w
-from gateway.evaluation.excerpts import flips
-from gateway.evaluation.frontier import hull, pareto
+from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.excerpts import flips
+from gateway.evaluation.reporting.frontier import hull, pareto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.evaluation.comparison import Comparison, Part
-    from gateway.evaluation.report import Row, Section
-    from gateway.evaluation.times import Times
+    from gateway.evaluation.reporting.comparison import Comparison, Part
+    from gateway.evaluation.reporting.report import Row, Section
+    from gateway.evaluation.reporting.times import Times
 
 
 def as_plain(sections: Sequence[Section], seed: int) -> dict[str, Any]:

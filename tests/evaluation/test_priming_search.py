@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.evaluation.exemplar_search import (
+from gateway.evaluation.priming.exemplars import Candidate, Style
+from gateway.evaluation.priming.search import (
     CALLS_EACH,
     Difference,
     Outcome,
@@ -20,14 +21,13 @@ from gateway.evaluation.exemplar_search import (
     fewest_calls,
     improves,
 )
-from gateway.evaluation.exemplars import Candidate, Style
 from gateway.evaluation.question import Question
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from gateway.evaluation.exemplar_search import Shown
+    from gateway.evaluation.priming.search import Shown
 
 STYLES: tuple[Style, ...] = ("as it is", "concise", "primed", "result alone", "result first", "reasoning first")
 SELECT = [Question(f"s{at}", f"Which is number {at}?", str(at), "numeric") for at in range(60)]

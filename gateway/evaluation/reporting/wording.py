@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
-    from gateway.evaluation.comparison import Part
+    from gateway.evaluation.reporting.comparison import Part
     from gateway.evaluation.statistics import Interval
 
 NONE = "-"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from gateway.evaluation.comparison import Comparison
     from gateway.evaluation.record import Example
-    from gateway.evaluation.report import Section
+    from gateway.evaluation.reporting.comparison import Comparison
+    from gateway.evaluation.reporting.report import Section
 
 MOST_WORDS = 20
 MOST_CHARS = 160

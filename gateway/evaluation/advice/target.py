@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.evaluation.bounds import Contrast
+from gateway.evaluation.advice.bounds import Contrast
 
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from gateway.evaluation.evidence import Evidence
+    from gateway.evaluation.advice.evidence import Evidence
 
 Numbers = NDArray[np.float64]
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.comparison import Comparison, compared, gap_closed, kept
-from gateway.evaluation.frontier import Point, best
-from gateway.evaluation.labels import answered_by, asked_in_words, label
+from gateway.evaluation.reporting.comparison import Comparison, compared, gap_closed, kept
+from gateway.evaluation.reporting.frontier import Point, best
+from gateway.evaluation.reporting.labels import answered_by, asked_in_words, label
+from gateway.evaluation.reporting.times import StageTime, Times, stage_times, times
 from gateway.evaluation.statistics import holm
 from gateway.evaluation.summary import reference, summaries, summarised
-from gateway.evaluation.times import StageTime, Times, stage_times, times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.comparison import Part
-    from gateway.evaluation.frontier import Best
     from gateway.evaluation.record import Example
+    from gateway.evaluation.reporting.comparison import Part
+    from gateway.evaluation.reporting.frontier import Best
     from gateway.evaluation.run_records import RunRecords
     from gateway.evaluation.setting import Mode
     from gateway.evaluation.summary import Summary

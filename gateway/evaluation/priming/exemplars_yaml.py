@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from gateway.evaluation.exemplars import Candidate, Style
+    from gateway.evaluation.priming.exemplars import Candidate, Style
 
 _WIDTH = 110
 

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from gateway.errors import StartupError
-from gateway.evaluation.exemplar_finding import Limits, find
-from gateway.evaluation.exemplar_search import CALLS_EACH, Outcome, fewest_calls
-from gateway.evaluation.exemplar_trials import POOL_CALLS_EACH
-from gateway.evaluation.exemplars import Candidate, TeacherAnswer, given, split
+from gateway.evaluation.priming.exemplars import Candidate, TeacherAnswer, given, split
+from gateway.evaluation.priming.finding import Limits, find
+from gateway.evaluation.priming.search import CALLS_EACH, Outcome, fewest_calls
+from gateway.evaluation.priming.trials import POOL_CALLS_EACH
 from gateway.evaluation.question import Question
 from gateway.evaluation.scoring import Scoring
 from gateway.policy.projections import Exemplar
@@ -23,8 +23,8 @@ from gateway.policy.projections import Exemplar
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.evaluation.exemplar_search import Shown, Step
-    from gateway.evaluation.exemplars import Style
+    from gateway.evaluation.priming.exemplars import Style
+    from gateway.evaluation.priming.search import Shown, Step
 
 CHOICES = (("a", "spoon"), ("b", "towel"), ("c", "kettle"))
 score = Scoring().score

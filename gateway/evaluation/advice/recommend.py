@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gateway.evaluation.bounds import Claim, claims
+from gateway.evaluation.advice.bounds import Claim, claims
+from gateway.evaluation.advice.target import Panel, percent
 from gateway.evaluation.statistics import Interval, paired_bootstrap
-from gateway.evaluation.target import Panel, percent
 from gateway.pricing import total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from decimal import Decimal
 
-    from gateway.evaluation.evidence import Candidate, Evidence
-    from gateway.evaluation.target import Target
+    from gateway.evaluation.advice.evidence import Candidate, Evidence
+    from gateway.evaluation.advice.target import Target
 
 CONFIDENCE = 0.8
 FOLDS = 5

@@ -11,13 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from gateway.evaluation.exemplars import Candidate
+from gateway.evaluation.priming.exemplars import Candidate
 from gateway.evaluation.statistics import agresti_min, sign_test
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from gateway.evaluation.exemplars import Style
+    from gateway.evaluation.priming.exemplars import Style
     from gateway.evaluation.question import Question
 
 Shown: TypeAlias = tuple[Candidate, ...]

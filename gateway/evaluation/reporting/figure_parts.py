@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.evaluation import drawing as d
-from gateway.evaluation import wording as w
-from gateway.evaluation.labels import line
+from gateway.evaluation.reporting import drawing as d
+from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.labels import line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
-    from gateway.evaluation.report import Row
+    from gateway.evaluation.reporting.report import Row
+    from gateway.evaluation.reporting.tables import Table
     from gateway.evaluation.summary import Summary
-    from gateway.evaluation.tables import Table
 
 _ALONE = {"teacher alone": (d.TEACHER, "*"), "student alone": (d.STUDENT, "X")}
 

@@ -23,7 +23,7 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.evaluation.auto import Family
+    from gateway.evaluation.advice.auto import Family
     from gateway.evaluation.record import Manifest
 
 Numbers = NDArray[np.float64]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import StartupError
-from gateway.evaluation.exemplar_finding import Limits, Result, find
-from gateway.evaluation.exemplar_trials import Trials
-from gateway.evaluation.exemplars import Split, split
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.generations import Generations
 from gateway.evaluation.pair import ConfiguredPair
+from gateway.evaluation.priming.exemplars import Split, split
+from gateway.evaluation.priming.finding import Limits, Result, find
+from gateway.evaluation.priming.trials import Trials
 from gateway.evaluation.question import Question
 from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
 from gateway.evaluation.scoring import Scoring

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.errors import StartupError
-from gateway.evaluation.exemplar_search import Difference, Scores, Search, fewest_calls
-from gateway.evaluation.exemplar_trials import POOL_CALLS_EACH
-from gateway.evaluation.exemplars import candidates, varied
+from gateway.evaluation.priming.exemplars import candidates, varied
+from gateway.evaluation.priming.search import Difference, Scores, Search, fewest_calls
+from gateway.evaluation.priming.trials import POOL_CALLS_EACH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.evaluation.example import Score
-    from gateway.evaluation.exemplar_search import Found, Outcome, Shown, Step, Trial
-    from gateway.evaluation.exemplars import Candidate, Split, Style, TeacherAnswer
+    from gateway.evaluation.priming.exemplars import Candidate, Split, Style, TeacherAnswer
+    from gateway.evaluation.priming.search import Found, Outcome, Shown, Step, Trial
     from gateway.evaluation.question import Question
 
 
 class Measures(Protocol):
-    """What a search asks of engines; `exemplar_trials.Trials` is one."""
+    """What a search asks of engines; `trials.Trials` is one."""
 
     async def answers(self, pool: Sequence[Question], longest: int) -> dict[str, list[TeacherAnswer]]:
         """What the teacher writes to each question, by id."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gateway.evaluation.problem_stories import STORIES, compared, worth
-from gateway.evaluation.problem_words import ASIDES, KEPT, NAMES, Draw
 from gateway.evaluation.question import Question, with_choices
+from gateway.evaluation.questions.problem_stories import STORIES, compared, worth
+from gateway.evaluation.questions.problem_words import ASIDES, KEPT, NAMES, Draw
 
 if TYPE_CHECKING:
-    from gateway.evaluation.problem_stories import Sum
+    from gateway.evaluation.questions.problem_stories import Sum
 
 FEWEST_STEPS, MOST_STEPS = 2, 8
 """As GSM8K's (paper, section 4: Datasets)."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.evaluation import drawing as d
-from gateway.evaluation import wording as w
-from gateway.evaluation.figure_parts import (
+from gateway.evaluation.reporting import drawing as d
+from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.figure_parts import (
     Figure,
     LeftOut,
     above_0,
@@ -16,10 +16,10 @@ from gateway.evaluation.figure_parts import (
     looks_apart,
     looks_by_kind,
 )
-from gateway.evaluation.frontier import hull, pareto
-from gateway.evaluation.placing_labels import place_labels
+from gateway.evaluation.reporting.frontier import hull, pareto
+from gateway.evaluation.reporting.placing_labels import place_labels
+from gateway.evaluation.reporting.tables import Table
 from gateway.evaluation.statistics import Interval, wilson
-from gateway.evaluation.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from gateway.evaluation.record import Example
-    from gateway.evaluation.report import Group, Row, Section
+    from gateway.evaluation.reporting.report import Group, Row, Section
     from gateway.evaluation.summary import Summary
 
 FEWEST = 12

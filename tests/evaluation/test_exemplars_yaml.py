@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from gateway.errors import StartupError
-from gateway.evaluation.exemplar_yaml import exemplar_yaml, write_file
-from gateway.evaluation.exemplars import Candidate, Style
+from gateway.evaluation.priming.exemplars import Candidate, Style
+from gateway.evaluation.priming.exemplars_yaml import exemplar_yaml, write_file
 from gateway.policy.projections import Exemplar
 
 if TYPE_CHECKING:

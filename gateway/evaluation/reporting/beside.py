@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.evaluation import published
-from gateway.evaluation import wording as w
-from gateway.evaluation.tables import Table
+from gateway.evaluation.reporting import published
+from gateway.evaluation.reporting import wording as w
+from gateway.evaluation.reporting.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.evaluation.report import Group, Row, Section
+    from gateway.evaluation.reporting.report import Group, Row, Section
 
 CAVEAT = (
     "Models, scale, prices and machines differ, so the figures need not agree: the paper's pairs are of 3B to 70B and "
