@@ -20,7 +20,7 @@ from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.projections import PRIMED
 from tests.evaluation.run_world import Told, lines, manifest, pair_of, settings_for
-from tests.evaluation.test_exemplar_finding import Heard
+from tests.evaluation.test_priming_finding import Heard
 from tests.fakes import recording_proxy
 
 if TYPE_CHECKING:
