@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Means: TypeAlias = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+LEAST_QUESTIONS = 20
+"""With fewer nothing is claimed."""
 DRAWS = 9999
 """Of a bootstrap: so many that another seed moves an interval's end by a small part of a point."""
 # Draws that are worked at together: what they take grows with the number of questions.

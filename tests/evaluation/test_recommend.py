@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from gateway.evaluation.advice.evidence import evidence_of
-from gateway.evaluation.advice.recommend import LEAST_QUESTIONS, Recommendation, choice, judged, recommend
+from gateway.evaluation.advice.recommend import Recommendation, choice, judged, recommend
 from gateway.evaluation.advice.target import Panel, Target
 from gateway.evaluation.run_records import read_run
+from gateway.evaluation.statistics import LEAST_QUESTIONS
 from tests.evaluation.known_truth import ALONE, CONCISE_40, M20, M40, M80, STUDENT, TEACHER, Truth, draws, folder_of
 
 if TYPE_CHECKING:
@@ -66,6 +68,18 @@ def test_what_is_on_the_line_of_the_mixture_is_said_to_pay_no_oftener_than_asked
         own = panel([*ALONE, *on_line], 200, seed)
         paid += any(one.pays is not None and one.pays.shown for one in judged(own, KEEP, 0.8, seed))
     assert paid / RUNS <= 0.2 + SLACK
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(40, "none_pays"), (8, "too_few")])
+def test_a_teacher_that_got_nothing_right_has_nothing_to_keep(tmp_path: Path, n: int, verdict: str) -> None:
+    """Else the cheapest of all would keep 95 % of it."""
+    nothing = [replace(one, accuracy=0.0) for one in (*ALONE, Truth(M40, 0.0, 40, 100))]
+    found = said(tmp_path, nothing, n)
+    assert (found.verdict, found.chosen, found.favourite) == (verdict, None, None)
+    if verdict == "none_pays":
+        assert "got no question right" in found.why
+    best = said(tmp_path / "budget", nothing, n, Target("budget", Decimal("0.01")))
+    assert best.chosen is not None or n < LEAST_QUESTIONS, "what money buys has nothing to do with the teacher"
 
 
 def test_where_guidance_is_clearly_worse_none_pays() -> None:

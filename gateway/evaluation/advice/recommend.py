@@ -15,7 +15,7 @@ import numpy as np
 
 from gateway.evaluation.advice.bounds import Claim, claims
 from gateway.evaluation.advice.target import Panel, percent
-from gateway.evaluation.statistics import Interval, paired_bootstrap
+from gateway.evaluation.statistics import LEAST_QUESTIONS, Interval, paired_bootstrap
 from gateway.pricing import total_usd
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.8
 FOLDS = 5
-LEAST_QUESTIONS = 20
-"""With fewer nothing is claimed."""
 
 Verdict = Literal["guided", "none_pays", "too_few"]
 
@@ -124,7 +122,11 @@ def recommend(
     chosen, favourite = choice(panel, target, standings), choice(panel, target, standings, exact=True)
     enough = len(evidence.questions) >= LEAST_QUESTIONS
     verdict: Verdict = "none_pays"
-    if chosen is not None and panel.guided[chosen]:
+    if target.spares and not panel.correct[:, panel.teacher].any():
+        # Whatever keeps a part of nothing would be the cheapest: no recommendation to anybody.
+        chosen = favourite = None
+        verdict = "none_pays" if enough else "too_few"
+    elif chosen is not None and panel.guided[chosen]:
         verdict = "guided"
     elif not enough or (favourite is not None and panel.guided[favourite]):
         verdict = "too_few"
@@ -219,6 +221,8 @@ def _why(said: Recommendation) -> str:
         return f"no guided setting is shown to reach the target and to pay yet: {_wanting(said)}"
     if not guided:
         return "no guided setting was run: add some to the grid of `gkt-gateway eval run`"
+    if said.target.spares and said.favourite is None and not said.evidence.correct[:, said.evidence.teacher].any():
+        return "none pays: the teacher got no question right, so there is nothing of its accuracy to keep"
     reach = [one for one in guided if one.within.likely]
     if not reach:
         return f"none pays: no guided setting reaches the target, of {len(guided)} that were tried"

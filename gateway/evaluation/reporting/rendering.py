@@ -19,6 +19,7 @@ from gateway.evaluation.reporting.excerpts import flips
 from gateway.evaluation.reporting.figure_parts import Figure, LeftOut
 from gateway.evaluation.reporting.figures import figures
 from gateway.evaluation.reporting.plain_report import as_plain
+from gateway.evaluation.statistics import LEAST_QUESTIONS
 from gateway.version import __version__
 
 if TYPE_CHECKING:
@@ -167,7 +168,9 @@ def _best(group: Group) -> Iterator[str]:
     elif not any(row.summary.mode == "guided" for row in group.comparable):
         yield "No guided setting has answered enough of the questions to say more."
     elif row is None or group.best is None:
-        yield "No guided setting is both cheaper than the teacher and better than the student: none pays."
+        yield "No guided setting is both cheaper than the teacher and better than the student: none pays" + (
+            "." if group.questions >= LEAST_QUESTIONS else ", as far as so few questions tell."
+        )
     else:
         accuracy = group.on_common(row).accuracy
         yield f"Best guided: {row.who} with {w.percent(accuracy)}, {group.best.why}."
