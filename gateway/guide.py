@@ -26,7 +26,7 @@ from gateway.errors import (
     QueueFull,
     TicketUnreadable,
 )
-from gateway.guidance.ending import EndRule, open_to_end
+from gateway.guidance.ending import EndRule, lost_tokens, open_to_end
 from gateway.guidance.keep import GrowingKeep
 from gateway.guidance.projection import added_bytes
 from gateway.ledger.draft import Call, FailedCall
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from gateway.protocol import CompletionRequest
     from gateway.tasks import Tasks
 
-# What a teacher may write between the moment in which it is hung up on and the one in which it notices.
-_MAY_RUN_ON = 4
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
 _BYTES_PER_TOKEN = 4
 
@@ -203,7 +201,7 @@ class Guide:
             read_by(request),
             reply.usage,
             StringIO(reply.text),
-            lost_tokens=_MAY_RUN_ON if reply.usage is None and reply.ends_at is not None else 0,
+            lost_tokens=lost_tokens(reply),
             shared=landing.shared,
             span=reply.span,
         )

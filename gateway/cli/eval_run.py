@@ -49,7 +49,15 @@ def run(
         str | None, typer.Option(help=f"teacher, student, guided. {_LIST} Default: all.", rich_help_panel=_GRID)
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help=f"Lengths of the guidance. {_LIST} Default: 20,40,80.", rich_help_panel=_GRID)
+        str | None,
+        typer.Option(help=f"Lengths of the guidance; auto. {_LIST} Default: 20,40,80.", rich_help_panel=_GRID),
+    ] = None,
+    auto: Annotated[
+        Path | None,
+        typer.Option(
+            help="A YAML file with the rule of --tokens auto, as a policy's guidance.auto. Default: the built-in one.",
+            rich_help_panel=_GRID,
+        ),
     ] = None,
     projection: Annotated[
         str | None,
@@ -126,6 +134,7 @@ def run(
     questions of the same data, are added to what is there.
     """
     from gateway.cli.eval_run_sitting import Sitting, hold
+    from gateway.evaluation.auto_length import read_auto
     from gateway.evaluation.grid import read_grid, settings_of
     from gateway.evaluation.questions.data import Part
     from gateway.evaluation.run_library import RunLibrary
@@ -150,7 +159,9 @@ def run(
     loaded = _loaded(data, part, scorer, exemplars, skip_bad=skip_bad)
     pair = pair_of(config, teacher, student, concurrency, slot_tokens)
     library = RunLibrary.read(_policies(policies, pair), exemplars, loaded.exemplars)
-    settings = [library.noted(setting) for setting in settings_of(asked, library.find)]
+    settings = [library.noted(setting) for setting in settings_of(asked, library.find, read_auto(auto))]
+    if auto is not None and all(setting.auto is None for setting in settings):
+        raise typer.BadParameter("is the rule of --tokens auto, and no setting has that", param_hint="--auto")
     if (most := max(setting.shots for setting in settings)) > len(loaded.exemplars):
         raise StartupError(f"--shots {most}: there are {len(loaded.exemplars)} exemplars. Name more with --exemplars.")
     sitting = Sitting(
@@ -178,7 +189,7 @@ def _given(lists: dict[str, str | None], numbers: dict[str, str | None], single:
     found: dict[str, Any] = {name: text.split(",") for name, text in lists.items() if text is not None}
     for name, text in numbers.items():
         if text is not None:
-            found[name] = [int(part) if part.strip().isdigit() else part for part in text.split(",")]
+            found[name] = [int(part) if part.isdigit() else part for part in map(str.strip, text.split(","))]
     return found | {name: value for name, value in single.items() if value is not None}
 
 

@@ -27,6 +27,7 @@ from gateway.evaluation.pair import ConfiguredPair, LocalPair, facts_of
 from gateway.evaluation.record import Manifest
 from gateway.evaluation.run import StagedRun, Work
 from gateway.evaluation.scoring import Scoring
+from gateway.evaluation.staged import check
 from gateway.local import weights
 from gateway.logs import set_up_logs
 from gateway.units import Origin, Wrong, dereference
@@ -98,6 +99,8 @@ def hold(sitting: Sitting) -> None:
     told = Console(stderr=True, soft_wrap=True)
     if sitting.gateway is not None:
         _check_address(sitting.gateway)
+    elif not sitting.live:
+        check(sitting.settings)
     with RunFolder(sitting.folder) as folder:
         # Questions to whoever sits there, and downloads, come outside of the event loop: Ctrl-C ends them at once.
         if sitting.gateway is None:

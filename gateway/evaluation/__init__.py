@@ -6,6 +6,7 @@ scoring.py         how an answer is held against what is right, by name
   judging.py       ... a model asked; what an answer comes to is read in gateway/scoring/
 judges.py          a judge that is a model
 setting.py         one point of a grid: who answers, with what help
+auto_length.py     ... and the rule by which the length of it is chosen for each question
 grid.py            what is varied, and the settings that come of it
 run_library.py     the projections that it may name: those of policies
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from gateway.evaluation.run import Work
     from gateway.ledger.receipt import Receipt
 
+# A route that chooses the guidance's length may go without for some questions, and then does not tell what it is.
+_TRIES = 8
+
 
 def routes_at(names: Sequence[str], work: Work) -> list[LiveRoute]:
     """Each of these routes with each way of asking; the settings of `work` say the ways, and all have mode student."""
@@ -28,7 +31,8 @@ def routes_at(names: Sequence[str], work: Work) -> list[LiveRoute]:
 async def described(
     routes: Sequence[LiveRoute], caller: Caller, work: Work, manifest: Manifest | None
 ) -> list[dict[str, Any]]:
-    """The routes as a manifest has settings. Those that it does not know are asked the first question, to learn it.
+    """The routes as a manifest has settings. Those that it does not know are asked the first question, to learn it;
+    further ones, where a rule of theirs leaves that one without guidance.
 
     Raises StartupError where a route does not answer.
     """
@@ -37,12 +41,17 @@ async def described(
 
 
 async def _described(route: LiveRoute, caller: Caller, work: Work) -> dict[str, Any]:
-    try:
-        heard = await caller.ask(body_of(route, work.questions[0], work))
-    except EngineError as error:
-        raise StartupError(f"--route {route.model}: {error.message}") from error
-    plain = route.setting.as_dict() | {"name": route.name, "route": route.model}
-    return plain | _what_it_does(heard.answered.receipt)
+    for question in work.questions[:_TRIES]:
+        try:
+            receipt = (await caller.ask(body_of(route, question, work))).answered.receipt
+        except EngineError as error:
+            raise StartupError(f"--route {route.model}: {error.message}") from error
+        if receipt.guidance is not None or receipt.length is None:
+            return route.setting.as_dict() | {"name": route.name, "route": route.model} | _what_it_does(receipt)
+    raise StartupError(
+        f"--route {route.model}: its rule for the guidance's length leaves the first questions without any, so its "
+        "guidance is not known. Begin with others: --offset, or --sample."
+    )
 
 
 def _what_it_does(receipt: Receipt) -> dict[str, Any]:
@@ -50,7 +59,7 @@ def _what_it_does(receipt: Receipt) -> dict[str, Any]:
         return {"mode": receipt.mode}
     return {
         "mode": "guided",
-        "tokens": receipt.guidance.tokens,
+        "tokens": receipt.guidance.tokens if receipt.length is None else "auto",
         "projection": receipt.guidance.projection,
         "placement": receipt.guidance.placement,
         "boundary": "word",

@@ -42,7 +42,8 @@ async def scored_example(
     except (Unscored, EngineError) as failed:
         verdict, error = Verdict(0.0), failed.label
     receipt = answered.receipt
-    teacher, student = receipt.teacher, receipt.student
+    teacher = receipt.teacher
+    student = [share for share in (receipt.student, receipt.probe) if share is not None]
     return Example(
         setting=setting,
         question=question.id,
@@ -57,14 +58,16 @@ async def scored_example(
         kept_tokens=_kept(receipt),
         teacher_input_tokens=0 if teacher is None else teacher.input_tokens,
         teacher_output_tokens=0 if teacher is None else teacher.output_tokens,
-        student_input_tokens=0 if student is None else student.input_tokens,
-        student_output_tokens=0 if student is None else student.output_tokens,
+        student_input_tokens=sum(share.input_tokens for share in student),
+        student_output_tokens=sum(share.output_tokens for share in student),
         cost_usd=receipt.cost_usd,
         teacher_usd=_NOTHING if teacher is None else teacher.cost_usd,
         baseline_usd=receipt.baseline_usd,
         teacher_s=answered.teacher_s,
         student_s=answered.student_s,
         total_s=total_s,
+        length=receipt.length,
+        chosen_tokens=_chosen(receipt),
         error=error,
     )
 
@@ -89,3 +92,10 @@ def _kept(receipt: Receipt) -> int:
     if receipt.guidance is not None:
         return receipt.guidance.kept_tokens
     return receipt.teacher.output_tokens if receipt.mode == "teacher" and receipt.teacher is not None else 0
+
+
+def _chosen(receipt: Receipt) -> int | None:
+    """m, where it was chosen for this question."""
+    if receipt.length is None:
+        return None
+    return 0 if receipt.guidance is None else receipt.guidance.tokens

@@ -92,7 +92,7 @@ class RunFolder:
             differs.append(f"it had {was.questions} questions, and has {wanted.questions}: raise --limit")
         elif digest(questions[: was.questions]) != was.data_sha256:
             differs.append("the questions, their order or their answers are others")
-        differs += [f"what '{name}' shows the models is other" for name in _shown_otherwise(was, wanted)]
+        differs += [f"{what} is other" for what in _shown_otherwise(was, wanted)]
         if was.prices != wanted.prices and self._others(wanted):
             differs.append("prices are others, and not every setting of the folder is asked for again")
         if differs:
@@ -183,7 +183,10 @@ def digest(questions: Iterable[Question]) -> str:
 
 
 def shown(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
-    """A hash of what models are shown beside the question: exemplars, the words of the projection, and what is kept."""
+    """A hash of what models are shown beside the question: exemplars, the words of the projection, and what is kept.
+
+    A rule that chooses m is in it as well.
+    """
     projection = setting.projection
     asked: tuple[object, ...] = ()
     if setting.mode == "guided":
@@ -196,12 +199,17 @@ def shown(setting: Setting, exemplars: Sequence[Exemplar]) -> str:
         )
         # Folders of a time when projections had no more are read still.
         asked += more if any(one is not None for one in more) else ()
+        asked += setting.auto.facts if setting.auto is not None else ()
     return hashlib.blake2b(orjson.dumps((exemplars[: setting.shots], asked)), digest_size=8).hexdigest()
 
 
 def _shown_otherwise(was: Manifest, wanted: Manifest) -> list[str]:
     before = {setting["name"]: setting.get("shown") for setting in was.settings}
-    return [one["name"] for one in wanted.settings if before.get(one["name"], one.get("shown")) != one.get("shown")]
+    other = [one for one in wanted.settings if before.get(one["name"], one.get("shown")) != one.get("shown")]
+    return [
+        f"what '{one['name']}' shows the models{', or how it chooses m,' if one.get('tokens') == 'auto' else ''}"
+        for one in other
+    ]
 
 
 def _path(manifest: Manifest) -> str:

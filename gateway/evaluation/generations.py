@@ -11,6 +11,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -20,7 +21,7 @@ from gateway.engines.chat import read_usage
 from gateway.engines.stops import before_stop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
     from pathlib import Path
 
     from gateway.continuation import Prefill
@@ -64,19 +65,33 @@ class Written:
         text, met = before_stop(self._begin(tokens), stop)
         return OpeningReply(text, "stop" if met else "length", self._usage(min(tokens, self.output_tokens)))
 
+    def told(self, tokens: int) -> Iterator[str]:
+        """The pieces of so many tokens, as they were told of while it wrote; none where it was told of at its end."""
+        # A text in one piece is a whole reply, unless there is no more of it than that.
+        if len(self.pieces) > 1 or self.output_tokens <= 2:  # with the one that ends an answer
+            yield from self._first_pieces(tokens)
+
+    def seconds_until(self, chars: int) -> float:
+        """How long it took until so much of the text was there."""
+        ends = accumulate(map(len, self.pieces))
+        return next((ms / 1000 for end, ms in zip(ends, self.at_ms, strict=True) if end >= chars), self.seconds)
+
     def seconds_to(self, tokens: int) -> float:
         """How long its first tokens took."""
         place = math.ceil(self._place(tokens))
         return self.seconds if place >= len(self.at_ms) else self.at_ms[max(1, place) - 1] / 1000
 
     def _begin(self, tokens: int) -> str:
+        return "".join(self._first_pieces(tokens))
+
+    def _first_pieces(self, tokens: int) -> Iterator[str]:
+        """Those of so many tokens; of the last one the part that is of them."""
         place = self._place(tokens)
         whole = int(place)
-        begin = "".join(self.pieces[:whole])
-        if whole == place or whole >= len(self.pieces):
-            return begin
-        piece = self.pieces[whole]
-        return begin + piece[: round(len(piece) * (place - whole))]
+        yield from self.pieces[:whole]
+        if whole < min(place, len(self.pieces)):
+            piece = self.pieces[whole]
+            yield piece[: round(len(piece) * (place - whole))]
 
     def _place(self, tokens: int) -> float:
         """How many of the pieces so many tokens are. One token more than pieces is that which ended the answer."""
@@ -200,7 +215,11 @@ class Recorded:
     async def opening(
         self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
     ) -> OpeningReply:
+        """As an engine's: `tell` hears the pieces as they were heard when it wrote, at once."""
         written = await self.written(request)
+        if tell is not None:
+            for piece in written.told(request.max_tokens):
+                tell(piece)
         reply = written.first(request.max_tokens, tuple(request.stop))
         assert reply is not None, "it was asked for as much"
         return reply

@@ -1,6 +1,6 @@
 """The grid of an evaluation: what is varied, as options or a YAML file say it, and the settings that come of it.
 
-tokens: [20, 40, 80]          every combination of the lists is one setting
+tokens: [20, 40, auto]        every combination of the lists is one setting
 form: [chat, completion]
 grids:                        several grids in one run; what one does not say, it has from above
   - {form: completion, shots: 8}
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.errors import ConfigError, StartupError
+from gateway.evaluation.auto_length import AutoLength, read_auto
 from gateway.evaluation.setting import Form, Mode, Setting
-from gateway.policy.schema import MAX_GUIDANCE_TOKENS, Boundary, Placement
+from gateway.policy.length_rules import Tokens
+from gateway.policy.schema import Boundary, Placement
 from gateway.units import Name, Number, Whole, Wrong
 from gateway.yaml_source import Shape, Source, read
 
@@ -45,8 +47,8 @@ class Grid(Shape):
 
     mode: Several[Mode] = ("teacher", "student", "guided")
     """Who answers."""
-    tokens: Several[Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)]] = (20, 40, 80)
-    """m, of guided settings."""
+    tokens: Several[Tokens] = (20, 40, 80)
+    """m, of guided settings; auto: a rule chooses it for each question."""
     projection: Several[Name] = ("cutoff",)
     """How the teacher is asked, of guided settings."""
     placement: Several[Placement] | None = None
@@ -109,18 +111,22 @@ def read_grid(file: Path | None, options: Mapping[str, Any]) -> GridFile:
     return grid
 
 
-def settings_of(grid: GridFile, projection: Callable[[str], Projection]) -> list[Setting]:
+def settings_of(
+    grid: GridFile, projection: Callable[[str], Projection], auto: AutoLength | None = None
+) -> list[Setting]:
     """Every setting of the grid, none twice; teachers come first, since the guidance may be cut from what they wrote.
 
     Args:
         projection: finds one by its name; raises StartupError where there is none.
+        auto: how m is chosen where the grid says `auto`; None: by the built-in rule.
     """
-    found = [setting for one in grid.each for setting in _settings(one, projection)]
+    auto = auto or read_auto(None)
+    found = [setting for one in grid.each for setting in _settings(one, projection, auto)]
     order = {"teacher": 0, "student": 1, "guided": 2}
     return sorted(dict.fromkeys(found), key=lambda setting: order[setting.mode])
 
 
-def _settings(grid: Grid, projection: Callable[[str], Projection]) -> Iterator[Setting]:
+def _settings(grid: Grid, projection: Callable[[str], Projection], auto: AutoLength) -> Iterator[Setting]:
     drawn: Iterable[int | None] = range(grid.seed, grid.seed + grid.samples) if grid.temperature else (None,)
     for form, shots, max_tokens, seed in product(grid.form, grid.shots, grid.max_tokens, drawn):
         common = Setting(
@@ -134,21 +140,20 @@ def _settings(grid: Grid, projection: Callable[[str], Projection]) -> Iterator[S
         )
         for mode in grid.mode:
             if mode == "guided":
-                yield from _guided(grid, common, [projection(name) for name in grid.projection])
+                yield from _guided(grid, common, [projection(name) for name in grid.projection], auto)
             else:
                 yield replace(common, mode=mode)
 
 
-def _guided(grid: Grid, common: Setting, projections: Sequence[Projection]) -> Iterator[Setting]:
-    if (longest := max(grid.tokens)) > common.max_tokens:
+def _guided(grid: Grid, common: Setting, projections: Sequence[Projection], auto: AutoLength) -> Iterator[Setting]:
+    if (longest := max((m for m in grid.tokens if m != "auto"), default=0)) > common.max_tokens:
         raise StartupError(
             f"tokens {longest} is more than max_tokens {common.max_tokens}: guidance is a part of the answer. "
             "Take fewer tokens, or a larger max_tokens."
         )
-    for projection, boundary, tokens in product(projections, grid.boundary, grid.tokens):
+    for projection, boundary, m in product(projections, grid.boundary, grid.tokens):
         if projection.exemplars and common.form == "completion":
             continue  # a raw prompt has no turns: it would be cutoff under another name
         for placement in grid.placement or (projection.default_placement,):
-            yield replace(
-                common, mode="guided", tokens=tokens, projection=projection, placement=placement, boundary=boundary
-            )
+            guided = replace(common, mode="guided", projection=projection, placement=placement, boundary=boundary)
+            yield replace(guided, auto=auto) if m == "auto" else replace(guided, tokens=m)

@@ -197,7 +197,7 @@ def _told(route: LiveRoute) -> dict[str, Any]:
         "student": STUDENT,
         "baseline": TEACHER,
         "guidance": {
-            "tokens": route.setting.tokens or 1,
+            **route.setting.length,
             "placement": route.setting.placement,
             "boundary": route.setting.boundary,
             "stream": False,  # the guidance comes in one piece

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from gateway.ledger.receipt import LengthFacts
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
@@ -45,7 +47,9 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         mode: what happened, in the receipt's words: guided, teacher_complete, student, teacher.
         text: the answer as a caller gets it.
         opening: the guidance as it was kept, and `opening_score` what it scores alone (paper, Table 2).
-        *_tokens: as the engines counted, failed calls left out; `kept_tokens` of the teacher's are in the answer.
+        *_tokens: as the engines counted, failed calls left out; `kept_tokens` of the teacher's are in the answer. The
+            student's are with those of a probe.
+        length: where m is chosen for each question, why so many were; and `chosen_tokens` how many, 0 for none.
         cost_usd: of the answer; `teacher_usd` of it the teacher's part.
         baseline_usd: the teacher alone, on this prompt and this answer.
         teacher_s, student_s: how long either wrote, beside others; total_s: as a caller saw it, in a live run.
@@ -73,6 +77,8 @@ class Example(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     teacher_s: float | None = None
     student_s: float | None = None
     total_s: float | None = None
+    length: LengthFacts | None = None
+    chosen_tokens: int | None = None
     error: str | None = None
 
     @property

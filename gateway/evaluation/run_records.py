@@ -61,7 +61,7 @@ class _Student(_Asked, tag_field="mode", tag="student"): ...
 
 
 class _Guided(_Asked, tag_field="mode", tag="guided"):
-    tokens: int
+    tokens: int | Literal["auto"]
     projection: str
     placement: str
     boundary: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
@@ -15,6 +15,7 @@ from gateway.protocol import parse_chat, parse_text_completion
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from gateway.evaluation.auto_length import AutoLength
     from gateway.evaluation.question import Question
     from gateway.policy.projections import Exemplar, Projection
     from gateway.policy.resolve import Look, Plan
@@ -39,7 +40,8 @@ class Setting:
         shots: how many exemplars the caller's prompt shows, to both models; in a chat as earlier turns.
         max_tokens: the limit on the answer, guidance included.
         temperature, top_p, seed: the caller's sampling.
-        tokens: m, the length of the guidance; 0 unless guided.
+        tokens: m, the length of the guidance; 0 unless guided, or where `auto` chooses it.
+        auto: how m is chosen for each question; None: it is `tokens`.
         projection, placement, boundary: as a policy's.
         exemplars_file: whose exemplars the projection shows, where they are not its own.
         policies: the folder with the projection's file, where it is none of those shipped.
@@ -53,11 +55,17 @@ class Setting:
     top_p: float | None = None
     seed: int | None = None
     tokens: int = 0
+    auto: AutoLength | None = field(default=None, hash=False)
     projection: Projection = CUTOFF
     placement: Placement = "prefix"
     boundary: Boundary = "word"
     exemplars_file: str | None = None
     policies: str | None = None
+
+    @property
+    def m(self) -> int | Literal["auto"]:
+        """The length of the guidance, as policies say it."""
+        return self.tokens if self.auto is None else "auto"
 
     @property
     def name(self) -> str:
@@ -70,7 +78,7 @@ class Setting:
         if self.mode != "guided":
             return said
         cut = "" if self.boundary == "word" else f", cut at a {self.boundary}"
-        return f"{said}, {self.projection.name}, {self.placement}, m={self.tokens}{cut}"
+        return f"{said}, {self.projection.name}, {self.placement}, m={self.m}{cut}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for files."""
@@ -86,18 +94,26 @@ class Setting:
         }
         if self.mode == "guided":
             plain |= {
-                "tokens": self.tokens,
+                "tokens": self.m,
                 "projection": self.projection.name,
                 "placement": self.placement,
                 "boundary": self.boundary,
             }
+            if self.auto is not None:
+                plain |= {"auto": dict(self.auto.said)}
+                plain |= {} if self.auto.file is None else {"auto_file": self.auto.file}
             plain |= {} if self.exemplars_file is None else {"exemplars": self.exemplars_file}
             plain |= {} if self.policies is None else {"policies": self.policies}
         return plain
 
     def of_tokens(self, tokens: int) -> Setting:
         """The same with guidance of another length."""
-        return replace(self, tokens=tokens)
+        return replace(self, tokens=tokens, auto=None)
+
+    @property
+    def length(self) -> dict[str, Any]:
+        """What a policy says of the guidance's length."""
+        return {"tokens": self.tokens or 1} if self.auto is None else {"tokens": "auto", "auto": self.auto.rule}
 
     def asked(self, question: Question, exemplars: Sequence[Exemplar]) -> CompletionRequest:
         """The caller's request. Raises InvalidRequest where a question is empty."""
@@ -125,7 +141,7 @@ class Setting:
                 "student": student,
                 "baseline": teacher,
                 "guidance": {
-                    "tokens": self.tokens or 1,
+                    **self.length,
                     "placement": self.placement,
                     "boundary": self.boundary,
                 },

@@ -12,15 +12,18 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation
+from gateway.errors import StartupError
+from gateway.guidance.ending import EndRule, lost_tokens, open_to_end
 from gateway.ledger.draft import Call, Draft
 from gateway.opening import UNGUIDED, Opening, opened, opening_request, read_by
+from gateway.policy.length import longest
 from gateway.policy.projections import CUTOFF
 from gateway.policy.resolve import Look
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from gateway.engines.base import OpeningRequest
+    from gateway.engines.base import OpeningReply, OpeningRequest
     from gateway.evaluation.generations import Recorded
     from gateway.evaluation.question import Question
     from gateway.evaluation.setting import Setting
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.ledger.baseline import Encoding
     from gateway.ledger.receipt import Receipt
     from gateway.policy.projections import Exemplar
+    from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.pricing import Price
     from gateway.protocol import CompletionRequest
 
@@ -62,14 +66,31 @@ class Money:
 
 
 def to_teacher(setting: Setting, question: Question, exemplars: Sequence[Exemplar]) -> OpeningRequest | None:
-    """What the first stage asks the teacher; None where the setting has no teacher.
+    """What the first stage asks the teacher; None where the setting has no teacher, or its rule leaves it out here.
 
-    The teacher alone is asked as for guidance by cutoff, of the answer's whole length.
+    The teacher alone is asked as for guidance by cutoff, of the answer's whole length. Where a rule chooses m for each
+    question, the teacher is asked for as much as the rule may ever choose: what it wrote serves another rule too.
     """
     if setting.mode == "student":
         return None
     asked = setting.asked(question, exemplars)
-    return _request(setting, asked)
+    if setting.auto is None:
+        return _request(setting, asked)
+    guidance = _plan(setting, asked).guidance
+    if guidance is None:
+        return None
+    most = longest(setting.auto.rule, setting.max_tokens) + guidance.projection.skip_tokens
+    return replace(opening_request(guidance, asked), max_tokens=most)
+
+
+def check(settings: Iterable[Setting]) -> None:
+    """Raises StartupError where a setting cannot be answered in two stages."""
+    for setting in settings:
+        if setting.auto is not None and setting.auto.rule.probe is not None:
+            raise StartupError(
+                f"{setting.name}: its rule has a probe, which asks the student before the teacher, and in two stages "
+                "the student is asked after it. Run it with --live, or leave the probe out."
+            )
 
 
 async def answer(
@@ -100,12 +121,11 @@ async def answer(
     else:
         if plan.guidance is not None:
             request = opening_request(plan.guidance, asked)
-            written = await teacher.written(request)
-            reply = written.first(request.max_tokens, tuple(request.stop))
-            assert reply is not None, "written() returns as much as was asked for"
-            teacher_s = written.seconds_to(request.max_tokens)
+            reply, teacher_s = await _opening(plan, plan.guidance, request, teacher)
             draft.asked = draft.granted = draft.guided = started
-            draft.teacher = Call(TEACHER, read_by(request), reply.usage, StringIO(reply.text))
+            draft.teacher = Call(
+                TEACHER, read_by(request), reply.usage, StringIO(reply.text), lost_tokens=lost_tokens(reply)
+            )
             found = opened(plan, plan.guidance, asked, draft, reply)
             if isinstance(found, Opening):
                 opening = found
@@ -124,11 +144,21 @@ async def answer(
     return Answered(text, opening.text, receipt, teacher_s, student_s)
 
 
+async def _opening(
+    plan: Plan, guidance: GuidancePlan, request: OpeningRequest, teacher: Recorded
+) -> tuple[OpeningReply, float]:
+    """What the teacher would have written, with how long it took: its call ends where the gateway would end it."""
+    written = await teacher.written(request)
+    reply = await open_to_end(teacher, request, "", EndRule.of(plan, guidance), None)
+    hung_up = reply.usage is None and reply.ends_at is not None
+    return reply, written.seconds_until(len(reply.text)) if hung_up else written.seconds_to(request.max_tokens)
+
+
 def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
     alone = setting.mode == "teacher"
     # A policy limits guidance, and no answer: what the teacher alone may write is said below.
     guided = replace(setting, mode="guided", tokens=1, projection=CUTOFF, placement="prefix") if alone else setting
-    plan = guided.plan(asked, _any_student, TEACHER, STUDENT)
+    plan = _plan(guided, asked)
     assert plan.guidance is not None, "a plain chat can be guided"
     request = opening_request(plan.guidance, asked)
     if not alone:
@@ -141,6 +171,10 @@ def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
         top_p=setting.top_p,
         seed=setting.seed,
     )
+
+
+def _plan(setting: Setting, asked: CompletionRequest) -> Plan:
+    return setting.plan(asked, _any_student, TEACHER, STUDENT)
 
 
 def _any_student(engine: str) -> Look:

@@ -37,6 +37,7 @@ class Summary:
         teacher_timed, student_timed: how many have them.
         modes, errors, unguided: what happened how often, by the words of receipts.
         cut: answers that ended at their limit.
+        lengths: where m was chosen for each question: by what, and how many tokens (0: none), how often.
     """
 
     setting: Mapping[str, Any]
@@ -61,6 +62,7 @@ class Summary:
     errors: Mapping[str, int]
     unguided: Mapping[str, int]
     cut: int
+    lengths: Mapping[tuple[str, int], int]
 
     @property
     def name(self) -> str:
@@ -149,6 +151,7 @@ def summarised(setting: Mapping[str, Any], examples: Sequence[Example]) -> Summa
         errors=Counter(one.error for one in examples if one.error is not None),
         unguided=Counter(one.unguided for one in examples if one.unguided is not None),
         cut=sum(one.finish == "length" for one in examples),
+        lengths=Counter(chosen for one in examples if (chosen := _chosen(one)) is not None),
     )
 
 
@@ -164,6 +167,14 @@ def summaries(settings: Sequence[Mapping[str, Any]], examples: Collection[Exampl
 def reference(of: Summary, mode: Mode, among: Sequence[Summary]) -> Summary | None:
     """The teacher or the student alone that was asked the same as `of`; None where there is none."""
     return next((one for one in among if one.mode == mode and one.asked == of.asked), None)
+
+
+def _chosen(one: Example) -> tuple[str, int] | None:
+    """By what, and how many tokens."""
+    if one.length is None or one.chosen_tokens is None:
+        return None
+    named = one.length.rule or one.length.model
+    return f"{one.length.by} {named}" if named else one.length.by, one.chosen_tokens
 
 
 def _mean(found: Sequence[float | None]) -> float | None:

@@ -132,3 +132,8 @@ def _fitted(rule: AutoRule, chosen: Choice, max_tokens: int | None) -> Choice:
     if tokens < rule.min:
         return replace(chosen, tokens=0, unguided=TOO_SHORT)
     return replace(chosen, tokens=tokens)
+
+
+def longest(rule: AutoRule, max_tokens: int) -> int:
+    """More tokens than these the rule chooses for no request with this limit on its answer."""
+    return min(rule.max, max_tokens // _SHARE_OF_ANSWER)

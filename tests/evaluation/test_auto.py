@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import orjson
 import pytest
 
 from gateway.errors import StartupError
 from gateway.evaluation.advice.auto import by_probe, by_rules, families, fixed, would_give
+from gateway.evaluation.auto_length import read_auto
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, LengthRule
 from gateway.protocol import parse_chat
@@ -81,3 +84,12 @@ def test_what_a_run_notes_of_a_setting_beside_its_guidance_parts_no_family() -> 
     (family,) = families(msgspec.structs.replace(noted, settings=settings), examples(asked, told=True), asked)
     assert family.lengths == (0, 20, 40, 80)
     assert "theirs" not in family.name
+
+
+def test_a_setting_that_chooses_its_length_is_of_no_family() -> None:
+    noted = manifest(8)
+    chosen = replace(GUIDED, tokens=0, auto=read_auto(None)).as_dict()
+    asked = questions(8)
+    more = msgspec.structs.replace(noted, settings=[*noted.settings, chosen])
+    (family,) = families(more, examples(asked, told=True), asked)
+    assert family.lengths == (0, 20, 40, 80)

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from gateway.errors import StartupError
+from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.example import failed_example
 from gateway.evaluation.folder import RunFolder, shown
 from gateway.evaluation.pair import ConfiguredPair
@@ -91,6 +92,22 @@ def test_other_exemplars_under_an_old_name_are_refused(tmp_path: Path) -> None:
         changed = replace(primed, projection=replace(primed.projection, exemplars=EXEMPLARS[:1]))
         with pytest.raises(StartupError, match="primed, prefix, m=8' shows the models is other"):
             folder.begin(told((changed,), EXEMPLARS), QUESTIONS)
+
+
+def test_another_rule_for_the_length_under_an_old_name_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rule.yaml"
+
+    def told() -> Manifest:
+        setting = replace(GUIDED, tokens=0, auto=read_auto(file))
+        return msgspec.structs.replace(WAS, settings=[setting.as_dict() | {"shown": shown(setting, EXEMPLARS)}])
+
+    file.write_text("max: 60\n")
+    with RunFolder(tmp_path / "run") as folder:
+        folder.begin(told(), QUESTIONS)
+        folder.begin(told(), QUESTIONS)
+        file.write_text("max: 61\n")
+        with pytest.raises(StartupError, match="m=auto' shows the models, or how it chooses m, is other"):
+            folder.begin(told(), QUESTIONS)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

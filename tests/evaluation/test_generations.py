@@ -49,6 +49,19 @@ def test_an_end_shows_only_where_the_limit_leaves_room_for_it(limit: int, text: 
     assert (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_input_tokens) == (20, written, 3)
 
 
+def test_its_pieces_are_told_again_as_they_were_written() -> None:
+    assert list(ENDED.told(3)) == ["The", " answer", " is"]
+    assert list(ENDED.told(40)) == list(ENDED.pieces)
+    assert ENDED.seconds_until(len("The answer is")) == 0.3
+    assert ENDED.seconds_until(len("The answer is 5")) == 0.4
+
+
+def test_nothing_is_told_of_a_text_that_came_whole() -> None:
+    """Else its end would be looked for as if it were one token."""
+    whole = replace(ENDED, pieces=(ENDED.text,), at_ms=(700,))
+    assert list(whole.told(3)) == []
+
+
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi! Answer with one word: yes or no?"}]}
 RAW: dict[str, Any] = {"prompt": "Q: What comes after 1, 2?\nA: 3\n\nQ: What comes after 4, 5?\nA:", "stop": ("\nQ:",)}
 

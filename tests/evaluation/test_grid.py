@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import ConfigError, StartupError
+from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.grid import read_grid, settings_of
 from gateway.policy.library import Library
 from gateway.policy.projections import CUTOFF, PROJECTIONS
@@ -39,6 +40,22 @@ def test_every_combination_is_a_setting_and_none_comes_twice() -> None:
 def test_exemplars_for_the_teacher_alone_have_no_place_in_a_raw_prompt() -> None:
     options = {"projection": ["cutoff", "primed"], "form": ["completion"], "mode": ["guided"], "tokens": [20]}
     assert [one.projection.name for one in settings_of(read_grid(None, options), FIND)] == ["cutoff"]
+
+
+def test_auto_is_a_length_beside_the_fixed_ones(tmp_path: Path) -> None:
+    """By the built-in rule, or by a rule that the run was given; and only numbers may be more than the answer."""
+    file = tmp_path / "grid.yaml"
+    file.write_text("mode: guided\ntokens: [20, auto, auto]\nmax_tokens: 30\n")
+    fixed, chosen = settings_of(read_grid(file, {}), FIND)
+    assert (fixed.tokens, fixed.auto) == (20, None)
+    assert chosen.name == "guided, chat, 30 tokens, cutoff, prefix, m=auto"
+    assert chosen.auto is not None
+    assert chosen.auto.rule.max == 80
+    rule = tmp_path / "rule.yaml"
+    rule.write_text("max: 50\n")
+    (given,) = settings_of(read_grid(file, {"tokens": ["auto"]}), FIND, read_auto(rule))
+    assert given.auto is not None
+    assert (given.auto.rule.max, given.as_dict()["tokens"], given.as_dict()["auto_file"]) == (50, "auto", str(rule))
 
 
 def test_samples_have_a_seed_each_and_need_a_temperature() -> None:

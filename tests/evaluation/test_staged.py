@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from gateway.errors import StartupError
+from gateway.evaluation.auto_length import AutoLength
+from gateway.evaluation.question import Question
 from gateway.evaluation.setting import Setting
-from gateway.evaluation.staged import to_teacher
+from gateway.evaluation.staged import check, to_teacher
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
+from gateway.policy.length_rules import AutoRule, ProbeRule
 from gateway.policy.projections import CUTOFF, Skip
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS
 from tests.evaluation.run_world import EXEMPLARS, QUESTIONS
@@ -51,3 +57,27 @@ def test_what_a_projection_may_drop_is_asked_for_beyond_the_length() -> None:
 
 def test_a_student_alone_needs_no_teacher() -> None:
     assert to_teacher(Setting(mode="student"), QUESTION, ()) is None
+
+
+def auto(rule: AutoRule, **more: int) -> Setting:
+    return Setting(mode="guided", auto=AutoLength(rule, {}), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("max_tokens", "asked"), [(300, 80), (100, 50)])
+def test_a_teacher_is_asked_for_the_most_that_a_rule_may_choose(max_tokens: int, asked: int) -> None:
+    """Whatever it chooses for this question: 60 as a rule, and never more than half of an answer."""
+    request = to_teacher(auto(AutoRule(), max_tokens=max_tokens), QUESTION, ())
+    assert request is not None
+    assert request.max_tokens == asked
+
+
+def test_a_question_that_a_rule_leaves_to_the_student_asks_no_teacher() -> None:
+    greeting = Question("hello", "Hello there!", "x", "exact")
+    assert to_teacher(auto(AutoRule()), greeting, ()) is None
+    assert to_teacher(auto(AutoRule(), max_tokens=12), QUESTION, ()) is None, "half of it is too little"
+
+
+def test_a_probe_is_for_a_live_run() -> None:
+    check([Setting(mode="student"), auto(AutoRule())])
+    with pytest.raises(StartupError, match=r"m=auto: its rule has a probe.*--live"):
+        check([auto(AutoRule(probe=ProbeRule()))])

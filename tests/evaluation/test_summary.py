@@ -30,6 +30,20 @@ def one(question: str, **fields: Any) -> Example:
     return msgspec.convert(facts | fields, Example)
 
 
+def test_lengths_that_were_chosen_are_counted_by_what_chose_them() -> None:
+    maths = {"by": "rule", "prompt": "maths", "rule": "maths"}
+    found = summarised(
+        GUIDED.as_dict(),
+        [
+            one("a", length=maths, chosen_tokens=60),
+            one("b", length=maths, chosen_tokens=60),
+            one("c", length={"by": "default", "prompt": "other"}, chosen_tokens=40),
+            one("d", error="engine_timeout"),
+        ],
+    )
+    assert found.lengths == {("rule maths", 60): 2, ("default", 40): 1}
+
+
 def test_a_summary_adds_up_its_examples() -> None:
     found = summarised(
         GUIDED.as_dict(),

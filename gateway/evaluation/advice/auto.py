@@ -118,7 +118,7 @@ def _kin(settings: Sequence[dict[str, Any]]) -> Iterable[tuple[dict[str, Any], d
     for one in settings:
         shared = {name: value for name, value in one.items() if name not in _OF_LENGTH}
         alone = next((student["name"] for student in students if asked_alike(student) == asked_alike(one)), None)
-        if one["mode"] == "guided" and alone is not None:
+        if one["mode"] == "guided" and one["tokens"] != "auto" and alone is not None:
             _, named = kin.setdefault(_key(one), (shared, {0: alone}))
             named[one["tokens"]] = one["name"]
     return [one for one in kin.values() if len(one[1]) >= _FEWEST_LENGTHS]

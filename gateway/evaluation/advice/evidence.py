@@ -141,11 +141,15 @@ def evidence_of(run: RunRecords, asked: str | None = None, prices: Mapping[str, 
 def together(several: Sequence[Evidence]) -> Evidence:
     """All questions as one set: the settings that each of them has. Raises StartupError where they share none."""
     by_name = [{one.name: one for one in evidence.candidates} for evidence in several]
-    names = [one.name for one in several[0].candidates if all(one.name in found for found in by_name)]
-    dropped = sorted({name for found in by_name for name in found} - set(names))
+    shared = [one for one in several[0].candidates if all(one.name in found for found in by_name)]
+    dropped = sorted({name for found in by_name for name in found} - {one.name for one in shared})
+    alike = [one for one in shared if len({repr(found[one.name].setting.get("auto")) for found in by_name}) == 1]
+    names = [one.name for one in alike]
     notes = [note for evidence in several for note in evidence.notes]
     if dropped:
         notes.append(f"not in every folder, and left out: {'; '.join(dropped)}")
+    if otherwise := [one.name for one in shared if one not in alike]:
+        notes.append(f"chosen by another rule in each folder, and left out: {'; '.join(otherwise)}")
     candidates = [
         Candidate(
             by_name[0][name].setting,

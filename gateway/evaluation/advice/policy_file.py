@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # What of a setting the caller decides, the route says itself, or tells where it was measured. All else is the
 # guidance's, by a policy's own names.
 _CALLERS = {"form", "shots", "max_tokens", "temperature", "top_p", "seed"}
-_NOT_GUIDANCE = _CALLERS | {"name", "mode", "shown", "policies", "route"}
+_NOT_GUIDANCE = _CALLERS | {"name", "mode", "shown", "policies", "auto_file", "route"}
 _WIDTH = 108
 # A gateway waits so long for guidance unless its policy says otherwise.
 _DEADLINE_S = 2.0
@@ -123,6 +123,11 @@ def cautions(said: Recommendation) -> Iterator[str]:
             f"{_DEADLINE_S:g} s unless guidance.deadline says otherwise."
         )
     name = said.setting.setting["projection"]
+    if "route" in said.setting.setting and said.setting.setting["tokens"] == "auto":
+        yield (
+            "The gateway that was asked chooses the guidance's length by a rule of its own, which no receipt tells: "
+            "put its guidance.auto here."
+        )
     if "route" in said.setting.setting and (name not in PROJECTIONS or PROJECTIONS[name].exemplars):
         yield (
             f"Projection {name} does this with the files of the gateway that was asked: put its own, or that of its "
@@ -191,6 +196,8 @@ def _guidance(setting: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return CommentedMap({key: _plain(one) for key, one in value.items()})
+    if isinstance(value, list):
+        return CommentedSeq(map(_plain, value))
     return value
 
 
@@ -208,6 +215,10 @@ def _printable(text: str) -> str:
 def _checked(text: str) -> None:
     source, mistakes = parse(text.encode(), "the policy")
     if source is not None and not mistakes:
+        for route in source.data["routes"]:
+            # Its file was read when it was measured, and is written beside the policy only now.
+            if isinstance(auto := route.get("guidance", {}).get("auto"), dict):
+                auto.pop("model", None)
         mistakes = source.check(TenantPolicy)[1]
     if mistakes:
         raise StartupError("a policy cannot say this: " + "; ".join(f"{one.field}: {one.message}" for one in mistakes))

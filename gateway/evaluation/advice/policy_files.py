@@ -63,7 +63,10 @@ def write_beside(files: Mapping[Path, bytes]) -> None:
 
 
 def _needed(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Each file that the setting's projection reads, with its path from a policies folder."""
+    """Each file that the setting reads, with its path from a policies folder."""
+    auto, auto_file = setting.get("auto"), setting.get("auto_file")
+    if auto is not None and auto_file is not None and (model := auto.get("model")) is not None:
+        yield Path(auto_file).parent / model, model
     own = setting.get("exemplars")
     if own is not None and Path(own).is_absolute():
         yield Path(own), exemplars_beside(own)

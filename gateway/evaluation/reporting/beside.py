@@ -34,7 +34,8 @@ def beside(section: Section) -> Beside | None:
     data = published.data_set(section.run.manifest.data)
     if data is None:
         return None
-    lengths = {row.summary.setting["tokens"] for row in section.rows if row.summary.mode == "guided"}
+    guided = [row.summary.setting for row in section.rows if row.summary.mode == "guided"]
+    lengths = {setting["tokens"] for setting in guided if setting["tokens"] != "auto"}
     measured = [cells for group in section.groups for row in group.guided for cells in [_measured(section, group, row)]]
     pairs = Table(
         "Pairs",

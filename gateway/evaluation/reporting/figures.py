@@ -127,7 +127,10 @@ def frontier(group: Group, name: str, title: str) -> Figure | LeftOut:
 
 def by_guidance(group: Group, name: str, title: str) -> Figure | LeftOut:
     """Accuracy against m, a line for each kind of guidance; student and teacher as levels."""
-    guided = [row for row in group.comparable if row.summary.mode == "guided"]
+    # A length that is chosen for each question has no place on the axis; it is in the table.
+    guided = [
+        row for row in group.comparable if row.summary.mode == "guided" and row.summary.setting["tokens"] != "auto"
+    ]
     kinds: dict[str, list[Row]] = {}
     for row in guided:
         kinds.setdefault(kind_of(row, group.rows), []).append(row)

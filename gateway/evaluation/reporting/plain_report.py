@@ -94,6 +94,7 @@ def _row(row: Row) -> dict[str, Any]:
         "unguided": dict(own.unguided),
         "errors": dict(own.errors),
         "cut_for_length": own.cut,
+        "lengths": [{"by": by, "tokens": m, "questions": count} for (by, m), count in sorted(own.lengths.items())],
     }
 
 

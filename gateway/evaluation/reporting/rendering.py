@@ -111,6 +111,7 @@ def _chapter(section: Section, number: int) -> Chapter:
         tables.accuracy(rows),
         tables.comparisons(rows),
         tables.tokens(rows),
+        tables.lengths(rows),
         tables.money(rows),
         tables.waits(rows),
         tables.stages(section),

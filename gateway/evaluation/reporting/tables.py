@@ -114,6 +114,20 @@ def tokens(rows: Sequence[Row]) -> Table:
     )
 
 
+def lengths(rows: Sequence[Row]) -> Table:
+    """What m was chosen, by what, where a rule chooses it for each question."""
+    return Table(
+        "Chosen lengths",
+        ("setting", "chosen by", "m", "questions"),
+        tuple(
+            (row.label, by, str(m) if m else "none", f"{count:,}")
+            for row in rows
+            for (by, m), count in sorted(row.summary.lengths.items())
+        ),
+        "Of m=auto. None: the question was answered without guidance; why, stands under What happened.",
+    )
+
+
 def money(rows: Sequence[Row]) -> Table:
     """What one answer cost, and what the teacher alone would have cost."""
     return Table(

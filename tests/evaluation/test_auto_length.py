@@ -1,0 +1,94 @@
+"""The rule of `tokens: auto` that a run measures, out of a file of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from gateway.errors import ConfigError
+from gateway.evaluation.advice.auto import families
+from gateway.evaluation.advice.fit import fit
+from gateway.evaluation.auto_length import read_auto
+from gateway.policy.length_rules import AutoRule
+from gateway.yaml_source import Source
+from tests.evaluation.families import examples, manifest, questions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RULE = """\
+max: 40
+default: 24
+stop_at: sentence
+probe: {confident: 0.85, deadline: 2s}
+rules:
+  - {name: long, when: {prompt_bytes: {gte: 400}}, tokens: 32}
+"""
+
+
+def again(said: object) -> AutoRule:
+    """What a policy that says this has."""
+    rule, mistakes = Source("policy", said).check(AutoRule)
+    assert mistakes == []
+    assert rule is not None
+    return rule
+
+
+def test_without_a_file_it_is_the_built_in_rule_said_whole() -> None:
+    """A later version may take other lengths where nothing is said."""
+    found = read_auto(None)
+    assert found.rule == AutoRule()
+    assert found.said["max"] == 80
+    assert [(one["name"], one["tokens"]) for one in found.said["rules"]] == [
+        ("trivial", 0),
+        ("choice", 30),
+        ("maths", 60),
+    ]
+    assert again(orjson.loads(orjson.dumps(found.said))).max == 80
+
+
+def test_what_a_file_says_can_be_said_again_by_a_policy(tmp_path: Path) -> None:
+    file = tmp_path / "rule.yaml"
+    file.write_text(RULE)
+    found = read_auto(file)
+    assert found.rule.probe is not None
+    assert (found.rule.probe.confident, found.rule.min, found.rule.default) == (0.85, 16, 24)
+    assert again(orjson.loads(orjson.dumps(found.said))) == found.rule
+
+
+def test_built_in_rules_keep_within_the_bounds_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "rule.yaml"
+    file.write_text("max: 40\n")
+    said = read_auto(file).said
+    assert [one["tokens"] for one in said["rules"]] == [0, 30, 40]
+    assert again(said).rules
+
+
+def test_a_mistake_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "rule.yaml"
+    file.write_text("min: 20\nmaxx: 40\n")
+    with pytest.raises(ConfigError, match=r"rule\.yaml:2: maxx: unknown key\. Did you mean 'max'\?"):
+        read_auto(file)
+    with pytest.raises(ConfigError, match="cannot be read: no such file"):
+        read_auto(tmp_path / "none.yaml")
+
+
+def test_a_model_stands_beside_the_file_and_is_a_part_of_the_rule(tmp_path: Path) -> None:
+    asked = questions(60)
+    run = manifest(60)
+    (family,) = families(run, examples(asked, told=True), asked)
+    model = fit(family, run, "chat", 1)
+    (tmp_path / "chat.json").write_text(model.model_dump_json())
+    file = tmp_path / "rule.yaml"
+    file.write_text("model: chat.json\n")
+    found = read_auto(file)
+    assert found.rule.model == model
+    assert (found.said["model"], found.file) == ("chat.json", str(file))
+    assert "rules" not in found.said, "a model has none beside it, unless they are named"
+    (tmp_path / "chat.json").write_text(fit(family, run, "chat", 2).model_dump_json())
+    assert read_auto(file).facts != found.facts
+    file.write_text("model: gone.json\n")
+    with pytest.raises(ConfigError, match=r"model: gone\.json cannot be read"):
+        read_auto(file)

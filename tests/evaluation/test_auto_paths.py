@@ -1,0 +1,215 @@
+"""A length for each question: in two stages it comes to what a whole gateway makes of it.
+
+The engines are fakes, for what a teacher says decides where it ends: with a sentence, with a line, or with neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+
+from gateway.evaluation.auto_length import AutoLength
+from gateway.evaluation.folder import RunFolder
+from gateway.evaluation.live import LiveRun, gateway_of, routes_of
+from gateway.evaluation.pair import ConfiguredPair
+from gateway.evaluation.question import Question
+from gateway.evaluation.record import EXAMPLES, GENERATIONS, Example, read_lines
+from gateway.evaluation.run import Work
+from gateway.evaluation.scoring import Scoring
+from gateway.evaluation.setting import Setting
+from gateway.policy.conditions import to_pattern
+from gateway.policy.length_rules import AutoRule, LengthRule, ProbeRule
+from gateway.policy.projections import CUTOFF, Skip
+from tests.evaluation.run_world import Told, lines, manifest, settings_for, staged
+from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says_with_odds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(120)
+
+ASKED = (
+    Question("sum", "Tom has 9 pens and gives 5 away. How many are left in total?", "4", "numeric"),
+    Question("why", "Why is the sky blue? Explain it.", "blue", "contains"),
+    Question("hello", "Hello there!", "Hello", "contains"),
+)
+WRITTEN = {
+    "sum": "Sure! He had 9 pens at first. Then 5 of them are gone.\nSo 9 - 5 is what is left: 4 pens",
+    "why": "Light is scattered by the air and blue light is scattered most of all of it",
+    "hello": "Hello to you as well.",
+}
+SUMS = LengthRule(name="sums", prompt="maths", tokens=12)
+GREETINGS = LengthRule(name="greetings", prompt="trivial", tokens=0)
+RULE = AutoRule(min=3, max=14, default=8, rules=(SUMS, GREETINGS))
+SURE = replace(CUTOFF, name="sure", skip=Skip((to_pattern("Sure[,!]"),), 3))
+
+
+def auto(rule: AutoRule = RULE, **more: Any) -> Setting:
+    return Setting(mode="guided", auto=AutoLength(rule, {"stop_at": rule.stop_at}), **({"max_tokens": 40} | more))
+
+
+def told_apart() -> list[Setting]:
+    """One name is of one rule: these differ in what else they say."""
+    return [
+        auto(),
+        auto(RULE.model_copy(update={"stop_at": "sentence"}), boundary="sentence"),
+        auto(RULE.model_copy(update={"stop_at": "step"}), max_tokens=60),
+        auto(RULE.model_copy(update={"stop_at": "sentence"}), projection=SURE),
+        auto(RULE.model_copy(update={"stop_at": "sentence"}), form="completion"),
+        auto(max_tokens=14),
+        replace(auto(), tokens=8, auto=None),
+    ]
+
+
+async def writes(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """A teacher that keeps to its limit, a word for a token."""
+    said = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+    # What is none of these a gateway asks, to learn how its engines continue.
+    text = next((WRITTEN[one.id] for one in ASKED if one.text in said), "Yes.")
+    begin, *rest = text.split(" ")
+    limit = body.get("max_tokens", 16)
+    words = [begin, *(f" {word}" for word in rest)]
+    finish = "length" if len(words) >= limit else "stop"
+    kept = words[:limit]
+    usage = {"prompt_tokens": 21, "completion_tokens": len(kept)}
+    if "prompt" in body:
+        return await _raw(request, body, kept, finish, usage)
+    if not body.get("stream"):
+        return web.json_response(reply("".join(kept), finish, usage))
+    response = await begin_events(request)
+    for word in kept:
+        await response.write(event(chunk({"content": word})))
+    await response.write(event(chunk({}, finish)))
+    await response.write(event({**chunk({}), "choices": [], "usage": usage}))
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
+
+
+async def _raw(
+    request: web.Request, body: dict[str, Any], kept: list[str], finish: str, usage: dict[str, int]
+) -> web.StreamResponse:
+    facts = {"id": "fake-1", "object": "text_completion", "created": 1, "model": "fake"}
+
+    def part(text: str, ended: str | None) -> dict[str, Any]:
+        return facts | {"choices": [{"index": 0, "text": text, "finish_reason": ended, "logprobs": None}]}
+
+    if not body.get("stream"):
+        return web.json_response(part("".join(kept), finish) | {"usage": usage})
+    response = await begin_events(request)
+    for word in kept:
+        await response.write(event(part(word, None)))
+    await response.write(event(part("", finish)))
+    await response.write(event(facts | {"choices": [], "usage": usage}))
+    await response.write(b"data: [DONE]\n\n")
+    await response.write_eof()
+    return response
+
+
+@pytest.fixture
+def fakes() -> Iterator[tuple[FakeEngine, FakeEngine]]:
+    with (
+        FakeEngine(writes).running() as teacher,
+        FakeEngine(says_with_odds(" and that is it.", 0.5)).running() as student,
+    ):
+        yield teacher, student
+
+
+def pair_of(fakes: tuple[FakeEngine, FakeEngine]) -> ConfiguredPair:
+    settings = settings_for(*(one.url for one in fakes))
+    teacher, student = settings.models
+    models = (
+        teacher.model_copy(update={"protocol": "openai", "api_base": fakes[0].url + "/v1", "continuation": "vllm"}),
+        student.model_copy(update={"continuation": "vllm"}),
+    )
+    return ConfiguredPair(settings.model_copy(update={"models": models}), "big", "small")
+
+
+async def live(path: Path, pair: ConfiguredPair, settings: Sequence[Setting]) -> list[Example]:
+    routes = routes_of(settings)
+    with RunFolder(path) as folder:
+        folder.begin(manifest(pair, settings, ASKED, live=True), ASKED)
+        async with gateway_of(pair, routes, path) as caller:
+            work = Work(ASKED, (), settings, Scoring().score)
+            await LiveRun(folder, work, caller, Told(), concurrency=1, pauses_s=(0.01,)).run(routes)
+    return list(read_lines(path / EXAMPLES, Example))
+
+
+async def in_stages(path: Path, pair: ConfiguredPair, settings: Sequence[Setting]) -> list[Example]:
+    await staged(path, pair, settings, ASKED, concurrency=1)
+    return list(read_lines(path / EXAMPLES, Example))
+
+
+async def test_both_paths_choose_cut_and_count_alike(tmp_path: Path, fakes: tuple[FakeEngine, FakeEngine]) -> None:
+    pair = pair_of(fakes)
+    settings = told_apart()
+    there = await in_stages(tmp_path / "staged", pair, settings)
+    here = await live(tmp_path / "live", pair, settings)
+    assert [one.error for one in (*there, *here) if one.error] == []
+    for one, other in zip(there, here, strict=True):
+        assert (one.setting, one.question) == (other.setting, other.question)
+        for name in (
+            "mode", "text", "opening", "unguided", "finish", "length", "chosen_tokens", "kept_tokens",
+            "teacher_input_tokens", "teacher_output_tokens", "student_input_tokens", "student_output_tokens",
+            "cost_usd", "teacher_usd", "baseline_usd",
+        ):  # fmt: skip
+            assert getattr(one, name) == getattr(other, name), (one.setting, one.question, name)
+
+
+async def test_each_question_has_its_length_and_keeps_why(tmp_path: Path, fakes: tuple[FakeEngine, FakeEngine]) -> None:
+    settings = told_apart()[:3]
+    found = await in_stages(tmp_path, pair_of(fakes), settings)
+    whole, sentence, step = (
+        {one.question: one for one in found if one.setting == setting.name} for setting in settings
+    )
+    assert {name: one.chosen_tokens for name, one in whole.items()} == {"sum": 12, "why": 8, "hello": 0}
+    assert whole["sum"].length is not None
+    assert whole["sum"].length.rule == "sums"
+    assert whole["sum"].opening == " ".join(WRITTEN["sum"].split(" ")[:12])
+    assert (whole["hello"].unguided, whole["hello"].mode, whole["hello"].teacher_usd) == ("auto_rule", "student", 0)
+    assert sentence["sum"].opening == "Sure! He had 9 pens at first."
+    assert sentence["sum"].length is not None
+    assert sentence["sum"].length.ended == "sentence"
+    assert step["sum"].opening == "Sure! He had 9 pens at first. Then 5 of them are gone.", (
+        "12 words, the last one at 13"
+    )
+    assert step["why"].length is not None
+    assert step["why"].length.ended is None
+
+
+async def test_the_teacher_writes_once_and_its_text_serves_every_rule(
+    tmp_path: Path, fakes: tuple[FakeEngine, FakeEngine]
+) -> None:
+    pair = pair_of(fakes)
+    await in_stages(tmp_path / "one", pair, told_apart()[:3])
+    asked = len(fakes[0].asked)
+    assert [body["max_tokens"] for body in fakes[0].asked] == [14, 14]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / GENERATIONS).write_bytes((tmp_path / "one" / GENERATIONS).read_bytes())
+    (one,) = {example.chosen_tokens for example in await in_stages(tmp_path / "two", pair, [
+        auto(AutoRule(min=3, max=14, default=5, rules=()))
+    ])}  # fmt: skip
+    assert one == 5
+    assert len(fakes[0].asked) == asked + 1, "the greeting alone, of which the other rule asked nothing"
+
+
+async def test_a_sure_student_goes_without_in_a_live_run_and_its_probe_is_counted(
+    tmp_path: Path, fakes: tuple[FakeEngine, FakeEngine]
+) -> None:
+    sure = RULE.model_copy(update={"probe": ProbeRule(confident=0.4, deadline_s=10.0)})
+    unsure = RULE.model_copy(update={"probe": ProbeRule(confident=0.9, deadline_s=10.0)})
+    settings = [auto(sure), auto(unsure, boundary="sentence"), Setting(mode="student", max_tokens=40)]
+    found = {(one.setting, one.question): one for one in await live(tmp_path, pair_of(fakes), settings)}
+    first, second, alone = (found[setting.name, "sum"] for setting in settings)
+    assert (first.unguided, first.chosen_tokens, first.teacher_usd) == ("student_confident", 0, 0)
+    assert first.length is not None
+    assert first.length.probe is not None
+    assert first.length.probe.outcome == "confident"
+    assert (second.unguided, second.chosen_tokens) == (None, 12)
+    assert first.student_output_tokens == alone.student_output_tokens + 1
+    assert first.cost_usd > alone.cost_usd
+    assert [line for line in lines(tmp_path / EXAMPLES) if line.get("length", {}).get("probe")]
