@@ -70,6 +70,8 @@ def test_the_group_says_what_it_answers_and_in_which_order() -> None:
         (["--tokens", "20,many"], "the command line: tokens[1]: "),
         (["--projection", "cutof"], "There is no projection 'cutof'; known: cutoff, concise, hint, primed. Did you"),
         (["--tokens", "400"], "tokens 400 is more than max_tokens 300"),
+        (["--auto", "rule.yaml"], "rule.yaml: cannot be read: no such file"),
+        (["--tokens", "20, autp"], "the command line: tokens[1]: must be a whole number, or auto"),
         (["--shots", "64"], "--shots 64: there are"),
         (["--samples", "2"], "samples: needs a temperature above 0"),
         (["--teacher", "no-such-model"], "no-such-model"),
@@ -92,6 +94,20 @@ def test_what_is_wrong_is_said_in_a_line_before_anything_starts(
     assert done.returncode != 0
     assert said in " ".join(done.stderr.replace("│", " ").split())
     assert [secret for secret in ("gk-it", "u:p@") if secret in done.stderr + done.stdout] == []
+
+
+def test_a_rule_for_the_length_is_for_auto_and_with_a_probe_for_live(tmp_path: Path) -> None:
+    rule = tmp_path / "rule.yaml"
+    rule.write_text("probe: on\n")
+    asked = ["run", str(tmp_path / "run"), "--limit", "2", "--auto", str(rule)]
+    done = run("eval", *asked, "--tokens", "20")
+    assert done.returncode == 2
+    assert "--auto: is the rule of --tokens auto, and no setting has that" in " ".join(done.stderr.split())
+    done = run("eval", *asked, "--tokens", "20, auto")
+    assert done.returncode == 1
+    assert "m=auto: its rule has a probe" in done.stderr
+    assert "--live" in done.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_model_that_the_configuration_lacks_is_said_with_those_it_has(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiohttp import web
 
 from gateway.evaluation.auto_length import AutoLength
 from gateway.evaluation.folder import RunFolder
@@ -23,12 +22,15 @@ from gateway.evaluation.setting import Setting
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length_rules import AutoRule, LengthRule, ProbeRule
 from gateway.policy.projections import CUTOFF, Skip
+from tests import fake_texts
 from tests.evaluation.run_world import Told, lines, manifest, settings_for, staged
-from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says_with_odds
+from tests.fakes import FakeEngine, says, says_with_odds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from aiohttp import web
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -38,13 +40,13 @@ ASKED = (
     Question("hello", "Hello there!", "Hello", "contains"),
 )
 WRITTEN = {
-    "sum": "Sure! He had 9 pens at first. Then 5 of them are gone.\nSo 9 - 5 is what is left: 4 pens",
+    "sum": "Sure! He had 9 pens at first. Then 5 of them are gone.\n So 9 - 5 is what is left: 4 pens",
     "why": "Light is scattered by the air and blue light is scattered most of all of it",
     "hello": "Hello to you as well.",
 }
-SUMS = LengthRule(name="sums", prompt="maths", tokens=12)
+SUMS = LengthRule(name="sums", prompt="maths", tokens=14)
 GREETINGS = LengthRule(name="greetings", prompt="trivial", tokens=0)
-RULE = AutoRule(min=3, max=14, default=8, rules=(SUMS, GREETINGS))
+RULE = AutoRule(min=3, max=16, default=8, rules=(SUMS, GREETINGS))
 SURE = replace(CUTOFF, name="sure", skip=Skip((to_pattern("Sure[,!]"),), 3))
 
 
@@ -67,47 +69,11 @@ def told_apart() -> list[Setting]:
 
 async def writes(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     """A teacher that keeps to its limit, a word for a token."""
-    said = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-    # What is none of these a gateway asks, to learn how its engines continue.
-    text = next((WRITTEN[one.id] for one in ASKED if one.text in said), "Yes.")
-    begin, *rest = text.split(" ")
-    limit = body.get("max_tokens", 16)
-    words = [begin, *(f" {word}" for word in rest)]
-    finish = "length" if len(words) >= limit else "stop"
-    kept = words[:limit]
-    usage = {"prompt_tokens": 21, "completion_tokens": len(kept)}
-    if "prompt" in body:
-        return await _raw(request, body, kept, finish, usage)
-    if not body.get("stream"):
-        return web.json_response(reply("".join(kept), finish, usage))
-    response = await begin_events(request)
-    for word in kept:
-        await response.write(event(chunk({"content": word})))
-    await response.write(event(chunk({}, finish)))
-    await response.write(event({**chunk({}), "choices": [], "usage": usage}))
-    await response.write(b"data: [DONE]\n\n")
-    await response.write_eof()
-    return response
-
-
-async def _raw(
-    request: web.Request, body: dict[str, Any], kept: list[str], finish: str, usage: dict[str, int]
-) -> web.StreamResponse:
-    facts = {"id": "fake-1", "object": "text_completion", "created": 1, "model": "fake"}
-
-    def part(text: str, ended: str | None) -> dict[str, Any]:
-        return facts | {"choices": [{"index": 0, "text": text, "finish_reason": ended, "logprobs": None}]}
-
-    if not body.get("stream"):
-        return web.json_response(part("".join(kept), finish) | {"usage": usage})
-    response = await begin_events(request)
-    for word in kept:
-        await response.write(event(part(word, None)))
-    await response.write(event(part("", finish)))
-    await response.write(event(facts | {"choices": [], "usage": usage}))
-    await response.write(b"data: [DONE]\n\n")
-    await response.write_eof()
-    return response
+    said = body["inputs"] if "inputs" in body else body["messages"][-1]["content"]
+    text = next(WRITTEN[one.id] for one in ASKED if one.text in said)
+    limit = body["parameters"]["max_new_tokens"] if "inputs" in body else body["max_tokens"]
+    words = fake_texts.words(text)
+    return await says("".join(words[:limit]), "length" if len(words) >= limit else "stop")(request, body)
 
 
 @pytest.fixture
@@ -120,13 +86,11 @@ def fakes() -> Iterator[tuple[FakeEngine, FakeEngine]]:
 
 
 def pair_of(fakes: tuple[FakeEngine, FakeEngine]) -> ConfiguredPair:
+    """Both speak TGI's protocol: of that nobody asks how it continues."""
     settings = settings_for(*(one.url for one in fakes))
-    teacher, student = settings.models
-    models = (
-        teacher.model_copy(update={"protocol": "openai", "api_base": fakes[0].url + "/v1", "continuation": "vllm"}),
-        student.model_copy(update={"continuation": "vllm"}),
-    )
-    return ConfiguredPair(settings.model_copy(update={"models": models}), "big", "small")
+    models = [one.model_copy(update={"protocol": "tgi", "continuation": "trailing"}) for one in settings.models]
+    models = [one.model_copy(update={"api_base": fake.url}) for one, fake in zip(models, fakes, strict=True)]
+    return ConfiguredPair(settings.model_copy(update={"models": tuple(models)}), "big", "small")
 
 
 async def live(path: Path, pair: ConfiguredPair, settings: Sequence[Setting]) -> list[Example]:
@@ -166,17 +130,19 @@ async def test_each_question_has_its_length_and_keeps_why(tmp_path: Path, fakes:
     whole, sentence, step = (
         {one.question: one for one in found if one.setting == setting.name} for setting in settings
     )
-    assert {name: one.chosen_tokens for name, one in whole.items()} == {"sum": 12, "why": 8, "hello": 0}
+    assert {name: one.chosen_tokens for name, one in whole.items()} == {"sum": 14, "why": 8, "hello": 0}
     assert whole["sum"].length is not None
     assert whole["sum"].length.rule == "sums"
-    assert whole["sum"].opening == " ".join(WRITTEN["sum"].split(" ")[:12])
+    assert whole["sum"].opening == "Sure! He had 9 pens at first. Then 5 of them are gone", (
+        "a line's marks are the student's"
+    )
     assert (whole["hello"].unguided, whole["hello"].mode, whole["hello"].teacher_usd) == ("auto_rule", "student", 0)
     assert sentence["sum"].opening == "Sure! He had 9 pens at first."
     assert sentence["sum"].length is not None
     assert sentence["sum"].length.ended == "sentence"
-    assert step["sum"].opening == "Sure! He had 9 pens at first. Then 5 of them are gone.", (
-        "12 words, the last one at 13"
-    )
+    assert step["sum"].opening == whole["sum"].opening
+    assert step["sum"].length is not None
+    assert step["sum"].length.ended == "step"
     assert step["why"].length is not None
     assert step["why"].length.ended is None
 
@@ -187,11 +153,11 @@ async def test_the_teacher_writes_once_and_its_text_serves_every_rule(
     pair = pair_of(fakes)
     await in_stages(tmp_path / "one", pair, told_apart()[:3])
     asked = len(fakes[0].asked)
-    assert [body["max_tokens"] for body in fakes[0].asked] == [14, 14]
+    assert [body["max_tokens"] for body in fakes[0].asked] == [16, 16]
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / GENERATIONS).write_bytes((tmp_path / "one" / GENERATIONS).read_bytes())
     (one,) = {example.chosen_tokens for example in await in_stages(tmp_path / "two", pair, [
-        auto(AutoRule(min=3, max=14, default=5, rules=()))
+        auto(AutoRule(min=3, max=16, default=5, rules=()))
     ])}  # fmt: skip
     assert one == 5
     assert len(fakes[0].asked) == asked + 1, "the greeting alone, of which the other rule asked nothing"
@@ -209,7 +175,7 @@ async def test_a_sure_student_goes_without_in_a_live_run_and_its_probe_is_counte
     assert first.length is not None
     assert first.length.probe is not None
     assert first.length.probe.outcome == "confident"
-    assert (second.unguided, second.chosen_tokens) == (None, 12)
+    assert (second.unguided, second.chosen_tokens) == (None, 14)
     assert first.student_output_tokens == alone.student_output_tokens + 1
     assert first.cost_usd > alone.cost_usd
     assert [line for line in lines(tmp_path / EXAMPLES) if line.get("length", {}).get("probe")]

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, evidence_of, together
+from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.record import EXAMPLES, Example, read_lines, write_lines
 from gateway.evaluation.run_records import read_run
 from gateway.pricing import Price
@@ -135,6 +136,17 @@ def test_folders_together_have_the_settings_that_all_share(tmp_path: Path) -> No
     assert found.correct.shape == (100, 3)
     assert len(found.manifests) == len(found.sources) == 2
     assert found.notes == (f"not in every folder, and left out: {M20.name}",)
+
+
+def test_one_name_with_two_rules_for_the_length_is_not_one_setting(tmp_path: Path) -> None:
+    found = []
+    for most in (60, 70):
+        (tmp_path / "rule.yaml").write_text(f"max: {most}\n")
+        auto = replace(GUIDED.setting, tokens=0, auto=read_auto(tmp_path / "rule.yaml"))
+        found.append(evidence(tmp_path / str(most), (*ALONE, GUIDED, replace(GUIDED, setting=auto)), 40))
+    both = together(found)
+    assert both.correct.shape == (80, 3)
+    assert both.notes == (f"chosen by another rule in each folder, and left out: {auto.name}",)
 
 
 @pytest.mark.parametrize(

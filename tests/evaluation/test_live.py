@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from gateway.errors import StartupError
+from gateway.evaluation.auto_length import AutoLength
 from gateway.evaluation.elsewhere import described, routes_at
 from gateway.evaluation.folder import RunFolder
 from gateway.evaluation.live import LiveRun, gateway_at, gateway_of, routes_of
@@ -17,6 +18,7 @@ from gateway.evaluation.run import Work
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.setting import Setting
 from gateway.policy.conditions import to_pattern
+from gateway.policy.length_rules import AutoRule
 from gateway.policy.projections import Skip
 from tests.evaluation.run_world import (
     EXEMPLARS,
@@ -42,7 +44,14 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
 
 BRISK = replace(PRIMED, name="brisk", system="Be brisk.", skip=Skip((to_pattern("Sure[,!]"),), 3))
-LIVE = (*SETTINGS, Setting(mode="guided", tokens=6, projection=BRISK, **SHORT))
+BY_LENGTH = AutoLength(AutoRule(min=2, max=6, default=6), {})
+BY_SENTENCE = AutoLength(AutoRule(min=4, max=24, default=24, stop_at="sentence"), {})
+LIVE = (
+    *SETTINGS,
+    Setting(mode="guided", tokens=6, projection=BRISK, **SHORT),
+    Setting(mode="guided", auto=BY_LENGTH, **SHORT),
+    Setting(mode="guided", auto=BY_SENTENCE, max_tokens=48),
+)
 
 
 def work_of(settings: Sequence[Setting], questions: Sequence[Question]) -> Work:
@@ -80,7 +89,11 @@ async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path,
         if other.opening:
             assert one.opening == other.opening
         assert one.text == other.text, one.setting
-        assert one.kept_tokens == other.kept_tokens
+        assert (one.length, one.chosen_tokens, one.kept_tokens) == (
+            other.length,
+            other.chosen_tokens,
+            other.kept_tokens,
+        )
         assert (one.teacher_output_tokens, one.student_output_tokens) == (
             other.teacher_output_tokens,
             other.student_output_tokens,

@@ -12,8 +12,10 @@ import pytest
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, evidence_of
 from gateway.evaluation.advice.policy_file import cautions, policy_text
+from gateway.evaluation.advice.policy_files import files_beside
 from gateway.evaluation.advice.recommend import Recommendation, recommend
 from gateway.evaluation.advice.target import Target
+from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.run_records import read_run
 from gateway.policy.projections import HINT
 from gateway.policy.schema import Route, TenantPolicy
@@ -148,3 +150,35 @@ def test_exemplars_are_named_by_their_place_beside_the_policy(tmp_path: Path) ->
     found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), projection="primed", exemplars="/home/me/mine.yaml")
     (route,) = routes(policy_text([("chat", found)], tenant="acme"))
     assert route.guidance.exemplars == "exemplars/mine.yaml"
+
+
+def test_a_length_for_each_question_is_written_with_its_whole_rule(tmp_path: Path) -> None:
+    rule = tmp_path / "rule.yaml"
+    rule.write_text("max: 50\nstop_at: sentence\nrules:\n  - {name: sums, prompt: maths, tokens: 44}\n")
+    chosen = replace(M40, tokens=0, auto=read_auto(rule))
+    text = policy_text([("chat", said(tmp_path / "run", Truth(chosen, 0.8, 40, 100)))], tenant="acme")
+    (route,) = routes(text)
+    assert route.guidance.tokens == "auto"
+    assert route.guidance.auto == read_auto(rule).rule
+    assert "auto_file" not in str(text)
+
+
+def test_the_model_of_a_rule_is_written_beside_the_policy(tmp_path: Path) -> None:
+    """Its file is not there when the policy is checked."""
+    found = with_field(
+        said(tmp_path / "run", Truth(M40, 0.8, 40, 100)),
+        tokens="auto",
+        auto={"max": 80, "model": "lengths/chat.json"},
+        auto_file=str(tmp_path / "rule.yaml"),
+    )
+    assert "model: lengths/chat.json" in str(policy_text([("chat", found)], tenant="acme"))
+    (tmp_path / "lengths").mkdir()
+    (tmp_path / "lengths" / "chat.json").write_text("{}")
+    assert found.setting is not None
+    beside = files_beside([found.setting.setting], tmp_path / "policies")
+    assert beside == {tmp_path / "policies" / "lengths" / "chat.json": b"{}"}
+
+
+def test_a_rule_that_no_receipt_tells_is_to_be_copied(tmp_path: Path) -> None:
+    found = with_field(said(tmp_path, Truth(M40, 0.8, 40, 100)), route="r", tokens="auto")
+    assert [line for line in cautions(found) if "guidance.auto" in line]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ import msgspec
 import orjson
 import pytest
 
+from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.reporting.rendering import markdown, write_report
 from gateway.evaluation.reporting.report import section
 from gateway.evaluation.run_records import read_run
-from tests.evaluation.run_folders import GUIDED, STUDENT, TEACHER, run_folder, with_shots
+from gateway.ledger.receipt import LengthFacts
+from tests.evaluation.run_folders import GUIDED, SETTINGS, STUDENT, TEACHER, run_folder, with_shots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,3 +196,28 @@ def test_excerpts_are_twenty_words_at_most(tmp_path: Path) -> None:
     assert shown
     assert {len(text.removeprefix("\u2026 ").split()) for text in shown} == {20}
     assert all(text.endswith("word49") for text in shown)
+
+
+def test_a_length_that_is_chosen_for_each_question_is_told_as_auto(tmp_path: Path) -> None:
+    """It has no place on the axis of lengths, and a table of what was chosen."""
+    auto = replace(GUIDED, tokens=0, auto=read_auto(None))
+
+    def chosen(example: Example) -> Example:
+        if example.setting != auto.name:
+            return example
+        facts = LengthFacts(by="rule", prompt="maths", rule="maths")
+        return msgspec.structs.replace(example, length=facts, chosen_tokens=60)
+
+    folder = run_folder(tmp_path / "run", (*SETTINGS, auto), n=30, change=chosen, data="gsm8k")
+    out = written(folder, out=tmp_path / "report")
+    page = (out / "report.md").read_text()
+    assert "m=auto" in page
+    assert re.search(r"Chosen lengths.*?m=auto.*?rule maths.*?60.*?30", page, re.DOTALL)
+    assert "The paper's Figure 5 for guidance" in page
+    (told,) = [
+        one
+        for group in orjson.loads((out / "report.json").read_bytes())["runs"][0]["groups"]
+        for one in group["settings"]
+        if one["setting"].get("tokens") == "auto"
+    ]
+    assert told["lengths"] == [{"by": "rule maths", "tokens": 60, "questions": 30}]

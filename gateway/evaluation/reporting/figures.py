@@ -262,7 +262,9 @@ def by_exemplars(section: Section, name: str, title: str) -> Figure | LeftOut:
     """Accuracy against the number of exemplars in the prompt, a line for each setting that is otherwise the same."""
     same: dict[tuple[object, ...], list[Row]] = {}
     for row in section.rows:
-        rest = tuple(value for part, value in row.summary.setting.items() if part not in {"name", "shots", "shown"})
+        rest = tuple(
+            repr(value) for part, value in row.summary.setting.items() if part not in {"name", "shots", "shown"}
+        )
         same.setdefault(rest, []).append(row)
     found = [some for some in same.values() if len({row.summary.setting["shots"] for row in some}) > 1]
     if not found:
