@@ -53,7 +53,7 @@ def read_auto(file: Path | None) -> AutoLength:
 
 
 def _whole(rule: AutoRule, said: Mapping[str, Any]) -> dict[str, Any]:
-    whole = {"min": rule.min, "max": rule.max, "default": rule.default, "stop_at": rule.stop_at}
+    whole: dict[str, Any] = {"min": rule.min, "max": rule.max, "default": rule.default, "stop_at": rule.stop_at}
     if rule.rules is None and rule.model is None:
         # Of the built-in rules a policy may say no more than what comes of them.
         whole["rules"] = [

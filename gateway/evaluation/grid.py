@@ -146,7 +146,7 @@ def _settings(grid: Grid, projection: Callable[[str], Projection], auto: AutoLen
 
 
 def _guided(grid: Grid, common: Setting, projections: Sequence[Projection], auto: AutoLength) -> Iterator[Setting]:
-    if (longest := max((m for m in grid.tokens if m != "auto"), default=0)) > common.max_tokens:
+    if (longest := max((m for m in grid.tokens if isinstance(m, int)), default=0)) > common.max_tokens:
         raise StartupError(
             f"tokens {longest} is more than max_tokens {common.max_tokens}: guidance is a part of the answer. "
             "Take fewer tokens, or a larger max_tokens."
@@ -156,4 +156,4 @@ def _guided(grid: Grid, common: Setting, projections: Sequence[Projection], auto
             continue  # a raw prompt has no turns: it would be cutoff under another name
         for placement in grid.placement or (projection.default_placement,):
             guided = replace(common, mode="guided", projection=projection, placement=placement, boundary=boundary)
-            yield replace(guided, auto=auto) if m == "auto" else replace(guided, tokens=m)
+            yield replace(guided, tokens=m) if isinstance(m, int) else replace(guided, auto=auto)
