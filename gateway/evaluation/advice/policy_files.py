@@ -21,6 +21,23 @@ def exemplars_beside(file: str) -> str:
     return f"{EXEMPLARS_FOLDER}/{path.name if path.suffix in ENDINGS else path.name + '.yaml'}"
 
 
+def files_of(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Each file that the setting's projection reads, with its path from a policies folder.
+
+    setting: as `Setting.as_dict`; without `projection` where the policy names another one.
+    """
+    own = setting.get("exemplars")
+    if own is not None and Path(own).is_absolute():
+        yield Path(own), exemplars_beside(own)
+    if (policies := setting.get("policies")) is not None and "projection" in setting:
+        name = f"{PROJECTIONS_FOLDER}/{setting['projection']}.yaml"
+        yield Path(policies) / name, name
+        source, _ = read(Path(policies) / name)
+        named = source.get("exemplars") if source is not None else None
+        if isinstance(named, str) and own is None:
+            yield Path(policies) / named, named
+
+
 def files_beside(settings: Iterable[Mapping[str, Any]], folder: Path, *, force: bool = False) -> dict[Path, bytes]:
     """What is to be written into `folder`, the policies', for settings as `Setting.as_dict`.
 
@@ -31,7 +48,7 @@ def files_beside(settings: Iterable[Mapping[str, Any]], folder: Path, *, force: 
             it may go.
     """
     found: dict[Path, bytes] = {}
-    for file, name in (pair for setting in settings for pair in _needed(setting)):
+    for file, name in (pair for setting in settings for pair in files_of(setting)):
         place = folder / name
         try:
             says = file.read_bytes()
@@ -60,17 +77,3 @@ def write_beside(files: Mapping[Path, bytes]) -> None:
             file.write_bytes(says)
         except OSError as error:
             raise StartupError(f"{shown(file)} cannot be written: {(error.strerror or 'error').lower()}") from error
-
-
-def _needed(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Each file that the setting's projection reads, with its path from a policies folder."""
-    own = setting.get("exemplars")
-    if own is not None and Path(own).is_absolute():
-        yield Path(own), exemplars_beside(own)
-    if (policies := setting.get("policies")) is not None:
-        name = f"{PROJECTIONS_FOLDER}/{setting['projection']}.yaml"
-        yield Path(policies) / name, name
-        source, _ = read(Path(policies) / name)
-        named = source.get("exemplars") if source is not None else None
-        if isinstance(named, str) and own is None:
-            yield Path(policies) / named, named
