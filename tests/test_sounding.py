@@ -254,7 +254,9 @@ class Asked:
     async def outcomes(self, behave: Handler, times: int, top: int = 5) -> list[str]:
         """Of so many requests, for as many of the likeliest tokens."""
         self.student.behave = behave
-        length = choose_length(AutoRule(probe=ProbeRule(top_logprobs=top, deadline="10s")), chat(), None, {})
+        length = choose_length(
+            AutoRule(probe=ProbeRule.model_validate({"top_logprobs": top, "deadline": "10s"})), chat(), None, {}
+        )
         probed = replace(plan(), length=length)
         found = []
         for _ in range(times):
