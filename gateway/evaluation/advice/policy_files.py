@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import StartupError
-from gateway.policy.exemplar_files import ENDINGS, PROJECTIONS_FOLDER
+from gateway.policy.exemplar_files import ENDINGS
+from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.yaml_source import read, shown
 
 if TYPE_CHECKING:
