@@ -1,4 +1,4 @@
-"""What a shutdown cuts of a comparison: nobody's failure, and settled all the same."""
+"""What a shutdown cuts of a comparison or a shadow: no engine's failure, and settled all the same."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gateway.policy.book import Caller
 from gateway.policy.quality import QualityRule
 from gateway.policy.resolve import QualityPlan
 from gateway.policy.schema import KeyEntry, TenantPolicy
+from gateway.shadowing import Shadows
 from gateway.tasks import Tasks
 from tests.fakes import reply
 from tests.ledger.drafts import chat, guided, plan
@@ -28,7 +29,7 @@ CALLER = Caller(TenantPolicy.model_validate(POLICY), KEY)
 
 
 class NoEnd:
-    """A finisher whose engine never answers."""
+    """A finisher, or a guide, whose engine never answers."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -36,6 +37,8 @@ class NoEnd:
     async def complete(self, *_: object) -> None:
         self.asked.set()
         await asyncio.Event().wait()
+
+    open = complete
 
 
 class OpenLedger:
@@ -123,3 +126,20 @@ async def test_what_begins_in_a_drain_has_no_place_and_is_refused() -> None:
     assert await guarding.tasks.drain(10) == 0
     assert guarding.counted() == {"refused": 1}
     assert guarding.ledger.settled == []
+
+
+async def test_a_shadow_that_outlasts_a_drain_is_refused_and_no_engines_failure() -> None:
+    metrics, tasks = Metrics(), Tasks()
+    finisher, opener, ledger = NoEnd(), NoEnd(), OpenLedger()
+    parts: Any = (opener, finisher, ledger)
+    admission = Admission(4, parts[2], metrics)
+    shadows = Shadows(parts[0], parts[1], admission, metrics, tasks, most=1)
+    shadows.cast(guided(), chat(), CALLER)
+    await opener.asked.wait()
+    assert await admission.drain(0) == 1
+    assert await tasks.drain(10) == 0
+    samples = next(one for one in metrics.shadows.collect()).samples
+    assert {one.labels["result"]: one.value for one in samples if one.name.endswith("_total") and one.value} == {
+        "refused": 1
+    }
+    assert [status for _, status in ledger.settled] == ["shutdown"]
