@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Overloaded
 from gateway.messages import words
 from gateway.opening import UNGUIDED
 from gateway.policy.resolve import NO_RETRIES
@@ -149,18 +149,21 @@ class QualityGuard:
         self._metrics.quality_samples.labels(result).inc()
 
     async def _counted(self, sample: _Sample) -> None:
-        result = "refused"
+        result = "refused"  # there was no place
         try:
             # One place for all of it: a drain waits for the whole, and no caller's place is asked for a second time.
             async with self._admission.until_cut():
                 with self._admission.place():
-                    result = "failed"
+                    result = "dropped"  # unless it ends before a shutdown cuts it, which is no engine's failure
                     await self._compare(sample)
                     result = "made"
         except _Ended as ended:
             result = ended.result
-        except GatewayError:
-            pass  # there was no place, or it was cut at shutdown; what was begun has its receipt
+        except Overloaded:
+            pass  # what was begun has its receipt
+        except Exception:
+            result = "failed"
+            raise
         finally:
             self._ended(result)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, Overloaded
 
 if TYPE_CHECKING:
     from gateway.admission import Admission
@@ -71,9 +71,9 @@ class Shadows:
         try:
             async with self._admission.until_cut():
                 result = await self._make(draft, asked, caller)
-        except GatewayError:
-            # What an engine did stands in the log, and its label in the receipt.
-            if draft.refused or draft.admitted is None:
+        except GatewayError as error:
+            # What an engine did stands in the log, and its label in the receipt. What a shutdown cut it did not do.
+            if draft.refused or draft.admitted is None or isinstance(error, Overloaded):
                 result = "refused"
         finally:
             self._ended.labels(result).inc()

@@ -7,7 +7,7 @@ import itertools
 import json
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,21 @@ import httpx
 import pytest
 from aiohttp import web
 
+from gateway.engines.openai import OpenAIEngine
+from gateway.metrics import Metrics
+from gateway.policy.length import choose_length
+from gateway.policy.length_rules import AutoRule, ProbeRule
+from gateway.sounding import ASKED_AGAIN, ENOUGH_REFUSALS, Sounding
+from tests.engines.fake_server import engine_http
 from tests.fakes import FakeEngine, says, says_with_odds
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.ledger.drafts import chat, draft, plan
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from tests.fakes import Handler
 
 OPENING = "First we look at it from all sides. Then we think of more, and then we write it down"
 ENGINE = {"breaker": {"failures": 1000}}
@@ -222,3 +231,88 @@ def test_an_engine_that_tells_no_probabilities_is_not_asked_twice(world: World) 
     assert receipt["length"]["probe"] == {"outcome": "no_logprobs"}
     assert receipt["probe"] is None
     assert len(world.student.asked) == 1
+
+
+def refuses(status: int) -> Handler:
+    """A student that does so when it is asked for its first token alone."""
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not body.get("logprobs"):
+            return await says(" and so on.")(request, body)
+        return web.json_response({"error": {"message": "logprobs: not supported"}}, status=status)
+
+    return behave
+
+
+class Asked:
+    """A sounding before one student."""
+
+    def __init__(self, student: FakeEngine, engine: OpenAIEngine) -> None:
+        self.student, self.engine = student, engine
+        self._sounding = Sounding({"small": engine}, Metrics())
+
+    async def outcomes(self, behave: Handler, times: int, top: int = 5) -> list[str]:
+        """Of so many requests, for as many of the likeliest tokens."""
+        self.student.behave = behave
+        length = choose_length(
+            AutoRule(probe=ProbeRule.model_validate({"top_logprobs": top, "deadline": "10s"})), chat(), None, {}
+        )
+        probed = replace(plan(), length=length)
+        found = []
+        for _ in range(times):
+            one = draft(probed)
+            await self._sounding.is_sure(probed, chat(), one, asyncio.get_running_loop().time() + 10)
+            assert one.probed is not None
+            found.append(one.probed.outcome)
+        return found
+
+
+@pytest.fixture
+async def alone() -> AsyncIterator[Asked]:
+    with FakeEngine(says("")).running() as student:
+        async with engine_http(f"{student.url}/v1") as http:
+            engine = OpenAIEngine("small", "org/model", http)
+            engine.state.revision = "first"
+            yield Asked(student, engine)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_an_engine_that_refused_often_enough_is_asked_once_in_many_requests(alone: Asked, status: int) -> None:
+    found = await alone.outcomes(refuses(status), ENOUGH_REFUSALS + 2 * ASKED_AGAIN)
+    passed_by = ["no_logprobs"] * (ASKED_AGAIN - 1)
+    assert found == ["failed"] * ENOUGH_REFUSALS + [*passed_by, "failed"] * 2
+    assert len(alone.student.asked) == ENOUGH_REFUSALS + 2
+
+
+async def test_an_answer_ends_that(alone: Asked) -> None:
+    """It was the callers' fault: the engine is asked of each request again, and may refuse as often as before."""
+    await alone.outcomes(refuses(400), ENOUGH_REFUSALS + ASKED_AGAIN - 1)
+    assert await alone.outcomes(says_with_odds("Yes", 0.4), 3) == ["unsure"] * 3
+    assert await alone.outcomes(refuses(400), ENOUGH_REFUSALS) == ["failed"] * ENOUGH_REFUSALS
+    assert await alone.outcomes(refuses(400), 1) == ["no_logprobs"]
+
+
+async def test_refusals_with_an_answer_between_silence_nobody(alone: Asked) -> None:
+    for _ in range(3):
+        assert set(await alone.outcomes(refuses(400), ENOUGH_REFUSALS - 1)) == {"failed"}
+        assert await alone.outcomes(says_with_odds("Yes", 0.4), 1) == ["unsure"]
+
+
+async def test_other_failures_are_neither_refusals_nor_answers(alone: Asked) -> None:
+    for status in (401, 404, 413, 429, 500):
+        assert await alone.outcomes(refuses(status), ENOUGH_REFUSALS + 1) == ["failed"] * (ENOUGH_REFUSALS + 1)
+    await alone.outcomes(refuses(400), ENOUGH_REFUSALS - 1)
+    await alone.outcomes(refuses(500), 1)
+    assert await alone.outcomes(refuses(400), 2) == ["failed", "no_logprobs"]
+
+
+async def test_other_weights_and_another_number_of_tokens_are_asked_anew(alone: Asked) -> None:
+    """A server that gives 5 tokens at most refuses 20, of whatever request."""
+    await alone.outcomes(refuses(400), ENOUGH_REFUSALS, top=20)
+    assert await alone.outcomes(says_with_odds("Yes", 0.4), 2, top=5) == ["unsure"] * 2
+    assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
+    for behave in (refuses(400), says_with_odds("Yes", None)):
+        await alone.outcomes(behave, ENOUGH_REFUSALS, top=20)
+        assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
+        alone.engine.state.revision += " anew"  # type: ignore[operator]
+        assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["unsure"]

@@ -9,14 +9,10 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.admin.bodies import meant
 from gateway.errors import InvalidRequest
+from gateway.policy.length_rules import Tokens
 from gateway.policy.overrides import Wanted
 from gateway.policy.projections import PROJECTIONS
-from gateway.policy.schema import (
-    MAX_GUIDANCE_TOKENS,
-    AskedMode,
-    Label,
-    Placement,
-)
+from gateway.policy.schema import AskedMode, Label, Placement
 from gateway.protocol import MAX_TOKENS, ChatRequest, parse_chat
 from gateway.units import Name, Number, Whole, Wrong
 from gateway.yaml_source import Shape
@@ -32,7 +28,8 @@ _MOST_SEED = 2**63 - 1
 class WantedGuidance(Shape):
     """How the teacher is to open the answer; what is left out is as the route has it."""
 
-    tokens: Annotated[Whole, Field(ge=1, le=MAX_GUIDANCE_TOKENS)] | None = None
+    tokens: Tokens | None = None
+    """A number; or auto, where the route has it: its own rule chooses."""
     projection: Label | None = None
     placement: Placement | None = None
 

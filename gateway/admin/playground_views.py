@@ -10,7 +10,7 @@ from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode, Placement
 if TYPE_CHECKING:
     from gateway.engines.guard import GuardedEngine
     from gateway.policy.book import PolicyBook
-    from gateway.policy.schema import Route, TenantPolicy
+    from gateway.policy.schema import GuidanceRule, Route, TenantPolicy
 
 MODES: tuple[AskedMode, ...] = get_args(AskedMode)
 
@@ -50,9 +50,17 @@ def _route(policy: TenantPolicy, route: Route, *, conditional: bool) -> dict[str
         "students": [one.model for one in route.all_students],
         "baseline": route.baseline,
         "default_max_tokens": route.default_max_tokens,
-        "guidance": {"tokens": rule.most_tokens, "projection": rule.projection, "placement": rule.placement},
+        "guidance": {"tokens": rule.tokens, "projection": rule.projection, "placement": rule.placement},
+        "auto": _auto(rule),
         "callers_may": {"modes": list(modes_of(policy, route)), "guidance_tokens": overrides.guidance_tokens},
     }
+
+
+def _auto(rule: GuidanceRule) -> dict[str, int] | None:
+    """Between what lengths the route's own rule chooses; None: it says a number."""
+    if rule.tokens != "auto":
+        return None
+    return {"min": rule.auto.min, "max": rule.auto.max, "default": rule.auto.default}
 
 
 def engine_shown(engine: GuardedEngine) -> dict[str, Any]:

@@ -174,9 +174,10 @@ def _is_installed(module: str) -> bool:
 def _folder_doubts(folder: Path, book: PolicyBook) -> Iterator[str]:
     if not any(policy.keys for policy in book.policies):
         yield f"{shown(folder)}: no file holds a key: nobody can call until `gkt-gateway keys create` has made one"
-    exemplars = {route.guidance.exemplars for policy in book.policies for route in policy.routes}
+    rules = [route.guidance for policy in book.policies for route in policy.routes]
+    named = {name for rule in rules for name in (rule.exemplars, rule.auto.model)}
     for file in near_misses(folder):
-        if file.name in exemplars:
+        if file.name in named:
             continue
         yield f"{shown(file)}: not read: rename it to end in .yaml"
 

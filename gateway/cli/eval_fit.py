@@ -73,7 +73,9 @@ def fit(
     tables = tables_of(family)
     rows = [compare(tables, family.lengths, tokens, seed=seed) for tokens in family.lengths if tokens]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(model.model_dump_json(indent=1) + "\n")
+    new = out.with_name(f".{out.name}")
+    new.write_text(model.model_dump_json(indent=1) + "\n")
+    new.replace(out)  # whole: a gateway may be watching it
     show(family, fixed(family), rows, model, out)
     if model.figures is None or not model.figures.beats:
         raise typer.Exit(NO_BETTER)

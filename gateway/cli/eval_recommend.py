@@ -75,7 +75,12 @@ def recommend(
         Path | None, typer.Option("--out", "-o", help="Where to write it.", metavar="FILE", rich_help_panel=_POLICY)
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Write over a file that is there.", rich_help_panel=_POLICY)
+        bool,
+        typer.Option(
+            "--force",
+            help="Write over a file that is there, and take files that were edited since the run.",
+            rich_help_panel=_POLICY,
+        ),
     ] = False,
     tenant: Annotated[
         str, typer.Option("--tenant", "-t", help="Whose policy.", metavar="NAME", rich_help_panel=_POLICY)
@@ -143,7 +148,9 @@ def recommend(
     text = None if out is None else policy_text(said, tenant=tenant, teacher=teacher, student=student, guidance=more)
     files: Mapping[Path, bytes] = {}
     if out is not None and text is not None:
-        files = files_beside(_named_in(said, more), out.parent, force=force)
+        settings = _named_in(said, more)
+        files = files_beside(settings, out.parent, force=force)
+        _say_what_was_edited(settings, force=force)
         write_policy(out, text, force=force)
         write_beside(files)
     if as_json:
@@ -219,6 +226,21 @@ def _named_in(said: Sequence[tuple[str, Recommendation]], more: Mapping[str, obj
     """The guided settings of the policy, whose files it needs. One that --guidance names the caller has put there."""
     chosen = [one.setting.setting for _, one in said if one.setting is not None and one.setting.guided]
     return [{key: value for key, value in setting.items() if key not in more} for setting in chosen]
+
+
+def _say_what_was_edited(settings: Sequence[Mapping[str, Any]], *, force: bool) -> None:
+    """Raises StartupError where a file is not what was measured, and `force` does not say that it will do."""
+    from gateway.evaluation.edited import edited_since
+    from gateway.yaml_source import shown
+
+    for files in filter(None, dict.fromkeys(map(edited_since, settings))):
+        said = f"{' or '.join(map(shown, files))} says something else than the run has shown the models"
+        if not force:
+            raise StartupError(
+                f"{said}: put back what it said then, measure it with `gkt-gateway eval run` in another folder, or "
+                "take it as it is with --force"
+            )
+        typer.echo(f"{said}: the policy takes it as it is", err=True)
 
 
 def _costs_something(found: Sequence[Evidence]) -> None:

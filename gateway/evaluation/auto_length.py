@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import ConfigError
+from gateway.policy.length_files import length_files
 from gateway.policy.length_rules import DEFAULT_RULES, AutoRule
 from gateway.units import Origin
 from gateway.yaml_source import read
@@ -14,6 +15,8 @@ from gateway.yaml_source import read
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from gateway.policy.length_model import FittedLengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +26,18 @@ class AutoLength:
     Attributes:
         said: the whole `auto:` block, what the file leaves out as well: a later version may take other defaults.
         file: where it was read; None: it is the built-in one.
+        learned: what stands in the file of its model.
     """
 
     rule: AutoRule
     said: Mapping[str, Any]
     file: str | None = None
+    learned: FittedLengths | None = None
 
     @property
     def facts(self) -> tuple[object, ...]:
         """All that it depends on, for a hash: a model's file may come to say something else."""
-        model = self.rule.model
-        return dict(self.said), None if model is None else model.model_dump_json()
+        return dict(self.said), None if self.learned is None else self.learned.model_dump_json()
 
 
 def read_auto(file: Path | None) -> AutoLength:
@@ -49,7 +53,15 @@ def read_auto(file: Path | None) -> AutoLength:
     rule, more = source.check(AutoRule, Origin({}, file.parent))
     if rule is None or mistakes:
         raise ConfigError([*mistakes, *more])
-    return AutoLength(rule, _whole(rule, _plain(source.data)), str(file.absolute()))
+    learned: FittedLengths | None = None
+    if rule.model is not None:
+        files = length_files()
+        files.begin(file.parent)
+        learned, mistakes = files.of(rule.model, source, ("model",))
+        if learned is None:
+            raise ConfigError(mistakes)
+    said, path = _whole(rule, _plain(source.data)), str(file.absolute())
+    return AutoLength(rule if learned is None else rule.going_by(learned), said, path, learned)
 
 
 def _whole(rule: AutoRule, said: Mapping[str, Any]) -> dict[str, Any]:

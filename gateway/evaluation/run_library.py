@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gateway.errors import ConfigError, StartupError
-from gateway.policy.exemplar_files import PROJECTIONS_FOLDER
 from gateway.policy.library import Library
+from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import PRIMED, PROJECTIONS
 from gateway.yaml_source import shown

@@ -12,7 +12,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from gateway.policy.book import check_all, check_book, load_all
-from gateway.policy.exemplar_files import PROJECTIONS_FOLDER
+from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.policy.pages import Pages
 from gateway.policy.policies import Edition
 
@@ -68,7 +68,7 @@ class PolicyFiles:
         """
         named = [_stamp(self._folder / name) for name in self._pages.library.named]
         own = _stamps(self._folder / PROJECTIONS_FOLDER)
-        return (_stamp(self._config), *_stamps(self._folder), "projections", *own, "exemplars", *named)
+        return (_stamp(self._config), *_stamps(self._folder), "projections", *own, "named", *named)
 
     def config_is_as_it_was(self) -> bool:
         """Whether config.yaml holds what the process was started with. Names that it refers to are not followed."""

@@ -82,12 +82,13 @@ def of_model(model: LengthModel, looks: Looks, rule: AutoRule) -> Choice:
 
 
 def _chosen(rule: AutoRule, looks: Looks, facts: Facts, max_tokens: int | None) -> Choice:
-    rules = rule.rules if rule.rules is not None else () if rule.model is not None else DEFAULT_RULES
+    learned = rule.learned
+    rules = rule.rules if rule.rules is not None else () if learned is not None else DEFAULT_RULES
     for one in rules:
         if _holds(one, looks, facts, max_tokens):
             return _choice(rule, looks, one.tokens, "rule", name=one.name)
-    if rule.model is not None:
-        return of_model(rule.model, looks, rule)
+    if learned is not None:
+        return of_model(learned, looks, rule)
     return _choice(rule, looks, rule.default, "default")
 
 

@@ -17,9 +17,9 @@ from gateway.policy.question_features import FEATURES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 MAX_FILE_BYTES = 64_000
+"""Of one file."""
 _MAX_LENGTHS = 16
 _MOST_EXPONENT = 40.0
 
@@ -149,15 +149,8 @@ def _logistic(value: float) -> float:
     return 1 / (1 + math.exp(-max(-_MOST_EXPONENT, min(_MOST_EXPONENT, value))))
 
 
-def read_lengths(path: Path) -> FittedLengths:
-    """A file that `eval fit` wrote. Blocks. Raises ValueError, which says what is wrong with it in one line."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"cannot be read: {(error.strerror or 'error').lower()}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes: it is no file of `eval fit`")
+def lengths_of(raw: bytes) -> FittedLengths:
+    """What stands in a file that `eval fit` wrote. Raises ValueError, which says in one line what is wrong with it."""
     try:
         return FittedLengths.model_validate_json(raw)
     except ValidationError as error:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from gateway.policy.conditions import When
-from gateway.policy.length_model import FittedLengths, read_lengths
+from gateway.policy.length_model import LengthModel
 from gateway.policy.question_features import PromptClass
-from gateway.units import Duration, Number, Whole, Wrong, lasting, origin
+from gateway.units import Duration, Number, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
 
 MOST_TOKENS = 4096
@@ -86,25 +93,6 @@ Probe: TypeAlias = Annotated[
 """`off`, `on`, or a rule."""
 
 
-def _model(value: object, info: ValidationInfo) -> object:
-    if value is None or isinstance(value, FittedLengths):
-        return value
-    if not isinstance(value, str) or not value:
-        raise Wrong("must be the name of a file that `gkt-gateway eval fit` wrote, like lengths/maths.json")
-    found = origin(info)
-    if found is None:
-        raise Wrong("a file is read where a policy file names it")
-    if Path(value).is_absolute() or ".." in Path(value).parts:
-        raise Wrong("must stand in the policies folder or below it")
-    try:
-        return read_lengths(found.folder / value)
-    except ValueError as error:
-        raise Wrong(f"{value} {error}") from None
-
-
-Model: TypeAlias = Annotated[FittedLengths | None, BeforeValidator(_model, json_schema_input_type=str)]
-"""A file, read."""
-
 DEFAULT_RULES = (
     LengthRule(name="trivial", prompt="trivial", tokens=0),
     LengthRule(name="choice", prompt="choice", tokens=30),
@@ -130,8 +118,21 @@ class AutoRule(Shape):
     after `min` tokens."""
     probe: Probe = None
     """Ask the student for its first token first, and leave the teacher out where it is sure of that."""
-    model: Model = None
-    """A file of `gkt-gateway eval fit`, in the policies folder or below it: it decides where no rule does."""
+    model: str | None = None
+    """A file of `gkt-gateway eval fit`, from the policies folder, like lengths/chat.json: it decides where no rule
+    does."""
+    _learned: LengthModel | None = PrivateAttr(None)
+
+    @property
+    def learned(self) -> LengthModel | None:
+        """What the file of `model` holds; None: no file is named."""
+        return self._learned
+
+    def going_by(self, learned: LengthModel) -> AutoRule:
+        """The same with a model that was read."""
+        rule = self.model_copy()
+        rule._learned = learned  # noqa: SLF001  its own kind
+        return rule
 
     @field_validator("max", "default")
     @classmethod

@@ -1,4 +1,4 @@
-"""The projections that policies may name: those shipped, and one for each file in policies/projections."""
+"""What policies may name: projections, shipped ones and one for each file in policies/projections; and files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.policy.exemplar_files import MAX_BYTES, PROJECTIONS_FOLDER, ExemplarFiles, without_content
+from gateway.policy.exemplar_files import MAX_BYTES, exemplar_files, without_content
+from gateway.policy.length_files import length_files
+from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.policy.projection_shapes import MAX_CHARS, ProjectionRule
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import LABEL
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from gateway.policy.length_model import LengthModel
     from gateway.policy.projections import Exemplar, Projection
     from gateway.policy.schema import GuidanceRule, TenantPolicy
     from gateway.yaml_source import Source
@@ -32,9 +35,16 @@ class _Kept(NamedTuple):
     mistakes: tuple[Mistake, ...]
 
 
+class _Meant(NamedTuple):
+    """What the names in a route's guidance stand for. None: it names none, or a shipped projection as it is."""
+
+    projection: Projection | None
+    learned: LengthModel | None
+
+
 class _Bound(NamedTuple):
     page: TenantPolicy
-    asked: tuple[Projection | None, ...]
+    meant: tuple[_Meant, ...]
     policy: TenantPolicy
 
 
@@ -49,19 +59,21 @@ class Library:
     def __init__(self) -> None:
         self.projections: Mapping[str, Projection] = PROJECTIONS
         self.digests: dict[str, str] = {}
-        self._exemplars = ExemplarFiles()
+        self._exemplars = exemplar_files()
+        self._lengths = length_files()
         self._kept: dict[str, _Kept] = {}
         self._broken: frozenset[str] = frozenset()
         self._bound: dict[str, _Bound] = {}
 
     @property
     def named(self) -> list[str]:
-        """The files of exemplars that are named, there or not."""
-        return sorted(self._exemplars.named)
+        """The files of exemplars and of lengths that are named, there or not."""
+        return sorted(self._exemplars.named | self._lengths.named)
 
     def read(self, folder: Path) -> list[Mistake]:
         """The projections beside the policies in `folder`. Blocks; never raises."""
         self._exemplars.begin(folder)
+        self._lengths.begin(folder)
         try:
             files = sorted(file for file in (folder / PROJECTIONS_FOLDER).iterdir() if not file.name.startswith("."))
         except FileNotFoundError:
@@ -87,7 +99,7 @@ class Library:
         return mistakes
 
     def check(self, source: Source) -> Iterator[Mistake]:
-        """What a policy file says of projections, whatever else may be wrong with it."""
+        """What a policy file says of projections and files, whatever else may be wrong with it."""
         for index, route in enumerate(source.items("routes")):
             guidance = route.get("guidance") if isinstance(route, dict) else None
             if not isinstance(guidance, dict):
@@ -105,31 +117,34 @@ class Library:
                 projection = self.projections.get(name) if isinstance(name, str) else None
                 if projection is not None and exemplars:
                     yield from _too_much(replace(projection, exemplars=exemplars), source, loc)
+            auto = guidance.get("auto")
+            if isinstance(auto, dict) and isinstance(file := auto.get("model"), str):
+                yield from self._lengths.of(file, source, ("routes", index, "guidance", "auto", "model"))[1]
 
     def bind(self, file: Path, policy: TenantPolicy, source: Source) -> TenantPolicy:
         """The policy with what its names stand for. The same as last time, where that is the same."""
-        asked = tuple(self._asked(route.guidance, source) for route in policy.routes)
-        if not any(asked):
+        meant = tuple(
+            _Meant(self._asked(route.guidance, source), self._learned(route.guidance, source))
+            for route in policy.routes
+        )
+        if not any(map(any, meant)):
             return policy
         bound = self._bound.get(file.name)
-        if bound is not None and bound.page is policy and bound.asked == asked:
+        if bound is not None and bound.page is policy and bound.meant == meant:
             return bound.policy
-        routes = []
-        for route, projection in zip(policy.routes, asked, strict=True):
-            if projection is None:
-                routes.append(route)
-                continue
-            placed = None if "placement" in route.guidance.model_fields_set else projection.default_placement
-            routes.append(route.model_copy(update={"guidance": route.guidance.asking(projection, placed)}))
-        made = policy.model_copy(update={"routes": tuple(routes)})
-        self._bound[file.name] = _Bound(policy, asked, made)
+        routes = tuple(
+            route.model_copy(update={"guidance": _as_meant(route.guidance, one)}) if any(one) else route
+            for route, one in zip(policy.routes, meant, strict=True)
+        )
+        made = policy.model_copy(update={"routes": routes})
+        self._bound[file.name] = _Bound(policy, meant, made)
         return made
 
     def close(self, files: frozenset[str]) -> None:
         """The reading is over; `files`: the names of the policies, whose alone are remembered."""
         self._bound = {name: bound for name, bound in self._bound.items() if name in files}
         own = {f"{PROJECTIONS_FOLDER}/{name}.yaml": kept.digest for name, kept in self._kept.items()}
-        self.digests = own | self._exemplars.digests
+        self.digests = own | self._exemplars.digests | self._lengths.digests
 
     def _asked(self, rule: GuidanceRule, source: Source) -> Projection | None:
         """None: a shipped one, as it is."""
@@ -141,6 +156,9 @@ class Library:
         exemplars, _ = self._exemplars.of(rule.exemplars, source, ())
         return replace(projection, exemplars=exemplars) if exemplars else None
 
+    def _learned(self, rule: GuidanceRule, source: Source) -> LengthModel | None:
+        return None if rule.auto.model is None else self._lengths.of(rule.auto.model, source, ())[0]
+
     def _one(self, file: Path) -> _Kept:
         raw = contents(file, MAX_BYTES)
         if isinstance(raw, Mistake):
@@ -150,12 +168,21 @@ class Library:
 
     def _projection(self, name: str, source: Source, rule: ProjectionRule) -> tuple[Projection, list[Mistake]]:
         path = source.get("exemplars")
-        exemplars: tuple[Exemplar, ...] = ()
+        exemplars: tuple[Exemplar, ...] | None = None
         wrong: list[Mistake] = []
         if isinstance(path, str):
             exemplars, wrong = self._exemplars.of(path, source, ("exemplars",))
-        projection = rule.projection(name, exemplars)
+        projection = rule.projection(name, exemplars or ())
         return projection, [*wrong, *_too_much(projection, source, ())]
+
+
+def _as_meant(rule: GuidanceRule, meant: _Meant) -> GuidanceRule:
+    if meant.learned is not None:
+        rule = rule.going_by(meant.learned)
+    if meant.projection is None:
+        return rule
+    placed = None if "placement" in rule.model_fields_set else meant.projection.default_placement
+    return rule.asking(meant.projection, placed)
 
 
 def _too_much(projection: Projection, source: Source, loc: tuple[str | int, ...]) -> Iterator[Mistake]:

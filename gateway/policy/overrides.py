@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gateway.errors import InvalidRequest
 
@@ -24,23 +24,29 @@ class Wanted:
     """How an operator wants a route to answer, whatever its policy lets callers ask for. None: as the route has it.
 
     Attributes:
-        tokens: how long the opening may be.
+        tokens: how long the opening may be; auto: the route's own rule chooses, where it has one.
         projection: of the library; the route's own stays as its policy has it, exemplars and all.
         lease_s: no opening takes longer: a route that is never guided may say what would outlive its permit.
     """
 
     mode: AskedMode
-    tokens: int | None = None
+    tokens: int | Literal["auto"] | None = None
     projection: Projection | None = None
     placement: Placement | None = None
     lease_s: float = math.inf
 
     def of(self, route: Route) -> Route:
-        """The route as it is wanted. Raises InvalidRequest where it names no engine for that."""
+        """The route as it is wanted. Raises InvalidRequest where it names no engine for that, or chooses no length."""
         if not route.has_engines_of(self.mode):
             lacks = "no teacher" if route.teacher is None and self.mode != "student" else "no student"
             raise InvalidRequest(
                 f"'{route.model}' cannot be answered in mode {self.mode}: its route names {lacks}.", param="mode"
+            )
+        if self.tokens == "auto" and route.guidance.tokens != "auto":
+            raise InvalidRequest(
+                f"'{route.model}' chooses no length: its policy says tokens: {route.guidance.tokens}, and not auto. "
+                "Send a number, or leave it out.",
+                param="guidance.tokens",
             )
         wanted = {"tokens": self.tokens, "placement": self.placement}
         changed: dict[str, object] = {name: value for name, value in wanted.items() if value is not None}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from gateway.policy.library import Library
 from gateway.policy.schema import TenantPolicy
-from gateway.units import Origin
 from gateway.yaml_source import Mistake, contents, in_file_order, parse, shown
 
 if TYPE_CHECKING:
@@ -82,7 +81,6 @@ def _page(raw: bytes, digest: str, file: Path) -> Page:
     source, mistakes = parse(raw, shown(file))
     policy = None
     if source is not None:
-        # A policy names files beside it, and no secrets.
-        policy, wrong = source.check(TenantPolicy, Origin({}, file.parent))
+        policy, wrong = source.check(TenantPolicy)
         mistakes = [*mistakes, *wrong]
     return Page(digest, source, policy, tuple(in_file_order(mistakes)))

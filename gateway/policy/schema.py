@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
@@ -16,6 +16,9 @@ from gateway.policy.projections import CUTOFF, PROJECTIONS, Projection
 from gateway.policy.quality import Part, QualityRule, part_of
 from gateway.units import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
 from gateway.yaml_source import Shape
+
+if TYPE_CHECKING:
+    from gateway.policy.length_model import LengthModel
 
 Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
 AskedMode = Literal["guided", "student", "teacher"]
@@ -149,6 +152,10 @@ class GuidanceRule(Shape):
         rule.__dict__.pop("asks", None)  # a copy takes what was kept along
         rule._asks = projection  # noqa: SLF001  its own kind
         return rule
+
+    def going_by(self, learned: LengthModel) -> GuidanceRule:
+        """The same with the model that `auto` names."""
+        return self.model_copy(update={"auto": self.auto.going_by(learned)})
 
     @field_validator("exemplars")
     @classmethod

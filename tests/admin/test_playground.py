@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from gateway.admin.playground import _base_url
 from gateway.policy.schema import KeyEntry
 from gateway.web import keys
-from tests.fakes import FakeEngine, begin_events, chunk, event, says
+from tests.fakes import FakeEngine, begin_events, chunk, event, says, says_with_odds
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_looked_at
 
@@ -29,6 +29,8 @@ ADMIN_KEY = "an-admin-key-for-tests"
 OPENING = "The answer to your question is this"
 KEPT = "The answer to your question is"  # a word that was cut for length may go on
 REST = " surely as follows."
+PROBED = {"min": 8, "max": 60, "default": 20, "probe": {"confident": 0.9, "deadline": "10s"}}
+MATHS = "A shop has 48 eggs and sells 18. How many are left in total?"
 
 
 @dataclass
@@ -115,7 +117,8 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         broken = stack.enter_context(FakeEngine(cut_off).running())
         mute = stack.enter_context(FakeEngine(silent).running())
         calm = {"breaker": {"failures": 1000}}
-        students = {"small": student, "broken": broken, "mute": mute}
+        sure = stack.enter_context(FakeEngine(says_with_odds(REST, 0.98)).running())
+        students = {"small": student, "broken": broken, "mute": mute, "sure": sure}
         routes = [
             guided(tokens=7, cache_ttl="0s"),
             guided("chat-broken", student="broken", tokens=7),
@@ -123,6 +126,8 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             STUDENT_ONLY,
             TEACHER_ONLY,
             {"model": "vectors", "mode": "embeddings", "student": "small"},
+            guided("chat-auto", tokens="auto", cache_ttl="0s"),
+            guided("chat-sure", student="sure", tokens="auto", auto=PROBED, cache_ttl="0s"),
         ]
         tenants = {
             "limited": {"keys": [], "routes": routes[:1], "limits": {"rpm_limit": 1}},
@@ -200,6 +205,37 @@ def test_length_projection_and_placement_are_the_operators_to_choose(world: Worl
     assert KEPT in orjson.dumps(world.student.asked[-1]["messages"]).decode()
 
 
+@pytest.mark.parametrize("guidance", [{}, {"tokens": "auto"}])
+def test_where_the_policy_says_auto_its_own_rule_chooses_and_the_receipt_says_how(
+    world: World, guidance: dict[str, Any]
+) -> None:
+    receipt = world.run(model="chat-auto", prompt=MATHS, guidance=guidance).receipt
+    assert receipt is not None
+    assert receipt["guidance"]["tokens"] == 60
+    assert receipt["length"] == {"by": "rule", "prompt": "maths", "rule": "maths"}
+    assert receipt["probe"] is None
+    receipt = world.run(model="chat-auto", prompt="Thanks!", guidance=guidance).receipt
+    assert receipt is not None
+    assert (receipt["unguided"], receipt["guidance"], receipt["length"]["rule"]) == ("auto_rule", None, "trivial")
+
+
+def test_a_number_goes_before_the_policys_own_rule(world: World) -> None:
+    receipt = world.run(model="chat-auto", prompt=MATHS, guidance={"tokens": 5}).receipt
+    assert receipt is not None
+    assert (receipt["guidance"]["tokens"], receipt["length"]) == (5, None)
+
+
+def test_the_probe_of_a_students_first_token_stands_in_the_receipt_with_its_cost(world: World) -> None:
+    heard = world.run(model="chat-sure", guidance={"tokens": "auto"})
+    assert (heard.text, heard.opening) == (REST, "")
+    receipt = heard.receipt
+    assert receipt is not None
+    assert receipt["unguided"] == "student_confident"
+    assert (receipt["length"]["by"], receipt["length"]["probe"]["outcome"]) == ("default", "confident")
+    assert receipt["length"]["probe"]["p1"] == pytest.approx(0.98)
+    assert (receipt["probe"]["model"], receipt["probe"]["output_tokens"]) == ("sure", 1)
+
+
 def test_what_is_asked_reaches_the_engine_as_a_caller_would_send_it(world: World) -> None:
     world.run("student", system="Be brief.", temperature=0.5, top_p=0.9, seed=7, max_tokens=11)
     asked = world.student.asked[-1]
@@ -261,7 +297,7 @@ def test_the_form_gets_what_it_offers(world: World) -> None:
     }  # fmt: skip
     assert shown["placements"] == ["prefix", "context", "input"]
     engines = {one["name"]: one for one in shown["engines"]}
-    assert list(engines) == ["big", "small", "broken", "mute"]
+    assert list(engines) == ["big", "small", "broken", "mute", "sure"]
     assert engines["small"] == {"name": "small", "up": True, "rests": False, "continues": True}
     assert [one["tenant"] for one in shown["tenants"]] == ["acme", "globex", "limited", "spent"]
     routes = {one["model"]: one for one in shown["tenants"][0]["routes"]}
@@ -269,9 +305,12 @@ def test_the_form_gets_what_it_offers(world: World) -> None:
     assert routes["chat"] == {
         "model": "chat", "mode": "guided", "modes": ["guided", "student", "teacher"], "conditional": False,
         "teacher": "big", "students": ["small"], "baseline": "big", "default_max_tokens": None,
-        "guidance": {"tokens": 7, "projection": "cutoff", "placement": "prefix"},
+        "guidance": {"tokens": 7, "projection": "cutoff", "placement": "prefix"}, "auto": None,
         "callers_may": {"modes": [], "guidance_tokens": None},
     }  # fmt: skip
+    assert routes["chat-auto"]["guidance"]["tokens"] == "auto", "what callers get, and no number of its rule's"
+    assert routes["chat-auto"]["auto"] == {"min": 16, "max": 80, "default": 40}
+    assert routes["chat-sure"]["auto"] == {"min": 8, "max": 60, "default": 20}
     assert routes["chat-student"]["modes"] == ["student"]
     assert routes["chat-teacher"]["modes"] == ["teacher"]
 
@@ -313,6 +352,9 @@ def test_callers_are_told_to_call_where_they_are_listened_to(listens: str, seen_
         ({"prompt": None, "system": "s", "messages": [{"role": "user", "content": "x"}]}, 400, "prompt", "system goes"),
         ({"guidance": {"tokens": 0}}, 400, "guidance.tokens", "must be at least 1"),
         ({"guidance": {"tokens": 4097}}, 400, "guidance.tokens", "must be at most 4096"),
+        ({"guidance": {"tokens": "automatic"}}, 400, "guidance.tokens", "must be a whole number, or auto"),
+        ({"guidance": {"tokens": "7"}}, 400, "guidance.tokens", "must be a whole number, without quotes"),
+        ({"guidance": {"tokens": "auto"}}, 400, "guidance.tokens", "its policy says tokens: 7, and not auto"),
         ({"guidance": {"token": 5}}, 400, "guidance.token", "Did you mean 'tokens'?"),
         ({"guidance": {"projection": "cut"}}, 400, "guidance.projection", "There is no projection 'cut'."),
         ({"guidance": {"projection": "primd"}}, 400, "guidance.projection", "Did you mean 'primed'?"),

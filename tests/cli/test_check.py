@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from gateway.cli.check import DEVELOPMENT_KEY, check, is_private
 from gateway.config import OVERRIDES
 from gateway.policy.book import check_all
+from tests.policy.test_length_model import FILE as FITTED
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -307,3 +309,16 @@ def test_exemplars_in_json_beside_the_policies_are_not_warned_of(folder: Path) -
     assert "warning: policies/it.json: not read: rename it to end in .yaml" in run()[2]
     edit(folder / "policies" / "default.yaml", "projection: cutoff ", "projection: primed\n      exemplars: it.json #")
     assert not [line for line in run()[2] if "it.json" in line]
+
+
+def test_a_file_of_learned_lengths_is_read_and_its_mistakes_name_it(folder: Path) -> None:
+    file = folder / "policies" / "chat.json"
+    file.write_text(json.dumps(FITTED))
+    assert "warning: policies/chat.json: not read: rename it to end in .yaml" in run()[2]
+    edit(folder / "policies" / "default.yaml", "# model: lengths/chat.json", "model: chat.json")
+    code, _, err = run()
+    assert (code, [line for line in err if "chat.json" in line]) == (0, [])
+    file.write_text(json.dumps(FITTED | {"format": 2}))
+    code, _, err = run()
+    assert (code, err[1:]) == (1, ["1 mistake found"])
+    assert err[0].startswith("policies/chat.json: is no file of `eval fit`: format: ")

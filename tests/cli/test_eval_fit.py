@@ -14,7 +14,7 @@ from gateway.cli import SETTINGS
 from gateway.cli.eval_fit import NO_BETTER, fit
 from gateway.errors import StartupError
 from gateway.evaluation.record import EXAMPLES, MANIFEST, write_lines
-from gateway.policy.length_model import read_lengths
+from gateway.policy.length_model import lengths_of
 from tests.cli.in_process import Done
 from tests.evaluation.families import examples, manifest, questions
 
@@ -57,7 +57,7 @@ def test_a_model_that_beats_the_fixed_length_is_written_and_said_to(tmp_path: Pa
     done = run(folder(tmp_path / "run", told=True), "--data", data, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "It beats the fixed length." in done.stdout
-    model = read_lengths(out)
+    model = lengths_of(out.read_bytes())
     assert model.name.startswith("chat.")
     assert model.figures is not None
     assert model.figures.beats
@@ -71,7 +71,7 @@ def test_one_that_does_not_says_so_plainly_and_leaves_with_3(tmp_path: Path, dat
     done = run(folder(tmp_path / "run", told=False), "--data", data, "--out", out)
     assert done.returncode == NO_BETTER == 3
     assert "It does not surely beat the fixed length: keep tokens: 80." in done.stdout
-    figures = read_lengths(out).figures
+    figures = lengths_of(out.read_bytes()).figures
     assert figures is not None
     assert not figures.beats
 

@@ -110,6 +110,60 @@ def test_the_files_of_a_projection_are_put_beside_the_policy(tmp_path: Path) -> 
     assert named.returncode == 0, named.stderr
 
 
+LIST_OF_ONE = "- {question: How many is 2 + 2?, answer: 2 + 2 = 4.}\n"
+
+
+def guided_by_files(tmp_path: Path, projection: str) -> Path:
+    """A run's folder that chose this projection: `primed` with exemplars of --exemplars, or `brisk` of --policies."""
+    theirs = tmp_path / "theirs"
+    (theirs / "projections").mkdir(parents=True)
+    (theirs / "projections" / "brisk.yaml").write_text("system: Be brisk.\nexemplars: exemplars/brisk.yaml\n")
+    (theirs / "exemplars").mkdir()
+    for file in (theirs / "exemplars" / "brisk.yaml", tmp_path / "mine.yaml"):
+        file.write_text(LIST_OF_ONE)
+    library = RunLibrary.read(theirs, tmp_path / "mine.yaml", exemplars(tmp_path / "mine.yaml"))
+    guided = library.noted(replace(M40, projection=library.find(projection)))
+    return folder_of(tmp_path / "run", [*ALONE, Truth(guided, 0.8, 40, 120)], 400, exactly=True)
+
+
+@pytest.mark.parametrize(
+    ("projection", "edited", "named"),
+    [
+        ("primed", "mine.yaml", r"mine\.yaml"),
+        ("brisk", "theirs/exemplars/brisk.yaml", r"projections/brisk\.yaml or \S+/exemplars/brisk\.yaml"),
+    ],
+)
+def test_a_file_that_was_edited_since_the_run_is_not_what_was_measured(
+    tmp_path: Path, projection: str, edited: str, named: str
+) -> None:
+    folder, policy = guided_by_files(tmp_path, projection), tmp_path / "policies" / "acme.yaml"
+    (tmp_path / edited).write_text("# The same.\n" + LIST_OF_ONE)
+    assert run(folder, "--out", policy, "--force").stderr == ""
+    before = policy.read_text()
+    (tmp_path / edited).write_text("- {question: How many is 2 + 3?, answer: 5}\n")
+    policy.unlink()
+    (copy,) = (policy.parent / "exemplars").iterdir()
+    copy.unlink()
+    done = run(folder, "--out", policy)
+    assert done.returncode == 1
+    assert re.search(named + " says something else than the run has shown the models: put back what", done.stderr)
+    assert not policy.exists(), "nothing is written by halves"
+    assert not copy.exists()
+    forced = run(folder, "--out", policy, "--force")
+    assert forced.returncode == 0
+    assert "the policy takes it as it is" in forced.stderr
+    assert policy.read_text() == before
+    assert copy.read_text() == (tmp_path / edited).read_text()
+
+
+def test_files_of_a_projection_that_the_policy_does_not_name_are_left_where_they_are(tmp_path: Path) -> None:
+    folder, policy = guided_by_files(tmp_path, "brisk"), tmp_path / "policies" / "acme.yaml"
+    (tmp_path / "theirs" / "projections" / "brisk.yaml").write_text("system: Be long.\n")
+    done = run(folder, "--out", policy, "--guidance", "projection=concise")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in policy.parent.iterdir()] == ["acme.yaml"]
+
+
 def test_the_table_has_each_setting_by_its_cost_and_marks_the_one(tmp_path: Path) -> None:
     folder_of(tmp_path, PAYS, 400, exactly=True)
     done = run(tmp_path)

@@ -12,15 +12,13 @@ from gateway.evaluation.advice.auto import by_model, families, would_give
 from gateway.evaluation.advice.fit import Compared, compare, fit, tables_of
 from gateway.evaluation.setting import Setting
 from gateway.evaluation.statistics import agresti_min, mcnemar
-from gateway.policy.length_model import read_lengths
+from gateway.policy.length_model import lengths_of
 from gateway.policy.projections import Exemplar
 from gateway.policy.question_features import looks_of
 from gateway.protocol import parse_chat
 from tests.evaluation.families import examples, manifest, questions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gateway.evaluation.setting import Form
     from gateway.policy.length_model import FittedLengths
 
@@ -58,10 +56,8 @@ def test_it_is_held_against_the_length_that_is_named(model: FittedLengths) -> No
     assert beside.auto_usd <= beside.fixed_usd * 1.1
 
 
-def test_the_file_reads_back_as_it_was_written(model: FittedLengths, tmp_path: Path) -> None:
-    file = tmp_path / "chat.json"
-    file.write_text(model.model_dump_json())
-    again = read_lengths(file)
+def test_the_file_reads_back_as_it_was_written(model: FittedLengths) -> None:
+    again = lengths_of(model.model_dump_json().encode())
     assert again == model
     numbers = looks_of(TOLD.asked[1], 200).numbers
     assert again.predict(numbers) == model.predict(numbers)

@@ -153,16 +153,12 @@ class Says:
 
 @pytest.mark.parametrize(("said", "tokens"), [(0, 0), (8, 16), (40, 40), (400, 80)])
 def test_a_models_word_is_kept_within_the_bounds(said: int, tokens: int) -> None:
-    rule = AutoRule().model_copy(update={"model": Says(said)})
-    chosen = choose_length(rule, asked(), None, {})
+    chosen = choose_length(AutoRule().going_by(Says(said)), asked(), None, {})
     assert (chosen.tokens, chosen.by, chosen.model, chosen.score) == (tokens, "model", "said.1", 0.75)
 
 
 def test_a_policys_rules_go_before_a_model_and_the_built_in_ones_do_not() -> None:
-    model = {"model": Says(40)}
-    assert choose_length(AutoRule().model_copy(update=model), asked("Hi"), None, {}).by == "model"
-    own = AutoRule.model_validate({"rules": [{"name": "hi", "prompt": "trivial", "tokens": 0}]}).model_copy(
-        update=model
-    )
+    assert choose_length(AutoRule().going_by(Says(40)), asked("Hi"), None, {}).by == "model"
+    own = AutoRule.model_validate({"rules": [{"name": "hi", "prompt": "trivial", "tokens": 0}]}).going_by(Says(40))
     assert choose_length(own, asked("Hi"), None, {}).rule == "hi"
     assert choose_length(own, asked(), None, {}).by == "model"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gateway.policy.book import check_book
-from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, read_lengths
+from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
+from gateway.policy.pages import Pages
 from gateway.policy.question_features import FEATURES
 
 if TYPE_CHECKING:
@@ -74,25 +76,15 @@ def changed(**more: Any) -> dict[str, Any]:
         (changed(name="../../x"), "name"),
     ],
 )
-def test_a_file_that_is_none_is_refused_with_what_is_wrong(tmp_path: Path, file: dict[str, Any], said: str) -> None:
-    (tmp_path / "m.json").write_text(json.dumps(file))
+def test_a_file_that_is_none_is_refused_with_what_is_wrong(file: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        read_lengths(tmp_path / "m.json")
+        lengths_of(json.dumps(file).encode())
 
 
-@pytest.mark.parametrize(
-    ("raw", "said"),
-    [
-        (b"", "is no file of"),
-        (b"\x80\x04\x95", "is no file of"),
-        (b'{"means": [NaN]}', "is no file of"),
-        (b" " * (MAX_FILE_BYTES + 1), "is larger than"),
-    ],
-)
-def test_a_file_of_another_kind_or_size_is_refused(tmp_path: Path, raw: bytes, said: str) -> None:
-    (tmp_path / "m.json").write_bytes(raw)
-    with pytest.raises(ValueError, match=said):
-        read_lengths(tmp_path / "m.json")
+@pytest.mark.parametrize("raw", [b"", b"\x80\x04\x95", b'{"means": [NaN]}', b"[" * 50_000])
+def test_a_file_of_another_kind_is_refused(raw: bytes) -> None:
+    with pytest.raises(ValueError, match="is no file of"):
+        lengths_of(raw)
 
 
 POLICY = """\
@@ -108,30 +100,90 @@ routes:
 """
 
 
+MODEL = "9: routes[0].guidance.auto.model"
+
+
 def told(folder: Path, auto: str) -> list[str]:
     (folder / "acme.yaml").write_text(POLICY.replace("{AUTO}", auto))
     _, mistakes = check_book(folder, ["big", "small"])
     return [str(one).partition("acme.yaml:")[2] for one in mistakes]
 
 
-def test_a_policy_names_a_file_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "lengths").mkdir()
-    (tmp_path / "lengths/chat.json").write_text(json.dumps(FILE))
-    (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", "{model: lengths/chat.json}"))
+def fitted(folder: Path, name: str = "lengths/chat.json", **more: Any) -> Path:
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(changed(**more)))
+    return file
+
+
+@pytest.mark.parametrize("name", ["lengths/chat.json", "chat.json"])
+def test_a_policy_names_a_file_beside_it_or_below(tmp_path: Path, name: str) -> None:
+    fitted(tmp_path, name)
+    (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", f"{{model: {name}}}"))
     book, mistakes = check_book(tmp_path, ["big", "small"])
     assert not mistakes
     assert book is not None
-    model = book.policies[0].routes[0].guidance.auto.model
-    assert model is not None
-    assert model.name == "chat.1"
+    learned = book.policies[0].routes[0].guidance.auto.learned
+    assert learned is not None
+    assert learned.name == "chat.1"
+
+
+def test_a_projection_and_a_learned_length_go_together(tmp_path: Path) -> None:
+    fitted(tmp_path)
+    own = tmp_path / "projections" / "plan.yaml"
+    own.parent.mkdir()
+    own.write_text("instruction: Plan\n")
+    routes = POLICY.replace("{AUTO}", "{model: lengths/chat.json}") + "      projection: plan\n"
+    (tmp_path / "acme.yaml").write_text(routes)
+    book, _ = check_book(tmp_path, ["big", "small"])
+    assert book is not None
+    rule = book.policies[0].routes[0].guidance
+    assert rule.auto.learned is not None
+    assert rule.asks.instruction == "Plan"
+
+
+def test_a_bad_file_that_many_name_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the file's own name, for it is the file that is to be mended; what it should hold is not repeated."""
+    monkeypatch.chdir(tmp_path)
+    fitted(tmp_path, means=[0.0])
+    for tenant in ("acme", "globex"):
+        policy = POLICY.replace("acme", tenant).replace("{AUTO}", "{model: lengths/chat.json}")
+        (tmp_path / f"{tenant}.yaml").write_text(policy)
+    book, mistakes = check_book(tmp_path, ["big", "small"])
+    assert book is None
+    (line,) = map(str, mistakes)
+    assert line.startswith("lengths/chat.json: is no file of `eval fit`: the file: must hold 14 means, scales")
+
+
+def test_what_has_not_changed_is_the_same_policy(tmp_path: Path) -> None:
+    file = fitted(tmp_path)
+    (tmp_path / "acme.yaml").write_text(POLICY.replace("{AUTO}", "{model: lengths/chat.json}"))
+    pages = Pages()
+    before, again = (check_book(tmp_path, None, pages=pages)[0] for _ in range(2))
+    assert before is not None
+    assert again is not None
+    assert before.policies[0] is again.policies[0]
+    version = pages.version
+    file.write_text(json.dumps(changed(name="chat.2")))
+    after, _ = check_book(tmp_path, None, pages=pages)
+    assert after is not None
+    assert pages.version != version
+    names = [book.policies[0].routes[0].guidance.auto.learned for book in (before, after)]
+    assert [one and one.name for one in names] == ["chat.1", "chat.2"], "a request keeps the book it began with"
 
 
 @pytest.mark.parametrize(
     ("auto", "line"),
     [
-        ("{model: lengths/none.json}", "9: routes[0].guidance.auto.model: lengths/none.json cannot be read"),
-        ("{model: ../other.json}", "9: routes[0].guidance.auto.model: must stand in the policies folder or below it"),
-        ("{model: /etc/passwd}", "9: routes[0].guidance.auto.model: must stand in the policies folder or below it"),
+        ("{model: lengths/none.json}", f"{MODEL}: lengths/none.json cannot be read"),
+        ("{model: ../other.json}", f"{MODEL}: must be a file within the policies folder"),
+        ("{model: /etc/passwd}", f"{MODEL}: must be a file within the policies folder"),
+        ("{model: ''}", f"{MODEL}: must be a file within the policies folder"),
+        ("{model: lengths/link.json}", f"{MODEL}: leads out of the policies folder by a link"),
+        ("{model: lengths/large.json}", f"{MODEL}: lengths/large.json has more than {MAX_FILE_BYTES} bytes"),
+        ("{model: lengths/pipe.json}", f"{MODEL}: lengths/pipe.json is a pipe, not a file"),
+        ("{model: lengths/chat.pkl}", f"{MODEL}: must end in .json"),
+        ("{model: 7}", f"{MODEL}: must be text"),
         ("{min: 50, max: 40}", "9: routes[0].guidance.auto.max: must be at least min, 50"),
         ("{default: 90}", "9: routes[0].guidance.auto.default: must be at most max, 80"),
         ("{rules: [{name: a, tokens: 20}]}", "9: routes[0].guidance.auto.rules[0]: holds for every request"),
@@ -140,7 +192,14 @@ def test_a_policy_names_a_file_beside_it(tmp_path: Path) -> None:
         ("{stop_at: word}", "9: routes[0].guidance.auto.stop_at: must be step, sentence or none"),
     ],
 )
-def test_what_cannot_be_is_a_mistake_with_its_place(tmp_path: Path, auto: str, line: str) -> None:
+def test_what_cannot_be_is_a_mistake_with_its_place(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, auto: str, line: str
+) -> None:
+    lengths = tmp_path / "lengths"
+    lengths.mkdir()
+    (lengths / "link.json").symlink_to(fitted(tmp_path_factory.mktemp("elsewhere")))
+    (lengths / "large.json").write_bytes(b" " * (MAX_FILE_BYTES + 1))
+    os.mkfifo(lengths / "pipe.json")
     (found,) = told(tmp_path, auto)
     assert found.startswith(line)
 

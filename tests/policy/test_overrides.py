@@ -161,6 +161,18 @@ def test_what_an_operator_leaves_out_is_as_the_route_has_it() -> None:
     assert changed.temperature == 0.5
 
 
+@pytest.mark.parametrize("mode", ["guided", "student", "teacher"])
+def test_auto_is_to_be_had_only_where_the_route_has_it(mode: Any) -> None:
+    """Whoever asks in another mode hears of it as well: a wish is not dropped unseen."""
+    plan = wanted(Wanted("guided", "auto"), guidance={"tokens": "auto", "auto": {"rules": [], "default": 24}})
+    assert plan.guidance is not None
+    assert plan.length is not None
+    assert (plan.guidance.tokens, plan.length.by) == (24, "default")
+    with pytest.raises(InvalidRequest, match="'chat' chooses no length: its policy says tokens: 30") as caught:
+        wanted(Wanted(mode, "auto"), guidance={"tokens": 30})
+    assert caught.value.param == "guidance.tokens"
+
+
 @pytest.mark.parametrize(
     ("mode", "route", "lacks"),
     [

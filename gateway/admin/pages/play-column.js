@@ -2,6 +2,7 @@
 import { h } from "./dom.js";
 import { fetchJson, Refused } from "./fetching.js";
 import { duration, money, share, tokens } from "./format.js";
+import { chosenLength } from "./play-length.js";
 import { begin } from "./play-stream.js";
 
 const TITLES = { teacher: "Teacher alone", student: "Student alone", guided: "Guided" };
@@ -192,14 +193,17 @@ export class Column {
     const timings = receipt?.timings ?? {};
     const both = (part) => `${tokens(part.input_tokens)} in, ${tokens(part.output_tokens)} out`;
     const saved = receipt ? Number(receipt.savings_usd) : 0;
-    const counts = receipt ? tokens((receipt.teacher?.output_tokens ?? 0) + (receipt.student?.output_tokens ?? 0)) : "-";
-    const roles = [["teacher", receipt?.teacher], ["student", receipt?.student]].filter(([, part]) => part).map(([role, part]) => h("small", {}, `${role}: ${both(part)}${part.estimated ? " (estimate)" : ""}`));
+    const shares = [["teacher", receipt?.teacher], ["student", receipt?.student], ["probe", receipt?.probe]];
+    const counts = receipt ? tokens(shares.reduce((sum, [, part]) => sum + (part?.output_tokens ?? 0), 0)) : "-";
+    const roles = shares.filter(([, part]) => part).map(([role, part]) => h("small", {}, `${role}: ${both(part)}${part.estimated ? " (estimate)" : ""}`));
     const estimate = receipt?.baseline_estimated ? " (estimate)" : "";
+    const length = chosenLength(receipt);
     this.figures.replaceChildren(
       figure("First token", duration(timings.first_token_ms)),
       figure("Total", duration(timings.total_ms)),
       figure("Tokens written", counts, roles),
       figure("Cost", money(receipt?.cost_usd), receipt ? [h("small", {}, `${receipt.baseline_model} alone: ${money(receipt.baseline_usd)}${estimate}`)] : []),
+      ...(length ? [figure("Length of the guidance", length.value, length.more.map((line) => h("small", {}, line)), { wide: true })] : []),
       figure(receipt ? `Saved against ${receipt.baseline_model} alone` : "Saved", receipt ? money(receipt.savings_usd) : "-",
         saved ? [h("small", {}, share(saved, receipt.baseline_usd))] : [], { wide: true, sign: saved > 0 ? "gain" : saved < 0 ? "loss" : null }),
     );

@@ -80,7 +80,28 @@ export class Form {
   }
 
   _value(name) {
-    return name === "tokens" ? Number(byId(name).value) : byId(name).value;
+    const said = this._said(name);
+    return name === "tokens" && said !== "auto" ? Number(said) : said;
+  }
+
+  /** As it stands in the form and in the address. */
+  _said(name) {
+    return name === "tokens" && byId("auto").checked ? "auto" : byId(name).value;
+  }
+
+  _set(name, value) {
+    if (name === "tokens") this._length(value);
+    else byId(name).value = value;
+  }
+
+  /** A number; or auto, where the route has it. */
+  _length(wanted) {
+    const own = this.route?.auto;
+    const number = wanted === "auto" ? (own?.default ?? "") : wanted;
+    byId("auto-choice").hidden = !own;
+    byId("auto").checked = wanted === "auto" && Boolean(own);
+    byId("tokens").value = number;
+    this._slide();
   }
 
   _listen() {
@@ -88,6 +109,7 @@ export class Form {
     byId("model").addEventListener("change", () => this._own());
     byId("slider").addEventListener("input", () => { byId("tokens").value = byId("slider").value; this._write(); });
     byId("tokens").addEventListener("input", () => { this._slide(); this._write(); });
+    byId("auto").addEventListener("change", () => { this._slide(); this._write(); });
     byId("projection").addEventListener("change", () => {
       byId("placement").value = this.options.projections.find((one) => one.name === byId("projection").value).placement;
       this._write();
@@ -108,6 +130,9 @@ export class Form {
     const tokens = Number(byId("tokens").value) || 1;
     byId("slider").max = Math.max(SLIDER_MOST, Math.min(tokens, this.options.max_guidance_tokens));
     byId("slider").value = tokens;
+    const auto = byId("auto").checked;
+    for (const id of ["slider", "tokens"]) byId(id).disabled = auto;
+    byId("length-says").textContent = auto ? `The policy chooses for each question, from ${this.route.auto.min} to ${this.route.auto.max}, or none.` : "";
   }
 
   _routes() {
@@ -121,9 +146,9 @@ export class Form {
     this._chosen(this.route);
   }
 
-  _put(values) {
-    for (const [name, value] of Object.entries(values)) byId(name).value = value;
-    this._slide();
+  _put({ tokens = byId("tokens").value, ...rest }) {
+    this._length(tokens);
+    for (const [name, value] of Object.entries(rest)) byId(name).value = value;
   }
 
   /** Out of the address: what cannot be is left out, and said. */
@@ -145,14 +170,13 @@ export class Form {
     for (const name of ["tokens", ...SAMPLING]) {
       const wanted = said.get(name);
       if (wanted === null) continue;
-      const before = byId(name).value;
-      byId(name).value = wanted;
+      const before = this._said(name);
+      this._set(name, wanted);
       if (byId(name).value === "" || !byId(name).validity.valid) {
-        byId(name).value = before;
+        this._set(name, before);
         lost.push(`${name} ${wanted}`);
       }
     }
-    this._slide();
     const untouched = location.hash === "";
     say(lost.length ? `The address asks for what there is not, or what cannot be: ${lost.join(", ")}.` : "", "warn", "address");
     this._write({ tell: !untouched });
@@ -165,7 +189,7 @@ export class Form {
     const changed = [];
     for (const name of GUIDANCE) {
       if (!this.route || String(this._value(name)) === String(this.route.guidance[name])) continue;
-      said.set(name, byId(name).value);
+      said.set(name, this._said(name));
       changed.push({ tokens: "length" }[name] ?? name);
     }
     for (const name of SAMPLING) {
@@ -175,7 +199,7 @@ export class Form {
     }
     if (tell) history.replaceState(null, "", `#${said}`);
     byId("changed").textContent = changed.length ? `Changed: ${changed.join(", ")}` : "As the route has it";
-    byId("settings-in-short").textContent = `${this.tenant?.tenant ?? ""} / ${this.route?.model ?? ""}, ${byId("tokens").value} tokens`;
+    byId("settings-in-short").textContent = `${this.tenant?.tenant ?? ""} / ${this.route?.model ?? ""}, ${byId("auto").checked ? "length auto" : `${byId("tokens").value} tokens`}`;
     byId("reset").disabled = changed.length === 0;
     byId("projection-says").textContent = PROJECTIONS[byId("projection").value] ?? "As its file in policies/projections says.";
     byId("placement-says").textContent = PLACEMENTS[byId("placement").value] ?? "";

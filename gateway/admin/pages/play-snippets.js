@@ -16,7 +16,7 @@ export function asCaller(mode, wish, route) {
     const { tokens, projection, placement } = wish.guidance;
     if (tokens !== undefined && tokens !== own.tokens) {
       if (may.guidance_tokens !== null && tokens <= may.guidance_tokens) headers["x-gkt-guidance-tokens"] = String(tokens);
-      else notes.push(`callers get ${own.tokens} tokens of guidance: the policy lets none ask for ${tokens} (overrides.guidance_tokens)`);
+      else notes.push(`callers get ${own.tokens === "auto" ? "the length that the policy chooses (guidance.tokens: auto)" : `${own.tokens} tokens of guidance`}: the policy lets none ask for ${tokens} (overrides.guidance_tokens)`);
     }
     if (projection !== undefined && projection !== own.projection) notes.push(`projection ${projection} is for the policy to say; callers get ${own.projection}`);
     if (placement !== undefined && placement !== own.placement) notes.push(`placement ${placement} is for the policy to say; callers get ${own.placement}`);

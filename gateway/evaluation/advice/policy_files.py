@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import StartupError
-from gateway.policy.exemplar_files import ENDINGS, PROJECTIONS_FOLDER
+from gateway.policy.exemplar_files import ENDINGS
+from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.yaml_source import read, shown
 
 if TYPE_CHECKING:
@@ -21,6 +22,26 @@ def exemplars_beside(file: str) -> str:
     return f"{EXEMPLARS_FOLDER}/{path.name if path.suffix in ENDINGS else path.name + '.yaml'}"
 
 
+def files_of(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
+    """Each file that the setting reads, with its path from a policies folder.
+
+    setting: as `Setting.as_dict`; without `projection` where the policy names another one.
+    """
+    auto, auto_file = setting.get("auto"), setting.get("auto_file")
+    if auto is not None and auto_file is not None and (model := auto.get("model")) is not None:
+        yield Path(auto_file).parent / model, model
+    own = setting.get("exemplars")
+    if own is not None and Path(own).is_absolute():
+        yield Path(own), exemplars_beside(own)
+    if (policies := setting.get("policies")) is not None and "projection" in setting:
+        name = f"{PROJECTIONS_FOLDER}/{setting['projection']}.yaml"
+        yield Path(policies) / name, name
+        source, _ = read(Path(policies) / name)
+        named = source.get("exemplars") if source is not None else None
+        if isinstance(named, str) and own is None:
+            yield Path(policies) / named, named
+
+
 def files_beside(settings: Iterable[Mapping[str, Any]], folder: Path, *, force: bool = False) -> dict[Path, bytes]:
     """What is to be written into `folder`, the policies', for settings as `Setting.as_dict`.
 
@@ -31,7 +52,7 @@ def files_beside(settings: Iterable[Mapping[str, Any]], folder: Path, *, force: 
             it may go.
     """
     found: dict[Path, bytes] = {}
-    for file, name in (pair for setting in settings for pair in _needed(setting)):
+    for file, name in (pair for setting in settings for pair in files_of(setting)):
         place = folder / name
         try:
             says = file.read_bytes()
@@ -60,20 +81,3 @@ def write_beside(files: Mapping[Path, bytes]) -> None:
             file.write_bytes(says)
         except OSError as error:
             raise StartupError(f"{shown(file)} cannot be written: {(error.strerror or 'error').lower()}") from error
-
-
-def _needed(setting: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Each file that the setting reads, with its path from a policies folder."""
-    auto, auto_file = setting.get("auto"), setting.get("auto_file")
-    if auto is not None and auto_file is not None and (model := auto.get("model")) is not None:
-        yield Path(auto_file).parent / model, model
-    own = setting.get("exemplars")
-    if own is not None and Path(own).is_absolute():
-        yield Path(own), exemplars_beside(own)
-    if (policies := setting.get("policies")) is not None:
-        name = f"{PROJECTIONS_FOLDER}/{setting['projection']}.yaml"
-        yield Path(policies) / name, name
-        source, _ = read(Path(policies) / name)
-        named = source.get("exemplars") if source is not None else None
-        if isinstance(named, str) and own is None:
-            yield Path(policies) / named, named

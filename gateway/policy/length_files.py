@@ -1,0 +1,24 @@
+"""Learned models of the guidance's length, in files of the policies folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
+from gateway.policy.named_files import NamedFiles, Parsed
+from gateway.yaml_source import Mistake, shown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def length_files() -> NamedFiles[FittedLengths]:
+    """The files of `eval fit` that policies name."""
+    return NamedFiles("lengths/chat.json", frozenset({".json"}), MAX_FILE_BYTES, _parsed)
+
+
+def _parsed(raw: bytes, file: Path) -> Parsed[FittedLengths]:
+    try:
+        return Parsed(lengths_of(raw))
+    except ValueError as error:
+        return Parsed(None, (Mistake(shown(file), 0, 0, "", str(error)),))
