@@ -66,8 +66,9 @@ def recommend(
     price: Annotated[
         list[str] | None,
         typer.Option(
-            help="What if: teacher=0.90,0.90 in USD per 1M tokens, read and written. Also student=...",
-            metavar="ROLE=IN,OUT",
+            help="What if: teacher=0.90,0.90 in USD per 1M tokens, read and written. Also student=... With a third "
+            "number for the teacher, exemplars cost that: engines keep them.",
+            metavar="ROLE=IN,OUT[,CACHED]",
         ),
     ] = None,
     one: Annotated[bool, typer.Option("--one", help="One setting over all folders, and not one for each.")] = False,
@@ -201,13 +202,15 @@ def _number(text: str, option: str, example: str) -> Decimal:
 def _price(text: str) -> tuple[str, Price]:
     from gateway.pricing import Price
 
-    found = re.fullmatch(rf"(teacher|student)=({_NUMBER}),({_NUMBER})", text)
+    found = re.fullmatch(rf"(?:(teacher)|student)=({_NUMBER}),({_NUMBER})(?(1)(?:,({_NUMBER}))?)", text)
     if found is None:
         raise typer.BadParameter(
-            "must be teacher=IN,OUT or student=IN,OUT, in USD per 1M tokens, like teacher=0.90,0.90",
+            "must be teacher=IN,OUT or teacher=IN,OUT,CACHED or student=IN,OUT, in USD per 1M tokens, like "
+            "teacher=0.90,0.90",
             param_hint="--price",
         )
-    return found[1], Price.of_tokens(Decimal(found[2]), Decimal(found[3]))
+    cached = None if found[4] is None else Decimal(found[4])
+    return found[1] or "student", Price.of_tokens(Decimal(found[2]), Decimal(found[3]), cached)
 
 
 def _said(text: str) -> tuple[str, object]:

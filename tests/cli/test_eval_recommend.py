@@ -232,6 +232,7 @@ def test_where_nothing_reaches_the_target_it_writes_nothing(tmp_path: Path) -> N
         (("--cost-share", "a"), "at most 100%"),
         (("--confidence", "40%"), "more than 50% and less than 100%"),
         (("--price", "tutor=1,2"), "teacher=IN,OUT"),
+        (("--price", "student=1,2,3"), "teacher=IN,OUT,CACHED or student=IN,OUT"),
         (("--guidance", "deadline"), "NAME=VALUE"),
         (("--route", "a", "--route", "b"), "there are 1 routes to name, and 2 names"),
     ],

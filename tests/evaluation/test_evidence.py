@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, evidence_of, together
@@ -109,6 +110,20 @@ def test_prices_of_ones_own_are_exact_and_the_other_role_keeps_the_runs(tmp_path
     bare = read_run(folder_of(tmp_path, (*ALONE, GUIDED), 40, prices={}))
     with pytest.raises(StartupError, match="no price of the student: say --price student=IN,OUT too"):
         evidence_of(bare, prices={"teacher": Price.of_tokens(Decimal(1), Decimal(1))})
+
+
+def test_what_the_teacher_reads_beyond_the_question_has_a_price_of_its_own(tmp_path: Path) -> None:
+    """Exemplars: 300 tokens more than the question's 50, which cost the teacher alone what they always do."""
+    folder_of(tmp_path, (*ALONE, GUIDED), 40)
+    reads = {"teacher": 50, "student": 0, "guided": 350}
+    lines = [
+        structs.replace(one, teacher_input_tokens=reads[one.mode]) for one in read_lines(tmp_path / EXAMPLES, Example)
+    ]
+    write_lines(tmp_path / EXAMPLES, lines)
+    price = Price.of_tokens(Decimal("0.90"), Decimal("0.90"), Decimal("0.09"))
+    found = evidence_of(read_run(tmp_path), prices={"teacher": price})
+    assert found.candidates[2].cost_usd == Decimal("0.000048") + Decimal("0.000045") + Decimal("0.000027")
+    assert found.candidates[found.teacher].cost_usd == 250 * Decimal("0.0000009")
 
 
 def test_failed_answers_are_counted_and_told(tmp_path: Path) -> None:

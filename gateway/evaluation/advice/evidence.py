@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from gateway.pricing import Price, cost_usd, total_usd
 from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from decimal import Decimal
 
     from gateway.evaluation.record import Example, Manifest
@@ -104,8 +104,9 @@ def evidence_of(run: RunRecords, asked: str | None = None, prices: Mapping[str, 
 
     Args:
         asked: which way, in `asked_of`'s words; None: the only one.
-        prices: by role, in the place of the run's; then every cost is anew from the tokens. A cached token costs as
-            much as another: the examples do not tell them apart.
+        prices: by role, in the place of the run's; then every cost is anew from the tokens. What a teacher has read
+            beyond what it reads of the question alone, the exemplars and words of a projection, is the same for each
+            request and counts as cached.
 
     Raises:
         StartupError: there are several ways and none was chosen, or a teacher or a student alone is missing.
@@ -131,10 +132,14 @@ def evidence_of(run: RunRecords, asked: str | None = None, prices: Mapping[str, 
         raise StartupError(
             f"{shown(run.path)}: no question was answered in all settings: let `gkt-gateway eval run` finish"
         )
-    candidates = [_candidate(one, [run.by_setting[one["name"]][name] for name in common], run, prices) for one in kept]
+    answered = [(one, tuple(run.by_setting[one["name"]][name] for name in common)) for one in kept]
+    candidates = [Candidate(one, examples, tuple(each.cost_usd for each in examples)) for one, examples in answered]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
         notes.append(f"{failed} answers failed, and count as wrong: `gkt-gateway eval run` asks for them again")
     teacher, student = _references(candidates, shown(run.path), way)
+    if prices:
+        by_role, alone = _prices(run, prices), candidates[teacher].examples
+        candidates = [replace(one, costs_usd=_costs(one.examples, by_role, alone)) for one in candidates]
     return Evidence((shown(run.path),), (run.manifest,), way, common, tuple(candidates), teacher, student, tuple(notes))
 
 
@@ -196,22 +201,27 @@ def _of_one_way(run: RunRecords, asked: str | None) -> list[dict[str, Any]]:
     return ways[asked if asked is not None else next(iter(ways))]
 
 
-def _candidate(
-    setting: Mapping[str, Any], examples: Iterable[Example], run: RunRecords, prices: Mapping[str, Price] | None
-) -> Candidate:
-    examples = tuple(examples)
-    if not prices:
-        return Candidate(setting, examples, tuple(one.cost_usd for one in examples))
+def _prices(run: RunRecords, prices: Mapping[str, Price]) -> Mapping[str, Price]:
+    """By role."""
     whole = {role: Price.of_tokens(*usd) for role, usd in run.manifest.prices.items()} | dict(prices)
     if missing := [role for role in ("teacher", "student") if role not in whole]:
         raise StartupError(f"{shown(run.path)} has no price of the {missing[0]}: say --price {missing[0]}=IN,OUT too")
-    return Candidate(setting, examples, tuple(_priced(one, whole) for one in examples))
+    return whole
 
 
-def _priced(example: Example, prices: Mapping[str, Price]) -> Decimal:
-    return total_usd(
-        cost_usd(prices["teacher"], example.teacher_input_tokens, example.teacher_output_tokens),
-        cost_usd(prices["student"], example.student_input_tokens, example.student_output_tokens),
+def _costs(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequence[Example]) -> tuple[Decimal, ...]:
+    """alone: the teacher's, of the same questions."""
+    return tuple(
+        total_usd(
+            cost_usd(
+                prices["teacher"],
+                one.teacher_input_tokens,
+                one.teacher_output_tokens,
+                max(0, one.teacher_input_tokens - own.teacher_input_tokens),
+            ),
+            cost_usd(prices["student"], one.student_input_tokens, one.student_output_tokens),
+        )
+        for one, own in zip(examples, alone, strict=True)
     )
 
 
