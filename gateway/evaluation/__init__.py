@@ -22,7 +22,7 @@ run_records.py     reads it
 summary.py         a run's examples added up by setting
 statistics.py      intervals and paired tests
 reporting/         tables and figures of a run
-edited.py          files of projections that say something else than a run has shown
+edited.py          files of a setting that say something else than a run has shown
 advice/            the setting that a route should have, or that none pays; how long guidance should be
 priming/           the exemplars that a route's teacher should be shown
 """

@@ -1,4 +1,4 @@
-"""Files of projections that were edited since a run: what they say now was not measured."""
+"""Files that a setting reads, its projection's and its model's, and that were edited since a run: not measured so."""
 
 from __future__ import annotations
 

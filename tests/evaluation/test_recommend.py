@@ -76,6 +76,7 @@ def test_a_teacher_that_got_nothing_right_has_nothing_to_keep(tmp_path: Path, n:
     nothing = [replace(one, accuracy=0.0) for one in (*ALONE, Truth(M40, 0.0, 40, 100))]
     found = said(tmp_path, nothing, n)
     assert (found.verdict, found.chosen, found.favourite) == (verdict, None, None)
+    assert found.held_out is None, "nor does the procedure choose anything on a part of them"
     if verdict == "none_pays":
         assert "got no question right" in found.why
     best = said(tmp_path / "budget", nothing, n, Target("budget", Decimal("0.01")))

@@ -122,11 +122,7 @@ def recommend(
     chosen, favourite = choice(panel, target, standings), choice(panel, target, standings, exact=True)
     enough = len(evidence.questions) >= LEAST_QUESTIONS
     verdict: Verdict = "none_pays"
-    if target.spares and not panel.correct[:, panel.teacher].any():
-        # Whatever keeps a part of nothing would be the cheapest: no recommendation to anybody.
-        chosen = favourite = None
-        verdict = "none_pays" if enough else "too_few"
-    elif chosen is not None and panel.guided[chosen]:
+    if chosen is not None and panel.guided[chosen]:
         verdict = "guided"
     elif not enough or (favourite is not None and panel.guided[favourite]):
         verdict = "too_few"
@@ -157,8 +153,11 @@ def judged(panel: Panel, target: Target, confidence: float, seed: int) -> tuple[
 def choice(panel: Panel, target: Target, standings: Sequence[Standing], *, exact: bool = False) -> int | None:
     """The best column for the target among those shown to do, or with `exact` among those that do as measured.
 
-    Equals are told apart by the other of cost and accuracy, and then by their order.
+    Equals are told apart by the other of cost and accuracy, and then by their order. None where a teacher's accuracy is
+    to be kept that has none: the cheapest of all would keep it.
     """
+    if target.spares and not panel.correct[:, panel.teacher].any():
+        return None
     fit = [column for column, one in enumerate(standings) if (one.likely if exact else one.shown)]
     accuracy, cost = panel.correct.mean(axis=0), panel.cost.mean(axis=0)
 
