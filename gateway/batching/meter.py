@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from gateway.batching.ticket import Decision, Limits
     from gateway.metrics import Metrics
 
 
+End = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]
+
+
 class Meter:
     def __init__(self, metrics: Metrics, teacher: str) -> None:
         self._metrics = metrics
         self._teacher = teacher
+        for end in get_args(End):
+            # Told from the start: Prometheus sees no growth in a series that appears.
+            metrics.tickets.labels(teacher, end)
 
-    def ended(self, end: str, many: int = 1) -> None:
+    def ended(self, end: End, many: int = 1) -> None:
         """Tickets that ended without a turn."""
         self._metrics.tickets.labels(self._teacher, end).inc(many)
 

@@ -1,0 +1,15 @@
+"""What a teacher's queue tells of itself."""
+
+from __future__ import annotations
+
+from gateway.batching.meter import Meter
+from gateway.metrics import Metrics
+
+
+def test_every_way_in_which_a_ticket_may_end_is_told_before_one_does() -> None:
+    """Prometheus sees no growth in a series that appears."""
+    metrics = Metrics()
+    Meter(metrics, "big")
+    ends = {"expired", "withdrawn", "refused", "unreadable", "reclaimed"}
+    for end in ends:
+        assert metrics.registry.get_sample_value("gkt_tickets_total", {"teacher": "big", "end": end}) == 0
