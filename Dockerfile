@@ -23,13 +23,29 @@ RUN /opt/build/bin/pip wheel --no-index --no-deps --no-build-isolation --wheel-d
     && pip --python /opt/gkt install --no-index --no-deps /dist/gkt_gateway-*.whl \
     && python -m compileall -q -j 0 /opt/gkt/lib
 
-FROM python:${PYTHON}
-# There is no Redis to embed in the image: config.yaml or GKT_REDIS_URL must name one.
+FROM build AS build-local
+COPY requirements-local.lock ./
+RUN pip --python /opt/gkt install --require-hashes --only-binary :all: -r requirements-local.lock
+
+FROM python:${PYTHON} AS base
 ENV PATH=/opt/gkt/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin gkt \
-    && install -d -o 10001 -g 10001 -m 0700 /var/lib/gkt
+    && install -d -o 10001 -g 10001 -m 0700 /var/lib/gkt /var/cache/gkt
+
+# Small engines without a GPU, for the profile `cpu` of deploy/compose.yaml:  docker build --target local .
+FROM base AS local
+COPY --from=build-local /opt/gkt /opt/gkt
+# Where the weights go.
+ENV XDG_CACHE_HOME=/var/cache/gkt
+VOLUME /var/cache/gkt
+USER 10001
+ENTRYPOINT ["python", "-m"]
+CMD ["gateway.local.teacher", "--help"]
+
+# The gateway. There is no Redis to embed in this image: config.yaml or GKT_REDIS_URL must name one.
+FROM base
 COPY --from=build /opt/gkt /opt/gkt
 # The archive, and what Redis did not take yet: they must outlive the container.
 ENV GKT_DATA=/var/lib/gkt

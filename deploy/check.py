@@ -1,0 +1,241 @@
+"""Holds compose.yaml and the manifests against their published schemas, and against the bounds that those leave open.
+
+    python -m deploy.check [FILE...]
+
+It asks nobody: the schemas come with packages of the extra `dev`. Each mistake is a line with its file, the place in it
+and what is wrong; then the command leaves with 1.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import kubernetes_validate
+from check_jsonschema.builtin_schemas import get_builtin_schema
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+HERE = Path(__file__).parent
+KUBERNETES = "1.37"
+"""Whose schemas hold."""
+EVERYTHING = (HERE / "compose.yaml", *sorted((HERE / "kubernetes").glob("*.yaml")))
+
+# What a ConfigMap holds, and the file that it is a copy of.
+COPIES: Mapping[tuple[str, str], Path] = MappingProxyType(
+    {
+        ("gkt-config", "config.yaml"): HERE / "gateway" / "config.yaml",
+        ("gkt-policies", "default.yaml"): HERE / "gateway" / "policies" / "default.yaml",
+        ("valkey", "valkey.conf"): HERE / "compose" / "valkey.conf",
+    }
+)
+
+_MANY = 1_000_000_000
+_PORT = (1, 65_535)
+# What the API server refuses and the schemas let pass: their numbers have a type, and no range.
+BOUNDS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "containerPort": _PORT,
+        "port": _PORT,
+        "targetPort": _PORT,
+        "nodePort": (30_000, 32_767),
+        "replicas": (0, 1_000),
+        "minReplicas": (1, 1_000),
+        "maxReplicas": (1, 1_000),
+        "averageUtilization": (1, 10_000),
+        "minReadySeconds": (0, _MANY),
+        "initialDelaySeconds": (0, _MANY),
+        "periodSeconds": (1, 1_800),
+        "timeoutSeconds": (1, _MANY),
+        "successThreshold": (1, _MANY),
+        "failureThreshold": (1, _MANY),
+        "terminationGracePeriodSeconds": (1, _MANY),
+        "stabilizationWindowSeconds": (0, 3_600),
+        "revisionHistoryLimit": (0, _MANY),
+        "runAsUser": (0, 2**31 - 1),
+        "runAsGroup": (0, 2**31 - 1),
+        "fsGroup": (0, 2**31 - 1),
+        "defaultMode": (0, 0o777),
+        "maxSkew": (1, _MANY),
+        "retries": (1, _MANY),  # compose.yaml's, as `replicas` above
+    }
+)
+_PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*(?:@sha256:[0-9a-f]{64})?", re.ASCII)
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?", re.ASCII)
+_FACTORS = {"m": Decimal("0.001"), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
+            "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40)}  # fmt: skip
+_DURATION = re.compile(r"(?:\d+h)?(?:\d+m)?(?:\d+s)?(?:\d+ms)?", re.ASCII)
+_DURATIONS = frozenset({"stop_grace_period", "interval", "timeout", "start_period"})
+
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing wrong in one file; `place` is the way there, such as ("spec", "replicas")."""
+
+    file: Path
+    place: Place
+    what: str
+
+    def __str__(self) -> str:
+        way = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.place)
+        return f"{self.file}: {way.lstrip('.') or 'the whole'}: {self.what}"
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    """What stands in a YAML file. Raises ruamel.yaml's MarkedYAMLError, with its line, and OSError."""
+    return [document for document in YAML(typ="safe").load_all(path.read_text("utf-8")) if document is not None]
+
+
+def mistakes_in(path: Path) -> Iterator[Mistake]:
+    """All that is wrong with one file: compose's if it has `services`, else manifests."""
+    try:
+        found = documents(path)
+    except (MarkedYAMLError, OSError) as error:
+        yield Mistake(path, (), f"cannot be read: {error}")
+        return
+    for document in found:
+        if not isinstance(document, dict):
+            yield Mistake(path, (), "is neither a compose file nor a manifest: it has no fields")
+        elif "services" in document:
+            yield from _in_compose(path, document)
+        else:
+            kind = f"{document.get('kind', '?')} {(document.get('metadata') or {}).get('name', '?')}"
+            yield from (Mistake(path, (kind, *place), what) for place, what in _in_manifest(document))
+
+
+def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[Mistake]:
+    schema = get_builtin_schema("vendor.compose-spec")
+    wrong = list(jsonschema.validators.validator_for(schema)(schema).iter_errors(document))
+    for error in map(_nearest, wrong):
+        yield Mistake(path, tuple(error.absolute_path), error.message)
+    if wrong:  # what follows counts on its shape
+        return
+    for place, key, value in _values(document):
+        for what in _of_compose(key, value):
+            yield Mistake(path, place, what)
+    for name, service in document["services"].items():
+        if what := _unpinned(service.get("image")):
+            yield Mistake(path, ("services", name, "image"), what)
+        for number, port in enumerate(service.get("ports", ())):
+            if what := _no_port(port):
+                yield Mistake(path, ("services", name, "ports", number), what)
+
+
+def _of_compose(key: str, value: Any) -> Iterator[str]:
+    if what := _out_of_bounds(key, value):
+        yield what
+    if key in _DURATIONS and isinstance(value, str) and not (value and _DURATION.fullmatch(value)):
+        yield f"{value!r} is no duration: write it like 45s or 1m30s"
+
+
+def _no_port(port: Any) -> str | None:
+    """Of `8080:80`, `127.0.0.1:8080:80/tcp` and the like; a range or a mapping is left to the schema."""
+    parts = str(port).partition("/")[0].split(":")[-2:] if isinstance(port, str | int) else []
+    for part in parts:
+        if part.isdigit() and not _PORT[0] <= int(part) <= _PORT[1]:
+            return f"{part} is out of range: a port is from {_PORT[0]} to {_PORT[1]}"
+    return None
+
+
+def _in_manifest(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    if not {"apiVersion", "kind"} <= document.keys():
+        yield (), "has no apiVersion or no kind"
+        return
+    try:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    except kubernetes_validate.SchemaNotFoundError:
+        yield (), f"Kubernetes {KUBERNETES} knows no {document['kind']} of {document['apiVersion']}"
+        return
+    except kubernetes_validate.ValidationError as error:
+        nearest = _nearest(error)
+        yield tuple(nearest.absolute_path), nearest.message
+        return
+    for place, key, value in _values(document):
+        if what := _out_of_bounds(key, value):
+            yield place, what
+        if key == "image" and (what := _unpinned(value)):
+            yield place, what
+        if key == "resources" and isinstance(value, dict):
+            yield from (((*place, *way), what) for way, what in _of_resources(value))
+    if document["kind"] == "ConfigMap":
+        yield from _of_copies(document)
+    spec = document.get("spec") or {}
+    if spec.get("minReplicas", 1) > spec.get("maxReplicas", _MANY):
+        yield ("spec", "minReplicas"), f"{spec['minReplicas']} is above maxReplicas, which is {spec['maxReplicas']}"
+
+
+def _of_copies(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    for name, text in (document.get("data") or {}).items():
+        source = COPIES.get((document["metadata"]["name"], name))
+        if source is not None and text.rstrip() != source.read_text("utf-8").rstrip():
+            yield ("data", name), f"is not what stands in {source}: copy it here"
+
+
+def _of_resources(resources: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    amounts: dict[tuple[str, str], Decimal] = {}
+    for kind in ("requests", "limits"):
+        for name, text in (resources.get(kind) or {}).items():
+            found = _QUANTITY.fullmatch(str(text))
+            if found is None:
+                yield (kind, name), f"{text!r} is no quantity: write it like 500m, 2 or 512Mi"
+            else:
+                amounts[kind, name] = Decimal(found[1]) * _FACTORS.get(found[2] or "", Decimal(1))
+    for (kind, name), amount in amounts.items():
+        limit = amounts.get(("limits", name))
+        if kind == "requests" and limit is not None and amount > limit:
+            yield (kind, name), f"{resources[kind][name]} is above its limit, which is {resources['limits'][name]}"
+
+
+def _out_of_bounds(key: str, value: Any) -> str | None:
+    if key not in BOUNDS or isinstance(value, bool) or not isinstance(value, int):
+        return None
+    low, high = BOUNDS[key]
+    return None if low <= value <= high else f"{value} is out of range: {low} to {high}"
+
+
+def _unpinned(image: Any) -> str | None:
+    if not isinstance(image, str) or _PINNED.fullmatch(image):
+        return None
+    return f"{image!r} has no version: name one, like {image.partition(':')[0]}:1.2.3"
+
+
+def _nearest(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
+    """Of alternatives, none of which fits, the one that was meant most likely."""
+    return jsonschema.exceptions.best_match([error]) or error
+
+
+def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, str, Any]]:
+    """Each value below, with the way to it and the name it has there."""
+    pairs: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list):
+        pairs = enumerate(value)
+    for key, inner in pairs:
+        yield (*place, key), str(key), inner
+        yield from _values(inner, (*place, key))
+
+
+def main(arguments: list[str]) -> int:
+    """The command: its exit status."""
+    paths = [Path(argument) for argument in arguments] or EVERYTHING
+    found = [mistake for path in paths for mistake in mistakes_in(path)]
+    for mistake in found:
+        sys.stderr.write(f"{mistake}\n")
+    sys.stdout.write(f"{len(paths)} files, {len(found)} mistakes\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
