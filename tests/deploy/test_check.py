@@ -1,0 +1,110 @@
+"""The check of what is deployed names the file, the place and the fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deploy.check import COPIES, EVERYTHING, main, mistakes_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=lambda path: path.name)
+def test_what_is_delivered_is_right(path: Path) -> None:
+    assert [str(mistake) for mistake in mistakes_in(path)] == []
+
+
+def _edited(old: str, new: str) -> Callable[[str], str]:
+    def edit(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, 1)
+
+    return edit
+
+
+GATEWAY, AUTOSCALING, COMPOSE = "kubernetes/gateway.yaml", "kubernetes/autoscaling.yaml", "compose.yaml"
+POD = "Deployment gkt-gateway.spec.template.spec"
+ORIGINAL = COPIES["gkt-policies", "default.yaml"]
+NO_VERSION = "'registry.example/gkt-gateway:latest' has no version: name one, like registry.example/gkt-gateway:1.2.3"
+HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "said"),
+    [
+        (GATEWAY, _edited("containerPort: 8080", "containerPort: 80800"),
+         f"{POD}.containers[0].ports[0].containerPort: 80800 is out of range: 1 to 65535"),
+        (GATEWAY, _edited("minReadySeconds: 5", "minReadySeconds: five"),
+         "Deployment gkt-gateway.spec.minReadySeconds: 'five' is not of type 'integer', 'null'"),
+        (GATEWAY, _edited("minReadySeconds: 5", "minReadySecond: 5"),
+         "Deployment gkt-gateway.spec: Additional properties are not allowed ('minReadySecond' was unexpected)"),
+        (GATEWAY, _edited("periodSeconds: 10", "periodSeconds: 0"),
+         f"{POD}.containers[0].livenessProbe.periodSeconds: 0 is out of range: 1 to 1800"),
+        (GATEWAY, _edited("terminationGracePeriodSeconds: 50", "terminationGracePeriodSeconds: -1"),
+         f"{POD}.terminationGracePeriodSeconds: -1 is out of range: 1 to 1000000000"),
+        (GATEWAY, _edited("memory: 512Mi", "memory: 4Gi"),
+         f"{POD}.containers[0].resources.requests.memory: 4Gi is above its limit, which is 2Gi"),
+        (GATEWAY, _edited("memory: 512Mi", "memory: much"),
+         f"{POD}.containers[0].resources.requests.memory: 'much' is no quantity: write it like 500m, 2 or 512Mi"),
+        (GATEWAY, _edited("gkt-gateway:0.1.0", "gkt-gateway:latest"),
+         f"{POD}.containers[0].image: {NO_VERSION}"),
+        (GATEWAY, _edited("apiVersion: apps/v1", "apiVersion: apps/v1beta1"),
+         "Deployment gkt-gateway: Kubernetes 1.37 knows no Deployment of apps/v1beta1"),
+        (GATEWAY, _edited("kind: Deployment", "sort: Deployment"), "? gkt-gateway: has no apiVersion or no kind"),
+        (AUTOSCALING, _edited("minReplicas: 2", "minReplicas: 9"),
+         f"{HPA}.minReplicas: 9 is above maxReplicas, which is 8"),
+        (AUTOSCALING, _edited("minReplicas: 2", "minReplicas: 0"), f"{HPA}.minReplicas: 0 is out of range: 1 to 1000"),
+        (AUTOSCALING, _edited("stabilizationWindowSeconds: 600", "stabilizationWindowSeconds: 6000"),
+         f"{HPA}.behavior.scaleDown.stabilizationWindowSeconds: 6000 is out of range: 0 to 3600"),
+        ("kubernetes/config.yaml", _edited("deadline: 2s", "deadline: 3s"),
+         f"ConfigMap gkt-policies.data.default.yaml: is not what stands in {ORIGINAL}: copy it here"),
+        (COMPOSE, _edited("replicas: 2 ", "replicas: -2 "),
+         "services.gateway.deploy.replicas: -2 is out of range: 0 to 1000"),
+        (COMPOSE, _edited("replicas: 2 ", "replicas: [] "),
+         "services.gateway.deploy.replicas: [] is not of type 'integer', 'string'"),
+        (COMPOSE, _edited("stop_grace_period: 45s", "stop_grace_period: 45 sec"),
+         "services.gateway.stop_grace_period: '45 sec' is no duration: write it like 45s or 1m30s"),
+        (COMPOSE, _edited('"8080:8080"', '"80800:8080"'),
+         "services.lb.ports[0]: 80800 is out of range: a port is from 1 to 65535"),
+        (COMPOSE, _edited("valkey:9.1.2", "valkey"),
+         "services.valkey.image: 'valkey/valkey' has no version: name one, like valkey/valkey:1.2.3"),
+        (COMPOSE, _edited("    read_only: true", "    readonly: true"),
+         "services.lb: Unevaluated properties are not allowed ('readonly' was unexpected)"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(name: str, edit: Callable[[str], str], said: str, tmp_path: Path) -> None:
+    """Alone: nothing else is said."""
+    path = tmp_path / "edited.yaml"
+    path.write_text(edit((DEPLOY / name).read_text("utf-8")), "utf-8")
+    assert [str(mistake) for mistake in mistakes_in(path)] == [f"{path}: {said}"]
+
+
+def test_what_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("kind: [Service\n", "utf-8")
+    (mistake,) = mistakes_in(path)
+    assert str(mistake).startswith(f"{path}: the whole: cannot be read: ")
+    assert "line 2" in str(mistake)
+
+
+def test_the_command_tells_how_many_and_leaves_with_its_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "service.yaml"
+    service = "apiVersion: v1\nkind: Service\nmetadata: {{name: it}}\nspec: {{ports: [{{port: {port}}}]}}\n"
+    path.write_text(service.format(port=70_000), "utf-8")
+    assert main([str(path)]) == 1
+    assert capsys.readouterr() == (
+        "1 files, 1 mistakes\n",
+        f"{path}: Service it.spec.ports[0].port: 70000 is out of range: 1 to 65535\n",
+    )
+    path.write_text(service.format(port=80), "utf-8")
+    assert main([str(path)]) == 0
+    assert capsys.readouterr() == ("1 files, 0 mistakes\n", "")
+    assert main([str(tmp_path / "none.yaml")]) == 1

@@ -1,0 +1,273 @@
+"""compose.yaml and what it mounts: that the parts fit each other, and the gateway."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError
+
+from gateway.cli.check import warnings_of
+from gateway.local.redis import find_server
+from gateway.version import __version__
+from gateway.web.routes import ROUTES
+from tests.deploy.written import AFTER_DRAIN_S, COMPOSE, DEPLOY, ROOT, SITES, made_secrets, seconds, secrets_of, site
+from tests.installed import program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+TEXT = (DEPLOY / "compose.yaml").read_text("utf-8")
+PROFILES = {"gpu": "gateway", "cpu": "gateway-cpu"}
+HAPROXY = (DEPLOY / "compose" / "haproxy.cfg").read_text("utf-8")
+
+
+def mounts(service: str) -> dict[str, str]:
+    """Where, and what: a path of the host or a volume."""
+    parts = (text.rpartition(":/") for text in SERVICES[service].get("volumes", ()))
+    return {"/" + where.removesuffix(":ro"): what for what, _, where in parts}
+
+
+def engine(profile: str, role: str) -> dict[str, Any]:
+    """The one service of a profile that answers to a role's name."""
+    (found,) = (
+        service
+        for service in SERVICES.values()
+        if service.get("profiles") == [profile] and service["networks"]["engines"]["aliases"] == [role]
+    )
+    return found
+
+
+def flags(service: dict[str, Any]) -> dict[str, str]:
+    pairs = (argument.partition("=") for argument in service["command"] if argument.startswith("--"))
+    return {name: value for name, _, value in pairs}
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_gateways_configuration_is_right(name: str, tmp_path: Path) -> None:
+    """It warns of what is meant so: keys are made at the running gateway, and Prometheus comes from elsewhere."""
+    settings, book = site(name, tmp_path)
+    assert [warning.partition(": ")[2] for warning in warnings_of(settings, book)] == [
+        "no file holds a key: nobody can call until `gkt-gateway keys create` has made one",
+        "listens on 0.0.0.0 and asks for no key for probes, metrics and queues: keep it behind a firewall",
+    ]
+
+
+def test_what_a_cpu_needs_is_all_that_its_configuration_changes(tmp_path: Path) -> None:
+    (one, book), (other, other_book) = (site(name, tmp_path / name) for name in SITES)
+    assert one.server == other.server
+    assert [model.api_base for model in one.models] == [model.api_base for model in other.models]
+    assert [[route.model for route in policy.routes] for policy in book.policies] == [
+        [route.model for route in policy.routes] for policy in other_book.policies
+    ]
+    for settings, policies in ((one, book.policies), (other, other_book.policies)):
+        longest_s = max(route.guidance.deadline_s for policy in policies for route in policy.routes)
+        assert settings.redis.lease_s >= longest_s
+
+
+@pytest.mark.parametrize(("profile", "name"), PROFILES.items())
+def test_engines_are_where_the_configuration_looks_for_them(profile: str, name: str, tmp_path: Path) -> None:
+    settings, _ = site(name, tmp_path)
+    for role, model in zip(("teacher", "student"), settings.models, strict=True):
+        assert model.api_base is not None
+        asked = flags(engine(profile, role))
+        assert model.api_base.removesuffix("/v1") == f"http://{role}:{asked['--port']}"
+        if role == "student":
+            assert model.model == asked.get("--served-model-name", asked.get("--name"))
+
+
+def test_no_teacher_gets_more_calls_than_it_takes(tmp_path: Path) -> None:
+    gpu, cpu = (site(name, tmp_path / name)[0].models[0] for name in SITES)
+    assert gpu.max_concurrency <= int(flags(engine("gpu", "teacher"))["--max-concurrent-requests"])
+    assert cpu.max_concurrency == int(flags(engine("cpu", "teacher"))["--parallel"])
+
+
+def test_the_gateway_is_given_longer_to_stop_than_it_takes_to_drain(tmp_path: Path) -> None:
+    for name in SITES:
+        drain_s = site(name, tmp_path / name)[0].server.drain_timeout_s
+        assert seconds(SERVICES["gateway"]["stop_grace_period"]) >= drain_s + AFTER_DRAIN_S
+
+
+def test_the_gateways_image_is_of_this_version() -> None:
+    assert SERVICES["gateway"]["image"] == f"gkt-gateway:{__version__}"
+    assert {engine("cpu", role)["image"] for role in ("teacher", "student")} == {f"gkt-local:{__version__}"}
+    targets = re.findall(r"^FROM \S+ AS (\S+)$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    assert engine("cpu", "teacher")["build"]["target"] in targets
+
+
+def test_every_secret_is_made_declared_and_mounted_where_it_is_read(tmp_path: Path) -> None:
+    made = {line.removeprefix("made ") for line in made_secrets(tmp_path)}
+    assert COMPOSE["secrets"] == {name: {"file": f"./secrets/{name}"} for name in COMPOSE["secrets"]}
+    assert set(COMPOSE["secrets"]) == made
+    for name in SITES:
+        assert secrets_of(name) == set(SERVICES["gateway"]["secrets"])
+    for service, said in SERVICES.items():
+        files = [DEPLOY / what for what in mounts(service).values() if what.startswith("./compose/")]
+        text = f"{said}" + "".join(file.read_text("utf-8") for file in files)
+        if service != "gateway":
+            assert set(re.findall(r"/run/secrets/(\w+)", text.replace("tls.pem", ""))) - {"tls"} == set(
+                said.get("secrets", ())
+            )
+
+
+def test_no_secret_stands_in_a_file_that_is_kept() -> None:
+    """Nor is one put into an environment, which `docker inspect` shows."""
+    for service in SERVICES.values():
+        for name in service.get("environment", {}):
+            assert "PASSWORD" not in name or name.endswith("_FILE")
+    ignored = (DEPLOY / "secrets" / ".gitignore").read_text("utf-8").splitlines()
+    assert "*" in ignored
+
+
+def test_what_was_made_is_kept_and_nobody_else_gets_at_it(tmp_path: Path) -> None:
+    folder = tmp_path / "secrets"
+    made = made_secrets(folder)
+    assert len(made) == 7
+    before = {path.name: path.read_text("utf-8") for path in folder.iterdir()}
+    assert made_secrets(folder) == []
+    assert {path.name: path.read_text("utf-8") for path in folder.iterdir()} == before
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert not any(text.strip() and text.strip() in "\n".join(made) for text in before.values())
+    assert before["redis_url"] == f"redis://:{before['valkey_auth'].split()[1]}@valkey:6379/0\n"
+    assert before["archive_url"] == f"postgresql://gkt:{before['postgres_password'].strip()}@postgres:5432/gkt\n"
+
+
+def test_half_a_secret_is_said_and_not_mended(tmp_path: Path) -> None:
+    """A new password in one place would lock the gateway out at the other."""
+    made_secrets(tmp_path)
+    (tmp_path / "redis_url").unlink()
+    done = subprocess.run([DEPLOY / "make-secrets", tmp_path], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "redis_url is missing" in done.stderr
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_what_is_mounted_is_there(service: str) -> None:
+    for where, what in mounts(service).items():
+        if what.startswith("."):
+            assert (DEPLOY / what).exists(), where
+        elif not what.startswith("${GKT_SITE"):
+            assert what in COMPOSE["volumes"]
+    for network in SERVICES[service].get("networks", ()):
+        assert network in COMPOSE["networks"]
+
+
+@pytest.mark.parametrize(("profile", "name"), PROFILES.items())
+def test_each_profiles_file_gives_what_its_services_ask_for(profile: str, name: str) -> None:
+    lines = (DEPLOY / "compose" / f"{profile}.env").read_text("utf-8").splitlines()
+    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    assert given["COMPOSE_PROFILES"] == profile
+    assert given["GKT_SITE"] == f"./{name}"
+    asked = {
+        variable
+        for service in SERVICES.values()
+        if service.get("profiles", [profile]) == [profile]
+        for variable in re.findall(r"\$\{(\w+)", str(service))
+    }
+    assert set(given) - {"COMPOSE_PROFILES"} == asked
+
+
+def test_the_load_balancer_has_room_for_the_replicas_and_asks_what_the_gateway_answers(tmp_path: Path) -> None:
+    settings, _ = site("gateway", tmp_path)
+    paths = {route.path for route in ROUTES}  # type: ignore[attr-defined]
+    assert set(re.findall(r"http-check send meth GET uri (\S+)", HAPROXY)) <= paths
+    places = re.findall(r"server-template gateway (\d+) gateway:(\d+)", HAPROXY)
+    assert [int(port) for _, port in places] == [settings.server.port, settings.admin.port]
+    assert min(int(count) for count, _ in places) >= SERVICES["gateway"]["deploy"]["replicas"]
+    bound = set(re.findall(r"^    bind :(\d+)", HAPROXY, re.MULTILINE))
+    assert bound == {port.rpartition(":")[2] for port in SERVICES["lb"]["ports"]}
+
+
+def test_the_load_balancer_waits_longer_than_any_answer_takes(tmp_path: Path) -> None:
+    for name in SITES:
+        settings, book = site(name, tmp_path / name)
+        longest_s = max(model.timeouts.total_s for model in settings.models)
+        deadline_s = max(route.guidance.deadline_s for policy in book.policies for route in policy.routes)
+        for side in ("client", "server"):
+            (waits,) = re.findall(rf"timeout {side} (\d+)s", HAPROXY)
+            assert int(waits) >= longest_s + deadline_s
+
+
+def test_operators_pages_are_let_out_on_this_machine_alone() -> None:
+    out = [port for service in SERVICES.values() for port in service.get("ports", ())]
+    assert [port for port in out if not port.startswith("127.0.0.1:")] == ["8080:8080"]
+    assert "ports" not in SERVICES["gateway"]
+
+
+def test_prometheus_finds_the_gateway_and_its_rules(tmp_path: Path) -> None:
+    settings, _ = site("gateway", tmp_path)
+    for where, what in mounts("prometheus").items():
+        if what.startswith("."):
+            target = tmp_path / where.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(DEPLOY / what, target)
+    config = tmp_path / "etc/prometheus/prometheus.yml"
+    done = subprocess.run(
+        [program("promtool"), "check", "config", config], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"port: {settings.admin.port}\n" in config.read_text("utf-8")
+    assert "names: [gateway]" in config.read_text("utf-8")
+    assert "job_name: gkt-gateway " in config.read_text("utf-8")
+    assert "watch" in SERVICES["gateway"]["networks"]
+
+
+def test_grafana_has_a_source_and_the_dashboards() -> None:
+    there = mounts("grafana")
+    source = (DEPLOY / there["/etc/grafana/provisioning/datasources/prometheus.yaml"]).read_text("utf-8")
+    assert "url: http://prometheus:9090" in source
+    provider = (DEPLOY / "grafana/provisioning/dashboards/gkt.yaml").read_text("utf-8")
+    (path,) = re.findall(r"path: (\S+)", provider)
+    assert list((DEPLOY / there[path]).glob("*.json"))
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[str]:
+    """A server with the configuration that is delivered; its socket."""
+    made_secrets(tmp_path / "secrets")
+    text = (DEPLOY / "compose/valkey.conf").read_text("utf-8")
+    text = text.replace("/run/secrets", str(tmp_path / "secrets")).replace("dir /data", f"dir {tmp_path}")
+    config = tmp_path / "valkey.conf"
+    config.write_text(f"{text}\nport 0\nunixsocket {tmp_path}/s\n", "utf-8")
+    process = subprocess.Popen([find_server(), config], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert any("eady to accept connections" in line for line in process.stdout)
+        yield f"{tmp_path}/s"
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+async def test_valkey_wants_its_password_and_forgets_nothing(valkey: str, tmp_path: Path) -> None:
+    password = (tmp_path / "secrets/valkey_auth").read_text("utf-8").split()[1]
+    async with Redis(unix_socket_path=valkey) as stranger:
+        with pytest.raises(AuthenticationError):
+            await stranger.ping()
+    async with Redis(unix_socket_path=valkey, password=password, decode_responses=True) as redis:
+        for name, value in (("appendonly", "yes"), ("maxmemory-policy", "noeviction"), ("save", "")):
+            assert (await redis.config_get(name))[name] == value
+
+
+@pytest.mark.parametrize(("text", "told"), [("", "none"), ("hf_secret", "hf_secret")])
+def test_an_engine_gets_the_hubs_token_where_there_is_one(text: str, told: str, tmp_path: Path) -> None:
+    """An empty one would be sent as a wrong one."""
+    (tmp_path / "hf_token").write_text(f"{text}\n", "utf-8")
+    script = tmp_path / "with-token"
+    script.write_text(
+        (DEPLOY / "compose/with-token").read_text("utf-8").replace("/run/secrets", str(tmp_path)), "utf-8"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+    done = subprocess.run(
+        ["/bin/sh", script, "/bin/sh", "-c", 'echo "${HF_TOKEN-none} $1"', "sh", "a word"],
+        capture_output=True, text=True, timeout=20, env=environ, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{told} a word\n"

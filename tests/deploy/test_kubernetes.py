@@ -1,0 +1,268 @@
+"""The manifests: that they fit each other, the gateway and what its configuration says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from gateway.metrics import Metrics
+from gateway.version import __version__
+from gateway.web.routes import ROUTES
+from tests.deploy.written import (
+    AFTER_DRAIN_S,
+    COMPOSE,
+    DEPLOY,
+    MANIFESTS,
+    made_secrets,
+    manifest,
+    secrets_of,
+    site,
+)
+from tests.installed import program
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WORKLOADS = [one for one in MANIFESTS if one["kind"] in {"Deployment", "StatefulSet"}]
+POLICIES = [one for one in MANIFESTS if one["kind"] == "NetworkPolicy"]
+SERVICES = [one for one in MANIFESTS if one["kind"] == "Service"]
+DEPLOYMENT = manifest("Deployment")
+POD: dict[str, Any] = DEPLOYMENT["spec"]["template"]["spec"]
+(CONTAINER,) = POD["containers"]
+
+
+def name_of(one: dict[str, Any]) -> str:
+    return f"{one['kind']}-{one['metadata']['name']}"
+
+
+def pods(selector: dict[str, str]) -> list[dict[str, Any]]:
+    """The workloads whose pods have these labels."""
+    return [one for one in WORKLOADS if selector.items() <= one["spec"]["template"]["metadata"]["labels"].items()]
+
+
+def ports_of(workload: dict[str, Any]) -> dict[str, int]:
+    containers = workload["spec"]["template"]["spec"]["containers"]
+    return {port["name"]: port["containerPort"] for one in containers for port in one["ports"]}
+
+
+def mounted(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Where, and the volume that is there."""
+    pod = workload["spec"]["template"]["spec"]
+    volumes = {one["name"]: one for one in [*pod.get("volumes", ()), *_claims(workload)]}
+    return {one["mountPath"]: volumes[one["name"]] for part in pod["containers"] for one in part["volumeMounts"]}
+
+
+def _claims(workload: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": one["metadata"]["name"]} for one in workload["spec"].get("volumeClaimTemplates", ())]
+
+
+def test_everything_is_in_one_namespace() -> None:
+    assert {one["metadata"].get("namespace") for one in MANIFESTS if one["kind"] != "Namespace"} == {"gkt"}
+    assert manifest("Namespace", "gkt")
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_the_gateway_answers_what_is_probed(probe: str) -> None:
+    """On the callers' port; /readyz takes it out of service, and never ends it."""
+    asked = CONTAINER[probe]["httpGet"]
+    assert asked["path"] in {route.path for route in ROUTES}  # type: ignore[attr-defined]
+    assert asked["port"] == "http"
+    assert (asked["path"] == "/readyz") == (probe == "readinessProbe")
+
+
+def test_ports_are_those_that_the_configuration_opens(tmp_path: Path) -> None:
+    settings, _ = site("gateway", tmp_path)
+    assert ports_of(DEPLOYMENT) == {"http": settings.server.port, "admin": settings.admin.port}
+    assert DEPLOYMENT["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(settings.admin.port)
+
+
+def test_a_pod_has_longer_to_end_than_it_takes_to_drain(tmp_path: Path) -> None:
+    """After the pause in which the cluster learns that it goes."""
+    drain_s = site("gateway", tmp_path)[0].server.drain_timeout_s
+    pause_s = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pause_s > 0
+    assert POD["terminationGracePeriodSeconds"] >= pause_s + drain_s + AFTER_DRAIN_S
+
+
+def test_the_gateways_pod_may_do_nothing_that_it_need_not() -> None:
+    """What Kubernetes' standard `restricted` asks for, a root that cannot be written, and the image's own user."""
+    assert POD["serviceAccountName"] == manifest("ServiceAccount")["metadata"]["name"]
+    assert POD["automountServiceAccountToken"] is False
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    user = re.findall(r"^USER (\d+)$", (DEPLOY.parent / "Dockerfile").read_text("utf-8"), re.MULTILINE)[-1]
+    assert POD["securityContext"]["runAsUser"] == int(user)
+    assert {"/tmp", "/var/lib/gkt"} <= mounted(DEPLOYMENT).keys()
+
+
+def test_every_secret_that_is_read_is_mounted_and_stands_in_the_example(tmp_path: Path) -> None:
+    example = {one["metadata"]["name"]: set(one["stringData"]) for one in MANIFESTS if one["kind"] == "Secret"}
+    assert mounted(DEPLOYMENT)["/run/secrets"]["secret"]["secretName"] == "gkt-gateway"
+    assert example["gkt-gateway"] == secrets_of("gateway")
+    made = {line.removeprefix("made ") for line in made_secrets(tmp_path)}
+    assert set().union(*example.values()) <= made
+    for workload in WORKLOADS:
+        asked = {
+            (ref["name"], ref["key"])
+            for part in workload["spec"]["template"]["spec"]["containers"]
+            for ref in (one.get("valueFrom", {}).get("secretKeyRef") for one in part.get("env", ()))
+            if ref
+        }
+        for volume in mounted(workload).values():
+            secret = volume.get("secret", {})
+            asked |= {(secret["secretName"], item["key"]) for item in secret.get("items", ())}
+        for name, key in asked:
+            assert key in example[name]
+
+
+def test_the_example_of_the_secrets_holds_none() -> None:
+    for one in MANIFESTS:
+        if one["kind"] == "Secret":
+            assert "data" not in one
+            assert set(one["stringData"].values()) == {""}
+
+
+def test_files_that_are_read_from_a_secret_are_those_that_it_has() -> None:
+    for workload in WORKLOADS:
+        text = str(workload["spec"]["template"]["spec"]["containers"])
+        for config in (one["configMap"]["name"] for one in mounted(workload).values() if "configMap" in one):
+            text += str(manifest("ConfigMap", config)["data"])
+        there = mounted(workload).get("/run/secrets", {}).get("secret", {})
+        has = {item["path"] for item in there.get("items", ())} or secrets_of("gateway")
+        assert set(re.findall(r"/run/secrets/(\w+)", text)) <= has
+
+
+def test_the_autoscaler_asks_for_a_metric_that_there_is(tmp_path: Path) -> None:
+    """Which the adapter is told to bring, and before guidance is late."""
+    autoscaler = manifest("HorizontalPodAutoscaler")["spec"]
+    assert autoscaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "gkt-gateway"}
+    assert "replicas" not in DEPLOYMENT["spec"]
+    (asked,) = (one["external"] for one in autoscaler["metrics"] if one["type"] == "External")
+    assert asked["metric"]["name"] in {family.name for family in Metrics().registry.collect()}
+    rules = YAML(typ="safe").load(manifest("ConfigMap", "gkt-metrics-adapter")["data"]["config.yaml"])
+    (rule,) = rules["externalRules"]
+    assert rule["name"]["as"] == asked["metric"]["name"]
+    assert asked["metric"]["name"] in rule["metricsQuery"]
+    deadlines_s = [
+        route.guidance.deadline_s for policy in site("gateway", tmp_path)[1].policies for route in policy.routes
+    ]
+    assert int(asked["target"]["value"].removesuffix("m")) / 1000 < min(deadlines_s)
+
+
+def test_a_node_can_be_emptied_while_the_fewest_gateways_run() -> None:
+    budget = manifest("PodDisruptionBudget")["spec"]
+    assert pods(budget["selector"]["matchLabels"]) == [DEPLOYMENT]
+    assert budget["maxUnavailable"] < manifest("HorizontalPodAutoscaler")["spec"]["minReplicas"]
+
+
+@pytest.mark.parametrize("service", SERVICES, ids=name_of)
+def test_a_service_leads_to_a_port_that_somebody_has(service: dict[str, Any]) -> None:
+    (workload,) = pods(service["spec"]["selector"])
+    for port in service["spec"]["ports"]:
+        assert port["targetPort"] in ports_of(workload)
+
+
+def test_no_callers_service_leads_to_the_admin_listener() -> None:
+    assert [port["targetPort"] for port in manifest("Service")["spec"]["ports"]] == ["http"]
+
+
+def _reached(source: dict[str, Any], target: dict[str, Any], port: int) -> bool:
+    """Whether the policies let the one out to the other, and in there."""
+
+    def lets(workload: dict[str, Any], way: str, peer: dict[str, Any]) -> bool:
+        labels = peer["spec"]["template"]["metadata"]["labels"]
+        return any(
+            any(one["port"] == port for one in rule["ports"])
+            and any(
+                "podSelector" in who and who["podSelector"].get("matchLabels", {}).items() <= labels.items()
+                for who in rule.get({"egress": "to", "ingress": "from"}[way], ())
+                if "namespaceSelector" not in who
+            )
+            for policy in POLICIES
+            if workload in pods(policy["spec"]["podSelector"].get("matchLabels", {}))
+            for rule in policy["spec"].get(way, ())
+        )
+
+    return lets(source, "egress", target) and lets(target, "ingress", source)
+
+
+def test_the_gateway_gets_out_to_what_it_calls_and_nobody_else_does(tmp_path: Path) -> None:
+    settings, _ = site("gateway", tmp_path)
+    addresses = [model.api_base or "" for model in settings.models]
+    addresses += [(tmp_path / "secrets" / name).read_text("utf-8").strip() for name in ("redis_url", "archive_url")]
+    for address in addresses:
+        found = re.search(r"(?:@|//)([a-z]+):(\d+)(?:/|$)", address)
+        assert found is not None
+        (service,) = (one for one in SERVICES if one["metadata"]["name"] == found[1])
+        (target,) = pods(service["spec"]["selector"])
+        (port,) = service["spec"]["ports"]
+        assert port["port"] == int(found[2])
+        assert _reached(DEPLOYMENT, target, ports_of(target)[port["targetPort"]])
+        assert not any(_reached(one, target, int(found[2])) for one in WORKLOADS if one is not DEPLOYMENT)
+
+
+def test_nothing_is_let_in_or_out_that_no_policy_names() -> None:
+    everything = manifest("NetworkPolicy", "nobody")["spec"]
+    assert everything == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for policy in POLICIES:
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        for rule in policy["spec"].get("ingress", ()):
+            assert rule["from"]
+            assert rule["ports"]
+
+
+def test_engines_listen_where_their_ports_say() -> None:
+    for role in ("teacher", "student"):
+        workload = manifest("Deployment", role)
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        (port,) = container["ports"]
+        assert f"--port={port['containerPort']}" in container["args"]
+
+
+def test_a_student_is_called_what_the_configuration_calls_it(tmp_path: Path) -> None:
+    (container,) = manifest("Deployment", "student")["spec"]["template"]["spec"]["containers"]
+    assert f"--served-model-name={site('gateway', tmp_path)[0].models[1].model}" in container["args"]
+
+
+def test_images_are_those_of_compose_and_the_gateways_of_this_version() -> None:
+    images = [part["image"] for one in WORKLOADS for part in one["spec"]["template"]["spec"]["containers"]]
+    known = {service["image"] for service in COMPOSE["services"].values()}
+    assert {image.removeprefix("registry.example/") for image in images} <= known
+    assert CONTAINER["image"].endswith(f"/gkt-gateway:{__version__}")
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=name_of)
+def test_every_volume_is_there(workload: dict[str, Any]) -> None:
+    for volume in mounted(workload).values():
+        if "configMap" in volume:
+            assert manifest("ConfigMap", volume["configMap"]["name"])
+        if "persistentVolumeClaim" in volume:
+            assert manifest("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"])
+
+
+def test_prometheus_finds_the_gateways_pods(tmp_path: Path) -> None:
+    """Debian's promtool is built without Kubernetes: it reads the rest of the job."""
+    text = (DEPLOY / "prometheus/kubernetes.yml").read_text("utf-8")
+    (job,) = YAML(typ="safe").load(text)["scrape_configs"]
+    assert job["job_name"] == "gkt-gateway"
+    assert job["kubernetes_sd_configs"][0]["namespaces"]["names"] == ["gkt"]
+    labels = DEPLOYMENT["spec"]["template"]["metadata"]["labels"]
+    assert job["relabel_configs"][0]["regex"] == f"{labels['app.kubernetes.io/name']};admin"
+    found = re.sub(r"kubernetes_sd_configs:.*?(?=    relabel)", "static_configs: []\n", text, flags=re.DOTALL)
+    for rules in ("recording.yml", "alerts.yml"):
+        (tmp_path / rules).write_text((DEPLOY / "prometheus" / rules).read_text("utf-8"), "utf-8")
+    (tmp_path / "it.yml").write_text(found, "utf-8")
+    done = subprocess.run(
+        [program("promtool"), "check", "config", tmp_path / "it.yml"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

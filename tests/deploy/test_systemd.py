@@ -1,0 +1,94 @@
+"""The unit: systemd itself reads it, and what it starts is what there is."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gateway.cli.commands import COMMANDS
+from tests.deploy.written import AFTER_DRAIN_S, DEPLOY, secrets_of, site
+from tests.installed import program
+
+UNIT = DEPLOY / "systemd" / "gkt-gateway.service"
+TEXT = UNIT.read_text("utf-8")
+UNITS = Path("/usr/lib/systemd/system")
+
+
+def values(key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", TEXT, re.MULTILINE)
+
+
+def verified(text: str, root: Path) -> subprocess.CompletedProcess[str]:
+    """What systemd says of a unit on a machine on which everything is installed where the unit says."""
+    for command in ("opt/gkt/bin/gkt-gateway", "bin/kill"):
+        path = root / command
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n", "utf-8")
+        path.chmod(0o755)
+    shutil.copytree(UNITS, root / "usr/lib/systemd/system", symlinks=True, dirs_exist_ok=True)
+    (root / "lib").symlink_to("usr/lib")
+    there = root / "etc/systemd/system" / UNIT.name
+    there.parent.mkdir(parents=True)
+    there.write_text(text, "utf-8")
+    return subprocess.run(
+        [program("systemd-analyze"), f"--root={root}", "verify", f"/etc/systemd/system/{UNIT.name}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_systemd_finds_nothing_to_say_of_it(tmp_path: Path) -> None:
+    done = verified(TEXT, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("TimeoutStopSec=45", "TimeoutStopSec=soon", "TimeoutStopSec"),
+        ("KillMode=mixed", "KilMode=mixed", "KilMode"),
+        ("ExecStart=/opt/gkt/bin/", "ExecStart=/opt/gkt/", "/opt/gkt/gkt-gateway"),
+    ],
+)
+def test_a_mistake_in_it_is_named(old: str, new: str, said: str, tmp_path: Path) -> None:
+    assert old in TEXT
+    assert said in verified(TEXT.replace(old, new), tmp_path).stderr
+
+
+def test_it_may_do_little_more_than_talk() -> None:
+    """systemd's own count of what a service could do: from 0 to 10, here at most 1.5."""
+    done = subprocess.run(
+        [program("systemd-analyze"), "security", "--offline=yes", "--threshold=15", "--no-pager", UNIT],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-300:]
+
+
+def test_it_waits_for_the_drain_and_lets_the_first_process_lead_it(tmp_path: Path) -> None:
+    drain_s = site("gateway", tmp_path)[0].server.drain_timeout_s
+    assert int(values("TimeoutStopSec")[0]) >= drain_s + AFTER_DRAIN_S
+    assert (values("KillMode"), values("KillSignal")) == (["mixed"], ["SIGTERM"])
+    assert values("Restart") == ["on-failure"]
+
+
+def test_it_starts_commands_that_there_are() -> None:
+    for line in values("ExecStart(?:Pre)?"):
+        assert line.split()[1] in COMMANDS
+    assert values("ExecReload") == ["/bin/kill -HUP $MAINPID"]
+
+
+def test_it_is_handed_the_secrets_that_the_configuration_names() -> None:
+    assert {line.partition(":")[0] for line in values("LoadCredential")} == secrets_of("gateway")
+
+
+def test_its_files_are_where_its_settings_point() -> None:
+    unit = configparser.ConfigParser(strict=False, delimiters=("=",), interpolation=None)
+    unit.optionxform = str  # type: ignore[method-assign, assignment]
+    unit.read_string(TEXT)
+    assert set(unit.sections()) == {"Unit", "Service", "Install"}
+    assert "GKT_DATA=/var/lib/gkt" in values("Environment")
+    assert values("StateDirectory") == ["gkt"]

@@ -1,0 +1,68 @@
+"""What deploy/ says, read once, and with the secrets that deploy/make-secrets makes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy.check import documents
+from gateway.policy.book import check_all
+
+if TYPE_CHECKING:
+    from gateway.config import Settings
+    from gateway.policy.book import PolicyBook
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+(COMPOSE,) = documents(DEPLOY / "compose.yaml")
+MANIFESTS = [one for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")) for one in documents(path)]
+SITES = ("gateway", "gateway-cpu")
+AFTER_DRAIN_S = 5
+"""What a gateway may take beyond server.drain_timeout: handlers that are cut, receipts that are flushed."""
+
+
+def manifest(kind: str, name: str = "gkt-gateway") -> dict[str, Any]:
+    """The one of this kind and name."""
+    (found,) = (one for one in MANIFESTS if one["kind"] == kind and one["metadata"]["name"] == name)
+    return found
+
+
+def made_secrets(folder: Path) -> list[str]:
+    """Has them made there; what was printed, line by line."""
+    done = subprocess.run(
+        [DEPLOY / "make-secrets", folder],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+def site(name: str, folder: Path) -> tuple[Settings, PolicyBook]:
+    """A gateway's configuration as it is read in its container. No mistake is in it."""
+    made_secrets(folder / "secrets")
+    shutil.copytree(DEPLOY / name, folder / name)
+    config = folder / name / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("/run/secrets", str(folder / "secrets")), "utf-8")
+    settings, book, mistakes = check_all(config)
+    assert list(mistakes) == []
+    assert settings is not None
+    assert book is not None
+    return settings, book
+
+
+def secrets_of(name: str) -> set[str]:
+    """Those that a gateway's configuration names, by their files."""
+    return set(re.findall(r"file:/run/secrets/(\w+)", (DEPLOY / name / "config.yaml").read_text("utf-8")))
+
+
+def seconds(text: str) -> int:
+    """ "45s", "1m30s" -> seconds."""
+    minutes, rest = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", text).groups()  # type: ignore[union-attr]
+    return 60 * int(minutes or 0) + int(rest or 0)
