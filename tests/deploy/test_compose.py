@@ -249,7 +249,7 @@ def valkey(tmp_path: Path) -> Iterator[str]:
 
 async def test_valkey_wants_its_password_and_forgets_nothing(valkey: str, tmp_path: Path) -> None:
     password = (tmp_path / "secrets/valkey_auth").read_text("utf-8").split()[1]
-    async with Redis(unix_socket_path=valkey) as stranger:
+    async with Redis(unix_socket_path=valkey, protocol=2) as stranger:
         with pytest.raises(AuthenticationError):
             await stranger.ping()
     async with Redis(unix_socket_path=valkey, password=password, decode_responses=True) as redis:

@@ -49,7 +49,7 @@ def test_systemd_finds_nothing_to_say_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("TimeoutStopSec=45", "TimeoutStopSec=soon", "TimeoutStopSec"),
+        ("TimeoutStopSec=45", "TimeoutStopSec=soon", "soon"),
         ("KillMode=mixed", "KilMode=mixed", "KilMode"),
         ("ExecStart=/opt/gkt/bin/", "ExecStart=/opt/gkt/", "/opt/gkt/gkt-gateway"),
     ],
