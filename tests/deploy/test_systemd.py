@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli.check import warnings_of
 from gateway.cli.commands import COMMANDS
-from tests.deploy.written import AFTER_DRAIN_S, DEPLOY, secrets_of, site
+from gateway.policy.book import check_all
+from tests.deploy.written import AFTER_DRAIN_S, DEPLOY, ROOT, made_secrets, secrets_of, site
 from tests.installed import program
 
 UNIT = DEPLOY / "systemd" / "gkt-gateway.service"
@@ -83,6 +85,27 @@ def test_it_starts_commands_that_there_are() -> None:
 
 def test_it_is_handed_the_secrets_that_the_configuration_names() -> None:
     assert {line.partition(":")[0] for line in values("LoadCredential")} == secrets_of("gateway")
+
+
+def test_the_guides_edit_makes_a_configuration_that_fits(tmp_path: Path) -> None:
+    """Secrets where systemd puts them, and an admin listener that nobody else reaches."""
+    (edit,) = re.findall(
+        r"^(sed -i .*) /etc/gkt/config.yaml$", (ROOT / "docs/deploy.md").read_text("utf-8"), re.MULTILINE
+    )
+    config = tmp_path / "config.yaml"
+    shutil.copytree(DEPLOY / "gateway", tmp_path, dirs_exist_ok=True)
+    subprocess.run(["/bin/sh", "-c", f"{edit} {config}"], timeout=20, check=True)
+    text = config.read_text("utf-8")
+    credentials = f"/run/credentials/{UNIT.name}"
+    assert re.findall(r"file:(\S+)/\w+", text) == [credentials] * len(secrets_of("gateway"))
+    made_secrets(tmp_path / "secrets")
+    config.write_text(text.replace(credentials, str(tmp_path / "secrets")), "utf-8")
+    settings, book, mistakes = check_all(config)
+    assert list(mistakes) == []
+    assert settings is not None
+    assert book is not None
+    assert settings.admin.host == "127.0.0.1"
+    assert not any(warning.startswith("admin:") for warning in warnings_of(settings, book))
 
 
 def test_its_files_are_where_its_settings_point() -> None:
