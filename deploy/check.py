@@ -122,7 +122,7 @@ def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[Mistake]:
     if wrong:  # what follows counts on its shape
         return
     for place, key, value in _values(document):
-        for what in _of_compose(key, value):
+        if what := _out_of_bounds(key, value) or _no_duration(key, value):
             yield Mistake(path, place, what)
     for name, service in document["services"].items():
         if what := _unpinned(service.get("image")):
@@ -132,11 +132,10 @@ def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[Mistake]:
                 yield Mistake(path, ("services", name, "ports", number), what)
 
 
-def _of_compose(key: str, value: Any) -> Iterator[str]:
-    if what := _out_of_bounds(key, value):
-        yield what
-    if key in _DURATIONS and isinstance(value, str) and not (value and _DURATION.fullmatch(value)):
-        yield f"{value!r} is no duration: write it like 45s or 1m30s"
+def _no_duration(key: str, value: Any) -> str | None:
+    if key not in _DURATIONS or not isinstance(value, str) or (value and _DURATION.fullmatch(value)):
+        return None
+    return f"{value!r} is no duration: write it like 45s or 1m30s"
 
 
 def _no_port(port: Any) -> str | None:
