@@ -69,7 +69,7 @@ def test_everything_is_in_one_namespace() -> None:
 def test_the_gateway_answers_what_is_probed(probe: str) -> None:
     """On the callers' port; /readyz takes it out of service, and never ends it."""
     asked = CONTAINER[probe]["httpGet"]
-    assert asked["path"] in {route.path for route in ROUTES}  # type: ignore[attr-defined]
+    assert asked["path"] in {route.path for route in ROUTES}
     assert asked["port"] == "http"
     assert (asked["path"] == "/readyz") == (probe == "readinessProbe")
 

@@ -133,12 +133,12 @@ def test_an_event_passes_before_the_next_one_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [10, 50_000])
 def test_what_a_leaving_replica_refuses_goes_to_another(size: int, tmp_path: Path) -> None:
-    """Before its next check says that it leaves; and a replica that is gone is asked nothing."""
+    """Its checks say still that it stays."""
     leaving, staying = Replica(503), Replica()
     with (
         served(leaving.app()) as one,
         served(staying.app()) as other,
-        balanced(tmp_path, [one, other, f"http://127.0.0.1:{free_port()}"]) as way,
+        balanced(tmp_path, [one, other]) as way,
     ):
         statuses = [
             httpx.post(f"{way}/v1/chat/completions", content=b"x" * size, timeout=LIMIT_S).status_code
@@ -146,6 +146,17 @@ def test_what_a_leaving_replica_refuses_goes_to_another(size: int, tmp_path: Pat
         ]
     assert statuses == [200] * 12
     assert leaving.asked > 0
+    assert staying.asked == 12
+
+
+def test_a_replica_that_is_gone_is_asked_nothing(tmp_path: Path) -> None:
+    """Before its checks say so, another one has its requests."""
+    staying = Replica()
+    with served(staying.app()) as there, balanced(tmp_path, [f"http://127.0.0.1:{free_port()}", there]) as way:
+        statuses = [
+            httpx.post(f"{way}/v1/chat/completions", content=b"x", timeout=LIMIT_S).status_code for _ in range(12)
+        ]
+    assert statuses == [200] * 12
     assert staying.asked == 12
 
 

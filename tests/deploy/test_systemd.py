@@ -110,7 +110,7 @@ def test_the_guides_edit_makes_a_configuration_that_fits(tmp_path: Path) -> None
 
 def test_its_files_are_where_its_settings_point() -> None:
     unit = configparser.ConfigParser(strict=False, delimiters=("=",), interpolation=None)
-    unit.optionxform = str  # type: ignore[method-assign, assignment]
+    unit.optionxform = str
     unit.read_string(TEXT)
     assert set(unit.sections()) == {"Unit", "Service", "Install"}
     assert "GKT_DATA=/var/lib/gkt" in values("Environment")

@@ -64,5 +64,7 @@ def secrets_of(name: str) -> set[str]:
 
 def seconds(text: str) -> int:
     """ "45s", "1m30s" -> seconds."""
-    minutes, rest = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", text).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", text)
+    assert found is not None
+    minutes, rest = found.groups()
     return 60 * int(minutes or 0) + int(rest or 0)
