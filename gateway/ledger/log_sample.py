@@ -31,11 +31,11 @@ class LogSample:
     def takes(self, receipt: Receipt) -> bool:
         """Whether a request has its line. Its id alone draws the lot, so whoever asks again hears the same.
 
-        A shadow goes with the request beside which it was made.
+        A shadow goes with the request beside which it was made, and what a device reports with its guidance.
         """
         if self._below >= _WHOLE or self._stands_out(receipt):
             return True
-        return zlib.crc32((receipt.shadow_of or receipt.id).encode()) < self._below
+        return zlib.crc32((receipt.shadow_of or receipt.edge_of or receipt.id).encode()) < self._below
 
     def _stands_out(self, receipt: Receipt) -> bool:
         return (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
+from gateway.ledger.edge import EDGE, GUIDANCE, student_of
 from gateway.ledger.scopes import picodollars
 from gateway.rollups.histogram import Histogram
 
@@ -63,6 +64,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     Nothing in a row leads back to it, so the garbage collector need not look at what may be very many of them.
 
     Attributes:
+        requests: receipts, less those of what devices report of guidance, which has its own.
         errors: receipts by their status, where that is not `ok`.
         unguided: receipts by why a guided route was answered without guidance.
         batches: receipts by the size of the batch that their teacher's call was in.
@@ -108,11 +110,12 @@ class Row(msgspec.Struct, array_like=True, gc=False):
 
     def add(self, receipt: Receipt, times: int = 1) -> None:
         """Count a receipt. `times` is -1 for one that was counted, and in whose place another one came."""
-        self.requests += times
+        reported = receipt.edge_of is not None  # of a guidance, which was counted as the request
+        self.requests += 0 if reported else times
         if receipt.status != "ok":
             _count(self.errors, receipt.status, times)
-        self.guided += times * (receipt.mode in _GUIDED)
-        if receipt.unguided is not None:
+        self.guided += times * (receipt.mode in _GUIDED or _is_given(receipt))
+        if receipt.unguided is not None and not reported:
             _count(self.unguided, receipt.unguided, times)
         if receipt.batch is not None:
             _count(self.batches, receipt.batch.size, times)
@@ -134,7 +137,8 @@ class Row(msgspec.Struct, array_like=True, gc=False):
             if attempt.share is not None:
                 self.failed.merge(_tokens(attempt.share), times)
                 self.failed_pico += times * self._pay(attempt.share, times)
-        self._add_times(receipt.timings, times)
+        if receipt.mode != EDGE:  # a device's times are no stage's
+            self._add_times(receipt.timings, times)
         by_teacher, by_student = _answer_tokens(receipt)
         self.teacher_answer_tokens += times * by_teacher
         self.answer_tokens += times * (by_teacher + by_student)
@@ -220,7 +224,7 @@ def dims(receipt: Receipt) -> Dims:
         receipt.route,
         receipt.mode,
         receipt.teacher.model if receipt.teacher is not None else "",
-        receipt.student.model if receipt.student is not None else "",
+        student.model if (student := student_of(receipt)) is not None else "",
     )
 
 
@@ -251,6 +255,11 @@ def usd(picos: int) -> Decimal:
     return Decimal(picos).scaleb(-12)
 
 
+def _is_given(receipt: Receipt) -> bool:
+    """Whether a device got guidance."""
+    return receipt.mode == GUIDANCE and receipt.guidance is not None
+
+
 def _tokens(share: EngineShare) -> Tokens:
     if share.shared:
         return Tokens()
@@ -267,7 +276,8 @@ def _answer_tokens(receipt: Receipt) -> tuple[int, int]:
     teacher, student, guidance = receipt.teacher, receipt.student, receipt.guidance
     opened = 0
     if guidance is not None:
-        opened = guidance.kept_tokens if guidance.placement == "prefix" or student is None else 0
+        whole = student is None and (receipt.mode != GUIDANCE or guidance.complete)
+        opened = guidance.kept_tokens if guidance.placement == "prefix" or whole else 0
     elif teacher is not None and receipt.mode == "teacher":
         opened = teacher.output_tokens
     return opened, student.output_tokens if student is not None else 0

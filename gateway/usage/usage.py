@@ -29,7 +29,7 @@ MOST_ADDED = 200_000
 MOST_ADDED_OF_ALL = 500_000
 """The same, where all tenants are asked for: what is over is kept (usage_parts.py), and need not be added up again."""
 
-MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow")
+MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow", "guidance", "edge")
 """What a receipt's `mode` may be."""
 _SHARE_DIGITS = 6
 
