@@ -12,10 +12,10 @@ _WHOLE = 2**32
 
 AS_ASKED = frozenset({
     "auto_model", "auto_rule", "auto_short", "best_of", "budget", "caller_prefill", "echo", "logprobs", "modalities",
-    "n", "prompts", "response_format", "student_confident", "suffix", "token_ids", "tools",
+    "n", "offline", "prompts", "response_format", "student_confident", "suffix", "token_ids", "tools",
 })  # fmt: skip
-"""Why a request goes unguided of which nothing has failed: it is what the caller asked for, a budget that is spent, or
-the length that was chosen. Any other reason, also one that comes later, is a failure."""
+"""Why a request goes unguided of which nothing has failed: it is what the caller asked for, a budget that is spent, the
+length that was chosen, or a device that the gateway never heard of at the time. Any other reason, also one that comes later, is a failure."""
 
 
 class LogSample:
