@@ -15,7 +15,7 @@ AS_ASKED = frozenset({
     "n", "offline", "prompts", "response_format", "student_confident", "suffix", "token_ids", "tools",
 })  # fmt: skip
 """Why a request goes unguided of which nothing has failed: it is what the caller asked for, a budget that is spent, the
-length that was chosen, or a device that the gateway never heard of at the time. Any other reason, also one that comes later, is a failure."""
+length that was chosen, or that a device was out of reach. Any other reason, also one that comes later, is a failure."""
 
 
 class LogSample:
