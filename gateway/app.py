@@ -294,6 +294,7 @@ async def gateway(
             ledger,
             admission,
             metrics,
+            tasks,
             prices=prices,
             within_s=receipts.ttl_s,
         )

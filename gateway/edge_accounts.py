@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from gateway.admission import Admission
     from gateway.ledger.edge import State
-    from gateway.ledger.edge_book import EdgeBook
+    from gateway.ledger.edge_book import EdgeBook, Outcome
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.store import ReceiptStore
     from gateway.metrics import Metrics
@@ -39,10 +39,13 @@ if TYPE_CHECKING:
     from gateway.pricing import Price
     from gateway.protocol.edge import EdgeUsage, OfflineUsage
     from gateway.redis_client import RedisClient
+    from gateway.tasks import Tasks
 
 # A receipt is told to Redis a moment after its reply has left, and a device may be as fast as that.
 _LOOKS, _LOOK_AGAIN_S = 3, 0.2
 _AN_HOUR_S = 3600.0
+# What is not written, as the metric has it. Too many are refused, and counted as that.
+_COUNTED: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
 
 
 class EdgeAccounts:
@@ -60,6 +63,7 @@ class EdgeAccounts:
         ledger: Ledger,
         admission: Admission,
         metrics: Metrics,
+        tasks: Tasks,
         *,
         prices: Mapping[str, Price],
         within_s: float,
@@ -71,6 +75,7 @@ class EdgeAccounts:
         self._ledger = ledger
         self._admission = admission
         self._outcomes = metrics.edge_closings
+        self._tasks = tasks
         self._prices = prices
         self._within_s = within_s
         self._clock = clock
@@ -102,8 +107,7 @@ class EdgeAccounts:
                 raise
             assert guidance.close is not None, "which check_report has seen to"
             receipt = closing(guidance, usage, self._prices.get(guidance.baseline_model))
-            await self._write(receipt, guidance.close.by)
-            self._outcomes.labels("closed").inc()
+            await self._write(receipt, guidance.close.by, "closed")
             return receipt
 
     async def add_offline(self, caller: Caller, report: OfflineUsage) -> Receipt:
@@ -124,8 +128,7 @@ class EdgeAccounts:
             except EdgeExpired:
                 self._outcomes.labels("expired").inc()
                 raise
-            await self._write(receipt, None)
-            self._outcomes.labels("offline").inc()
+            await self._write(receipt, None, "offline")
             return receipt
 
     async def state(self, guidance: Receipt) -> State:
@@ -144,28 +147,38 @@ class EdgeAccounts:
                 return receipt if receipt.mode == GUIDANCE else None
         return None
 
-    async def _write(self, receipt: Receipt, by: int | None) -> None:
-        away = StoreUnavailable("What a device reports cannot be kept while Redis is away. Try again.")
-        if not self._redis.up:
-            raise away
-        try:
-            outcome = await self._book.write(receipt, by)
-        except (RedisError, OSError) as error:
-            self._redis.failed(error)
-            raise away from error
-        if outcome == "closed":
-            self._outcomes.labels("closed_twice").inc()
+    async def _write(self, receipt: Receipt, by: int | None, outcome: str) -> None:
+        """Write a receipt once, and count it as `outcome`, whether or not its device still listens."""
+        written = None
+        if self._redis.up:
+            task = self._tasks.spawn(f"report:{receipt.id}", self._written(receipt, by, outcome))
+            written = await asyncio.shield(task)
+        if written is None:
+            raise StoreUnavailable("What a device reports cannot be kept while Redis is away. Try again.")
+        if written == "closed":
             raise EdgeClosed("This was reported before, and is accounted for.", param="receipt")
-        if outcome == "expired":
-            self._outcomes.labels("expired").inc()
+        if written == "expired":
             raise EdgeExpired("It is too late to report this: `close.by` has passed.", param="receipt")
-        if outcome == "full":
+        if written == "full":
             raise RateLimited(
                 "The devices of this tenant report too many answers that they made alone. Try again later.",
                 retry_after_s=_AN_HOUR_S,
             )
-        self._ledger.booked(receipt)
-        self._store.remember(receipt)
+
+    async def _written(self, receipt: Receipt, by: int | None, outcome: str) -> Outcome | None:
+        """What became of it; None: Redis cannot be asked."""
+        try:
+            written = await self._book.write(receipt, by)
+        except (RedisError, OSError):
+            # The client is not told of it: no request is to go without Redis because a report was slow.
+            return None
+        if written == "written":
+            self._outcomes.labels(outcome).inc()
+            self._ledger.booked(receipt)
+            self._store.remember(receipt)
+        elif written in _COUNTED:
+            self._outcomes.labels(_COUNTED[written]).inc()
+        return written
 
 
 def _route(caller: Caller, model: str) -> Route:

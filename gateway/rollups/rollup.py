@@ -73,7 +73,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         kept_tokens: of what teachers wrote, the part that opened answers.
         cost_pico: all of it; `teacher_pico`, `student_pico` and `failed_pico` are its parts.
         baseline_pico: of a shadow 0: it spares nothing, since its request was answered, and paid for, as well.
-        baseline_estimated: receipts whose baseline is an estimate.
+        baseline_estimated: receipts whose baseline is an estimate; as `requests`, without what devices report.
         stages: by STAGES; a stage that did not happen is not counted.
         answer_tokens: of answers that callers got, to their end, counted by whoever wrote them.
         teacher_answer_tokens: of these, what teachers wrote: openings that were shown, and answers of theirs alone.
@@ -124,7 +124,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         self.cost_pico += times * pico(receipt.cost_usd)
         if receipt.shadow_of is None:
             self.baseline_pico += times * pico(receipt.baseline_usd)
-            self.baseline_estimated += times * receipt.baseline_estimated
+            self.baseline_estimated += times * (receipt.baseline_estimated and not reported)
             self.baseline_error_pico += times * pico(receipt.baseline_error_usd or Decimal(0))
         if receipt.teacher is not None:
             self.teacher.merge(_tokens(receipt.teacher), times)

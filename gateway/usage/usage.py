@@ -129,7 +129,7 @@ class Usage:
     @property
     def is_empty(self) -> bool:
         """Whether nothing at all was counted."""
-        return not any(row.requests for row in self._rows.values())
+        return not any(row.requests or row.baseline_pico for row in self._rows.values())
 
     def rows(self) -> list[tuple[Group, Row]]:
         """By time; of one time, what cost most comes first. Money that is not told is not told by the order either."""
