@@ -20,7 +20,8 @@ what; `guarding.py` and `quality/` compare a sample of the answers with each eng
 same path over a data set.
 
 `completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first. Embeddings take the short
-way, without 5: `embedding.py`.
+way, without 5: `embedding.py`. Devices that run the student themselves get step 5's opening and report the rest:
+`handover.py`, `edge_accounts.py`.
 """
 
 from gateway.version import __version__

@@ -105,7 +105,8 @@ class Admission:
         if caller.policy.log_content and draft.shadow_of is None:  # what a shadow was asked stands at its request
             draft.content = Content(asked)
         scopes = self._scopes.of(caller)
-        if draft.plan.max_tokens is None and any(scope.budget is not None for scope in scopes):
+        writes = draft.plan.max_tokens is None and bool(draft.plan.finishers)
+        if writes and any(scope.budget is not None for scope in scopes):
             draft.plan = replace(draft.plan, max_tokens=ASSUMED_TOKENS)  # what has no end cannot be reserved for
         plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
         wish = caller.policy.on_redis_failure

@@ -26,6 +26,7 @@ from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
 from gateway.completion import Completions
+from gateway.edge_accounts import EdgeAccounts
 from gateway.embedding import Embeddings
 from gateway.engines.build import build
 from gateway.engines.guard import show_calls
@@ -33,6 +34,7 @@ from gateway.engines.watch import watch
 from gateway.finishing import Finisher
 from gateway.guarding import QualityGuard
 from gateway.guide import Guide
+from gateway.handover import Handover
 from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
@@ -41,6 +43,7 @@ from gateway.ledger.alarm import Alarm
 from gateway.ledger.baseline import Encoding
 from gateway.ledger.budget_watch import BudgetWatch
 from gateway.ledger.budgets import Budgets
+from gateway.ledger.edge_book import EdgeBook
 from gateway.ledger.estimate import FALLBACK, load
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
@@ -207,9 +210,10 @@ async def gateway(
             metrics,
         )
         stack.push_async_callback(spooler.close)
+        prices = {model.name: model.price for model in settings.models}
         ledger = Ledger(
             store,
-            prices={model.name: model.price for model in settings.models},
+            prices=prices,
             encodings=encodings,
             owner=owner,
             metrics=metrics,
@@ -282,6 +286,18 @@ async def gateway(
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DOCUMENT] = document(ROUTES)
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
+        public[keys.HANDOVER] = Handover(guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s)
+        public[keys.EDGE_ACCOUNTS] = EdgeAccounts(
+            redis,
+            EdgeBook(redis.commands, redis_keys, receipts.ttl_s, receipts.max_buffered),
+            store,
+            ledger,
+            admission,
+            metrics,
+            tasks,
+            prices=prices,
+            within_s=receipts.ttl_s,
+        )
         public[keys.SPEEDS] = Speeds(redis.commands, redis_keys, lease_s)
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner

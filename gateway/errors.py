@@ -3,6 +3,8 @@
 GatewayError                     label, status, type, code: the same label names it in the body, the log and the metric
 ├── RequestError                 the caller can mend it (4xx); `param` names the field
 │   ├── InvalidRequest           400
+│   ├── RouteWithoutGuidance     400: a device asked a route that opens no answers
+│   ├── EdgeVersion              400: a device's client and the gateway speak no common version
 │   ├── NotAuthenticated         401
 │   ├── AdminKeyUnset            403: only on the admin listener
 │   ├── CrossOrigin              403: only on the admin listener
@@ -10,6 +12,8 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── NotFound                 404
 │   ├── MethodNotAllowed         405
 │   ├── Conflict                 409: only on the admin listener
+│   ├── EdgeClosed               409: what a device reports is accounted for
+│   ├── EdgeExpired              410: a device reports what it did too late
 │   ├── BodyTooLarge             413
 │   ├── BodyTooSlow              408
 │   ├── HeadTooLarge             431
@@ -83,6 +87,16 @@ class InvalidRequest(RequestError):
     pass
 
 
+class RouteWithoutGuidance(RequestError):
+    label = "route_without_guidance"
+    code = "route_without_guidance"
+
+
+class EdgeVersion(RequestError):
+    label = "edge_version"
+    code = "edge_version"
+
+
 class NotAuthenticated(RequestError):
     label = "not_authenticated"
     status = 401
@@ -117,6 +131,18 @@ class Conflict(RequestError):
     label = "conflict"
     status = 409
     code = "conflict"
+
+
+class EdgeClosed(RequestError):
+    label = "edge_closed"
+    status = 409
+    code = "edge_closed"
+
+
+class EdgeExpired(RequestError):
+    label = "edge_expired"
+    status = 410
+    code = "edge_expired"
 
 
 class MethodNotAllowed(RequestError):

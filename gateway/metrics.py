@@ -129,6 +129,13 @@ class Metrics:
             ("result",),
             registry=registry,
         )
+        self.edge_closings = Counter(
+            "gkt_edge_closings",
+            "What devices reported of answers that they finished, by what became of it: closed, closed_twice, unknown, "
+            "too_many_tokens, expired, offline.",
+            ("outcome",),
+            registry=registry,
+        )
         self.quality_samples = Counter(
             "gkt_quality_samples",
             "Guided answers of the quality guard's sample by what became of them: made, unscored, failed, refused, "

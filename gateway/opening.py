@@ -38,12 +38,14 @@ class Opening:
         owed: the whitespace that followed it in what the teacher wrote.
         tokens: of the teacher's tokens, those in `text`.
         whole: the finish_reason when `text` is the whole answer and no student is called; else None.
+        dropped: what the teacher wrote after that, and nobody is shown.
     """
 
     text: str = ""
     owed: str = ""
     tokens: int = 0
     whole: str | None = None
+    dropped: str = ""
 
 
 UNGUIDED = Opening()
@@ -125,7 +127,7 @@ def opened(
         # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
         text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
     draft.opening = text
-    return Opening(text, trimmed.owed, tokens, whole)
+    return Opening(text, trimmed.owed, tokens, whole, trimmed.dropped)
 
 
 def _read_by_teacher(projection: Projection, asked: CompletionRequest) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.opening import Opening
-    from gateway.policy.resolve import FinisherPlan, Plan
+    from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
     from gateway.protocol import CompletionRequest, Json
 
 
@@ -86,11 +86,15 @@ def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
             [*asked.messages, {"role": "assistant", "content": opening.text}],
         )
     if opening.text and plan.guidance is not None:
-        if plan.guidance.placement == "input":
-            body["messages"] = place_in_input(asked.messages, opening.text)
-        else:
-            body["messages"] = place_in_context(plan.guidance.projection, asked.messages, opening.text)
+        body["messages"] = place_in_messages(plan.guidance, asked.messages, opening.text)
     return Sent(body, None, body["messages"])
+
+
+def place_in_messages(guidance: GuidancePlan, messages: list[Json], opening: str) -> list[Json]:
+    """The caller's messages with the opening among them, as the policy places it: for who does not go on with it."""
+    if guidance.placement == "input":
+        return place_in_input(messages, opening)
+    return place_in_context(guidance.projection, messages, opening)
 
 
 def seam(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening) -> SeamJoin | None:

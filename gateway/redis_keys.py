@@ -155,6 +155,10 @@ class RedisKeys:
         """
         return f"{self._tenant(tenant, 'v2')}outbox"
 
+    def offline(self, tenant: str) -> str:
+        """How many answers the tenant's devices reported that they made alone, in an hour or less; gone after that."""
+        return f"{self._tenant(tenant)}offline"
+
     def ledger(self) -> LedgerKeys:
         base = f"{{{self.prefix}:ledger}}:v1:"
         names = [part.name for part in fields(LedgerKeys) if not part.name.endswith("base")]

@@ -87,9 +87,10 @@ class Sounding:
 
         deadline: the guidance's, on the loop's clock.
         """
-        rule, finisher = plan.length.probe if plan.length is not None else None, plan.finishers[0]
+        rule = plan.length.probe if plan.length is not None else None
         if rule is None:
             return False
+        finisher = plan.finishers[0]
         engine = self._engines[finisher.engine]
         known = self._known_of(engine, asked, rule)
         if not known.is_to_be_asked():

@@ -67,7 +67,8 @@ def usage(
     mode: Annotated[
         str | None,
         typer.Option(
-            help="Only what was answered so: guided, teacher_complete, student, teacher, embeddings or shadow.",
+            help="Only what was answered so: guided, teacher_complete, student, teacher, embeddings, shadow, guidance "
+            "or edge.",
             metavar="MODE",
         ),
     ] = None,

@@ -152,7 +152,9 @@ def _answer(draft: Draft, teacher: EngineShare | None, student: EngineShare | No
         opened = draft.shown_tokens if guided else 0
         wrote = last.output_tokens
     else:
-        opened, wrote = draft.kept_tokens, 0  # all that the caller got is the teacher's
+        # All that the caller got is the teacher's. Of what a device got, what stands in its prompt is no answer.
+        alone = draft.plan.mode != "guidance" or draft.complete
+        opened, wrote = draft.kept_tokens if alone else draft.shown_tokens, 0
     opening = _opening(draft, teacher, opened, own=teacher is not None and teacher.model == model)
     rest = Counted(wrote) if wrote == 0 or (last.model == model and not last.estimated) else _foreign(call, wrote)
     said = Counted(

@@ -32,9 +32,13 @@ if TYPE_CHECKING:
     from gateway.errors import EngineError
     from gateway.ledger.baseline import Encoding
     from gateway.ledger.content import Content
+    from gateway.ledger.receipt import CloseTerms
     from gateway.policy.resolve import Plan
     from gateway.pricing import Price
     from gateway.protocol import Json
+
+
+_HANDED_OVER = frozenset({"ok", "client_gone"})
 
 
 @dataclass(slots=True)
@@ -99,6 +103,7 @@ class Draft:
     content: Content | None = None  # where its tenant wants it in the log
     budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
     refused: bool = False  # a limit or a budget had no room for it
+    terms: CloseTerms | None = None  # a device is to report how it finished the answer
 
     def beside(self, plan: Plan, name: str) -> Draft:
         """The receipt of what is done beside this, for nobody to see, from now on."""
@@ -225,6 +230,8 @@ class Draft:
             baseline_error_usd=alone.error_usd,
             length=self._length_facts(),
             probe=probe,
+            # One that hung up may have all it needs by then; one that was told of an error has nothing to finish.
+            close=self.terms if status in _HANDED_OVER else None,
         )
 
     def facts(self) -> Json:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.ledger.receipt import Attempt, EngineShare, Receipt, Timings
+from gateway.ledger.receipt import Attempt, CloseTerms, EngineShare, Receipt, Timings
 from gateway.ledger.scopes import Charge
 from gateway.ledger.worst_case import worst_case
 from gateway.pricing import savings_usd
@@ -36,6 +36,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
         owner: the process that works on it.
         tokens: what it is taken to read and write if nothing fails.
         charges: what it is charged for while it is worked on, in each scope.
+        close: of a guidance, until when its device may report.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
     more: tuple[EngineShare, ...] = ()
     tokens: int = 0
     charges: tuple[Charge, ...] = ()
+    close: CloseTerms | None = None
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -93,6 +95,7 @@ def intend(
         more=most.more,
         tokens=most.likely_tokens,
         charges=tuple(scope.charge for scope in scopes),
+        close=draft.terms,
     )
 
 
@@ -132,4 +135,5 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         attempts=tuple(Attempt(share.model, ABANDONED, share) for share in intent.more),
         baseline_basis="estimate",
         baseline_error_usd=cost,  # it may have done nothing, and nobody knows what it answered
+        close=intent.close,  # its device may have been answered all the same
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from gateway.ledger.edge import student_of
 from gateway.ledger.intent import intend
 from gateway.ledger.redis_ledger import Candidate, Variant
 from gateway.ledger.worst_case import worst_case
@@ -162,6 +163,15 @@ class Ledger:
         self._count(receipt)
         log.warning("request", **receipt.as_dict())
 
+    def booked(self, receipt: Receipt) -> None:
+        """Let a receipt be seen of what a device reports; it is stored. Its times are the device's, and no stage's."""
+        self._count(receipt)
+        if log.is_enabled_for(logging.INFO):
+            if self._sample.takes(receipt):
+                log.info("request", **receipt.as_dict())
+            else:
+                self._metrics.lines_left_out.inc()
+
     def _show(self, receipt: Receipt, draft: Draft) -> None:
         self._store.put(receipt)
         self._count(receipt)
@@ -180,13 +190,14 @@ class Ledger:
         metrics, child = self._metrics, self._child
         tenant = metrics.series.tenant(receipt.tenant)
         route = metrics.series.route(receipt.tenant, receipt.route)
-        child(metrics.requests, tenant, route, receipt.mode, receipt.status).inc()
-        if receipt.unguided is not None:
-            child(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided).inc()
+        if receipt.edge_of is None:  # else the request was the guidance's, and has been counted
+            child(metrics.requests, tenant, route, receipt.mode, receipt.status).inc()
+            if receipt.unguided is not None:
+                child(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided).inc()
         child(metrics.cost_usd, tenant, route).inc(float(receipt.cost_usd))
         if receipt.shadow_of is None:  # a shadow spares nothing: its request was answered, and paid for, as well
             child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
-        for role, share in (("teacher", receipt.teacher), ("student", receipt.student)):
+        for role, share in (("teacher", receipt.teacher), ("student", student_of(receipt))):
             if share is not None and not share.shared:
                 self._count_share(tenant, role, share)
         if receipt.probe is not None:

@@ -12,10 +12,10 @@ _WHOLE = 2**32
 
 AS_ASKED = frozenset({
     "auto_model", "auto_rule", "auto_short", "best_of", "budget", "caller_prefill", "echo", "logprobs", "modalities",
-    "n", "prompts", "response_format", "student_confident", "suffix", "token_ids", "tools",
+    "n", "offline", "prompts", "response_format", "student_confident", "suffix", "token_ids", "tools",
 })  # fmt: skip
-"""Why a request goes unguided of which nothing has failed: it is what the caller asked for, a budget that is spent, or
-the length that was chosen. Any other reason, also one that comes later, is a failure."""
+"""Why a request goes unguided of which nothing has failed: it is what the caller asked for, a budget that is spent, the
+length that was chosen, or that a device was out of reach. Any other reason, also one that comes later, is a failure."""
 
 
 class LogSample:
@@ -31,11 +31,11 @@ class LogSample:
     def takes(self, receipt: Receipt) -> bool:
         """Whether a request has its line. Its id alone draws the lot, so whoever asks again hears the same.
 
-        A shadow goes with the request beside which it was made.
+        A shadow goes with the request beside which it was made, and what a device reports with its guidance.
         """
         if self._below >= _WHOLE or self._stands_out(receipt):
             return True
-        return zlib.crc32((receipt.shadow_of or receipt.id).encode()) < self._below
+        return zlib.crc32((receipt.shadow_of or receipt.edge_of or receipt.id).encode()) < self._below
 
     def _stands_out(self, receipt: Receipt) -> bool:
         return (

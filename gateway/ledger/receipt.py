@@ -98,6 +98,18 @@ class LengthFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     probe: ProbeFacts | None = None
 
 
+class CloseTerms(msgspec.Struct, frozen=True):
+    """Until when a device may report how it finished an answer, and of how much.
+
+    Attributes:
+        by: Unix seconds.
+        most_output_tokens: what the caller's limit leaves the device to write; None: there is no limit.
+    """
+
+    by: int
+    most_output_tokens: int | None
+
+
 class BatchFacts(msgspec.Struct, frozen=True):
     """The batch the teacher's call belonged to; `size` counts calls over the fleet."""
 
@@ -120,7 +132,8 @@ class Receipt(msgspec.Struct, frozen=True):
 
     Attributes:
         mode: what happened: guided, teacher_complete (the teacher's opening was the whole answer), student, teacher;
-            shadow: an answer that nobody got, made beside another request.
+            shadow: an answer that nobody got, made beside another request; guidance: the opening alone, for a device
+            that finishes the answer; edge: what that device reports of it.
         status: ok, or the label of what went wrong (errors.py), or client_gone.
         unguided: why a guided route was answered without guidance.
         baseline_usd: the baseline model alone, on the same prompt and the same answer.
@@ -133,6 +146,8 @@ class Receipt(msgspec.Struct, frozen=True):
         baseline_error_usd: by how much it may be wrong, either way; None likewise.
         length: how the guidance's length was chosen, also where it came to none; None where nobody chose.
         probe: what it cost to ask the student for its first token before the teacher; it is in the cost.
+        close: of a guidance, until when its device may report; None: there is nothing to report.
+        edge_of: of what a device reports, the id of the guidance; None where it had none from here.
     """
 
     id: str
@@ -162,6 +177,8 @@ class Receipt(msgspec.Struct, frozen=True):
     baseline_error_usd: Decimal | None = None
     length: LengthFacts | None = None
     probe: EngineShare | None = None
+    close: CloseTerms | None = None
+    edge_of: str | None = None
 
     @property
     def tokens(self) -> int:

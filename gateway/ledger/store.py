@@ -154,6 +154,10 @@ class ReceiptStore:
             raise StoreUnavailable("Receipts cannot be read while Redis is away. Try again.")
         return found
 
+    def remember(self, receipt: Receipt) -> None:
+        """Redis took this one by another way: it is told again as all are, should Redis forget."""
+        self._taken.append((asyncio.get_running_loop().time(), Settlement(receipt, None)))
+
     def holds(self, request_id: str) -> bool:
         """Whether a request is under way here, or its receipt is still to be told."""
         return any(request_id in held for held in (self._under_way, self._waiting, self._shed, self._again))

@@ -69,17 +69,20 @@ def worst_case(plan: Plan, asked: CallerRequest, prices: Mapping[str, Price]) ->
     likely = likely_read + written
     teacher: EngineShare | None = None
     more: list[EngineShare] = []
-    opened = 0
+    opened = of_teacher = 0
     if guidance is not None:
         added, opening = added_bytes(guidance.projection, asked), guidance.asked_tokens
         teacher = _share(guidance.teacher, read + added, opening, prices)
-        likely += likely_read + added // _BYTES_PER_TOKEN + opening + guidance.tokens
+        of_teacher = likely_read + added // _BYTES_PER_TOKEN + opening
+        likely += of_teacher + guidance.tokens
         introduction = len(guidance.projection.introduction.encode())
         opened = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
         more += _times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher)
         if plan.length is not None and plan.length.probe is not None:
             more.append(_share(plan.finisher, read, 1, prices))
             likely += likely_read + 1
+    if not plan.finishers:  # a device finishes the answer, which costs nothing here
+        return Most(teacher, None, tuple(more), of_teacher)
     unlimited = plan.max_tokens is None
     first = _share(plan.finisher, read + opened, written, prices, unlimited=unlimited)
     for place, finisher in enumerate(plan.finishers):

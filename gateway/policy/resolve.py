@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
@@ -16,6 +16,7 @@ from gateway.reasoning import takes_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Literal
 
     from gateway.continuation import Known
     from gateway.policy.length import Choice
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from gateway.protocol import ChatRequest, CompletionRequest
     from gateway.reasoning import Reasoning
 
+
+PlanMode: TypeAlias = "Mode | Literal['guidance']"
 
 # How any engine continues a raw prompt: what it goes on with is the prompt's own end.
 RAW = Continuation("completions", echo=False)
@@ -137,9 +140,10 @@ class Plan:
     """What will be done for one request.
 
     Attributes:
-        mode: what the route asks for, or its caller; never shadow, of which it is what the caller gets.
+        mode: what the route asks for, or its caller; never shadow, of which it is what the caller gets. guidance: a
+            device gets the opening, and finishes the answer itself.
         finishers: the engines that may complete the answer, in the order in which they are asked: the students, or
-            the teacher in mode teacher. Those that rest come last.
+            the teacher in mode teacher. Those that rest come last. In mode guidance there is none.
         guidance: how the answer is opened; None when it goes unguided.
         unguided: why it goes unguided although the route asks for guidance.
         baseline: the model whose cost alone the answer is measured against.
@@ -150,7 +154,7 @@ class Plan:
         length: how the guidance's length was chosen; None where the policy or the caller says it, or there is none.
     """
 
-    mode: Mode
+    mode: PlanMode
     finishers: tuple[FinisherPlan, ...]
     guidance: GuidancePlan | None
     unguided: str | None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
+from gateway.ledger.edge import EDGE, GUIDANCE, student_of
 from gateway.ledger.scopes import picodollars
 from gateway.rollups.histogram import Histogram
 
@@ -63,6 +64,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     Nothing in a row leads back to it, so the garbage collector need not look at what may be very many of them.
 
     Attributes:
+        requests: receipts, less those of what devices report of guidance, which has its own.
         errors: receipts by their status, where that is not `ok`.
         unguided: receipts by why a guided route was answered without guidance.
         batches: receipts by the size of the batch that their teacher's call was in.
@@ -71,7 +73,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         kept_tokens: of what teachers wrote, the part that opened answers.
         cost_pico: all of it; `teacher_pico`, `student_pico` and `failed_pico` are its parts.
         baseline_pico: of a shadow 0: it spares nothing, since its request was answered, and paid for, as well.
-        baseline_estimated: receipts whose baseline is an estimate.
+        baseline_estimated: receipts whose baseline is an estimate; as `requests`, without what devices report.
         stages: by STAGES; a stage that did not happen is not counted.
         answer_tokens: of answers that callers got, to their end, counted by whoever wrote them.
         teacher_answer_tokens: of these, what teachers wrote: openings that were shown, and answers of theirs alone.
@@ -108,11 +110,12 @@ class Row(msgspec.Struct, array_like=True, gc=False):
 
     def add(self, receipt: Receipt, times: int = 1) -> None:
         """Count a receipt. `times` is -1 for one that was counted, and in whose place another one came."""
-        self.requests += times
+        reported = receipt.edge_of is not None  # of a guidance, which was counted as the request
+        self.requests += 0 if reported else times
         if receipt.status != "ok":
             _count(self.errors, receipt.status, times)
-        self.guided += times * (receipt.mode in _GUIDED)
-        if receipt.unguided is not None:
+        self.guided += times * (receipt.mode in _GUIDED or _is_given(receipt))
+        if receipt.unguided is not None and not reported:
             _count(self.unguided, receipt.unguided, times)
         if receipt.batch is not None:
             _count(self.batches, receipt.batch.size, times)
@@ -121,7 +124,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         self.cost_pico += times * pico(receipt.cost_usd)
         if receipt.shadow_of is None:
             self.baseline_pico += times * pico(receipt.baseline_usd)
-            self.baseline_estimated += times * receipt.baseline_estimated
+            self.baseline_estimated += times * (receipt.baseline_estimated and not reported)
             self.baseline_error_pico += times * pico(receipt.baseline_error_usd or Decimal(0))
         if receipt.teacher is not None:
             self.teacher.merge(_tokens(receipt.teacher), times)
@@ -134,7 +137,8 @@ class Row(msgspec.Struct, array_like=True, gc=False):
             if attempt.share is not None:
                 self.failed.merge(_tokens(attempt.share), times)
                 self.failed_pico += times * self._pay(attempt.share, times)
-        self._add_times(receipt.timings, times)
+        if receipt.mode != EDGE:  # a device's times are no stage's
+            self._add_times(receipt.timings, times)
         by_teacher, by_student = _answer_tokens(receipt)
         self.teacher_answer_tokens += times * by_teacher
         self.answer_tokens += times * (by_teacher + by_student)
@@ -220,7 +224,7 @@ def dims(receipt: Receipt) -> Dims:
         receipt.route,
         receipt.mode,
         receipt.teacher.model if receipt.teacher is not None else "",
-        receipt.student.model if receipt.student is not None else "",
+        student.model if (student := student_of(receipt)) is not None else "",
     )
 
 
@@ -251,6 +255,11 @@ def usd(picos: int) -> Decimal:
     return Decimal(picos).scaleb(-12)
 
 
+def _is_given(receipt: Receipt) -> bool:
+    """Whether a device got guidance."""
+    return receipt.mode == GUIDANCE and receipt.guidance is not None
+
+
 def _tokens(share: EngineShare) -> Tokens:
     if share.shared:
         return Tokens()
@@ -267,7 +276,8 @@ def _answer_tokens(receipt: Receipt) -> tuple[int, int]:
     teacher, student, guidance = receipt.teacher, receipt.student, receipt.guidance
     opened = 0
     if guidance is not None:
-        opened = guidance.kept_tokens if guidance.placement == "prefix" or student is None else 0
+        whole = student is None and (receipt.mode != GUIDANCE or guidance.complete)
+        opened = guidance.kept_tokens if guidance.placement == "prefix" or whole else 0
     elif teacher is not None and receipt.mode == "teacher":
         opened = teacher.output_tokens
     return opened, student.output_tokens if student is not None else 0

@@ -29,7 +29,7 @@ MOST_ADDED = 200_000
 MOST_ADDED_OF_ALL = 500_000
 """The same, where all tenants are asked for: what is over is kept (usage_parts.py), and need not be added up again."""
 
-MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow")
+MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow", "guidance", "edge")
 """What a receipt's `mode` may be."""
 _SHARE_DIGITS = 6
 
@@ -129,7 +129,7 @@ class Usage:
     @property
     def is_empty(self) -> bool:
         """Whether nothing at all was counted."""
-        return not any(row.requests for row in self._rows.values())
+        return not any(row.requests or row.baseline_pico for row in self._rows.values())
 
     def rows(self) -> list[tuple[Group, Row]]:
         """By time; of one time, what cost most comes first. Money that is not told is not told by the order either."""

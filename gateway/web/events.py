@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import orjson
+import structlog
 from aiohttp import web
 
+from gateway.errors import GatewayError
+from gateway.ledger.draft import Draft
 from gateway.watchdog import Watchdog
 from gateway.web.connection import SERVER
+from gateway.web.error_body import error_body, internal_error
 from gateway.web.headers import fact_headers
+from gateway.web.keys import ADMISSION, REQUEST_ID
 
 if TYPE_CHECKING:
-    from gateway.ledger.draft import Draft
+    from collections.abc import AsyncGenerator
+
     from gateway.protocol import Json
+
+log = structlog.get_logger()
 
 _READS_WITHIN_S = 30.0
 
@@ -57,3 +66,33 @@ def reads(request: web.Request) -> Watchdog:
 def event(part: Json) -> bytes:
     """One event without a name."""
     return b"data: " + orjson.dumps(part) + b"\n\n"
+
+
+async def as_events(
+    request: web.Request, parts: AsyncGenerator[Draft | list[Json], None], reading: Watchdog
+) -> web.StreamResponse:
+    """Send the parts as server-sent events. Once a reply has begun, an error is its last event: no [DONE] follows."""
+    response: web.StreamResponse | None = None
+    async with aclosing(parts):
+        try:
+            async with request.app[ADMISSION].until_cut():
+                async for part in parts:
+                    if isinstance(part, Draft):
+                        response = await begin(request, part)
+                    else:
+                        assert response is not None, "the path yields the draft first"
+                        await send(response, b"".join(map(event, part)), reading)
+        except ConnectionError:
+            raise  # the caller is gone: there is nobody to tell
+        except Exception as error:
+            if response is None:
+                raise
+            if not isinstance(error, GatewayError):
+                log.exception("stream_broke", id=request[REQUEST_ID])
+                error = internal_error(request[REQUEST_ID])
+            await send(response, event(error_body(error)), reading)
+        else:
+            assert response is not None, "the path yields the draft first"
+            await send(response, DONE, reading)
+    await response.write_eof()
+    return response

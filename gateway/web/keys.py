@@ -11,8 +11,10 @@ from gateway.archive.state import ArchiveBoard
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
+from gateway.edge_accounts import EdgeAccounts
 from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
+from gateway.handover import Handover
 from gateway.keyring.callers import Callers
 from gateway.keyring.follower import KeyFollower
 from gateway.keyring.redis_keyring import RedisKeyring
@@ -66,6 +68,8 @@ CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
+HANDOVER = web.AppKey("handover", Handover)
+EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeAccounts)
 ARCHIVE_BOARD = web.AppKey("archive_board", ArchiveBoard)  # there where an archive is configured
 LEASE_S = web.AppKey("lease_s", float)  # how long a permit of a teacher's holds
 LEDGER = web.AppKey("ledger", Ledger)

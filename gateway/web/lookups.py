@@ -9,17 +9,18 @@ import orjson
 from aiohttp import web
 
 from gateway.errors import ModelNotFound, NotFound
+from gateway.ledger.edge import GUIDANCE
 from gateway.ledger.receipt import Receipt
 from gateway.policy.routing import models_of
 from gateway.version import STARTED
 from gateway.web.auth import authenticate
-from gateway.web.keys import RECEIPTS
+from gateway.web.keys import EDGE_ACCOUNTS, RECEIPTS
 
 if TYPE_CHECKING:
     from gateway.policy.book import Caller
 
 
-RECEIPT_ID = re.compile(r"req_[0-9a-f]{24}(?:-[a-z]{1,16})?", re.ASCII)
+RECEIPT_ID = re.compile(r"req_[0-9a-f]{24}(?:-[a-z]{1,16})?|edge_[0-9a-f]{32}", re.ASCII)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -51,10 +52,13 @@ async def show_receipt(request: web.Request) -> web.Response:
             param="id",
         )
     receipt = Receipt.from_json(found)
-    return _json(receipt.as_dict(show_cost=_shows_cost(caller, receipt)))
+    told = receipt.as_dict(show_cost=shows_cost(caller, receipt))
+    if receipt.mode == GUIDANCE:
+        told["edge"] = await request.app[EDGE_ACCOUNTS].state(receipt)
+    return _json(told)
 
 
-def _shows_cost(caller: Caller, receipt: Receipt) -> bool:
+def shows_cost(caller: Caller, receipt: Receipt) -> bool:
     """What the routes of that name say today, all of them: a receipt does not tell which one it was. None: nothing."""
     routes = caller.policy.routes_of.get(receipt.route, ())
     return bool(routes) and all(route.show_cost for _, route in routes)

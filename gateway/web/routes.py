@@ -6,6 +6,7 @@ from aiohttp import web
 
 from gateway.web.completions import chat_completions, text_completions
 from gateway.web.embeddings import embeddings
+from gateway.web.guidance import guidance, guidance_usage, offline_usage
 from gateway.web.limits import show_limits
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.openapi.route import openapi_json
@@ -16,6 +17,9 @@ ROUTES = [
     web.post("/v1/chat/completions", chat_completions),
     web.post("/v1/completions", text_completions),
     web.post("/v1/embeddings", embeddings),
+    web.post("/v1/guidance", guidance),
+    web.post("/v1/guidance/usage", offline_usage),
+    web.post("/v1/guidance/{receipt}/usage", guidance_usage),
     web.get("/v1/models", list_models),
     web.get("/v1/models/{model:.+}", show_model),
     web.get("/v1/receipts/{id}", show_receipt),

@@ -25,6 +25,7 @@ _OPERATIONS = {
     "/v1/chat/completions": names.CHAT,
     "/v1/completions": names.TEXT,
     "/v1/embeddings": names.EMBEDDINGS,
+    "/v1/guidance": names.CHAT,
 }
 
 

@@ -58,6 +58,7 @@ function open(receipt) {
       ["Student", shown(receipt.student)],
       ["Failed calls", receipt.attempts?.length ? receipt.attempts.map((one) => `${one.engine}: ${one.error}`).join("; ") : null],
       ["Shadow of", receipt.shadow_of],
+      ["Finishes", receipt.edge_of],
     ])));
   dialog.showModal();
 }

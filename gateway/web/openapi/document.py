@@ -14,6 +14,7 @@ from aiohttp import web
 from gateway.errors import MethodNotAllowed, NotFound
 from gateway.policy import overrides
 from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode
+from gateway.protocol.edge import LEAST_VERSION, NEWEST_VERSION, VERSION_HEADER
 from gateway.version import __version__
 from gateway.web.headers import API, MAX_CLIENT_ID_CHARS, OPENAI_VERSION
 from gateway.web.keys import Document
@@ -58,7 +59,12 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> Document:
             "components": {
                 "schemas": _schemas(),
                 "headers": _headers(),
-                "parameters": {"ClientRequestId": _CLIENT_REQUEST_ID, "Mode": _MODE, "GuidanceTokens": _TOKENS},
+                "parameters": {
+                    "ClientRequestId": _CLIENT_REQUEST_ID,
+                    "Mode": _MODE,
+                    "GuidanceTokens": _TOKENS,
+                    "EdgeVersion": _EDGE_VERSION,
+                },
                 "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             },
         }
@@ -81,6 +87,8 @@ def _operation(path: str, name: str, about: Operation) -> Json:
         parameters.append({"$ref": "#/components/parameters/ClientRequestId"})
     if about.streams is not None:
         parameters += [{"$ref": f"#/components/parameters/{name}"} for name in ("Mode", "GuidanceTokens")]
+    if about.edge:
+        parameters.append({"$ref": "#/components/parameters/EdgeVersion"})
     if parameters:
         told["parameters"] = parameters
     if about.open:
@@ -169,6 +177,14 @@ _CLIENT_REQUEST_ID: Json = {
     "required": False,
     "description": "The caller's own name for the request. It comes back, and stands in the gateway's log.",
     "schema": {"type": "string", "maxLength": MAX_CLIENT_ID_CHARS, "pattern": r"^[\x20-\x7e]*$"},
+}
+
+_EDGE_VERSION: Json = {
+    "name": VERSION_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "The version of the edge protocol that the client speaks; without it, the newest.",
+    "schema": {"type": "integer", "minimum": LEAST_VERSION, "maximum": NEWEST_VERSION},
 }
 
 _MODE: Json = {

@@ -9,6 +9,9 @@ from gateway.errors import (
     BodyTooLarge,
     BodyTooSlow,
     BudgetSpent,
+    EdgeClosed,
+    EdgeExpired,
+    EdgeVersion,
     EngineError,
     GatewayError,
     GuidanceUnavailable,
@@ -21,14 +24,17 @@ from gateway.errors import (
     Overloaded,
     QueueFull,
     RateLimited,
+    RouteWithoutGuidance,
     StoreUnavailable,
 )
 from gateway.ledger.receipt import Receipt
 from gateway.protocol.chat import ChatBody
+from gateway.protocol.edge import OfflineBody, UsageBody
 from gateway.protocol.embeddings import EmbeddingsBody
 from gateway.protocol.text import TextBody
 from gateway.web.completions import chat_completions, text_completions
 from gateway.web.embeddings import embeddings
+from gateway.web.guidance import guidance, guidance_usage, offline_usage
 from gateway.web.limits import show_limits
 from gateway.web.lookups import list_models, show_model, show_receipt
 from gateway.web.openapi.route import openapi_json
@@ -36,9 +42,11 @@ from gateway.web.openapi.shapes import (
     ChatCompletion,
     ChatCompletionChunk,
     EmbeddingsReply,
+    GuidanceReply,
     LimitsReply,
     Model,
     Models,
+    ShownReceipt,
     TextCompletion,
     UsageReply,
 )
@@ -65,6 +73,7 @@ class Operation:
         takes: the body of the request.
         streams: what the events of a stream hold, where the request may ask for one.
         accounted: whether the receipt's facts come as headers.
+        edge: whether a device may say which version of the edge protocol it speaks.
         open: whether it needs no key.
         errors: beyond those that every handler has.
         query: by name, what may stand in the query: a description, and a schema.
@@ -77,6 +86,7 @@ class Operation:
     takes: type[Struct] | None = None
     streams: type[Struct] | None = None
     accounted: bool = False
+    edge: bool = False
     open: bool = False
     errors: tuple[ErrorType, ...] = ()
     query: Mapping[str, tuple[str, Json]] = field(default_factory=dict)
@@ -138,12 +148,47 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
         accounted=True,
         errors=_ANSWERING,
     ),
+    guidance: Operation(
+        "Open the answer to a chat, for a device that finishes it: the teacher's first words, and no student's.",
+        "Edge",
+        takes=ChatBody,
+        gives=GuidanceReply,
+        streams=GuidanceReply,
+        accounted=True,
+        edge=True,
+        errors=(*_ANSWERING, GuidanceUnavailable, QueueFull, RouteWithoutGuidance, EdgeVersion),
+    ),
+    guidance_usage: Operation(
+        "Report how a device finished an answer that it had guidance for: once, and in time.",
+        "Edge",
+        takes=UsageBody,
+        gives=Receipt,
+        edge=True,
+        errors=(NotFound, EdgeClosed, EdgeExpired, EdgeVersion, Overloaded, StoreUnavailable),
+    ),
+    offline_usage: Operation(
+        "Report an answer that a device made alone.",
+        "Edge",
+        takes=OfflineBody,
+        gives=Receipt,
+        edge=True,
+        errors=(
+            ModelNotFound,
+            RouteWithoutGuidance,
+            EdgeClosed,
+            EdgeExpired,
+            EdgeVersion,
+            Overloaded,
+            RateLimited,
+            StoreUnavailable,
+        ),
+    ),
     list_models: Operation("The models that the key may use.", "Models", gives=Models),
     show_model: Operation("One of them.", "Models", gives=Model, errors=(ModelNotFound,)),
     show_receipt: Operation(
         "What one request cost, and what it would have cost without the gateway; by the x-request-id of its reply.",
         "Receipts",
-        gives=Receipt,
+        gives=ShownReceipt,
         errors=(NotFound, StoreUnavailable),
     ),
     show_limits: Operation(
@@ -173,7 +218,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
 }
 
 FACTS = {
-    "mode": "What happened: guided, teacher_complete, student, teacher or embeddings.",
+    "mode": "What happened: guided, teacher_complete, student, teacher, embeddings or guidance.",
     "unguided": "Why a guided route was answered without guidance.",
     "teacher": "The teacher's name.",
     "student": "The student's name.",

@@ -93,6 +93,8 @@ RULES: dict[str, Json] = {
             },
         ]
     },
+    "UsageBody": {"allOf": [_OTHERS]},
+    "OfflineBody": {"allOf": [_OTHERS]},
     "EmbeddingsBody": {
         "allOf": [_OTHERS],
         "properties": {"input": {"anyOf": [{"maxItems": MAX_INPUTS}, {"items": {"type": "integer"}}]}},

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from gateway.ledger.receipt import Receipt
+
 Count = Annotated[int, Meta(ge=0)]
 
 
@@ -104,6 +106,65 @@ class TextCompletion(Struct):
     gkt: dict[str, Any] | None = None
     system_fingerprint: str | None = None
     service_tier: str | None = None
+
+
+class Seam(Struct):
+    """Where the guidance was cut.
+
+    `owed` is the whitespace that followed it, for a student that begins without; `trimmed` what the teacher wrote
+    after that, and was dropped.
+    """
+
+    owed: str
+    trimmed: str
+
+
+class Guidance(Struct):
+    """The teacher's first words, up to where another model can go on with them.
+
+    `tokens` were asked for, `kept_tokens` are in `text`. With `finish_reason` it is the whole answer.
+    """
+
+    text: str
+    placement: Literal["prefix", "context"] | None
+    projection: str | None
+    tokens: Count
+    kept_tokens: Count
+    complete: bool
+    finish_reason: str | None
+    seam: Seam
+
+
+class Close(Struct):
+    """What a device may report: until when, in Unix seconds, and at most how many tokens; null: as many as it likes."""
+
+    by: int
+    most_output_tokens: Count | None
+
+
+class GuidanceReply(Struct):
+    """What a device gets that finishes an answer.
+
+    In a stream, events before it hold a `delta` each, of what may be shown at once; `gkt` is there alone.
+    """
+
+    id: str
+    object: Literal["guidance", "guidance.chunk"]
+    created: int | None = None
+    model: str | None = None
+    guidance: Guidance | None = None
+    messages: list[dict[str, Any]] | None = None
+    unguided: str | None = None
+    receipt: str | None = None
+    close: Close | None = None
+    delta: str | None = None
+    gkt: dict[str, Any] | None = None
+
+
+class ShownReceipt(Receipt, frozen=True):
+    """A receipt. One of mode guidance also says how the account of its device stands."""
+
+    edge: Literal["open", "closed", "never_closed"] | None = None
 
 
 class Embedding(Struct):

@@ -1,0 +1,71 @@
+"""What a device gets of a route: the guidance that a chat would, and nobody who finishes the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+
+from gateway.errors import InvalidRequest, RouteWithoutGuidance
+from gateway.policy.for_devices import resolve_guidance
+from gateway.policy.schema import TenantPolicy
+from gateway.protocol import parse_chat
+
+if TYPE_CHECKING:
+    from gateway.policy.resolve import Plan
+
+GUIDED = {"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}
+
+
+def planned(route: dict[str, Any], headers: dict[str, str] | None = None, **body: Any) -> Plan:
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    asked = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}]} | body
+    return resolve_guidance(policy, policy.routes[0], parse_chat(orjson.dumps(asked)), headers or {})
+
+
+@pytest.mark.parametrize("placement", ["prefix", "context"])
+def test_the_routes_placement_holds_whatever_the_gateways_student_can(placement: str) -> None:
+    """It has not even been probed: it is not asked."""
+    plan = planned(GUIDED | {"guidance": {"placement": placement}})
+    assert (plan.mode, plan.finishers, plan.unguided) == ("guidance", (), None)
+    assert plan.guidance is not None
+    assert plan.guidance.placement == placement
+
+
+@pytest.mark.parametrize(
+    ("route", "mode"),
+    [
+        ({"model": "chat", "mode": "student", "student": "small"}, "student"),
+        ({"model": "chat", "mode": "teacher", "teacher": "big"}, "teacher"),
+        (GUIDED | {"mode": "shadow"}, "shadow"),
+        ({"model": "chat", "mode": "embeddings", "student": "small"}, "embeddings"),
+    ],
+)
+def test_a_route_that_opens_no_answers_is_an_error_that_says_what_to_set(route: dict[str, Any], mode: str) -> None:
+    with pytest.raises(RouteWithoutGuidance, match=f"its mode is {mode}.*mode: guided") as caught:
+        planned(route)
+    assert (caught.value.param, caught.value.status) == ("model", 400)
+
+
+def test_what_cannot_be_guided_goes_unguided_and_says_why() -> None:
+    plan = planned(GUIDED, tools=[{"type": "function"}])
+    assert (plan.guidance, plan.unguided) == (None, "tools")
+
+
+def test_who_may_ask_for_another_length_gets_it_and_for_another_mode_no_guidance() -> None:
+    route = GUIDED | {"overrides": {"modes": ["student"], "guidance_tokens": 64}}
+    plan = planned(route, {"x-gkt-guidance-tokens": "7"})
+    assert plan.guidance is not None
+    assert plan.guidance.tokens == 7
+    with pytest.raises(RouteWithoutGuidance):
+        planned(route, {"x-gkt-mode": "student"})
+    with pytest.raises(InvalidRequest):
+        planned(GUIDED, {"x-gkt-mode": "student"})
+
+
+def test_no_student_is_asked_how_sure_it_is_and_nothing_is_done_beside() -> None:
+    auto = {"tokens": "auto", "auto": {"probe": "on"}}
+    plan = planned(GUIDED | {"guidance": auto, "quality": {"sample": 1, "compare": "words"}}, max_tokens=200)
+    assert plan.length is not None
+    assert (plan.length.probe, plan.quality, plan.shadow) == (None, None, None)

@@ -1,0 +1,406 @@
+"""A device gets guidance alone, finishes the answer itself, and reports that once. Two workers share the work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from gateway.local.redis import EmbeddedRedis
+from tests.fakes import FakeEngine, says
+from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_looked_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from aiohttp import web
+
+WROTE = "The baker sells 24 rolls in the"
+OPENING = "The baker sells 24 rolls in"
+USAGE = {"input_tokens": 20, "output_tokens": 9, "student": "phone-1b", "finish_reason": "stop", "total_ms": 700}
+NO_CACHE = {"cache_ttl": "0s"}
+
+
+async def is_stuck(*_: object) -> web.StreamResponse:
+    await asyncio.sleep(60)
+    raise AssertionError
+
+
+def questions(engine: FakeEngine) -> int:
+    """How often an engine was asked what a device wants to know."""
+    return sum("How many rolls" in json.dumps(asked) for asked in engine.asked)
+
+
+class World:
+    """A gateway of two workers before a teacher, and a student that nobody may ask."""
+
+    def __init__(self, teacher: FakeEngine, student: FakeEngine, gateway: GatewayProcess) -> None:
+        self.teacher, self.student, self.gateway = teacher, student, gateway
+
+    def post(self, path: str, body: Any, key: str = KEY, **headers: str) -> httpx.Response:
+        # Each on a connection of its own, so that either worker may have it.
+        sent = {"Authorization": f"Bearer {key}", **headers}
+        return httpx.post(f"{self.gateway.url}/v1/guidance{path}", headers=sent, json=body, timeout=60)
+
+    def ask(self, route: str = "chat", key: str = KEY, **more: Any) -> httpx.Response:
+        question = [{"role": "user", "content": f"How many rolls are left? {uuid.uuid4()}"}]
+        return self.post("", {"model": route, "messages": question} | more, key)
+
+    def report(self, receipt_id: str, key: str = KEY, **more: Any) -> httpx.Response:
+        return self.post(f"/{receipt_id}/usage", USAGE | more, key)
+
+    def receipt(self, receipt_id: str) -> dict[str, Any]:
+        """As its tenant is shown it, once it is settled."""
+        self.gateway.wait_for_log("request", 60, id=receipt_id)
+        give_up = time.monotonic() + 30
+        while True:
+            found = httpx.get(
+                f"{self.gateway.url}/v1/receipts/{receipt_id}", headers={"Authorization": f"Bearer {KEY}"}
+            )
+            if found.status_code == 200:
+                shown: dict[str, Any] = found.json()
+                return shown
+            assert time.monotonic() < give_up, found.text
+            time.sleep(0.05)
+
+    def counted(self, outcome: str) -> float:
+        text = httpx.get(f"{self.gateway.admin_url}/metrics", timeout=30).text
+        found = re.search(rf'gkt_edge_closings_total{{outcome="{outcome}"}} (\S+)', text)
+        return float(found[1]) if found else 0.0
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with (
+        FakeEngine(says(WROTE, "length")).running() as teacher,
+        FakeEngine(says("Nobody asked me.")).running() as student,
+        running_gateway(
+            tmp_path_factory.mktemp("handover"),
+            redis_url=redis_url,
+            redis={"prefix": f"edge{uuid.uuid4().hex[:8]}", "timeout": "5s"},
+            server={"workers": 2},
+            models=[
+                model("big", "tgi", teacher.url, breaker={"failures": 1000}),
+                model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False),
+            ],
+            routes=[
+                guided(**NO_CACHE),
+                guided("chat-whole", stream=False, **NO_CACHE),
+                guided("chat-context", placement="context", **NO_CACHE),
+                guided("chat-late", deadline="300ms", **NO_CACHE),
+                guided("chat-strict", deadline="300ms", on_failure="reject", **NO_CACHE),
+                guided("chat-dear", **NO_CACHE) | {"show_cost": True},
+                STUDENT_ONLY,
+            ],
+        ) as gateway,
+    ):
+        wait_until_looked_at(gateway.admin_url)
+        yield World(teacher, student, gateway)
+
+
+@pytest.fixture
+def world(running: World) -> Iterator[World]:
+    """As it was; and whatever came, the student was never asked."""
+    running.teacher.behave = says(WROTE, "length")
+    running.teacher.asked.clear()
+    running.student.asked.clear()
+    yield running
+    # It is probed in the background, with a question of the gateway's.
+    assert questions(running.student) == 0
+
+
+def test_a_device_gets_the_opening_the_seam_and_a_receipt_of_the_teacher_alone(world: World) -> None:
+    answer = world.ask("chat-dear", max_tokens=50, temperature=1.5)
+    told = answer.json()
+    receipt_id = answer.headers["x-request-id"]
+    assert (told["id"], told["object"], told["model"]) == (f"guid-{receipt_id}", "guidance", "chat-dear")
+    guidance = told["guidance"]
+    assert (guidance["text"], guidance["seam"]) == (OPENING, {"owed": " ", "trimmed": "the"})
+    assert (guidance["placement"], guidance["projection"], guidance["tokens"]) == ("prefix", "cutoff", 12)
+    assert (guidance["complete"], guidance["finish_reason"], told["unguided"]) == (False, None, None)
+    assert told["messages"] is None
+    assert told["close"]["most_output_tokens"] == 50 - guidance["kept_tokens"]
+    assert told["close"]["by"] == told["created"] + 86_400
+    assert answer.headers["x-gkt-mode"] == "guidance"
+    assert (answer.headers["x-gkt-teacher"], "x-gkt-student" in answer.headers) == ("big", False)
+    (asked,) = world.teacher.asked
+    assert asked.get("temperature", asked.get("parameters", {}).get("temperature")) != 1.5, (
+        "the teacher's is the policy's"
+    )
+
+    receipt = world.receipt(receipt_id)
+    assert (receipt["mode"], receipt["status"], receipt["edge"]) == ("guidance", "ok", "open")
+    assert (receipt["student"], receipt["close"]) == (None, told["close"])
+    assert Decimal(receipt["cost_usd"]) > 0
+    assert receipt["cost_usd"] == answer.headers["x-gkt-cost-usd"].ljust(len(receipt["cost_usd"]), "0")
+
+
+def test_what_the_device_reports_closes_the_account_and_both_receipts_are_the_answer(world: World) -> None:
+    told = world.ask().json()
+    report = world.report(told["receipt"])
+    assert report.status_code == 200
+    closing, guidance = report.json(), world.receipt(told["receipt"])
+    assert (closing["mode"], closing["edge_of"]) == ("edge", guidance["id"])
+    assert (closing["student"]["model"], closing["student"]["output_tokens"]) == ("phone-1b", 9)
+    assert (guidance["edge"], guidance["edge_of"]) == ("closed", None)
+    assert world.receipt(closing["id"]) == closing
+    # The teacher costs a dollar for a million tokens.
+    assert (Decimal(closing["cost_usd"]), Decimal(closing["savings_usd"])) == (0, Decimal("0.000009"))
+
+
+def test_of_all_that_report_at_once_one_is_taken_and_the_others_hear_that_it_was(world: World) -> None:
+    """Before either worker has told the other of the guidance."""
+    before = world.counted("closed_twice")
+    receipt_id = world.ask().json()["receipt"]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda _: world.report(receipt_id), range(8)))
+    assert sorted(reply.status_code for reply in replies) == [200] + [409] * 7
+    refused = next(reply for reply in replies if reply.status_code == 409)
+    assert (refused.json()["error"]["code"], refused.headers["x-should-retry"]) == ("edge_closed", "false")
+    assert world.counted("closed_twice") - before == 7
+
+
+def test_another_tenants_guidance_is_as_unknown_as_one_that_never_was(world: World) -> None:
+    before = world.counted("unknown")
+    receipt_id = world.ask().json()["receipt"]
+    world.receipt(receipt_id)
+    strange = world.report(receipt_id, OTHER_KEY)
+    unknown = world.report("req_" + "0" * 24)
+    odd = world.report("..%2F..%2Fsecrets")
+    assert strange.json() == unknown.json() == odd.json()
+    assert {reply.status_code for reply in (strange, unknown, odd)} == {404}
+    assert world.counted("unknown") - before == 3
+    assert world.report(receipt_id).status_code == 200, "it is open still"
+
+
+def test_a_chats_receipt_is_no_guidances(world: World) -> None:
+    told = world.ask().json()
+    closing = world.report(told["receipt"]).json()
+    assert world.report(closing["id"]).status_code == 404
+
+
+def test_more_tokens_than_were_asked_for_are_refused_and_the_account_stays_open(world: World) -> None:
+    before = world.counted("too_many_tokens")
+    told = world.ask(max_tokens=20).json()
+    most = told["close"]["most_output_tokens"]
+    refused = world.report(told["receipt"], output_tokens=most + 1)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (400, "output_tokens")
+    assert f"At most {most}" in error["message"]
+    assert world.counted("too_many_tokens") - before == 1
+    assert world.report(told["receipt"], output_tokens=most).status_code == 200
+
+
+def test_a_teacher_that_ended_has_answered_and_there_is_nothing_to_report(world: World) -> None:
+    world.teacher.behave = says("Twelve.", "stop")
+    told = world.ask().json()
+    guidance = told["guidance"]
+    assert (guidance["text"], guidance["complete"], guidance["finish_reason"]) == ("Twelve.", True, "stop")
+    assert told["close"]["most_output_tokens"] == 0
+    receipt = world.receipt(told["receipt"])
+    assert (receipt["finish_reason"], receipt["close"], receipt["edge"]) == ("stop", None, "closed")
+    assert world.report(told["receipt"]).status_code == 409
+
+
+def test_where_guidance_stands_in_the_prompt_the_device_gets_that_prompt(world: World) -> None:
+    told = world.ask("chat-context").json()
+    assert told["guidance"]["placement"] == "context"
+    (message,) = told["messages"]
+    assert message["content"].startswith("How many rolls")
+    assert OPENING in message["content"]
+    assert told["close"]["most_output_tokens"] is None
+
+
+@pytest.mark.parametrize(("route", "pieces"), [("chat", True), ("chat-whole", False)])
+def test_who_reads_events_hears_the_teacher_where_the_route_streams_and_then_all_of_it(
+    world: World, route: str, *, pieces: bool
+) -> None:
+    answer = world.ask(route, stream=True)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-gkt-mode"] == "guidance"
+    *events, last = re.findall(r"^data: (.*)$", answer.text, re.MULTILINE)
+    assert last == "[DONE]"
+    *chunks, whole = map(json.loads, events)
+    assert bool(chunks) == pieces
+    assert {(one["object"], one["id"]) for one in chunks} <= {("guidance.chunk", whole["id"])}
+    assert (whole["object"], whole["guidance"]["text"]) == ("guidance", OPENING)
+    assert OPENING.startswith("".join(one["delta"] for one in chunks))
+    assert whole["gkt"]["mode"] == "guidance"
+    receipt = world.receipt(whole["receipt"])
+    assert (receipt["stream"], receipt["edge"]) == (True, "open")
+    assert ("first_token_ms" in receipt["timings"]) == pieces
+    assert world.report(whole["receipt"]).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_late_teacher_leaves_the_device_to_itself_and_the_account_open(world: World, *, stream: bool) -> None:
+    world.teacher.behave = is_stuck
+    answer = world.ask("chat-late", stream=stream)
+    told = json.loads(re.findall(r"^data: (.*)$", answer.text, re.MULTILINE)[0]) if stream else answer.json()
+    assert (told["unguided"], told["guidance"]["text"], told["messages"]) == ("teacher_late", "", None)
+    receipt = world.receipt(told["receipt"])
+    assert (receipt["mode"], receipt["unguided"], receipt["edge"]) == ("guidance", "teacher_late", "open")
+    closing = world.report(told["receipt"], guided=False).json()
+    assert closing["unguided"] == "teacher_late"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_the_policy_wants_no_answer_without_guidance_the_device_is_told(world: World, *, stream: bool) -> None:
+    world.teacher.behave = is_stuck
+    answer = world.ask("chat-strict", stream=stream)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "guidance_unavailable")
+    receipt = world.receipt(answer.headers["x-request-id"])
+    assert (receipt["status"], receipt["close"], receipt["edge"]) == ("guidance_unavailable", None, "closed")
+
+
+def test_what_cannot_be_guided_costs_nothing_and_the_teacher_is_not_asked(world: World) -> None:
+    told = world.ask(tools=[{"type": "function", "function": {"name": "f"}}]).json()
+    assert (told["unguided"], told["guidance"]["text"]) == ("tools", "")
+    assert world.teacher.asked == []
+    assert Decimal(world.receipt(told["receipt"])["cost_usd"]) == 0
+
+
+def test_a_route_without_guidance_says_what_to_set(world: World) -> None:
+    for refused in (
+        world.ask("chat-student"),
+        world.post("/usage", USAGE | {"model": "chat-student", "id": str(uuid.uuid4())}),
+    ):
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"], error["param"]) == (400, "route_without_guidance", "model")
+        assert "mode: guided" in error["message"]
+
+
+@pytest.mark.parametrize("said", ["0", "2", "99999999999", "one", "-1", "1.0", ""])
+@pytest.mark.parametrize("path", ["", "/req_000000000000000000000000/usage", "/usage"])
+def test_a_client_of_another_version_is_told_which_one_it_needs(world: World, path: str, said: str) -> None:
+    refused = world.post(path, {}, **{"X-GKT-Edge": said})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "edge_version")
+    assert "version 1" in error["message"]
+    assert said not in {"0", "2"} or f"version {said}" in error["message"]
+
+
+def test_a_client_of_this_version_is_served_and_one_without_a_key_is_not_told_of_versions(world: World) -> None:
+    question = {"model": "chat", "messages": [{"role": "user", "content": f"Hi {uuid.uuid4()}"}]}
+    assert world.post("", question, **{"X-GKT-Edge": "1"}).status_code == 200
+    assert world.post("", question, "gk-wrong", **{"X-GKT-Edge": "0"}).status_code == 401
+
+
+def test_an_answer_that_was_made_offline_is_accounted_for_once(world: World) -> None:
+    before = world.counted("offline")
+    body = USAGE | {"model": "chat", "id": str(uuid.uuid4()), "at": time.time() - 3600}
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda _: world.post("/usage", body), range(4)))
+    assert sorted(reply.status_code for reply in replies) == [200, 409, 409, 409]
+    receipt = next(reply for reply in replies if reply.status_code == 200).json()
+    assert (receipt["mode"], receipt["unguided"], receipt["edge_of"]) == ("edge", "offline", None)
+    assert Decimal(receipt["savings_usd"]) == Decimal("0.000029"), "the teacher would have read 20 and written 9"
+    assert world.receipt(receipt["id"]) == receipt
+    assert world.counted("offline") - before == 1
+
+
+def test_an_answer_of_long_ago_or_of_no_known_route_is_not_accounted_for(world: World) -> None:
+    before = world.counted("expired")
+    body = USAGE | {"model": "chat", "id": str(uuid.uuid4())}
+    late = world.post("/usage", body | {"at": time.time() - 90_000})
+    assert (late.status_code, late.json()["error"]["code"]) == (410, "edge_expired")
+    assert world.counted("expired") - before == 1
+    nowhere = world.post("/usage", body | {"model": "nowhere"})
+    assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_device_that_hangs_up_has_its_one_receipt_and_may_report(world: World) -> None:
+    stuck = threading.Event()
+
+    async def tell(*_: object) -> web.StreamResponse:
+        stuck.set()
+        return await is_stuck()
+
+    world.teacher.behave = tell
+    where = urlsplit(world.gateway.url)
+    body = json.dumps({"model": "chat", "messages": [{"role": "user", "content": f"Hi {uuid.uuid4()}"}]}).encode()
+    with socket.create_connection((where.hostname or "", where.port or 0)) as device:
+        head = f"Host: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
+        device.sendall(f"POST /v1/guidance HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
+        assert stuck.wait(30)
+    line = world.gateway.wait_for_log("request", 60, mode="guidance", status="client_gone")
+    assert world.receipt(line["id"])["edge"] == "open"
+    assert world.report(line["id"]).status_code == 200
+
+
+def test_usage_has_each_request_once_and_all_that_was_saved(world: World) -> None:
+    def by_mode() -> dict[str, dict[str, Any]]:
+        answer = httpx.get(
+            f"{world.gateway.url}/v1/usage",
+            params={"by": "mode,student", "since": "1h", "model": "chat-dear"},
+            headers={"Authorization": f"Bearer {KEY}"},
+            timeout=30,
+        )
+        return {row["mode"]: row for row in answer.json()["rows"]}
+
+    before = by_mode()
+    told = world.ask("chat-dear").json()
+    assert world.report(told["receipt"]).status_code == 200
+    known, give_up = before.get("edge", {}).get("tokens", {}).get("student", {}).get("output", 0), time.monotonic() + 60
+    while (now := by_mode()).get("edge", {}).get("tokens", {}).get("student", {}).get("output", 0) == known:
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
+    while (now := by_mode())["guidance"]["requests"] == before.get("guidance", {}).get("requests", 0):
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
+    assert now["guidance"]["requests"] == before.get("guidance", {}).get("requests", 0) + 1
+    edge = now["edge"]
+    assert (edge["requests"], edge["student"], Decimal(edge["cost_usd"])) == (0, "(edge)", 0)
+    assert Decimal(edge["savings_usd"]) >= Decimal("0.000009")
+
+
+async def test_a_device_is_served_without_redis_reports_later_and_a_drain_leaves_no_account_open(
+    tmp_path: Path,
+) -> None:
+    """One receipt each, whatever went."""
+    loop = asyncio.get_running_loop()
+    with FakeEngine(says(WROTE, "length")).running() as teacher:
+        async with EmbeddedRedis() as redis:
+            with running_gateway(
+                tmp_path / "gone",
+                redis_url=redis.url,
+                redis={"timeout": "500ms"},
+                server={"drain_timeout": "0s"},
+                models=[model("big", "tgi", teacher.url), model("small", "openai", f"{teacher.url}/v1")],
+                routes=[guided(**NO_CACHE)],
+            ) as gateway:
+                world = World(teacher, teacher, gateway)
+                told = (await loop.run_in_executor(None, world.ask)).json()
+                await redis.stop()
+                gateway.wait_for_log("redis", 60, up=False)
+                alone = await loop.run_in_executor(None, world.ask)
+                assert alone.json()["guidance"]["text"] == OPENING
+                for receipt_id in (told["receipt"], "req_" + "0" * 24):
+                    refused = await loop.run_in_executor(None, world.report, receipt_id)
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+                teacher.behave = is_stuck
+                asked = loop.run_in_executor(None, world.ask)
+                while questions(teacher) < 3:
+                    await asyncio.sleep(0.05)
+                await loop.run_in_executor(None, gateway.terminate)
+                cut = await asked
+                assert (cut.status_code, cut.json()["error"]["code"]) == (503, "overloaded")
+                lines = [line for line in gateway.log if line.get("event") == "request"]
+                assert [(one["status"], one["close"] is None) for one in lines] == [
+                    ("ok", False),
+                    ("ok", False),
+                    ("shutdown", True),
+                ]
