@@ -14,8 +14,9 @@ from gateway.engines.chat import ChatWire, first_choice, listen, message_text, o
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import Lists
 from gateway.engines.probing import find_continuation
+from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, is_text, text_body
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
-from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, is_text, text_body
+from gateway.engines.texts import TextWire
 from gateway.errors import EngineCannot, EngineError, EngineGarbled
 from gateway.reasoning import without_reasoning
 

@@ -18,7 +18,8 @@ from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError
-from gateway.guidance.seam import SeamJoin, trim
+from gateway.guidance.seam import SeamJoin
+from gateway.guidance.trim import trim
 from gateway.protocol import ReplyHead, passed_on, usage_body
 from gateway.relay import StreamRelay, join_reply
 from tests.engines.harm import (
