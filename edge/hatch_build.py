@@ -13,8 +13,6 @@ class Shipped(BuildHookInterface):  # type: ignore[type-arg]
         """Called by hatchling before a build. Raises OSError where a file is missing."""
         here = Path(self.root)
         source = here if (here / "gateway").is_dir() else here.parent
-        # The one in this folder is a link to the repository's, which an archive would keep as a link.
-        named = [*self.config["shipped"], *(["LICENSE"] if self.target_name == "sdist" else [])]
-        for name in named:
+        for name in self.config["shipped"]:
             (source / name).stat()
             build_data["force_include"][str(source / name)] = name
