@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from gateway.edge import placing
-from gateway.edge.errors import EdgeError, GatewayAway, GatewayRefused
+from gateway.edge.errors import EdgeError, GatewayAway
 from gateway.edge.guidance import Guidance
 from gateway.edge.link import Link
 from gateway.edge.queue import Synced, UsageQueue, default_folder
@@ -56,7 +56,6 @@ class _Turn:
     away: GatewayAway | None = None
     sent: Sent | None = None
     first_token: float | None = None
-    failed: bool = False
 
     @property
     def begun(self) -> str | None:
@@ -167,12 +166,6 @@ class EdgeClient:
             async with aclosing(self._answer(turn)) as chunks:
                 async for chunk in chunks:
                     yield chunk
-        except GatewayRefused:
-            turn.guidance = turn.away = None  # nothing was answered
-            raise
-        except Exception:
-            turn.failed = True
-            raise
         finally:
             await self._account(turn)
 
@@ -260,7 +253,7 @@ class EdgeClient:
             yield self._end(turn, guidance.finish_reason)
             return
         if guidance is None or guidance.unguided is not None:
-            turn.sent = placing.alone(turn.body)
+            turn.sent = placing.alone(turn.body, guidance.most_output_tokens if guidance is not None else None)
         else:
             how = await looking if guidance.placement == "prefix" else None
             turn.sent = sent = placing.guided(turn.body, guidance, self._student.reasoning, how)
@@ -287,14 +280,14 @@ class EdgeClient:
 
     async def _account(self, turn: _Turn) -> None:
         """Keep what the answer took, and begin to tell the gateway. Never raises: the answer is there."""
-        if turn.guidance is None and (turn.away is None or turn.sent is None):
-            return
+        if turn.sent is None and (turn.guidance is None or turn.guidance.finish_reason is not None):
+            return  # the device has done nothing
         ended = time.monotonic()
         read, wrote = turn.counts
         usage = Usage(
             input_tokens=read,
             output_tokens=wrote,
-            finish_reason=turn.relay.finish_reason or ("error" if turn.failed else "cancelled"),
+            finish_reason=turn.relay.finish_reason,
             student=self._student.name,
             first_token_ms=_ms(turn.began, turn.first_token) if turn.first_token is not None else None,
             total_ms=_ms(turn.began, ended),

@@ -57,9 +57,11 @@ def goes_on(reasoning: Reasoning, how: Continuation | None, body: Json) -> bool:
     return how is not None and how.lost(body) is None and takes_prefix(reasoning, body)
 
 
-def alone(body: Json) -> Sent:
-    """The student's question without guidance."""
-    return Sent(_of_student(body), limit=asked_limit(body))
+def alone(body: Json, most_output_tokens: int | None = None) -> Sent:
+    """The student's question without guidance; with a limit of the route's, where the gateway has told one."""
+    if most_output_tokens is None:
+        return Sent(_of_student(body), limit=asked_limit(body))
+    return Sent(_limited(_of_student(body), most_output_tokens), limit=most_output_tokens)
 
 
 def guided(body: Json, guidance: Guidance, reasoning: Reasoning, how: Continuation | None) -> Sent:
@@ -113,8 +115,9 @@ def _of_student(body: Json) -> Json:
 
 
 def _limited(body: Json, limit: int | None) -> Json:
-    """The body with another limit, in the field in which the user speaks of it."""
+    """The body with another limit, for all its answers, in the field in which the user speaks of it."""
     if limit is None:
         return body
+    limit //= body.get("n") or 1
     field = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     return {**{name: value for name, value in body.items() if name not in _LIMITS}, field: limit}

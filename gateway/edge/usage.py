@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from gateway.protocol import Json
 
 MAX_NAME_CHARS = 64
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+_REASON = re.compile(r"[a-z_]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Usage:
 
     Attributes:
         input_tokens, output_tokens: the student's, by its own count.
-        finish_reason: why it ended; "cancelled" where whoever asked went away, "error" where the student failed.
+        finish_reason: why it ended; None where it was broken off.
         student: what the device calls its model.
         first_token_ms, total_ms: since the question was asked.
         guided: whether guidance was used.
@@ -36,7 +39,7 @@ class Usage:
 
     input_tokens: int
     output_tokens: int
-    finish_reason: str
+    finish_reason: str | None
     student: str
     first_token_ms: int | None
     total_ms: int
@@ -55,8 +58,9 @@ class Usage:
         return {
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
-            "finish_reason": self.finish_reason,
-            "student": self.student[:MAX_NAME_CHARS],
+            "finish_reason": self.finish_reason if _REASON.fullmatch(self.finish_reason or "") else None,
+            # The gateway takes printable ASCII alone: the name stands in its logs.
+            "student": _UNPRINTABLE.sub("?", self.student)[:MAX_NAME_CHARS] or "unknown",
             "first_token_ms": self.first_token_ms,
             "total_ms": self.total_ms,
             "guided": self.guided,

@@ -59,6 +59,7 @@ class FakeGateway:
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
     closings: dict[str, int] = field(default_factory=dict)
     _most: dict[str, int | None] = field(default_factory=dict)
+    _whole: set[str] = field(default_factory=set)
 
     def running(self) -> AbstractContextManager[str]:
         """Its address, on a thread of its own."""
@@ -90,6 +91,8 @@ class FakeGateway:
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         shown = self.kept_tokens if self.placement == "prefix" and self.unguided is None else 0
         self._most[receipt] = None if limit is None else limit - shown
+        if self.finish_reason is not None:
+            self._most[receipt], self._whole = 0, {*self._whole, receipt}
         told = self._told(receipt, body)
         if not body.get("stream"):
             return web.json_response(told, headers={"x-request-id": receipt})
@@ -111,8 +114,8 @@ class FakeGateway:
             "model": body["model"],
             "guidance": {
                 "text": self.text if is_there else "",
-                "placement": self.placement,
-                "projection": "cutoff",
+                "placement": self.placement if is_there else None,
+                "projection": "cutoff" if is_there else None,
                 "tokens": self.kept_tokens,
                 "kept_tokens": self.kept_tokens if is_there else 0,
                 "complete": self.finish_reason == "stop",
@@ -134,7 +137,7 @@ class FakeGateway:
         self.closings[receipt] = self.closings.get(receipt, 0) + 1
         if receipt not in self._most:
             return refused(404, "not_found", f"There is no guidance {receipt}.")
-        if receipt in self.told:
+        if receipt in self.told or receipt in self._whole:
             return refused(409, "edge_closed", "This guidance was closed before.")
         if self.late:
             return refused(410, "edge_expired", "This guidance can no longer be closed.")
@@ -153,6 +156,8 @@ class FakeGateway:
 
     def _kept(self, name: str, body: dict[str, Any], most: int | None) -> web.Response:
         assert {"input_tokens", "output_tokens", "finish_reason", "student", "guided"} <= set(body)
+        assert body["student"].isascii()
+        assert body["student"].isprintable()
         assert len(body["student"]) <= 64
         if most is not None and body["output_tokens"] > most:
             return refused(400, "invalid_request", f"'output_tokens' is more than {most}.", "output_tokens")
