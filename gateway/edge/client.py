@@ -270,13 +270,14 @@ class EdgeClient:
         yield self._end(turn, None if turn.sent.limit != 0 else "length")
 
     def _end(self, turn: _Turn, finish_reason: str | None) -> list[Json]:
+        held = turn.relay.rest()  # first: it may show that the student began otherwise than it was told
         ends = turn.relay.end(turn.facts, finish_reason)
         read, wrote = turn.counts
         if turn.guidance is not None and turn.guided and turn.guidance.placement == "prefix":
             wrote += turn.guidance.kept_tokens
             read = max(0, read - (turn.guidance.kept_tokens if turn.sent and turn.sent.prefill else 0))
         usage = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}
-        return [*ends, *turn.relay.usage_chunk(usage, turn.facts)]
+        return [*held, *ends, *turn.relay.usage_chunk(usage, turn.facts)]
 
     async def _account(self, turn: _Turn) -> None:
         """Keep what the answer took, and begin to tell the gateway. Never raises: the answer is there."""

@@ -80,11 +80,18 @@ class Relay:
         return [one for choice in chunk["choices"] for one in self._relayed(choice)]
 
     def end(self, facts: Json, finish_reason: str | None = None) -> list[Json]:
-        """What was held back, and the end of each answer with what it was."""
-        held = self._rest() if self.finish_reason is None else []
+        """The end of each answer with what it was, behind the `rest`."""
         self._finished.setdefault(0, "stop" if self.stopped else finish_reason or "stop")
-        ends = [self._chunk([_choice(index, {}, reason)], facts) for index, reason in sorted(self._finished.items())]
-        return [*held, *ends]
+        return [self._chunk([_choice(index, {}, reason)], facts) for index, reason in sorted(self._finished.items())]
+
+    def rest(self) -> list[Json]:
+        """What the joint held back, now that the student has ended; a second time nothing."""
+        if self._seam is None:
+            return []
+        text, thought = self._thoughts.finish() if self._thoughts is not None else ("", "")
+        text = self._seam.feed(text) + self._seam.finish()
+        delta = ({"reasoning_content": thought} if thought else {}) | ({"content": text} if text else {})
+        return [self._said(0, delta, "student")] if delta else []
 
     def usage_chunk(self, usage: Json, facts: Json) -> list[Json]:
         """The last chunk, where it is asked for."""
@@ -99,7 +106,7 @@ class Relay:
         said = [self._said(index, delta, "student", choice.get("logprobs"))] if self._joined(index, delta) else []
         if reason := choice.get("finish_reason"):
             if index == 0:
-                said += self._rest()
+                said += self.rest()
                 silent = self._thoughts is not None and self._thoughts.is_silent
                 # It thought, though told not to, and did not go on: what was shown is not the answer's end.
                 reason = "stop" if self.stopped else "length" if silent and reason == "stop" else reason
@@ -117,15 +124,6 @@ class Relay:
             if joined := self._seam.feed(text):
                 delta["content"] = joined
         return any(value not in (None, "") for value in delta.values())
-
-    def _rest(self) -> list[Json]:
-        """What the joint held back, now that the student has ended."""
-        if self._seam is None:
-            return []
-        text, thought = self._thoughts.finish() if self._thoughts is not None else ("", "")
-        text = self._seam.feed(text) + self._seam.finish()
-        delta = ({"reasoning_content": thought} if thought else {}) | ({"content": text} if text else {})
-        return [self._said(0, delta, "student")] if delta else []
 
     def _said(self, index: int, delta: Json, by: By, logprobs: Any = None) -> Json:
         facts: Json = {"by": by}
