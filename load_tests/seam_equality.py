@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gateway.guidance.seam import SeamJoin, trim
+from gateway.guidance.seam import SeamJoin
+from gateway.guidance.trim import trim
 from gateway.local import child, llama, weights
 from gateway.policy.schema import Boundary
 from load_tests.seam_cases import WHYS, Case, differs, is_doubtful, is_within_a_word, reason, tokens_within, words_of

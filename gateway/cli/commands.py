@@ -13,6 +13,7 @@ from gateway.version import __version__
 COMMANDS = (
     "serve",
     "demo",
+    "edge",
     "check",
     "eval",
     "schema",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.local.stack import LocalStack
     from gateway.policy.schema import Placement
 
-_TEACHER_STYLE = "bold cyan"
+TEACHER_STYLE = "bold cyan"
 _RECEIPT_TRIES = 50
 _OPENED = {"guided", "teacher_complete"}
 
@@ -52,7 +52,7 @@ async def print_answer(
         console.print(Text.assemble("Answer   ", *_whose(mode, unguided, marked=marked), "\n"), soft_wrap=True)
         async for text in _words(reply):
             # ASCII marks as well: colour does not survive a pipe.
-            part = Text(text if console.is_terminal or not marked else f"[{text}]", _TEACHER_STYLE if marked else "")
+            part = Text(text if console.is_terminal or not marked else f"[{text}]", TEACHER_STYLE if marked else "")
             console.print(part, end="", soft_wrap=True)
             marked = False  # the opening comes in one chunk
         receipt_id = reply.headers["x-request-id"]
@@ -64,7 +64,7 @@ async def print_answer(
 
 def _whose(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str | tuple[str, str]]:
     """Whose words follow."""
-    teachers = ("the teacher's words", _TEACHER_STYLE)
+    teachers = ("the teacher's words", TEACHER_STYLE)
     if mode == "teacher_complete" and marked:
         return teachers, ", to the end"
     if marked:

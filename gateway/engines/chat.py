@@ -12,6 +12,7 @@ import orjson
 from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.refusal import reported
+from gateway.engines.replies import first_choice
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
 from gateway.messages import words
 from gateway.protocol import MAX_CHOICES, MAX_DEPTH, MAX_TOKENS, too_deep
@@ -168,18 +169,6 @@ def opening_body(request: OpeningRequest) -> Json:
 def opening_finish(reason: Any) -> Finish:
     """Why a teacher ended. What is not known to be an end is a cut: then the student goes on, and nothing is lost."""
     return "stop" if reason in _ENDED else "length"
-
-
-def first_choice(reply: Any) -> Json:
-    """The first choice of an OpenAI reply; empty when there is none."""
-    choices = reply.get("choices") if isinstance(reply, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    return choice if isinstance(choice, dict) else {}
-
-
-def message_text(reply: Json) -> str | None:
-    """What the first choice says; None when it says nothing in words."""
-    return words((first_choice(reply).get("message") or {}).get("content"))
 
 
 def read_usage(usage: Any) -> Usage | None:

@@ -16,11 +16,12 @@ import orjson
 
 from gateway.continuation import Continuation, place_prefix
 from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import first_choice, listen, message_text, opening_body, opening_finish, read_usage
+from gateway.engines.chat import listen, opening_body, opening_finish, read_usage
 from gateway.engines.litellm_chat import Refused, arguments, plain_chunk, plain_reply
 from gateway.engines.litellm_wire import Elsewhere, EnginePool, TooLarge
 from gateway.engines.probing import find_continuation
 from gateway.engines.refusal import SaidError, hidden_in, refusal, said_error
+from gateway.engines.replies import first_choice, message_text
 from gateway.errors import (
     EngineCannot,
     EngineError,

@@ -10,12 +10,14 @@ import orjson
 from gateway.continuation import Continuation, lost_as_text, place_prefix
 from gateway.engine_kinds import kind_of
 from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, first_choice, listen, message_text, opening_body, opening_finish, read_usage
+from gateway.engines.chat import ChatWire, listen, opening_body, opening_finish, read_usage
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import Lists
 from gateway.engines.probing import find_continuation
+from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, is_text, text_body
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
-from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, is_text, text_body
+from gateway.engines.replies import first_choice, message_text
+from gateway.engines.texts import TextWire
 from gateway.errors import EngineCannot, EngineError, EngineGarbled
 from gateway.reasoning import without_reasoning
 

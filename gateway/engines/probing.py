@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation, Prefill, judge_probe, probes
-from gateway.engines.chat import message_text
+from gateway.engines.replies import message_text
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from gateway.errors import EngineCannot, EngineGarbled
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
-    from gateway.engines.http import EngineHttp
     from gateway.protocol import Json
 
 _T = TypeVar("_T")
@@ -26,6 +25,24 @@ Prompt: TypeAlias = str | list[int]
 _OPEN_THOUGHT = re.compile(r"<think(?:ing)?>\s*\Z")
 _TAIL_TOKENS = 12
 _MAX_TAILS = 64
+
+
+class Replied(Protocol):
+    """A reply whose JSON is read."""
+
+    @property
+    def body(self) -> Any: ...
+
+
+class Asks(Protocol):
+    """Asks one server: `engines/http.py`, or a device's own way to its student."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def post(self, path: str, payload: Json, /, *, native: bool = False) -> Replied:
+        """A `native` path lies beside the server's /v1."""
+        ...
 
 
 class Renderer(Protocol):
@@ -50,7 +67,7 @@ class Renderer(Protocol):
 class LlamaCppRenderer:
     """llama.cpp's /apply-template. What it renders is read as its chat would be: special tokens are tokens there."""
 
-    def __init__(self, http: EngineHttp, _: str) -> None:
+    def __init__(self, http: Asks, _: str) -> None:
         self._http = http
 
     async def render(self, chat: Json) -> str:
@@ -72,7 +89,7 @@ class _TokensRenderer:
 
     _TEXT: str  # where /detokenize puts its text
 
-    def __init__(self, http: EngineHttp, model: str) -> None:
+    def __init__(self, http: Asks, model: str) -> None:
         self._http = http
         self._model = model
         self._thinks: dict[tuple[int, ...], bool] = {}  # by how a prompt ends: there are few ways
@@ -130,7 +147,7 @@ class SGLangRenderer(_TokensRenderer):
 
     _TEXT = "text"
 
-    def __init__(self, http: EngineHttp, model: str) -> None:
+    def __init__(self, http: Asks, model: str) -> None:
         super().__init__(http, model)
         self.context_tokens: int | None = None
 
@@ -151,7 +168,7 @@ class SGLangRenderer(_TokensRenderer):
 class TgiRenderer:
     """TGI's /chat_tokenize, for its /generate, which puts special tokens before every prompt: once is enough."""
 
-    def __init__(self, http: EngineHttp, _: str) -> None:
+    def __init__(self, http: Asks, _: str) -> None:
         self._http = http
         self._added: int | None = None  # the token that it puts before a prompt; -1: none
 

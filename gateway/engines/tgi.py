@@ -30,11 +30,12 @@ from huggingface_hub.errors import (
 from gateway.continuation import Continuation, lost_as_text, place_prefix
 from gateway.engine_kinds import TGI
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, first_choice, listen, message_text, opening_finish, read_usage
+from gateway.engines.chat import ChatWire, listen, opening_finish, read_usage
 from gateway.engines.probing import find_continuation
+from gateway.engines.raw_prompts import is_text
 from gateway.engines.renderers import TgiRenderer
+from gateway.engines.replies import first_choice, message_text
 from gateway.engines.stops import StopFilter, before_stop
-from gateway.engines.texts import is_text
 from gateway.engines.tgi_stream import generate_stream
 from gateway.engines.tgi_text import TextRoute, generate_body, header_counts, lost_by_generate, without_none
 from gateway.errors import EngineCannot, EngineError, EngineGarbled

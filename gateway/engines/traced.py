@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import genai_names as names
 from gateway.engines.chat import read_usage
-from gateway.engines.texts import is_text
+from gateway.engines.raw_prompts import is_text
 from gateway.tracing import attributes_of, current
 
 if TYPE_CHECKING:

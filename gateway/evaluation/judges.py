@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
 from gateway.engines.build import build
-from gateway.engines.chat import message_text
+from gateway.engines.replies import message_text
 from gateway.errors import StartupError
 from gateway.evaluation.generations import Generations, Recorded
 from gateway.evaluation.judging import Judge

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from gateway.guidance.json_opening import JsonOpening
+from gateway.guidance.stops import first_stop
 from gateway.guidance.trim import (
     CLOSE_TAG,
     LONGEST_WORD_CHARS,
@@ -23,7 +24,6 @@ from gateway.guidance.trim import (
     divide,
     ended_at,
     fences,
-    first_stop,
     holds_json,
     last_complete,
     open_reasoning,

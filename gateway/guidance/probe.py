@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from gateway.engines.chat import first_choice, read_usage
+from gateway.engines.chat import read_usage
+from gateway.engines.replies import first_choice
 from gateway.protocol import TextRequest
 from gateway.reasoning import without_reasoning
 

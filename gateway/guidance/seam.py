@@ -8,19 +8,17 @@
 
 Engines differ in how they continue a partial answer: some repeat it first, some strip the blank their
 continuation begins with, some can only be asked to write it again. `SeamJoin` hides that, in any chunking, without
-I/O. `trim` is in `trim.py`.
+I/O. `trim` is in `trim.py`, and not imported here: devices join without it (`gateway/edge`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.guidance.trim import Trimmed, first_stop, trim
+from gateway.guidance.stops import first_stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-__all__ = ["ECHO_DETECTION_MIN_BYTES", "SeamJoin", "Trimmed", "echo_detectable", "join", "trim"]
 
 ECHO_DETECTION_MIN_BYTES = 32
 """How long guidance must be, in UTF-8 bytes, before a student that begins with it must be repeating it.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import regex
 
 from gateway.guidance.json_opening import JsonOpening
+from gateway.guidance.stops import first_stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,26 +122,6 @@ def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -
     rest = body[len(kept) : limit] if found is not None else body[len(kept) :]
     owed = rest[: len(rest) - len(rest.lstrip())]
     return Trimmed(kept, owed, body[len(kept) + len(owed) :], found is not None)
-
-
-def first_stop(
-    text: str, stop: Sequence[str], *, ends_after: int = 0, begins_before: int | None = None
-) -> tuple[int, int] | None:
-    """Find the stop string that is completed first; of those completed together, the longest.
-
-    Returns (start, end) in characters, or None. Only occurrences count that end after `ends_after` and begin
-    before `begins_before` (None: anywhere).
-    """
-    found: list[tuple[int, int]] = []
-    for one in filter(None, stop):
-        last = len(text) if begins_before is None else begins_before - 1 + len(one)
-        start = text.find(one, max(0, ends_after - len(one) + 1), max(0, last))
-        if start >= 0:
-            found.append((start + len(one), start))
-    if not found:
-        return None
-    end, start = min(found)
-    return start, end
 
 
 def without_leading_reasoning(text: str) -> str:

@@ -12,9 +12,10 @@ import orjson
 import pytest
 
 from gateway.engines.base import OpeningRequest, Usage
-from gateway.engines.chat import message_text, read_usage
+from gateway.engines.chat import read_usage
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
+from gateway.engines.replies import message_text
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError, EngineOverloaded, EngineRejected
 from tests.fault_engine import COUNTED, OPENING_TOKENS, SECRET, TEXT, FaultEngine, refusing

@@ -13,12 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.engines.base import OpeningReply, OpeningRequest
-from gateway.engines.chat import message_text, read_usage
+from gateway.engines.chat import read_usage
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
+from gateway.engines.replies import message_text
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError
-from gateway.guidance.seam import SeamJoin, trim
+from gateway.guidance.seam import SeamJoin
+from gateway.guidance.trim import trim
 from gateway.protocol import ReplyHead, passed_on, usage_body
 from gateway.relay import StreamRelay, join_reply
 from tests.engines.harm import (

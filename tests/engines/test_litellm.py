@@ -11,10 +11,11 @@ import pytest
 
 from gateway.continuation import PROBE_OPENING, Continuation, Prefill
 from gateway.engines.base import OpeningReply, OpeningRequest, Usage
-from gateway.engines.chat import message_text, read_usage
+from gateway.engines.chat import read_usage
 from gateway.engines.http import Deadlines
 from gateway.engines.litellm import LiteLLMEngine
 from gateway.engines.litellm_library import load
+from gateway.engines.replies import message_text
 from gateway.errors import (
     EngineFailed,
     EngineGarbled,

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from gateway.engines.openai import OpenAIEngine
-from gateway.engines.texts import TextWire, asked_limit, chat_chunk, chat_reply, text_body
+from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, text_body
+from gateway.engines.texts import TextWire
 from gateway.errors import EngineFailed, EngineGarbled
 from tests.engines.fake_server import NAME, engine_http, failure, replying, serving, streaming
 

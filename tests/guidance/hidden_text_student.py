@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from gateway.guidance.seam import SeamJoin, Trimmed, trim
+from gateway.guidance.seam import SeamJoin
+from gateway.guidance.trim import Trimmed, trim
 from gateway.protocol import ReplyHead
 from gateway.relay import StreamRelay
 

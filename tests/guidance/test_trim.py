@@ -6,8 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.guidance.seam import Trimmed, trim
-from gateway.guidance.trim import LONGEST_WORD_CHARS, fences, open_reasoning
+from gateway.guidance.trim import LONGEST_WORD_CHARS, Trimmed, fences, open_reasoning, trim
 from gateway.policy.schema import Boundary
 from tests.guidance.hidden_text_student import TEXTS
 

@@ -1,0 +1,18 @@
+"""Puts the files that pyproject.toml names into the wheel: out of the repository, or out of the sdist made there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class Shipped(BuildHookInterface):  # type: ignore[type-arg]
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Called by hatchling before a build. Raises OSError where a file is missing."""
+        here = Path(self.root)
+        source = here if (here / "gateway").is_dir() else here.parent
+        for name in self.config["shipped"]:
+            (source / name).stat()
+            build_data["force_include"][str(source / name)] = name

@@ -1,0 +1,89 @@
+"""The client for programs without asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from gateway.edge.client import PATIENCE_S, EdgeClient
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from gateway.edge.queue import Synced
+    from gateway.edge.student import UrlStudent
+    from gateway.protocol import Json
+
+_T = TypeVar("_T")
+
+
+class Edge:
+    """`EdgeClient` as a plain context manager, with the same arguments and methods; for one thread at a time.
+
+    What is told to the gateway behind an answer is told while it is used, and at its end.
+    """
+
+    def __init__(
+        self,
+        gateway: str,
+        *,
+        key: str,
+        student: UrlStudent,
+        route: str | None = None,
+        queue: Path | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "key": key, "student": student, "route": route, "queue": queue, "patience_s": patience_s,
+        }  # fmt: skip
+        self._gateway = gateway
+
+    def __enter__(self) -> Self:
+        self._runner = asyncio.Runner()
+        try:
+            self._client = self._run(self._opened())
+        except BaseException:
+            self._runner.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._run(self._client.__aexit__(kind, error, trace))
+        finally:
+            self._runner.close()
+
+    def stream(self, body: Mapping[str, Any]) -> Iterator[Json]:
+        """As `EdgeClient.stream`."""
+        chunks = self._client.stream(body)
+
+        async def following() -> Json | None:
+            return await anext(chunks, None)
+
+        try:
+            while (chunk := self._run(following())) is not None:
+                yield chunk
+        finally:
+            self._run(chunks.aclose())
+
+    def complete(self, body: Mapping[str, Any]) -> Json:
+        """As `EdgeClient.complete`."""
+        return self._run(self._client.complete(body))
+
+    def sync(self) -> Synced:
+        """As `EdgeClient.sync`."""
+        return self._run(self._client.sync())
+
+    def waiting(self) -> int:
+        """As `EdgeClient.waiting`."""
+        return self._run(self._client.waiting())
+
+    async def _opened(self) -> EdgeClient:
+        return await EdgeClient(self._gateway, **self._arguments).__aenter__()
+
+    def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return self._runner.run(work)

@@ -1,0 +1,141 @@
+"""The calls to a student's server, over httpx. What goes wrong is one of the gateway's EngineErrors."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from gateway.engines.sse import EventTooLarge, SseDecoder
+from gateway.errors import (
+    EngineError,
+    EngineFailed,
+    EngineGarbled,
+    EngineOverloaded,
+    EngineRejected,
+    EngineTimeout,
+    EngineUnreachable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from gateway.protocol import Json
+
+LAST_EVENT = b"[DONE]"
+_CONNECT_LIMIT_S = 5.0
+_BUSY = frozenset({429, 503})
+_MAX_SAID_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class JsonReply:
+    body: Any
+
+
+class StudentHttp:
+    """One student's server.
+
+    Args:
+        name: what errors call it.
+        url: its base, with the /v1 where it wants that.
+        silence_s: how long it may say nothing: before the first token it reads the prompt.
+        transport: another way to it than its address.
+    """
+
+    def __init__(
+        self, name: str, url: str, key: str | None, silence_s: float, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._name = name
+        self._url = url.rstrip("/")
+        self._http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(silence_s, connect=_CONNECT_LIMIT_S),
+            # llama.cpp closes idle connections in the moment they are used again, and a new one on a device is free.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            transport=transport,
+            trust_env=False,  # it is on this device: no proxy is to see it
+        )
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def host(self) -> str:
+        return httpx.URL(self._url).host
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def get(self, path: str) -> JsonReply:
+        async with self._call("GET", path, None) as reply:
+            return JsonReply(_json(await reply.aread(), self._name))
+
+    async def post(self, path: str, payload: Json, *, native: bool = False) -> JsonReply:
+        """A `native` path lies beside the server's /v1. Raises EngineErrors, as all here do."""
+        async with self._call("POST", path, payload, native=native) as reply:
+            return JsonReply(_json(await reply.aread(), self._name))
+
+    async def events(self, path: str, payload: Json) -> AsyncGenerator[bytes, None]:
+        """The data of each event of a stream."""
+        decoder = SseDecoder()
+        async with self._call("POST", path, payload) as reply:
+            try:
+                async for received in reply.aiter_bytes():
+                    for event in decoder.feed(received):
+                        yield event
+                for event in decoder.end():
+                    yield event
+            except EventTooLarge:
+                raise EngineGarbled(
+                    f"Student '{self._name}' sent an event that does not end.", engine=self._name
+                ) from None
+
+    @asynccontextmanager
+    async def _call(
+        self, method: str, path: str, payload: Json | None, *, native: bool = False
+    ) -> AsyncIterator[httpx.Response]:
+        base = self._url.removesuffix("/v1") if native else self._url
+        try:
+            async with self._http.stream(method, base + path, json=payload) as reply:
+                if reply.status_code != httpx.codes.OK:
+                    raise _refusal(self._name, reply.status_code, await reply.aread())
+                yield reply
+        except httpx.TimeoutException as error:
+            if isinstance(error, httpx.ConnectTimeout):
+                raise EngineUnreachable(f"Student '{self._name}' cannot be reached.", engine=self._name) from None
+            raise EngineTimeout(f"Student '{self._name}' was silent for too long.", engine=self._name) from None
+        except httpx.HTTPError as error:
+            raise EngineUnreachable(
+                f"Student '{self._name}' cannot be reached ({type(error).__name__}).", engine=self._name
+            ) from None
+
+
+def _json(raw: bytes, name: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        raise EngineGarbled(f"Student '{name}' speaks no JSON.", engine=name) from None
+
+
+def _refusal(name: str, status: int, raw: bytes) -> EngineError:
+    said = said_in(raw)
+    if status in _BUSY:
+        return EngineOverloaded(f"Student '{name}' is busy, or still starts{said}.", engine=name)
+    if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        return EngineFailed(f"Student '{name}' failed ({status}){said}.", engine=name)
+    return EngineRejected(f"Student '{name}' refused ({status}){said}.", engine=name, status_sent=status)
+
+
+def said_in(raw: bytes) -> str:
+    """What a server says of an error, behind a colon; "" where it says nothing in OpenAI's shape."""
+    try:
+        error = json.loads(raw)["error"]
+        message = error["message"] if isinstance(error, dict) else error
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return f": {message}"[:_MAX_SAID_CHARS].rstrip(".") if isinstance(message, str) else ""

@@ -1,0 +1,92 @@
+"""A student in this process, through llama.cpp (the extra `llama`). Its decoding is C++ threads."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from gateway.edge.student import SILENCE_LIMIT_S, UrlStudent
+from gateway.errors import StartupError
+from gateway.local import llama
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from gateway.reasoning import Reasoning
+
+_MOST_THREADS = 4
+
+
+class LlamaStudent(UrlStudent):
+    """An async context manager: entering loads the weights, which takes seconds.
+
+    llama.cpp's own server answers, on a unix socket that this user alone can reach; nothing listens on a port.
+
+    Args:
+        weights: a .gguf file.
+        name: what the gateway is told that it is; None: the file's name without its ending.
+        threads: how many decode; None: one for each core, and four at most.
+        context_tokens: the longest prompt and answer together.
+
+    Raises StartupError where xllamacpp is not installed, or cannot load the file.
+    """
+
+    def __init__(
+        self,
+        weights: Path | str,
+        *,
+        name: str | None = None,
+        threads: int | None = None,
+        context_tokens: int = 4096,
+        reasoning: Reasoning = "none",
+        silence_s: float = SILENCE_LIMIT_S,
+    ) -> None:
+        self._weights = Path(weights)
+        called = name or self._weights.name.removesuffix(".gguf")
+        super().__init__("http://student/v1", model=called, reasoning=reasoning, silence_s=silence_s)
+        self._options = llama.LlamaOptions(
+            threads=threads or min(os.cpu_count() or 1, _MOST_THREADS), parallel=1, slot_tokens=context_tokens
+        )
+        self._folder: TemporaryDirectory[str] | None = None
+        self._llama: Any = None
+
+    async def __aenter__(self) -> Self:
+        if find_spec("xllamacpp") is None:
+            raise StartupError(
+                "xllamacpp is not installed, which runs a student in this process: pip install 'gkt-edge[llama]', or "
+                "name a server with its URL"
+            )
+        if not self._weights.is_file():
+            raise StartupError(f"there is no file {self._weights}: name a .gguf file")
+        self._folder = TemporaryDirectory(prefix="gkt-edge-")
+        try:
+            self._llama = await asyncio.to_thread(
+                llama.serve, self._weights, self.name, self._options, host=self._socket
+            )
+        except BaseException:
+            self._folder.cleanup()
+            raise
+        return await super().__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await super().__aexit__(kind, error, trace)
+        assert self._folder is not None, "it was entered"
+        # Its end waits for open connections, of which there are none any more.
+        self._llama = None
+        self._folder.cleanup()
+
+    @property
+    def _socket(self) -> str:
+        assert self._folder is not None, "it was entered"
+        return str(Path(self._folder.name) / "llama.sock")
+
+    def _transport(self) -> httpx.AsyncBaseTransport:
+        return httpx.AsyncHTTPTransport(uds=self._socket, limits=httpx.Limits(max_keepalive_connections=0))

@@ -1,0 +1,22 @@
+"""What a chat completion says, whatever sent it. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gateway.messages import words
+
+if TYPE_CHECKING:
+    from gateway.protocol import Json
+
+
+def first_choice(reply: Any) -> Json:
+    """The first choice of an OpenAI reply; empty when there is none."""
+    choices = reply.get("choices") if isinstance(reply, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice if isinstance(choice, dict) else {}
+
+
+def message_text(reply: Json) -> str | None:
+    """What the first choice says; None when it says nothing in words."""
+    return words((first_choice(reply).get("message") or {}).get("content"))

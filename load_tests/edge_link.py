@@ -1,0 +1,239 @@
+"""What a device sends, gets and waits for over a slow link: guided at the edge, and a whole answer of the teacher's.
+
+    PYTHONPATH=. python load_tests/edge_link.py --help
+
+Real models on this machine: a teacher behind TGI's protocol, a Redis and one gateway process behind the link; the
+device's student before it. The link is a proxy that shapes (slow_link.py). Loopback only, and it ends by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from contextlib import AsyncExitStack, ExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import httpx
+import typer
+
+from gateway.edge import EdgeClient, UrlStudent
+from gateway.engines.sse import SseDecoder
+from gateway.local.redis import EmbeddedRedis
+from gateway.local.stack import LocalStack
+from load_tests import markdown
+from load_tests.machine import machine
+from load_tests.seam_equality import chosen
+from load_tests.slow_link import SHAPES, SlowLink
+from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model, running_gateway
+from tests.readiness import wait_until_probed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from load_tests.slow_link import Shape
+
+EDGE, STREAMED, WHOLE = "edge", "teacher, streamed", "teacher, whole"
+HEAD = ("link", "answer", "sent", "received", "first token p50", "whole answer p50", "tokens p50", "guided")
+_LONG, _LONG_S = "5m", 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One answer, as the device saw it: bytes over the link, its report included, and seconds since it asked."""
+
+    sent: int
+    received: int
+    first_s: float
+    total_s: float
+    tokens: int
+    guided: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What is asked over each link, in each way."""
+
+    questions: Sequence[str]
+    max_tokens: int
+
+    def body(self, question: str, route: str) -> dict[str, Any]:
+        messages = [{"role": "user", "content": question}]
+        return {"model": route, "messages": messages, "max_tokens": self.max_tokens, "temperature": 0}
+
+
+def main(
+    questions: Annotated[int, typer.Option(min=1, max=50, help="How many of the prompts in seam_prompts.json.")] = 5,
+    tokens: Annotated[int, typer.Option("--tokens", "-m", min=1, max=500, help="m, the teacher's tokens.")] = 40,
+    max_tokens: Annotated[int, typer.Option(min=1, max=2000, help="Length of an answer, in tokens, at most.")] = 160,
+    teacher: Annotated[
+        str, typer.Option(help="A model of gateway/local/weights.py, or a .gguf file.")
+    ] = "qwen2.5-coder-1.5b-instruct",
+    student: Annotated[str, typer.Option(help="Likewise.")] = "qwen2.5-coder-0.5b-instruct",
+    links: Annotated[str, typer.Option(help=f"Which, with commas between: {', '.join(SHAPES)}.")] = ",".join(SHAPES),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON instead of a table.")] = False,
+) -> None:
+    """Print bytes and times of answers over links like 3G, 4G and wifi.
+
+    **edge**: the gateway sends the teacher's first m tokens, and the student on the device writes the rest; its report
+    is in the bytes, and not in the time, for nobody waits for it. **teacher, streamed** and **teacher, whole**: the
+    teacher alone behind the same gateway writes the answer, which comes over the link token by token, or in one reply.
+
+    Bytes are those of HTTP, without TCP's and IP's own and without TLS. Teacher and student share this machine's cores,
+    so read the bytes as they are, and times beside each other only.
+    """
+    shapes = [SHAPES[name] for name in links.split(",") if name in SHAPES]
+    if not shapes:
+        raise typer.BadParameter(f"must be some of {', '.join(SHAPES)}", param_hint="--links")
+    asking = Asking([question for _, question in chosen(questions)], max_tokens)
+    seen = asyncio.run(_on_this_machine(teacher, student, tokens, asking, shapes))
+    figures = {"machine": machine(), "teacher": teacher, "student": student, "m": tokens, **figures_of(seen)}
+    typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))
+
+
+async def _on_this_machine(
+    teacher: str, student: str, tokens: int, asking: Asking, shapes: Sequence[Shape]
+) -> dict[str, dict[str, list[Seen]]]:
+    patient = {"timeouts": {"first_token": _LONG, "idle": _LONG, "total": _LONG}}
+    async with EmbeddedRedis() as redis, LocalStack(teacher=teacher, student=student) as engines:
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="gkt-edge-link-")))
+            gateway = stack.enter_context(
+                running_gateway(
+                    folder,
+                    redis_url=redis.url,
+                    redis={"lease": _LONG},
+                    models=[
+                        model("big", "tgi", engines.teacher_url, **patient),
+                        model("small", "openai", engines.student_url + "/v1", **patient),
+                    ],
+                    routes=[
+                        guided("chat", tokens=tokens, deadline=_LONG, cache_ttl="0s"),
+                        STUDENT_ONLY,
+                        TEACHER_ONLY,
+                    ],
+                )
+            )
+            await asyncio.to_thread(wait_until_probed, gateway.admin_url)
+            return {
+                shape.name: await measure(gateway.url, engines.student_url, KEY, asking, shape, folder / "queue")
+                for shape in shapes
+            }
+
+
+async def measure(
+    gateway: str, student: str, key: str, asking: Asking, shape: Shape, queue: Path
+) -> dict[str, list[Seen]]:
+    """Every question in every way over one link. Raises httpx.HTTPError and the client's errors."""
+    seen: dict[str, list[Seen]] = {EDGE: [], STREAMED: [], WHOLE: []}
+    async with AsyncExitStack() as running:
+        # Asked once for all: a device looks at its student when it starts.
+        local = await running.enter_async_context(UrlStudent(f"{student}/v1", silence_s=_LONG_S))
+        how = await local.look()
+        for number, question in enumerate(asking.questions):
+            # No two prompts begin alike, so that each is read in full.
+            asked = f"({shape.name} {number}) {question}"
+            for way in (EDGE, STREAMED, WHOLE):
+                async with SlowLink(gateway, shape) as link:
+                    if way == EDGE:
+                        known = UrlStudent(
+                            f"{student}/v1",
+                            continuation=how.mode if how is not None else "none",
+                            echo=how.echo if how is not None else None,
+                            silence_s=_LONG_S,
+                        )
+                        seen[way].append(await _edge(link, known, key, asking.body(asked, "chat"), queue))
+                    else:
+                        body = asking.body(asked, TEACHER_ONLY["model"])
+                        seen[way].append(await _teacher(link, key, body, stream=way == STREAMED))
+    return seen
+
+
+async def _edge(link: SlowLink, student: UrlStudent, key: str, body: dict[str, Any], queue: Path) -> Seen:
+    async with EdgeClient(link.url, key=key, student=student, queue=queue, patience_s=_LONG_S) as edge:
+        began, first_s, mode, tokens = time.perf_counter(), 0.0, "", 0
+        asked = {**body, "stream_options": {"include_usage": True}}
+        async with aclosing(edge.stream(asked)) as chunks:
+            async for chunk in chunks:
+                first_s = first_s or time.perf_counter() - began
+                mode = chunk["gkt"].get("mode", mode)
+                tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+                total_s = time.perf_counter() - began
+        await edge.sync()
+    return Seen(link.up.bytes, link.down.bytes, first_s, total_s, tokens, mode != "student")
+
+
+async def _teacher(link: SlowLink, key: str, body: dict[str, Any], *, stream: bool) -> Seen:
+    asked = {**body, "stream": True, "stream_options": {"include_usage": True}} if stream else body
+    headers = {"Authorization": f"Bearer {key}"}
+    began, first_s, tokens = time.perf_counter(), 0.0, 0
+    async with (
+        httpx.AsyncClient(base_url=link.url, headers=headers, timeout=_LONG_S) as client,
+        client.stream("POST", "/v1/chat/completions", json=asked) as reply,
+    ):
+        if not stream:
+            usage = json.loads(await reply.aread())["usage"]
+            total_s = time.perf_counter() - began
+            return Seen(link.up.bytes, link.down.bytes, total_s, total_s, usage["completion_tokens"], False)
+        decoder = SseDecoder()
+        async for received in reply.aiter_bytes():
+            for event in decoder.feed(received):
+                said = {} if event == b"[DONE]" else json.loads(event)
+                if any(choice["delta"].get("content") for choice in said.get("choices", ())):
+                    first_s = first_s or time.perf_counter() - began
+                tokens = (said.get("usage") or {}).get("completion_tokens", tokens)
+    return Seen(link.up.bytes, link.down.bytes, first_s, time.perf_counter() - began, tokens, False)
+
+
+def figures_of(seen: dict[str, dict[str, list[Seen]]]) -> dict[str, Any]:
+    """What --json prints, but for what was measured on which machine: medians, times in milliseconds."""
+    return {
+        "links": {link: {way: _figures_of(answers) for way, answers in ways.items()} for link, ways in seen.items()}
+    }
+
+
+def _figures_of(answers: list[Seen]) -> dict[str, Any]:
+    return {
+        "answers": len(answers),
+        "sent_bytes": statistics.median(one.sent for one in answers),
+        "received_bytes": statistics.median(one.received for one in answers),
+        "first_p50_ms": statistics.median(one.first_s for one in answers) * 1000,
+        "total_p50_ms": statistics.median(one.total_s for one in answers) * 1000,
+        "tokens_p50": statistics.median(one.tokens for one in answers),
+        "guided": sum(one.guided for one in answers),
+    }
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """The figures as docs/benchmarks.md has them."""
+    rows = [
+        (
+            link,
+            way,
+            f"{of['sent_bytes']:,.0f} B",
+            f"{of['received_bytes']:,.0f} B",
+            f"{of['first_p50_ms'] / 1000:.2f} s",
+            f"{of['total_p50_ms'] / 1000:.2f} s",
+            f"{of['tokens_p50']:.0f}",
+            f"{of['guided']} of {of['answers']}" if way == EDGE else "",
+        )
+        for link, ways in figures["links"].items()
+        for way, of in ways.items()
+    ]
+    links = ", ".join(
+        f"{shape.name} {shape.down_kbit / 1000:g}/{shape.up_kbit / 1000:g} Mbit/s down/up, {shape.rtt_ms:g} ms"
+        for shape in SHAPES.values()
+        if shape.name in figures["links"]
+    )
+    about = f"{figures['teacher']} -> {figures['student']}, m = {figures['m']}. {figures['machine']}"
+    return "\n".join((markdown.table(HEAD, rows), "", f"Links: {links}.", about))
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -1,0 +1,343 @@
+"""One answer on a device, whatever its student's server wants, and whatever becomes of the gateway."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from aiohttp import web
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+from gateway.edge import Edge, EdgeClient, GatewayRefused, UrlStudent, VersionRefused, link
+from gateway.errors import EngineFailed, EngineUnreachable
+from tests.edge.devices import ASKED, NOBODY, client, device, facts, text, toy
+from tests.edge.fake_gateway import KEY, FakeGateway
+from tests.engines.toy_servers import ANSWER, OPENING, QUESTION, LlamaCpp, Ollama, SGLang, ToyServer, Vllm, answered
+from tests.fakes import served
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECEIPT = "req_000000000000000000000001"
+GOES_ON = [
+    LlamaCpp(),
+    LlamaCpp(echoes=True),
+    Vllm(),
+    SGLang(),
+    Ollama(),
+    # As a raw prompt that its own template renders, and by being told to write it again.
+    LlamaCpp(prefills=False),
+    Vllm(trims=True),
+    SGLang(flagged=False),
+    Ollama(leaves_open=False),
+]
+
+
+async def answer(gateway: str, student: Any, queue: Path, **more: Any) -> list[dict[str, Any]]:
+    """All chunks of one answer; the gateway knows of it by then, where it can."""
+    async with client(gateway, student, queue) as edge, aclosing(edge.stream({**ASKED, **more})) as chunks:
+        return [chunk async for chunk in chunks]
+
+
+@pytest.mark.parametrize("server", GOES_ON, ids=repr)
+async def test_the_student_goes_on_however_its_server_wants_that(server: ToyServer, tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(server) as student:
+        chunks = await answer(url, student, tmp_path)
+    assert text(chunks) == ANSWER
+    assert facts(chunks) == {"mode": "guided", "guidance_tokens": 5, "placement": "prefix", "receipt": RECEIPT}
+    assert gateway.told[RECEIPT]["guided"] is True
+
+
+async def test_a_student_that_goes_on_with_nothing_gets_the_guidance_in_its_prompt(tmp_path: Path) -> None:
+    gateway = FakeGateway(pieces=("The sky",))
+    with gateway.running() as url, toy(Ollama(leaves_open=False, obeys=False)) as student:
+        chunks = await answer(url, student, tmp_path)
+    (asked,) = student.answers
+    assert f"begins like this:\n{OPENING}\n" in asked["messages"][-1]["content"]
+    assert text(chunks, "teacher") == ""
+    assert gateway.told[RECEIPT]["guided"] is True
+
+
+async def test_guidance_that_streams_is_shown_as_it_comes_and_marked(tmp_path: Path) -> None:
+    gateway = FakeGateway(pieces=("The sky", " is blue"))
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        async with client(url, student, tmp_path) as edge:
+            await edge.student.look()
+            chunks = [chunk async for chunk in edge.stream(ASKED)]
+    said = [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]]
+    assert said[:3] == ["The sky", " is blue", " because"]
+    assert text(chunks, "teacher") == OPENING
+    assert text(chunks, "teacher") + text(chunks, "student") == ANSWER
+    assert gateway.asked[0]["stream"] is True
+
+
+async def test_a_student_is_looked_at_once(tmp_path: Path) -> None:
+    with FakeGateway().running() as url, toy(Vllm()) as student:
+        async with client(url, student, tmp_path) as edge:
+            for _ in range(2):
+                assert text([chunk async for chunk in edge.stream(ASKED)]) == ANSWER
+    probes = [body for path, body in student.bodies if path == "/v1/chat/completions" and not body.get("stream")]
+    assert len(probes) == 1
+    assert [path for path, _ in student.bodies].count("/v1/models") == 1
+
+
+async def test_sampling_is_the_students_and_does_not_leave_the_device(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    sampling = {"temperature": 0.7, "top_p": 0.9, "seed": 7, "top_k": 20, "user": "me"}
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        await answer(url, student, tmp_path, max_tokens=12, stop=["END"], **sampling)
+    assert gateway.asked == [{**ASKED, "max_tokens": 12, "stop": ["END"], "stream": True}]
+    assert gateway.headers[0]["X-GKT-Edge"] == "1"
+    (asked,) = student.answers
+    assert {name: asked[name] for name in sampling} == sampling
+    assert (asked["max_tokens"], asked["stop"]) == (7, ["END"])
+    assert asked["model"] == "org/model"
+
+
+async def test_the_answer_has_openais_shapes(tmp_path: Path) -> None:
+    with FakeGateway().running() as url, toy(LlamaCpp()) as student:
+        async with client(url, student, tmp_path) as edge:
+            asked = {**ASKED, "max_tokens": 12, "stream_options": {"include_usage": True}}
+            chunks = [ChatCompletionChunk.model_validate(chunk) async for chunk in edge.stream(asked)]
+            reply = ChatCompletion.model_validate(await edge.complete({**ASKED, "max_tokens": 12}))
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert {chunk.model for chunk in chunks} == {"chat"}
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "length"
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (4, 12, 16)
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert said == " ".join(ANSWER.split()[:12])
+    assert reply.choices[0].message.content == said
+    assert reply.usage == usage
+    assert reply.gkt["receipt"].startswith("req_")  # type: ignore[attr-defined]
+
+
+async def test_a_stop_text_counts_across_the_seam(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        chunks = await answer(url, student, tmp_path, stop=["because small"])
+    assert text(chunks) == "The sky is blue "
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert gateway.told[RECEIPT]["finish_reason"] == "stop"
+
+
+async def test_guidance_that_is_the_whole_answer_needs_no_student(tmp_path: Path) -> None:
+    gateway = FakeGateway(text="Blue light scatters more.", finish_reason="stop")
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        chunks = await answer(url, student, tmp_path)
+    assert text(chunks) == "Blue light scatters more."
+    assert facts(chunks)["mode"] == "teacher_complete"
+    assert student.answers == []
+    assert gateway.closings == {}, "the device has nothing to report"
+
+
+async def test_in_context_the_student_is_given_the_gateways_messages_and_answers_whole(tmp_path: Path) -> None:
+    given = [{"role": "user", "content": f"{QUESTION}"}, {"role": "system", "content": "Hint: scattering."}]
+    gateway = FakeGateway(placement="context", messages=given)
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        chunks = await answer(url, student, tmp_path, max_tokens=50)
+    assert student.answers[0]["messages"] == given
+    assert student.answers[0]["max_tokens"] == 50
+    assert text(chunks, "teacher") == ""
+    assert facts(chunks)["placement"] == "context"
+
+
+async def test_a_student_that_begins_otherwise_than_it_was_told_is_said_to(tmp_path: Path) -> None:
+    """It passed the probe by writing again, and now does not."""
+    server = Ollama(leaves_open=False)
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(server) as student:
+        async with client(url, student, tmp_path) as edge:
+            await edge.student.look()
+            server.obeys = False
+            server.write = lambda *_: ("Blue, is it?", "stop")  # type: ignore[method-assign]
+            chunks = [chunk async for chunk in edge.stream(ASKED)]
+    assert text(chunks) == "Blue, is it?"
+    assert facts(chunks)["unguided"] == "student_started_anew"
+    assert gateway.told[RECEIPT]["guided"] is False
+
+
+async def test_what_was_written_again_is_no_part_of_the_devices_count(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(Ollama(leaves_open=False)) as student:
+        chunks = await answer(url, student, tmp_path, max_tokens=12)
+    assert text(chunks) == " ".join(ANSWER.split()[:12])
+    assert gateway.told[RECEIPT]["output_tokens"] == 7
+
+
+async def test_what_the_gateway_says_of_no_guidance_is_said_on(tmp_path: Path) -> None:
+    gateway = FakeGateway(unguided="teacher_late")
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        chunks = await answer(url, student, tmp_path)
+    assert text(chunks) == ANSWER
+    assert facts(chunks) == {"mode": "student", "unguided": "teacher_late", "receipt": RECEIPT}
+    assert chunks[0]["gkt"] == {"by": "student", "unguided": "teacher_late"}
+    assert gateway.told[RECEIPT]["guided"] is False
+
+
+@pytest.mark.parametrize(
+    ("gateway", "why"),
+    [
+        (FakeGateway(fails=(503, "overloaded", "Too much in flight.")), "gateway_busy"),
+        (FakeGateway(fails=(429, "insufficient_quota", "The budget is spent.")), "gateway_busy"),
+        (FakeGateway(fails=(500, "internal", "A mistake.")), "gateway_failed"),
+        (FakeGateway(breaks_off=True), "gateway_broke_off"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+async def test_without_guidance_the_student_answers_alone_and_says_so(
+    gateway: FakeGateway, why: str, tmp_path: Path
+) -> None:
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        async with client(url, student, tmp_path) as edge:
+            chunks = [chunk async for chunk in edge.stream(ASKED)]
+            assert await edge.waiting() == 1
+            assert (await edge.sync()).sent == 1
+    assert text(chunks) == ANSWER
+    assert facts(chunks)["unguided"] == why
+    assert facts(chunks)["said"]
+    assert chunks[0]["gkt"]["unguided"] == why
+    (told,) = gateway.told.values()
+    assert (told["guided"], told["model"]) == (False, "chat")
+
+
+async def test_a_login_page_is_no_gateway(tmp_path: Path) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>Welcome to the hotel</html>", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", page)
+    with served(app) as url, toy(LlamaCpp()) as student:
+        chunks = await answer(url, student, tmp_path)
+    assert facts(chunks)["unguided"] == "gateway_garbled"
+    assert text(chunks) == ANSWER
+
+
+async def test_a_gateway_that_is_not_there_is_no_hindrance(tmp_path: Path) -> None:
+    with toy(LlamaCpp()) as student:
+        chunks = await answer(NOBODY, student, tmp_path)
+    assert text(chunks) == ANSWER
+    assert facts(chunks)["unguided"] == "gateway_unreachable"
+
+
+async def test_what_was_shown_stays_and_is_gone_on_with_when_the_gateway_breaks_off(tmp_path: Path) -> None:
+    gateway = FakeGateway(pieces=("The sky", " is blue"), breaks_off=True)
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        async with client(url, student, tmp_path) as edge:
+            await edge.student.look()
+            chunks = [chunk async for chunk in edge.stream(ASKED)]
+            await edge.sync()
+    assert text(chunks) == ANSWER
+    assert text(chunks, "teacher") == "The sky is blue"
+    assert gateway.told[RECEIPT]["guided"] is True
+
+
+async def test_who_can_mend_the_request_is_told_what_the_gateway_says(tmp_path: Path) -> None:
+    refusals = FakeGateway(fails=(400, "route_without_guidance", "Route 'chat' has no guidance: set mode: guided."))
+    with refusals.running() as url, toy(LlamaCpp()) as student:
+        async with client(url, student, tmp_path) as edge:
+            with pytest.raises(GatewayRefused, match="has no guidance") as told:
+                await edge.complete(ASKED)
+            assert await edge.waiting() == 0
+    assert (told.value.status, told.value.code) == (400, "route_without_guidance")
+    assert student.answers == []
+
+
+async def test_an_old_client_hears_which_version_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "EDGE_VERSION", 0)
+    with FakeGateway().running() as url, toy(LlamaCpp()) as student:
+        async with client(url, student, tmp_path) as edge:
+            with pytest.raises(VersionRefused, match="speaks version 0 of the edge protocol, and the gateway 1 to 1"):
+                await edge.complete(ASKED)
+
+
+async def test_a_student_that_is_not_there_is_said_and_the_receipt_is_closed(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url:
+        student = UrlStudent(f"{NOBODY}/v1", model="small", continuation="trailing")
+        async with EdgeClient(url, key=KEY, student=student, queue=tmp_path) as edge:
+            with pytest.raises(EngineUnreachable, match="Student 'small'"):
+                await edge.complete(ASKED)
+    assert gateway.told[RECEIPT]["output_tokens"] == 0
+    assert gateway.told[RECEIPT]["finish_reason"] is None
+
+
+async def test_a_student_that_breaks_off_is_no_end_of_an_answer(tmp_path: Path) -> None:
+    async def broken(request: web.Request) -> web.StreamResponse:
+        if not (await request.json()).get("stream"):
+            return await server._chat(request)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b'data: {"choices": [{"index": 0, "delta": {"content": " small"}}]}\n\n')
+        return response
+
+    server, gateway = LlamaCpp(), FakeGateway()
+    routes = {**server.routes(), "/v1/chat/completions": broken}
+    with gateway.running() as url, device(routes) as student:
+        async with client(url, student, tmp_path) as edge:
+            seen = []
+            with pytest.raises(EngineFailed, match="broke off"):
+                seen += [chunk async for chunk in edge.stream(ASKED)]
+    assert gateway.told[RECEIPT]["output_tokens"] == 1
+
+
+async def test_whoever_leaves_early_leaves_an_account(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        async with client(url, student, tmp_path) as edge, aclosing(edge.stream(ASKED)) as chunks:
+            await anext(chunks)
+    assert gateway.told[RECEIPT]["finish_reason"] is None
+
+
+@pytest.mark.parametrize("reasoning", ["switchable", "always"])
+async def test_a_student_that_thinks_first_is_stopped_from_it_or_gets_the_guidance_in_its_prompt(
+    reasoning: Any, tmp_path: Path
+) -> None:
+    async def thinking(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        goes_on = body["messages"][-1]["role"] == "assistant"
+        if not body.get("stream"):
+            return await answered(request, body, " o p q", "stop", kind="chat")
+        return await answered(request, body, "<think>hm</think> small." if goes_on else "Small.", "stop", kind="chat")
+
+    routes = {**LlamaCpp().routes(), "/v1/chat/completions": thinking}
+    with FakeGateway().running() as url, device(routes) as student:
+        small = UrlStudent(f"{student.url}/v1", reasoning=reasoning)
+        async with EdgeClient(url, key=KEY, student=small, queue=tmp_path) as edge:
+            reply = await edge.complete(ASKED)
+    (asked,) = student.answers
+    if reasoning == "always":
+        assert reply["choices"][0]["message"]["content"] == "Small."
+        assert asked["messages"][-1]["role"] == "user"
+    else:
+        assert reply["choices"][0]["message"]["content"] == "The sky is blue because small."
+        assert asked["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
+
+
+async def test_a_body_that_cannot_be_names_its_field(tmp_path: Path) -> None:
+    with toy(LlamaCpp()) as student:
+        async with client(NOBODY, student, tmp_path) as edge:
+            for body, field in (({"model": "chat"}, "messages"), ({"messages": ASKED["messages"]}, "model")):
+                with pytest.raises(ValueError, match=f"'{field}' is required"):
+                    await edge.complete(body)
+            with pytest.raises(ValueError, match="tools"):
+                await edge.complete({**ASKED, "tools": [{"type": "function"}]})
+
+
+def test_without_asyncio_it_is_the_same(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        small = UrlStudent(f"{student.url}/v1")
+        with Edge(f"{url}/v1", key=KEY, student=small, route="chat", queue=tmp_path) as edge:
+            chunks = list(edge.stream({"messages": ASKED["messages"]}))
+            reply = edge.complete({"messages": ASKED["messages"]})
+            for _ in edge.stream({"messages": ASKED["messages"]}):
+                break
+            assert edge.sync().waiting == 0
+    assert text(chunks) == ANSWER
+    assert reply["choices"][0]["message"]["content"] == ANSWER
+    assert len(gateway.told) == 3

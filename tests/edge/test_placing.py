@@ -1,0 +1,68 @@
+"""What leaves the device, and what its student is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.continuation import Continuation
+from gateway.edge import placing
+from gateway.edge.errors import GatewayAway
+from gateway.edge.guidance import Guidance
+
+MESSAGES = [{"role": "user", "content": "Why?"}]
+TRAILING = Continuation("trailing", echo=False)
+
+
+def test_only_what_guidance_depends_on_leaves_the_device() -> None:
+    body = {
+        "messages": MESSAGES,
+        "stop": "X",
+        "max_tokens": 9,
+        "temperature": 1,
+        "user": "me",
+        "grammar": "g",
+        "n": None,
+    }
+    assert placing.told(body, "chat", stream=False) == {
+        "model": "chat", "messages": MESSAGES, "stop": "X", "max_tokens": 9,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_the_students_limit_is_what_the_gateway_leaves_it_in_the_users_own_field(field: str) -> None:
+    guidance = Guidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
+    sent = placing.guided({"messages": MESSAGES, field: 12}, guidance, "none", TRAILING)
+    assert ({name: sent.body[name] for name in sent.body if "tokens" in name}, sent.limit) == ({field: 7}, 7)
+
+
+def test_who_writes_the_guidance_again_has_room_for_it() -> None:
+    guidance = Guidance("req_1", "Because", kept_tokens=5, most_output_tokens=7)
+    sent = placing.guided({"messages": MESSAGES, "max_tokens": 12}, guidance, "none", Continuation("instruct"))
+    assert (sent.body["max_tokens"], sent.written_again, sent.limit) == (12, 5, 7)
+
+
+def test_a_limit_of_the_routes_holds_for_an_answer_alone_too() -> None:
+    assert placing.alone({"messages": MESSAGES}, 64).body["max_tokens"] == 64
+    assert placing.alone({"messages": MESSAGES, "n": 2}, 64).body["max_tokens"] == 32
+    assert "max_tokens" not in placing.alone({"messages": MESSAGES}).body
+
+
+@pytest.mark.parametrize("broken", [None, [], {}, {"guidance": {}}, {"guidance": "text", "receipt": 1}])
+def test_what_is_no_guidance_is_said_to_be_none(broken: Any) -> None:
+    with pytest.raises(GatewayAway) as away:
+        Guidance.read(broken)
+    assert away.value.reason == "gateway_garbled"
+
+
+def test_where_a_gateway_had_no_guidance_to_plan_it_need_not_say_how() -> None:
+    told = {"text": "", "placement": None, "projection": None, "kept_tokens": 0, "finish_reason": None, "seam": {}}
+    reply = {
+        "guidance": told,
+        "messages": None,
+        "unguided": "tools",
+        "receipt": "req_1",
+        "close": {"by": 1, "most_output_tokens": None},
+    }
+    assert Guidance.read(reply).unguided == "tools"

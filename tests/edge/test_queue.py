@@ -1,0 +1,165 @@
+"""What a device is yet to tell the gateway: kept in files, sent later, counted once."""
+
+from __future__ import annotations
+
+import json
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.edge import EdgeClient, GatewayRefused, Synced, UrlStudent, queue
+from gateway.edge.queue import UsageQueue, default_folder
+from gateway.edge.usage import Report
+from tests.edge.devices import ASKED, NOBODY, client, toy
+from tests.edge.fake_gateway import KEY, FakeGateway
+from tests.engines.toy_servers import ANSWER, QUESTION, LlamaCpp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CLOSING: dict[str, Any] = {
+    "input_tokens": 9, "output_tokens": 3, "finish_reason": "stop", "student": "small", "first_token_ms": 1,
+    "total_ms": 2, "guided": True, "at": 1,
+}  # fmt: skip
+RECEIPT = "req_000000000000000000000001"
+
+
+def closing(receipt: str, **more: Any) -> Report:
+    return Report(f"/v1/guidance/{receipt}/usage", {**CLOSING, **more})
+
+
+async def asked_once(gateway: str, student: Any, folder: Path, **more: Any) -> None:
+    async with client(gateway, student, folder) as edge, aclosing(edge.stream({**ASKED, **more})) as chunks:
+        async for _ in chunks:
+            pass
+
+
+async def synced(gateway: str, folder: Path, key: str = KEY) -> Synced:
+    async with EdgeClient(gateway, key=key, student=UrlStudent(f"{NOBODY}/v1"), queue=folder) as edge:
+        return await edge.sync()
+
+
+def test_reports_are_kept_in_order_and_dropped_by_name(tmp_path: Path) -> None:
+    kept = UsageQueue(tmp_path / "edge")
+    reports = [closing(f"req_{number}") for number in range(3)]
+    files = [kept.put(report) for report in reports]
+    assert [report for _, report in kept.waiting()] == reports
+    kept.drop(files[1])
+    kept.drop(files[1])
+    assert [file for file, _ in kept.waiting()] == [files[0], files[2]]
+
+
+def test_the_queue_has_an_end_and_the_newest_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "MOST_WAITING", 2)
+    kept = UsageQueue(tmp_path)
+    for number in range(4):
+        kept.put(closing(f"req_{number}"))
+    assert [report.path for _, report in kept.waiting()] == ["/v1/guidance/req_2/usage", "/v1/guidance/req_3/usage"]
+
+
+def test_what_cannot_be_read_is_dropped_and_hinders_nothing(tmp_path: Path) -> None:
+    kept = UsageQueue(tmp_path)
+    kept.put(closing("req_0"))
+    (tmp_path / "00000000000000000001-aaaaaaaa.json").write_bytes(b"\xff")
+    (tmp_path / "00000000000000000002-aaaaaaaa.json").write_text('{"path": "/v1/guidance/usage"}')
+    assert len(kept.waiting()) == 1
+    assert kept.count() == 1
+
+
+def test_each_gateway_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert default_folder("https://a.example") != default_folder("https://b.example")
+    assert default_folder("https://a.example/") == default_folder("https://a.example")
+    assert default_folder("https://a.example").parent == tmp_path / "gkt-edge"
+
+
+async def test_an_answer_is_told_to_the_gateway_behind_itself(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        await asked_once(url, student, tmp_path, max_tokens=12)
+    told = gateway.told[RECEIPT]
+    assert {name: told[name] for name in ("input_tokens", "output_tokens", "finish_reason", "guided", "student")} == {
+        "input_tokens": 9, "output_tokens": 7, "finish_reason": "length", "guided": True, "student": "org/model",
+    }  # fmt: skip
+    assert told["total_ms"] >= told["first_token_ms"] >= 0
+    assert UsageQueue(tmp_path).count() == 0
+
+
+async def test_what_the_gateway_did_not_take_waits_and_is_sent_behind_the_next_answer(tmp_path: Path) -> None:
+    gateway = FakeGateway(closing_fails=503)
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        await asked_once(url, student, tmp_path)
+        assert gateway.told == {}
+        gateway.closing_fails = None
+        await asked_once(url, student, tmp_path)
+    assert len(gateway.told) == 2
+    assert UsageQueue(tmp_path).count() == 0
+
+
+async def test_neither_question_nor_answer_nor_key_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "edge"
+    with FakeGateway(closing_fails=503).running() as url, toy(LlamaCpp()) as student:
+        await asked_once(url, student, folder)
+        await asked_once(NOBODY, student, folder)
+    kept = [file.read_text() for file in folder.iterdir()]
+    assert len(kept) == 2
+    for secret in (QUESTION, *ANSWER.split()[-3:], KEY):
+        assert not any(secret in one for one in kept)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+async def test_offline_answers_are_told_later_and_count_once(tmp_path: Path) -> None:
+    with toy(LlamaCpp()) as student:
+        await asked_once(NOBODY, student, tmp_path)
+    (file, report), *more = UsageQueue(tmp_path).waiting()
+    assert more == []
+    again = json.loads(file.read_bytes())
+    gateway = FakeGateway()
+    with gateway.running() as url:
+        assert await synced(url, tmp_path) == Synced(sent=1)
+        file.write_text(json.dumps(again))  # its reply was lost on the way
+        assert await synced(url, tmp_path) == Synced(known=1)
+    assert gateway.told == {report.body["id"]: report.body}
+    assert (report.body["model"], report.body["guided"]) == ("chat", False)
+
+
+async def test_a_closing_whose_reply_was_lost_counts_as_done(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        await asked_once(url, student, tmp_path)
+        UsageQueue(tmp_path).put(closing(RECEIPT))
+        assert await synced(url, tmp_path) == Synced(known=1)
+    assert gateway.closings == {RECEIPT: 2}
+    assert gateway.told[RECEIPT]["output_tokens"] != CLOSING["output_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("receipt", "late", "output_tokens"),
+    [("req_of_somebody_else", False, 1), (RECEIPT, True, 1), (RECEIPT, False, 10**6)],
+    ids=["unknown", "too late", "more than asked for"],
+)
+async def test_what_the_gateway_will_never_take_is_dropped(
+    receipt: str, late: bool, output_tokens: int, tmp_path: Path
+) -> None:
+    gateway = FakeGateway(late=late, closing_fails=503)
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        await asked_once(url, student, tmp_path / "other", max_tokens=12)
+        gateway.closing_fails = None
+        UsageQueue(tmp_path).put(closing(receipt, output_tokens=output_tokens))
+        assert await synced(url, tmp_path) == Synced(refused=1)
+    assert gateway.told == {}
+
+
+async def test_with_a_wrong_key_nothing_is_lost(tmp_path: Path) -> None:
+    UsageQueue(tmp_path).put(closing(RECEIPT))
+    with FakeGateway().running() as url, pytest.raises(GatewayRefused, match="not known"):
+        await synced(url, tmp_path, key="gk-another")
+    assert UsageQueue(tmp_path).count() == 1
+
+
+async def test_while_the_gateway_is_away_what_waits_is_told(tmp_path: Path) -> None:
+    UsageQueue(tmp_path).put(closing(RECEIPT))
+    found = await synced(NOBODY, tmp_path)
+    assert (found.sent, found.waiting) == (0, 1)
+    assert found.why is not None

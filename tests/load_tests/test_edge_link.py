@@ -1,0 +1,60 @@
+"""load_tests/edge_link.py and slow_link.py: that they measure what they say; no figure is judged here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from gateway.edge import UrlStudent
+from load_tests import edge_link
+from load_tests.edge_link import EDGE, WHOLE, Seen
+from load_tests.slow_link import SHAPES, Lane, Shape, SlowLink
+from tests.edge.devices import ASKED, toy
+from tests.edge.fake_gateway import KEY, FakeGateway
+from tests.engines.toy_servers import LlamaCpp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FAST = Shape("fast", 10**6, 10**6, 0)
+
+
+def test_bytes_wait_for_those_before_them_and_for_the_way() -> None:
+    lane = Lane(kbit=8, delay_s=0.5)  # a byte in a millisecond
+    assert lane.arrives(10.0, 1000) == pytest.approx(11.5)
+    assert lane.arrives(10.2, 500) == pytest.approx(12.0)
+    assert lane.arrives(20.0, 500) == pytest.approx(21.0)
+    assert lane.bytes == 2000
+
+
+async def test_what_goes_over_the_link_is_what_was_sent_and_counted() -> None:
+    with FakeGateway().running() as url:
+        async with SlowLink(url, FAST) as link, httpx.AsyncClient(base_url=link.url) as client:
+            reply = await client.post("/v1/guidance", json=ASKED, headers={"Authorization": f"Bearer {KEY}"})
+    assert reply.json()["guidance"]["text"] == FakeGateway().text
+    assert link.up.bytes > len(reply.request.content)
+    assert link.down.bytes > len(reply.content)
+
+
+async def test_a_devices_answer_counts_its_report_and_none_of_its_students_words(tmp_path: Path) -> None:
+    gateway = FakeGateway()
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        async with SlowLink(url, FAST) as link:
+            local = UrlStudent(f"{student.url}/v1")
+            seen = await edge_link._edge(link, local, KEY, {**ASKED, "max_tokens": 12}, tmp_path)
+    assert len(gateway.told) == 1
+    assert (seen.guided, seen.tokens) == (True, 12)
+    assert (seen.sent, seen.received) == (link.up.bytes, link.down.bytes)
+    assert 0 < seen.first_s <= seen.total_s
+
+
+def test_the_table_has_medians_and_says_which_links_they_are_of() -> None:
+    seen = {"3G": {EDGE: [Seen(700, 900, 1.0, 2.0, 40, True), Seen(900, 1100, 3.0, 4.0, 42, False)]}}
+    seen["3G"][WHOLE] = [Seen(400, 1500, 5.0, 5.0, 40, False)]
+    figures = {"machine": "One.", "teacher": "t", "student": "s", "m": 40, **edge_link.figures_of(seen)}
+    table = edge_link.shown(figures)
+    assert "| 3G | edge | 800 B | 1,000 B | 2.00 s | 3.00 s | 41 | 1 of 2 |" in table
+    assert "Links: 3G 0.75/0.25 Mbit/s down/up, 100 ms." in table
+    assert list(SHAPES) == ["3g", "4g", "wifi"]
