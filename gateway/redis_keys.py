@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-
 BOARD = 4
 """The layout of teachers' boards, and of what processes wake each other with. Each ticket says it as well."""
 TENANT = 2

@@ -1,9 +1,9 @@
 """What a process remembers of its fleet, and so how many calls it may have in flight while Redis is away.
 
-Each process has an even share of what the teacher takes, those of other versions included. But right after Redis went the others may have more than
-theirs: all that this process had not, since what they were given in that moment it cannot know. Those calls end by
-their deadlines. So for as long as the longest deadline of late a process has no more calls than it had when Redis went,
-nor than its share; then all have their shares.
+Each process has an even share of what the teacher takes, those of other versions included. But right after Redis went
+the others may have more than theirs: all that this process had not, since what they were given in that moment it cannot
+know. Those calls end by their deadlines. So for as long as the longest deadline of late a process has no more calls
+than it had when Redis went, nor than its share; then all have their shares.
 """
 
 from __future__ import annotations
