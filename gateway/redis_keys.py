@@ -148,38 +148,48 @@ class RedisKeys:
 
         The time is a slot of a tenth of a second.
         """
-        return f"{self._tenant(tenant)}intents:{owner}"
+        return f"{self.tenant_base(tenant)}intents:{owner}"
 
     def owners(self, tenant: str) -> str:
         """Sorted set: process id by when it last admitted a request of the tenant, microseconds of Redis TIME."""
-        return f"{self._tenant(tenant)}owners"
+        return f"{self.tenant_base(tenant)}owners"
 
     def scope(self, tenant: str, scope: str) -> tuple[str, str, str]:
         """Of a tenant, or of one of its keys: what was used in the last minute, what runs in parallel, and its money.
 
         Three hashes. The last has a fourth beside it where the budget is a rolling one.
         """
-        base = f"{self._tenant(tenant)}{scope}:"
+        base = f"{self.tenant_base(tenant)}{scope}:"
         return base + "window", base + "parallel", base + "budget"
 
     def receipt(self, tenant: str, receipt_id: str) -> str:
-        return f"{self._tenant(tenant, RECEIPT)}receipt:{receipt_id}"
+        return f"{self.tenant_base(tenant, RECEIPT)}receipt:{receipt_id}"
 
     def outbox(self, tenant: str) -> str:
         """Stream: a tenant's receipts as they are settled, until they are added up and archived.
 
         Fields of an entry: `receipt`, and `instead` where it takes the place of an abandoned one. Both are JSON.
         """
-        return f"{self._tenant(tenant)}outbox"
+        return f"{self.tenant_base(tenant)}outbox"
 
     def ledger(self) -> LedgerKeys:
-        base = f"{{{self.prefix}:ledger}}:v{LEDGER}:"
+        base = self.ledger_base
         names = [part.name for part in fields(LedgerKeys) if not part.name.endswith("base")]
         return LedgerKeys(**{name: base + name for name in names}, base=base, rows_base=base)
 
     def keyring(self) -> KeyringKeys:
-        base = f"{{{self.prefix}:admin}}:v{KEYRING}:"
-        return KeyringKeys(*(base + part.name for part in fields(KeyringKeys)))
+        return KeyringKeys(*(self.keyring_base + part.name for part in fields(KeyringKeys)))
 
-    def _tenant(self, tenant: str, layout: int = TENANT) -> str:
+    @property
+    def keyring_base(self) -> str:
+        """How the name of each of the callers' keys' keys begins."""
+        return f"{{{self.prefix}:admin}}:v{KEYRING}:"
+
+    @property
+    def ledger_base(self) -> str:
+        """How the name of each of the sums' keys begins."""
+        return f"{{{self.prefix}:ledger}}:v{LEDGER}:"
+
+    def tenant_base(self, tenant: str, layout: int = TENANT) -> str:
+        """How the name of each of a tenant's keys begins."""
         return f"{{{self.prefix}:tenant:{tenant}}}:v{layout}:"

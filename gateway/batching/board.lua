@@ -4,7 +4,7 @@
 -- news is told again.
 --
 -- Versions with another layout have a board of their own, by other names. What the teacher takes is shared out among the
--- boards by `boards`, the one key that all of them know.
+-- boards by `boards`, the one key that all of them know (docs/upgrading.md).
 --
 -- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache, cache_ends, settled,
 --       boards (TeacherKeys)

@@ -21,6 +21,8 @@ COMMANDS = (
     "usage",
     "reconcile",
     "archive",
+    "backup",
+    "restore",
     "queue",
     "version",
 )
