@@ -49,19 +49,29 @@ class Present:
 class Putting:
     """Args:
     archive: None: receipts of the archive are left out.
+    redis_too: whether anything is put into Redis.
 
     Every method raises RedisError, OSError and ArchiveError.
     """
 
-    def __init__(self, redis: Redis, keys: RedisKeys, archive: Archive | None) -> None:
+    def __init__(self, redis: Redis, keys: RedisKeys, archive: Archive | None, *, redis_too: bool = True) -> None:
+        self._redis_too = redis_too
         self._redis = redis
         self._keys = keys
         self._places = Places(keys)
         self._archive = archive
 
     async def look(self) -> Present:
-        """What is there now."""
-        found, names = Present(), self._keys.ledger()
+        """What is there now, where something is to be put."""
+        found = Present()
+        if self._redis_too:
+            await self._look_at_redis(found)
+        if self._archive is not None:
+            found.counts.receipts = await self._archive.count(Where())
+        return found
+
+    async def _look_at_redis(self, found: Present) -> None:
+        names = self._keys.ledger()
         generation: Any = await self._redis.hget(names.state, "generation")
         seen: set[bytes] = set()
         async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
@@ -77,9 +87,6 @@ class Putting:
             found.alive += self._places.is_heartbeat(key)
         found.counts.keys = await self._count(self._redis.hlen(self._keys.keyring().terms))
         found.counts.waiting = sum([await self._redis.xlen(raw) for raw in found.names if raw.endswith(b":outbox")])
-        if self._archive is not None:
-            found.counts.receipts = await self._archive.count(Where())
-        return found
 
     @staticmethod
     async def _count(told: Any) -> int:
@@ -101,14 +108,15 @@ class Putting:
         for done, record in enumerate(records, 1):
             if isinstance(record, Receipts):
                 await self._archived(record)
-            elif not _is_over(record, seconds * 1000):
+            elif self._redis_too and not _is_over(record, seconds * 1000):
                 some.append(record)
             if len(some) == _RECORDS_PER_CALL:
                 await self._write(some)
                 some.clear()
             on_progress(done)
         await self._write(some)
-        await self._redis.hdel(self._keys.ledger().state, _STATE_NOT_KEPT)
+        if self._redis_too:
+            await self._redis.hdel(self._keys.ledger().state, _STATE_NOT_KEPT)
 
     async def _archived(self, record: Receipts) -> None:
         if self._archive is not None:

@@ -84,7 +84,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
         inner = getattr(error, "orig", None) or error
         raise StartupError(
             f"The archive cannot be read or written ({type(inner).__name__}). Is it running? archive.url in "
-            "config.yaml or GKT_ARCHIVE_URL says where it is; --without-archive leaves it out."
+            "config.yaml or GKT_ARCHIVE_URL says where it is."
         ) from None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path  # noqa: TC003  typer reads it
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.archive.database import ArchiveError
 from gateway.backup.file import records, verify
 from gateway.backup.putting import Putting
 from gateway.cli.archive_export import progress
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from gateway.backup.file import Verified
     from gateway.backup.putting import Present
     from gateway.config import Settings
+
+
+class Only(StrEnum):
+    """What is restored alone."""
+
+    REDIS = "redis"
+    ARCHIVE = "archive"
 
 
 def restore(
@@ -32,12 +39,15 @@ def restore(
             help="Put it in the place of what is in Redis already, and add its receipts to the archive's.",
         ),
     ] = False,
-    without_archive: Annotated[
-        bool, typer.Option("--without-archive", help="Leave the archive as it is: it was not lost.")
-    ] = False,
+    only: Annotated[
+        Only | None,
+        typer.Option("--only", help="Restore one of the two, and leave the other as it is: it was not lost."),
+    ] = None,
     config: ConfigOption = CONFIG,
 ) -> None:
-    """Put what a backup holds back into Redis and the archive, as config.yaml names them, while no gateway runs.
+    """Put what a backup holds back into Redis and the archive, as config.yaml names them.
+
+    No gateway may run on that Redis meanwhile; with `--only archive` they may.
 
     The file is checked whole before anything is written. Where Redis or the archive hold anything already, nothing is
     done without --overwrite. docs/backup.md tells the rest.
@@ -46,18 +56,19 @@ def restore(
         found = verify(file, told)
     typer.echo(f"{file}, made by gateway {found.header.gateway} at {moment(found.header.made)}, is whole")
     typer.echo(lines_of(found.counts))
-    done = run(
-        _restore(settings_of(config), file, found, dry_run=dry_run, overwrite=overwrite, archive=not without_archive)
-    )
-    typer.echo(done)
+    typer.echo(run(_restore(settings_of(config), file, found, only, dry_run=dry_run, overwrite=overwrite)))
 
 
 async def _restore(
-    settings: Settings, file: Path, found: Verified, *, dry_run: bool, overwrite: bool, archive: bool
+    settings: Settings, file: Path, found: Verified, only: Only | None, *, dry_run: bool, overwrite: bool
 ) -> str:
     """What came of it, in a line."""
-    async with stores(settings, archive=archive and found.header.archive) as here:
-        putting = Putting(here.client.commands, here.keys, here.archive)
+    async with stores(settings, archive=only != Only.REDIS and found.header.archive) as here:
+        if only == Only.ARCHIVE and here.archive is None:
+            raise StartupError(
+                "There is no archive to restore: archive.url is null, or the backup was made without it."
+            )
+        putting = Putting(here.client.commands, here.keys, here.archive, redis_too=only != Only.ARCHIVE)
         present = await putting.look()
         _check(present, overwrite=overwrite)
         if dry_run:
@@ -66,12 +77,10 @@ async def _restore(
             await putting.clear(present)
             with progress("restoring", found.records) as told:
                 await putting.put(records(file), told)
-        except BaseException as error:
-            if isinstance(error, ArchiveError):
-                typer.echo("The archive failed.", err=True)
+        except BaseException:
             typer.echo("The restore broke off: do it again, with --overwrite.", err=True)
             raise
-    return "Restored. Start the gateways."
+    return "Restored." if only == Only.ARCHIVE else "Restored. Start the gateways."
 
 
 def _check(present: Present, *, overwrite: bool) -> None:

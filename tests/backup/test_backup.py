@@ -214,9 +214,32 @@ def test_what_is_there_is_never_written_over_unless_told_to(shop: Shop, anew: Sh
 
 def test_an_archive_that_was_not_lost_is_left_alone(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
-    assert "left out" in made(shop, file, "--without-archive")
-    restored(anew, file)
+    made(shop, file)
+    restored(anew, file, "--only", "redis")
+    after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (after.keys, after.money, after.sums) == (wanted.keys, wanted.money, wanted.sums)
+    assert after.archived == []
+    assert "left out" in made(shop, file, "--overwrite", "--without-archive")
+    restored(anew, file, "--overwrite")
     assert asyncio.run(anew.standing()).archived == []
+
+
+def test_an_archive_that_was_lost_alone_is_restored_beside_gateways(shop: Shop, anew: Shop, file: Path) -> None:
+    async def live() -> None:
+        async with Redis.from_url(anew.url) as redis:
+            await redis.set(anew.keys.heartbeat("ann"), b"")
+
+    asyncio.run(shop.trade())
+    made(shop, file)
+    asyncio.run(live())
+    names = asyncio.run(anew.names())
+    restored(anew, file, "--only", "archive")
+    assert asyncio.run(anew.names()) == names
+    after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (after.archived, after.aside) == (wanted.archived, wanted.aside)
+    assert (after.keys, after.sums) == ({}, {})
+    made(shop, file, "--overwrite", "--without-archive")
+    assert "There is no archive to restore" in anew.run("restore", file, "--only", "archive").stderr
 
 
 def test_a_deployment_without_an_archive_has_a_backup_too(tmp_path: Path, redis_url: str, file: Path) -> None:
