@@ -33,17 +33,19 @@ class Present:
 
     Attributes:
         counts: as a backup would count it.
-        names: of all keys in Redis that a restore takes away, or writes.
+        names: of all keys in Redis that a restore takes away, leases and limits by the minute included.
+    kept: how many of them a backup would hold.
         alive: how many gateway processes were heard of within the lease.
     """
 
     counts: Counts = field(default_factory=Counts)
     names: list[bytes] = field(default_factory=list)
+    kept: int = 0
     alive: int = 0
 
     @property
     def nothing(self) -> bool:
-        return not self.names and not self.counts.receipts
+        return not self.kept and not self.counts.receipts
 
 
 class Putting:
@@ -82,6 +84,7 @@ class Putting:
             seen.add(raw)
             if one is not None:
                 found.names.append(raw)
+                found.kept += one.kept
                 found.counts.sums += one.kept and one.place.part == "sums"
                 found.counts.budgets += one.place.name.endswith(":budget")
             found.alive += self._places.is_heartbeat(key)

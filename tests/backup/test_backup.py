@@ -250,6 +250,23 @@ def test_a_deployment_without_an_archive_has_a_backup_too(tmp_path: Path, redis_
     assert asyncio.run(other.standing()) == asyncio.run(one.standing())
 
 
+def test_what_gateways_leave_behind_for_seconds_is_nothing_that_stands_in_the_way(
+    shop: Shop, anew: Shop, file: Path
+) -> None:
+    async def leave() -> None:
+        async with Redis.from_url(anew.url) as redis:
+            ledger = anew.keys.ledger()
+            for name in (ledger.lease, ledger.archiver, ledger.archive):
+                await redis.set(name, b"ann")
+            await redis.hset(anew.keys.scope("acme", "tenant")[0], "r1", 1)
+
+    asyncio.run(shop.trade())
+    made(shop, file)
+    asyncio.run(leave())
+    restored(anew, file)
+    assert asyncio.run(anew.standing()) == asyncio.run(shop.standing())
+
+
 def test_a_dry_run_looks_and_changes_nothing(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
     made(shop, file)
