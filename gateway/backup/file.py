@@ -35,7 +35,7 @@ _MOST_HEADER_BYTES = 65_536
 _MOST_RECORD_BYTES = 256 * 1024 * 1024
 _AT_ONCE = 1024 * 1024
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODER = msgspec.msgpack.Decoder(Record)
+_DECODER: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -130,7 +130,7 @@ def _check_free(path: Path, *, overwrite: bool) -> None:
 
 def _written(summed: _Summed, made: int, *, archive: bool) -> Iterator[Writer]:
     summed.write(msgspec.json.encode(Header(FORMAT, __version__, made, LAYOUTS, archive)) + b"\n")
-    with gzip.GzipFile(filename="", mode="wb", fileobj=summed, mtime=0, compresslevel=6) as packed:  # type: ignore[call-overload]
+    with gzip.GzipFile(filename="", mode="wb", fileobj=summed, mtime=0, compresslevel=6) as packed:
         writer = Writer(packed, archive=archive)
         yield writer
         writer.put(End(writer.counts))

@@ -94,7 +94,8 @@ class Taking:
 
     async def _at_once(self, places: Iterable[Place], ends: dict[str, tuple[int, int]]) -> AsyncIterator[Record]:
         """These keys as they are in one moment; of streams what they hold in it, some at a time."""
-        plain, streams = [], []
+        plain: list[Place] = []
+        streams: list[Place] = []
         for place in places:
             (streams if place.name in _STREAMS else plain).append(place)
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -111,8 +112,8 @@ class Taking:
                 pipe.xinfo_stream(self._places.key(place))
             told = iter(await pipe.execute(raise_on_error=False))
         for place, kind in there:
-            for record in _held(place, kind, next(told), next(told)):
-                yield record
+            for held in _held(place, kind, next(told), next(told)):
+                yield held
         for place in streams:
             expires, facts = next(told), next(told)
             if isinstance(facts, Exception):
@@ -124,7 +125,10 @@ class Taking:
 
     async def _stream(self, place: Place, expires: int, facts: dict[str, Any]) -> AsyncIterator[Record]:
         key, last, after = self._places.key(place), facts["last-generated-id"], b"-"
-        while found := await self._redis.xrange(key, after, last, count=_ENTRIES_PER_CALL):
+        while True:
+            found: Any = await self._redis.xrange(key, after, last, count=_ENTRIES_PER_CALL)
+            if not found:
+                break
             yield Entries(place, [(one, _flat(fields)) for one, fields in found])
             after = b"(" + found[-1][0]
         yield StreamEnd(place, _expiry(expires), last, facts["entries-added"], facts["max-deleted-entry-id"])
