@@ -431,6 +431,10 @@ local beside, in_flight_beside, before_us, takes = 0, 0, 0, max_in_flight
 local others = redis.call('HGETALL', boards)
 for place = 1, #others, 2 do
   local heard, processes, calls = string.match(others[place + 1], '^(%d+)|(%d+)|(%d+)')
+  if heard and (gap < 0 or gap > jump) then
+    heard = now -- they could not be heard of, and have a lease to be
+    redis.call('HSET', boards, others[place], (string.gsub(others[place + 1], '^%d+', whole(now))))
+  end
   if not heard or math.abs(now - heard) >= lease then
     redis.call('HDEL', boards, others[place]) -- all of its processes died
   elseif others[place] ~= layout then

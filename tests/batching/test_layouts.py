@@ -96,6 +96,19 @@ async def test_what_a_killed_version_had_is_free_after_its_lease(older: Version,
     assert await newer.look(10.5) == 8
 
 
+async def test_while_redis_stands_still_nobody_is_given_up(older: Version, newer: Version) -> None:
+    """Nor when its clock is set: whoever is heard of next leaves the others their time."""
+    assert await older.look(0.0, wants=8) == 8
+    assert await newer.look(0.1, wants=20) == 0
+    assert await newer.look(3600.0) == 0
+    assert await newer.look(3601.0) == 0
+    assert newer.decision.beside == 1
+    assert await older.look(3601.5, returns=4) == 4
+    assert await newer.look(100.0) == 4
+    assert await newer.look(101.0) == 4
+    assert newer.decision.beside == 1
+
+
 async def test_a_teacher_that_takes_one_call_at_a_time_is_each_versions_in_turn(older: Version, newer: Version) -> None:
     """By the second, however many wait on the other board."""
     one = replace(LIMITS, max_in_flight=1)
