@@ -2,12 +2,21 @@
 
 Keys that one script touches share a hash tag, so that they live in one slot of a Redis Cluster. `prefix` separates
 deployments that share a Redis. The `v` and its number say which layout a process speaks: a later layout uses new
-names, so that two versions can stand side by side.
+names, so that two versions can stand side by side. docs/upgrading.md says when a number must be raised.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+
+BOARD = 4
+"""The layout of teachers' boards, and of what processes wake each other with. Each ticket says it as well."""
+TENANT = 2
+"""That of what is counted for each tenant: limits, budgets, requests under way, and the outbox."""
+RECEIPT = 1
+LEDGER = 1
+KEYRING = 1
+HEARTBEAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +36,7 @@ class TeacherKeys:
     cache: str  # hash: work -> guidance
     cache_ends: str  # sorted set: work by when its guidance is forgotten
     settled: str  # set: ids of the processes that told all they hold since the board began or one came back
+    boards: str  # hash: layout of a board of this teacher -> when it was last used, its processes, its calls in flight
 
     def as_list(self) -> list[str]:
         return [getattr(self, part.name) for part in fields(self)]
@@ -112,61 +122,78 @@ class LedgerKeys:
 
 @dataclass(frozen=True, slots=True)
 class RedisKeys:
+    """Attributes:
+    board: the layout of boards that this process speaks.
+    """
+
     prefix: str
+    board: int = BOARD
 
     def teacher(self, name: str) -> TeacherKeys:
-        base = f"{{{self.prefix}:teacher:{name}}}:v3:"
-        return TeacherKeys(*(base + part.name for part in fields(TeacherKeys)))
+        teacher = f"{{{self.prefix}:teacher:{name}}}:"
+        # By `boards` the layouts know of each other: its name and its shape are those of every version.
+        names = [part.name for part in fields(TeacherKeys) if part.name != "boards"]
+        return TeacherKeys(**{one: f"{teacher}v{self.board}:{one}" for one in names}, boards=teacher + "boards")
 
     def wakeups(self, owner: str) -> str:
         """The channel on which a process hears that its tickets were granted by another one's script."""
-        return f"{self.prefix}:v3:wakeups:{owner}"
+        return f"{self.prefix}:v{self.board}:wakeups:{owner}"
 
     def heartbeat(self, owner: str) -> str:
         """There for as long as the process is: it is written anew several times per lease."""
-        return f"{self.prefix}:v1:alive:{owner}"
+        return f"{self.prefix}:v{HEARTBEAT}:alive:{owner}"
 
     def intents(self, tenant: str, owner: str) -> str:
         """Hash: request id -> when it was admitted, and its intent; of one tenant's requests that one process works on.
 
         The time is a slot of a tenth of a second.
         """
-        return f"{self._tenant(tenant, 'v2')}intents:{owner}"
+        return f"{self.tenant_base(tenant)}intents:{owner}"
 
     def owners(self, tenant: str) -> str:
         """Sorted set: process id by when it last admitted a request of the tenant, microseconds of Redis TIME."""
-        return f"{self._tenant(tenant, 'v2')}owners"
+        return f"{self.tenant_base(tenant)}owners"
 
     def scope(self, tenant: str, scope: str) -> tuple[str, str, str]:
         """Of a tenant, or of one of its keys: what was used in the last minute, what runs in parallel, and its money.
 
         Three hashes. The last has a fourth beside it where the budget is a rolling one.
         """
-        base = f"{self._tenant(tenant, 'v2')}{scope}:"
+        base = f"{self.tenant_base(tenant)}{scope}:"
         return base + "window", base + "parallel", base + "budget"
 
     def receipt(self, tenant: str, receipt_id: str) -> str:
-        return f"{self._tenant(tenant)}receipt:{receipt_id}"
+        return f"{self.tenant_base(tenant, RECEIPT)}receipt:{receipt_id}"
 
     def outbox(self, tenant: str) -> str:
         """Stream: a tenant's receipts as they are settled, until they are added up and archived.
 
         Fields of an entry: `receipt`, and `instead` where it takes the place of an abandoned one. Both are JSON.
         """
-        return f"{self._tenant(tenant, 'v2')}outbox"
+        return f"{self.tenant_base(tenant)}outbox"
 
     def offline(self, tenant: str) -> str:
         """How many answers the tenant's devices reported that they made alone, in an hour or less; gone after that."""
         return f"{self._tenant(tenant)}offline"
 
     def ledger(self) -> LedgerKeys:
-        base = f"{{{self.prefix}:ledger}}:v1:"
+        base = self.ledger_base
         names = [part.name for part in fields(LedgerKeys) if not part.name.endswith("base")]
         return LedgerKeys(**{name: base + name for name in names}, base=base, rows_base=base)
 
     def keyring(self) -> KeyringKeys:
-        base = f"{{{self.prefix}:admin}}:v1:"
-        return KeyringKeys(*(base + part.name for part in fields(KeyringKeys)))
+        return KeyringKeys(*(self.keyring_base + part.name for part in fields(KeyringKeys)))
 
-    def _tenant(self, tenant: str, version: str = "v1") -> str:
-        return f"{{{self.prefix}:tenant:{tenant}}}:{version}:"
+    @property
+    def keyring_base(self) -> str:
+        """How the name of each of the callers' keys' keys begins."""
+        return f"{{{self.prefix}:admin}}:v{KEYRING}:"
+
+    @property
+    def ledger_base(self) -> str:
+        """How the name of each of the sums' keys begins."""
+        return f"{{{self.prefix}:ledger}}:v{LEDGER}:"
+
+    def tenant_base(self, tenant: str, layout: int = TENANT) -> str:
+        """How the name of each of a tenant's keys begins."""
+        return f"{{{self.prefix}:tenant:{tenant}}}:v{layout}:"

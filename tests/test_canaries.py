@@ -19,6 +19,7 @@ import pytest
 from redis import Redis
 
 from gateway.local.redis import EmbeddedRedis
+from gateway.redis_keys import BOARD
 from tests.canaries.engine import PLAYS
 from tests.canaries.search import Canaries
 from tests.canaries.world import TENANTS, World, arguments_of_all, said_in
@@ -373,7 +374,7 @@ def _look(callers: Callers) -> None:
         canaries.search("admin page", answer.text)
     cached = 0
     for key, text in world.kept():
-        is_cache = key.endswith(":v3:cache")
+        is_cache = key.endswith(f":v{BOARD}:cache")
         canaries.search("key in Redis", text, allowed=_GUIDANCE if is_cache else ())
         cached += is_cache and canaries["acme-guidance"] in text
     assert cached == 1, "guidance is kept"
@@ -404,7 +405,7 @@ def _check_that_the_cache_ends(world: World) -> None:
     """Each text in it has a time to be forgotten, which is no later than the policy says."""
     seconds, microseconds = world.redis.time()
     now = seconds + microseconds / 1e6
-    for key in world.redis.scan_iter("*:v3:cache"):
+    for key in world.redis.scan_iter(f"*:v{BOARD}:cache"):
         ends = dict(world.redis.zrange(f"{key}_ends", 0, -1, withscores=True))
         assert world.redis.hkeys(key)
         assert ends.keys() == set(world.redis.hkeys(key))

@@ -77,6 +77,10 @@ class Archive:
         """See `ArchiveDatabase.unreadable`."""
         return await self._in(self._readers, self._database.unreadable)
 
+    async def aside(self) -> list[Entry]:
+        """See `ArchiveDatabase.aside`."""
+        return await self._in(self._readers, self._database.aside)
+
     async def rows(self, where: Where, size: int = 1_000) -> AsyncIterator[list[Any]]:
         """See `ArchiveDatabase.rows`."""
         lists = self._database.rows(where, size)

@@ -37,6 +37,7 @@ from gateway.archive.tables import (
     SCHEMA,
     UNREADABLE,
     VERSION,
+    entry_id,
     entry_parts,
     row_of,
 )
@@ -175,6 +176,13 @@ class ArchiveDatabase:
         """How many receipts stand aside. Raises ArchiveError."""
         with self._ready().connect() as connection:
             return int(connection.execute(select(func.count()).select_from(UNREADABLE)).scalar_one())
+
+    def aside(self) -> list[Entry]:
+        """Those that stand aside, as they came. Raises ArchiveError."""
+        wanted = select(UNREADABLE).order_by(UNREADABLE.c.tenant, UNREADABLE.c.entry_ms, UNREADABLE.c.entry_seq)
+        with self._ready().connect() as connection:
+            found = connection.execute(wanted).all()
+        return [Entry(row.tenant, entry_id(row.entry_ms, row.entry_seq), row.receipt.encode()) for row in found]
 
     def rows(self, where: Where, size: int) -> Iterator[list[Any]]:
         """All rows, by time, in lists of `size` at most. A transaction lasts for one list. Raises ArchiveError."""

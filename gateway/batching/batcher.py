@@ -263,7 +263,7 @@ class TeacherQueue:
             log.info("fleet_rejoined", teacher=self._teacher)
         if news.returning:
             self._trusts_wakeups_at = _now() + _WAKEUP_S
-        self._membership.saw(decision.fleet, limits.lease_s, _now())
+        self._membership.saw(decision.fleet, limits.lease_s, _now(), decision.beside)
         return decision
 
     def _ask_own(self, limits: Limits) -> Decision:

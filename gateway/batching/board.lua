@@ -3,23 +3,26 @@
 -- TIME; no process clock is trusted. To run it twice with the same news does no harm: a reply can be lost, and then the
 -- news is told again.
 --
--- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache, cache_ends, settled
---       (TeacherKeys)
+-- Versions with another layout have a board of their own, by other names. What the teacher takes is shared out among the
+-- boards by `boards`, the one key that all of them know (docs/upgrading.md).
+--
+-- KEYS  queue, tickets, ends, permits, flights, followers, passes, idle, owners, state, cache, cache_ends, settled,
+--       boards (TeacherKeys)
 -- ARGV  owner, channel prefix, teacher, 1 if everything that is held is told, fleet, 1 if returning, 1 if leaving,
 --       max_in_flight, max_size, max_prompt_tokens, low_water, max_queue, max_cache_bytes, lease,
---       count of gone, ids; count of finished, then per ticket: id, guidance;
+--       layout; count of gone, ids; count of finished, then per ticket: id, guidance;
 --       count of held, then of arrived, per ticket: id, tenant, stride, prompt_tokens, max_wait, deadline, cache_ttl, work
--- Returns {next look or -1, fleet, in flight, waiting, window or -1, reclaimed, broken, {sizes opened}, {told}}, where
---       told is, per ticket of this owner: id, kind, two values:
+-- Returns {next look or -1, fleet, beside, in flight, waiting, window or -1, reclaimed, broken, {sizes opened}, {told}},
+--       where told is, per ticket of this owner: id, kind, two values:
 --       G batch size | S guidance - | C guidance - | R retry_after - | X - -
 
 local queue, tickets, ends, permits, flights, followers = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local passes, idle, owners, state, cache, cache_ends, settled = unpack(KEYS, 7)
+local passes, idle, owners, state, cache, cache_ends, settled, boards = unpack(KEYS, 7)
 local owner, channel, teacher = ARGV[1], ARGV[2], ARGV[3]
 local everything, fleet, returning, leaving = ARGV[4] == '1', tonumber(ARGV[5]), ARGV[6] == '1', ARGV[7] == '1'
 local max_in_flight, max_size, max_tokens = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local low_water, max_queue = tonumber(ARGV[11]), tonumber(ARGV[12])
-local max_bytes, lease = tonumber(ARGV[13]), tonumber(ARGV[14])
+local max_bytes, lease, layout = tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -27,11 +30,12 @@ local grace, jump, settle, second = 2000000, 2000000, 2000000, 1000000
 local longest_hold, retry_blind, keep_keys_s = 2000000, 10000000, 86400
 local cache_overhead, most_ended, most_dropped = 100, 20, 1000
 local most_forgotten, most_reclaimed, soon = 1000, 2000, 10000
+local look_beside = 20000
 
 local cap = 0 -- how many permits may be out
 local told, wake, asked, opened, reclaimed, broken = {}, {}, {}, {}, 0, 0
 
-local at = 14
+local at = 15
 local function argument()
   at = at + 1
   return ARGV[at]
@@ -50,7 +54,8 @@ for place, value in ipairs(redis.call('HMGET', state, unpack(names))) do
 end
 
 -- A ticket is kept as one line. Letters: W waiting, F following, G granted, S shared; more: the grant or the guidance.
-local line_of = '^([WFGS])|([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(.*)$'
+-- First stands the layout: the line of another one says nothing here.
+local line_of = '^' .. layout .. '|([WFGS])|([^|]*)|([^|]*)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|(%d+)|([^|]*)|(.*)$'
 
 local function read(id)
   local said = redis.call('HGET', tickets, id)
@@ -63,8 +68,8 @@ local function read(id)
 end
 
 local function write(t)
-  redis.call('HSET', tickets, t.id, string.format('%s|%s|%s|%.0f|%.0f|%.0f|%.0f|%.0f|%.0f|%s|', t.letter, t.owner,
-    t.tenant, t.stride, t.tokens, t.wait, t.since, t.seq, t.ttl, t.work) .. t.more)
+  redis.call('HSET', tickets, t.id, string.format('%s|%s|%s|%s|%.0f|%.0f|%.0f|%.0f|%.0f|%.0f|%s|', layout, t.letter,
+    t.owner, t.tenant, t.stride, t.tokens, t.wait, t.since, t.seq, t.ttl, t.work) .. t.more)
 end
 
 local function tell(t, kind, one, two)
@@ -345,7 +350,7 @@ local function tickets_of(holders, from, most)
     local page = redis.call('HSCAN', tickets, whole(from), 'COUNT', 500)
     from = tonumber(page[1])
     for place = 1, #page[2], 2 do
-      local holder = string.match(page[2][place + 1], '^%u|([^|]*)|')
+      local holder = string.match(page[2][place + 1], '^%d+|%u|([^|]*)|')
       if holder and holders[holder] then found[#found + 1] = page[2][place] end
     end
     seen = seen + #page[2] / 2
@@ -420,13 +425,39 @@ if leaving then
   redis.call('ZREM', owners, owner)
 end
 
+-- The boards of a teacher share it out by how many processes each has, and each leaves room for what the others have in
+-- flight. What a share is short of a whole permit comes to it in turn, by the second: together they are the whole.
+local beside, in_flight_beside, before_us, takes = 0, 0, 0, max_in_flight
+local others = redis.call('HGETALL', boards)
+for place = 1, #others, 2 do
+  local heard, processes, calls = string.match(others[place + 1], '^(%d+)|(%d+)|(%d+)')
+  if heard and (gap < 0 or gap > jump) then
+    heard = now -- they could not be heard of, and have a lease to be
+    redis.call('HSET', boards, others[place], (string.gsub(others[place + 1], '^%d+', whole(now))))
+  end
+  if not heard or math.abs(now - heard) >= lease then
+    redis.call('HDEL', boards, others[place]) -- all of its processes died
+  elseif others[place] ~= layout then
+    beside, in_flight_beside = beside + processes, in_flight_beside + calls
+    if tonumber(others[place]) < tonumber(layout) then before_us = before_us + processes end
+  end
+end
+if beside > 0 and cap > 0 then
+  local all = beside + redis.call('ZCARD', owners)
+  local turn = math.floor(now / second) % all
+  local function upto(processes) return math.floor((max_in_flight * processes + turn) / all) end
+  local share = upto(before_us + all - beside) - upto(before_us)
+  takes = math.max(1, share)
+  cap = math.max(0, math.min(share, max_in_flight - in_flight_beside))
+end
+
 count('a', 0)
 count('g', 0)
 for _ = 1, tonumber(argument()) do arrive(ticket_argument()) end
 
 -- Fair order. Tenants are taken up as their turn comes, those of equal passes by name; one that had its turn stands
 -- behind its equals.
-local limit = math.min(max_size, max_in_flight)
+local limit = math.min(max_size, takes)
 local turns, next_tenants, taken_up, put_back = {}, nil, 0, 1000000000
 local moved = {} -- the new pass of a tenant, written when the order is read no more
 
@@ -516,7 +547,7 @@ local function open_batch()
     fits = fits + 1
   end
   local full = overflows or #head >= limit or tokens >= max_tokens
-  local enough = full and math.min(fits, math.max(1, math.floor(max_in_flight / 3))) or fits
+  local enough = full and math.min(fits, math.max(1, math.floor(takes / 3))) or fits
   local fill = full and time_for('g', 3 * enough) or not full and time_for('a', limit)
   local due, patience_of_due = nil, 0
   for _, t in ipairs(head) do
@@ -536,7 +567,8 @@ while not late do
   next_look = -1
   if cap - in_flight <= 0 then
     s.room_since = 0
-    if now < s.settle_until then next_look = s.settle_until - now end
+    if now < s.settle_until then next_look = s.settle_until - now
+    elseif cap < max_in_flight and unseen > 0 then next_look = look_beside end -- nobody tells what other boards return
     break
   end
   if s.room_since <= 0 or s.room_since > now then s.room_since = now end
@@ -595,5 +627,11 @@ for _, name in ipairs(names) do
   written[#written + 1] = whole(s[name])
 end
 redis.call('HSET', state, unpack(written))
-return { whole(next_look), redis.call('ZCARD', owners), in_flight, redis.call('ZCARD', queue), whole(window),
+local fleet_now = redis.call('ZCARD', owners)
+if fleet_now == 0 and in_flight == 0 then
+  redis.call('HDEL', boards, layout)
+else
+  redis.call('HSET', boards, layout, string.format('%.0f|%d|%d', now, fleet_now, in_flight))
+end
+return { whole(next_look), fleet_now, beside, in_flight, redis.call('ZCARD', queue), whole(window),
          reclaimed, broken, opened, told }

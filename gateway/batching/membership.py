@@ -1,9 +1,9 @@
 """What a process remembers of its fleet, and so how many calls it may have in flight while Redis is away.
 
-Each process has an even share of what the teacher takes. But right after Redis went the others may have more than
-theirs: all that this process had not, since what they were given in that moment it cannot know. Those calls end by
-their deadlines. So for as long as the longest deadline of late a process has no more calls than it had when Redis went,
-nor than its share; then all have their shares.
+Each process has an even share of what the teacher takes, those of other versions included. But right after Redis went
+the others may have more than theirs: all that this process had not, since what they were given in that moment it cannot
+know. Those calls end by their deadlines. So for as long as the longest deadline of late a process has no more calls
+than it had when Redis went, nor than its share; then all have their shares.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Membership:
 
     def __init__(self) -> None:
         self._fleets = _Most()
+        self._besides = _Most()
         self._deadlines = _Most()
         self._alone_since: float | None = None
         self._held = 0
@@ -46,13 +47,20 @@ class Membership:
         """
         return int(self._fleets.largest(1))
 
-    def saw(self, fleet: int, lease_s: float, now: float) -> None:
-        """Redis told how many processes there are."""
+    @property
+    def all(self) -> int:
+        """The same, and the processes of versions that have a board of their own."""
+        return self.fleet + int(self._besides.largest(0))
+
+    def saw(self, fleet: int, lease_s: float, now: float, beside: int = 0) -> None:
+        """Redis told how many processes there are, and how many of them have another board."""
         if self._alone_since is not None:
             # While it was away, nothing was forgotten.
             self._fleets.seen = deque([(now, self.fleet)])
+            self._besides.seen = deque([(now, self.all - self.fleet)])
             self._alone_since = None
         self._fleets.see(fleet, lease_s, now)
+        self._besides.see(beside, lease_s, now)
 
     def asked(self, deadline_s: float, lease_s: float, now: float) -> None:
         """Somebody wants a call to end within so long; others may want the same of other processes."""
@@ -64,8 +72,8 @@ class Membership:
 
     def share(self, cap: int, lease_s: float, now: float) -> int:
         """How many of the `cap` calls in flight this process may have while it is alone."""
-        share = cap // self.fleet
-        if self.fleet > 1 and self._alone_since is not None:
+        share = cap // self.all
+        if self.all > 1 and self._alone_since is not None:
             longest_s = min(lease_s, self._deadlines.largest(lease_s))
             if now < self._alone_since + longest_s:
                 return min(share, self._held)

@@ -40,6 +40,7 @@ class RedisBoard:
         self._owner = owner
         self._teacher = teacher
         self._keys = keys.teacher(teacher).as_list()
+        self._layout = keys.board
         self._channel_prefix = keys.wakeups("")
         self._script = redis.register_script(SCRIPT)
 
@@ -60,6 +61,7 @@ class RedisBoard:
             limits.max_queue,
             limits.max_cache_bytes,
             _us(limits.lease_s),
+            self._layout,
             len(news.gone),
             *news.gone,
             len(news.finished),
@@ -70,7 +72,7 @@ class RedisBoard:
             args.append(len(tickets))
             for ticket in tickets:
                 args += _arguments(ticket)
-        look, fleet, in_flight, waiting, window, reclaimed, broken, opened, told = await self._script(
+        look, fleet, beside, in_flight, waiting, window, reclaimed, broken, opened, told = await self._script(
             keys=self._keys, args=args
         )
         return Decision(
@@ -83,6 +85,7 @@ class RedisBoard:
             opened,
             reclaimed,
             broken,
+            beside,
         )
 
 

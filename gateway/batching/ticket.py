@@ -129,6 +129,7 @@ class Decision:
         opened: sizes of the batches that this exchange opened.
         reclaimed: permits and tickets taken back from processes that are gone.
         broken: tickets dropped because they could not be read.
+        beside: processes of versions with another layout, which have a board of their own.
     """
 
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
@@ -140,3 +141,4 @@ class Decision:
     opened: Sequence[int] = ()
     reclaimed: int = 0
     broken: int = 0
+    beside: int = 0

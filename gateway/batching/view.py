@@ -29,8 +29,8 @@ MOST_PERMITS = 256
 MOST_PROCESSES = 100
 _MOST_LINE_BYTES = 512
 _STATE = ("batches", "cache_bytes", "a_start", "a_before", "a_current", "g_start", "g_before", "g_current")
-# `board.lua` says how a ticket is kept: letter, process, tenant, stride, five more numbers, work, the rest.
-_LINE = re.compile(r"([WFGS])\|([^|]*)\|([^|]*)\|(\d{1,18})\|(?:\d+\|){5}[^|]*\|.*", re.DOTALL | re.ASCII)
+# `board.lua` says how a ticket is kept: layout, letter, process, tenant, stride, five more numbers, work, the rest.
+_LINE = re.compile(r"\d{1,9}\|([WFGS])\|([^|]*)\|([^|]*)\|(\d{1,18})\|(?:\d+\|){5}[^|]*\|.*", re.DOTALL | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ COMMANDS = (
     "usage",
     "reconcile",
     "archive",
+    "backup",
+    "restore",
     "queue",
     "version",
 )

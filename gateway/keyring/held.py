@@ -19,10 +19,11 @@ Status: TypeAlias = Literal["active", "grace", "expired", "replaced", "revoked"]
 _MICRO = 1_000_000
 
 
-class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
+class Terms(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a key may do, as Redis keeps it. It stays as it was made.
 
-    `limits` and `budget` are in the words of policy files.
+    `limits` and `budget` are in the words of policy files. A term of a later version is not passed over: it may be one
+    that takes something away.
     """
 
     hint: str

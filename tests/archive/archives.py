@@ -60,11 +60,11 @@ def receipts(count: int, tenant: str = "acme") -> list[Receipt]:
 class Fed:
     """An archive that is fed from a Redis, by one process or by several."""
 
-    def __init__(self, redis: Redis, client: RedisClient, archive: Archive, **more: Any) -> None:
+    def __init__(self, redis: Redis, client: RedisClient, archive: Archive, keys: RedisKeys | None = None) -> None:
         self.redis = redis
         self.client = client
         self.archive = archive
-        self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
+        self.keys = keys or RedisKeys(f"t{secrets.token_hex(6)}")
         self.ledger = RedisLedger(redis, self.keys, "ann", 100, 10)
         self.feed = ArchiveFeed(redis, self.keys)
         self.metrics = Metrics()

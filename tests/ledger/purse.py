@@ -48,9 +48,9 @@ def budget(
 class Purse:
     """The ledgers of three processes on one Redis."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, keys: RedisKeys | None = None) -> None:
         self.redis = redis
-        self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
+        self.keys = keys or RedisKeys(f"t{secrets.token_hex(6)}")
         self.processes = {name: RedisLedger(redis, self.keys, name, 100, 10) for name in ("ann", "bob", "carl")}
         self.events: list[tuple[str, str]] = []
 

@@ -31,11 +31,13 @@ RETENTION = Retention(minute=3600, hour=86_400, day=10 * 86_400)
 
 
 class Books:
-    def __init__(self, redis: Redis, client: RedisClient, retention: Retention = RETENTION) -> None:
+    def __init__(
+        self, redis: Redis, client: RedisClient, retention: Retention = RETENTION, keys: RedisKeys | None = None
+    ) -> None:
         self.redis = redis
         self.client = client
         self.retention = retention
-        self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
+        self.keys = keys or RedisKeys(f"t{secrets.token_hex(6)}")
         self.ledger = RedisLedger(redis, self.keys, "ann", 100, 10)
         self.rollups = Rollups(redis, self.keys, retention)
         self.ann = Roller(client, redis, self.keys, self.rollups, "ann")

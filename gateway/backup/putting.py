@@ -1,0 +1,177 @@
+"""Puts what a backup holds back into Redis and the archive, where no gateway runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gateway.archive.database import Entry, Where
+from gateway.backup.places import Places
+from gateway.backup.records import Counts, Entries, Held, Receipts, StreamEnd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from redis.asyncio import Redis
+    from redis.asyncio.client import Pipeline
+
+    from gateway.archive.archive import Archive
+    from gateway.backup.records import Record
+    from gateway.redis_keys import RedisKeys
+
+_KEYS_PER_SCAN = 1_000
+_KEYS_PER_CALL = 500
+_RECORDS_PER_CALL = 100
+# Outboxes were held for whoever made rows anew then.
+_STATE_NOT_KEPT = "held_until"
+_GROUP = "restore"
+
+
+@dataclass(slots=True)
+class Present:
+    """What is there before a restore.
+
+    Attributes:
+        counts: as a backup would count it.
+        names: of all keys in Redis that a restore takes away, leases and limits by the minute included.
+    kept: how many of them a backup would hold.
+        alive: how many gateway processes were heard of within the lease.
+    """
+
+    counts: Counts = field(default_factory=Counts)
+    names: list[bytes] = field(default_factory=list)
+    kept: int = 0
+    alive: int = 0
+
+    @property
+    def nothing(self) -> bool:
+        return not self.kept and not self.counts.receipts
+
+
+class Putting:
+    """Args:
+    archive: None: receipts of the archive are left out.
+    redis_too: whether anything is put into Redis.
+
+    Every method raises RedisError, OSError and ArchiveError.
+    """
+
+    def __init__(self, redis: Redis, keys: RedisKeys, archive: Archive | None, *, redis_too: bool = True) -> None:
+        self._redis_too = redis_too
+        self._redis = redis
+        self._keys = keys
+        self._places = Places(keys)
+        self._archive = archive
+
+    async def look(self) -> Present:
+        """What is there now, where something is to be put."""
+        found = Present()
+        if self._redis_too:
+            await self._look_at_redis(found)
+        if self._archive is not None:
+            found.counts.receipts = await self._archive.count(Where())
+        return found
+
+    async def _look_at_redis(self, found: Present) -> None:
+        names = self._keys.ledger()
+        generation: Any = await self._redis.hget(names.state, "generation")
+        seen: set[bytes] = set()
+        async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
+            key = raw.decode(errors="replace")
+            one = self._places.find(key, int(generation or 0))
+            if raw in seen:
+                continue
+            seen.add(raw)
+            if one is not None:
+                found.names.append(raw)
+                found.kept += one.kept
+                found.counts.sums += one.kept and one.place.part == "sums"
+                found.counts.budgets += one.place.name.endswith(":budget")
+            found.alive += self._places.is_heartbeat(key)
+        found.counts.keys = await self._count(self._redis.hlen(self._keys.keyring().terms))
+        found.counts.waiting = sum([await self._redis.xlen(raw) for raw in found.names if raw.endswith(b":outbox")])
+
+    @staticmethod
+    async def _count(told: Any) -> int:
+        return int(await told)
+
+    async def clear(self, present: Present) -> None:
+        """Take away what is there in Redis. The archive's receipts stay."""
+        for some in _batched(present.names, _KEYS_PER_CALL):
+            await self._redis.unlink(*some)
+
+    async def put(self, records: Iterable[Record], on_progress: Callable[[int], None]) -> None:
+        """Write all of it. What has ended since it was read is left out.
+
+        Args:
+            on_progress: told how many records are written.
+        """
+        seconds, _ = await self._redis.time()
+        some: list[Record] = []
+        for done, record in enumerate(records, 1):
+            if isinstance(record, Receipts):
+                await self._archived(record)
+            elif self._redis_too and not _is_over(record, seconds * 1000):
+                some.append(record)
+            if len(some) == _RECORDS_PER_CALL:
+                await self._write(some)
+                some.clear()
+            on_progress(done)
+        await self._write(some)
+        if self._redis_too:
+            await self._redis.hdel(self._keys.ledger().state, _STATE_NOT_KEPT)
+
+    async def _archived(self, record: Receipts) -> None:
+        if self._archive is not None:
+            await self._archive.write([Entry(*one) for one in record.receipts])
+
+    async def _write(self, some: Sequence[Record]) -> None:
+        if not some:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for record in some:
+                self._one(pipe, record)
+            await pipe.execute()
+
+    def _one(self, pipe: Pipeline, record: Record) -> None:
+        match record:
+            case Held(place, kind, expires, values):
+                key = self._places.key(place)
+                _add(pipe, key, kind, values)
+                _expire(pipe, key, expires)
+            case Entries(place, entries):
+                for one, fields in entries:
+                    pipe.execute_command("XADD", self._places.key(place), one, *fields)
+            case StreamEnd(place, expires, last, ever, deleted) if last != b"0-0":
+                # A stream that holds nothing still knows how far it went: what comes next must come after.
+                key = self._places.key(place)
+                pipe.execute_command("XGROUP", "CREATE", key, _GROUP, "$", "MKSTREAM")
+                pipe.execute_command("XGROUP", "DESTROY", key, _GROUP)
+                pipe.execute_command("XSETID", key, last, "ENTRIESADDED", ever, "MAXDELETEDID", deleted)
+                _expire(pipe, key, expires)
+
+
+def _is_over(record: Record, now_ms: int) -> bool:
+    return isinstance(record, Held) and 0 < record.expires_ms <= now_ms
+
+
+def _add(pipe: Pipeline, key: str, kind: str, values: Sequence[bytes]) -> None:
+    match kind:
+        case "string":
+            pipe.execute_command("SET", key, *values)
+        case "hash":
+            pipe.execute_command("HSET", key, *values)
+        case "set":
+            pipe.execute_command("SADD", key, *values)
+        case _:
+            scored = [part for at in range(0, len(values), 2) for part in (values[at + 1], values[at])]
+            pipe.execute_command("ZADD", key, *scored)
+
+
+def _expire(pipe: Pipeline, key: str, expires_ms: int) -> None:
+    if expires_ms:
+        pipe.pexpireat(key, expires_ms)
+
+
+def _batched(items: Sequence[bytes], most: int) -> Iterable[Sequence[bytes]]:
+    return (items[start : start + most] for start in range(0, len(items), most))

@@ -1,0 +1,209 @@
+"""Reads what a backup holds out of Redis and the archive, while gateways go on.
+
+All of Redis is of one moment, as far as it hangs together: a tenant's budgets, requests under way and outbox are read
+in one transaction, and sums stay as they are meanwhile (pause.py). The archive is read afterwards, up to where each
+outbox ended in that moment.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gateway.archive.database import Where
+from gateway.archive.tables import entry_id, entry_parts
+from gateway.backup.places import Places
+from gateway.backup.records import Entries, Held, Place, Receipts, StreamEnd
+from gateway.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+
+    from redis.asyncio import Redis
+    from redis.asyncio.client import Pipeline
+
+    from gateway.archive.archive import Archive
+    from gateway.backup.records import Kind, Record
+    from gateway.redis_keys import RedisKeys
+
+_KEYS_PER_SCAN = 1_000
+_KEYS_PER_CALL = 200
+_VALUES_PER_RECORD = 2_000
+_ENTRIES_PER_CALL = 500
+_OUTBOX = "outbox"
+_STREAMS = frozenset({_OUTBOX, "audit", "latest"})
+_NEVER = (-1, -2)
+
+
+@dataclass(slots=True)
+class Inventory:
+    """What there is in Redis: by tenant, or by part where it is none's. `ends`: up to where each outbox went."""
+
+    tenants: dict[str, dict[Place, None]] = field(default_factory=lambda: defaultdict(dict))
+    parts: dict[str, dict[Place, None]] = field(default_factory=lambda: defaultdict(dict))
+    ends: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(map(len, [*self.tenants.values(), *self.parts.values()]))
+
+
+class Taking:
+    """Every method raises RedisError and OSError."""
+
+    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+        self._redis = redis
+        self._keys = keys
+        self._places = Places(keys)
+
+    async def inventory(self) -> Inventory:
+        """What is to be read."""
+        generation: Any = await self._redis.hget(self._keys.ledger().state, "generation")
+        found = Inventory()
+        async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
+            one = self._places.find(raw.decode(errors="replace"), int(generation or 0))
+            if one is None or not one.kept:
+                continue
+            group = found.tenants[one.place.tenant] if one.place.part == "tenants" else found.parts[one.place.part]
+            group[one.place] = None  # SCAN may tell a key twice
+        return found
+
+    async def redis(self, inventory: Inventory, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
+        """All of Redis. Raises StartupError, too, where somebody added up meanwhile.
+
+        Args:
+            on_progress: told how many keys are read.
+        """
+        done, version = 0, await self._version()
+        for places in (inventory.parts["keys"], *inventory.tenants.values()):
+            async for record in self._at_once(places, inventory.ends):
+                yield record
+            done += len(places)
+            on_progress(done)
+        for some in _batched(list(inventory.parts["sums"]), _KEYS_PER_CALL):
+            async for record in self._at_once(some, {}):
+                yield record
+            done += len(some)
+            on_progress(done)
+        if await self._version() != version:
+            raise StartupError("Receipts were added up while the backup was made, and it would not fit. Make it again.")
+
+    async def _version(self) -> bytes | None:
+        found: Any = await self._redis.hget(self._keys.ledger().state, "version")
+        return found if found is None else bytes(found)
+
+    async def _at_once(self, places: Iterable[Place], ends: dict[str, tuple[int, int]]) -> AsyncIterator[Record]:
+        """These keys as they are in one moment; of streams what they hold in it, some at a time."""
+        plain: list[Place] = []
+        streams: list[Place] = []
+        for place in places:
+            (streams if place.name in _STREAMS else plain).append(place)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for place in plain:
+                pipe.type(self._places.key(place))
+            kinds = [_kind(raw) for raw in await pipe.execute()] if plain else []
+        there = [(place, kind) for place, kind in zip(plain, kinds, strict=True) if kind is not None]
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for place, kind in there:
+                pipe.pexpiretime(self._places.key(place))
+                _ask(pipe, self._places.key(place), kind)
+            for place in streams:
+                pipe.pexpiretime(self._places.key(place))
+                pipe.xinfo_stream(self._places.key(place))
+            told = iter(await pipe.execute(raise_on_error=False))
+        for place, kind in there:
+            for held in _held(place, kind, next(told), next(told)):
+                yield held
+        for place in streams:
+            expires, facts = next(told), next(told)
+            if isinstance(facts, Exception):
+                continue  # there is none any more
+            async for record in self._stream(place, expires, facts):
+                yield record
+            if place.name == _OUTBOX:
+                ends[place.tenant] = entry_parts(facts["last-generated-id"].decode())
+
+    async def _stream(self, place: Place, expires: int, facts: dict[str, Any]) -> AsyncIterator[Record]:
+        key, last, after = self._places.key(place), facts["last-generated-id"], b"-"
+        while True:
+            found: Any = await self._redis.xrange(key, after, last, count=_ENTRIES_PER_CALL)
+            if not found:
+                break
+            yield Entries(place, [(one, _flat(fields)) for one, fields in found])
+            after = b"(" + found[-1][0]
+        yield StreamEnd(place, _expiry(expires), last, facts["entries-added"], facts["max-deleted-entry-id"])
+
+
+async def receipts(
+    archive: Archive, ends: dict[str, tuple[int, int]], made_s: int, on_progress: Callable[[int], None]
+) -> AsyncIterator[Receipts]:
+    """What the archive had of each outbox when it was read. Raises ArchiveError.
+
+    Args:
+        ends: up to where each outbox went; of tenants that had none what came before `made_s` counts, in Unix seconds.
+        on_progress: told how many receipts were looked at.
+    """
+    otherwise, done = (made_s * 1000, 0), 0
+    async for rows in archive.rows(Where()):
+        found = [one for row in rows for one in _receipts_of(row, ends.get(row.tenant, otherwise))]
+        if found:
+            yield Receipts(found)
+        done += len(rows)
+        on_progress(done)
+    if aside := await archive.aside():
+        yield Receipts([(one.tenant, one.id, one.raw) for one in aside])
+
+
+def _receipts_of(row: Any, end: tuple[int, int]) -> Iterator[tuple[str, str, bytes]]:
+    """The receipt, and the abandoned one in whose place it came, in the order of their entries."""
+    brought = [(row.entry_ms, row.entry_seq, row.receipt)]
+    if row.instead is not None:
+        brought.append((row.instead_ms, row.instead_seq, row.instead))
+    for ms, seq, text in sorted(brought):
+        if (ms, seq) <= end:
+            yield row.tenant, entry_id(ms, seq), text.encode()
+
+
+def _kind(raw: bytes) -> Kind | None:
+    kind: Any = raw.decode()
+    return kind if kind in {"string", "hash", "set", "zset"} else None
+
+
+def _ask(pipe: Pipeline, key: str, kind: Kind) -> None:
+    if kind == "string":
+        pipe.get(key)
+    elif kind == "hash":
+        pipe.hgetall(key)
+    elif kind == "set":
+        pipe.smembers(key)
+    else:
+        pipe.zrange(key, 0, -1, withscores=True)
+
+
+def _held(place: Place, kind: Kind, expires: Any, value: Any) -> Iterator[Held]:
+    """What a key holds, in pieces; nothing of one that is gone, or became another's."""
+    if not value or isinstance(value, Exception):
+        return
+    if kind == "string":
+        flat = [value]
+    elif kind == "hash":
+        flat = _flat(value)
+    elif kind == "set":
+        flat = list(value)
+    else:
+        flat = [part for member, score in value for part in (member, repr(score).encode())]
+    for some in _batched(flat, _VALUES_PER_RECORD):
+        yield Held(place, kind, _expiry(expires), list(some))
+
+
+def _flat(fields: dict[bytes, bytes]) -> list[bytes]:
+    return [part for pair in fields.items() for part in pair]
+
+
+def _expiry(told: int) -> int:
+    return 0 if told in _NEVER else told
+
+
+def _batched(items: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), most):
+        yield items[start : start + most]

@@ -1,0 +1,42 @@
+"""One Redis to restore into, and one PostgreSQL for the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from gateway.local.redis import EmbeddedRedis
+from tests.backup.shop import Shop
+from tests.postgres import running_postgres
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from tests.postgres import Postgres
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def empty_redis_url() -> AsyncIterator[str]:
+    """Another Redis than the one that backups are made of; each test has a prefix of its own there."""
+    async with EmbeddedRedis() as redis:
+        yield redis.url
+
+
+@pytest.fixture
+def shop(tmp_path: Path, redis_url: str) -> Shop:
+    return Shop(tmp_path / "shop", redis_url)
+
+
+@pytest.fixture
+def anew(tmp_path: Path, empty_redis_url: str) -> Shop:
+    """A deployment that holds nothing."""
+    return Shop(tmp_path / "anew", empty_redis_url)

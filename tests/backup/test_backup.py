@@ -1,0 +1,341 @@
+"""`gkt-gateway backup` and `gkt-gateway restore`, from one real Redis and archive to others."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.asyncio import Redis
+
+from gateway.keyring.token import digest_of
+from gateway.rollups.roller import Roller
+from tests.archive.archives import new_database
+from tests.backup.shop import Shop
+from tests.canaries.search import Canaries
+from tests.rollups.books import receipts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "a backup.gkt"
+
+
+def made(shop: Shop, file: Path, *more: str) -> str:
+    done = shop.run("backup", file, *more)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def restored(shop: Shop, file: Path, *more: str) -> str:
+    done = shop.run("restore", file, *more)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("to", ["sqlite", "postgres"])
+def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(
+    shop: Shop, tmp_path: Path, empty_redis_url: str, file: Path, to: str, request: pytest.FixtureRequest
+) -> None:
+    """Under another prefix, with the archive in the same kind of database or in another one."""
+    asyncio.run(shop.trade())
+    before = asyncio.run(shop.standing())
+    said = made(shop, file)
+    for line in ("callers' keys                2", "that wait in Redis  ", "receipts of the archive      39"):
+        assert line in said
+    archive = "sqlite" if to == "sqlite" else new_database(request.getfixturevalue("postgres"))
+    anew = Shop(tmp_path / "anew", empty_redis_url, archive)
+    assert "Restored. Start the gateways." in restored(anew, file)
+    after = asyncio.run(anew.standing())
+    assert after == before
+    assert after.keys == {"ci": "active", "old": "revoked"}
+    assert after.money == [(Decimal("0.25"), Decimal("0.125"))] * 2
+    assert after.aside == 1
+    # What waited is added up and archived, here as there.
+    caught_up = asyncio.run(anew.standing(caught_up=True))
+    assert caught_up == asyncio.run(shop.standing(caught_up=True))
+    assert caught_up != after
+    assert sum(row.requests for period, rows in caught_up.sums.items() if period.granularity == "day"
+               for row in rows.values()) == 44  # fmt: skip
+
+
+def test_what_comes_after_a_restore_counts_once_and_is_archived(shop: Shop, anew: Shop, file: Path) -> None:
+    asyncio.run(shop.trade())
+    made(shop, file)
+    restored(anew, file)
+    asyncio.run(anew.standing(caught_up=True))
+    more = receipts(4)
+    asyncio.run(anew.settle(*more))
+    asyncio.run(shop.settle(*more))
+    there, here = (asyncio.run(one.standing(caught_up=True)) for one in (shop, anew))
+    assert here.sums == there.sums
+    assert {name for name, _ in here.archived} == {name for name, _ in there.archived}
+
+
+def test_a_request_that_was_under_way_is_settled_as_abandoned(shop: Shop, anew: Shop, file: Path) -> None:
+    """As if its process had died in the moment of the backup: what it reserved comes out of the budget."""
+    asyncio.run(shop.trade())
+    made(shop, file)
+    restored(anew, file)
+    (one,) = asyncio.run(anew.under_way())
+    asyncio.run(anew.abandon(one))
+    assert asyncio.run(anew.standing()).money == [(Decimal("0.375"), Decimal(0))] * 2
+    assert asyncio.run(anew.under_way()) == []
+
+
+def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, file: Path) -> None:
+    """Also where the new Redis' clock is behind: what comes later must have a later place."""
+
+    async def emptied() -> bytes:
+        async with shop.parts() as here:
+            far = f"{int(time.time() * 1000) + 3_600_000}-7"
+            await here.redis.xadd(shop.keys.outbox("acme"), {"receipt": receipts(1)[0].to_json()}, id=far)
+            await here.books.roll_all()
+            await here.redis.xtrim(shop.keys.outbox("acme"), maxlen=0, approximate=False)
+            await here.redis.sadd(shop.keys.ledger().tenants, "acme")
+            return far.encode()
+
+    async def facts(of: Shop) -> dict[str, Any]:
+        async with Redis.from_url(of.url) as redis:
+            told = await redis.xinfo_stream(of.keys.outbox("acme"))
+        return {name: told[name] for name in ("length", "last-generated-id", "entries-added", "max-deleted-entry-id")}
+
+    asyncio.run(shop.settle(*receipts(3)))
+    last = asyncio.run(emptied())
+    made(shop, file)
+    restored(anew, file)
+    assert asyncio.run(facts(anew)) == asyncio.run(facts(shop))
+    assert asyncio.run(facts(anew))["last-generated-id"] == last
+    asyncio.run(anew.settle(*receipts(2)))
+    assert asyncio.run(anew.standing(caught_up=True)).sums != {}
+
+
+@pytest.mark.timeout(300)
+async def test_a_backup_of_gateways_that_go_on_hangs_together(shop: Shop, anew: Shop, file: Path) -> None:
+    """Receipts come, are added up and archived all the while; in what is restored each counts once, in both."""
+    stop = asyncio.Event()
+
+    async def trading() -> int:
+        count = 0
+        async with shop.parts() as here:
+            ann, archiver = Roller(here.client, here.redis, shop.keys, here.books.rollups, "ann"), here.fed.ann
+            rolling = asyncio.ensure_future(ann.run())  # noqa: TID251
+            while not stop.is_set():
+                await here.books.settle(*receipts(20), *receipts(3, "globex"))
+                await archiver._turn()
+                count += 23
+                await asyncio.sleep(0.01)
+            rolling.cancel()
+        return count
+
+    work = asyncio.ensure_future(trading())  # noqa: TID251
+    await asyncio.sleep(1)
+    await asyncio.to_thread(made, shop, file)
+    await asyncio.sleep(1)
+    stop.set()
+    count = await work
+    await asyncio.to_thread(restored, anew, file)
+    there = await anew.standing(caught_up=True)
+    while (more := await anew.standing(caught_up=True)) != there:  # a turn archives so many at a time
+        there = more
+    days = [row for period, rows in there.sums.items() if period.granularity == "day" for row in rows.values()]
+    assert 0 < len(there.archived) < count
+    assert sum(row.requests for row in days) == len(there.archived) == len({name for name, _ in there.archived})
+
+
+def test_no_secret_and_no_word_of_a_caller_is_in_it(shop: Shop, file: Path) -> None:
+    """Of keys there are hashes. What the teacher wrote is kept in Redis for a while, and not in a backup."""
+    canaries = Canaries()
+
+    async def hide() -> None:
+        async with Redis.from_url(shop.url) as redis:
+            board = shop.keys.teacher("big")
+            await redis.hset(board.cache, "work", canaries["guidance"])
+            await redis.hset(board.tickets, "t", canaries["ticket"])
+
+    canaries.texts["key"] = asyncio.run(shop.trade())
+    canaries.texts["admin key"] = "an-admin-key-for-tests"
+    asyncio.run(hide())
+    said = made(shop, file)
+    raw = file.read_bytes()
+    header, _, packed = raw.partition(b"\n")
+    held = gzip.GzipFile(fileobj=io.BytesIO(packed[:-32])).read()
+    canaries.search("backup", *(text.decode("latin-1") for text in (header, packed, held)), said)
+    assert canaries.found == []
+    assert digest_of(canaries["key"]).encode() in held, "it holds something"
+
+
+def test_it_is_its_owners_alone_and_nothing_is_left_beside_it(shop: Shop, file: Path) -> None:
+    asyncio.run(shop.settle(*receipts(1)))
+    made(shop, file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [one for one in file.parent.iterdir() if one.is_file()] == [file]
+
+
+def test_a_file_that_is_there_is_kept_unless_told_otherwise(shop: Shop, file: Path) -> None:
+    file.write_text("mine")
+    done = shop.run("backup", file)
+    assert (done.returncode, f"{file} is there already" in done.stderr) == (1, True)
+    assert file.read_text() == "mine"
+    made(shop, file, "--overwrite")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_backup_that_fails_leaves_no_file(shop: Shop, file: Path) -> None:
+    shop.config.write_text(shop.config.read_text().replace(shop.url, "unix:///nowhere/redis.sock"))
+    assert shop.run("backup", file).returncode == 1
+    assert [one for one in file.parent.iterdir() if one.is_file()] == []
+    done = shop.run("backup", file.parent / "nowhere" / "b.gkt")
+    assert done.returncode == 1
+
+
+def test_what_is_there_is_never_written_over_unless_told_to(shop: Shop, anew: Shop, file: Path) -> None:
+    asyncio.run(shop.trade())
+    made(shop, file)
+    asyncio.run(anew.trade())
+    there, names = asyncio.run(anew.standing()), asyncio.run(anew.names())
+    done = anew.run("restore", file)
+    assert (done.returncode, "There is something already" in done.stderr) == (1, True)
+    assert "callers' keys                2" in done.stderr
+    assert (asyncio.run(anew.standing()), asyncio.run(anew.names())) == (there, names)
+    restored(anew, file, "--overwrite")
+    after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (after.keys, after.money, after.sums) == (wanted.keys, wanted.money, wanted.sums)
+    assert set(after.archived) == set(wanted.archived) | set(there.archived), "receipts are never taken away"
+
+
+def test_an_archive_that_was_not_lost_is_left_alone(shop: Shop, anew: Shop, file: Path) -> None:
+    asyncio.run(shop.trade())
+    made(shop, file)
+    restored(anew, file, "--only", "redis")
+    after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (after.keys, after.money, after.sums) == (wanted.keys, wanted.money, wanted.sums)
+    assert after.archived == []
+    assert "left out" in made(shop, file, "--overwrite", "--without-archive")
+    restored(anew, file, "--overwrite")
+    assert asyncio.run(anew.standing()).archived == []
+
+
+def test_an_archive_that_was_lost_alone_is_restored_beside_gateways(shop: Shop, anew: Shop, file: Path) -> None:
+    async def live() -> None:
+        async with Redis.from_url(anew.url) as redis:
+            await redis.set(anew.keys.heartbeat("ann"), b"")
+
+    asyncio.run(shop.trade())
+    made(shop, file)
+    asyncio.run(live())
+    names = asyncio.run(anew.names())
+    restored(anew, file, "--only", "archive")
+    assert asyncio.run(anew.names()) == names
+    after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
+    assert (after.archived, after.aside) == (wanted.archived, wanted.aside)
+    assert (after.keys, after.sums) == ({}, {})
+    made(shop, file, "--overwrite", "--without-archive")
+    assert "There is no archive to restore" in anew.run("restore", file, "--only", "archive").stderr
+
+
+def test_a_deployment_without_an_archive_has_a_backup_too(tmp_path: Path, redis_url: str, file: Path) -> None:
+    one, other = (Shop(tmp_path / name, redis_url, None) for name in ("one", "other"))
+    asyncio.run(one.trade())
+    made(one, file)
+    restored(other, file)
+    assert asyncio.run(other.standing()) == asyncio.run(one.standing())
+
+
+def test_what_gateways_leave_behind_for_seconds_is_nothing_that_stands_in_the_way(
+    shop: Shop, anew: Shop, file: Path
+) -> None:
+    async def leave() -> None:
+        async with Redis.from_url(anew.url) as redis:
+            ledger = anew.keys.ledger()
+            for name in (ledger.lease, ledger.archiver, ledger.archive):
+                await redis.set(name, b"ann")
+            await redis.hset(anew.keys.scope("acme", "tenant")[0], "r1", 1)
+
+    asyncio.run(shop.trade())
+    made(shop, file)
+    asyncio.run(leave())
+    restored(anew, file)
+    assert asyncio.run(anew.standing()) == asyncio.run(shop.standing())
+
+
+def test_a_dry_run_looks_and_changes_nothing(shop: Shop, anew: Shop, file: Path) -> None:
+    asyncio.run(shop.trade())
+    made(shop, file)
+    said = restored(anew, file, "--dry-run")
+    assert "Nothing was changed" in said
+    assert "budgets                      2" in said
+    assert asyncio.run(anew.names()) == set()
+    asyncio.run(anew.settle(*receipts(1)))
+    assert anew.run("restore", file, "--dry-run").returncode == 1, "as without"
+
+
+def test_no_restore_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> None:
+    async def beat(*, lives: bool) -> None:
+        async with Redis.from_url(anew.url) as redis:
+            if lives:
+                await redis.set(anew.keys.heartbeat("ann"), b"")
+            else:
+                await redis.delete(anew.keys.heartbeat("ann"))
+
+    asyncio.run(shop.trade())
+    made(shop, file)
+    asyncio.run(beat(lives=True))
+    done = anew.run("restore", file, "--overwrite")
+    assert (done.returncode, "1 gateway processes run on this Redis" in done.stderr) == (1, True)
+    asyncio.run(beat(lives=False))
+    restored(anew, file)
+
+
+def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(shop: Shop, anew: Shop, file: Path) -> None:
+    asyncio.run(shop.trade())
+    made(shop, file)
+    raw = file.read_bytes()
+    start = raw.index(b"\n") + 1
+    harmed = {
+        "a byte": raw[: start + 40] + bytes([raw[start + 40] ^ 1]) + raw[start + 41 :],
+        "the checksum": raw[:-1] + bytes([raw[-1] ^ 1]),
+        "cut": raw[:-200],
+        "its first line alone": raw[:start],
+        "more at the end": raw + b"x",
+    }
+    for how, what in harmed.items():
+        file.write_bytes(what)
+        done = anew.run("restore", file, "--overwrite")
+        assert (done.returncode, f"{file} is damaged" in done.stderr) == (1, True), how
+    assert asyncio.run(anew.names()) == set()
+    for text in (b"", b"{}\n", b"\x00\xff" * 100, b'{"gkt_backup": "x", "gateway": 1}\n', b"[1]\n"):
+        file.write_bytes(text)
+        assert "is no backup" in anew.run("restore", file).stderr
+    file.unlink()
+    assert "cannot be read" in anew.run("restore", file).stderr
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "says"),
+    [
+        (b'"gkt_backup":1', b'"gkt_backup":2', "was made by a newer gateway"),
+        (b'"ledger":1', b'"ledger":2', "its layout of the ledger is 2, and this one has 1"),
+        (b'"keyring":1', b'"keyring":1,"more":1', "its layout of the more is 1, and this one has 0"),
+        (b'"tenant":2', b'"tenant":1', "Restore it with that version, then upgrade"),
+    ],
+)
+def test_a_file_of_another_version_is_refused_by_name(
+    shop: Shop, anew: Shop, file: Path, ours: bytes, theirs: bytes, says: str
+) -> None:
+    asyncio.run(shop.settle(*receipts(1)))
+    made(shop, file)
+    raw = file.read_bytes()
+    assert raw.count(ours) == 1
+    file.write_bytes(raw.replace(ours, theirs))
+    done = anew.run("restore", file)
+    assert (done.returncode, str(file) in done.stderr, says in done.stderr) == (1, True, True), done.stderr
+    assert asyncio.run(anew.names()) == set()

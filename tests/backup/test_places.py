@@ -1,0 +1,81 @@
+"""Which keys of Redis a backup holds, by their names."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.backup.places import Places
+from gateway.backup.records import Place
+from gateway.redis_keys import RedisKeys
+
+KEYS = RedisKeys("gkt")
+LEDGER = KEYS.ledger()
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        (KEYS.keyring().terms, Place("keys", "", "terms")),
+        (KEYS.keyring().audit, Place("keys", "", "audit")),
+        (KEYS.scope("acme", "tenant")[2], Place("tenants", "acme", "tenant:budget")),
+        (KEYS.scope("acme", "key:ci")[2] + ":2592000", Place("tenants", "acme", "key:ci:budget:2592000")),
+        (KEYS.outbox("acme"), Place("tenants", "acme", "outbox")),
+        (KEYS.intents("acme", "ann"), Place("tenants", "acme", "intents:ann")),
+        (KEYS.owners("acme"), Place("tenants", "acme", "owners")),
+        (LEDGER.state, Place("sums", "", "state")),
+        (LEDGER.counted, Place("sums", "", "counted")),
+        (LEDGER.up("big", 86_400), Place("sums", "", "up:86400:big")),
+        (LEDGER.quality_spent(86_400), Place("sums", "", "quality_spent:86400")),
+        (LEDGER.of(3).rows("day", 86_400, "acme"), Place("sums", "", "g3:rows:day:86400:acme")),
+        (LEDGER.of(3).total("day", 86_400), Place("sums", "", "g3:total:day:86400")),
+    ],
+)
+def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, place: Place) -> None:
+    found = Places(KEYS).find(key, 3)
+    assert found is not None
+    assert (found.place, found.kept) == (place, True)
+    assert Places(KEYS).key(place) == key
+    assert Places(RedisKeys("other*")).key(place) == key.replace("{gkt:", "{other*:")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        KEYS.scope("acme", "tenant")[0],
+        KEYS.scope("acme", "tenant")[1],
+        LEDGER.lease,
+        LEDGER.archiver,
+        LEDGER.archive,
+        LEDGER.builds,
+        LEDGER.holds,
+        LEDGER.build(4),
+        LEDGER.of(4).rows("day", 86_400, "acme"),
+        LEDGER.rows("day", 86_400, "acme"),
+    ],
+)
+def test_what_lives_for_a_moment_goes_where_a_backup_is_restored_and_is_in_none(key: str) -> None:
+    """Rows that are not read (any more) too."""
+    found = Places(KEYS).find(key, 3)
+    assert found is not None
+    assert not found.kept
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        KEYS.receipt("acme", "req_1"),
+        KEYS.teacher("big").cache,
+        KEYS.teacher("big").boards,
+        KEYS.heartbeat("ann"),
+        RedisKeys("gkt2").outbox("acme"),
+        RedisKeys("my:gkt").ledger().state,
+        KEYS.outbox("acme").replace(":v2:", ":v1:"),
+    ],
+)
+def test_what_is_anothers_is_left_alone(key: str) -> None:
+    assert Places(KEYS).find(key, 3) is None
+
+
+def test_a_heartbeat_is_known_for_one() -> None:
+    assert Places(KEYS).is_heartbeat(KEYS.heartbeat("ann"))
+    assert not Places(KEYS).is_heartbeat(RedisKeys("gkt2").heartbeat("ann"))

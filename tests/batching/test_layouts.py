@@ -1,0 +1,179 @@
+"""Two versions with different layouts of the board, on one Redis: neither meets the other's tickets, and the teacher
+never gets more calls than it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.batching.membership import Membership
+from gateway.batching.ticket import Broken, Grant, Limits, News, Ticket
+from gateway.batching.window import SECOND
+from gateway.redis_keys import BOARD
+from tests.batching.boards import ScriptBoard
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from gateway.batching.ticket import Decision
+    from gateway.redis_keys import RedisKeys
+
+LIMITS = Limits(max_in_flight=8, max_size=8, max_prompt_tokens=1000, lease_s=10.0)
+START = 1_795_000_000 * SECOND
+
+
+class Version:
+    """One process of one version, that wants as many calls as it can get, on a clock that both versions share."""
+
+    def __init__(self, redis: Redis, keys: RedisKeys, board: int, owner: str) -> None:
+        self._keys = replace(keys, board=board)
+        self._board = ScriptBoard(redis, self._keys)
+        self._owner = owner
+        self._asked = 0
+        self.held: list[str] = []
+        self.decision: Decision
+
+    async def look(self, at_s: float, *, wants: int = 0, returns: int = 0, limits: Limits = LIMITS) -> int:
+        """Ask for so many calls, tell that so many ended: how many are in flight then."""
+        gone, self.held = self.held[:returns], self.held[returns:]
+        names = [f"{self._owner}{number}" for number in range(self._asked, self._asked + wants)]
+        self._asked += wants
+        await self.tell(at_s, News([Ticket(name, "acme", 10, 0.0, 1000.0) for name in names], gone=gone), limits)
+        return len(self.held)
+
+    async def tell(self, at_s: float, news: News, limits: Limits = LIMITS) -> None:
+        self.decision, _ = await self._board.exchange(self._owner, news, limits, START + round(at_s * SECOND))
+        self.held += [name for name, outcome in self.decision.outcomes.items() if isinstance(outcome, Grant)]
+
+
+@pytest.fixture
+def older(redis: Redis, keys: RedisKeys) -> Version:
+    return Version(redis, keys, BOARD, "old")
+
+
+@pytest.fixture
+def newer(redis: Redis, keys: RedisKeys) -> Version:
+    return Version(redis, keys, BOARD + 1, "new")
+
+
+async def test_a_newer_version_gets_its_share_as_the_older_ones_calls_come_back(older: Version, newer: Version) -> None:
+    assert await older.look(0.0, wants=20) == 8
+    assert await newer.look(0.1, wants=20) == 0, "all are out"
+    assert newer.decision.next_look_s is not None, "nobody will tell it of the other board's calls"
+    assert newer.decision.beside == 1
+    assert await older.look(0.2, returns=3) == 5, "it has more than its half"
+    assert older.decision.beside == 1
+    assert await newer.look(0.3) == 3
+    assert await older.look(0.4, returns=5) == 4
+    assert await newer.look(0.5) == 4
+    assert await older.look(0.6, returns=1) == 4, "the half stays the half"
+
+
+async def test_shares_go_by_processes(redis: Redis, keys: RedisKeys, newer: Version) -> None:
+    three = [Version(redis, keys, BOARD, f"old{name}-") for name in "abc"]
+    for one in three:
+        await one.look(0.0)
+    assert await newer.look(0.1, wants=20) == 2
+    assert sum([await one.look(0.2, wants=20) for one in three]) == 6
+
+
+async def test_the_whole_is_given_when_nobody_else_is_there(older: Version, newer: Version) -> None:
+    await older.look(0.0, wants=1)
+    await newer.look(0.1, wants=20)
+    assert len(newer.held) == 4
+    await older.tell(0.2, News(gone=older.held, leaving=True))
+    assert await newer.look(0.3) == 8
+    assert newer.decision.beside == 0
+
+
+async def test_what_a_killed_version_had_is_free_after_its_lease(older: Version, newer: Version) -> None:
+    assert await older.look(0.0, wants=8) == 8
+    assert await newer.look(0.1, wants=20) == 0
+    for second in range(1, 10):
+        assert await newer.look(float(second)) == 0
+    assert await newer.look(10.5) == 8
+
+
+async def test_while_redis_stands_still_nobody_is_given_up(older: Version, newer: Version) -> None:
+    """Nor when its clock is set: whoever is heard of next leaves the others their time."""
+    assert await older.look(0.0, wants=8) == 8
+    assert await newer.look(0.1, wants=20) == 0
+    assert await newer.look(3600.0) == 0
+    assert await newer.look(3601.0) == 0
+    assert newer.decision.beside == 1
+    assert await older.look(3601.5, returns=4) == 4
+    assert await newer.look(100.0) == 4
+    assert await newer.look(101.0) == 4
+    assert newer.decision.beside == 1
+
+
+async def test_a_teacher_that_takes_one_call_at_a_time_is_each_versions_in_turn(older: Version, newer: Version) -> None:
+    """By the second, however many wait on the other board."""
+    one = replace(LIMITS, max_in_flight=1)
+    had = {"old": 0, "new": 0}
+    await older.look(0.0, limits=one)
+    await newer.look(0.0, limits=one)
+    await older.look(0.0, wants=40, limits=one)
+    await newer.look(0.0, wants=40, limits=one)
+    for tick in range(1, 80):
+        for name, version in (("old", older), ("new", newer)):
+            await version.look(tick / 10, returns=1, limits=one)
+            had[name] += len(version.held)
+            assert len(older.held) + len(newer.held) <= 1
+    assert min(had.values()) >= 25
+
+
+async def test_a_version_never_reads_the_others_tickets_nor_hears_its_wake_ups(
+    redis: Redis, keys: RedisKeys, older: Version, newer: Version
+) -> None:
+    await older.look(0.0, wants=20)
+    await newer.look(0.1, wants=20)
+    other = replace(keys, board=BOARD + 1)
+    ours, theirs = keys.teacher("big"), other.teacher("big")
+    assert set(ours.as_list()) & set(theirs.as_list()) == {ours.boards}
+    assert keys.wakeups("ann") != other.wakeups("ann")
+    assert {raw.split(b"|")[0] for raw in await redis.hvals(ours.tickets)} == {str(BOARD).encode()}
+    assert {raw.split(b"|")[0] for raw in await redis.hvals(theirs.tickets)} == {str(BOARD + 1).encode()}
+
+
+@pytest.mark.parametrize("layout", [BOARD - 1, BOARD + 1, "", "x"])
+async def test_a_ticket_of_another_layout_is_refused_where_it_does_not_belong(
+    redis: Redis, keys: RedisKeys, older: Version, layout: int | str
+) -> None:
+    """Whoever put it there: it is never granted, its owner hears of it, and nobody else waits for it."""
+    await older.look(0.0, wants=9)
+    names = keys.teacher("big")
+    (waiting,) = [name for name in (f"old{number}" for number in range(9)) if name not in older.held]
+    line = (await redis.hget(names.tickets, waiting)).decode()
+    await redis.hset(names.tickets, waiting, f"{layout}|{line.partition('|')[2]}")
+    assert await older.look(0.1, returns=1) == 7
+    await older.tell(0.2, News([Ticket(waiting, "acme", 10, 0.0, 1000.0)]))
+    assert older.decision.outcomes == {waiting: Broken()}
+    assert await older.look(0.3, wants=1) == 8
+
+
+async def test_the_first_version_that_shared_says_nothing_to_one_that_reads_more(
+    redis: Redis, keys: RedisKeys, older: Version, newer: Version
+) -> None:
+    """A later version may append to what it says of its board; what cannot be read at all counts for nobody."""
+    await older.look(0.0, wants=2)
+    names = keys.teacher("big")
+    said = await redis.hget(names.boards, str(BOARD))
+    await redis.hset(names.boards, mapping={str(BOARD): said + b"|more|1", "99": "nothing to read"})
+    assert await newer.look(0.1, wants=20) == 4
+    assert newer.decision.beside == 1
+    assert set(await redis.hkeys(names.boards)) == {str(BOARD).encode(), str(BOARD + 1).encode()}
+
+
+def test_alone_a_process_counts_those_of_the_other_version_among_its_fleet() -> None:
+    one = Membership()
+    one.saw(2, 10.0, 0.0, beside=2)
+    one.asked(3.0, 10.0, 0.5)
+    one.go_alone(8, 1.0)
+    assert one.share(8, 10.0, 5.0) == 2
+    one.saw(2, 10.0, 20.0, beside=2)
+    one.saw(2, 10.0, 31.0)
+    one.go_alone(8, 32.0)
+    assert one.share(8, 10.0, 36.0) == 4
