@@ -20,6 +20,7 @@ COMMANDS = (
     "budgets",
     "usage",
     "reconcile",
+    "plan",
     "archive",
     "queue",
     "version",

@@ -14,6 +14,7 @@ from gateway.units import Flag, Number, Usd, Whole, Wrong
 from gateway.yaml_source import Shape, load
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from decimal import Decimal
     from pathlib import Path
 
@@ -33,6 +34,22 @@ class Step(Shape):
     """How long such a step takes, without the reading of prompts."""
 
 
+def step_s(steps: Sequence[Step], batch: float) -> float:
+    """Seconds of one step for `batch` answers, from steps that were measured, the smallest batch first.
+
+    Linear between them. Below the first it takes as long as that one. Above the last it goes on as between the last
+    two, or in proportion to the batch where there is one alone: an engine that gains nothing from batches.
+    """
+    if batch <= steps[0].batch:
+        return steps[0].step_s
+    if len(steps) == 1:
+        return steps[0].step_s * batch / steps[0].batch
+    above = min(bisect_left([step.batch for step in steps], batch), len(steps) - 1)
+    low, high = steps[above - 1], steps[above]
+    slope = max(0.0, high.step_s - low.step_s) / (high.batch - low.batch)
+    return low.step_s + slope * (batch - low.batch)
+
+
 class Prefill(Shape):
     """How fast prompts are read."""
 
@@ -41,7 +58,7 @@ class Prefill(Shape):
     pass_s: Annotated[Number, Field(ge=0, le=60)] = Field(0.0, alias="seconds_per_pass")
     """What each pass over prompts takes beside, however little it reads."""
     pass_tokens: Tokens | None = Field(None, alias="tokens_per_pass")
-    """The most that one pass reads: vLLM's `max-num-batched-tokens`, TGI's `max-batch-prefill-tokens`. Default: no end."""
+    """The most that one pass reads: vLLM's `max-num-batched-tokens`, TGI's `max-batch-prefill-tokens`. Default: all."""
     chunked: Flag = True
     """Whether a pass shares its step with decoding and may break a prompt off; false: others wait while it reads."""
 
@@ -79,8 +96,8 @@ class Origin(Shape):
     """Where the numbers come from, so that whoever plans with them can judge them."""
 
     kind: Literal["measured", "published", "derived", "assumed"]
-    """`measured`: by `gkt-gateway plan measure` or the like. `published`: as somebody printed it. `derived`: worked out of
-    what somebody printed, as `note` says. `assumed`: a guess; every plan says so."""
+    """`measured`: by `gkt-gateway plan measure` or the like. `published`: as somebody printed it. `derived`: worked out
+    of what somebody printed, as `note` says. `assumed`: a guess; every plan says so."""
     source: Line
     """Who measured, where, with what; for what was published its address."""
     on: Annotated[str, StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}(-[0-9]{2})?$")] | None = None
@@ -114,7 +131,7 @@ class Curve(Shape):
     max_batch: Count | None = None
     """Answers that one replica decodes together at most. Default: the largest batch of `decode`."""
     cache_tokens: Tokens | None = None
-    """Tokens of prompts and answers that fit into the GPUs' memory beside the weights: the engine says so when it starts."""
+    """Tokens of prompts and answers that fit into the GPUs' memory beside the weights: engines say so when they start."""
     price: CurvePrice | None = None
     """What it costs. Without it `gkt-gateway plan` must be told."""
     origin: Origin
@@ -146,20 +163,8 @@ class Curve(Shape):
         return max(1, most)
 
     def step_s(self, batch: float) -> float:
-        """Seconds of one step in which `batch` answers are decoded; a mean of batches need not be whole.
-
-        Linear between what was measured. Below it the first step holds; above it, it goes on as between the last two, or
-        in proportion where there is one alone.
-        """
-        sizes = [step.batch for step in self.decode]
-        if batch <= sizes[0]:
-            return self.decode[0].step_s
-        if len(sizes) == 1:  # no gain from a larger batch, which is the least that one may hope for
-            return self.decode[0].step_s * batch / sizes[0]
-        above = min(bisect_left(sizes, batch), len(sizes) - 1)
-        low, high = self.decode[above - 1], self.decode[above]
-        slope = max(0.0, high.step_s - low.step_s) / (high.batch - low.batch)
-        return low.step_s + slope * (batch - low.batch)
+        """Seconds of one step in which `batch` answers are decoded; a mean of batches need not be whole."""
+        return step_s(self.decode, batch)
 
     def priced(self, gpu_usd_per_hour: Decimal | None) -> Curve:
         """The same engine at this price of its GPUs; None: at its own."""

@@ -92,7 +92,9 @@ def stand(curve: Curve, work: Work, rate: float) -> Standing:
     for _ in range(_TURNS):  # how many share a pass depends on how long a round is, and that on how many share
         share = min(_NEARLY_ALL, rate * (reading.prompt_s + reading.pass_s / per_pass))
         chain = _chain(curve, work, rate, share)
-        rounds = Rounds.of(rate, reading, curve.step_s(chain.batch) if work.steps else 0.0, 1 - chain.idle * (1 - share))
+        rounds = Rounds.of(
+            rate, reading, curve.step_s(chain.batch) if work.steps else 0.0, 1 - chain.idle * (1 - share)
+        )
         per_pass = rounds.per_pass
     first_s = chain.queue_s + rounds.first_s
     decoding_s = chain.decoding / rate + rounds.aftermath_s(work.steps)

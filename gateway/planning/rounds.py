@@ -99,7 +99,7 @@ class Rounds:
 
     @property
     def left_out_s(self) -> float:
-        """What is added where a pass does not hold all that wait, as in a queue whose server takes several at a time."""
+        """What is added where a pass does not hold all that wait: as in a queue whose server takes several at once."""
         most = self.reading.most
         if most == inf:
             return 0.0
