@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
+import msgspec
 import typer
 import uvloop
 from pydantic import ValidationError
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 MOST_BATCHES = 16
 MOST_AT_ONCE = 1024
 _READS = 3
+_ENCODER = msgspec.json.Encoder(decimal_format="number")  # a curve's numbers stand without quotes
 _WORDS = ("river", "stone", "cloud", "paper", "window", "garden", "letter", "market", "winter", "bridge", "music")
 _COUNT = "Write the numbers from one to ten thousand in words, one after the other, and nothing else."
 
@@ -98,7 +100,8 @@ def measure(
         raise typer.Exit(INTERRUPTED)
     curve = sitting.curve(gpu, gpus_per_replica, price)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(curve.model_dump_json(by_alias=True, exclude_defaults=True, indent=2) + "\n")
+    told_plainly = curve.model_dump(by_alias=True, exclude_defaults=True)
+    out.write_bytes(msgspec.json.format(_ENCODER.encode(told_plainly), indent=2) + b"\n")
     told.print(
         f"{out}: steps of {len(curve.decode)} batches, up to {curve.measured_batch} answers together.", highlight=False
     )
@@ -165,7 +168,7 @@ class _Sitting:
         self._ends_s = time.monotonic() + seconds
         self._told = told
         self._random = random.Random()  # noqa: S311  another text each time, no secret
-        self._reads: list[Heard] = []
+        self._reads: list[list[Heard]] = []
         self._answers: list[Heard] = []
         self._steps: list[Step] = []
         self.doubts: list[str] = []
@@ -182,8 +185,9 @@ class _Sitting:
                 progress.advance(work)
                 for words in (self._words // 4, self._words, self._words * 2):
                     progress.update(work, description=f"reading {words} words")
+                    self._reads.append([])
                     for _ in range(_READS):
-                        self._reads.append(await self._ask(engine, words, 2))
+                        self._reads[-1].append(await self._ask(engine, words, 2))
                         progress.advance(work)
                 for size in self._sizes:
                     progress.update(work, description=f"{size} at once")
@@ -202,11 +206,12 @@ class _Sitting:
         try:
             async with asyncio.TaskGroup() as group:
                 asked = [group.create_task(self._ask(engine, self._words, self._tokens)) for _ in range(size)]
-        except* TimeoutError:
+        except ExceptionGroup as failed:
+            first = failed.exceptions[0]
+            if not isinstance(first, TimeoutError):
+                raise first from None
             self.doubts.append(f"the time was over before {size} answers at once: the curve ends before")
             return False
-        except* EngineError as failed:
-            raise failed.exceptions[0] from None
         answers = [one.result() for one in asked]
         step = step_of(answers)
         if step is None:

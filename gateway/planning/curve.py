@@ -131,7 +131,7 @@ class Curve(Shape):
     max_batch: Count | None = None
     """Answers that one replica decodes together at most. Default: the largest batch of `decode`."""
     cache_tokens: Tokens | None = None
-    """Tokens of prompts and answers that fit into the GPUs' memory beside the weights: engines say so when they start."""
+    """Tokens of prompts and answers that the GPUs' memory holds beside the weights; engines tell it when they start."""
     price: CurvePrice | None = None
     """What it costs. Without it `gkt-gateway plan` must be told."""
     origin: Origin

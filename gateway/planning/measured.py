@@ -45,7 +45,7 @@ def step_of(answers: Sequence[Heard]) -> Step | None:
     steps = statistics.fmean(tokens)
     if end <= begin or steps < LEAST_STEPS:
         return None
-    return Step(batch=len(answers), step_s=(end - begin) / steps)
+    return Step(batch=len(answers), step_s=round((end - begin) / steps, 6))
 
 
 def _tokens_between(answer: Heard, begin: float, end: float) -> float:
@@ -63,16 +63,18 @@ def gaining(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(kept)
 
 
-def prefill_of(answers: Sequence[Heard], alone_s: float) -> Prefill | None:
-    """How fast prompts are read, from first words of prompts of several lengths, each asked alone.
+def prefill_of(lengths: Sequence[Sequence[Heard]], alone_s: float) -> Prefill | None:
+    """How fast prompts are read: from several answers to each of some lengths of prompts, all asked one at a time.
 
-    A line through them by least squares: its slope is the time of a token, and where it begins that of a pass with the
-    step that it shares, which takes `alone_s`. None where longer prompts did not take longer.
+    Of each length the quickest counts, since whatever else goes on only delays. Through these runs a line by least
+    squares: its slope is the time of a token, and where it begins that of a pass with the step that it shares, which
+    takes `alone_s`. None where longer prompts did not take longer.
     """
-    lengths = [float(answer.input_tokens) for answer in answers]
-    if len(set(lengths)) < 2:
+    quickest = [min(answers, key=lambda answer: answer.first_s) for answers in lengths]
+    tokens = [float(answer.input_tokens) for answer in quickest]
+    if len(set(tokens)) < 2:
         return None
-    slope, start_s = statistics.linear_regression(lengths, [answer.first_s for answer in answers])
+    slope, start_s = statistics.linear_regression(tokens, [answer.first_s for answer in quickest])
     if slope <= 0:
         return None
     return Prefill(tokens_per_s=round(1 / slope, 1), pass_s=round(max(0.0, start_s - alone_s), 6))

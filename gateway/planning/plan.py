@@ -170,8 +170,8 @@ def _assumptions(load: Load, demands: Demands, opens: Fleet, ends: Fleet | None,
     if ends is None:
         yield "Students are on callers' devices: their time and cost are not in these figures."
     yield (
-        "Left out: the gateway's own 2 ms, its window for batches (10 ms at most, none while the teacher has room), and "
-        "networks."
+        "Left out: the gateway's own 2 ms, its window for batches (10 ms at most, none while the teacher has room), "
+        "and networks."
     )
 
 
@@ -211,8 +211,8 @@ def _doubts_of_load(side: Fleet, demands: Demands) -> Iterator[str]:
     standing = side.standing
     if not standing.stable:
         yield (
-            f"unstable: {side.replicas} replicas bear {side.most_rps / (1 - demands.headroom):.4g} requests in a second "
-            "at most; more come, so waits grow without end"
+            f"unstable: {side.replicas} replicas bear {side.most_rps / (1 - demands.headroom):.4g} requests in a "
+            "second at most; more come, so waits grow without end"
         )
         return
     if side.replicas is not None and standing.utilisation > 1 - demands.headroom + 1e-9:

@@ -105,7 +105,7 @@ class Rounds:
             return 0.0
         each_s = (self.step_s + self.reading.pass_s) / most + self.reading.prompt_s
         share = min(_NEARLY_ALL, self.rate * each_s)
-        return share ** (1 + most) * each_s / (2 * (1 - share))
+        return float(share ** (1 + most)) * each_s / (2 * (1 - share))
 
     def pass_s(self, beside: float) -> float:
         """A pass that reads a request's prompt and so many others, to the first token."""
@@ -121,7 +121,7 @@ class Rounds:
         """
         share = self.reading_share
         whole_s = self.own_s + (0.0 if self.reading.chunked else self.step_s)
-        return max(0.0, whole_s - self.round_s) * share / (1 - share) * (1 - share**steps)
+        return max(0.0, whole_s - self.round_s) * share / (1 - share) * (1 - float(share**steps))
 
     def first_p95_s(self) -> float:
         """Within how long 95 of 100 that have their place get the first token: over all rounds that they may meet."""

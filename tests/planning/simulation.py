@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections import deque
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from gateway.planning.curve import Curve
+from gateway.planning.curve import Curve, Origin, Prefill, Step
 from load_tests.fake import batching
-from load_tests.fake.profile import TIMINGS, Decode, Prefill, Profile, read_profile
+from load_tests.fake.profile import TIMINGS, Profile, read_profile
 from load_tests.fake.stats import Stats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.planning.replica import Work
     from load_tests.fake.batching import Sequence
 
@@ -44,62 +46,59 @@ class _Loop(asyncio.SelectorEventLoop):
         return self.clock.now_s
 
 
-@dataclass(slots=True)
 class _Call:
-    """One request: when it came, when its first token did, and its last."""
+    """One request: when it came, when its first token did, and its last so far."""
 
-    tokens: int
-    came_s: float
-    now: Any
-    gone: bool = False
-    first_s: float = 0.0
-    last_s: float = 0.0
+    gone = False
+
+    def __init__(self, tokens: int, now: Callable[[], float]) -> None:
+        self._tokens = tokens
+        self._now = now
+        self.came_s = now()
+        self.first_s = self.last_s = 0.0
+        self.done = False
 
     def joins(self) -> None: ...
 
     def token(self, sequence: Sequence) -> bool:
+        self.last_s = self._now()
         if sequence.written == 1:
-            self.first_s = self.now()
-        self.last_s = self.now()
-        return sequence.written >= self.tokens
+            self.first_s = self.last_s
+        self.done = sequence.written >= self._tokens
+        return self.done
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
-    """Seconds of each answered request in turn: until the first token, and in all; and the mean batch."""
+    """Of each request in turn: seconds until its first token, and until its last."""
 
-    first_s: list[float] = field(default_factory=list)
-    total_s: list[float] = field(default_factory=list)
-    batch: float = 0.0
+    first_s: list[float]
+    total_s: list[float]
 
 
 def simulated(profile: Profile, work: Work, rate: float, requests: int, seed: int = 1) -> Seen:
     """So many requests, which come at random at `rate` in a second. The first tenth warms up and is left out."""
     loop = _Loop()
-    random = Random(seed)
-    calls: deque[_Call] = deque()
-    stats = Stats()
+    drawn = Random(seed)
+    calls: list[_Call] = []
 
     async def run() -> None:
-        engine = batching.Batching(profile, stats)
-        working = loop.create_task(engine.run())
+        scheduler = batching.Batching(profile, Stats())
+        working = loop.create_task(scheduler.run())
         for number in range(requests):
-            await asyncio.sleep(random.expovariate(rate))
-            call = _Call(round(work.written), loop.time(), loop.time)
-            calls.append(call)
-            engine.submit(batching.Sequence(call, number, round(work.read)))
-        while not all(call.last_s and call.first_s for call in list(calls)[-1:]):
+            await asyncio.sleep(drawn.expovariate(rate))
+            calls.append(_Call(work.written, loop.time))
+            scheduler.submit(batching.Sequence(calls[-1], number, work.read))
+        # As they would if more came: the last ones would see an engine that empties.
+        counted = calls[requests // 10 : -requests // 10]
+        while not all(call.done for call in counted):
             await asyncio.sleep(1)
         working.cancel()
 
-    with patch.object(batching, "time", SimpleNamespace(monotonic=loop.time)):
+    with patch.object(batching, "time", SimpleNamespace(monotonic=loop.time)), closing(loop):
         loop.run_until_complete(run())
-    loop.close()
-    done = list(calls)[requests // 10 :]
-    done = [call for call in done if call.last_s]
-    sizes = stats.batch_sizes
-    mean = sum(size * count for size, count in sizes.items()) / max(1, sum(sizes.values()))
-    return Seen([call.first_s - call.came_s for call in done], [call.last_s - call.came_s for call in done], mean)
+    counted = calls[requests // 10 : -requests // 10]
+    return Seen([call.first_s - call.came_s for call in counted], [call.last_s - call.came_s for call in counted])
 
 
 def engine(name: str) -> Profile:
@@ -110,21 +109,18 @@ def engine(name: str) -> Profile:
 def curve_of(profile: Profile) -> Curve:
     """The curve that a perfect measurement of this engine would find."""
     prefill, decode = profile.prefill, profile.decode
-    assert isinstance(prefill, Prefill)
-    assert isinstance(decode, Decode)
+    assert prefill is not None
+    assert decode is not None
     sizes = sorted(decode.table) if decode.table else [1, profile.max_batch_size]
-    steps = [{"batch": int(size), "step_s": decode.step_s(int(size))} for size in sizes]
-    return Curve.model_validate(
-        {
-            "model": profile.model,
-            "decode": steps,
-            "prefill": {
-                "tokens_per_s": 1 / prefill.per_token_s,
-                "pass_s": prefill.fixed_s,
-                "pass_tokens": prefill.max_tokens,
-                "chunked": prefill.chunked,
-            },
-            "max_batch": profile.max_batch_size,
-            "origin": {"kind": "assumed", "source": "load_tests/timings"},
-        }
+    return Curve(
+        model=profile.model,
+        decode=tuple(Step(batch=size, step_s=decode.step_s(size)) for size in sizes),
+        prefill=Prefill(
+            tokens_per_s=1 / prefill.per_token_s,
+            pass_s=prefill.fixed_s,
+            pass_tokens=prefill.max_tokens,
+            chunked=prefill.chunked,
+        ),
+        max_batch=profile.max_batch_size,
+        origin=Origin(kind="assumed", source="load_tests/timings"),
     )
