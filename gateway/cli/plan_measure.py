@@ -28,7 +28,7 @@ from gateway.engines.build import build
 from gateway.errors import ConfigError, EngineError, StartupError
 from gateway.metrics import Metrics
 from gateway.model_settings import ModelSettings
-from gateway.planning.curve import Curve, CurvePrice, Origin
+from gateway.planning.curve import Curve, CurveOrigin, CurvePrice
 from gateway.planning.measured import Heard, context_of, gaining, prefill_of, step_of
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Policies
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.engines.base import Engine
-    from gateway.planning.curve import Step
+    from gateway.planning.curve import DecodeStep
     from gateway.protocol import Json
 
 MOST_BATCHES = 16
@@ -170,7 +170,7 @@ class _Sitting:
         self._random = random.Random()  # noqa: S311  another text each time, no secret
         self._reads: list[list[Heard]] = []
         self._answers: list[Heard] = []
-        self._steps: list[Step] = []
+        self._steps: list[DecodeStep] = []
         self.doubts: list[str] = []
 
     async def hold(self) -> None:
@@ -265,7 +265,7 @@ class _Sitting:
             decode=steps,
             prefill=prefill,
             price=None if usd_per_hour is None else CurvePrice(gpu_usd_per_hour=usd_per_hour),
-            origin=Origin(
+            origin=CurveOrigin(
                 kind="measured",
                 source="gkt-gateway plan measure",
                 on=datetime.now(UTC).date().isoformat(),

@@ -25,7 +25,7 @@ Seconds = Annotated[Number, Field(gt=0, le=3600)]
 PerSecond = Annotated[Number, Field(gt=0, le=1_000_000_000)]
 
 
-class Step(Shape):
+class DecodeStep(Shape):
     """One step of decoding, in which each answer of the batch gets a token."""
 
     batch: Count
@@ -34,7 +34,7 @@ class Step(Shape):
     """How long such a step takes, without the reading of prompts."""
 
 
-def step_s(steps: Sequence[Step], batch: float) -> float:
+def step_s(steps: Sequence[DecodeStep], batch: float) -> float:
     """Seconds of one step for `batch` answers, from steps that were measured, the smallest batch first.
 
     Linear between them. Below the first it takes as long as that one. Above the last it goes on as between the last
@@ -46,11 +46,13 @@ def step_s(steps: Sequence[Step], batch: float) -> float:
         return steps[0].step_s * batch / steps[0].batch
     above = min(bisect_left([step.batch for step in steps], batch), len(steps) - 1)
     low, high = steps[above - 1], steps[above]
-    slope = max(0.0, high.step_s - low.step_s) / (high.batch - low.batch)
-    return low.step_s + slope * (batch - low.batch)
+    slope = (high.step_s - low.step_s) / (high.batch - low.batch)
+    if batch > high.batch:
+        slope = max(0.0, slope)  # no engine gets ever quicker
+    return high.step_s + slope * (batch - high.batch)
 
 
-class Prefill(Shape):
+class CurvePrefill(Shape):
     """How fast prompts are read."""
 
     tokens_per_s: PerSecond
@@ -92,7 +94,7 @@ class CurvePrice(Shape):
         return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m)
 
 
-class Origin(Shape):
+class CurveOrigin(Shape):
     """Where the numbers come from, so that whoever plans with them can judge them."""
 
     kind: Literal["measured", "published", "derived", "assumed"]
@@ -124,9 +126,9 @@ class Curve(Shape):
     """Which server, in which version."""
     gpus_per_replica: Count = 1
     """GPUs that one replica takes: its tensor or pipeline parallelism."""
-    decode: Annotated[tuple[Step, ...], Field(min_length=1, max_length=1000)]
+    decode: Annotated[tuple[DecodeStep, ...], Field(min_length=1, max_length=1000)]
     """Steps of decoding, by batch, the smallest batch first. Between them it is linear; beyond them a plan warns."""
-    prefill: Prefill
+    prefill: CurvePrefill
     """How fast prompts are read."""
     max_batch: Count | None = None
     """Answers that one replica decodes together at most. Default: the largest batch of `decode`."""
@@ -134,12 +136,12 @@ class Curve(Shape):
     """Tokens of prompts and answers that the GPUs' memory holds beside the weights; engines tell it when they start."""
     price: CurvePrice | None = None
     """What it costs. Without it `gkt-gateway plan` must be told."""
-    origin: Origin
+    origin: CurveOrigin
     """Where these numbers come from."""
 
     @field_validator("decode")
     @classmethod
-    def _rises(cls, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    def _rises(cls, steps: tuple[DecodeStep, ...]) -> tuple[DecodeStep, ...]:
         for place, (before, after) in enumerate(pairwise(steps), 1):
             if after.batch <= before.batch:
                 raise Wrong(f"decode[{place}].batch is not more than the one before it: put the smallest batch first")

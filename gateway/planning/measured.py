@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.planning.curve import Prefill, Step
+from gateway.planning.curve import CurvePrefill, DecodeStep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Heard:
         return self.events_s[0] - self.asked_s
 
 
-def step_of(answers: Sequence[Heard]) -> Step | None:
+def step_of(answers: Sequence[Heard]) -> DecodeStep | None:
     """The mean step while all of these answers were being decoded; None where that was for too few steps.
 
     Answers that were still being read, or had ended, would make a smaller batch: so it begins when the last of them has
@@ -45,7 +45,7 @@ def step_of(answers: Sequence[Heard]) -> Step | None:
     steps = statistics.fmean(tokens)
     if end <= begin or steps < LEAST_STEPS:
         return None
-    return Step(batch=len(answers), step_s=round((end - begin) / steps, 6))
+    return DecodeStep(batch=len(answers), step_s=round((end - begin) / steps, 6))
 
 
 def _tokens_between(answer: Heard, begin: float, end: float) -> float:
@@ -53,9 +53,9 @@ def _tokens_between(answer: Heard, begin: float, end: float) -> float:
     return events * answer.output_tokens / len(answer.events_s)
 
 
-def gaining(steps: Sequence[Step]) -> tuple[Step, ...]:
+def gaining(steps: Sequence[DecodeStep]) -> tuple[DecodeStep, ...]:
     """The batches, smallest first, up to the one from which a larger one writes no more tokens in a second."""
-    kept: list[Step] = []
+    kept: list[DecodeStep] = []
     for step in sorted(steps, key=lambda one: one.batch):
         if kept and step.step_s / step.batch > kept[-1].step_s / kept[-1].batch:
             break
@@ -63,7 +63,7 @@ def gaining(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(kept)
 
 
-def prefill_of(lengths: Sequence[Sequence[Heard]], alone_s: float) -> Prefill | None:
+def prefill_of(lengths: Sequence[Sequence[Heard]], alone_s: float) -> CurvePrefill | None:
     """How fast prompts are read: from several answers to each of some lengths of prompts, all asked one at a time.
 
     Of each length the quickest counts, since whatever else goes on only delays. Through these runs a line by least
@@ -77,7 +77,7 @@ def prefill_of(lengths: Sequence[Sequence[Heard]], alone_s: float) -> Prefill | 
     slope, start_s = statistics.linear_regression(tokens, [answer.first_s for answer in quickest])
     if slope <= 0:
         return None
-    return Prefill(tokens_per_s=round(1 / slope, 1), pass_s=round(max(0.0, start_s - alone_s), 6))
+    return CurvePrefill(tokens_per_s=round(1 / slope, 1), pass_s=round(max(0.0, start_s - alone_s), 6))
 
 
 def context_of(answers: Sequence[Heard]) -> int:

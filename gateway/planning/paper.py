@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.planning.curve import Step, step_s
+from gateway.planning.curve import DecodeStep, step_s
 
 Verdict = Literal["within", "below", "above"]
 
@@ -41,7 +41,7 @@ class PaperRow:
         """Both, when batches scale perfectly."""
         if self.batch is None:
             return self.student_s
-        return self._both_s((self._one, Step(batch=self.batch, step_s=self._one.step_s)), self.batch)
+        return self._both_s((self._one, DecodeStep(batch=self.batch, step_s=self._one.step_s)), self.batch)
 
     @property
     def none_s(self) -> float:
@@ -79,11 +79,11 @@ class PaperRow:
         return abs(self.printed_speed_up - self.speed_up) > 0.006
 
     @property
-    def _one(self) -> Step:
+    def _one(self) -> DecodeStep:
         """A step of one question, over all questions."""
-        return Step(batch=1, step_s=self.teacher_s / self.n)
+        return DecodeStep(batch=1, step_s=self.teacher_s / self.n)
 
-    def _both_s(self, steps: tuple[Step, ...], batch: int) -> float:
+    def _both_s(self, steps: tuple[DecodeStep, ...], batch: int) -> float:
         return self.m * step_s(steps, batch) / batch + self.student_s
 
     def _if_counted(self) -> bool:

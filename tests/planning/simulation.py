@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from gateway.planning.curve import Curve, Origin, Prefill, Step
+from gateway.planning.curve import Curve, CurveOrigin, CurvePrefill, DecodeStep
 from load_tests.fake import batching
 from load_tests.fake.profile import TIMINGS, Profile, read_profile
 from load_tests.fake.stats import Stats
@@ -114,13 +114,13 @@ def curve_of(profile: Profile) -> Curve:
     sizes = sorted(decode.table) if decode.table else [1, profile.max_batch_size]
     return Curve(
         model=profile.model,
-        decode=tuple(Step(batch=size, step_s=decode.step_s(size)) for size in sizes),
-        prefill=Prefill(
+        decode=tuple(DecodeStep(batch=size, step_s=decode.step_s(size)) for size in sizes),
+        prefill=CurvePrefill(
             tokens_per_s=1 / prefill.per_token_s,
             pass_s=prefill.fixed_s,
             pass_tokens=prefill.max_tokens,
             chunked=prefill.chunked,
         ),
         max_batch=profile.max_batch_size,
-        origin=Origin(kind="assumed", source="load_tests/timings"),
+        origin=CurveOrigin(kind="assumed", source="load_tests/timings"),
     )

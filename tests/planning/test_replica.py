@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import statistics
+from itertools import pairwise
 from math import inf
-from typing import Any
 
 import pytest
 
-from gateway.planning.curve import Curve
 from gateway.planning.replica import Work, idle_first_s, replica_s, stand
+from tests.planning.curves import curve
 from tests.planning.simulation import curve_of, engine, simulated
 
 # What docs/planning.md says of the planner's figures, up to a utilisation of 70 %.
 FIRST_WITHIN, P95_WITHIN, TOTAL_WITHIN = 0.15, 0.30, 0.20
-
-
-def curve(**more: Any) -> Curve:
-    """Steps of 10 ms alone and 20 ms for ten; 10,000 tokens read in a second."""
-    told: dict[str, Any] = {
-        "model": "m",
-        "decode": [{"batch": 1, "seconds_per_step": 0.01}, {"batch": 10, "seconds_per_step": 0.02}],
-        "prefill": {"tokens_per_s": 10_000},
-        "origin": {"kind": "assumed", "source": "a test"},
-    }
-    return Curve.model_validate(told | more)
 
 
 def test_a_request_takes_its_reading_and_its_share_of_the_steps_of_a_full_batch() -> None:
@@ -81,7 +70,7 @@ def test_more_load_is_never_quicker(work: Work) -> None:
     standings = [stand(curve(), work, most * part / 20) for part in range(1, 20)]
     for name in ("first_s", "first_p95_s", "total_s", "utilisation", "queue_s"):
         values = [getattr(one, name) for one in standings]
-        assert all(later >= earlier - 1e-9 for earlier, later in zip(values, values[1:], strict=False)), name
+        assert all(later >= earlier - 1e-9 for earlier, later in pairwise(values)), name
 
 
 @pytest.mark.parametrize(
