@@ -17,7 +17,8 @@ The path of one request, in the order of the rooms it walks through:
 
 From there, off the path, `rollups/` adds receipts up, `archive/` keeps them for good, `backup/` writes all of that to
 one file, and `usage/` answers who used what; `guarding.py` and `quality/` compare a sample of the answers with each
-engine's alone. `evaluation/` measures the same path over a data set.
+engine's alone. `evaluation/` measures the same path over a data set, and `planning/` reckons how many GPUs a load
+needs.
 
 `completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first. Embeddings take the short
 way, without 5: `embedding.py`. Devices that run the student themselves get step 5's opening and report the rest:

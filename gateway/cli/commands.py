@@ -21,6 +21,7 @@ COMMANDS = (
     "budgets",
     "usage",
     "reconcile",
+    "plan",
     "archive",
     "backup",
     "restore",

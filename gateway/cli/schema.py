@@ -1,4 +1,4 @@
-"""`gkt-gateway schema`: what config.yaml, policy files and projections may say, as JSON Schema, for editors."""
+"""`gkt-gateway schema`: what config.yaml, policy files, projections and curves may say, as JSON Schema, for editors."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Which(StrEnum):
     CONFIG = "config"
     POLICY = "policy"
     PROJECTION = "projection"
+    CURVE = "curve"
 
 
 def schema(
@@ -24,7 +25,7 @@ def schema(
         Which,
         typer.Argument(
             help="**config**: of config.yaml. **policy**: of the files in policies/. **projection**: of those in "
-            "policies/projections/."
+            "policies/projections/. **curve**: of what `gkt-gateway plan` reads."
         ),
     ],
 ) -> None:

@@ -1,4 +1,4 @@
-"""JSON Schemas of config.yaml, of policy files and of projections, for editors: generated from what checks these files.
+"""JSON Schemas of config.yaml, policy files, projections and engines' curves, for editors: from what checks the files.
 
 They know every key, its type, bounds, default and meaning, as YAML spells them. What depends on two places at once
 (`gkt-gateway check` knows) they leave out. In one thing they are stricter: a key without a value is a mistake there.
@@ -16,6 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from gateway.allowances import Period
 from gateway.config import Settings
+from gateway.planning.curve import Curve
 from gateway.policy.projection_shapes import ProjectionRule
 from gateway.policy.schema import TenantPolicy
 from gateway.yaml_source import Shape
@@ -26,13 +27,19 @@ if TYPE_CHECKING:
     from pydantic.json_schema import JsonSchemaValue
     from pydantic_core import core_schema
 
-SHAPES: Mapping[str, type[Shape]] = {"config": Settings, "policy": TenantPolicy, "projection": ProjectionRule}
+SHAPES: Mapping[str, type[Shape]] = {
+    "config": Settings,
+    "policy": TenantPolicy,
+    "projection": ProjectionRule,
+    "curve": Curve,
+}
 """What there is a schema of, by the name that `gkt-gateway schema` has for it."""
 
 _TITLES = {
     "config": "GKT Gateway: config.yaml",
     "policy": "GKT Gateway: a tenant's policy",
     "projection": "GKT Gateway: a projection",
+    "curve": "GKT Gateway: an engine's curve",
 }
 # Draft 7 is what editors know best.
 _DIALECT = "http://json-schema.org/draft-07/schema#"

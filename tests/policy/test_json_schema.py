@@ -27,6 +27,7 @@ FILES = {
     "config": REPOSITORY / "config.yaml",
     "policy": REPOSITORY / "policies" / "default.yaml",
     "projection": REPOSITORY / "policies" / "projections" / "direct.yaml",
+    "curve": REPOSITORY / "deploy" / "curves" / "llama-3.3-70b-fp8-2xh100.json",
 }
 
 
@@ -87,7 +88,8 @@ def test_the_files_that_we_deliver_fit_and_name_their_schema(which: str) -> None
     assert mistakes == []
     assert mistakes_of(which, source.data) == []
     first = FILES[which].read_text().splitlines()[0]
-    named = first.removeprefix("# yaml-language-server: $schema=")
+    # JSON has no comments: there it is a key.
+    named = source.data.get("$schema") or first.removeprefix("# yaml-language-server: $schema=")
     assert (FILES[which].parent / named).resolve() == REPOSITORY / "docs" / "schema" / f"{which}.json"
 
 
@@ -111,6 +113,10 @@ def test_the_files_that_we_deliver_fit_and_name_their_schema(which: str) -> None
         ("projection", "skip: english ", "skip: 5 "),
         ("projection", "keep: ", "kept: "),
         ("projection", "placement: prefix", "placement: prefx"),
+        ("curve", '"tokens_per_s":', '"tokens_per_sec":'),
+        ("curve", '"batch": 5,', '"batch": 0,'),
+        ("curve", "0.01858", '"0.01858"'),
+        ("curve", '"kind": "derived"', '"kind": "guessed"'),
     ],
 )
 def test_a_slip_is_one_for_the_schema_as_for_the_gateway(which: str, old: str, new: str, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""From what streams told to a curve's numbers: of streams whose numbers are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.planning.measured import Heard, context_of, gaining, prefill_of, step_of
+from tests.planning.curves import curve
+
+
+def stream(
+    first_s: float, step_s: float, tokens: int, *, asked_s: float = 0.0, read: int = 100, per_event: int = 1
+) -> Heard:
+    events = tuple(first_s + step_s * number for number in range(0, tokens, per_event))
+    return Heard(asked_s, events, read, tokens)
+
+
+def test_a_step_is_what_passes_between_two_tokens_while_all_are_decoded() -> None:
+    # Before the last one had begun, and after the first one had ended, steps were shorter.
+    early = Heard(0.0, (0.0, 0.5, *(1 + 0.02 * number for number in range(51))), 100, 53)
+    late = Heard(0.0, (*(1 + 0.02 * number for number in range(51)), 2.001, 2.002), 100, 53)
+    found = step_of([early, late])
+    assert found is not None
+    assert found.batch == 2
+    assert found.step_s == pytest.approx(0.02)
+
+
+def test_events_that_bring_several_tokens_count_as_many() -> None:
+    found = step_of([stream(1.0, 0.02, 100, per_event=4)] * 3)
+    assert found is not None
+    assert found.step_s == pytest.approx(0.02, rel=0.05)
+
+
+def test_answers_that_were_not_decoded_together_for_long_say_nothing() -> None:
+    assert step_of([stream(1.0, 0.02, 10), stream(1.15, 0.02, 10)]) is None
+    assert step_of([stream(1.0, 0.02, 10), stream(9.0, 0.02, 10)]) is None
+    assert step_of([stream(1.0, 0.02, 1)]) is None
+
+
+def test_batches_from_which_on_nothing_is_gained_are_left_out() -> None:
+    steps = curve(decode=[{"batch": 1, "seconds_per_step": 0.01}, {"batch": 4, "seconds_per_step": 0.02}]).decode
+    slower = steps[1].model_copy(update={"batch": 8, "step_s": 0.05})
+    assert gaining([slower, *steps]) == steps
+
+
+def test_reading_is_the_slope_of_first_tokens_over_lengths_of_prompts() -> None:
+    read = [[stream(0.05 + length / 5000, 0.01, 2, read=length)] for length in (100, 400, 800)]
+    found = prefill_of(read, 0.01)
+    assert found is not None
+    assert found.tokens_per_s == pytest.approx(5000, rel=1e-3)
+    assert found.pass_s == pytest.approx(0.04, rel=1e-3)
+
+
+def test_a_delay_of_one_call_does_not_count() -> None:
+    read = [
+        [stream(0.05 + length / 5000 + delay_s, 0.01, 2, read=length) for delay_s in (0.3, 0.0, 0.1)]
+        for length in (100, 400, 800)
+    ]
+    found = prefill_of(read, 0.01)
+    assert found is not None
+    assert found.tokens_per_s == pytest.approx(5000, rel=1e-3)
+
+
+def test_prompts_that_take_no_longer_when_they_are_longer_say_nothing() -> None:
+    assert prefill_of([[stream(0.1, 0.01, 2, read=length)] for length in (100, 400)], 0.01) is None
+    assert prefill_of([[stream(0.1, 0.01, 2)], [stream(0.2, 0.01, 2)]], 0.01) is None
+
+
+def test_an_answer_holds_its_prompt_and_half_of_itself_while_it_is_decoded() -> None:
+    assert context_of([stream(1.0, 0.01, 50, read=100), stream(1.0, 0.01, 100, read=200)]) == 188

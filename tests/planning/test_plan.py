@@ -1,0 +1,144 @@
+"""The plan: both sides, what they cost together, and what is said against its figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from gateway.errors import StartupError
+from gateway.planning.fleet import Demands
+from gateway.planning.plan import Load, plan
+from tests.planning.curves import curve
+
+LOAD = Load(Decimal(40), prompt_tokens=500, answer_tokens=300, guidance_tokens=40)
+BIG = curve()
+SMALL = curve(
+    model="s",
+    gpus_per_replica=1,
+    decode=[{"batch": 1, "seconds_per_step": 0.002}, {"batch": 64, "seconds_per_step": 0.004}],
+    prefill={"tokens_per_s": 80_000},
+    price={"gpu_usd_per_hour": 2},
+)
+
+
+def test_the_teacher_opens_the_student_reads_that_and_finishes_and_alone_the_teacher_does_all() -> None:
+    found = plan(LOAD, BIG, SMALL, Demands())
+    assert found.student is not None
+    assert (found.teacher.work.read, found.teacher.work.written) == (500, 40)
+    assert (found.student.work.read, found.student.work.written) == (540, 260)
+    assert (found.alone.work.read, found.alone.work.written) == (500, 300)
+    assert found.first_s == found.teacher.standing.first_s
+    assert found.total_s == pytest.approx(found.teacher.standing.total_s + found.student.standing.total_s)
+    assert found.met
+
+
+def test_savings_are_what_the_teacher_alone_costs_less_what_both_cost() -> None:
+    found = plan(LOAD, BIG, SMALL, Demands())
+    assert found.student is not None
+    assert found.usd_per_hour == found.teacher.usd_per_hour + found.student.usd_per_hour
+    assert found.savings_usd_per_hour == found.alone.usd_per_hour - found.usd_per_hour > 0
+    assert found.savings_usd_per_1000 == pytest.approx(found.alone.usd_per_1000 - found.usd_per_1000)
+    assert found.savings_share == pytest.approx(float(found.savings_usd_per_hour / found.alone.usd_per_hour))
+
+
+def test_what_the_teacher_alone_is_shown_it_reads_only_as_a_teacher() -> None:
+    shown = plan(replace(LOAD, shown_tokens=700), BIG, SMALL, Demands())
+    assert shown.teacher.work.read == 1200
+    assert shown.alone.work.read == 500
+    cached = plan(replace(LOAD, shown_tokens=700, shown_cached=True), BIG, SMALL, Demands())
+    assert (cached.teacher.work.read, cached.teacher.work.cached) == (500, 700)
+    assert cached.teacher.usd_per_hour < shown.teacher.usd_per_hour
+
+
+def test_without_a_student_students_are_elsewhere_and_the_plan_says_so() -> None:
+    found = plan(LOAD, BIG, None, Demands())
+    assert found.student is None
+    assert found.total_s is None
+    assert found.usd_per_hour == found.teacher.usd_per_hour
+    assert any("callers' devices" in line for line in found.assumptions)
+
+
+def test_guidance_that_is_the_whole_answer_is_refused() -> None:
+    with pytest.raises(StartupError, match="--tokens 300 leaves nothing to the student"):
+        plan(replace(LOAD, guidance_tokens=300), BIG, SMALL, Demands())
+
+
+def test_headroom_queueing_and_lengths_are_named() -> None:
+    said = " ".join(plan(LOAD, BIG, SMALL, Demands(0.25)).assumptions)
+    for word in ("Poisson", "Little's law", "75%", "500", "300", "birth-death"):
+        assert word in said
+
+
+def warnings(**changes: object) -> str:
+    arguments: dict[str, object] = {"load": LOAD, "teacher": BIG, "student": SMALL, "demands": Demands()} | changes
+    return "\n".join(plan(**arguments).warnings)  # type: ignore[arg-type]
+
+
+def test_a_plan_on_measured_ground_warns_of_nothing() -> None:
+    many = plan(replace(LOAD, rps=Decimal(4000)), BIG, SMALL, Demands())
+    assert many.warnings == ()
+
+
+def test_batches_beyond_what_was_measured_are_said_to_be_extrapolated() -> None:
+    said = warnings(teacher=curve(max_batch=64))
+    assert (
+        "teacher: extrapolated: up to 64 answers may be decoded together, and the curve was measured up to 10" in said
+    )
+    assert said.count("up to 64 answers") == 1  # and not once more for the teacher alone
+
+
+def test_batches_below_what_was_measured_are_said_to_be_extrapolated() -> None:
+    quiet = curve(decode=[{"batch": 8, "seconds_per_step": 0.018}, {"batch": 10, "seconds_per_step": 0.02}])
+    assert "the smallest batch of the curve is 8" in warnings(teacher=quiet, load=replace(LOAD, rps=Decimal(1)))
+
+
+def test_longer_contexts_than_were_measured_are_said_to_be_extrapolated() -> None:
+    held = curve(origin={"kind": "measured", "source": "a test", "context_tokens": 200})
+    assert "teacher: extrapolated: answers hold 520 tokens on average" in warnings(teacher=held)
+
+
+def test_numbers_that_nobody_measured_are_said_to_be_assumed() -> None:
+    guessed = curve(origin={"kind": "assumed", "source": "hardware"})
+    assert "teacher: the numbers of its curve are assumed, not measured (hardware)" in warnings(teacher=guessed)
+
+
+def test_replicas_that_cannot_bear_the_load_are_said_to_be_unstable() -> None:
+    found = plan(LOAD, BIG, SMALL, Demands(), teacher_replicas=2)
+    assert not found.met
+    assert any(line.startswith("teacher: unstable: 2 replicas bear") for line in found.warnings)
+    tight = plan(LOAD, BIG, SMALL, Demands(), teacher_replicas=6)
+    assert not tight.met
+    assert any(line.startswith("teacher: the headroom is not kept") for line in tight.warnings)
+
+
+def test_a_first_token_that_comes_too_late_is_said_with_what_helps() -> None:
+    late = plan(LOAD, BIG, SMALL, Demands(0.3, 0.01))
+    assert not late.met
+    assert any("an idle replica takes 0.06 s, so more do not help" in line for line in late.warnings)
+    few = plan(LOAD, BIG, SMALL, Demands(0.3, 0.2), teacher_replicas=6)
+    assert any(
+        line.startswith("teacher: the first token comes too late") and "add replicas" in line for line in few.warnings
+    )
+
+
+def test_a_student_is_not_asked_to_be_quick_with_the_first_token() -> None:
+    assert not any(
+        line.startswith("student: the first token") for line in plan(LOAD, BIG, BIG, Demands(0.3, 0.1)).warnings
+    )
+
+
+def test_guidance_that_costs_more_than_it_saves_is_said_to() -> None:
+    found = plan(LOAD, BIG, BIG, Demands())
+    assert found.savings_usd_per_hour < 0
+    assert any(line.startswith("guidance costs more") for line in found.warnings)
+
+
+def test_teachers_that_are_bought_by_the_token_stand_beside_students_that_are_not() -> None:
+    sold = curve(price={"input_per_1m": 3, "output_per_1m": 15})
+    found = plan(LOAD, sold, SMALL, Demands())
+    assert found.teacher.gpus is None
+    assert found.teacher.usd_per_1000 == Decimal("1.5") + Decimal("0.6")
+    assert found.alone.usd_per_1000 == Decimal("1.5") + Decimal("4.5")
+    assert any("bought by the token" in line for line in found.assumptions)
