@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gateway.sections import Defaults
 
 TENANT = "tenant"
+ROLLING = "s"
+"""In the place of a calendar's unit: the budget is that of so many seconds just past."""
 _MOST_KNOWN = 10_000
 
 
@@ -44,19 +46,30 @@ class Scope(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def charge(self) -> Charge:
         """What a request is charged for here."""
-        return Charge(self.name, bool(self.rpm or self.tpm), bool(self.parallel), self.budget is not None)
+        window, parallel, terms = bool(self.rpm or self.tpm), bool(self.parallel), self.budget
+        if terms is None:
+            return Charge(self.name, window, parallel, budget=False)
+        unit, count = (terms.unit, terms.count) if terms.aligned else (ROLLING, terms.seconds)
+        return Charge(self.name, window, parallel, budget=True, unit=unit, count=count)
 
     def __str__(self) -> str:
         return "this tenant" if self.name == TENANT else "this key"
 
 
 class Charge(msgspec.Struct, frozen=True, array_like=True):
-    """What a request was charged for in one scope: it is given back, or settled, whatever the policy says by then."""
+    """What a request was charged for in one scope: it is given back, or settled, whatever the policy says by then.
+
+    Attributes:
+        unit, count: how long the budget's periods are, for where this is the first that Redis hears of it. `unit` is
+            `h`, `d`, `w`, `mo`, or `s` for one that rolls. Empty and 0 without one, and in intents of earlier versions.
+    """
 
     scope: str
     window: bool
     parallel: bool
     budget: bool
+    unit: str = ""
+    count: int = 0
 
 
 class Scopes:
