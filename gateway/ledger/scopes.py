@@ -73,7 +73,9 @@ class Charge(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Scopes:
-    """Where the requests of callers are counted. Remembered by caller: to work it out takes longer than to look it up.
+    """Where the requests of callers are counted. Remembered by key: to work it out takes longer than to look it up.
+
+    Of each key what was last asked for is remembered, so that a policy goes when an edit has replaced it.
 
     Args:
         defaults: what holds where neither a policy nor a key says anything.
@@ -81,14 +83,15 @@ class Scopes:
 
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = defaults
-        self._known: dict[tuple[int, int], tuple[Caller, tuple[Scope, ...]]] = {}
+        self._known: dict[tuple[str, str], tuple[Caller, tuple[Scope, ...]]] = {}
 
     def of(self, caller: Caller) -> tuple[Scope, ...]:
         """See `scopes_of`."""
-        # By identity: what is remembered is kept, so that nothing else can come to have it.
-        name = id(caller.policy), id(caller.key)
+        policy, key = caller
+        name = policy.tenant, key.id
         known = self._known.get(name)
-        if known is None:
+        # By identity: what is remembered is kept, so that nothing else can come to have it.
+        if known is None or known[0].policy is not policy or known[0].key is not key:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[name] = known = (caller, scopes_of(caller, self._defaults))
