@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 GATEWAY = "gateway"
 _WARM_UP_PART = 0.25
-_LAST_GAP_S = 2.0
+_MOST_ERRORS = 20
 _MOST_MINUTES = 720
 _GRACE_S = 600.0  # engines outlive the run by so much at most
 
@@ -58,6 +58,7 @@ class Soak:
 
     Attributes:
         modules: by gateway, what `python -m` runs: something else only to see that it is caught.
+        patience_s: how long what is under way at the end may take.
     """
 
     seconds: float
@@ -65,10 +66,7 @@ class Soak:
     per_s: float = 25.0
     seed: int = 1
     modules: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(NAMES, GATEWAY))
-
-    @property
-    def warm_up_s(self) -> float:
-        return self.seconds * _WARM_UP_PART
+    patience_s: float = 60.0
 
     @property
     def sample_s(self) -> float:
@@ -98,9 +96,10 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="Another one makes callers ask in another order.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything that was found here, too.")] = None,
     second: Annotated[str, typer.Option(hidden=True, help="What the second gateway runs instead of ours.")] = GATEWAY,
+    patience_s: Annotated[float, typer.Option("--patience", hidden=True, help="Seconds for what is left.")] = 60,
 ) -> None:
     """Keep two gateways busy with all sorts of requests and faults, then look at every count and every trend."""
-    asked = Soak(minutes * 60, callers, per_s, seed, dict(zip(NAMES, (GATEWAY, second), strict=True)))
+    asked = Soak(minutes * 60, callers, per_s, seed, dict(zip(NAMES, (GATEWAY, second), strict=True)), patience_s)
     try:
         found = asyncio.run(soak(asked))
     except NotStarted as error:
@@ -111,16 +110,23 @@ def main(
     out.print(machine(), markup=False)
     if json_file is not None:
         json_file.write_text(json.dumps({**record(found), "machine": machine()}, indent=2) + "\n")
+    raise typer.Exit(exit_status(found))
+
+
+def exit_status(found: Found) -> int:
+    """0: all of it held; 1: it did not; 130: nothing was wrong, but it was ended early."""
     if not found.holds:
-        raise typer.Exit(1)
-    if found.ended:
-        raise typer.Exit(INTERRUPTED)
+        return 1
+    return INTERRUPTED if found.ended else 0
 
 
 async def soak(asked: Soak) -> Found:
     """Do it. Raises NotStarted when a part does not start."""
     with TemporaryDirectory(prefix="gkt-soak-") as folder:
         async with running(Path(folder), asked.modules, asked.seconds + _GRACE_S) as world, _interruptible() as stop:
+            err.print(
+                "started: two gateways on one Redis, four engines; Ctrl-C ends it early, and it tells what it knows"
+            )
             return await _under_way(asked, world, stop)
 
 
@@ -140,19 +146,21 @@ async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> Found:
         await disturbing  # Redis and engines are there again before the last callers leave
         over.set()
     ended = f"gateway {sampler.gone} is gone" if sampler.gone else "interrupted" if stop.is_set() else ""
-    books = Books(world, traffic.tally)
+    books = Books(world, traffic.tally, asked.patience_s)
+    checks = [] if sampler.gone else await books.checks()
     return Found(
         planned_s=asked.seconds,
         ran_s=ended_s,
         ended=ended,
         sent=traffic.tally.sent,
         left=traffic.tally.left,
-        checks=[] if sampler.gone else await books.checks(),
+        checks=checks,
         shadows=books.archived.shadows,
-        trends=sampler.trends(asked.warm_up_s),
+        trends=sampler.trends(_WARM_UP_PART * ended_s),
         minutes=sampler.minutes,
         broken=traffic.tally.shown,
-        replies={f"{kind} {status}": count for (kind, status), count in traffic.tally.statuses.items()},
+        errors=books.errors[:_MOST_ERRORS],
+        replies=traffic.tally.statuses,
         statuses=books.archived.statuses,
         disturbed=disturbances.met,
     )

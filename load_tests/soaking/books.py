@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from load_tests.soaking.tally import Tally
     from load_tests.soaking.world import Gateway, World
 
-_SETTLES_WITHIN_S = 60.0
+_MOST_CHARS = 400
 _DAY_S = 86_400
 _KEYS = RedisKeys(PREFIX)
 
@@ -103,26 +103,33 @@ class Archived:
 
 
 class Books:
-    """Looked into when the last caller is gone."""
+    """Looked into when the last caller is gone.
 
-    def __init__(self, world: World, tally: Tally) -> None:
+    Args:
+        patience_s: how long each thing may take that is still under way then; what does not come is missing.
+    """
+
+    def __init__(self, world: World, tally: Tally, patience_s: float) -> None:
         self._world = world
         self._tally = tally
+        self._patience_s = patience_s
         self.archived = Archived()
+        self.errors: list[str] = []
 
     async def checks(self) -> list[Check]:
-        """Wait for what is under way, then compare. What does not come within a minute is missing."""
+        """Wait for what is under way, then compare."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
-            await _until(lambda: self._quiet(session))
+            await self._until(lambda: self._quiet(session))
             archive = Archive(address_of("sqlite", self._world.data))
             try:
-                await _until(lambda: self._archived(session, archive))
+                await self._until(lambda: self._archived(session, archive))
                 async for some in archive.batches():
                     for one in some:
                         self.archived.add(one.receipt, self._tally)
             finally:
                 await archive.close()
-            await _until(self._added_up)
+            await self._until(self._added_up)
+            self.errors = [line for gateway in self._world.gateways for line in _errors(gateway)]
             return [
                 *self._of_callers(),
                 *await self._of_sums(session),
@@ -170,7 +177,7 @@ class Books:
             none("tickets left at the teacher", await redis.hlen(teacher.tickets)),
             none("permits left at the teacher", await redis.scard(teacher.permits)),
             none("receipts left in the spool", int(await self._sum(session, "gkt_spool_receipts"))),
-            none("errors in the gateways' logs", sum(map(errors, self._world.gateways))),
+            none("errors in the gateways' logs", len(self.errors)),
         ]
 
     async def _of_budgets(self, session: aiohttp.ClientSession) -> list[Check]:
@@ -184,6 +191,17 @@ class Books:
             checks.append(same(f"USD spent of the budget of {whose} = receipts'", Decimal(one["spent_usd"]), wanted))
             checks.append(none(f"USD still reserved of the budget of {whose}", Decimal(one["reserved_usd"])))
         return checks
+
+    async def _until(self, true: Callable[[], Awaitable[bool]]) -> None:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._patience_s
+        while loop.time() < give_up:
+            try:
+                if await true():
+                    return
+            except (ArchiveError, RedisError, aiohttp.ClientError, OSError, TimeoutError):
+                pass  # it is not there yet
+            await asyncio.sleep(0.5)
 
     async def _quiet(self, session: aiohttp.ClientSession) -> bool:
         """Whether nothing is under way any more, and every receipt is told."""
@@ -233,20 +251,15 @@ class Books:
         return total
 
 
-async def _until(true: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until it is so, for a minute at most: what is not so by then, the checks tell."""
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + _SETTLES_WITHIN_S
-    while loop.time() < give_up:
-        try:
-            if await true():
-                return
-        except (ArchiveError, RedisError, aiohttp.ClientError, OSError, TimeoutError):
-            pass  # it is not there yet
-        await asyncio.sleep(0.5)
-
-
-def errors(gateway: Gateway) -> int:
+def _errors(gateway: Gateway) -> list[str]:
     """Lines of its log at level error: no fault of an engine or of Redis is one."""
+    found = []
     with gateway.log.open(errors="replace") as lines:
-        return sum('"level": "error"' in line or '"level":"error"' in line for line in lines)
+        for line in lines:
+            try:
+                told = json.loads(line)
+            except ValueError:
+                told = {"level": "error", "event": line.strip()}
+            if told.get("level") == "error":
+                found.append(f"{gateway.name}: {json.dumps(told)[:_MOST_CHARS]}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ class Found:
     Attributes:
         ended: why before its time; empty if it was not.
         checks: empty where nothing could be counted any more.
-        broken: what the first broken replies were.
+        broken: what the first broken replies were, and `errors` the gateways' first words of errors.
         replies: by kind and status; `statuses`: receipts by status; `disturbed`: how often, by what.
     """
 
@@ -39,7 +40,8 @@ class Found:
     trends: Sequence[Trend]
     minutes: Sequence[Minute]
     broken: Sequence[str]
-    replies: Mapping[str, int]
+    errors: Sequence[str]
+    replies: Mapping[tuple[str, int], int]
     statuses: Mapping[str, int]
     disturbed: Mapping[str, int]
 
@@ -54,11 +56,14 @@ def shown(found: Found) -> Iterator[str]:
     yield f"{minutes}{f', ended early: {found.ended}' if found.ended else ''}"
     yield ""
     yield f"{found.sent:,} requests, {found.left:,} of them left by their callers, and {found.shadows:,} shadows."
-    yield "Replies: " + _counts(found.replies)
+    by_status = Counter[str]()
+    for (_, status), count in found.replies.items():
+        by_status[f"of {status}"] += count
+    yield "Replies: " + _counts(by_status)
     yield "Receipts: " + _counts(found.statuses)
     yield "Met: " + _counts(found.disturbed)
-    for line in found.broken:
-        yield f"Broken: {line}"
+    yield from (f"Broken: {line}" for line in found.broken)
+    yield from (f"Logged: {line}" for line in found.errors)
     yield ""
     yield markdown.table(("what must be so", "found", "wanted", "holds"), map(_check_row, found.checks))
     yield ""
@@ -90,7 +95,8 @@ def record(found: Found) -> dict[str, Any]:
         "trends": [{**asdict(one), "measure": one.measure.name, "holds": one.holds} for one in found.trends],
         "minutes": [one._asdict() for one in found.minutes],
         "broken": list(found.broken),
-        "replies": dict(found.replies),
+        "errors": list(found.errors),
+        "replies": {f"{kind}: {status}": count for (kind, status), count in sorted(found.replies.items())},
         "receipts": dict(found.statuses),
         "disturbed": dict(found.disturbed),
     }

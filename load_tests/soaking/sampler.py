@@ -27,8 +27,8 @@ TASKS = Measure("tasks", "", 1, part=0.1, plus=8)
 THREADS = Measure("threads", "", 1, part=0, plus=4)
 REDIS_MEMORY = Measure("memory without sums", "MB", 1e6, part=0.1, plus=1e6, settles_s=_SETTLED_S)
 REDIS_KEYS = Measure("keys without sums", "", 1, part=0.1, plus=50, settles_s=_SETTLED_S)
-P50 = Measure("p50", "ms", 1e-3, part=0.5, plus=0.010)
-P95 = Measure("p95", "ms", 1e-3, part=1.0, plus=0.050)
+P50 = Measure("p50", "ms", 1e-3, part=0.5, plus=0.010, settles_s=120)
+P95 = Measure("p95", "ms", 1e-3, part=1.0, plus=0.050, settles_s=120)
 
 _TASKS = re.compile(rb"^gkt_process_tasks\{[^}]*\} (\S+)$", re.MULTILINE)
 _SCANNED = 1000
