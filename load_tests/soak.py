@@ -99,6 +99,8 @@ def main(
     patience_s: Annotated[float, typer.Option("--patience", hidden=True, help="Seconds for what is left.")] = 60,
 ) -> None:
     """Keep two gateways busy with all sorts of requests and faults, then look at every count and every trend."""
+    if json_file is not None and not json_file.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {json_file.parent}", param_hint="--json")
     asked = Soak(minutes * 60, callers, per_s, seed, dict(zip(NAMES, (GATEWAY, second), strict=True)), patience_s)
     try:
         found = asyncio.run(soak(asked))
@@ -145,13 +147,13 @@ async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> Found:
         calm.set()
         await disturbing  # Redis and engines are there again before the last callers leave
         over.set()
-    ended = f"gateway {sampler.gone} is gone" if sampler.gone else "interrupted" if stop.is_set() else ""
+    broke = f"gateway {sampler.gone} is gone" if sampler.gone else disturbances.broke
     books = Books(world, traffic.tally, asked.patience_s)
-    checks = [] if sampler.gone else await books.checks()
+    checks = [] if broke else await books.checks()
     return Found(
         planned_s=asked.seconds,
         ran_s=ended_s,
-        ended=ended,
+        ended=broke or ("interrupted" if stop.is_set() else ""),
         sent=traffic.tally.sent,
         left=traffic.tally.left,
         checks=checks,
@@ -175,7 +177,7 @@ async def _wait(
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     with Progress(*columns, console=err, transient=True) as progress:
         bar = progress.add_task("", total=asked.seconds)
-        while (passed_s := loop.time() - began) < asked.seconds and not over.is_set():
+        while (passed_s := loop.time() - began) < asked.seconds and not over.is_set() and not disturbances.broke:
             tally = traffic.tally
             said = f"{tally.sent:,} requests, {tally.broken} broken, {disturbances.met.total()} disturbances"
             progress.update(bar, completed=passed_s, description=said)

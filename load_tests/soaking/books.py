@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import RedisError
 
 from gateway.archive.archive import Archive
-from gateway.archive.database import ArchiveError
+from gateway.archive.database import ArchiveError, Where
 from gateway.archive_address import address_of
 from gateway.redis_keys import RedisKeys
 from gateway.rollups.rollup import Row, usd
@@ -210,10 +210,7 @@ class Books:
         return not any(waiting) and not await self._intents() and not await redis.hlen(_KEYS.teacher("big").tickets)
 
     async def _archived(self, session: aiohttp.ClientSession, archive: Archive) -> bool:
-        count = 0
-        async for some in archive.batches():
-            count += len(some)
-        return count == await self._counted(session)
+        return await archive.count(Where()) == await self._counted(session)
 
     async def _added_up(self) -> bool:
         return (await self._total()).requests == self.archived.receipts

@@ -10,6 +10,10 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from redis.exceptions import RedisError
+
+from gateway.local import ChildFailed
+from load_tests.children import NotStarted
 from load_tests.soaking.traffic import stopped
 from load_tests.soaking.world import policies, policy
 from tests.gateway_process import write_policy
@@ -28,6 +32,7 @@ class Disturbances:
 
     def __init__(self, world: World, gap_s: float, lasts_s: float) -> None:
         self.met: Counter[str] = Counter()
+        self.broke: str | None = None
         self._world = world
         self._gap_s = gap_s
         self._lasts_s = lasts_s
@@ -35,7 +40,10 @@ class Disturbances:
         self._restarts = itertools.count()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Disturb until told to stop. What has begun is ended, and mended, first."""
+        """Disturb until told to stop. What has begun is ended, and mended, first.
+
+        What cannot be mended stands in `broke` then, and nothing more is done.
+        """
         acts = {
             "Redis stands still": self._pause_redis,
             "policies edited": self._edit,
@@ -48,7 +56,11 @@ class Disturbances:
         for name, act in itertools.cycle(acts.items()):
             if await stopped(stop, self._gap_s):
                 return
-            await act()
+            try:
+                await act()
+            except (NotStarted, ChildFailed, RedisError, OSError) as error:
+                self.broke = f"{name}, and that cannot be mended: {error}"
+                return
             self.met[name] += 1
 
     async def _pause_redis(self) -> None:

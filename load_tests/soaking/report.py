@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from load_tests.soaking.flatness import Measure, Trend
     from load_tests.soaking.sampler import Minute
 
+_MOST_MINUTES = 30
 _OK, _BAD, _UNSAID = "yes", "NO", "too short to say"
 
 
@@ -47,6 +48,7 @@ class Found:
 
     @property
     def holds(self) -> bool:
+        """Where nothing could be counted, nothing held."""
         return bool(self.checks) and all(one.holds for one in (*self.checks, *self.trends))
 
 
@@ -56,10 +58,10 @@ def shown(found: Found) -> Iterator[str]:
     yield f"{minutes}{f', ended early: {found.ended}' if found.ended else ''}"
     yield ""
     yield f"{found.sent:,} requests, {found.left:,} of them left by their callers, and {found.shadows:,} shadows."
-    by_status = Counter[str]()
+    by_status = Counter[int]()
     for (_, status), count in found.replies.items():
-        by_status[f"of {status}"] += count
-    yield "Replies: " + _counts(by_status)
+        by_status[status] += count
+    yield "Replies by status: " + ", ".join(f"{status}: {count:,}" for status, count in sorted(by_status.items())) + "."
     yield "Receipts: " + _counts(found.statuses)
     yield "Met: " + _counts(found.disturbed)
     yield from (f"Broken: {line}" for line in found.broken)
@@ -70,6 +72,12 @@ def shown(found: Found) -> Iterator[str]:
     yield markdown.table(
         ("what must stay flat", "of", "first", "last", "rise", "at least", "allowed", "flat"),
         map(_trend_row, sorted(found.trends, key=lambda one: (one.of, one.measure.name))),
+    )
+    yield ""
+    each = -(-len(found.minutes) // _MOST_MINUTES) or 1
+    yield markdown.table(
+        ("after", "ordinary answers", "p50", "p95", "p99", "Redis", "keys", "of these sums"),
+        map(_minute_row, found.minutes[each - 1 :: each]),
     )
     yield ""
     bad = [one.name for one in found.checks if not one.holds]
@@ -118,6 +126,13 @@ def _trend_row(one: Trend) -> tuple[str, ...]:
     values = (_value(one.measure, value) for value in (one.first, one.last))
     rises = (_value(one.measure, value, sign="+") for value in (one.rise, one.least_rise, one.allowed))
     return one.measure.name, one.of, *values, *rises, said
+
+
+def _minute_row(one: Minute) -> tuple[str, ...]:
+    times = ("" if value is None else f"{value * 1000:.1f} ms" for value in (one.p50_s, one.p95_s, one.p99_s))
+    size = "away" if one.redis_bytes is None else f"{one.redis_bytes / 1e6:.1f} MB"
+    keys = ("" if value is None else f"{value:,}" for value in (one.redis_keys, one.sums_keys))
+    return f"{one.at_s / 60:.1f} min", f"{one.answers:,}", *times, size, *keys
 
 
 def _value(measure: Measure, value: float, sign: str = "") -> str:

@@ -99,6 +99,8 @@ class Traffic:
                 await self._ask(session, url, visit, question)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             visit.broken = f"{error!r} after status {visit.status}"
+        except (ValueError, KeyError, TypeError) as error:
+            visit.broken = f"status {visit.status}, and no error as OpenAI words it: {error!r}"
         self.tally.note(visit)
 
     async def _in_haste(

@@ -16,7 +16,7 @@ from gateway.ledger.store import ReceiptStore
 if TYPE_CHECKING:
     from gateway.ledger.receipt import Receipt
 
-_LEAKS_BYTES = 500_000
+_LEAKS_BYTES = 1_000_000
 _FORGETS_EACH = 20
 _kept: list[Any] = []
 _put = ReceiptStore.put
