@@ -21,6 +21,7 @@ import shutil
 import signal
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -49,7 +50,7 @@ _MOST_MINUTES = 720
 _GRACE_S = 600.0  # engines outlive the run by so much at most
 
 out = Console(width=max(150, shutil.get_terminal_size().columns), highlight=False)
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -171,16 +172,19 @@ async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> Found:
 async def _wait(
     asked: Soak, traffic: Traffic, disturbances: Disturbances, stop: asyncio.Event, over: asyncio.Event
 ) -> None:
-    """Until the time is up, or it is to stop; with a line that says how far it is."""
+    """Until the time is up, or it is to stop; with a line that says how far it is: where nobody looks, each minute."""
     loop = asyncio.get_running_loop()
-    began = loop.time()
+    began, told = loop.time(), 1
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("", total=asked.seconds)
         while (passed_s := loop.time() - began) < asked.seconds and not over.is_set() and not disturbances.broke:
             tally = traffic.tally
             said = f"{tally.sent:,} requests, {tally.broken} broken, {disturbances.met.total()} disturbances"
             progress.update(bar, completed=passed_s, description=said)
+            if not err.is_terminal and passed_s >= told * asked.minute_s:
+                told += 1
+                err.print(f"{said}, {timedelta(seconds=round(asked.seconds - passed_s))} left")
             if await stopped(stop, min(1.0, asked.seconds - passed_s)):
                 return
 

@@ -75,8 +75,7 @@ class Sampler:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
             while not await stopped(stop, self._every_s):
                 now = asyncio.get_running_loop().time() - began
-                for gateway in self._world.gateways:
-                    await self._look(session, gateway, now)
+                await asyncio.gather(*(self._look(session, gateway, now) for gateway in self._world.gateways))
                 if self.gone is not None:
                     stop.set()
                 if now >= minute_ends:
