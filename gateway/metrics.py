@@ -447,6 +447,7 @@ class Metrics:
         self.resident = self._of_worker("gkt_process_resident_memory_bytes", "Memory of the process that is resident.")
         self.open_files = self._of_worker("gkt_process_open_fds", "Files and connections that the process has open.")
         self.max_files = self._of_worker("gkt_process_max_fds", "How many it may have open.")
+        self.loop_tasks = self._of_worker("gkt_process_tasks", "Tasks of the process's event loop that have not ended.")
         self.started = self._of_worker(
             "gkt_process_start_timestamp_seconds", "When the process began to serve, in Unix seconds."
         )

@@ -1,4 +1,4 @@
-"""How this process itself does: its memory, its files, its processor time, and how late its event loop is.
+"""How this process itself does: its memory, its files, its processor time, its tasks, and how late its event loop is.
 
 prometheus_client tells the first three as well, but only of the one worker that happens to answer.
 """
@@ -65,6 +65,7 @@ class VitalSigns:
         self._open_files = metrics.open_files.labels(worker)
         self._max_files = metrics.max_files.labels(worker)
         self._cpu_seconds = metrics.cpu_seconds.labels(worker)
+        self._tasks = metrics.loop_tasks.labels(worker)
         self._lag = metrics.loop_lag
         self._cpu_told_s = 0.0
         metrics.started.labels(worker).set(time.time())
@@ -73,6 +74,8 @@ class VitalSigns:
         """Look every few seconds, for ever."""
         while True:
             self.show(await asyncio.to_thread(look))
+            # Here and not in the thread: only the loop's own sees a set of them that does not change meanwhile.
+            self._tasks.set(len(asyncio.all_tasks()))
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def show(self, seen: Vitals) -> None:

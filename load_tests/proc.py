@@ -27,11 +27,29 @@ def ours_s() -> float:
 
 def rss_bytes(pid: int) -> int:
     """Resident memory of one process; 0 when it is gone."""
+    return _status(pid, "VmRSS:") * 1024
+
+
+def threads(pid: int) -> int:
+    """Threads of one process; 0 when it is gone."""
+    return _status(pid, "Threads:")
+
+
+def open_files(pid: int) -> int:
+    """Files and connections that one process has open; 0 when it is gone."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:")), 0)
+
+
+def _status(pid: int, name: str) -> int:
+    """A number that stands in /proc/PID/status behind `name`; 0 when the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), 0)
 
 
 def command(pid: int) -> str:

@@ -46,6 +46,13 @@ def guided(name: str = "chat", *, teacher: str = "big", student: str = "small", 
     }
 
 
+def write_policy(file: Path, content: dict[str, Any]) -> None:
+    """As careful tools do: under another name, then renamed."""
+    beside = file.with_name(f".{file.name}.new")
+    YAML().dump(content, beside)
+    beside.rename(file)
+
+
 STUDENT_ONLY = {"model": "chat-student", "mode": "student", "student": "small", "baseline": "big"}
 TEACHER_ONLY = {"model": "chat-teacher", "mode": "teacher", "teacher": "big"}
 

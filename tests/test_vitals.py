@@ -78,3 +78,18 @@ async def test_a_loop_that_was_held_is_late(monkeypatch: pytest.MonkeyPatch) -> 
         await asyncio.sleep(0.01)
     watching.cancel()
     assert samples(metrics, "gkt_event_loop_lag_seconds_sum")[0].value >= 0.25
+
+
+async def test_tasks_that_have_not_ended_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vitals, "_LOOK_EVERY_S", 0.01)
+    metrics, loop = Metrics(max_tenants=1), asyncio.get_running_loop()
+    looking = loop.create_task(VitalSigns(metrics).run())
+    idle = [loop.create_task(asyncio.sleep(3600)) for _ in range(7)]
+    for left in (7, 0):
+        for one in idle[left:]:
+            one.cancel()
+        await asyncio.gather(*idle[left:], return_exceptions=True)
+        # The test's own, and the one that looks.
+        while [sample.value for sample in samples(metrics, "gkt_process_tasks")] != [left + 2]:
+            await asyncio.sleep(0.01)
+    looking.cancel()

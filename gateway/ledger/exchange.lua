@@ -127,7 +127,7 @@ end
 
 -- A budget is one hash: spent, reserved, raise and its end, and what was told of it. What is spent in a period of the
 -- calendar goes with the period, what is spent in a rolling one goes by shares of it.
-local function budget(scope)
+local function budget(scope, charged)
   local b = scope.budget
   if b then return b end
   local key, terms = scope.budget_key, scope.rule.budget
@@ -138,18 +138,25 @@ local function budget(scope)
   b.spent, b.reserved = tonumber(held[2] or '0'), tonumber(held[3] or '0')
   b.soft_told, b.hard_told = held[6], held[7]
   b.raise = tonumber(held[5] or '0') * second > now and tonumber(held[4] or '0') or 0
-  -- Who settles knows no terms: they are those of who was admitted last.
-  local rolling_s = tonumber(held[8] or '0')
-  if terms and rolling_s ~= (terms.aligned and 0 or terms.seconds) then
-    rolling_s = terms.aligned and 0 or terms.seconds
-    redis.call('HSET', key, 'rolling_s', whole(rolling_s))
+  -- Who settles knows no limits, and goes by the periods of who was admitted last; or by those it was charged by, where
+  -- nobody was yet: then the budget's first request went on while Redis was away.
+  local lasts = terms
+  if not terms and charged and charged.count > 0 and not held[1] and not held[8] then
+    lasts = { aligned = charged.unit ~= 's', seconds = charged.count, unit = charged.unit, count = charged.count }
   end
-  if terms and terms.aligned then
-    local period = period_of(terms)
+  local rolling_s = tonumber(held[8] or '0')
+  if lasts and rolling_s ~= (lasts.aligned and 0 or lasts.seconds) then
+    rolling_s = lasts.aligned and 0 or lasts.seconds
+    redis.call('HSET', key, 'rolling_s', whole(rolling_s))
+    b.touched = true
+  end
+  if lasts and lasts.aligned then
+    local period = period_of(lasts)
     if held[1] ~= period then
       redis.call('HSET', key, 'period', period, 'spent', '0')
       redis.call('HDEL', key, 'soft_told', 'hard_told')
       b.spent, b.soft_told, b.hard_told = 0, false, false
+      b.touched = true
     end
   elseif rolling_s > 0 then
     -- It has no next period: what was told of it is news again after as long.
@@ -369,7 +376,7 @@ local function settle(one, held, spent)
     if slot and charged.window and not one.abandoned then add(window(scope), tonumber(slot), 'tokens', one.tokens - tonumber(tokens)) end
     if slot and charged.parallel then count_parallel(scope, -1) end
     if charged.budget then
-      local b = budget(scope)
+      local b = budget(scope, charged)
       if slot then reserve(b, reserved, '-') end
       if spent then spend(b, spent) end
     end

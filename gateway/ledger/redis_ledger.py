@@ -338,4 +338,6 @@ class _TenantNews:
         )
 
     def _charge(self, charge: Charge) -> ChargeNews:
-        return ChargeNews(self.numbers[charge.scope], charge.window, charge.parallel, charge.budget)
+        return ChargeNews(
+            self.numbers[charge.scope], charge.window, charge.parallel, charge.budget, charge.unit, charge.count
+        )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gateway.sections import Defaults
 
 TENANT = "tenant"
+ROLLING = "s"
+"""In the place of a calendar's unit: the budget is that of so many seconds just past."""
 _MOST_KNOWN = 10_000
 
 
@@ -44,23 +46,36 @@ class Scope(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def charge(self) -> Charge:
         """What a request is charged for here."""
-        return Charge(self.name, bool(self.rpm or self.tpm), bool(self.parallel), self.budget is not None)
+        window, parallel, terms = bool(self.rpm or self.tpm), bool(self.parallel), self.budget
+        if terms is None:
+            return Charge(self.name, window, parallel, budget=False)
+        unit, count = (terms.unit, terms.count) if terms.aligned else (ROLLING, terms.seconds)
+        return Charge(self.name, window, parallel, budget=True, unit=unit, count=count)
 
     def __str__(self) -> str:
         return "this tenant" if self.name == TENANT else "this key"
 
 
 class Charge(msgspec.Struct, frozen=True, array_like=True):
-    """What a request was charged for in one scope: it is given back, or settled, whatever the policy says by then."""
+    """What a request was charged for in one scope: it is given back, or settled, whatever the policy says by then.
+
+    Attributes:
+        unit, count: how long the budget's periods are, for where this is the first that Redis hears of it. `unit` is
+            `h`, `d`, `w`, `mo`, or `s` for one that rolls. Empty and 0 without one, and in intents of earlier versions.
+    """
 
     scope: str
     window: bool
     parallel: bool
     budget: bool
+    unit: str = ""
+    count: int = 0
 
 
 class Scopes:
-    """Where the requests of callers are counted. Remembered by caller: to work it out takes longer than to look it up.
+    """Where the requests of callers are counted. Remembered by key: to work it out takes longer than to look it up.
+
+    Of each key what was last asked for is remembered, so that a policy goes when an edit has replaced it.
 
     Args:
         defaults: what holds where neither a policy nor a key says anything.
@@ -68,14 +83,15 @@ class Scopes:
 
     def __init__(self, defaults: Defaults) -> None:
         self._defaults = defaults
-        self._known: dict[tuple[int, int], tuple[Caller, tuple[Scope, ...]]] = {}
+        self._known: dict[tuple[str, str], tuple[Caller, tuple[Scope, ...]]] = {}
 
     def of(self, caller: Caller) -> tuple[Scope, ...]:
         """See `scopes_of`."""
-        # By identity: what is remembered is kept, so that nothing else can come to have it.
-        name = id(caller.policy), id(caller.key)
+        policy, key = caller
+        name = policy.tenant, key.id
         known = self._known.get(name)
-        if known is None:
+        # By identity: what is remembered is kept, so that nothing else can come to have it.
+        if known is None or known[0].policy is not policy or known[0].key is not key:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             self._known[name] = known = (caller, scopes_of(caller, self._defaults))

@@ -31,12 +31,14 @@ class AdmittedNews(msgspec.Struct, frozen=True):
 
 
 class ChargeNews(msgspec.Struct, frozen=True):
-    """What a request was charged for in one scope."""
+    """What a request was charged for in one scope: see `Charge`."""
 
     scope: int
     window: bool
     parallel: bool
     budget: bool
+    unit: str
+    count: int
 
 
 class SettledNews(msgspec.Struct, frozen=True):

@@ -130,6 +130,24 @@ async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> 
     assert (await purse.ask("0.000001", scope)).no is not None
 
 
+@pytest.mark.parametrize("aligned", [True, False], ids=["calendar", "rolling"])
+async def test_a_budget_whose_first_request_went_on_unasked_is_spent_by_it(purse: Purse, *, aligned: bool) -> None:
+    """Nobody was admitted yet, so Redis knows of no period: the receipt says in which it counts."""
+    scope = budget("1", period=Period(30, "d"), aligned=aligned)
+    await purse.settle(purse.request("3", scope), "0.3")
+    await purse.settle(purse.request("3", scope), "0.6")
+
+    async def spent() -> Decimal:
+        (balance,) = await Budgets(purse.redis, purse.keys).look([Account("acme", scope)])
+        return balance.spent_usd
+
+    assert await spent() == Decimal("0.9")
+    assert (await purse.ask("0.2", scope)).no is not None
+    assert (await purse.ask("0.1", scope)).no is None
+    assert await spent() == Decimal("0.9")
+    assert 0 < await purse.redis.ttl(purse.keys.scope("acme", scope.name)[2]) <= KEPT_S
+
+
 @pytest.mark.parametrize("old_first", [True, False])
 async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, *, old_first: bool) -> None:
     """Told in one breath: neither is charged for what the other's policy says, nor let in past its own."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from ruamel.yaml import YAML
 
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway, sha256
+from tests.gateway_process import write_policy as write
 from tests.readiness import wait_until_up
 
 if TYPE_CHECKING:
@@ -94,13 +94,6 @@ class Callers:
 def policy(tenant: str, key: str, *models: str) -> dict[str, Any]:
     routes = [{"model": name, "mode": "student", "student": "small"} for name in models]
     return {"tenant": tenant, "keys": [{"id": "only", "sha256": sha256(key)}], "routes": routes}
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    """As careful tools do: under another name, then renamed."""
-    beside = file.with_name(f".{file.name}.new")
-    YAML().dump(content, beside)
-    beside.rename(file)
 
 
 UNCHANGED = {"changed": False, "needs": None, "error": []}

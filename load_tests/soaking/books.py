@@ -1,0 +1,262 @@
+"""Do the counts agree? What callers know of their requests, against receipts, sums, counters, intents and budgets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+from redis.exceptions import RedisError
+
+from gateway.archive.archive import Archive
+from gateway.archive.database import ArchiveError, Where
+from gateway.archive_address import address_of
+from gateway.redis_keys import RedisKeys
+from gateway.rollups.rollup import Row, usd
+from gateway.rollups.rollups import Retention, Rollups, periods
+from load_tests.soaking.tally import short_id
+from load_tests.soaking.world import ADMIN_KEY, PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.ledger.receipt import Receipt
+    from load_tests.soaking.tally import Tally
+    from load_tests.soaking.world import Gateway, World
+
+_MOST_CHARS = 400
+_DAY_S = 86_400
+_KEYS = RedisKeys(PREFIX)
+
+Amount: TypeAlias = int | Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that must be so: `found` is between `least` and `most`, which mostly are the same."""
+
+    name: str
+    found: Amount
+    least: Amount
+    most: Amount
+
+    @property
+    def holds(self) -> bool:
+        return self.least <= self.found <= self.most
+
+
+def same(name: str, found: Amount, wanted: Amount) -> Check:
+    return Check(name, found, wanted, wanted)
+
+
+def none(name: str, found: Amount) -> Check:
+    return same(name, found, 0)
+
+
+@dataclass
+class Archived:
+    """What the archive holds, against what callers know.
+
+    Attributes:
+        found: ids of callers' requests that have a receipt.
+        left: receipts whose callers left before they knew the id, by key.
+        shadows: receipts of what was made beside an answer.
+        strangers: receipts of requests, or shadows of requests, that nobody made.
+    """
+
+    receipts: int = 0
+    found: set[bytes] = field(default_factory=set)
+    twice: int = 0
+    needless: int = 0
+    left: dict[str, int] = field(default_factory=dict)
+    shadows: int = 0
+    strangers: int = 0
+    abandoned: int = 0
+    cost_usd: Decimal = Decimal(0)
+    spent_usd: dict[tuple[str, str | None], Decimal] = field(default_factory=dict)
+    statuses: dict[str, int] = field(default_factory=dict)
+
+    def add(self, receipt: Receipt, tally: Tally) -> None:
+        self.receipts += 1
+        self.cost_usd += receipt.cost_usd
+        self.abandoned += receipt.status == "abandoned"
+        self.statuses[receipt.status] = self.statuses.get(receipt.status, 0) + 1
+        for of in ((receipt.tenant, None), (receipt.tenant, receipt.key)):
+            self.spent_usd[of] = self.spent_usd.get(of, Decimal(0)) + receipt.cost_usd
+        known = short_id(receipt.shadow_of or receipt.id)
+        if receipt.shadow_of is not None:
+            self.shadows += 1
+            self.strangers += known not in tally.kept
+        elif known in tally.kept:
+            self.twice += known in self.found
+            self.found.add(known)
+        elif known in tally.refused:
+            self.needless += 1
+        elif receipt.key in {"leaver", "hasty"}:
+            self.left[receipt.key] = self.left.get(receipt.key, 0) + 1
+        else:
+            self.strangers += 1
+
+
+class Books:
+    """Looked into when the last caller is gone.
+
+    Args:
+        patience_s: how long each thing may take that is still under way then; what does not come is missing.
+    """
+
+    def __init__(self, world: World, tally: Tally, patience_s: float) -> None:
+        self._world = world
+        self._tally = tally
+        self._patience_s = patience_s
+        self.archived = Archived()
+        self.errors: list[str] = []
+
+    async def checks(self) -> list[Check]:
+        """Wait for what is under way, then compare."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
+            await self._until(lambda: self._quiet(session))
+            archive = Archive(address_of("sqlite", self._world.data))
+            try:
+                await self._until(lambda: self._archived(session, archive))
+                async for some in archive.batches():
+                    for one in some:
+                        self.archived.add(one.receipt, self._tally)
+            finally:
+                await archive.close()
+            await self._until(self._added_up)
+            self.errors = [line for gateway in self._world.gateways for line in _errors(gateway)]
+            return [
+                *self._of_callers(),
+                *await self._of_sums(session),
+                *await self._of_leavings(session),
+                *await self._of_budgets(session),
+            ]
+
+    def _of_callers(self) -> list[Check]:
+        tally, archived = self._tally, self.archived
+        heard, unsure = tally.left_heard, tally.left_unheard
+        return [
+            same("requests = replies + hang-ups", tally.replies + tally.left, tally.sent),
+            none("replies broken off, without an end or of status 500", tally.broken),
+            none("ids given twice", tally.ids_twice),
+            same("replies with a receipt = requests that need one", len(archived.found), len(tally.kept)),
+            none("receipts missing", len(tally.kept - archived.found)),
+            none("receipts twice", archived.twice),
+            none("receipts of what was refused", archived.needless),
+            Check("receipts of those who left when heard", archived.left.get("leaver", 0), heard,
+                  heard + unsure["leaver"]),
+            Check("receipts of those who left in haste", archived.left.get("hasty", 0), 0, unsure["hasty"]),
+            none("receipts that nobody asked for", archived.strangers),
+            none("receipts of dead processes, where none died", archived.abandoned),
+        ]  # fmt: skip
+
+    async def _of_sums(self, session: aiohttp.ClientSession) -> list[Check]:
+        """Each counts by itself: what was settled or added up twice shows here."""
+        tally, archived, total = self._tally, self.archived, await self._total()
+        refused = int(await self._sum(session, "gkt_refused_total"))
+        most = len(tally.refused) + sum(tally.left_unheard.values())
+        return [
+            same("requests in the sums = receipts", total.requests, archived.receipts),
+            same("USD in the sums = receipts'", usd(total.cost_pico), archived.cost_usd),
+            same("gkt_requests_total = receipts", await self._counted(session), archived.receipts),
+            Check("gkt_refused_total = replies without a receipt", refused, len(tally.refused), most),
+            none("gkt_receipts_lost_total", int(await self._sum(session, "gkt_receipts_lost_total"))),
+        ]
+
+    async def _of_leavings(self, session: aiohttp.ClientSession) -> list[Check]:
+        teacher = _KEYS.teacher("big")
+        redis: Any = self._world.redis
+        return [
+            none("intents left", await self._intents()),
+            none("requests under way", int(await self._sum(session, "gkt_in_flight"))),
+            none("tickets left at the teacher", await redis.hlen(teacher.tickets)),
+            none("permits left at the teacher", await redis.scard(teacher.permits)),
+            none("receipts left in the spool", int(await self._sum(session, "gkt_spool_receipts"))),
+            none("errors in the gateways' logs", len(self.errors)),
+        ]
+
+    async def _of_budgets(self, session: aiohttp.ClientSession) -> list[Check]:
+        checks = []
+        url = f"{self._world.gateways[0].admin_url}/budgets"
+        async with session.get(url, headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as reply:
+            told = json.loads(await reply.text(), parse_float=Decimal)
+        for one in told["budgets"]:
+            wanted = self.archived.spent_usd.get((one["tenant"], one["key"]), Decimal(0))
+            whose = f"{one['tenant']}, {one['key'] or 'all keys'}"
+            checks.append(same(f"USD spent of the budget of {whose} = receipts'", Decimal(one["spent_usd"]), wanted))
+            checks.append(none(f"USD still reserved of the budget of {whose}", Decimal(one["reserved_usd"])))
+        return checks
+
+    async def _until(self, true: Callable[[], Awaitable[bool]]) -> None:
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._patience_s
+        while loop.time() < give_up:
+            try:
+                if await true():
+                    return
+            except (ArchiveError, RedisError, aiohttp.ClientError, OSError, TimeoutError):
+                pass  # it is not there yet
+            await asyncio.sleep(0.5)
+
+    async def _quiet(self, session: aiohttp.ClientSession) -> bool:
+        """Whether nothing is under way any more, and every receipt is told."""
+        waiting = [await self._sum(session, name) for name in ("gkt_in_flight", "gkt_receipts_waiting")]
+        redis: Any = self._world.redis
+        return not any(waiting) and not await self._intents() and not await redis.hlen(_KEYS.teacher("big").tickets)
+
+    async def _archived(self, session: aiohttp.ClientSession, archive: Archive) -> bool:
+        return await archive.count(Where()) == await self._counted(session)
+
+    async def _added_up(self) -> bool:
+        return (await self._total()).requests == self.archived.receipts
+
+    async def _total(self) -> Row:
+        """Of all tenants, yesterday and today."""
+        rollups = Rollups(self._world.redis, _KEYS, Retention(1, 1, 1))
+        seconds, _ = await self._world.redis.time()
+        total = Row()
+        for _, row in await rollups.totals(list(periods("day", seconds - _DAY_S, seconds + 1))):
+            total.merge(row)
+        return total
+
+    async def _intents(self) -> int:
+        redis: Any = self._world.redis
+        names = [name async for name in redis.scan_iter(f"{{{PREFIX}:tenant:*}}:v?:intents:*", count=1000)]
+        return sum([await redis.hlen(name) for name in names])
+
+    async def _counted(self, session: aiohttp.ClientSession) -> int:
+        """Receipts by the processes' own count. One that another process has settled meanwhile is counted by both."""
+        return int(await self._sum(session, "gkt_requests_total", leaving_out="abandoned"))
+
+    async def _sum(self, session: aiohttp.ClientSession, name: str, leaving_out: str = "") -> float:
+        """Over both gateways and all labels."""
+        total = 0.0
+        for gateway in self._world.gateways:
+            async with session.get(f"{gateway.admin_url}/metrics") as reply:
+                text = await reply.text()
+            for family in text_string_to_metric_families(text):
+                total += sum(
+                    one.value
+                    for one in family.samples
+                    if one.name == name and (not leaving_out or one.labels.get("status") != leaving_out)
+                )
+        return total
+
+
+def _errors(gateway: Gateway) -> list[str]:
+    """Lines of its log at level error: no fault of an engine or of Redis is one."""
+    found = []
+    with gateway.log.open(errors="replace") as lines:
+        for line in lines:
+            try:
+                told = json.loads(line)
+            except ValueError:
+                told = {"level": "error", "event": line.strip()}
+            if told.get("level") == "error":
+                found.append(f"{gateway.name}: {json.dumps(told)[:_MOST_CHARS]}")
+    return found

@@ -1,0 +1,143 @@
+"""What is looked at all the time: the gateways' processes, Redis, and how long ordinary answers take."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+import aiohttp
+from redis.exceptions import RedisError
+
+from gateway.redis_keys import RedisKeys
+from load_tests import proc
+from load_tests.soaking.flatness import Measure, Trend, trend
+from load_tests.soaking.traffic import stopped
+from load_tests.soaking.world import PREFIX, RECEIPT_TTL_S
+
+if TYPE_CHECKING:
+    from load_tests.soaking.world import Gateway, World
+
+_SETTLED_S = 1.5 * RECEIPT_TTL_S
+MEMORY = Measure("resident memory", "MB", 1e6, part=0.05, plus=3e6)
+FILES = Measure("open files", "", 1, part=0.1, plus=8)
+TASKS = Measure("tasks", "", 1, part=0.1, plus=8)
+THREADS = Measure("threads", "", 1, part=0, plus=4)
+REDIS_MEMORY = Measure("memory without sums", "MB", 1e6, part=0.1, plus=1e6, settles_s=_SETTLED_S)
+REDIS_KEYS = Measure("keys without sums", "", 1, part=0.1, plus=50, settles_s=_SETTLED_S)
+P50 = Measure("p50", "ms", 1e-3, part=0.5, plus=0.010, settles_s=120)
+P95 = Measure("p95", "ms", 1e-3, part=1.0, plus=0.050, settles_s=120)
+
+_TASKS = re.compile(rb"^gkt_process_tasks\{[^}]*\} (\S+)$", re.MULTILINE)
+_SCANNED = 1000
+
+
+class Minute(NamedTuple):
+    """A stretch of the run, a minute where it is long enough. Times of ordinary answers in seconds; None: there were
+    too few."""
+
+    at_s: float
+    answers: int
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+    redis_bytes: int | None = None
+    redis_keys: int | None = None
+    sums_bytes: int | None = None
+    sums_keys: int | None = None
+
+
+class Sampler:
+    """Args:
+    every_s: between two looks at the processes.
+    minute_s: how long a `Minute` is.
+    """
+
+    def __init__(self, world: World, every_s: float, minute_s: float) -> None:
+        self.minutes: list[Minute] = []
+        self.gone: str | None = None
+        self._world = world
+        self._every_s = every_s
+        self._minute_s = minute_s
+        self._samples: dict[tuple[Measure, str], list[tuple[float, float]]] = defaultdict(list)
+        self._took: list[float] = []
+
+    def took(self, seconds: float) -> None:
+        """Note an ordinary answer."""
+        self._took.append(seconds)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look until told to stop. A gateway that is gone ends the run."""
+        began = asyncio.get_running_loop().time()
+        minute_ends = self._minute_s
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
+            while not await stopped(stop, self._every_s):
+                now = asyncio.get_running_loop().time() - began
+                await asyncio.gather(*(self._look(session, gateway, now) for gateway in self._world.gateways))
+                if self.gone is not None:
+                    stop.set()
+                if now >= minute_ends:
+                    minute_ends += self._minute_s
+                    await self._end_minute(now)
+
+    async def _look(self, session: aiohttp.ClientSession, gateway: Gateway, now: float) -> None:
+        resident = proc.rss_bytes(gateway.pid)
+        if not resident:
+            self.gone = gateway.name
+            return
+        seen = {MEMORY: resident, FILES: proc.open_files(gateway.pid), THREADS: proc.threads(gateway.pid)}
+        try:
+            async with session.get(f"{gateway.admin_url}/metrics") as reply:
+                told = _TASKS.search(await reply.read())
+        except (aiohttp.ClientError, TimeoutError):
+            told = None  # it is busy: the other figures are the kernel's
+        if told is not None:
+            seen[TASKS] = int(float(told[1]))
+        for measure, value in seen.items():
+            self._samples[measure, gateway.name].append((now, value))
+
+    async def _end_minute(self, now: float) -> None:
+        self._world.forget()
+        took, self._took = self._took, []
+        p50 = p95 = p99 = None
+        if len(took) > 1:
+            cuts = statistics.quantiles(took, n=100, method="inclusive")
+            p50, p95, p99 = cuts[49], cuts[94], cuts[98]
+            self._samples[P50, "ordinary answers"].append((now, p50))
+            self._samples[P95, "ordinary answers"].append((now, p95))
+        minute = Minute(now, len(took), p50, p95, p99)
+        try:
+            minute = minute._replace(**await self._redis())
+        except (RedisError, OSError):
+            pass  # it is away, as it should be now and then
+        else:
+            assert minute.redis_bytes is not None
+            assert minute.sums_bytes is not None
+            assert minute.redis_keys is not None
+            assert minute.sums_keys is not None
+            self._samples[REDIS_MEMORY, "Redis"].append((now, minute.redis_bytes - minute.sums_bytes))
+            self._samples[REDIS_KEYS, "Redis"].append((now, minute.redis_keys - minute.sums_keys))
+        self.minutes.append(minute)
+
+    async def _redis(self) -> dict[str, int]:
+        """Its memory and keys, and those of them that are the ledger's sums, which are kept for an hour and longer."""
+        redis = self._world.redis
+        sums = [name async for name in redis.scan_iter(f"{RedisKeys(PREFIX).ledger().base}*", count=_SCANNED)]
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.info("memory")
+            pipe.dbsize()
+            for name in sums:
+                pipe.memory_usage(name, samples=0)
+            info, keys, *sizes = await pipe.execute()
+        return {
+            "redis_bytes": info["used_memory"],
+            "redis_keys": keys,
+            "sums_bytes": sum(size or 0 for size in sizes),
+            "sums_keys": len(sums),
+        }
+
+    def trends(self, warm_up_s: float) -> list[Trend]:
+        """What became of each measure."""
+        return [trend(measure, of, samples, warm_up_s) for (measure, of), samples in self._samples.items()]

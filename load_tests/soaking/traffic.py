@@ -1,0 +1,165 @@
+"""Callers of all sorts, who ask both gateways by turns, pause, and count what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import orjson
+
+from load_tests.soaking.tally import Kind, Tally, Visit
+from load_tests.soaking.world import ODD, key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from load_tests.soaking.world import World
+
+_PATIENCE_S = 30.0
+_HEARD_WITHIN_S = 10.0
+_HASTE_S = 0.03  # the longest that a hasty caller waits
+_SHARED_BY = 4  # so many in a row ask the same
+_TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+_COMPLETIONS, _EMBEDDINGS = "/v1/completions", "/v1/embeddings"
+
+KINDS = (
+    Kind("guided", 16, "chat"),
+    Kind("guided, streamed", 16, "chat", stream=True),
+    Kind("guided, raw prompt", 6, "chat", _COMPLETIONS),
+    Kind("guided, raw prompt, streamed", 4, "chat", _COMPLETIONS, stream=True),
+    Kind("tools", 4, "chat", tools=True),
+    Kind("student", 10, "chat-student", ordinary=True),
+    Kind("student, streamed", 8, "chat-student", stream=True, ordinary=True),
+    Kind("teacher", 6, "chat-teacher"),
+    Kind("teacher, streamed", 4, "chat-teacher", stream=True),
+    Kind("shadow", 6, "shadowed"),
+    Kind("embeddings", 8, "vectors", _EMBEDDINGS, ordinary=True),
+    Kind("the next student", 4, "spared"),
+    *(Kind(fault, 1, fault) for fault in ODD),
+    *(Kind(f"{fault}, streamed", 1, fault, stream=True) for fault in ODD),
+    Kind("limited", 6, "chat-student", who=("globex", "main")),
+    Kind("small budget", 6, "chat", who=("initech", "main")),
+    Kind("comes and goes", 3, "chat-student", who=("visitor", "main"), stream=True),
+    Kind("left midway", 4, "slow", who=("acme", "leaver"), stream=True, leaves="midway"),
+    Kind("left when heard", 3, "slow", who=("acme", "leaver"), leaves="heard"),
+    Kind("left in haste", 3, "chat-student", who=("acme", "hasty"), stream=True, leaves="hasty"),
+    Kind("unknown key", 1, "chat", who=("nobody", "main"), needless=True),
+    Kind("unknown route", 1, "nowhere", needless=True),
+    Kind("bad body", 1, "", needless=True),
+)
+
+
+class Traffic:
+    """Args:
+    callers: requests at a time, at most.
+    per_s: requests a second, all callers together, as long as they are answered fast enough.
+    seed: the same one makes each caller ask the same in the same order.
+    took: told the seconds of each ordinary answer.
+    """
+
+    def __init__(self, world: World, callers: int, per_s: float, seed: int, took: Callable[[float], None]) -> None:
+        self.tally = Tally()
+        self._world = world
+        self._callers = callers
+        self._pause_s = callers / per_s
+        self._seed = seed
+        self._took = took
+        self._numbers = itertools.count()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Ask until told to stop; each caller ends what it has begun."""
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=10)
+        timeout = aiohttp.ClientTimeout(_PATIENCE_S)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, asyncio.TaskGroup() as group:
+            for number in range(self._callers):
+                group.create_task(self._call(session, Random(self._seed * 1000 + number), stop))
+
+    async def _call(self, session: aiohttp.ClientSession, random: Random, stop: asyncio.Event) -> None:
+        weights = [kind.weight for kind in KINDS]
+        while not await stopped(stop, random.expovariate(1 / self._pause_s)):
+            (kind,) = random.choices(KINDS, weights)
+            await self._visit(session, kind, random)
+
+    async def _visit(self, session: aiohttp.ClientSession, kind: Kind, random: Random) -> None:
+        number = next(self._numbers)
+        visit, question = Visit(kind), f"Write a story about {number // _SHARED_BY} ships."
+        self.tally.sent += 1
+        url = self._world.gateways[number % len(self._world.gateways)].url
+        try:
+            if kind.leaves == "heard":
+                question = f"Write {number}."
+                ask = lambda: self._ask(session, url, visit, question)  # noqa: E731
+                visit.heard = await self._world.slow.heard(question, ask, _HEARD_WITHIN_S)
+            elif kind.leaves == "hasty":
+                await self._in_haste(session, url, visit, question, random.random() * _HASTE_S)
+            else:
+                await self._ask(session, url, visit, question)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            visit.broken = f"{error!r} after status {visit.status}"
+        except (ValueError, KeyError, TypeError) as error:
+            visit.broken = f"status {visit.status}, and no error as OpenAI words it: {error!r}"
+        self.tally.note(visit)
+
+    async def _in_haste(
+        self, session: aiohttp.ClientSession, url: str, visit: Visit, question: str, patience_s: float
+    ) -> None:
+        limit = asyncio.timeout(patience_s)
+        try:
+            async with limit:
+                await self._ask(session, url, visit, question)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+
+    async def _ask(self, session: aiohttp.ClientSession, url: str, visit: Visit, question: str) -> None:
+        kind, loop = visit.kind, asyncio.get_running_loop()
+        headers = {"Authorization": f"Bearer {key(*kind.who)}"}
+        began = loop.time()
+        async with session.post(url + kind.path, data=_body(kind, question), headers=headers) as reply:
+            visit.request_id, visit.status = reply.headers.get("x-request-id"), reply.status
+            if visit.request_id is None:
+                visit.broken = f"a reply without an id, status {reply.status}"
+            if kind.leaves == "midway" and reply.status == 200:
+                await reply.content.readany()
+                reply.close()
+                return
+            raw = await reply.read()
+            visit.ended = True
+            if reply.status != 200:
+                visit.code = orjson.loads(raw)["error"]["code"]
+            elif kind.stream and b"[DONE]" not in raw and b'"error"' not in raw:
+                visit.broken = "a stream that stops without an end"
+            if reply.status == 500:
+                visit.broken = "a mistake of the gateway's own"
+            if kind.ordinary and reply.status == 200:
+                self._took(loop.time() - began)
+
+
+def _body(kind: Kind, question: str) -> bytes:
+    if not kind.route:
+        return b'{"model": '
+    body: dict[str, Any] = {"model": kind.route, "max_tokens": 30}
+    if kind.path == _COMPLETIONS:
+        body["prompt"] = question
+    elif kind.path == _EMBEDDINGS:
+        body = {"model": kind.route, "input": [question, "Two."]}
+    else:
+        body["messages"] = [{"role": "user", "content": question}]
+    if kind.stream:
+        body["stream"] = True
+    if kind.tools:
+        body["tools"] = _TOOLS
+    return orjson.dumps(body)
+
+
+async def stopped(stop: asyncio.Event, seconds: float) -> bool:
+    """Wait; whether to stop."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return stop.is_set()
+    return True

@@ -1,0 +1,252 @@
+"""What is soaked: two gateways over one Redis and one archive, before engines that fail in many ways."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import urllib.request
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from redis.asyncio import Redis
+from ruamel.yaml import YAML
+
+from gateway.local.redis import EmbeddedRedis
+from load_tests.children import Child, free_ports
+from load_tests.soaking.slow_engine import SlowEngine
+from tests.fakes import FakeEngine
+from tests.fault_engine import FaultEngine
+from tests.faults import PLAYS
+from tests.gateway_process import STUDENT_ONLY, TEACHER_ONLY, guided, model, sha256, write_policy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+PREFIX = "soak"
+ADMIN_KEY = "gk-soak-of-the-operator"
+NAMES = ("one", "two")
+RECEIPT_TTL_S = 60.0
+SUMS_TTL_S = 3600.0
+ODD = ("reset-between", "closed-halfway", "stall-between", "status-429", "html-502", "no-end")
+"""Faults of `tests/faults.py` that have an engine and a route each."""
+
+_ROOT = Path(__file__).parents[2]
+_START_WITHIN_S = 180.0  # on a busy machine imports alone take a while
+_SHORT = {"connect": "500ms", "first_token": "500ms", "idle": "500ms", "total": "2s"}
+_CALM = {"failures": 5, "rest": "1s", "longest_rest": "2s"}
+_TEACHER = """
+model: teacher
+dialect: tgi
+prefill: {fixed: 2ms}
+decode: {fixed: 1ms, per_sequence: 0.1ms}
+seed: 1
+faults: {fail_424: 0.03, hang: 0.02, break_off: 0.02}
+"""
+_STUDENT = """
+model: student
+dialect: openai
+answer_tokens: [10, 40]
+seed: 2
+faults: {fail_500: 0.02, hang: 0.01, break_off: 0.02}
+"""
+
+
+def key(tenant: str, name: str) -> str:
+    """A caller's key."""
+    return f"gk-soak-{tenant}-{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """One process."""
+
+    name: str
+    url: str
+    admin_url: str
+    child: Child
+    log: Path
+    pid: int
+
+
+class Engine:
+    """A modelled engine, in a process that can die and come back at the same address."""
+
+    def __init__(self, name: str, profile: str, folder: Path, for_s: float) -> None:
+        self.name = name
+        (self._port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._folder = folder
+        file = folder / f"{name}.yaml"
+        file.write_text(profile)
+        self._command = [sys.executable, "-m", "load_tests.fake_engine", "--profile", str(file)]
+        self._command += ["--port", str(self._port), "--for", f"{for_s:.0f}"]
+        self._child: Child | None = None
+
+    def start(self) -> None:
+        """Start, and wait until it answers. Raises NotStarted."""
+        self._child = Child(self.name, self._command, self._folder / f"{self.name}.log", _ENVIRON)
+        self._child.wait_until(lambda: _get(f"{self.url}/stats"), _START_WITHIN_S)
+
+    def die(self) -> None:
+        """As a process does that the kernel kills."""
+        if self._child is not None:
+            for pid in self._child.pids():
+                os.kill(pid, signal.SIGKILL)
+        self.end()
+
+    def end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+@dataclass
+class World:
+    """All of it, running."""
+
+    folder: Path
+    server: EmbeddedRedis
+    redis: Redis
+    gateways: tuple[Gateway, ...]
+    engines: Mapping[str, Engine]
+    slow: SlowEngine
+    beside: tuple[FakeEngine | FaultEngine, ...]
+
+    @property
+    def policies(self) -> Path:
+        return self.folder / "policies"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    def forget(self) -> None:
+        """Engines of this process remember what they were asked; for hours that would be too much."""
+        for engine in self.beside:
+            engine.asked.clear()
+            if isinstance(engine, FakeEngine):
+                engine.paths.clear()
+                engine.headers.clear()
+
+
+@asynccontextmanager
+async def running(folder: Path, modules: Mapping[str, str], for_s: float) -> AsyncIterator[World]:
+    """Start, hand over, end. Raises NotStarted.
+
+    Args:
+        modules: by gateway, what `python -m` runs.
+        for_s: engines end by themselves after so long.
+    """
+    (folder / "policies").mkdir()
+    for tenant, content in policies().items():
+        write_policy(folder / "policies" / f"{tenant}.yaml", content)
+    async with AsyncExitStack() as later:
+        stack = later.enter_context(ExitStack())
+        server = await later.enter_async_context(EmbeddedRedis(append_fsync="everysec"))
+        redis = await later.enter_async_context(Redis.from_url(server.url))
+        slow = SlowEngine()
+        beside = stack.enter_context(slow.engine.running()), stack.enter_context(FaultEngine(PLAYS).running())
+        engines = {"big": Engine("big", _TEACHER, folder, for_s), "small": Engine("small", _STUDENT, folder, for_s)}
+        for engine in engines.values():
+            stack.callback(engine.end)
+            await asyncio.to_thread(engine.start)
+        models = _models(engines, *beside)
+        started = []
+        for name, module in modules.items():
+            started.append(_Start(folder, name, server.url, models, module))
+            stack.callback(started[-1].child.end)
+        gateways = [await asyncio.to_thread(one.gateway) for one in started]
+        yield World(folder, server, redis, tuple(gateways), engines, slow, beside)
+
+
+_ENVIRON = {"PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+class _Start:
+    """A gateway that starts; both do so at a time."""
+
+    def __init__(self, folder: Path, name: str, redis_url: str, models: list[dict[str, Any]], module: str) -> None:
+        self._name, self._ports = name, free_ports(2)
+        self._log = folder / f"gateway-{name}.log"
+        config = {
+            "server": {"host": "127.0.0.1", "port": self._ports[0]},
+            "admin": {"port": self._ports[1], "key": "env:SOAK_ADMIN_KEY"},
+            "redis": {"url": redis_url, "prefix": PREFIX},
+            # What is kept for a day or for six hours could not be flat within one.
+            "receipts": {"ttl": f"{RECEIPT_TTL_S:.0f}s"},
+            "rollups": {"minutes": f"{SUMS_TTL_S:.0f}s"},
+            "log": {"format": "json", "requests": {"sample": 0.01}},
+            "data": str(folder / "data"),
+            "policies": str(folder / "policies"),
+            "models": models,
+        }
+        file = folder / f"{name}.config.yaml"
+        YAML().dump(config, file)
+        command = [sys.executable, "-m", module, "serve", "--config", str(file)]
+        self.child = Child(f"gateway {name}", command, self._log, {**_ENVIRON, "SOAK_ADMIN_KEY": ADMIN_KEY})
+
+    def gateway(self) -> Gateway:
+        """Wait until it has looked at its engines. Raises NotStarted."""
+        url, admin_url = (f"http://127.0.0.1:{port}" for port in self._ports)
+        self.child.wait_until(
+            lambda: orjson.loads(_get(f"{admin_url}/readyz"))["status"] != "starting", _START_WITHIN_S
+        )
+        return Gateway(self._name, url, admin_url, self.child, self._log, self.child.pids()[0])
+
+
+def _models(engines: Mapping[str, Engine], slow: FakeEngine, odd: FaultEngine) -> list[dict[str, Any]]:
+    student = {"continuation": "trailing", "echo": False, "timeouts": _SHORT, "breaker": _CALM}
+    batch = {"max_size": 4, "low_water": 2}
+    return [
+        model("big", "tgi", engines["big"].url, max_concurrency=8, batch=batch, timeouts=_SHORT, breaker=_CALM),
+        model("small", "openai", f"{engines['small'].url}/v1", **student),
+        model("slow", "openai", f"{slow.url}/v1", continuation="none"),
+        *(model(fault, "openai", odd.base(f"openai/{fault}/soak"), **student) for fault in ODD),
+    ]
+
+
+def routes() -> list[dict[str, Any]]:
+    """What callers of each tenant may ask for."""
+    guidance = {"tokens": 8, "deadline": "300ms", "cache_ttl": "20s"}
+    return [
+        guided(**guidance) | {"quality": {"sample": 0.05, "max_in_flight": 2}},
+        STUDENT_ONLY,
+        TEACHER_ONLY,
+        {"model": "shadowed", "mode": "shadow", "shadow": {"serves": "student"}, "teacher": "big", "student": "small",
+         "guidance": guidance},
+        {"model": "vectors", "mode": "embeddings", "student": "slow"},
+        {"model": "slow", "mode": "student", "student": "slow"},
+        {"model": "spared", "mode": "student", "students": [ODD[0], "small"]},
+        *({"model": fault, "mode": "student", "student": fault} for fault in ODD),
+    ]  # fmt: skip
+
+
+def policies() -> dict[str, dict[str, Any]]:
+    """By tenant, what its policy file says at the start. Budgets are rolling: nothing leaves them within a month."""
+    budget = {"budget_duration": "30d", "calendar_aligned": False}
+    return {
+        "acme": policy("acme", "main", "leaver", "hasty")
+        | {"budget": {"max_budget": 10_000, **budget}, "key_budget": {"max_budget": 5_000, **budget}},
+        "globex": policy("globex", "main")
+        | {"limits": {"rpm_limit": 90, "max_parallel_requests": 4}, "on_redis_failure": "reject",
+           "budget": {"max_budget": 10_000, **budget}},
+        "initech": policy("initech", "main")
+        | {"budget": {"max_budget": 0.004, "soft_budget": 0.002, "on_soft": "shorten", **budget}},
+    }  # fmt: skip
+
+
+def policy(tenant: str, *names: str, **more: Any) -> dict[str, Any]:
+    """A policy file's content: a tenant with these keys."""
+    keys = [{"id": name, "sha256": sha256(key(tenant, name))} for name in names]
+    return {"tenant": tenant, "keys": keys, "routes": routes(), **more}
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as reply:
+        raw: bytes = reply.read()
+    return raw

@@ -1,0 +1,111 @@
+"""The soak's books: each receipt is held against what a caller knows; what is missing, twice or strange shows."""
+
+from __future__ import annotations
+
+import secrets
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from load_tests.soaking.books import Archived, Check, none, same
+from load_tests.soaking.tally import Kind, Tally, Visit, short_id
+from tests.ledger.drafts import closed, guided
+
+if TYPE_CHECKING:
+    from gateway.ledger.receipt import Receipt
+
+JSON = Kind("student", 1, "chat-student")
+WRONG = Kind("bad body", 1, "", needless=True)
+LEAVES = Kind("left when heard", 1, "slow", who=("acme", "leaver"), leaves="heard")
+HASTY = Kind("left in haste", 1, "chat-student", who=("acme", "hasty"), leaves="hasty")
+
+
+def new_id() -> str:
+    return f"req_{secrets.token_hex(12)}"
+
+
+def receipt(request_id: str, *, usd: str = "0.1", key: str = "main", status: str = "ok", beside: str = "") -> Receipt:
+    changed = {"id": request_id + beside, "key": key, "status": status, "cost_usd": Decimal(usd)}
+    return msgspec.structs.replace(closed(guided()), **changed, shadow_of=request_id if beside else None)
+
+
+def answered(kind: Kind, status: int = 200, code: str | None = None) -> Visit:
+    return Visit(kind, new_id(), status, code, ended=True)
+
+
+def archived(tally: Tally, *receipts: Receipt) -> Archived:
+    found = Archived()
+    for one in receipts:
+        found.add(one, tally)
+    return found
+
+
+def test_each_way_to_end_is_counted_once() -> None:
+    tally = Tally()
+    visits = [
+        answered(JSON),
+        answered(JSON, 502, "engine_failed"),
+        answered(JSON, 429, "rate_limit_exceeded"),
+        answered(WRONG, 400),
+        Visit(JSON, new_id(), 200),  # left midway: it knows its id
+        Visit(LEAVES, heard=True),
+        Visit(HASTY),
+        Visit(JSON, new_id(), 200, ended=True, broken="a stream that stops without an end"),
+    ]
+    for visit in visits:
+        tally.note(visit)
+    assert (tally.replies, tally.left, tally.broken) == (4, 3, 1)
+    assert (len(tally.kept), len(tally.refused)) == (4, 2)
+    assert (tally.left_heard, dict(tally.left_unheard)) == (1, {"leaver": 0, "hasty": 1})
+    assert tally.ids_twice == 0
+    tally.note(visits[0])
+    assert tally.ids_twice == 1
+
+
+def test_a_receipt_is_of_a_reply_of_a_caller_who_left_or_of_a_shadow() -> None:
+    tally = Tally()
+    one = answered(JSON)
+    tally.note(one)
+    assert one.request_id is not None
+    found = archived(
+        tally,
+        receipt(one.request_id),
+        receipt(one.request_id, beside="-shadow"),
+        receipt(new_id(), key="leaver", status="client_gone"),
+        receipt(new_id(), key="hasty", status="client_gone"),
+    )
+    assert (found.receipts, found.shadows, found.strangers, found.twice) == (4, 1, 0, 0)
+    assert found.found == tally.kept == {short_id(one.request_id)}
+    assert found.left == {"leaver": 1, "hasty": 1}
+    assert found.spent_usd["acme", None] == Decimal("0.4")
+    assert found.spent_usd["acme", "main"] == Decimal("0.2")
+
+
+def test_what_is_missing_twice_needless_or_strange_shows() -> None:
+    tally = Tally()
+    kept, lost, refused = answered(JSON), answered(JSON), answered(WRONG, 400)
+    for visit in (kept, lost, refused):
+        tally.note(visit)
+    assert kept.request_id is not None
+    assert refused.request_id is not None
+    found = archived(
+        tally,
+        receipt(kept.request_id),
+        receipt(kept.request_id, status="abandoned"),
+        receipt(refused.request_id),
+        receipt(new_id()),
+        receipt(new_id(), beside="-shadow"),
+    )
+    assert (found.twice, found.needless, found.strangers, found.abandoned) == (1, 1, 2, 1)
+    assert len(tally.kept - found.found) == 1
+
+
+@pytest.mark.parametrize(("check", "holds"), [
+    (none("receipts missing", 0), True), (none("receipts missing", 1), False),
+    (same("USD", Decimal("0.10"), Decimal("0.1")), True), (same("USD", Decimal("0.1"), Decimal("0.1000000001")), False),
+    (Check("left", 2, 2, 3), True), (Check("left", 1, 2, 3), False), (Check("left", 4, 2, 3), False),
+])  # fmt: skip
+def test_a_check_holds_within_its_bounds(check: Check, *, holds: bool) -> None:
+    assert check.holds is holds

@@ -1,0 +1,88 @@
+"""The rule of the soak: what rises is seen, whatever else goes on, and what does not is not blamed."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+import pytest
+
+from load_tests.soaking.flatness import FEWEST_BLOCKS, MOST_BLOCKS, Measure, trend
+
+BYTES = Measure("memory", "MB", 1e6, part=0.05, plus=3e6)
+WARM_UP_S = 300
+
+
+def samples(rise: float, *, noise: float = 0.0, jump: float = 0.0, count: int = 240) -> list[tuple[float, float]]:
+    """Twenty minutes of a process of 200 MB, which rises by so much after its warm-up.
+
+    Args:
+        jump: how much more there is for half a minute of every three.
+    """
+    random = Random(7)
+    found = []
+    for number in range(count):
+        at = number * 1200 / count
+        warm = 60e6 * (1 - math.exp(-at / 60))
+        more = max(0.0, at - WARM_UP_S) / (1200 - WARM_UP_S) * rise
+        found.append((at, 140e6 + warm + more + random.gauss(0, noise) + jump * (at % 180 < 30)))
+    return found
+
+
+def test_a_process_that_only_warms_up_is_flat() -> None:
+    said = trend(BYTES, "one", samples(0, noise=1e6), WARM_UP_S)
+    assert said.holds
+    assert said.judged_s == pytest.approx(900, abs=20)
+    assert said.first == pytest.approx(200e6, rel=0.01)
+
+
+def test_a_leak_is_seen_above_noise_and_jumps() -> None:
+    """20 MB in a quarter of an hour, where 13 are allowed: 22 kB a second."""
+    said = trend(BYTES, "one", samples(20e6, noise=2e6, jump=40e6), WARM_UP_S)
+    assert not said.holds
+    assert said.allowed == pytest.approx(13e6, rel=0.02)
+    assert said.rise == pytest.approx(20e6, rel=0.15)
+    assert said.allowed < said.least_rise < said.rise
+
+
+def test_jumps_that_go_again_are_no_leak() -> None:
+    """Also where the last of them is still on at the end."""
+    found = samples(0, noise=1e6, jump=60e6)
+    assert trend(BYTES, "one", found, WARM_UP_S).holds
+    assert trend(BYTES, "one", [one for one in found if one[0] < 1105], WARM_UP_S).holds
+
+
+def test_a_rise_that_may_be_chance_is_not_blamed() -> None:
+    """It comes to more than is allowed, and could as well be half of it."""
+    found = samples(15e6, noise=30e6, count=40)
+    said = trend(BYTES, "one", found, WARM_UP_S)
+    assert said.rise > said.allowed > said.least_rise
+    assert said.holds
+
+
+def test_what_falls_is_flat() -> None:
+    assert trend(BYTES, "one", samples(-60e6), WARM_UP_S).holds
+
+
+def test_nothing_is_said_of_too_few_samples() -> None:
+    steep = [(float(at), 1e9 * at) for at in range(20)]
+    assert trend(BYTES, "one", steep[:FEWEST_BLOCKS], 0).judged_s > 0
+    for few in (steep[: FEWEST_BLOCKS - 1], steep[:1], []):
+        said = trend(BYTES, "one", few, 0)
+        assert (said.judged_s, said.holds) == (0, True)
+
+
+def test_what_needs_time_to_settle_is_not_judged_before() -> None:
+    """Receipts are kept for a minute: until then there are more and more of them."""
+    keys = Measure("keys", "", 1, part=0.1, plus=50, settles_s=90)
+    found = [(float(at), 20.0 * min(at, 60)) for at in range(0, 120, 2)]
+    assert trend(keys, "Redis", found, 10).holds
+    assert not trend(Measure("keys", "", 1, 0.1, 50), "Redis", found, 10).holds
+
+
+def test_hours_of_samples_are_judged_by_their_blocks() -> None:
+    """All pairs of all samples would be too many."""
+    leaks = [(float(at), 200e6 + 1e3 * at) for at in range(43_200)]
+    said = trend(BYTES, "one", leaks, 10_800)
+    assert not said.holds
+    assert said.rise == pytest.approx(32.4e6, rel=2 / MOST_BLOCKS)
