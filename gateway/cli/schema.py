@@ -9,6 +9,7 @@ import orjson
 import typer
 
 from gateway.policy.json_schema import json_schema
+from gateway.policy.reference import reference
 
 
 class Which(StrEnum):
@@ -28,6 +29,10 @@ def schema(
             "policies/projections/. **curve**: of what `gkt-gateway plan` reads."
         ),
     ],
+    *,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The same for eyes: a page of all keys, in Markdown.")
+    ] = False,
 ) -> None:
     """Print a JSON Schema, with which editors complete and check what you write.
 
@@ -39,7 +44,7 @@ def schema(
 
     What depends on more than one place, such as a model that config.yaml does not have, `gkt-gateway check` tells.
     """
-    typer.echo(printed(which.value), nl=False)
+    typer.echo(reference(which.value) if markdown else printed(which.value), nl=False)
 
 
 def printed(which: str) -> str:
