@@ -379,7 +379,11 @@ async def test_a_device_is_served_without_redis_reports_later_and_a_drain_leaves
                 redis_url=redis.url,
                 redis={"timeout": "500ms"},
                 server={"drain_timeout": "0s"},
-                models=[model("big", "tgi", teacher.url), model("small", "openai", f"{teacher.url}/v1")],
+                # Its tokenizer is loaded at the start, so that what was cut is counted before the process ends.
+                models=[
+                    model("big", "tgi", teacher.url, tokenizer="o200k_base"),
+                    model("small", "openai", f"{teacher.url}/v1"),
+                ],
                 routes=[guided(**NO_CACHE)],
             ) as gateway:
                 world = World(teacher, teacher, gateway)
