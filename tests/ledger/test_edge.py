@@ -48,10 +48,14 @@ def test_both_receipts_together_are_those_of_a_whole_answer(guidance: Receipt) -
     report = closing(guidance, USAGE, PRICES["big"])
     assert (report.mode, report.edge_of, report.id) == ("edge", guidance.id, f"{guidance.id}-edge")
     assert report.created == guidance.created, "a sum of some time holds both, or neither"
-    assert (report.cost_usd, report.savings_usd) == (0, cost_usd(PRICES["big"], 0, 55))
+    assert (report.cost_usd, report.savings_usd) == (Decimal(0), cost_usd(PRICES["big"], 0, 55))
     assert guidance.baseline_usd + report.baseline_usd == cost_usd(PRICES["big"], 100, 95)
     assert report.student is not None
-    assert (report.student.model, report.student.output_tokens, report.student.cost_usd) == ("my phone's 1B", 55, 0)
+    assert (report.student.model, report.student.output_tokens, report.student.cost_usd) == (
+        "my phone's 1B",
+        55,
+        Decimal(0),
+    )
     assert (report.unguided, report.finish_reason, report.timings.first_token_ms) == (None, "stop", 120)
     assert Receipt.from_json(report.to_json()) == report
 
@@ -81,7 +85,7 @@ def test_what_devices_call_their_models_makes_no_rows_of_their_own() -> None:
 def test_who_had_no_teacher_would_have_paid_it_for_the_prompt_too() -> None:
     """Of a guidance that was late before anybody was asked, the receipt has no baseline at all."""
     alone = given(teacher=None, kept_tokens=0, guided=None, unguided="teacher_late", batch=None)
-    assert (alone.cost_usd, alone.baseline_usd) == (0, 0)
+    assert (alone.cost_usd, alone.baseline_usd) == (Decimal(0), Decimal(0))
     report = closing(alone, replace(USAGE, guided=False), PRICES["big"])
     assert report.baseline_usd == cost_usd(PRICES["big"], 150, 55)
     assert report.unguided == "teacher_late"
@@ -96,7 +100,7 @@ def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_t
 
 def test_a_model_without_a_price_any_more_makes_no_baseline() -> None:
     report = closing(given(), USAGE, None)
-    assert (report.baseline_usd, report.baseline_estimated) == (0, True)
+    assert (report.baseline_usd, report.baseline_estimated) == (Decimal(0), True)
 
 
 def test_what_stands_in_the_devices_prompt_is_no_part_of_the_answer() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest_asyncio
@@ -35,9 +35,8 @@ class Desk:
         self.ann, self.bob = (EdgeBook(redis, self.keys, TTL_S, 1000, most_offline=2) for _ in "12")
 
     async def posted(self) -> list[Receipt]:
-        return [
-            Receipt.from_json(fields[b"receipt"]) for _, fields in await self.redis.xrange(self.keys.outbox("acme"))
-        ]
+        entries: Any = await self.redis.xrange(self.keys.outbox("acme"))
+        return [Receipt.from_json(fields[b"receipt"]) for _, fields in entries]
 
 
 @pytest_asyncio.fixture
@@ -57,7 +56,7 @@ async def test_of_many_that_report_at_once_to_two_processes_one_is_written(desk:
     outcomes = await asyncio.gather(*tries)
     assert sorted(outcomes) == ["closed"] * 19 + ["written"]
     (posted,) = await desk.posted()
-    kept = await desk.redis.get(desk.keys.receipt("acme", one.id))
+    kept: Any = await desk.redis.get(desk.keys.receipt("acme", one.id))
     assert Receipt.from_json(kept) == posted
 
 
