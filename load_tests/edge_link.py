@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
     from load_tests.slow_link import Shape
 
-EDGE, STREAMED, WHOLE = "edge", "teacher, streamed", "teacher, whole"
+EDGE, EDGE_WHOLE = "edge, streamed", "edge, whole guidance"
+STREAMED, WHOLE = "teacher, streamed", "teacher, whole"
 HEAD = ("link", "answer", "sent", "received", "first token p50", "whole answer p50", "tokens p50", "guided")
 _LONG, _LONG_S = "5m", 300.0
 
@@ -79,9 +80,10 @@ def main(
 ) -> None:
     """Print bytes and times of answers over links like 3G, 4G and wifi.
 
-    **edge**: the gateway sends the teacher's first m tokens, and the student on the device writes the rest; its report
-    is in the bytes, and not in the time, for nobody waits for it. **teacher, streamed** and **teacher, whole**: the
-    teacher alone behind the same gateway writes the answer, which comes over the link token by token, or in one reply.
+    **edge**: the gateway sends the teacher's first m tokens, as they are written or in one reply, and the student on
+    the device writes the rest; its report is in the bytes, and not in the time, for nobody waits for it. **teacher**:
+    the teacher alone behind the same gateway writes the answer, which comes over the link token by token, or in one
+    reply.
 
     Bytes are those of HTTP, without TCP's and IP's own and without TLS. Teacher and student share this machine's cores,
     so read the bytes as they are, and times beside each other only.
@@ -129,7 +131,7 @@ async def measure(
     gateway: str, student: str, key: str, asking: Asking, shape: Shape, queue: Path
 ) -> dict[str, list[Seen]]:
     """Every question in every way over one link. Raises httpx.HTTPError and the client's errors."""
-    seen: dict[str, list[Seen]] = {EDGE: [], STREAMED: [], WHOLE: []}
+    seen: dict[str, list[Seen]] = {EDGE: [], EDGE_WHOLE: [], STREAMED: [], WHOLE: []}
     async with AsyncExitStack() as running:
         # Asked once for all: a device looks at its student when it starts.
         local = await running.enter_async_context(UrlStudent(f"{student}/v1", silence_s=_LONG_S))
@@ -137,26 +139,30 @@ async def measure(
         for number, question in enumerate(asking.questions):
             # No two prompts begin alike, so that each is read in full.
             asked = f"({shape.name} {number}) {question}"
-            for way in (EDGE, STREAMED, WHOLE):
+            for way in seen:
                 async with SlowLink(gateway, shape) as link:
-                    if way == EDGE:
+                    if way in {EDGE, EDGE_WHOLE}:
                         known = UrlStudent(
                             f"{student}/v1",
                             continuation=how.mode if how is not None else "none",
                             echo=how.echo if how is not None else None,
                             silence_s=_LONG_S,
                         )
-                        seen[way].append(await _edge(link, known, key, asking.body(asked, "chat"), queue))
+                        seen[way].append(
+                            await _edge(link, known, key, asking.body(asked, "chat"), queue, stream=way == EDGE)
+                        )
                     else:
                         body = asking.body(asked, TEACHER_ONLY["model"])
                         seen[way].append(await _teacher(link, key, body, stream=way == STREAMED))
     return seen
 
 
-async def _edge(link: SlowLink, student: UrlStudent, key: str, body: dict[str, Any], queue: Path) -> Seen:
+async def _edge(
+    link: SlowLink, student: UrlStudent, key: str, body: dict[str, Any], queue: Path, *, stream: bool = True
+) -> Seen:
     async with EdgeClient(link.url, key=key, student=student, queue=queue, patience_s=_LONG_S) as edge:
         began, first_s, mode, tokens = time.perf_counter(), 0.0, "", 0
-        asked = {**body, "stream_options": {"include_usage": True}}
+        asked = {**body, "stream": stream, "stream_options": {"include_usage": True}}
         async with aclosing(edge.stream(asked)) as chunks:
             async for chunk in chunks:
                 first_s = first_s or time.perf_counter() - began
@@ -219,7 +225,7 @@ def shown(figures: dict[str, Any]) -> str:
             f"{of['first_p50_ms'] / 1000:.2f} s",
             f"{of['total_p50_ms'] / 1000:.2f} s",
             f"{of['tokens_p50']:.0f}",
-            f"{of['guided']} of {of['answers']}" if way == EDGE else "",
+            f"{of['guided']} of {of['answers']}" if way in {EDGE, EDGE_WHOLE} else "",
         )
         for link, ways in figures["links"].items()
         for way, of in ways.items()

@@ -28,7 +28,8 @@ ASKED = {
 @pytest.mark.timeout(300)
 async def test_it_goes_on_with_guidance_and_answers_alone(tmp_path: Path) -> None:
     gateway = FakeGateway(text="The capital of France is", kept_tokens=5, pieces=("The capital",))
-    student = LlamaStudent(weights.fetch(SMALL_MODEL), name=SMALL_MODEL, context_tokens=1024)
+    # One thread: on a busy machine two wait for each other at every token.
+    student = LlamaStudent(weights.fetch(SMALL_MODEL), name=SMALL_MODEL, threads=1, context_tokens=1024, silence_s=240)
     with gateway.running() as url:
         async with EdgeClient(url, key=KEY, student=student, queue=tmp_path) as edge:
             guided = await edge.complete(ASKED)

@@ -55,6 +55,6 @@ def test_the_table_has_medians_and_says_which_links_they_are_of() -> None:
     seen["3G"][WHOLE] = [Seen(400, 1500, 5.0, 5.0, 40, False)]
     figures = {"machine": "One.", "teacher": "t", "student": "s", "m": 40, **edge_link.figures_of(seen)}
     table = edge_link.shown(figures)
-    assert "| 3G | edge | 800 B | 1,000 B | 2.00 s | 3.00 s | 41 | 1 of 2 |" in table
+    assert "| 3G | edge, streamed | 800 B | 1,000 B | 2.00 s | 3.00 s | 41 | 1 of 2 |" in table
     assert "Links: 3G 0.75/0.25 Mbit/s down/up, 100 ms." in table
     assert list(SHAPES) == ["3g", "4g", "wifi"]
