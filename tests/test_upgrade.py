@@ -149,7 +149,7 @@ class World:
         process = GatewayProcess(
             self.folder / f"gateway-{len(self.gateways)}",
             redis_url=self.server.url,
-            redis={"prefix": KEYS.prefix, "lease": "60s"},
+            redis={"prefix": KEYS.prefix, "lease": "60s", "timeout": "5s"},
             archive={"url": "sqlite"},
             data=str(self.folder / "data"),
             models=[
