@@ -34,6 +34,7 @@ def client(gateway: GatewayProcess) -> Iterator[OpenAI]:
         yield client
 
 
+@pytest.mark.long
 def test_the_teachers_twin_writes_what_the_teacher_would_have(client: OpenAI) -> None:
     """Student and teacher are one model here: greedy, the guided text is the teacher's own, over the seam and beyond.
 

@@ -101,6 +101,8 @@ def hold(sitting: Sitting) -> None:
         _check_address(sitting.gateway)
     elif not sitting.live:
         check(sitting.settings)
+    if sitting.judge is not None and not isinstance(sitting.pair, ConfiguredPair):
+        raise StartupError(f"--judge {sitting.judge} is a model of a configuration: name that with --config.")
     with RunFolder(sitting.folder) as folder:
         # Questions to whoever sits there, and downloads, come outside of the event loop: Ctrl-C ends them at once.
         if sitting.gateway is None:
@@ -143,8 +145,7 @@ async def _begun(sitting: Sitting, folder: RunFolder, told: Console) -> AsyncIte
         exits.callback(progress.end)
         judge = None
         if sitting.judge is not None:
-            if not isinstance(sitting.pair, ConfiguredPair):
-                raise StartupError(f"--judge {sitting.judge} is a model of a configuration: name that with --config.")
+            assert isinstance(sitting.pair, ConfiguredPair)  # or it would not have begun
             judging = judge_of(sitting.pair.settings, sitting.judge, folder.generations)
             judge = await exits.enter_async_context(judging)
         yield sitting.work(Scoring(judge, sitting.scorer).score), progress

@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from gateway.cli.interrupts import INTERRUPTED
+from gateway.local import weights
 from tests.cli.in_process import run
 from tests.evaluation.run_world import QUESTIONS
 from tests.fakes import recording_proxy
@@ -88,12 +89,16 @@ def test_the_group_says_what_it_answers_and_in_which_order() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_wrong_is_said_in_a_line_before_anything_starts(
-    arguments: list[str], said: str, tmp_path: Path
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And before weights are fetched."""
+    fetched: list[str] = []
+    monkeypatch.setattr(weights, "fetch", fetched.append)
     done = run("eval", "run", str(tmp_path / "run"), "--limit", "2", *arguments)
     assert done.returncode != 0
     assert said in " ".join(done.stderr.replace("│", " ").split())
     assert [secret for secret in ("gk-it", "u:p@") if secret in done.stderr + done.stdout] == []
+    assert fetched == []
 
 
 def test_a_rule_for_the_length_is_for_auto_and_with_a_probe_for_live(tmp_path: Path) -> None:

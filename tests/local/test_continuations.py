@@ -82,17 +82,22 @@ async def test_it_continues_a_trailing_message(stack: LocalStack) -> None:
         assert engine.state.warnings == []
 
 
-@pytest.mark.parametrize("mode", ["vllm", "completions"])
-async def test_its_other_ways_give_the_same_answer(stack: LocalStack, mode: Any) -> None:
+async def test_its_other_ways_give_the_same_answer(stack: LocalStack) -> None:
     """Greedily to the letter, from as many tokens: a rendered prompt is read as its chat would be, no token twice."""
-    async with student(stack, "trailing") as usual, student(stack, mode) as other:
-        assert isinstance(other.state.continuation, Continuation)
-        assert (other.state.continuation.mode, other.state.warnings) == (mode, [])
+    async with (
+        student(stack, "trailing") as usual,
+        student(stack, "vllm") as vllm,
+        student(stack, "completions") as completions,
+    ):
+        for engine, mode in ((vllm, "vllm"), (completions, "completions")):
+            assert isinstance(engine.state.continuation, Continuation)
+            assert (engine.state.continuation.mode, engine.state.warnings) == (mode, [])
         for question, opening in BEGUN:
             _, answer, read = await answers(usual, question, opening)
             assert answer.startswith(opening)
             assert len(answer) > len(opening)
-            assert (await answers(other, question, opening))[1:] == (answer, read)
+            for engine in (vllm, completions):
+                assert (await answers(engine, question, opening))[1:] == (answer, read), engine.state.continuation
 
 
 async def test_one_that_is_told_to_write_the_opening_again_does_or_answers_alone(stack: LocalStack) -> None:
