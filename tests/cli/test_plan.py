@@ -113,7 +113,7 @@ def test_a_mistake_in_a_curve_names_file_line_and_field(tmp_path: Path) -> None:
 def test_the_papers_rows_stand_beside_their_bounds() -> None:
     done = run("plan", "paper", COLUMNS="250")
     assert done.returncode == 0
-    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("   Llama2-70B")]
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("Llama2-70B")]
     assert ["12,224", "29,507", "13,440.71", "10.72", "10.72"] in [row[6:] for row in rows]
     assert "slower than without any gain from batches" in done.stdout
 
