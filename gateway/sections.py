@@ -98,7 +98,7 @@ _LEASE_TIMEOUTS = 4
 
 
 class RedisSettings(Shape):
-    """Where the replicas meet. `url` may hold a password, hence a SecretStr; "embedded" starts one here."""
+    """Where the replicas meet. "embedded" starts one here."""
 
     url: SecretOrText = SecretStr("embedded")
     """embedded, redis://, rediss:// or unix://; with a password in it env:NAME."""
@@ -273,7 +273,7 @@ class Alerts(Shape):
     """Who is told of budgets."""
 
     webhook: SecretOrText | None = None
-    """An http(s) address to which events are posted as JSON. It may hold a token, hence a SecretStr."""
+    """An http(s) address to which events are posted as JSON. It may hold a token."""
     webhook_secret: Secret | None = None
     """Signs what is posted there."""
 

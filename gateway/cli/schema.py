@@ -9,6 +9,7 @@ import orjson
 import typer
 
 from gateway.policy.json_schema import json_schema
+from gateway.policy.reference import reference
 
 
 class Which(StrEnum):
@@ -27,6 +28,10 @@ def schema(
             "policies/projections/."
         ),
     ],
+    *,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The same for eyes: a page of all keys, in Markdown.")
+    ] = False,
 ) -> None:
     """Print a JSON Schema, with which editors complete and check what you write.
 
@@ -38,7 +43,7 @@ def schema(
 
     What depends on more than one place, such as a model that config.yaml does not have, `gkt-gateway check` tells.
     """
-    typer.echo(printed(which.value), nl=False)
+    typer.echo(reference(which.value) if markdown else printed(which.value), nl=False)
 
 
 def printed(which: str) -> str:

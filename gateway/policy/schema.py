@@ -129,7 +129,7 @@ class GuidanceRule(Shape):
     max_wait_s: Annotated[Duration, lasting("1ms", "1s")] = Field(0.01, alias="max_wait")
     """How long a request may wait for others to share its batch."""
     deadline_s: Annotated[Duration, lasting("1ms", "10m")] = Field(2.0, alias="deadline", validate_default=True)
-    """How long a request waits for its guidance altogether, `max_wait_s` included."""
+    """How long a request waits for its guidance altogether, `max_wait` included."""
     on_failure: Literal["student", "reject"] = "student"
     """No guidance in time: the student answers without, or 503."""
     on_queue_full: Literal["student", "reject"] = "student"

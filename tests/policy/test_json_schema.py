@@ -13,6 +13,7 @@ import pytest
 from gateway.cli.schema import printed
 from gateway.config import Settings, check_settings
 from gateway.policy.json_schema import SHAPES, json_schema
+from gateway.policy.reference import reference
 from gateway.policy.schema import TenantPolicy
 from gateway.units import Origin
 from gateway.yaml_source import read
@@ -60,6 +61,26 @@ def parts(which: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def test_what_is_kept_is_what_would_be_made(which: str) -> None:
     """If not: gkt-gateway schema NAME > docs/schema/NAME.json"""
     assert (REPOSITORY / "docs" / "schema" / f"{which}.json").read_text() == printed(which)
+
+
+@pytest.mark.parametrize(("which", "page"), [("config", "configuration.md"), ("policy", "policy-reference.md")])
+def test_the_page_that_is_kept_is_what_would_be_made(which: str, page: str) -> None:
+    """If not: gkt-gateway schema NAME --markdown > docs/PAGE"""
+    assert (REPOSITORY / "docs" / page).read_text("utf-8") == reference(which)
+
+
+@pytest.mark.parametrize("which", SHAPES)
+def test_a_page_has_a_row_for_each_key_of_each_part_and_a_section_for_each_link(which: str) -> None:
+    """What a pattern means stands there in words: as `text`, it would need some in reference.py."""
+    page = reference(which)
+    tables = [dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", part, re.MULTILINE)) for part in page.split("\n## ")]
+    for name, part in parts(which):
+        table = next((one for one in tables if list(one) == list(part["properties"])), None)
+        assert table is not None, name
+        spelt = {key: table[key] for key, about in part["properties"].items() if "pattern" in about}
+        assert [key for key, words in spelt.items() if words.startswith("text")] == [], name
+    anchors = {re.sub(r"[^a-z0-9_-]", "", head.lower()) for head in re.findall(r"^## (.+)$", page, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#(.+?)\)", page)) <= anchors
 
 
 @pytest.mark.parametrize("which", SHAPES)
