@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import msgspec
 import pytest
+from ruamel.yaml import YAML
 
 from gateway.cli.commands import COMMANDS
 from gateway.errors import GatewayError, StartupError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 def page(name: str) -> str:
@@ -95,10 +95,15 @@ def test_every_command_is_in_the_readme() -> None:
     assert [name for name in COMMANDS if f"`gkt-gateway {name}`" not in page("README.md")] == []
 
 
-def test_the_readme_lists_each_document_once() -> None:
-    listed = page("README.md").partition("\n## Documents\n")[2].partition("\n## ")[0]
-    found = re.findall(r"\]\(docs/([\w-]+\.md)\)", listed)
-    assert sorted(found) == sorted(file.name for file in (ROOT / "docs").glob("*.md"))
+def test_the_index_lists_each_document_once() -> None:
+    folder = ROOT / "docs"
+    found = re.findall(r"^\| \[.+?\]\(([\w/-]+\.md)\) \|", page("docs/README.md"), re.MULTILINE)
+    pages = [file for part in ("*.md", "guides/*.md", "evaluation/*.md") for file in folder.glob(part)]
+    assert sorted(found) == sorted(str(file.relative_to(folder)) for file in pages if file.name != "README.md")
+
+
+def test_the_readme_leads_to_the_index() -> None:
+    assert "](docs/README.md)" in page("README.md")
 
 
 def test_the_readmes_configuration_can_be_used(tmp_path: Path) -> None:
@@ -134,11 +139,24 @@ def test_every_condition_has_its_row() -> None:
     assert [name for name in names if not any(row.startswith(f"| `{name}: ") for row in rows)] == []
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_links_lead_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text("utf-8"))
-    local = [target for target in targets if "://" not in target]
-    assert [target for target in local if not (path.parent / target).exists()] == []
+def test_the_runbook_has_a_row_for_each_alert() -> None:
+    """In the order of the rules, with its severity and the section that its annotation names."""
+    told = re.findall(r"^\| \[(\w+)\]\(alerts\.md#(\w+)\) \| (\w+) \|", page("docs/runbook.md"), re.MULTILINE)
+    groups = YAML(typ="safe").load(ROOT / "deploy/prometheus/alerts.yml")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    runbooks = [f"docs/alerts.md#{anchor}" for _, anchor, _ in told]
+    assert [(name, severity) for name, _, severity in told] == [
+        (rule["alert"], rule["labels"]["severity"]) for rule in rules
+    ]
+    assert runbooks == [rule["annotations"]["runbook"] for rule in rules]
+
+
+def test_the_performance_page_has_no_figure_of_its_own() -> None:
+    """Each row of a table stands on a page that says how it was measured."""
+    measured = page("docs/benchmarks.md") + page("docs/evaluation/pairs.md")
+    rows = [line for line in page("docs/performance.md").splitlines() if re.match(r"\|.*\d.*\|.*\d", line)]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in measured.splitlines()] == []
 
 
 def test_the_import_order_is_the_one_that_is_held() -> None:

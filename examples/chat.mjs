@@ -1,0 +1,27 @@
+// One guided answer, streamed, through the unchanged OpenAI client for Node.js.
+//
+//     npm install openai@6 && node examples/chat.mjs "Why is the sky blue?"
+//
+// GKT_URL and GKT_KEY say where and as whom; without them the gateway of `scripts/demo` is asked.
+import OpenAI from "openai";
+
+const client = new OpenAI({
+  baseURL: process.env.GKT_URL ?? "http://127.0.0.1:8080/v1",
+  apiKey: process.env.GKT_KEY ?? "gk-demo",
+});
+const question = process.argv.slice(2).join(" ") || "Why is the sky blue?";
+
+const stream = await client.chat.completions.create({
+  model: "chat", // a route of the policy, not a model
+  messages: [{ role: "user", content: question }],
+  max_tokens: 120,
+  stream: true,
+  stream_options: { include_usage: true },
+});
+let facts;
+for await (const chunk of stream) {
+  process.stdout.write(chunk.choices[0]?.delta.content ?? "");
+  facts = chunk.gkt ?? facts; // what OpenAI's types do not know comes through as it is
+}
+console.log();
+console.log(facts.mode, "for", facts.cost_usd ?? "a cost that is not shown");

@@ -1,0 +1,123 @@
+"""The guides and the quickstart: their configuration can be used, their programs run, and what they show is so."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.policy.book import check_all
+from tests.clients.environments import node_modules
+from tests.clients.programs import run
+from tests.fakes import FakeEngine, says
+from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.timeout(300)  # the client for Node.js is installed on first use
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("docs/quickstart.md", "docs/guides/litellm.md", "docs/guides/platform-teams.md")
+SECRETS = ("GKT_ADMIN_KEY", "VLLM_KEY", "ANTHROPIC_API_KEY", "LITELLM_MASTER_KEY", "BUDGET_WEBHOOK", "HOOK_SECRET")
+WHOLE = "Because of scattering."
+
+
+def blocks(page: str) -> dict[str, str]:
+    """Those that are named in their first line, by that name."""
+    text = (ROOT / page).read_text("utf-8")
+    return dict(re.findall(r"^```\w+\n(?:#|//) (\S+\.\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(name, "https://placeholder.example")
+
+
+def written(page: str, folder: Path) -> Path:
+    (folder / "policies").mkdir()
+    for name, text in blocks(page).items():
+        (folder / name).write_text(f"# {name}\n{text}", "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_pages_configuration_can_be_used(page: str, tmp_path: Path) -> None:
+    settings, book, mistakes = check_all(written(page, tmp_path) / "config.yaml")
+    assert list(mistakes) == []
+    assert settings is not None
+    assert book is not None
+
+
+def test_the_other_proxys_file_is_answered_as_the_guide_shows(tmp_path: Path) -> None:
+    page = "docs/guides/litellm.md"
+    _, _, mistakes = check_all(written(page, tmp_path) / "litellm.yaml")
+    shown = re.findall(r"^litellm\.yaml:.*$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    assert [str(mistake).removeprefix(f"{tmp_path}/") for mistake in mistakes] == shown
+
+
+@pytest.mark.timeout(600)
+def test_the_ci_of_the_guide_passes_on_the_example(tmp_path: Path) -> None:
+    """Run where the example lies; what it writes goes elsewhere."""
+    folder = tmp_path / "two-tenants"
+    subprocess.run(["cp", "-r", ROOT / "examples" / "two-tenants", folder], check=True)
+    script = blocks("docs/guides/platform-teams.md")["ci.sh"].replace("gkt-gateway", f"{sys.executable} -m gateway")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["sh", "-e", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def gateway(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with ExitStack() as stack:
+        teacher = stack.enter_context(FakeEngine(says("Because of light", "length")).running())
+        student = stack.enter_context(FakeEngine(says(" scattering.")).running())
+        models = [
+            model("big", "tgi", teacher.url),
+            model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False),
+        ]
+        yield stack.enter_context(
+            running_gateway(
+                tmp_path_factory.mktemp("gateway"),
+                redis_url=redis_url,
+                redis={"prefix": "guides"},
+                models=models,
+                routes=[guided(tokens=6)],
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "key", "shown"),
+    [
+        ("chat.py", sys.executable, KEY, f"{WHOLE}\n"),
+        ("careful.py", sys.executable, KEY, f"{WHOLE}\n"),
+        ("careful.py", sys.executable, "gk-nobody", r"401 invalid_api_key tell your platform team: req_\w+\n"),
+        ("chat.mjs", "node", KEY, f"{WHOLE}\n"),
+    ],
+)
+def test_a_program_of_the_guide_runs(
+    gateway: GatewayProcess, tmp_path: Path, name: str, program: str, key: str, shown: str
+) -> None:
+    text = blocks("docs/guides/openai-sdk.md")[name]
+    (tmp_path / name).write_text(text.replace("http://127.0.0.1:8080", gateway.url).replace("gk-demo", key), "utf-8")
+    if program == "node":
+        (tmp_path / "node_modules").symlink_to(node_modules())
+    done = run([program, name], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(shown, done.stdout), done.stdout
+
+
+def test_every_program_of_the_guide_is_run() -> None:
+    named = {"chat.py", "careful.py", "chat.mjs"}
+    text = (ROOT / "docs/guides/openai-sdk.md").read_text("utf-8")
+    assert set(re.findall(r"^```(?:python|js)\n(?:#|//) (\S+)", text, re.MULTILINE)) == named

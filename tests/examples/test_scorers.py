@@ -1,0 +1,26 @@
+"""examples/scorers: the scorer is one that `eval run --scorer` takes, and its questions can be asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway.evaluation.questions.data import load
+from gateway.evaluation.record import Verdict
+from gateway.evaluation.scoring import plug_in
+
+if TYPE_CHECKING:
+    import pytest
+
+FOLDER = Path(__file__).parents[2] / "examples" / "scorers"
+
+
+def test_it_tells_brief_right_answers_from_long_and_from_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    brief = plug_in("brief:brief")
+    data = load(str(FOLDER / "questions.jsonl"), scorer="brief:brief")
+    assert [question.id for question in data.questions] == ["sky", "ice", "tides"]
+    sky = data.questions[0]
+    assert brief("Rayleigh scattering.", sky) == Verdict(1.0, "2 words")
+    assert brief("Scattering, " + "you see " * 40, sky) == Verdict(0.5, "81 words")
+    assert brief("Nobody knows.", sky) == Verdict(0.0)
