@@ -174,7 +174,7 @@ class RedisKeys:
 
     def offline(self, tenant: str) -> str:
         """How many answers the tenant's devices reported that they made alone, in an hour or less; gone after that."""
-        return f"{self._tenant(tenant)}offline"
+        return f"{self.tenant_base(tenant)}offline"
 
     def ledger(self) -> LedgerKeys:
         base = self.ledger_base

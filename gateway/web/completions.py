@@ -38,14 +38,14 @@ class Path(Protocol[_Asked_contra]):
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    caller = authenticate(request)
-    return await answered(request, request.app[COMPLETIONS], caller, parse_chat(await read_body(request)))
+    caller, completions = authenticate(request), request.app[COMPLETIONS]
+    return await answered(request, completions, caller, parse_chat(await read_body(request)))
 
 
 async def text_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    caller = authenticate(request)
-    return await answered(request, request.app[COMPLETIONS], caller, parse_text_completion(await read_body(request)))
+    caller, completions = authenticate(request), request.app[COMPLETIONS]
+    return await answered(request, completions, caller, parse_text_completion(await read_body(request)))
 
 
 async def answered(request: web.Request, path: Path[_Asked], caller: Caller, asked: _Asked) -> web.StreamResponse:
