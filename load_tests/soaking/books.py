@@ -250,7 +250,7 @@ class Books:
 
 
 def _errors(gateway: Gateway) -> list[str]:
-    """Lines of its log at level error: no fault of an engine or of Redis is one, and that of a broken edit is left out."""
+    """Lines of its log at level error, but for broken edits: no fault of an engine or of Redis is one."""
     found = []
     with gateway.log.open(errors="replace") as lines:
         for line in lines:
