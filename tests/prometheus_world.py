@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 DEPLOY = Path(__file__).parents[1] / "deploy"
 PREFIX = "under-prometheus"
 LIMIT_S = 30.0
-_SCRAPE_S = 0.5
+_SCRAPE_S = 1.0
 _CALLERS = 12
 _REQUESTS = 150
 
@@ -59,7 +59,7 @@ faults: {hang: 1.0}
 """
 
 
-def until(true: Callable[[], object], what: str) -> None:
+def until(true: Callable[[], object], what: object) -> None:
     give_up = time.monotonic() + LIMIT_S
     while not true():
         assert time.monotonic() < give_up, what

@@ -94,6 +94,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[
         told = httpx.get(f"{gateway.admin_url}/metrics").text
         kill_a_busy_worker(gateway)
         _wait_for_scrape(asked, gateway)
+        # What a scrape that comes too late leaves out is missed by every query until the next one.
+        until(lambda: _told(asked, "min_over_time(up[5s])") == 1, "no five seconds of scrapes in time")
         now = time.time()
         until(lambda: _told(asked, "min(timestamp(gkt:requests:rate5m))") > now, "no rule is evaluated")
         yield World(gateway, asked, receipts, told, statuses)
@@ -108,6 +110,10 @@ def _wait_for_scrape(asked: Prometheus, gateway: GatewayProcess) -> None:
 def _told(asked: Prometheus, expr: str) -> float:
     found = asked.query(expr)
     return float(found[0]["value"][1]) if found else -math.inf
+
+
+def _has_number(asked: Prometheus, expr: str) -> bool:
+    return any(math.isfinite(float(one["value"][1])) for one in asked.query(expr))
 
 
 def test_the_load_met_all_that_should_make_series(world: World) -> None:
@@ -164,13 +170,16 @@ def test_a_budget_is_told_as_it_stands(world: World) -> None:
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_every_query_of_every_panel_returns_a_series_with_a_number(world: World, board: str) -> None:
+    asked = [(panel["title"], target["expr"]) for panel in panels(BOARDS[board]) for target in panel["targets"]]
+
     missing = []
-    for panel in panels(BOARDS[board]):
-        for target in panel["targets"]:
-            found = world.prometheus.query(_filled_in(target["expr"]))
-            if not any(math.isfinite(float(one["value"][1])) for one in found):
-                missing.append((panel["title"], target["expr"], found))
-    assert missing == []
+
+    def whole() -> bool:
+        missing[:] = [(title, expr) for title, expr in asked if not _has_number(world.prometheus, _filled_in(expr))]
+        return not missing
+
+    # A scrape that a busy machine let time out leaves nothing until the next one.
+    until(whole, missing)
 
 
 @pytest.mark.parametrize("board", BOARDS)
@@ -203,7 +212,13 @@ def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
     exprs = {rule["name"]: rule["query"] for rule in world.prometheus.rules()}
     asked = {selector for expr in exprs.values() for selector in SELECTOR.findall(expr)}
     assert len(asked) > 25
-    assert [selector for selector in sorted(asked) if not world.prometheus.query(selector)] == []
+    missing = []
+
+    def whole() -> bool:
+        missing[:] = [selector for selector in sorted(asked) if not world.prometheus.query(selector)]
+        return not missing
+
+    until(whole, missing)
     recorded = [rule["name"] for rule in world.prometheus.rules() if rule["type"] == "recording"]
     assert [name for name in recorded if not world.prometheus.query(name)] == []
 
@@ -228,9 +243,8 @@ def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> 
     """One engine is gone, another fails half of its calls, and a process was killed. Alerts are pending at first."""
     assert _told(world.prometheus, "sum(gkt:failures:rate5m)") > 0
     assert _told(world.prometheus, 'sum(gkt:guidance_failed:rate5m{route="chat"})') > 0
-    alerting = {one["metric"]["alertname"] for one in world.prometheus.query("ALERTS")}
-    assert {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"} <= alerting
-    assert not alerting & {
+    wanted = {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"}
+    unwanted = {
         "GktGatewayDown",
         "GktRedisDown",
         "GktReceiptsLost",
@@ -243,6 +257,14 @@ def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> 
         "GktBudgetNearlySpent",
         "GktPolicyStale",
     }
+    alerting: list[str] = []
+
+    def as_it_is() -> bool:
+        alerting[:] = [one["metric"]["alertname"] for one in world.prometheus.query("ALERTS")]
+        return wanted <= set(alerting) and not unwanted & set(alerting)
+
+    # A machine that is busy for a second may be down for as long, and then what is pending says so.
+    until(as_it_is, alerting)
 
 
 def test_promtool_passes_configuration_and_rules() -> None:
