@@ -72,6 +72,7 @@ def test_a_short_soak_holds(tmp_path: Path) -> None:
     assert "It held." in printed
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_gateway_that_leaks_and_forgets_is_caught_also_in_a_soak_that_is_broken_off(tmp_path: Path) -> None:
     """Beside one that does not, and is not blamed. Ctrl-C: it ends in order, and tells what it knows."""
