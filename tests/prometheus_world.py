@@ -134,7 +134,8 @@ async def _ask(session: aiohttp.ClientSession, url: str, number: int) -> int:
     route = ("chat", "chat", "chat", "chat-student", "chat-teacher", "shadowed")[number % 6]
     body: dict[str, Any] = {
         "model": route,
-        "messages": [{"role": "user", "content": f"Write a story about {number // 12} ships."}],
+        # Two and two may share a call of the teacher's: with fewer calls, half of the load may meet no fault of it.
+        "messages": [{"role": "user", "content": f"Write a story about {number // 2} ships."}],
         "max_tokens": 30,
         "stream": number % 4 == 0,
     }

@@ -241,8 +241,8 @@ def test_the_archive_is_told_as_it_is(world: World) -> None:
 
 def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> None:
     """One engine is gone, another fails half of its calls, and a process was killed. Alerts are pending at first."""
-    assert _told(world.prometheus, "sum(gkt:failures:rate5m)") > 0
-    assert _told(world.prometheus, 'sum(gkt:guidance_failed:rate5m{route="chat"})') > 0
+    for rate in ("sum(gkt:failures:rate5m)", 'sum(gkt:guidance_failed:rate5m{route="chat"})'):
+        until(lambda rate=rate: _told(world.prometheus, rate) > 0, rate)
     wanted = {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"}
     unwanted = {
         "GktGatewayDown",

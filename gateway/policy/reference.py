@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 _REF = "#/$defs/"
 _NO_BOUND = 2**53
 """From here on a bound is the machine's, and tells nobody anything."""
-_TITLES = {"config": "Configuration reference", "policy": "Policy reference", "projection": "Projection reference"}
+_TITLES = {
+    "config": "Configuration reference",
+    "policy": "Policy reference",
+    "projection": "Projection reference",
+    "curve": "Curve reference",
+}
 _ABOUT = {
     "config": (
         "Every key that [config.yaml](../config.yaml) may have. That file shows them in use, with their defaults; "
@@ -37,6 +42,7 @@ _ABOUT = {
     "projection": (
         "Every key that a file in policies/projections may have: [projections.md](projections.md) explains them."
     ),
+    "curve": "Every key that a file with an engine's curve may have: [planning.md](planning.md) explains them.",
 }
 _NOTES = (
     "Durations carry a unit (`250ms`, `30s`, `5m`, `1h`, `1d`), and so do sizes (`64MB`, `8MiB`). Secrets are "
@@ -53,13 +59,14 @@ _SPELT = (
     ("https?://", "address"),
     ("[0-9a-fA-F]{64}", "64 hex digits"),
     ("{2}-[0-9]{2}([T ]", "date or time"),
+    ("{2}(-[0-9]{2})?$", "day or month, like `2026-07-01` or `2026-07`"),
     (" ?%$", "percentage, like `1%`"),
 )
 _PLAIN = re.compile(r"\^\(?\[A-Za-z0-9(?P<marks>[._:/-]+)\](\{1,(?P<most>\d+)\}|\+)\)?\$")
 
 
 def reference(name: str) -> str:
-    """The page of one schema, `config`, `policy` or `projection`; it ends in a newline."""
+    """The page of one schema, `config`, `policy`, `projection` or `curve`; it ends in a newline."""
     whole = json_schema(name)
     parts = whole.get("$defs", {})
     places = _places(whole, parts)

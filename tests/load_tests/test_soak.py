@@ -55,6 +55,7 @@ def not_held(found: dict[str, Any]) -> set[str]:
     return checks | {f"{one['measure']} of {one['of']}" for one in found["trends"] if not one["holds"]}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_short_soak_holds(tmp_path: Path) -> None:
     """Too short for Redis and for times, which it says; long enough for every count, and to see a process grow."""

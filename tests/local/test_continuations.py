@@ -82,6 +82,7 @@ async def test_it_continues_a_trailing_message(stack: LocalStack) -> None:
         assert engine.state.warnings == []
 
 
+@pytest.mark.long
 async def test_its_other_ways_give_the_same_answer(stack: LocalStack) -> None:
     """Greedily to the letter, from as many tokens: a rendered prompt is read as its chat would be, no token twice."""
     async with (

@@ -74,7 +74,7 @@ def test_the_page_that_is_kept_is_what_would_be_made(which: str, page: str) -> N
 def test_a_page_has_a_row_for_each_key_of_each_part_and_a_section_for_each_link(which: str) -> None:
     """What a pattern means stands there in words: as `text`, it would need some in reference.py."""
     page = reference(which)
-    tables = [dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", part, re.MULTILINE)) for part in page.split("\n## ")]
+    tables = [dict(re.findall(r"^\| `([$\w]+)` \| (.*?) \|", part, re.MULTILINE)) for part in page.split("\n## ")]
     for name, part in parts(which):
         table = next((one for one in tables if list(one) == list(part["properties"])), None)
         assert table is not None, name

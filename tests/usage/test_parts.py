@@ -16,7 +16,7 @@ from gateway.usage.parts import Part, Parts
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
 from gateway.usage.usage import Ask
-from tests.ledger.drafts import closed, draft, guided, plan
+from tests.ledger.drafts import closed, guided
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -49,7 +49,7 @@ class Counting(Rollups):
 
 
 def receipt(created: float, tenant: str, number: int, status: str = "ok") -> Receipt:
-    one = closed(draft(plan()), guided())
+    one = closed(guided())
     return replace(one, id=f"req_{number:024x}", created=int(created), tenant=tenant, status=status)
 
 
