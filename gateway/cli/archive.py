@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import structlog
 import typer
-import uvloop
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
@@ -26,6 +24,7 @@ from gateway.cli.admin_commands import JsonOption, in_json
 from gateway.cli.archive_export import export as export_rows
 from gateway.cli.archive_export import progress
 from gateway.cli.archive_span import SinceOption, TenantOption, UntilOption, where_of
+from gateway.cli.stores_away import result_of
 from gateway.errors import StartupError
 from gateway.logs import set_up_logs
 from gateway.metrics import Metrics
@@ -39,7 +38,7 @@ from gateway.tasks import Tasks
 from gateway.workers.stopping import asked_to_stop
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator
 
     from gateway.archive.archive import Archive
     from gateway.archive.building import Archiving
@@ -85,7 +84,7 @@ def run(config: ConfigOption = CONFIG) -> None:
     """
     settings = _settings(config)
     set_up_logs(settings.log.level, settings.log.format)
-    _run(_fill(settings, keep_s=settings.archive.keep_s))
+    result_of(_fill(settings, keep_s=settings.archive.keep_s))
 
 
 @archive.command()
@@ -94,7 +93,7 @@ def status(as_json: JsonOption = False, config: ConfigOption = CONFIG) -> None:
 
     Leaves with 1 where the archive is away, or nobody fills it.
     """
-    found = _run(_status(_settings(config)))
+    found = result_of(_status(_settings(config)))
     if as_json:
         typer.echo(in_json(found))
     else:
@@ -125,7 +124,7 @@ def export(
     `shadow`: their cost was paid, and their baseline is 0.
     """
     where = where_of(since, until, tenant)
-    count = _run(_export(_settings(config), where, form, output))
+    count = result_of(_export(_settings(config), where, form, output))
     typer.echo(f"{count} receipts" + (f" in {output}" if output is not None else ""), err=True)
 
 
@@ -146,7 +145,10 @@ def rebuild(
     Sums of days before the archive's first receipt would be gone, as where it is a new one: then nothing is done,
     unless --forget-older says so.
     """
-    count = _run(_rebuild(_settings(config), forget_older=forget_older))
+    try:
+        count = result_of(_rebuild(_settings(config), forget_older=forget_older))
+    except RebuildFailed as error:
+        raise StartupError(str(error)) from None
     typer.echo(f"made anew from {count} receipts")
 
 
@@ -158,22 +160,6 @@ def _settings(config: Path) -> Settings:
     if settings.archive.url is None:
         raise StartupError(f"There is no archive: archive.url in {config} is null.")
     return settings
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Its result; what is away is said in one line, which never holds an address."""
-    try:
-        return uvloop.run(work)
-    except RebuildFailed as error:
-        raise StartupError(str(error)) from None
-    except RedisError as error:
-        raise StartupError(f"Redis failed ({type(error).__name__}). Try again.") from None
-    except ArchiveError as error:
-        inner = getattr(error, "orig", None) or error
-        raise StartupError(
-            f"The archive cannot be read or written ({type(inner).__name__}). Is it running? archive.url in "
-            "config.yaml or GKT_ARCHIVE_URL says where it is."
-        ) from None
 
 
 @dataclass(frozen=True, slots=True)

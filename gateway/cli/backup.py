@@ -13,7 +13,8 @@ from gateway.backup.file import verify, writing
 from gateway.backup.pause import nobody_adds_up
 from gateway.backup.taking import Taking, receipts
 from gateway.cli.archive_export import progress
-from gateway.cli.backup_stores import CONFIG, ConfigOption, lines_of, run, settings_of, stores
+from gateway.cli.backup_stores import CONFIG, ConfigOption, lines_of, settings_of, stores
+from gateway.cli.stores_away import result_of
 
 if TYPE_CHECKING:
     from gateway.backup.file import Writer
@@ -39,7 +40,7 @@ def backup(
 
     For the seconds in which Redis is read receipts are not added up, and wait. docs/backup.md tells the rest.
     """
-    run(_backup(settings_of(config), file, archive=not without_archive, overwrite=overwrite))
+    result_of(_backup(settings_of(config), file, archive=not without_archive, overwrite=overwrite))
     with progress("checking the file", file.stat().st_size) as told:
         made = verify(file, told)
     typer.echo(f"{file}, {file.stat().st_size} bytes, read again and found whole\n{lines_of(made.counts)}")

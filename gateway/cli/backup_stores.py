@@ -6,14 +6,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
-import uvloop
-from redis.exceptions import RedisError
 
 from gateway.archive.building import archive_of
-from gateway.archive.database import ArchiveError
 from gateway.errors import StartupError
 from gateway.metrics import Metrics
 from gateway.policy.files import PolicyFiles
@@ -21,7 +18,7 @@ from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator
 
     from gateway.archive.archive import Archive
     from gateway.backup.records import Counts
@@ -72,20 +69,6 @@ async def stores(settings: Settings, *, archive: bool) -> AsyncIterator[Stores]:
             stack.push_async_callback(found.close)
             await found.open()
         yield Stores(client, RedisKeys(settings.redis.prefix), found)
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Its result; what is away is said in one line, which never holds an address."""
-    try:
-        return uvloop.run(work)
-    except RedisError as error:
-        raise StartupError(f"Redis failed ({type(error).__name__}). Try again.") from None
-    except ArchiveError as error:
-        inner = getattr(error, "orig", None) or error
-        raise StartupError(
-            f"The archive cannot be read or written ({type(inner).__name__}). Is it running? archive.url in "
-            "config.yaml or GKT_ARCHIVE_URL says where it is."
-        ) from None
 
 
 def lines_of(counts: Counts) -> str:

@@ -11,7 +11,8 @@ import typer
 from gateway.backup.file import records, verify
 from gateway.backup.putting import Putting
 from gateway.cli.archive_export import progress
-from gateway.cli.backup_stores import CONFIG, ConfigOption, lines_of, moment, run, settings_of, stores
+from gateway.cli.backup_stores import CONFIG, ConfigOption, lines_of, moment, settings_of, stores
+from gateway.cli.stores_away import result_of
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def restore(
         found = verify(file, told)
     typer.echo(f"{file}, made by gateway {found.header.gateway} at {moment(found.header.made)}, is whole")
     typer.echo(lines_of(found.counts))
-    typer.echo(run(_restore(settings_of(config), file, found, only, dry_run=dry_run, overwrite=overwrite)))
+    typer.echo(result_of(_restore(settings_of(config), file, found, only, dry_run=dry_run, overwrite=overwrite)))
 
 
 async def _restore(

@@ -106,6 +106,7 @@ def test_a_spent_budget_has_room_again_while_a_raise_holds(gateway: GatewayProce
         if now["spent_usd"] + now["left_usd"] == Decimal("5.5"):
             break
         assert time.monotonic() < give_up, "what a request reserved is given back, when it is settled"
+        time.sleep(0.05)
     ended = admin(gateway, "POST", "/budgets/acme/raise", {"usd": 0})
     assert (ended.status_code, ended.json()["raise"]) == (200, None)
     assert ask(gateway).status_code == 429

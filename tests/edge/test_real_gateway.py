@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.skipif(
-    find_spec("gateway.handover") is None, reason="did not run: this gateway has no route for devices yet"
-)
 TEACHERS = "The sky is blue because of how air scatters"
 
 
