@@ -273,7 +273,7 @@ class EdgeClient:
         held = turn.relay.rest()  # first: it may show that the student began otherwise than it was told
         ends = turn.relay.end(turn.facts, finish_reason)
         read, wrote = turn.counts
-        if turn.guidance is not None and turn.guided and turn.guidance.placement == "prefix":
+        if turn.guidance is not None and turn.guided and (turn.sent is None or turn.guidance.placement == "prefix"):
             wrote += turn.guidance.kept_tokens
             read = max(0, read - (turn.guidance.kept_tokens if turn.sent and turn.sent.prefill else 0))
         usage = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}

@@ -23,7 +23,7 @@ class Guidance:
         projection: how the teacher was asked, for the words that put it to a student who cannot go on with it.
         kept_tokens: the teacher's tokens in `text`.
         finish_reason: where `text` is the whole answer, why it ended; else None.
-        messages: what the student is to be given in the place of the caller's messages; None: those.
+        messages: what the student is given, if it is asked, in the place of the caller's messages; None: those.
         unguided: why there is no guidance; else None.
         most_output_tokens: how many tokens the device may report; None: no limit was asked for.
     """
@@ -58,7 +58,8 @@ class Guidance:
             )
         except (KeyError, TypeError, AttributeError):
             raise GatewayAway("gateway_garbled", "What the gateway sent is no guidance.") from None
-        if found.placement != "prefix" and found.unguided is None and found.messages is None:
+        is_whole = found.finish_reason is not None
+        if found.placement != "prefix" and found.unguided is None and found.messages is None and not is_whole:
             raise GatewayAway("gateway_garbled", "The gateway sent guidance that is to be placed, and not where.")
         return found
 

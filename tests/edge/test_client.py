@@ -135,6 +135,18 @@ async def test_guidance_that_is_the_whole_answer_needs_no_student(tmp_path: Path
     assert gateway.closings == {}, "the device has nothing to report"
 
 
+async def test_it_is_the_answer_where_the_student_was_to_read_it_too(tmp_path: Path) -> None:
+    gateway = FakeGateway(text="Blue light scatters more.", placement="context", finish_reason="stop")
+    with gateway.running() as url, toy(LlamaCpp()) as student:
+        async with client(url, student, tmp_path) as edge:
+            reply = await edge.complete(ASKED)
+            assert await edge.waiting() == 0
+    assert reply["choices"][0]["message"]["content"] == "Blue light scatters more."
+    assert reply["gkt"]["mode"] == "teacher_complete"
+    assert reply["usage"]["completion_tokens"] == 5
+    assert student.answers == []
+
+
 async def test_in_context_the_student_is_given_the_gateways_messages_and_answers_whole(tmp_path: Path) -> None:
     given = [{"role": "user", "content": f"{QUESTION}"}, {"role": "system", "content": "Hint: scattering."}]
     gateway = FakeGateway(placement="context", messages=given)
