@@ -75,12 +75,12 @@ class Link:
         receipt = reply.headers.get("x-request-id")
         try:
             if reply.status_code != httpx.codes.OK:
-                raise _refusal(reply, await _in_time(_read(reply), until))
+                raise _refusal(reply, await _in_time(_read(reply), until, begun=True))
             if "text/event-stream" not in reply.headers.get("content-type", ""):
-                yield Guidance.read(_json(await _in_time(_read(reply), until)))
+                yield Guidance.read(_json(await _in_time(_read(reply), until, begun=True)))
                 return
             decoder, received = SseDecoder(_MAX_REPLY_BYTES), reply.aiter_bytes()
-            while data := await _in_time(anext(received, b""), until):
+            while data := await _in_time(anext(received, b""), until, begun=True):
                 for event in _events(decoder, data):
                     if event == _LAST_EVENT:
                         continue
@@ -88,7 +88,7 @@ class Link:
                     yield one
                     if isinstance(one, Guidance):
                         return
-            raise GatewayAway("gateway_broke_off", "The gateway broke off before its guidance was whole.")
+            raise _broke_off()
         except GatewayAway as away:
             away.receipt = receipt
             raise
@@ -100,24 +100,29 @@ class Link:
         until = asyncio.get_running_loop().time() + min(_TELL_LIMIT_S, self._patience_s)
         reply = await _in_time(self._http.post(report.path, json=report.body), until)
         if reply.is_success:
+            _see_receipt(_json(reply.content))
             return "closed"
-        if reply.status_code == httpx.codes.CONFLICT:
-            return "closed_before"
         refusal = _refusal(reply, reply.content)
         if isinstance(refusal, VersionRefused | GatewayAway) or reply.status_code in _NOT_ALLOWED:
             raise refusal
-        return "refused"
+        return "closed_before" if reply.status_code == httpx.codes.CONFLICT else "refused"
 
 
-async def _in_time(work: Awaitable[_T], until: float) -> _T:
-    """What comes of it. Raises GatewayAway."""
+async def _in_time(work: Awaitable[_T], until: float, *, begun: bool = False) -> _T:
+    """What comes of it. `begun`: a reply has. Raises GatewayAway."""
     try:
         async with asyncio.timeout_at(until):
             return await work
     except (TimeoutError, httpx.TimeoutException):
         raise GatewayAway("gateway_timeout", "The gateway did not answer in time.") from None
     except httpx.HTTPError as error:
+        if begun:
+            raise _broke_off() from None
         raise GatewayAway("gateway_unreachable", f"The gateway cannot be reached ({type(error).__name__}).") from None
+
+
+def _broke_off() -> GatewayAway:
+    return GatewayAway("gateway_broke_off", "The gateway broke off before its guidance was whole.")
 
 
 async def _read(reply: httpx.Response) -> bytes:
@@ -142,6 +147,12 @@ def _json(raw: bytes) -> Any:
         return json.loads(raw)
     except ValueError:
         raise GatewayAway("gateway_garbled", "What answers for the gateway speaks no JSON.") from None
+
+
+def _see_receipt(told: Any) -> None:
+    """Raises GatewayAway where it is none: a login page takes anything, and what it took would be lost."""
+    if not isinstance(told, dict) or told.get("mode") != "edge":
+        raise GatewayAway("gateway_garbled", "What answers for the gateway sent no receipt.")
 
 
 def _heard(event: Any) -> str | Guidance:

@@ -36,6 +36,7 @@ class FakeGateway:
         finish_reason: where the guidance is the whole answer.
         fails: status, code and message of every reply to a question.
         breaks_off: the stream ends after its pieces.
+        hangs_up: the connection does.
         closing_fails: a status for every reply to a report.
         late: receipts can no longer be closed.
         asked, headers: the bodies it was asked with, and their headers.
@@ -52,6 +53,7 @@ class FakeGateway:
     finish_reason: str | None = None
     fails: tuple[int, str, str] | None = None
     breaks_off: bool = False
+    hangs_up: bool = False
     closing_fails: int | None = None
     late: bool = False
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -101,7 +103,10 @@ class FakeGateway:
         await response.write(b": the teacher is asked\n\n")
         for piece in self.pieces:
             await response.write(event({"object": "guidance.chunk", "id": told["id"], "delta": piece}))
-        if not self.breaks_off:
+        if self.hangs_up:
+            assert request.transport is not None
+            request.transport.abort()
+        elif not self.breaks_off:
             await response.write(event(told) + b"data: [DONE]\n\n")
         return response
 

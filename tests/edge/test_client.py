@@ -198,6 +198,7 @@ async def test_what_the_gateway_says_of_no_guidance_is_said_on(tmp_path: Path) -
         (FakeGateway(fails=(429, "insufficient_quota", "The budget is spent.")), "gateway_busy"),
         (FakeGateway(fails=(500, "internal", "A mistake.")), "gateway_failed"),
         (FakeGateway(breaks_off=True), "gateway_broke_off"),
+        (FakeGateway(hangs_up=True), "gateway_broke_off"),
     ],
     ids=lambda one: one if isinstance(one, str) else "",
 )

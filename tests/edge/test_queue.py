@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
 
 from gateway.edge import EdgeClient, GatewayRefused, Synced, UrlStudent, queue
 from gateway.edge.queue import UsageQueue, default_folder
@@ -14,6 +15,7 @@ from gateway.edge.usage import Report
 from tests.edge.devices import ASKED, NOBODY, client, toy
 from tests.edge.fake_gateway import KEY, FakeGateway
 from tests.engines.toy_servers import ANSWER, QUESTION, LlamaCpp
+from tests.fakes import served
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,6 +158,20 @@ async def test_with_a_wrong_key_nothing_is_lost(tmp_path: Path) -> None:
     with FakeGateway().running() as url, pytest.raises(GatewayRefused, match="not known"):
         await synced(url, tmp_path, key="gk-another")
     assert UsageQueue(tmp_path).count() == 1
+
+
+@pytest.mark.parametrize("status", [200, 404, 409])
+async def test_a_login_page_takes_no_report(status: int, tmp_path: Path) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>Welcome to the hotel</html>", content_type="text/html", status=status)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", page)
+    UsageQueue(tmp_path).put(closing(RECEIPT))
+    with served(app) as url:
+        found = await synced(url, tmp_path)
+    assert (found.sent, found.known, found.refused, found.waiting) == (0, 0, 0, 1)
+    assert found.why is not None
 
 
 async def test_while_the_gateway_is_away_what_waits_is_told(tmp_path: Path) -> None:
