@@ -50,11 +50,15 @@ class UsageQueue:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{time.time_ns():020}-{uuid.uuid4().hex[:8]}.json"
         unfinished = self.folder / f".{name}"
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump({"path": report.path, "body": report.body}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self.folder / name)
+        try:
+            with unfinished.open("w", encoding="utf-8") as file:
+                json.dump({"path": report.path, "body": report.body}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self.folder / name)
+        except OSError:
+            self.drop(unfinished)
+            raise
         for oldest in self._files()[:-MOST_WAITING]:
             self.drop(oldest)
         return self.folder / name
@@ -86,4 +90,4 @@ def default_folder(gateway: str) -> Path:
     """`$XDG_STATE_HOME` or `~/.local/state`, then gkt-edge and a name made of the gateway's address."""
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     state = base if base.is_absolute() else Path.home() / ".local" / "state"
-    return state / "gkt-edge" / hashlib.sha256(gateway.rstrip("/").encode()).hexdigest()[:16]
+    return state / "gkt-edge" / hashlib.sha256(gateway.rstrip("/").removesuffix("/v1").encode()).hexdigest()[:16]

@@ -60,6 +60,16 @@ def test_the_queue_has_an_end_and_the_newest_stay(tmp_path: Path, monkeypatch: p
     assert [report.path for _, report in kept.waiting()] == ["/v1/guidance/req_2/usage", "/v1/guidance/req_3/usage"]
 
 
+def test_what_cannot_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        UsageQueue(tmp_path).put(closing("req_0"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_read_is_dropped_and_hinders_nothing(tmp_path: Path) -> None:
     kept = UsageQueue(tmp_path)
     kept.put(closing("req_0"))
@@ -72,7 +82,8 @@ def test_what_cannot_be_read_is_dropped_and_hinders_nothing(tmp_path: Path) -> N
 def test_each_gateway_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert default_folder("https://a.example") != default_folder("https://b.example")
-    assert default_folder("https://a.example/") == default_folder("https://a.example")
+    for alike in ("https://a.example/", "https://a.example/v1", "https://a.example/v1/"):
+        assert default_folder(alike) == default_folder("https://a.example")
     assert default_folder("https://a.example").parent == tmp_path / "gkt-edge"
 
 
