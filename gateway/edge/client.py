@@ -100,7 +100,8 @@ class _Turn:
             read, wrote = self.relay.counts
         if self.sent.written_again:
             # Its own tokens and the teacher's are not the same: what it wrote again is told apart by the teacher's.
-            wrote = max(0, wrote - self.sent.written_again)
+            again = 0 if self.relay.restarted else self.sent.written_again
+            wrote = max(0, wrote - again)
             wrote = wrote if self.sent.limit is None else min(wrote, self.sent.limit)
         return read, wrote
 
@@ -216,7 +217,7 @@ class EdgeClient:
         self, turn: _Turn, looking: asyncio.Task[Continuation | None]
     ) -> AsyncGenerator[list[Json], None]:
         """The guidance, as far as it may be shown before the student is asked."""
-        held = ""
+        held, pieces = "", 0
         asked = placing.told(turn.body, turn.route, stream=turn.body.get("stream") is not False)
         try:
             async with aclosing(self._link.ask(asked)) as heard:
@@ -225,14 +226,15 @@ class EdgeClient:
                         turn.guidance = one
                         continue
                     held += one
+                    pieces += 1
                     if self._shows(turn, looking):
                         yield turn.relay.show(held)
                         held = ""
         except GatewayAway as away:
             turn.away = away
         if turn.relay.shown and turn.unguided is not None:
-            # It cannot be taken back: the student goes on with it.
-            turn.guidance = Guidance(turn.begun, turn.relay.shown)
+            # It cannot be taken back: the student goes on with it. A teacher tells of a token at a time, or of a few.
+            turn.guidance = Guidance(turn.begun, turn.relay.shown, kept_tokens=pieces)
         if turn.guidance is None or turn.guidance.unguided is not None:
             turn.relay.why_alone = turn.unguided
 

@@ -171,6 +171,7 @@ async def test_a_student_that_begins_otherwise_than_it_was_told_is_said_to(tmp_p
     assert text(chunks) == "Blue, is it?"
     assert facts(chunks)["unguided"] == "student_started_anew"
     assert gateway.told[RECEIPT]["guided"] is False
+    assert gateway.told[RECEIPT]["output_tokens"] == 3, "it wrote nothing again"
 
 
 async def test_what_was_written_again_is_no_part_of_the_devices_count(tmp_path: Path) -> None:
@@ -238,15 +239,16 @@ async def test_a_gateway_that_is_not_there_is_no_hindrance(tmp_path: Path) -> No
 
 
 async def test_what_was_shown_stays_and_is_gone_on_with_when_the_gateway_breaks_off(tmp_path: Path) -> None:
-    gateway = FakeGateway(pieces=("The sky", " is blue"), breaks_off=True)
+    gateway = FakeGateway(pieces=("The", " sky", " is", " blue"), kept_tokens=4, breaks_off=True)
     with gateway.running() as url, toy(LlamaCpp()) as student:
         async with client(url, student, tmp_path) as edge:
             await edge.student.look()
-            chunks = [chunk async for chunk in edge.stream(ASKED)]
+            chunks = [chunk async for chunk in edge.stream({**ASKED, "max_tokens": 12})]
             await edge.sync()
-    assert text(chunks) == ANSWER
+    assert text(chunks) == " ".join(ANSWER.split()[:12])
     assert text(chunks, "teacher") == "The sky is blue"
-    assert gateway.told[RECEIPT]["guided"] is True
+    assert facts(chunks)["guidance_tokens"] == 4, "about one in each piece"
+    assert (gateway.told[RECEIPT]["guided"], gateway.told[RECEIPT]["output_tokens"]) == (True, 8)
 
 
 async def test_who_can_mend_the_request_is_told_what_the_gateway_says(tmp_path: Path) -> None:
