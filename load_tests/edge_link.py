@@ -88,9 +88,12 @@ def main(
     Bytes are those of HTTP, without TCP's and IP's own and without TLS. Teacher and student share this machine's cores,
     so read the bytes as they are, and times beside each other only.
     """
-    shapes = [SHAPES[name] for name in links.split(",") if name in SHAPES]
-    if not shapes:
-        raise typer.BadParameter(f"must be some of {', '.join(SHAPES)}", param_hint="--links")
+    names = [name.strip() for name in links.split(",")]
+    if unknown := [name for name in names if name not in SHAPES]:
+        raise typer.BadParameter(
+            f"there is no '{unknown[0]}': must be some of {', '.join(SHAPES)}", param_hint="--links"
+        )
+    shapes = [SHAPES[name] for name in dict.fromkeys(names)]
     asking = Asking([question for _, question in chosen(questions)], max_tokens)
     seen = asyncio.run(_on_this_machine(teacher, student, tokens, asking, shapes))
     figures = {"machine": machine(), "teacher": teacher, "student": student, "m": tokens, **figures_of(seen)}

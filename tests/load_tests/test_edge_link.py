@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import typer
 
 from gateway.edge import UrlStudent
 from load_tests import edge_link
@@ -48,6 +49,13 @@ async def test_a_devices_answer_counts_its_report_and_none_of_its_students_words
     assert (seen.guided, seen.tokens) == (True, 12)
     assert (seen.sent, seen.received) == (link.up.bytes, link.down.bytes)
     assert 0 < seen.first_s <= seen.total_s
+
+
+@pytest.mark.parametrize("links", ["3g,5g", "5g", "", "wifi,"])
+def test_a_link_that_is_not_known_is_named_and_nothing_is_measured(links: str) -> None:
+    unknown = next(name for name in links.split(",") if name not in SHAPES)
+    with pytest.raises(typer.BadParameter, match=f"there is no '{unknown}'.*3g, 4g, wifi"):
+        edge_link.main(links=links)
 
 
 def test_the_table_has_medians_and_says_which_links_they_are_of() -> None:
