@@ -96,7 +96,11 @@ def edge(
     )
     # Nobody asks a student that is there for --sync alone.
     local = UrlStudent("http://127.0.0.1:1/v1") if body is None else _student(student, model, weights)
-    asking = _Asking(EdgeClient(gateway, key=secret, student=local, queue=queue, patience_s=wait), body, as_json, sync)
+    try:
+        client = EdgeClient(gateway, key=secret, student=local, queue=queue, patience_s=wait)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--gateway") from None
+    asking = _Asking(client, body, as_json, sync)
     if not uvloop.run(until_interrupted(_run(asking, Console()), "edge")):
         raise typer.Exit(INTERRUPTED)
 

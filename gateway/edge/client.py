@@ -117,6 +117,8 @@ class EdgeClient:
         queue: the folder for what the gateway is yet to be told; None: one in the user's state folder, by the gateway's
             address. All that use a folder have keys of one tenant.
         patience_s: how long guidance may take, in seconds; then the student answers alone.
+
+    Raises ValueError where the gateway's address is none.
     """
 
     def __init__(

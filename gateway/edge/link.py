@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
@@ -26,6 +27,7 @@ CONNECT_LIMIT_S = 5.0
 _TELL_LIMIT_S = 10.0
 _MAX_REPLY_BYTES = 4_000_000
 _LAST_EVENT = b"[DONE]"
+_ADDRESS = re.compile(r"https?://[^/]", re.IGNORECASE)
 _BUSY = frozenset({429, 503})
 # The key is not taken, or not for this: nothing that waits is lost for it.
 _NOT_ALLOWED = frozenset({401, 403})
@@ -46,10 +48,14 @@ class Link:
     Args:
         url: its address, with or without the /v1 at its end.
         patience_s: how long guidance may take in all.
+
+    Raises ValueError where the address is none: the gateway would seem to be away for ever.
     """
 
     def __init__(self, url: str, key: str, *, patience_s: float) -> None:
         base = url.rstrip("/").removesuffix("/v1")
+        if not _ADDRESS.match(base):
+            raise ValueError(f"'{url}' is no gateway's address: expected http://HOST or https://HOST")
         self._patience_s = patience_s
         self._http = httpx.AsyncClient(
             base_url=base,

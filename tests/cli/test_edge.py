@@ -127,8 +127,9 @@ def test_a_student_that_is_not_there_is_said_in_one_line(queue: Path) -> None:
         ((QUESTION, "--weights", "no-such-model"), "no model is called"),
         ((QUESTION, "--student", NOBODY, "--key", "gk-demo"), "must be a reference"),
         ((QUESTION, "--student", NOBODY, "--key", "env:NOT_SET_HERE"), "NOT_SET_HERE is not set"),
+        ((QUESTION, "--student", NOBODY, "--gateway", "127.0.0.1:8080"), "no gateway's address"),
     ],
-    ids=["no question", "no student", "two students", "no such weights", "a key in the open", "no key"],
+    ids=["no question", "no student", "two students", "no such weights", "a key in the open", "no key", "no address"],
 )
 def test_what_is_missing_is_named(arguments: tuple[str, ...], said: str) -> None:
     done = run(*arguments)

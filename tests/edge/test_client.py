@@ -333,6 +333,12 @@ async def test_a_student_that_thinks_first_is_stopped_from_it_or_gets_the_guidan
         assert asked["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
 
 
+@pytest.mark.parametrize("address", ["gateway.example.com", "127.0.0.1:8080", "ftp://gateway", "https://", ""])
+def test_an_address_that_is_none_is_not_taken_for_a_gateway_that_is_away(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no gateway's address"):
+        EdgeClient(address, key=KEY, student=UrlStudent(NOBODY), queue=tmp_path)
+
+
 async def test_a_body_that_cannot_be_names_its_field(tmp_path: Path) -> None:
     with toy(LlamaCpp()) as student:
         async with client(NOBODY, student, tmp_path) as edge:
