@@ -6,6 +6,7 @@ A device that hears no reply may tell the same again, to whichever process: the 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 # A receipt is told to Redis a moment after its reply has left, and a device may be as fast as that.
 _LOOKS, _LOOK_AGAIN_S = 3, 0.2
 _AN_HOUR_S = 3600.0
+_GUIDANCE_ID = re.compile(r"req_[0-9a-f]{24}", re.ASCII)
 # What is not written, as the metric has it. Too many are refused, and counted as that.
 _COUNTED: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
 
@@ -139,6 +141,8 @@ class EdgeAccounts:
         return state_of(guidance, closed=closed, now=self._clock())
 
     async def _guidance(self, tenant: str, receipt_id: str) -> Receipt | None:
+        if not _GUIDANCE_ID.fullmatch(receipt_id):  # whatever else a device sends is none of the stores' business
+            return None
         for look in range(_LOOKS):
             if look:
                 await asyncio.sleep(_LOOK_AGAIN_S)
