@@ -104,8 +104,10 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 guided("chat-late", deadline="300ms", **NO_CACHE),
                 guided("chat-strict", deadline="300ms", on_failure="reject", **NO_CACHE),
                 guided("chat-dear", **NO_CACHE) | {"show_cost": True},
+                guided("chat-kept"),
                 STUDENT_ONLY,
             ],
+            tenants={"globex": {"limits": {"rpm_limit": 2}}},
         ) as gateway,
     ):
         wait_until_looked_at(gateway.admin_url)
@@ -217,6 +219,19 @@ def test_a_teacher_that_ended_has_answered_and_there_is_nothing_to_report(world:
     receipt = world.receipt(told["receipt"])
     assert (receipt["finish_reason"], receipt["close"], receipt["edge"]) == ("stop", None, "closed")
     assert world.report(told["receipt"]).status_code == 409
+
+
+def test_guidance_is_batched_kept_and_limited_as_a_chats_is(world: World) -> None:
+    """Its report counts for no limit."""
+    body = {"model": "chat-kept", "messages": [{"role": "user", "content": f"How many rolls? {uuid.uuid4()}"}]}
+    first, again, refused = (world.post("", body, OTHER_KEY) for _ in range(3))
+    assert (first.headers["x-gkt-batch-size"], "x-gkt-shared" in first.headers) == ("1", False)
+    assert again.headers["x-gkt-shared"] == "cache"
+    assert again.json()["guidance"] == first.json()["guidance"]
+    assert len(world.teacher.asked) == 1
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    for told in (first.json(), again.json()):
+        assert world.report(told["receipt"], OTHER_KEY).status_code == 200
 
 
 def test_where_guidance_stands_in_the_prompt_the_device_gets_that_prompt(world: World) -> None:
