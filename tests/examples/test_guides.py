@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)  # the client for Node.js is installed on first use
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/quickstart.md", "docs/guides/litellm.md", "docs/guides/platform-teams.md")
+PAGES = ("docs/quickstart.md", "docs/guides/edge.md", "docs/guides/litellm.md", "docs/guides/platform-teams.md")
 SECRETS = ("GKT_ADMIN_KEY", "VLLM_KEY", "ANTHROPIC_API_KEY", "LITELLM_MASTER_KEY", "BUDGET_WEBHOOK", "HOOK_SECRET")
 WHOLE = "Because of scattering."
 
