@@ -140,9 +140,9 @@ async def measure(
         local = await running.enter_async_context(UrlStudent(f"{student}/v1", silence_s=_LONG_S))
         how = await local.look()
         for number, question in enumerate(asking.questions):
-            # No two prompts begin alike, so that each is read in full.
-            asked = f"({shape.name} {number}) {question}"
-            for way in seen:
+            for place, way in enumerate(seen):
+                # No two prompts begin alike, so that each is read in full, whichever way asked the same before.
+                asked = f"({place} {shape.name} {number}) {question}"
                 async with SlowLink(gateway, shape) as link:
                     if way in {EDGE, EDGE_WHOLE}:
                         known = UrlStudent(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -49,6 +49,24 @@ async def test_a_devices_answer_counts_its_report_and_none_of_its_students_words
     assert (seen.guided, seen.tokens) == (True, 12)
     assert (seen.sent, seen.received) == (link.up.bytes, link.down.bytes)
     assert 0 < seen.first_s <= seen.total_s
+
+
+async def test_no_two_prompts_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that had just read one would have it in its cache, and who asks last would seem the quickest."""
+    heard: list[str] = []
+
+    async def ask(*told: Any, stream: bool) -> Seen:
+        (body,) = (one for one in told if isinstance(one, dict))
+        heard.append(body["messages"][0]["content"])
+        return Seen(1, 1, 1.0, 1.0, 1, guided=stream)
+
+    for name in ("_edge", "_teacher"):
+        monkeypatch.setattr(edge_link, name, ask)
+    with toy(LlamaCpp()) as student:
+        asking = edge_link.Asking(["Why?", "Why not?"], 12)
+        seen = await edge_link.measure("http://127.0.0.1:9", student.url, KEY, asking, FAST, tmp_path)
+    assert [len(answers) for answers in seen.values()] == [2, 2, 2, 2]
+    assert len({one.partition(")")[0] for one in heard}) == len(heard) == 8
 
 
 @pytest.mark.parametrize("links", ["3g,5g", "5g", "", "wifi,"])
