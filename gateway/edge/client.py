@@ -75,13 +75,19 @@ class _Turn:
         return self.guidance.unguided or (RESTARTED if self.relay.restarted else None)
 
     @property
+    def placement(self) -> str | None:
+        """Where the guidance stands. Who cannot go on with it got it in the prompt."""
+        told = self.guidance.placement if self.guidance is not None else None
+        return "context" if self.sent is not None and self.sent.prefill is None else told
+
+    @property
     def facts(self) -> Json:
         """What the end of the answer tells of it, in the words of the gateway's receipts."""
         facts: Json = {"mode": "student", "unguided": self.unguided}
         if self.guided:
             facts = {"mode": "guided" if self.sent is not None else "teacher_complete"}
             assert self.guidance is not None, "it is guided"
-            facts |= {"guidance_tokens": self.guidance.kept_tokens, "placement": self.guidance.placement}
+            facts |= {"guidance_tokens": self.guidance.kept_tokens, "placement": self.placement}
         if self.away is not None:
             facts["said"] = self.away.message
         if self.guidance is not None and self.guidance.receipt is not None:
@@ -277,7 +283,7 @@ class EdgeClient:
         held = turn.relay.rest()  # first: it may show that the student began otherwise than it was told
         ends = turn.relay.end(turn.facts, finish_reason)
         read, wrote = turn.counts
-        if turn.guidance is not None and turn.guided and (turn.sent is None or turn.guidance.placement == "prefix"):
+        if turn.guidance is not None and turn.guided and (turn.sent is None or turn.placement == "prefix"):
             wrote += turn.guidance.kept_tokens
             read = max(0, read - (turn.guidance.kept_tokens if turn.sent and turn.sent.prefill else 0))
         usage = {"prompt_tokens": read, "completion_tokens": wrote, "total_tokens": read + wrote}

@@ -53,10 +53,13 @@ async def test_the_student_goes_on_however_its_server_wants_that(server: ToyServ
 async def test_a_student_that_goes_on_with_nothing_gets_the_guidance_in_its_prompt(tmp_path: Path) -> None:
     gateway = FakeGateway(pieces=("The sky",))
     with gateway.running() as url, toy(Ollama(leaves_open=False, obeys=False)) as student:
-        chunks = await answer(url, student, tmp_path)
+        chunks = await answer(url, student, tmp_path, stream_options={"include_usage": True})
     (asked,) = student.answers
     assert f"begins like this:\n{OPENING}\n" in asked["messages"][-1]["content"]
     assert text(chunks, "teacher") == ""
+    assert facts(chunks)["placement"] == "context"
+    wrote = len(text(chunks).split())
+    assert (chunks[-1]["usage"]["completion_tokens"], gateway.told[RECEIPT]["output_tokens"]) == (wrote, wrote)
     assert gateway.told[RECEIPT]["guided"] is True
 
 
