@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gateway.edge import EdgeClient, UrlStudent
 from gateway.engines.sse import SseDecoder
@@ -33,12 +35,13 @@ from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, guided, model
 from tests.readiness import wait_until_probed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from load_tests.slow_link import Shape
 
 EDGE, EDGE_WHOLE = "edge, streamed", "edge, whole guidance"
 STREAMED, WHOLE = "teacher, streamed", "teacher, whole"
+WAYS = (EDGE, EDGE_WHOLE, STREAMED, WHOLE)
 HEAD = ("link", "answer", "sent", "received", "first token p50", "whole answer p50", "tokens p50", "guided")
 _LONG, _LONG_S = "5m", 300.0
 
@@ -95,13 +98,22 @@ def main(
         )
     shapes = [SHAPES[name] for name in dict.fromkeys(names)]
     asking = Asking([question for _, question in chosen(questions)], max_tokens)
-    seen = asyncio.run(_on_this_machine(teacher, student, tokens, asking, shapes))
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left:"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("starting the engines", total=questions * len(WAYS) * len(shapes))
+
+        def told(link: str, way: str) -> None:
+            progress.update(bar, description=f"{link}: {way}", advance=1)
+
+        seen = asyncio.run(_on_this_machine(teacher, student, tokens, asking, shapes, told))
     figures = {"machine": machine(), "teacher": teacher, "student": student, "m": tokens, **figures_of(seen)}
     typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))
 
 
 async def _on_this_machine(
-    teacher: str, student: str, tokens: int, asking: Asking, shapes: Sequence[Shape]
+    teacher: str, student: str, tokens: int, asking: Asking, shapes: Sequence[Shape], told: Callable[[str, str], None]
 ) -> dict[str, dict[str, list[Seen]]]:
     patient = {"timeouts": {"first_token": _LONG, "idle": _LONG, "total": _LONG}}
     async with EmbeddedRedis() as redis, LocalStack(teacher=teacher, student=student) as engines:
@@ -125,16 +137,25 @@ async def _on_this_machine(
             )
             await asyncio.to_thread(wait_until_probed, gateway.admin_url)
             return {
-                shape.name: await measure(gateway.url, engines.student_url, KEY, asking, shape, folder / "queue")
+                shape.name: await measure(gateway.url, engines.student_url, KEY, asking, shape, folder / "queue", told)
                 for shape in shapes
             }
 
 
 async def measure(
-    gateway: str, student: str, key: str, asking: Asking, shape: Shape, queue: Path
+    gateway: str,
+    student: str,
+    key: str,
+    asking: Asking,
+    shape: Shape,
+    queue: Path,
+    told: Callable[[str, str], None] = lambda _link, _way: None,
 ) -> dict[str, list[Seen]]:
-    """Every question in every way over one link. Raises httpx.HTTPError and the client's errors."""
-    seen: dict[str, list[Seen]] = {EDGE: [], EDGE_WHOLE: [], STREAMED: [], WHOLE: []}
+    """Every question in every way over one link. `told` hears of each answer.
+
+    Raises httpx.HTTPError and the client's errors.
+    """
+    seen: dict[str, list[Seen]] = {way: [] for way in WAYS}
     async with AsyncExitStack() as running:
         # Asked once for all: a device looks at its student when it starts.
         local = await running.enter_async_context(UrlStudent(f"{student}/v1", silence_s=_LONG_S))
@@ -157,6 +178,7 @@ async def measure(
                     else:
                         body = asking.body(asked, TEACHER_ONLY["model"])
                         seen[way].append(await _teacher(link, key, body, stream=way == STREAMED))
+                told(shape.name, way)
     return seen
 
 
