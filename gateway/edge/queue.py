@@ -13,6 +13,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gateway.edge.usage import Report
 
@@ -68,8 +69,7 @@ class UsageQueue:
         found = []
         for file in self._files():
             try:
-                kept = json.loads(file.read_bytes())
-                found.append((file, Report(kept["path"], kept["body"])))
+                found.append((file, _report(json.loads(file.read_bytes()))))
             except FileNotFoundError:
                 continue  # another process has sent it meanwhile
             except (ValueError, KeyError, TypeError):
@@ -84,6 +84,14 @@ class UsageQueue:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.json"))
+
+
+def _report(kept: Any) -> Report:
+    """Raises ValueError, KeyError and TypeError. A report goes with the key, so it goes to the gateway alone."""
+    path = kept["path"]
+    if not (isinstance(path, str) and path.startswith("/v1/guidance/")):
+        raise ValueError(path)
+    return Report(path, kept["body"])
 
 
 def default_folder(gateway: str) -> Path:

@@ -75,6 +75,7 @@ def test_what_cannot_be_read_is_dropped_and_hinders_nothing(tmp_path: Path) -> N
     kept.put(closing("req_0"))
     (tmp_path / "00000000000000000001-aaaaaaaa.json").write_bytes(b"\xff")
     (tmp_path / "00000000000000000002-aaaaaaaa.json").write_text('{"path": "/v1/guidance/usage"}')
+    (tmp_path / "00000000000000000003-aaaaaaaa.json").write_text('{"path": "https://elsewhere/v1", "body": {}}')
     assert len(kept.waiting()) == 1
     assert kept.count() == 1
 
