@@ -89,18 +89,20 @@ def closing(guidance: Receipt, usage: EdgeUsage, price: Price | None) -> Receipt
     """The receipt of what a device did with a guidance.
 
     It belongs to the moment of its guidance: sums of a time hold both. Its baseline has the prompt only where the
-    guidance's has not, since no teacher read it.
+    guidance's has not, since no teacher read it; and less the opening where the device did without, which that has.
 
     Args:
         price: the baseline model's; None: the configuration knows it no longer.
     """
     read = usage.input_tokens if guidance.teacher is None else 0
+    given = guidance.guidance
+    unused = given.kept_tokens if given is not None and given.placement == "prefix" and not usage.guided else 0
     return _receipt(
         closing_id(guidance.id),
         guidance.created,
         (guidance.tenant, guidance.key, guidance.route),
         usage,
-        baseline=(guidance.baseline_model, _baseline(price, read, usage.output_tokens)),
+        baseline=(guidance.baseline_model, _baseline(price, read, max(0, usage.output_tokens - unused))),
         unguided=None if usage.guided else guidance.unguided or ALONE,
         stream=guidance.stream,
         edge_of=guidance.id,

@@ -98,6 +98,14 @@ def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_t
     assert (report.unguided, row.unguided, row.requests) == ("device_alone", {}, 0)
 
 
+@pytest.mark.parametrize(("wrote", "placement", "whole"), [(55, "prefix", 55), (3, "prefix", 40), (55, "context", 55)])
+def test_what_a_device_went_without_is_no_part_of_the_answer(wrote: int, placement: str, whole: int) -> None:
+    """The guidance's receipt has it as one. A baseline is not below nothing."""
+    guidance = given(plan=replace(plan(placement=placement), mode="guidance", finishers=()))
+    report = closing(guidance, replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
+    assert guidance.baseline_usd + report.baseline_usd == cost_usd(PRICES["big"], 100, whole)
+
+
 def test_a_model_without_a_price_any_more_makes_no_baseline() -> None:
     report = closing(given(), USAGE, None)
     assert (report.baseline_usd, report.baseline_estimated) == (Decimal(0), True)
