@@ -138,7 +138,8 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
         if ask is None:
             print_where(console, at, stack, setup.admin_key)
         placement = GuidanceRule(projection=setup.projection).placement
-        await print_answer(console, session, at.public, ask or QUESTION, placement=placement, models=setup.models)
+        asked = (at.admin, setup.admin_key, ask or QUESTION)
+        await print_answer(console, session, *asked, placement=placement, models=setup.models)
         if ask is not None:
             console.print("\nWithout --ask the gateway goes on running. Then call it like this:")
             print_how_to_call(console, f"http://127.0.0.1:{_PORT}", KEY)

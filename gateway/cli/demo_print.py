@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gateway.admin.marked_relay import MARK
+from gateway.cli.marked_text import TEACHER_STYLE, MarkedText
 from gateway.engines.sse import SseDecoder
 from gateway.errors import StartupError
 
@@ -25,15 +26,14 @@ if TYPE_CHECKING:
     from gateway.local.stack import LocalStack
     from gateway.policy.schema import Placement
 
-TEACHER_STYLE = "bold cyan"
-_RECEIPT_TRIES = 50
 _OPENED = {"guided", "teacher_complete"}
 
 
 async def print_answer(
     console: Console,
     session: aiohttp.ClientSession,
-    base_url: str,
+    admin: str,
+    key: str,
     question: str,
     *,
     placement: Placement,
@@ -41,23 +41,33 @@ async def print_answer(
 ) -> None:
     """Ask the gateway, print the answer as it comes, then its receipt. Raises StartupError if it gives no answer.
 
+    It asks as the playground does, which hears whose words are whose; callers get the same words without marks.
+
     Args:
+        admin: where the admin listener is, and its key.
         placement: the route's; only what is placed in front of the answer is shown.
         models: what the engines call the models that play `teacher` and `student`.
     """
     console.print(Text.assemble(("\nQuestion ", "bold"), question), soft_wrap=True)
-    async with _asked(session, base_url, question) as reply:
+    receipt: dict[str, Any] | None = None
+    async with _asked(session, admin, key, question) as reply:
         mode, unguided = reply.headers["x-gkt-mode"], reply.headers.get("x-gkt-unguided")
         marked = placement == "prefix" and mode in _OPENED
         console.print(Text.assemble("Answer   ", *_whose(mode, unguided, marked=marked), "\n"), soft_wrap=True)
-        async for text in _words(reply):
-            # ASCII marks as well: colour does not survive a pipe.
-            part = Text(text if console.is_terminal or not marked else f"[{text}]", TEACHER_STYLE if marked else "")
-            console.print(part, end="", soft_wrap=True)
-            marked = False  # the opening comes in one chunk
-        receipt_id = reply.headers["x-request-id"]
+        answer = MarkedText(console)
+        async for event in _events(reply):
+            if "choices" not in event:
+                receipt = event
+                continue
+            for choice in event["choices"]:
+                text, opening = choice["delta"].get("content") or "", event.get(MARK, {}).get("opening", "")
+                answer.print(text[: len(opening)], teachers=True)
+                answer.print(text[len(opening) :], teachers=False)
+        answer.end()
+    if receipt is None:
+        raise StartupError("The answer broke off before its receipt.")
     console.print("\n")
-    table, said = _receipt_table(await _receipt(session, base_url, receipt_id), models)
+    table, said = _receipt_table(receipt, models)
     console.print(table)
     console.print(said, soft_wrap=True, highlight=False)
 
@@ -76,44 +86,28 @@ def _whose(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str | t
 
 
 @asynccontextmanager
-async def _asked(session: aiohttp.ClientSession, base_url: str, question: str) -> AsyncIterator[aiohttp.ClientResponse]:
-    body = {
-        "model": "chat",
-        "messages": [{"role": "user", "content": question}],
-        "stream": True,
-        "temperature": 0,
-        "max_tokens": 400,
-    }
-    async with session.post(f"{base_url}/v1/chat/completions", data=orjson.dumps(body)) as reply:
+async def _asked(
+    session: aiohttp.ClientSession, admin: str, key: str, question: str
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    run = {"tenant": "demo", "model": "chat", "mode": "guided", "prompt": question, "temperature": 0, "max_tokens": 400}
+    headers = {"Authorization": f"Bearer {key}"}
+    async with session.post(f"{admin}/playground/run", data=orjson.dumps(run), headers=headers) as reply:
         if not reply.ok:
             raise StartupError(f"The gateway answered {reply.status}: {await reply.text()}")
         yield reply
 
 
-async def _words(reply: aiohttp.ClientResponse) -> AsyncIterator[str]:
-    """The answer in the parts in which it comes."""
+async def _events(reply: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of the answer, then its receipt."""
     decoder = SseDecoder()
     async for received in reply.content.iter_any():
         for data in decoder.feed(received):
             if data == b"[DONE]":
                 return
-            event = orjson.loads(data)
+            event: dict[str, Any] = orjson.loads(data)
             if "error" in event:
                 raise StartupError(f"The answer broke off: {event['error']['message']}")
-            for choice in event["choices"]:
-                if text := choice["delta"].get("content"):
-                    yield text
-
-
-async def _receipt(session: aiohttp.ClientSession, base_url: str, receipt_id: str) -> dict[str, Any]:
-    """The receipt is written just after the answer has left."""
-    for _ in range(_RECEIPT_TRIES):
-        async with session.get(f"{base_url}/v1/receipts/{receipt_id}") as reply:
-            if reply.ok:
-                receipt: dict[str, Any] = await reply.json()
-                return receipt
-        await asyncio.sleep(0.02)
-    raise StartupError(f"There is no receipt {receipt_id}.")
+            yield event
 
 
 def _receipt_table(receipt: dict[str, Any], models: Mapping[str, str]) -> tuple[Table, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from gateway.cli.demo_print import TEACHER_STYLE
+from gateway.cli.marked_text import MarkedText
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ class AnswerPrinter:
         self._console = console
         self._began = time.monotonic()
         self._first_s: float | None = None
-        self._teachers = False
+        self._answer = MarkedText(console)
         self._facts: Json = {}
         self._usage: Json = {}
 
@@ -35,12 +35,11 @@ class AnswerPrinter:
                 self._facts = chunk["gkt"]
             if text := choice["delta"].get("content"):
                 self._first_s = self._first_s or time.monotonic() - self._began
-                self._mark(chunk["gkt"].get("by") == "teacher")
-                self._print(Text(text, TEACHER_STYLE if self._teachers else ""))
+                self._answer.print(text, teachers=chunk["gkt"].get("by") == "teacher")
 
     def end(self, waiting: int) -> None:
         """Print what the answer was. `waiting`: how many reports the gateway is yet to be told."""
-        self._mark(False)
+        self._answer.end()
         facts = self._facts
         said = [f"mode {facts.get('mode', 'none')}"]
         if why := facts.get("unguided"):
@@ -60,11 +59,6 @@ class AnswerPrinter:
             self._print(Text(f"{facts['said']}{alone}\n"))
         if waiting > 1 or (waiting and why):
             self._print(Text(f"{waiting} to be told to the gateway: gkt-gateway edge --sync\n"))
-
-    def _mark(self, teachers: bool) -> None:
-        if teachers != self._teachers and not self._console.is_terminal:
-            self._print(Text("[" if teachers else "]"))
-        self._teachers = teachers
 
     def _print(self, text: Any) -> None:
         self._console.print(text, end="", soft_wrap=True, highlight=False)

@@ -20,49 +20,52 @@ MODELS = {"teacher": "big [1]", "student": "small"}
 SHARE = {"input_tokens": 10, "output_tokens": 5, "cost_usd": "0.00001"}
 
 
-def _gateway(mode: str, unguided: str | None) -> web.Application:
-    """A gateway that answers in two chunks, in this mode."""
+def _gateway(mode: str, unguided: str | None, *, hidden: bool) -> web.Application:
+    """A gateway that answers in this mode, as the playground is answered; an opening comes in two chunks and a half."""
+    opened = mode in {"guided", "teacher_complete"} and not hidden
 
     async def chat(request: web.Request) -> web.StreamResponse:
         why = {"x-gkt-unguided": unguided} if unguided else {}
         response = web.StreamResponse(headers={"x-request-id": "req_1", "x-gkt-mode": mode, **why})
         await response.prepare(request)
-        for text in ("First", " then"):
-            await response.write(event(chunk({"content": text})))
+        for opening, text in (("First", ""), (" then", ""), (" a", " word")):
+            marks = {"x_gkt": {"opening": opening}} if opened else {}
+            await response.write(event(chunk({"content": opening + text}) | marks))
+        await response.write(event(_receipt(mode, unguided)))
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    async def receipt(_: web.Request) -> web.Response:
-        amounts = dict.fromkeys(("cost_usd", "baseline_usd", "savings_usd"), "0.00001")
-        shares = {role: {"model": role, **SHARE} for role in MODELS}
-        rest = {"batch": None, "timings": {}, "baseline_estimated": True, "unguided": unguided}
-        return web.json_response({"id": "req_1", "mode": mode, **amounts, **shares, **rest})
-
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", chat)
-    app.router.add_get("/v1/receipts/req_1", receipt)
+    app.router.add_post("/playground/run", chat)
     return app
+
+
+def _receipt(mode: str, unguided: str | None) -> dict[str, object]:
+    amounts = dict.fromkeys(("cost_usd", "baseline_usd", "savings_usd"), "0.00001")
+    shares = {role: {"model": role, **SHARE} for role in MODELS}
+    rest = {"batch": None, "timings": {}, "baseline_estimated": True, "unguided": unguided}
+    return {"id": "req_1", "mode": mode, **amounts, **shares, **rest}
 
 
 async def _printed(mode: str, placement: Placement, unguided: str | None = None) -> str:
     paper = io.StringIO()
     console = Console(file=paper, width=200)
-    with served(_gateway(mode, unguided)) as url:
+    with served(_gateway(mode, unguided, hidden=placement == "context")) as url:
         async with aiohttp.ClientSession() as session:
-            await print_answer(console, session, url, "Why?", placement=placement, models=MODELS)
+            await print_answer(console, session, url, "a key", "Why?", placement=placement, models=MODELS)
     return paper.getvalue()
 
 
 @pytest.mark.parametrize(
     ("mode", "placement", "unguided", "said"),
     [
-        ("guided", "prefix", None, "the teacher's words, then the student's\n\n[First] then\n"),
-        ("teacher_complete", "prefix", None, "the teacher's words, to the end\n\n[First] then\n"),
+        ("guided", "prefix", None, "the teacher's words, then the student's\n\n[First then a] word\n"),
+        ("teacher_complete", "prefix", None, "the teacher's words, to the end\n\n[First then a] word\n"),
         (
             "guided",
             "context",
             None,
-            "the student's words, after a hint of the teacher's that is not shown\n\nFirst then\n",
+            "the student's words, after a hint of the teacher's that is not shown\n\nFirst then a word\n",
         ),
         ("student", "prefix", "teacher_late", "the student's words alone: unguided, teacher_late ("),
         ("student", "context", "guidance_empty", "the student's words alone: unguided, guidance_empty ("),
@@ -73,7 +76,7 @@ async def test_only_an_opening_that_is_shown_is_marked(
 ) -> None:
     text = await _printed(mode, placement, unguided)
     assert f"Answer   {said}" in text
-    assert ("[First]" in text) == ("[First]" in said)
+    assert ("[First then a]" in text) == ("[First then a]" in said)
 
 
 async def test_the_receipt_names_the_role_and_the_model_that_plays_it() -> None:
