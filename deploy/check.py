@@ -48,6 +48,9 @@ BOUNDS: Mapping[str, tuple[int, int]] = MappingProxyType(
         "port": _PORT,
         "targetPort": _PORT,
         "nodePort": (30_000, 32_767),
+        "hostPort": _PORT,
+        "endPort": _PORT,
+        "prometheus.io/port": _PORT,
         "replicas": (0, 1_000),
         "minReplicas": (1, 1_000),
         "maxReplicas": (1, 1_000),
@@ -66,13 +69,26 @@ BOUNDS: Mapping[str, tuple[int, int]] = MappingProxyType(
         "fsGroup": (0, 2**31 - 1),
         "defaultMode": (0, 0o777),
         "maxSkew": (1, _MANY),
-        "retries": (1, _MANY),  # compose.yaml's, as `replicas` above
+        "maxSurge": (0, 1_000),
+        "maxUnavailable": (0, 1_000),
+        "minAvailable": (0, 1_000),
+        "seconds": (1, _MANY),  # how long a hook sleeps
+        # compose.yaml's, as `replicas` above
+        "retries": (1, _MANY),
+        "target": _PORT,
+        "published": _PORT,
     }
 )
 _PINNED = re.compile(r"[\w./-]+:v?\d+\.\d+[\w.-]*(?:@sha256:[0-9a-f]{64})?", re.ASCII)
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?", re.ASCII)
 _FACTORS = {"m": Decimal("0.001"), "k": Decimal(10**3), "M": Decimal(10**6), "G": Decimal(10**9), "T": Decimal(10**12),
             "Ki": Decimal(2**10), "Mi": Decimal(2**20), "Gi": Decimal(2**30), "Ti": Decimal(2**40)}  # fmt: skip
+_PERCENT = re.compile(r"(\d+)%", re.ASCII)
+_PARTS = frozenset({"maxSurge", "maxUnavailable", "minAvailable"})
+_QUANTITIES = frozenset({"sizeLimit", "averageValue"})
+_SIZE = re.compile(r"\d+(?:\.\d+)?(?:b|[kmgt]b?)?", re.ASCII | re.IGNORECASE)
+_SIZES = frozenset({"memory", "shm_size"})
+_GRACE_S = 30
 _DURATION = re.compile(r"(?:\d+h)?(?:\d+m)?(?:\d+s)?(?:\d+ms)?", re.ASCII)
 _DURATIONS = frozenset({"stop_grace_period", "interval", "timeout", "start_period"})
 
@@ -110,7 +126,8 @@ def mistakes_in(path: Path) -> Iterator[Mistake]:
         elif "services" in document:
             yield from _in_compose(path, document)
         else:
-            kind = f"{document.get('kind', '?')} {(document.get('metadata') or {}).get('name', '?')}"
+            told = document.get("metadata")
+            kind = f"{document.get('kind', '?')} {told.get('name', '?') if isinstance(told, dict) else '?'}"
             yield from (Mistake(path, (kind, *place), what) for place, what in _in_manifest(document))
 
 
@@ -122,7 +139,7 @@ def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[Mistake]:
     if wrong:  # what follows counts on its shape
         return
     for place, key, value in _values(document):
-        if what := _out_of_bounds(key, value) or _no_duration(key, value):
+        if what := _out_of_bounds(key, value) or _no_duration(key, value) or _no_size(key, value):
             yield Mistake(path, place, what)
     for name, service in document["services"].items():
         if what := _unpinned(service.get("image")):
@@ -138,9 +155,17 @@ def _no_duration(key: str, value: Any) -> str | None:
     return f"{value!r} is no duration: write it like 45s or 1m30s"
 
 
+def _no_size(key: str, value: Any) -> str | None:
+    if key not in _SIZES or not isinstance(value, str) or _SIZE.fullmatch(value):
+        return None
+    return f"{value!r} is no size: write it like 512m or 2g"
+
+
 def _no_port(port: Any) -> str | None:
-    """Of `8080:80`, `127.0.0.1:8080:80/tcp` and the like; a range or a mapping is left to the schema."""
-    parts = str(port).partition("/")[0].split(":")[-2:] if isinstance(port, str | int) else []
+    """Of `8080:80`, `127.0.0.1:8080:80/tcp`, `8080-8083:80` and the like."""
+    parts = (
+        re.split("[:-]", ":".join(str(port).partition("/")[0].split(":")[-2:])) if isinstance(port, str | int) else []
+    )
     for part in parts:
         if part.isdigit() and not _PORT[0] <= int(part) <= _PORT[1]:
             return f"{part} is out of range: a port is from {_PORT[0]} to {_PORT[1]}"
@@ -165,13 +190,30 @@ def _in_manifest(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
             yield place, what
         if key == "image" and (what := _unpinned(value)):
             yield place, what
+        if what := _no_part(key, value) or _no_amount(place, value):
+            yield place, what
         if key == "resources" and isinstance(value, dict):
             yield from (((*place, *way), what) for way, what in _of_resources(value))
     if document["kind"] == "ConfigMap":
         yield from _of_copies(document)
+    yield from _of_pairs(document)
+
+
+def _of_pairs(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
+    """What is in range by itself, and not beside another value."""
     spec = document.get("spec") or {}
-    if spec.get("minReplicas", 1) > spec.get("maxReplicas", _MANY):
-        yield ("spec", "minReplicas"), f"{spec['minReplicas']} is above maxReplicas, which is {spec['maxReplicas']}"
+    least, most = spec.get("minReplicas"), spec.get("maxReplicas")
+    if least is not None and most is not None and least > most:
+        yield ("spec", "minReplicas"), f"{least} is above maxReplicas, which is {most}"
+    values = list(_values(document))
+    grace_s = next((value for _, key, value in values if key == "terminationGracePeriodSeconds"), None) or _GRACE_S
+    for place, key, value in values:
+        if key == "sleep" and isinstance(value, dict) and value["seconds"] > grace_s > 0:
+            yield (*place, "seconds"), f"{value['seconds']} is above terminationGracePeriodSeconds, which is {grace_s}"
+        if key == "rollingUpdate" and isinstance(value, dict):
+            nothing = [name for name in ("maxSurge", "maxUnavailable") if value.get(name) in (0, "0%")]
+            if len(nothing) > 1:
+                yield place, "maxSurge and maxUnavailable are both 0: no pod could ever be replaced"
 
 
 def _of_copies(document: dict[str, Any]) -> Iterator[tuple[Place, str]]:
@@ -188,6 +230,8 @@ def _of_resources(resources: dict[str, Any]) -> Iterator[tuple[Place, str]]:
             found = _QUANTITY.fullmatch(str(text))
             if found is None:
                 yield (kind, name), f"{text!r} is no quantity: write it like 500m, 2 or 512Mi"
+            elif "/" in name and not str(text).isdigit():
+                yield (kind, name), f"{text!r} is out of range: it is given out whole"
             else:
                 amounts[kind, name] = Decimal(found[1]) * _FACTORS.get(found[2] or "", Decimal(1))
     for (kind, name), amount in amounts.items():
@@ -197,10 +241,30 @@ def _of_resources(resources: dict[str, Any]) -> Iterator[tuple[Place, str]]:
 
 
 def _out_of_bounds(key: str, value: Any) -> str | None:
-    if key not in BOUNDS or isinstance(value, bool) or not isinstance(value, int):
+    if key not in BOUNDS or isinstance(value, bool) or not re.fullmatch(r"-?\d+", str(value), re.ASCII):
         return None
     low, high = BOUNDS[key]
-    return None if low <= value <= high else f"{value} is out of range: {low} to {high}"
+    return None if low <= int(value) <= high else f"{value} is out of range: {low} to {high}"
+
+
+def _no_part(key: str, value: Any) -> str | None:
+    """Of pods: so many, or a part of them."""
+    if key not in _PARTS or not isinstance(value, str):
+        return None
+    found = _PERCENT.fullmatch(value)
+    if found is None:
+        return f"{value!r} is no part: write it like 1 or 25%"
+    return f"{value} is out of range: 0% to 100%" if int(found[1]) > 100 and key != "maxSurge" else None
+
+
+def _no_amount(place: Place, value: Any) -> str | None:
+    """Of volumes and the autoscaler, whose `value` is a quantity to reach, or by how many pods it goes at once."""
+    key = place[-1]
+    if key == "value" and place[-3:-2] == ("policies",):
+        return None if value >= 1 else f"{value} is out of range: 1 to {_MANY}"
+    if key not in _QUANTITIES and place[-2:] != ("target", "value"):
+        return None
+    return None if _QUANTITY.fullmatch(str(value)) else f"{value!r} is no quantity: write it like 500m, 2 or 512Mi"
 
 
 def _unpinned(image: Any) -> str | None:

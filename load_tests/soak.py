@@ -3,10 +3,11 @@
     python -m load_tests.soak --minutes 20
 
 Callers of several tenants ask for whole answers and streams, on guided, student, teacher and shadow routes, with tools,
-for embeddings and raw prompts; some hang up, some are over a limit or a budget, some are wrong. Meanwhile Redis stands
-still and restarts, engines die, stall, refuse and break off, and policies are edited, rightly and wrongly. At the end
-every request must be a reply or a hang-up and have its one receipt, sums and budgets must be those of the receipts, and
-memory, files, tasks, threads, Redis and latency must have stayed flat (soaking/flatness.py has the rule).
+for embeddings and raw prompts, and for guidance that devices finish; some hang up, some are over a limit or a budget,
+some are wrong. Meanwhile Redis stands still and restarts, engines die, stall, refuse and break off, and policies are
+edited, rightly and wrongly. At the end every request must be a reply or a hang-up and have its one receipt, sums and
+budgets must be those of the receipts, and memory, files, tasks, threads, Redis and latency must have stayed flat
+(soaking/flatness.py has the rule).
 
 Loopback only, and it ends by itself. Ctrl-C ends it early and in order, and it prints what it knows by then; a second
 one ends it at once. The exit status is 0 when all of it held, 1 when it did not, 130 when it was ended early and

@@ -11,11 +11,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from gateway.backup.records import Place
-from gateway.redis_keys import KeyringKeys
+from gateway.redis_keys import KeyringKeys, RedisKeys
 
 if TYPE_CHECKING:
     from gateway.backup.records import Part
-    from gateway.redis_keys import RedisKeys
 
 _KEYRING = frozenset(part.name for part in fields(KeyringKeys))
 _TENANT = re.compile(r"(?:tenant|key:.+):budget(?::\d+)?|intents:.+|owners|outbox")
@@ -47,8 +46,16 @@ class Places:
     @property
     def pattern(self) -> str:
         """For SCAN: finds all that `find` and `is_heartbeat` know, and more."""
-        escaped = re.sub(r"([\\*?\[\]^-])", r"\\\1", self._keys.prefix)
-        return f"*{escaped}:*"
+        return f"*{self._escaped}:*"
+
+    @property
+    def receipts(self) -> str:
+        """For SCAN: receipts that callers can still ask for."""
+        return RedisKeys(self._escaped).receipt("*", "*")
+
+    @property
+    def _escaped(self) -> str:
+        return re.sub(r"([\\*?\[\]^-])", r"\\\1", self._keys.prefix)
 
     def find(self, key: str, generation: int = 0) -> Found | None:
         """What a key of Redis is; None where it is of no part.

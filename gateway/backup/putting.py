@@ -33,8 +33,9 @@ class Present:
 
     Attributes:
         counts: as a backup would count it.
-        names: of all keys in Redis that a restore takes away, leases and limits by the minute included.
-    kept: how many of them a backup would hold.
+        names: of all keys in Redis that a restore takes away, leases and limits by the minute included, but for
+            receipts, which may be very many.
+        kept: how many of them a backup would hold.
         alive: how many gateway processes were heard of within the lease.
     """
 
@@ -96,9 +97,23 @@ class Putting:
         return int(await told)
 
     async def clear(self, present: Present) -> None:
-        """Take away what is there in Redis. The archive's receipts stay."""
+        """Take away what is there in Redis. The archive's receipts stay.
+
+        Those that callers can still ask for go with it: by them, what was under way in the backup would pass for
+        settled.
+        """
+        if not self._redis_too:
+            return
         for some in _batched(present.names, _KEYS_PER_CALL):
             await self._redis.unlink(*some)
+        receipts: list[bytes] = []
+        async for raw in self._redis.scan_iter(self._places.receipts, count=_KEYS_PER_SCAN):
+            receipts.append(raw)
+            if len(receipts) == _KEYS_PER_CALL:
+                await self._redis.unlink(*receipts)
+                receipts.clear()
+        if receipts:
+            await self._redis.unlink(*receipts)
 
     async def put(self, records: Iterable[Record], on_progress: Callable[[int], None]) -> None:
         """Write all of it. What has ended since it was read is left out.

@@ -3,19 +3,26 @@
 All of Redis is of one moment, as far as it hangs together: a tenant's budgets, requests under way and outbox are read
 in one transaction, and sums stay as they are meanwhile (pause.py). The archive is read afterwards, up to where each
 outbox ended in that moment.
+
+A transaction must name its keys, and SCAN finds those of an earlier moment. A process' intents are there only while it
+has any: so what was read of a tenant says which keys must be there as well, and it is read again with those.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from gateway.archive.database import Where
 from gateway.archive.tables import entry_id, entry_parts
 from gateway.backup.places import Places
 from gateway.backup.records import Entries, Held, Place, Receipts, StreamEnd
 from gateway.errors import StartupError
+from gateway.ledger.intent import Intent
+from gateway.ledger.scopes import ROLLING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -31,7 +38,7 @@ _KEYS_PER_SCAN = 1_000
 _KEYS_PER_CALL = 200
 _VALUES_PER_RECORD = 2_000
 _ENTRIES_PER_CALL = 500
-_OUTBOX = "outbox"
+_OWNERS, _OUTBOX, _INTENTS = "owners", "outbox", "intents:"
 _STREAMS = frozenset({_OUTBOX, "audit", "latest"})
 _NEVER = (-1, -2)
 
@@ -46,6 +53,13 @@ class Inventory:
 
     def __len__(self) -> int:
         return sum(map(len, [*self.tenants.values(), *self.parts.values()]))
+
+
+class _Moment(NamedTuple):
+    """Some keys as they were in one moment: what they held, and of streams what is known of them, with their expiry."""
+
+    held: list[tuple[Place, Kind, Any, Any]]
+    streams: list[tuple[Place, Any, Any]]
 
 
 class Taking:
@@ -75,13 +89,20 @@ class Taking:
             on_progress: told how many keys are read.
         """
         done, version = 0, await self._version()
-        for places in (inventory.parts["keys"], *inventory.tenants.values()):
-            async for record in self._at_once(places, inventory.ends):
+        async for record in self._records(await self._moment(inventory.parts["keys"])):
+            yield record
+        done += len(inventory.parts["keys"])
+        on_progress(done)
+        for tenant, places in inventory.tenants.items():
+            moment = await self._of_tenant(tenant, places)
+            for place, _, facts in moment.streams:
+                inventory.ends[place.tenant] = entry_parts(facts["last-generated-id"].decode())
+            async for record in self._records(moment):
                 yield record
             done += len(places)
             on_progress(done)
         for some in _batched(list(inventory.parts["sums"]), _KEYS_PER_CALL):
-            async for record in self._at_once(some, {}):
+            async for record in self._records(await self._moment(some)):
                 yield record
             done += len(some)
             on_progress(done)
@@ -92,17 +113,22 @@ class Taking:
         found: Any = await self._redis.hget(self._keys.ledger().state, "version")
         return found if found is None else bytes(found)
 
-    async def _at_once(self, places: Iterable[Place], ends: dict[str, tuple[int, int]]) -> AsyncIterator[Record]:
-        """These keys as they are in one moment; of streams what they hold in it, some at a time."""
+    async def _of_tenant(self, tenant: str, places: Iterable[Place]) -> _Moment:
+        """Of all that a tenant has, what belongs together."""
+        asked = {*places, *(Place("tenants", tenant, name) for name in (_OWNERS, _OUTBOX))}
+        while True:
+            moment = await self._moment(asked)
+            more = {Place("tenants", tenant, name) for name in _names_in(moment)} - asked
+            if not more:
+                return moment
+            asked |= more
+
+    async def _moment(self, places: Iterable[Place]) -> _Moment:
         plain: list[Place] = []
         streams: list[Place] = []
         for place in places:
             (streams if place.name in _STREAMS else plain).append(place)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for place in plain:
-                pipe.type(self._places.key(place))
-            kinds = [_kind(raw) for raw in await pipe.execute()] if plain else []
-        there = [(place, kind) for place, kind in zip(plain, kinds, strict=True) if kind is not None]
+        there = [(place, kind) for place, kind in zip(plain, await self._kinds(plain), strict=True) if kind is not None]
         async with self._redis.pipeline(transaction=True) as pipe:
             for place, kind in there:
                 pipe.pexpiretime(self._places.key(place))
@@ -111,17 +137,31 @@ class Taking:
                 pipe.pexpiretime(self._places.key(place))
                 pipe.xinfo_stream(self._places.key(place))
             told = iter(await pipe.execute(raise_on_error=False))
-        for place, kind in there:
-            for held in _held(place, kind, next(told), next(told)):
+        held = [(place, kind, next(told), next(told)) for place, kind in there]
+        known = [(place, next(told), next(told)) for place in streams]
+        return _Moment(held, [one for one in known if not isinstance(one[2], Exception)])
+
+    async def _kinds(self, places: Sequence[Place]) -> list[Kind | None]:
+        """What they are. Those of tenants come and go at any time, and are known by their names."""
+        by_name: dict[Place, Kind | None] = {
+            place: "zset" if place.name == _OWNERS else "hash" for place in places if place.part == "tenants"
+        }
+        others = [place for place in places if place not in by_name]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for place in others:
+                pipe.type(self._places.key(place))
+            told = [_kind(raw) for raw in await pipe.execute()] if others else []
+        kinds = {**by_name, **dict(zip(others, told, strict=True))}
+        return [kinds[place] for place in places]
+
+    async def _records(self, moment: _Moment) -> AsyncIterator[Record]:
+        """What they held; of streams what they hold now of it, some at a time."""
+        for place, kind, expires, value in moment.held:
+            for held in _held(place, kind, expires, value):
                 yield held
-        for place in streams:
-            expires, facts = next(told), next(told)
-            if isinstance(facts, Exception):
-                continue  # there is none any more
+        for place, expires, facts in moment.streams:
             async for record in self._stream(place, expires, facts):
                 yield record
-            if place.name == _OUTBOX:
-                ends[place.tenant] = entry_parts(facts["last-generated-id"].decode())
 
     async def _stream(self, place: Place, expires: int, facts: dict[str, Any]) -> AsyncIterator[Record]:
         key, last, after = self._places.key(place), facts["last-generated-id"], b"-"
@@ -162,6 +202,30 @@ def _receipts_of(row: Any, end: tuple[int, int]) -> Iterator[tuple[str, str, byt
     for ms, seq, text in sorted(brought):
         if (ms, seq) <= end:
             yield row.tenant, entry_id(ms, seq), text.encode()
+
+
+def _names_in(moment: _Moment) -> Iterator[str]:
+    """Which keys a tenant must have: intents of its processes, and the budgets of which those reserved something."""
+    for place, _, _, value in moment.held:
+        if isinstance(value, Exception):
+            continue
+        if place.name == _OWNERS:
+            yield from (_INTENTS + member.decode() for member, _ in value)
+        elif place.name.startswith(_INTENTS):
+            for raw in value.values():
+                yield from _budgets_of(raw.partition(b"\n")[2])  # before the JSON stands when it was admitted
+
+
+def _budgets_of(raw: bytes) -> Iterator[str]:
+    try:
+        charges = Intent.from_json(raw).charges
+    except msgspec.MsgspecError:
+        return  # of another version
+    for charge in charges:
+        if charge.budget:
+            yield f"{charge.scope}:budget"
+            if charge.unit == ROLLING:
+                yield f"{charge.scope}:budget:{charge.count}"
 
 
 def _kind(raw: bytes) -> Kind | None:

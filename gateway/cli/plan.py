@@ -104,6 +104,8 @@ def _plan(
     assert answer is not None
     if not 1e-6 <= rps <= 1e9:
         raise typer.BadParameter("must be more than 0, and at most 1e9", param_hint="--rps")
+    if student is None and (student_usd_per_hour is not None or student_replicas is not None):
+        raise typer.BadParameter("--student-usd-per-hour and --student-replicas need --student, the students' curve")
     found = planned(
         Load(Decimal(str(rps)), prompt, answer, tokens, shown, shown_cached),
         read_curve(teacher).priced(usd_of(teacher_usd_per_hour, "--teacher-usd-per-hour")),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Leaving: TypeAlias = Literal["", "midway", "heard", "hasty"]
+Reported: TypeAlias = Literal["", "taken", "unsure"]
 _MOST_SHOWN = 20
 
 
@@ -22,6 +23,7 @@ class Kind:
             engine has the call; `hasty`, at any time from the start on; else never.
         needless: whether it is wrong in a way for which there is no receipt.
         ordinary: whether its engine answers at once and without fault, so that what it takes is the gateway's time.
+        reports: whether it is a device's, which finishes the answer itself and says so.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Kind:
     leaves: Leaving = ""
     needless: bool = False
     ordinary: bool = False
+    reports: bool = False
 
 
 @dataclass(slots=True)
@@ -46,6 +49,8 @@ class Visit:
         heard: whether an engine has it, as far as is known.
         ended: the reply came to its end.
         broken: what went wrong between the gateway and its caller; that must not be.
+        reported: whether the device's report was taken; `unsure` where every reply was that it cannot be kept now.
+        not_taken: how many tries to report were refused, the one that was too many with them.
     """
 
     kind: Kind
@@ -55,6 +60,8 @@ class Visit:
     heard: bool = False
     ended: bool = False
     broken: str = ""
+    reported: Reported = ""
+    not_taken: int = 0
 
     @property
     def refused(self) -> bool:
@@ -71,6 +78,8 @@ class Tally:
         refused: those for which there must be none; each 12 bytes, since there may be millions.
         left_heard, left_unheard: callers who hung up and never knew their id: of the first each has a receipt, of the
             others, who are counted by key, each may have one.
+        reported, unsure: ids of guidance of which there must be a report, or may be one.
+        not_taken: refused tries to report, of all devices.
         statuses: replies, by kind and status.
     """
 
@@ -81,6 +90,9 @@ class Tally:
     left_unheard: Counter[str] = field(default_factory=Counter)
     kept: set[bytes] = field(default_factory=set)
     refused: set[bytes] = field(default_factory=set)
+    reported: set[bytes] = field(default_factory=set)
+    unsure: set[bytes] = field(default_factory=set)
+    not_taken: int = 0
     ids_twice: int = 0
     broken: int = 0
     shown: list[str] = field(default_factory=list)
@@ -88,6 +100,7 @@ class Tally:
 
     def note(self, visit: Visit) -> None:
         """Count a request that is over."""
+        self.not_taken += visit.not_taken
         if visit.broken:
             self.broken += 1
             if len(self.shown) < _MOST_SHOWN:
@@ -104,6 +117,8 @@ class Tally:
             known = short_id(visit.request_id)
             self.ids_twice += known in self.kept or known in self.refused
             (self.refused if visit.refused else self.kept).add(known)
+            if visit.reported:
+                (self.reported if visit.reported == "taken" else self.unsure).add(known)
 
 
 def short_id(request_id: str) -> bytes:

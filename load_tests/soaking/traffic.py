@@ -23,13 +23,16 @@ _HEARD_WITHIN_S = 10.0
 _HASTE_S = 0.03  # the longest that a hasty caller waits
 _SHARED_BY = 4  # so many in a row ask the same
 _TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
-_COMPLETIONS, _EMBEDDINGS = "/v1/completions", "/v1/embeddings"
+_COMPLETIONS, _EMBEDDINGS, _GUIDANCE = "/v1/completions", "/v1/embeddings", "/v1/guidance"
+_REPORTS = 15  # tries, a second apart: longer than Redis is away
 
 KINDS = (
     Kind("guided", 16, "chat"),
     Kind("guided, streamed", 16, "chat", stream=True),
     Kind("guided, raw prompt", 6, "chat", _COMPLETIONS),
     Kind("guided, raw prompt, streamed", 4, "chat", _COMPLETIONS, stream=True),
+    Kind("guidance for a device", 8, "chat", _GUIDANCE, reports=True),
+    Kind("guidance for a device, streamed", 3, "chat", _GUIDANCE, stream=True),
     Kind("tools", 4, "chat", tools=True),
     Kind("student", 10, "chat-student", ordinary=True),
     Kind("student, streamed", 8, "chat-student", stream=True, ordinary=True),
@@ -136,6 +139,34 @@ class Traffic:
                 visit.broken = "a mistake of the gateway's own"
             if kind.ordinary and reply.status == 200:
                 self._took(loop.time() - began)
+        if kind.reports and visit.status == 200:
+            await self._report(session, url, visit, orjson.loads(raw))
+
+    async def _report(self, session: aiohttp.ClientSession, url: str, visit: Visit, given: dict[str, Any]) -> None:
+        """As a device does that has finished the answer: to the other gateway, until it is taken, and once more."""
+        if given["close"] is None:
+            return
+        other = next(gateway.url for gateway in self._world.gateways if gateway.url != url)
+        usage = {"input_tokens": 20, "output_tokens": 5, "student": "soaked", "finish_reason": "stop"}
+        headers = {"Authorization": f"Bearer {key(*visit.kind.who)}"}
+        statuses: list[int] = []
+        while len(statuses) < _REPORTS and 409 not in statuses:
+            async with session.post(
+                f"{other}/v1/guidance/{given['receipt']}/usage", json=usage, headers=headers
+            ) as reply:
+                await reply.read()
+            statuses.append(reply.status)
+            if reply.status == 503:
+                if 200 in statuses:
+                    break
+                await asyncio.sleep(1)
+            elif reply.status not in {200, 409}:
+                break
+        taken = statuses.count(200) == 1 or (statuses[-1] == 409 and 503 in statuses)
+        visit.reported = "taken" if taken else "unsure"
+        visit.not_taken = len(statuses) - statuses.count(200)
+        if statuses.count(200) > 1 or {*statuses} - {200, 409, 503} or statuses[0] == 409:
+            visit.broken = f"a report that was answered {statuses}"
 
 
 def _body(kind: Kind, question: str) -> bytes:

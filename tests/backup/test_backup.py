@@ -91,6 +91,31 @@ def test_a_request_that_was_under_way_is_settled_as_abandoned(shop: Shop, anew: 
     assert asyncio.run(anew.under_way()) == []
 
 
+def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(shop: Shop, anew: Shop, file: Path) -> None:
+    """Its receipt goes with the budgets that had it: else it would count nowhere. Another deployment's stay."""
+
+    async def end(of: Shop) -> None:
+        (one,) = await of.under_way()
+        async with of.parts() as here:
+            await here.purse.settle(one, "0.0625")
+
+    asyncio.run(shop.trade())
+    made(shop, file)
+    asyncio.run(end(shop))
+    restored(anew, file)
+    beside = Shop(file.parent / "beside", shop.url)
+    asyncio.run(beside.settle(*receipts(2)))
+    others = asyncio.run(beside.names())
+    restored(shop, file, "--overwrite")
+    assert asyncio.run(beside.names()) == others
+    for of in (shop, anew):
+        (one,) = asyncio.run(of.under_way())
+        asyncio.run(of.abandon(one))
+    there, here = (asyncio.run(of.standing(caught_up=True)) for of in (anew, shop))
+    assert here.money == there.money == [(Decimal("0.375"), Decimal(0))] * 2
+    assert here.sums == there.sums
+
+
 def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, file: Path) -> None:
     """Also where the new Redis' clock is behind: what comes later must have a later place."""
 

@@ -95,6 +95,8 @@ def test_a_plan_that_does_not_hold_leaves_with_3_and_says_why() -> None:
         ((*LOAD, "--teacher", TEACHER, "--ttft", "2"), "must be a duration"),
         (("--rps", "0", *LOAD[2:], "--teacher", TEACHER), "must be more than 0"),
         ((*LOAD, "--teacher", TEACHER, "--teacher-usd-per-hour", "cheap"), "must be an amount in USD"),
+        ((*LOAD, "--teacher", TEACHER, "--student-usd-per-hour", "0.80"), "need --student, the students' curve"),
+        ((*LOAD, "--teacher", TEACHER, "--student-replicas", "4"), "need --student, the students' curve"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_its_mend(arguments: tuple[str, ...], said: str) -> None:

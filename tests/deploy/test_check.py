@@ -56,22 +56,60 @@ HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
          f"{POD}.containers[0].image: {NO_VERSION}"),
         (GATEWAY, _edited("apiVersion: apps/v1", "apiVersion: apps/v1beta1"),
          "Deployment gkt-gateway: Kubernetes 1.37 knows no Deployment of apps/v1beta1"),
+        (GATEWAY, _edited("maxUnavailable: 0}", "maxUnavailable: -1}"),
+         "Deployment gkt-gateway.spec.strategy.rollingUpdate.maxUnavailable: -1 is out of range: 0 to 1000"),
+        (GATEWAY, _edited("{maxSurge: 1,", "{maxSurge: 0%,"),
+         ("Deployment gkt-gateway.spec.strategy.rollingUpdate: maxSurge and maxUnavailable are both 0: no pod could "
+         "ever be replaced")),
+        (GATEWAY, _edited("  maxUnavailable: 1\n", "  maxUnavailable: 150%\n"),
+         "PodDisruptionBudget gkt-gateway.spec.maxUnavailable: 150% is out of range: 0% to 100%"),
+        (GATEWAY, _edited("  maxUnavailable: 1\n", "  maxUnavailable: one\n"),
+         "PodDisruptionBudget gkt-gateway.spec.maxUnavailable: 'one' is no part: write it like 1 or 25%"),
+        (GATEWAY, _edited("seconds: 5}", "seconds: -5}"),
+         f"{POD}.containers[0].lifecycle.preStop.sleep.seconds: -5 is out of range: 1 to 1000000000"),
+        (GATEWAY, _edited("seconds: 5}", "seconds: 500}"),
+         (f"{POD}.containers[0].lifecycle.preStop.sleep.seconds: 500 is above terminationGracePeriodSeconds, which is "
+         "50")),
+        (GATEWAY, _edited("sizeLimit: 1Gi", "sizeLimit: -1Gi"),
+         f"{POD}.volumes[3].emptyDir.sizeLimit: '-1Gi' is no quantity: write it like 500m, 2 or 512Mi"),
+        (GATEWAY, _edited("containerPort: 8080}", "containerPort: 8080, hostPort: 80800}"),
+         f"{POD}.containers[0].ports[0].hostPort: 80800 is out of range: 1 to 65535"),
+        (GATEWAY, _edited('io/port: "8081"', 'io/port: "80810"'),
+         ("Deployment gkt-gateway.spec.template.metadata.annotations.prometheus.io/port: 80810 is out of range: 1 to "
+         "65535")),
+        ("kubernetes/engines.yaml", _edited("gpu: 1}", "gpu: 0.5}"),
+         ("Deployment teacher.spec.template.spec.containers[0].resources.limits.nvidia.com/gpu: 0.5 is out of range: "
+         "it is given out whole")),
+        ("kubernetes/engines.yaml", _edited("metadata: {name: teacher, namespace: gkt}", "metadata: [teacher]"),
+         "Deployment ?.metadata: ['teacher'] is not of type 'object', 'null'"),
         (GATEWAY, _edited("kind: Deployment", "sort: Deployment"), "? gkt-gateway: has no apiVersion or no kind"),
         (AUTOSCALING, _edited("minReplicas: 2", "minReplicas: 9"),
          f"{HPA}.minReplicas: 9 is above maxReplicas, which is 8"),
         (AUTOSCALING, _edited("minReplicas: 2", "minReplicas: 0"), f"{HPA}.minReplicas: 0 is out of range: 1 to 1000"),
         (AUTOSCALING, _edited("stabilizationWindowSeconds: 600", "stabilizationWindowSeconds: 6000"),
          f"{HPA}.behavior.scaleDown.stabilizationWindowSeconds: 6000 is out of range: 0 to 3600"),
+        (AUTOSCALING, _edited("value: 500m", "value: -500m"),
+         f"{HPA}.metrics[1].external.target.value: '-500m' is no quantity: write it like 500m, 2 or 512Mi"),
+        (AUTOSCALING, _edited("value: 2,", "value: 0,"),
+         f"{HPA}.behavior.scaleUp.policies[0].value: 0 is out of range: 1 to 1000000000"),
         ("kubernetes/config.yaml", _edited("deadline: 2s", "deadline: 3s"),
          f"ConfigMap gkt-policies.data.default.yaml: is not what stands in {ORIGINAL}: copy it here"),
         (COMPOSE, _edited("replicas: 2 ", "replicas: -2 "),
          "services.gateway.deploy.replicas: -2 is out of range: 0 to 1000"),
+        (COMPOSE, _edited("replicas: 2 ", 'replicas: "-2" '),
+         "services.gateway.deploy.replicas: -2 is out of range: 0 to 1000"),
+        (COMPOSE, _edited("memory: 2g", "memory: -2g"),
+         "services.gateway.deploy.resources.limits.memory: '-2g' is no size: write it like 512m or 2g"),
         (COMPOSE, _edited("replicas: 2 ", "replicas: [] "),
          "services.gateway.deploy.replicas: [] is not of type 'integer', 'string'"),
         (COMPOSE, _edited("stop_grace_period: 45s", "stop_grace_period: 45 sec"),
          "services.gateway.stop_grace_period: '45 sec' is no duration: write it like 45s or 1m30s"),
         (COMPOSE, _edited('"8080:8080"', '"80800:8080"'),
          "services.lb.ports[0]: 80800 is out of range: a port is from 1 to 65535"),
+        (COMPOSE, _edited('"8080:8080"', '"8080-80800:8080"'),
+         "services.lb.ports[0]: 80800 is out of range: a port is from 1 to 65535"),
+        (COMPOSE, _edited('"8080:8080"', "{published: 8080, target: 80800}"),
+         "services.lb.ports[0].target: 80800 is out of range: 1 to 65535"),
         (COMPOSE, _edited("valkey:9.1.2", "valkey"),
          "services.valkey.image: 'valkey/valkey' has no version: name one, like valkey/valkey:1.2.3"),
         (COMPOSE, _edited("    read_only: true", "    readonly: true"),
@@ -83,6 +121,12 @@ def test_a_mistake_is_named(name: str, edit: Callable[[str], str], said: str, tm
     path = tmp_path / "edited.yaml"
     path.write_text(edit((DEPLOY / name).read_text("utf-8")), "utf-8")
     assert [str(mistake) for mistake in mistakes_in(path)] == [f"{path}: {said}"]
+
+
+def test_what_an_autoscaler_leaves_out_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "edited.yaml"
+    path.write_text((DEPLOY / AUTOSCALING).read_text("utf-8").replace("minReplicas: 2", "minReplicas: null"), "utf-8")
+    assert list(mistakes_in(path)) == []
 
 
 def test_what_is_no_yaml_is_named_with_its_line(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 JSON = Kind("student", 1, "chat-student")
 WRONG = Kind("bad body", 1, "", needless=True)
 LEAVES = Kind("left when heard", 1, "slow", who=("acme", "leaver"), leaves="heard")
+DEVICE = Kind("guidance for a device", 1, "chat", "/v1/guidance", reports=True)
 HASTY = Kind("left in haste", 1, "chat-student", who=("acme", "hasty"), leaves="hasty")
 
 
@@ -29,6 +30,10 @@ def new_id() -> str:
 def receipt(request_id: str, *, usd: str = "0.1", key: str = "main", status: str = "ok", beside: str = "") -> Receipt:
     changed = {"id": request_id + beside, "key": key, "status": status, "cost_usd": Decimal(usd)}
     return msgspec.structs.replace(closed(guided()), **changed, shadow_of=request_id if beside else None)
+
+
+def report(guidance_id: str) -> Receipt:
+    return msgspec.structs.replace(receipt(guidance_id, usd="0", beside="-edge"), shadow_of=None, edge_of=guidance_id)
 
 
 def answered(kind: Kind, status: int = 200, code: str | None = None) -> Visit:
@@ -81,6 +86,21 @@ def test_a_receipt_is_of_a_reply_of_a_caller_who_left_or_of_a_shadow() -> None:
     assert found.left == {"leaver": 1, "hasty": 1}
     assert found.spent_usd["acme", None] == Decimal("0.4")
     assert found.spent_usd["acme", "main"] == Decimal("0.2")
+
+
+def test_a_report_of_a_device_is_no_request_and_has_one_receipt() -> None:
+    tally = Tally()
+    taken, unsure, lost = (answered(DEVICE) for _ in range(3))
+    taken.reported, unsure.reported, lost.reported, taken.not_taken = "taken", "unsure", "taken", 2
+    for visit in (taken, unsure, lost):
+        tally.note(visit)
+    assert (len(tally.kept), len(tally.reported), len(tally.unsure), tally.not_taken) == (3, 2, 1, 2)
+    ids = [str(visit.request_id) for visit in (taken, unsure, lost)]
+    found = archived(tally, *map(receipt, ids), *(report(one) for one in (ids[0], ids[0], ids[1], new_id())))
+    assert (found.receipts, found.twice, found.strangers) == (7, 1, 1)
+    assert found.found == tally.kept
+    assert tally.reported - found.reported == {short_id(ids[2])}
+    assert archived(tally, *map(receipt, ids), report(ids[0]), report(ids[1])).requests == 3
 
 
 def test_what_is_missing_twice_needless_or_strange_shows() -> None:

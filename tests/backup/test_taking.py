@@ -1,0 +1,42 @@
+"""What is read of Redis hangs together, whatever comes between looking for keys and reading them."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.backup.putting import Putting
+from gateway.backup.taking import Taking
+from gateway.ledger.budgets import Account, Budgets
+from tests.backup.shop import MONTH, ROLLING
+
+if TYPE_CHECKING:
+    from tests.backup.shop import Shop
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["of a process that is known", "of another one, and another key"])
+async def test_a_request_that_comes_while_keys_are_looked_for_has_its_intent(
+    shop: Shop, anew: Shop, *, known: bool
+) -> None:
+    """Else what it reserved of the budgets would stay reserved for ever."""
+    async with shop.parts() as here, anew.parts() as there:
+        await here.purse.ask("0.5", MONTH, *([ROLLING] if known else []))
+        await here.purse.settle(here.purse.last, "0.25")
+        taking = Taking(here.redis, shop.keys)
+        inventory = await taking.inventory()
+        await here.purse.ask("0.125", MONTH, ROLLING, by="ann" if known else "carl")
+        records = [record async for record in taking.redis(inventory, lambda _: None)]
+        await Putting(there.redis, anew.keys, None).put(records, lambda _: None)
+    (one,) = await anew.under_way()
+    assert one == here.purse.last
+    await anew.abandon(one)
+    async with anew.parts() as there:
+        accounts = [Account("acme", scope) for scope in (MONTH, ROLLING)]
+        stands = await Budgets(there.redis, anew.keys).look(accounts)
+    assert [balance.reserved_usd for balance in stands] == [0, 0]
+    assert [balance.spent_usd for balance in stands] == [
+        Decimal("0.375"),
+        Decimal("0.375") if known else Decimal("0.125"),
+    ]

@@ -1,0 +1,75 @@
+"""The guide's edits for backups: with them `backup` and `restore` find Redis and the archive while no gateway runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from deploy.check import documents
+from gateway.policy.book import check_all
+from tests.deploy.written import COMPOSE, DEPLOY, ROOT, made_secrets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+GUIDE = (ROOT / "docs/deploy.md").read_text("utf-8")
+SECTION = GUIDE.partition("\n## Backups\n")[2].partition("\n## ")[0]
+
+
+def run(script: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["/bin/sh", "-c", script], cwd=folder, capture_output=True, text=True, timeout=20, check=True,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_with_systemd_secrets_are_read_from_where_they_were_put(tmp_path: Path) -> None:
+    """systemd's own folder for them is gone with the gateway."""
+    shutil.copytree(DEPLOY / "gateway", tmp_path, dirs_exist_ok=True)
+    made_secrets(tmp_path / "secrets")
+    (first,) = re.findall(r"^sed -i '(\S+); .*/etc/gkt/config.yaml$", GUIDE, re.MULTILINE)
+    (then,) = re.findall(r"^(sed .* /etc/gkt/config.yaml > /etc/gkt/as-root.yaml)$", SECTION, re.MULTILINE)
+    run(f"sed -i '{first}' config.yaml", tmp_path)
+    run(then.replace("/etc/gkt", str(tmp_path)), tmp_path)
+    assert "/run/" not in (tmp_path / "as-root.yaml").read_text("utf-8")
+    settings, _, mistakes = check_all(tmp_path / "as-root.yaml")
+    assert list(mistakes) == []
+    assert settings is not None
+    assert settings.redis.url.get_secret_value() == (tmp_path / "secrets/redis_url").read_text("utf-8").strip()
+
+
+def test_with_kubernetes_it_comes_through_tunnels_from_the_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(DEPLOY / "gateway", tmp_path / "deploy/gateway")
+    made_secrets(tmp_path / "deploy/secrets")
+    lines = re.findall(r"^(?:sed|export) .*$", SECTION.partition("**Kubernetes.**")[2], re.MULTILINE)
+    told = run("\n".join([*lines, "env"]), tmp_path)
+    environ = {name: value for name, _, value in (line.partition("=") for line in told.splitlines())}
+    for name in ("GKT_REDIS_URL", "GKT_ARCHIVE_URL"):
+        monkeypatch.setenv(name, environ[name])
+    settings, _, mistakes = check_all(tmp_path / "deploy/secrets/from-here.yaml")
+    assert list(mistakes) == []
+    assert settings is not None
+    assert re.fullmatch(r"redis://:\w+@127\.0\.0\.1:6379/0", settings.redis.url.get_secret_value())
+    assert re.fullmatch(r"postgresql://gkt:\w+@127\.0\.0\.1:5432/gkt", environ["GKT_ARCHIVE_URL"])
+    forwarded = dict(re.findall(r"port-forward svc/(\w+) (\d+)", SECTION))
+    services = {
+        one["metadata"]["name"]: str(one["spec"]["ports"][0]["port"])
+        for one in documents(DEPLOY / "kubernetes/stores.yaml")
+        if one["kind"] == "Service"
+    }
+    assert forwarded == services
+
+
+def test_with_compose_it_is_the_gateways_own_service_that_runs() -> None:
+    names = set(re.findall(r"run --rm --no-deps -v /backups:/backups (\w+) (?:backup|restore)", SECTION))
+    assert names == {"gateway"} <= COMPOSE["services"].keys()
+    assert "user" not in COMPOSE["services"]["gateway"], "the image's, 10001"
+    assert "install -d -o 10001" in SECTION
+    assert re.search(r"^USER 10001$", (ROOT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
