@@ -26,6 +26,7 @@ from gateway.logs import set_up_logs
 from gateway.policy.book import PolicyBook
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
 from gateway.policy.schema import GuidanceRule, TenantPolicy
+from gateway.workers.ports import kept_port
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
 STUDENT = "qwen2.5-coder-0.5b-instruct"
@@ -61,7 +62,9 @@ def demo(
     set_up_logs("warning", "auto")
     setup = _Setup(teacher, student, tokens, projection, port if port is not None else 0 if ask else _PORT)
     for name in (teacher, student):
-        weights.find(name)  # a name that is wrong is said before a gigabyte is fetched
+        weights.find(name)  # what is wrong is said before a gigabyte is fetched
+    with kept_port("127.0.0.1", setup.port, "server.port"):
+        pass
     for name in (teacher, student):
         weights.fetch(name)  # before the event loop: Ctrl-C then ends a download at once
     if not uvloop.run(until_interrupted(_demo(setup, ask, Console()), "demo")):

@@ -32,7 +32,7 @@ class Edge:
         key: str,
         student: UrlStudent,
         route: str | None = None,
-        queue: Path | None = None,
+        queue: Path | str | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._arguments: dict[str, Any] = {

@@ -12,6 +12,7 @@ import time
 import uuid
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from gateway.edge import placing
@@ -25,7 +26,6 @@ from gateway.reasoning import ReasoningFilter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
-    from pathlib import Path
     from types import TracebackType
 
     from gateway.continuation import Continuation
@@ -134,12 +134,12 @@ class EdgeClient:
         key: str,
         student: UrlStudent,
         route: str | None = None,
-        queue: Path | None = None,
+        queue: Path | str | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self._student = student
         self._route = route
-        self._queue = UsageQueue(queue or default_folder(gateway))
+        self._queue = UsageQueue(default_folder(gateway) if queue is None else Path(queue))
         self._open = AsyncExitStack()
         self._link = Link(gateway, key, patience_s=patience_s)
         self._telling: set[asyncio.Task[None]] = set()

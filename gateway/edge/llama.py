@@ -31,7 +31,8 @@ class LlamaStudent(UrlStudent):
     Args:
         weights: a .gguf file.
         name: what the gateway is told that it is; None: the file's name without its ending.
-        threads: how many decode; None: one for each core, and four at most.
+        threads: how many decode; None: a core fewer than there are, and four at most. They wait for each other many
+            times per token, so with more of them than free cores decoding all but stops.
         context_tokens: the longest prompt and answer together.
 
     Raises StartupError where xllamacpp is not installed, or cannot load the file.
@@ -51,7 +52,9 @@ class LlamaStudent(UrlStudent):
         called = name or self._weights.name.removesuffix(".gguf")
         super().__init__("http://student/v1", model=called, reasoning=reasoning, silence_s=silence_s)
         self._options = llama.LlamaOptions(
-            threads=threads or min(os.cpu_count() or 1, _MOST_THREADS), parallel=1, slot_tokens=context_tokens
+            threads=threads or max(1, min((os.cpu_count() or 1) - 1, _MOST_THREADS)),
+            parallel=1,
+            slot_tokens=context_tokens,
         )
         self._folder: TemporaryDirectory[str] | None = None
         self._llama: Any = None

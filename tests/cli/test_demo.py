@@ -7,6 +7,7 @@ import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import pytest
 from rich.console import Console
 
 from gateway.cli import demo
+from gateway.errors import StartupError
 from gateway.local import weights
 
 pytestmark = pytest.mark.models
@@ -79,6 +81,17 @@ def test_ctrl_c_during_the_start_leaves_the_terminal_its_cursor(monkeypatch: pyt
     assert terminal.getvalue().rpartition("\x1b[?25")[2].startswith("h")
 
 
+def test_a_port_that_is_taken_is_said_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(name: str) -> None:
+        pytest.fail(f"{name} was fetched")
+
+    monkeypatch.setattr(demo.weights, "fetch", fetched)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(StartupError, match=f"127.0.0.1:{port} is taken.*--port"):
+            demo.demo(port=port)
+
+
 def _wide() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200"}
 
@@ -104,6 +117,8 @@ def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signal
         children = _descendants(process.pid)
         assert len(children) >= 3, "Redis, the teacher and the student"
         assert httpx.get(f"{url}/readyz").text == "ready\n"
+        models = httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {demo.KEY}"}).json()["data"]
+        assert [model["id"] for model in models] == ["chat", "chat-student", "chat-teacher"]
         engines = httpx.get(f"{admin}/readyz").json()["engines"]
         assert engines["teacher"]["facts"]["model_id"] == "smollm2-135m-instruct", "as TGI says it at /info"
         assert "tgi_request_success 1\n" in httpx.get(f"{teacher}/metrics").text

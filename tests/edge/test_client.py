@@ -356,7 +356,7 @@ def test_without_asyncio_it_is_the_same(tmp_path: Path) -> None:
     gateway = FakeGateway()
     with gateway.running() as url, toy(LlamaCpp()) as student:
         small = UrlStudent(f"{student.url}/v1")
-        with Edge(f"{url}/v1", key=KEY, student=small, route="chat", queue=tmp_path) as edge:
+        with Edge(f"{url}/v1", key=KEY, student=small, route="chat", queue=str(tmp_path)) as edge:
             chunks = list(edge.stream({"messages": ASKED["messages"]}))
             reply = edge.complete({"messages": ASKED["messages"]})
             for _ in edge.stream({"messages": ASKED["messages"]}):
