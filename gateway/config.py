@@ -99,6 +99,8 @@ class Settings(Shape):
         "general_settings": "its settings stand under server, admin and redis here",
         "router_settings": "routes stand in the policy files here",
         "litellm_settings": "its settings stand in the policy files here",
+        "include": "every file in the policies folder is read",
+        "environment_variables": "set them where the gateway is started; a secret here refers to one as env:NAME",
     }
 
     @field_validator("policies", "data", mode="before")

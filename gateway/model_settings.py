@@ -178,6 +178,9 @@ class PriceRule(Shape):
 
 Option: TypeAlias = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 
+_NO_RATE = (
+    "an engine has no limit by the minute here: max_concurrency bounds a teacher's calls, limits of a policy callers"
+)
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "api_version": ("azure", "azure_ai", "azure_text"),
     "aws_region_name": ("bedrock", "sagemaker", "sagemaker_chat"),
@@ -241,6 +244,9 @@ class ModelSettings(Shape):
         "base_url": "here it is called api_base",
         "timeout": "say which one under timeouts: connect, first_token, idle or total",
         "stream_timeout": "say which one under timeouts: first_token or idle",
+        "model_info": "its prices stand under price here, per 1M tokens",
+        "rpm": _NO_RATE,
+        "tpm": _NO_RATE,
     }
 
     @cached_property

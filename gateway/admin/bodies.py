@@ -69,6 +69,8 @@ class NewKey(Shape):
         "key": "the gateway makes the key, and shows it in the reply",
         "token": "the gateway makes the key, and shows it in the reply",
         "sha256": "the gateway makes the key; one of your own goes into a policy file",
+        "key_alias": "here it is called id",
+        "duration": "here it is called expires",
         "created": "the gateway says when it was created",
         "created_by": "send it as the header x-gkt-actor",
         "revoked": "DELETE /keys/{tenant}/{id} revokes a key",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.schema import Route, TenantPolicy
-    from gateway.sections import Admin
+    from gateway.sections import Admin, Defaults
 
 DEVELOPMENT_KEY = "gk-dev"
 """The key that policies/default.yaml is delivered with. Everybody knows it."""
@@ -131,7 +131,11 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
         for why in _doubts(model, teaches=model.name in book.teachers()):
             yield f"model {model.name}: {why}"
     for policy in book.policies:
-        for why in (*_doubts_of_routes(settings, policy), *_unbounded(settings, policy)):
+        for why in (
+            *_doubts_of_routes(settings, policy),
+            *_unbounded(settings, policy),
+            *_out_of_reach(settings.defaults, policy),
+        ):
             yield f"tenant {policy.tenant}: {why}"
     used = {name for policy in book.policies for route in policy.routes for name in route.engines}
     for model in settings.models:
@@ -211,6 +215,19 @@ def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
                 )
 
 
+def _out_of_reach(defaults: Defaults, policy: TenantPolicy) -> Iterator[str]:
+    """A limit of the tenant's own that its keys never come to: config.yaml holds each of them lower."""
+    if policy.limits is None or policy.key_limits is not None or any(key.limits for key in policy.keys):
+        return
+    for name in type(policy.limits).model_fields:
+        whole, each = getattr(policy.limits, name), getattr(defaults.key_limits, name)
+        if policy.keys and whole is not None and each is not None and each * len(policy.keys) < whole:
+            yield (
+                f"limits.{name} is {whole}, and the keys of its file come to {each * len(policy.keys)} together, by "
+                "defaults.key_limits of config.yaml: say key_limits in the file too"
+            )
+
+
 def _doubts(model: ModelSettings, *, teaches: bool) -> Iterator[str]:
     if model.price.cached_input_usd > model.price.input_usd:
         yield "cached_input_per_1m is above input_per_1m: a cached token would cost more than a fresh one"
@@ -229,8 +246,9 @@ def _doubt(policy: TenantPolicy, route: Route, settings: Settings) -> str | None
         return f"mode {route.mode} leaves its {unused} and its guidance unused"
     if not may_guide:
         return None
-    for student in (one.model for one in route.all_students):
-        if route.teacher == student:
+    for index, (student, weight) in enumerate((one.model, one.weight) for one in route.all_students):
+        # One that is asked when others failed may well be the teacher.
+        if route.teacher == student and (index == 0 or weight is not None):
             return f"{student} is its own teacher"
         if route.guidance.placement == "prefix" and settings.by_name[student].continuation == "none":
             return f"{student} has continuation none: it gets its guidance as context, whatever placement says"

@@ -76,6 +76,7 @@ class EngineState:
 
     up: bool | None = None  # None: not looked at yet
     detail: str = "not probed yet"
+    called: bool = True  # False: no call was made yet, and there is nothing else to look at
     warnings: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     continuation: Known = "not_probed"

@@ -108,7 +108,7 @@ class LiteLLMEngine:
         self._echo = echo
         self._looked = continuation != "auto"
         self._down: EngineError | None = None  # what the last call met, if the next will meet it too
-        self._state = EngineState(revision=model, takes_prompts=False)
+        self._state = EngineState(revision=model, takes_prompts=False, called=False)
         self._state.facts = {"provider": self._provider, "seen": "no call yet"}
         if continuation == "none":
             self._state.continuation = None
@@ -281,6 +281,7 @@ class LiteLLMEngine:
 
     def _answered(self) -> None:
         self._down = None
+        self._state.called = True
         self._state.facts["seen"] = "its last call was answered"
 
     @staticmethod
@@ -303,6 +304,7 @@ class LiteLLMEngine:
             # For operators, who see it for as long as it lasts.
             status = f" ({failed.status_sent})" if isinstance(failed, EngineRejected) else ""
             self._down = failed.reworded(f"The last call to engine '{self._name}' met {failed.label}{status}.")
+        self._state.called = True
         self._state.facts["seen"] = f"its last call met {failed.label}"
         return failed
 

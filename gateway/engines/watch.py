@@ -57,7 +57,7 @@ async def watch(
             state.up, state.detail = False, "the probe broke; the log says how"
             wait_s, retry_s = retry_s, min(pace.last_retry_s, retry_s * 2)
         else:
-            state.up, state.detail = True, "answers"
+            state.up, state.detail = True, "answers" if state.called else "not called yet"
             wait_s, retry_s = pace.look_every_s, pace.first_retry_s
         metrics.engine_up.labels(engine.name).set(int(state.up))
         if saw is not None:

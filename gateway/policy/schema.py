@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
@@ -81,6 +82,10 @@ class KeyEntry(Shape):
     """Its own limits, beside its tenant's; None: the tenant's `key_limits`."""
     budget: BudgetRule | None = None
     """Its own budget, beside its tenant's; None: the tenant's `key_budget`."""
+    foreign: ClassVar[Mapping[str, str]] = {
+        "key_alias": "here it is called id",
+        "duration": "here it is called expires, and is a date or a time",
+    }
 
     @field_validator("id")
     @classmethod
@@ -274,6 +279,11 @@ class Route(Shape):
     """Of mode guided: how many answers are compared with those of each engine alone; None: none."""
     overrides: OverridesRule | None = None
     """What callers may ask for by header; None: what the tenant's `overrides` say."""
+    foreign: ClassVar[Mapping[str, str]] = {
+        "model_name": "here it is called model",
+        "fallbacks": "write students: each is asked when those before it failed",
+        "num_retries": "write it under retries",
+    }
 
     @field_validator("when", mode="before")
     @classmethod

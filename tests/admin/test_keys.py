@@ -211,6 +211,7 @@ def test_a_list_goes_on_where_it_ended(two: Two) -> None:
         ({"tenant": "acme", "id": "x", "expires": "2027-13-01"}, 400, "expires", "must be a date like"),
         ({"tenant": "acme", "id": "x", "expires": 5}, 400, "expires", "must be a date like"),
         ({"tenant": "acme", "id": "x", "expires": "2020-01-01"}, 409, None, "lies in the past"),
+        ({"tenant": "acme", "id": "x", "key_alias": "y"}, 400, "key_alias", "here it is called id"),
         ({"tenant": "acme", "id": "x", "key": "gk-mine"}, 400, "key", "the gateway makes the key"),
         ({"tenant": "acme", "id": "x", "sha256": "f" * 64}, 400, "sha256", "one of your own goes into a policy file"),
         ({"tenant": "acme", "id": "x", "created_by": "me"}, 400, "created_by", "x-gkt-actor"),

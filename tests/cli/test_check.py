@@ -223,6 +223,34 @@ def test_what_works_and_should_not_go_into_production_is_a_warning(
     assert "s3cret" not in "".join(err)
 
 
+def test_a_student_that_is_asked_last_may_be_the_teacher(folder: Path) -> None:
+    """Drawn by weight it would guide itself."""
+    before = run()[2]
+    edit(folder / "policies" / "default.yaml", "    student: small", "    students: [small, big] #")
+    assert run()[2] == before
+    weighed = "[{model: small, weight: 3}, {model: big, weight: 1}]"
+    edit(folder / "policies" / "default.yaml", "[small, big]", weighed)
+    assert "warning: tenant default: route chat: big is its own teacher" in run()[2]
+
+
+def test_a_tenants_limit_that_its_keys_cannot_come_to_is_a_warning(folder: Path) -> None:
+    """Unless the file itself says what a key may do."""
+    before = run()[2]
+    policy = folder / "policies" / "default.yaml"
+    edit(folder / "config.yaml", "key_limits: {}", "key_limits: {rpm_limit: 60}")
+    text = policy.read_text() + "limits: {rpm_limit: 600, tpm_limit: 1000}\n"
+    policy.write_text(text)
+    assert [line for line in run()[2] if line not in before] == [
+        (
+            "warning: tenant default: limits.rpm_limit is 600, and the keys of its file come to 60 together, by "
+            "defaults.key_limits of config.yaml: say key_limits in the file too"
+        )
+    ]
+    for enough in (text.replace("600", "60"), text + "key_limits: {tpm_limit: 5}\n"):
+        policy.write_text(enough)
+        assert run()[2] == before
+
+
 EXTRAS = [
     ("opentelemetry.sdk", "  # endpoint: http:", "  endpoint: http:", "tracing.endpoint is set", "otel"),
     (

@@ -631,7 +631,9 @@ async def test_a_configured_continuation_costs_no_call_and_the_last_call_says_wh
         await engine.probe()
         assert fake.requests == []
         assert engine.state.facts["seen"] == "no call yet"
+        assert not engine.state.called
         await engine.complete({"messages": MESSAGES})
+        assert engine.state.called
         await engine.probe()
         with pytest.raises(EngineRejected):
             await engine.complete({"messages": MESSAGES})

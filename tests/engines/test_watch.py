@@ -85,6 +85,14 @@ async def test_an_engine_that_answers_is_up() -> None:
         assert watched.up == 1
 
 
+async def test_of_an_engine_that_was_not_called_yet_nobody_says_that_it_answers() -> None:
+    """Where a look would cost money, none is taken."""
+    async with watching(UP) as watched:
+        watched.engine.state.called = False
+        await watched.probes(3)
+        assert (watched.engine.state.up, watched.engine.state.detail) == (True, "not called yet")
+
+
 async def test_who_keeps_the_hours_hears_of_every_probe() -> None:
     """Whether it found the engine up or not."""
     heard: list[tuple[str, bool]] = []

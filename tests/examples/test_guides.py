@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from ruamel.yaml import YAML
 
+from gateway.cli.check import DEVELOPMENT_KEY, warnings_of
 from gateway.policy.book import check_all
 from tests.clients.environments import node_modules
 from tests.clients.programs import run
@@ -63,17 +66,50 @@ def test_the_other_proxys_file_is_answered_as_the_guide_shows(tmp_path: Path) ->
     assert [str(mistake).removeprefix(f"{tmp_path}/") for mistake in mistakes] == shown
 
 
+@pytest.mark.parametrize("page", ["docs/guides/litellm.md", "docs/guides/platform-teams.md"])
+def test_of_a_pages_configuration_check_warns_for_its_well_known_key_alone(page: str, tmp_path: Path) -> None:
+    settings, book, _ = check_all(written(page, tmp_path) / "config.yaml")
+    assert settings is not None
+    assert book is not None
+    assert [one for one in warnings_of(settings, book) if DEVELOPMENT_KEY not in one] == []
+
+
+def test_the_guides_configuration_falls_back_as_the_other_proxys_does(tmp_path: Path) -> None:
+    written("docs/guides/litellm.md", tmp_path)
+    other = YAML(typ="safe").load(tmp_path / "litellm.yaml")["router_settings"]
+    (ours, *_) = YAML(typ="safe").load(tmp_path / "policies" / "acme.yaml")["routes"]
+    assert other["fallbacks"] == [{"chat": ours["students"][1:]}]
+    assert other["num_retries"] == ours["retries"]["num_retries"]
+
+
 @pytest.mark.timeout(600)
-def test_the_ci_of_the_guide_passes_on_the_example(tmp_path: Path) -> None:
-    """Run where the example lies; what it writes goes elsewhere."""
+@pytest.mark.parametrize("own", [False, True])
+def test_the_ci_of_the_guide_passes_on_the_example_and_with_the_guides_own_files(own: bool, tmp_path: Path) -> None:
+    """It leaves nothing behind, and names a mistake once."""
+    page = "docs/guides/platform-teams.md"
     folder = tmp_path / "two-tenants"
-    subprocess.run(["cp", "-r", ROOT / "examples" / "two-tenants", folder], check=True)
-    script = blocks("docs/guides/platform-teams.md")["ci.sh"].replace("gkt-gateway", f"{sys.executable} -m gateway")
+    shutil.copytree(ROOT / "examples" / "two-tenants", folder)
+    if own:
+        shutil.rmtree(folder / "policies")
+        written(page, folder)
+        (folder / "ci.sh").unlink()
+    before = sorted(folder.rglob("*"))
+    script = blocks(page)["ci.sh"].replace("gkt-gateway", f"{sys.executable} -m gateway")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        ["sh", "-e", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+
+    def ran() -> subprocess.CompletedProcess[str]:
+        command = ["sh", "-c", script]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+    done = ran()
     assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(folder.rglob("*")) == before
+    policy = folder / "policies" / "acme.yaml"
+    policy.write_text(policy.read_text("utf-8").replace("teacher: big", "techer: big"), "utf-8")
+    done = ran()
+    assert done.returncode == 1
+    assert done.stderr.count("Did you mean 'teacher'?") == 1
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,10 @@ def test_a_route_knows_every_engine_it_names() -> None:
             ],
         ),
         (
+            "model: x, mode: student, student: b, fallbacks: [c]",
+            ["4: routes[0].fallbacks: unknown key: write students: each is asked when those before it failed"],
+        ),
+        (
             "model: x, mode: student, student: b, overrides: {modes: [teacher]}",
             ["4: routes[0].overrides: modes: teacher needs a teacher, and this route names none"],
         ),
@@ -210,6 +214,18 @@ def test_guidance_that_cannot_work_is_a_mistake(folder: Path, rule: str, line: s
     rule = rule if rule.startswith("{") else f"{{{rule}}}"
     route = f"model: x, mode: guided, teacher: b, student: s, guidance: {rule}"
     assert told(folder, route) == [f"4: routes[0].guidance.{line}"]
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("key_alias: x", "key_alias: unknown key: here it is called id"),
+        ("duration: 30d", "duration: unknown key: here it is called expires, and is a date or a time"),
+    ],
+)
+def test_a_key_in_another_proxys_words_is_told_ours(folder: Path, more: str, line: str) -> None:
+    key = f"[{{id: a, sha256: {'f' * 64}, {more}}}]"
+    assert told(folder, "model: x, mode: student, student: b", key) == [f"2: keys[0].{line}"]
 
 
 @pytest.mark.parametrize("key", ["gk-s3cret", "f" * 63, "g" * 64, "f" * 65, ""])
