@@ -2,6 +2,8 @@
 
     python -m deploy.check [FILE...]
 
+Of a compose file it also says where a service has more replicas than deploy/compose/haproxy.cfg has places for it.
+
 It asks nobody: the schemas come with packages of the extra `dev`. Each mistake is a line with its file, the place in it
 and what is wrong; then the command leaves with 1.
 """
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 KUBERNETES = "1.37"
 """Whose schemas hold."""
+BALANCER = HERE / "compose" / "haproxy.cfg"
 EVERYTHING = (HERE / "compose.yaml", *sorted((HERE / "kubernetes").glob("*.yaml")))
 
 # What a ConfigMap holds, and the file that it is a copy of.
@@ -89,6 +92,8 @@ _QUANTITIES = frozenset({"sizeLimit", "averageValue"})
 _SIZE = re.compile(r"\d+(?:\.\d+)?(?:b|[kmgt]b?)?", re.ASCII | re.IGNORECASE)
 _SIZES = frozenset({"memory", "shm_size"})
 _GRACE_S = 30
+# server-template PREFIX PLACES SERVICE:PORT
+_PLACES = re.compile(r"^\s*server-template\s+\S+\s+(\d+)\s+([\w.-]+):\d+\b", re.ASCII | re.MULTILINE)
 _DURATION = re.compile(r"(?:\d+h)?(?:\d+m)?(?:\d+s)?(?:\d+ms)?", re.ASCII)
 _DURATIONS = frozenset({"stop_grace_period", "interval", "timeout", "start_period"})
 
@@ -147,6 +152,19 @@ def _in_compose(path: Path, document: dict[str, Any]) -> Iterator[Mistake]:
         for number, port in enumerate(service.get("ports", ())):
             if what := _no_port(port):
                 yield Mistake(path, ("services", name, "ports", number), what)
+    for name, most in _places().items():
+        replicas = str(((document["services"].get(name) or {}).get("deploy") or {}).get("replicas"))
+        if replicas.isdecimal() and most < int(replicas) <= BOUNDS["replicas"][1]:
+            what = f"{replicas} is above the places that {BALANCER} has, which are {most}"
+            yield Mistake(path, ("services", name, "deploy", "replicas"), what)
+
+
+def _places() -> dict[str, int]:
+    """By service how many replicas the load balancer finds."""
+    found: dict[str, int] = {}
+    for places, service in _PLACES.findall(BALANCER.read_text("utf-8")):
+        found[service] = min(int(places), found.get(service, int(places)))
+    return found
 
 
 def _no_duration(key: str, value: Any) -> str | None:

@@ -114,15 +114,19 @@ class RedisClient:
         """Wait until Redis is there, as far as is known."""
         await self._answers.wait()
 
-    async def require(self) -> None:
-        """Refuse to start without a Redis that is there and new enough. Raises StartupError."""
+    async def require(self, *, embedded: bool = True) -> None:
+        """Refuse to start without a Redis that is there and new enough. Raises StartupError.
+
+        Args:
+            embedded: whether one of its own would do for who asks, and is to be advised.
+        """
         try:
             info = await self.commands.info("server")
         except (RedisError, OSError, ValueError) as error:  # ValueError: TLS options that cannot be
-            raise StartupError(
-                f"Redis at {self._where} does not answer ({type(error).__name__}). Start it, correct redis.url in "
-                "config.yaml or GKT_REDIS_URL, or write 'url: embedded'."
-            ) from error
+            do = "Start it, or correct redis.url in config.yaml or GKT_REDIS_URL."
+            if embedded:
+                do = "Start it, correct redis.url in config.yaml or GKT_REDIS_URL, or write 'url: embedded'."
+            raise StartupError(f"Redis at {self._where} does not answer ({type(error).__name__}). {do}") from error
         version = str(info["redis_version"])
         if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
             wanted = ".".join(map(str, MINIMUM_VERSION))

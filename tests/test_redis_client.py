@@ -96,6 +96,14 @@ async def test_an_absent_redis_is_refused_in_one_line() -> None:
         assert "\n" not in refused.value.message
         assert "s3cret" not in refused.value.message
         assert metrics.registry.get_sample_value("gkt_redis_up") == 0
+        assert "embedded" in refused.value.message
+
+
+async def test_who_can_do_nothing_with_a_redis_of_its_own_is_not_advised_one() -> None:
+    async with client_on("redis://127.0.0.1:1/0") as (client, _):
+        with pytest.raises(StartupError, match=r"or correct redis\.url") as refused:
+            await client.require(embedded=False)
+        assert "embedded" not in refused.value.message
 
 
 @pytest.mark.parametrize("version", ["6.2.14", "4.0.0", "6.9"])

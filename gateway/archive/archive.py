@@ -44,6 +44,10 @@ class Archive:
         """See `ArchiveDatabase.open`."""
         await self._in(self._writer, self._database.open)
 
+    async def is_there(self) -> bool:
+        """See `ArchiveDatabase.is_there`."""
+        return await self._in(self._readers, self._database.is_there)
+
     async def write(self, entries: Sequence[Entry]) -> int:
         """See `ArchiveDatabase.write`."""
         return await self._in(self._writer, self._database.write, entries)

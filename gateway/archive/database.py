@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import and_, case, create_engine, delete, event, func, insert, or_, select, tuple_
+from sqlalchemy import and_, case, create_engine, delete, event, func, insert, inspect, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DBAPIError,
@@ -109,6 +109,18 @@ class ArchiveDatabase:
                 raise
             self._file_id = _file_id(self._file)
             self._engine = engine
+
+    def is_there(self) -> bool:
+        """Whether somebody has opened it before; nothing is made. Raises as `open` does."""
+        if self._engine is not None:
+            return True
+        if self._file is not None and not self._file.exists():
+            return False
+        engine = self._connected()
+        try:
+            return inspect(engine).has_table(VERSION.name)
+        finally:
+            engine.dispose()
 
     def close(self) -> None:
         """Nothing can be asked from here on, until it is opened again."""

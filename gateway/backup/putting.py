@@ -65,12 +65,12 @@ class Putting:
         self._archive = archive
 
     async def look(self) -> Present:
-        """What is there now, where something is to be put."""
+        """What is there now, where something is to be put. An archive that is not there is not made."""
         found = Present()
         if self._redis_too:
             await self._look_at_redis(found)
         if self._archive is not None:
-            found.counts.receipts = await self._archive.count(Where())
+            found.counts.receipts = await self._archive.count(Where()) if await self._archive.is_there() else 0
         return found
 
     async def _look_at_redis(self, found: Present) -> None:

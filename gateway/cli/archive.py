@@ -180,7 +180,7 @@ async def _connected(settings: Settings) -> AsyncIterator[_Parts]:
         metrics = Metrics()
         client = RedisClient(url, timeout_s=max(_REDIS_S, settings.redis.timeout_s), metrics=metrics)
         stack.push_async_callback(client.close)
-        await client.require()
+        await client.require(embedded=False)
         keys = RedisKeys(settings.redis.prefix)
         owner = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         parts = archiving(settings, client, keys, owner, metrics)

@@ -52,8 +52,13 @@ def settings_of(config: Path) -> Settings:
 
 
 @asynccontextmanager
-async def stores(settings: Settings, *, archive: bool) -> AsyncIterator[Stores]:
-    """Redis and the archive that config.yaml names, both there. Raises StartupError and ArchiveError."""
+async def stores(settings: Settings, *, archive: bool, opened: bool = True) -> AsyncIterator[Stores]:
+    """Redis and the archive that config.yaml names, both there. Raises StartupError and ArchiveError.
+
+    Args:
+        archive: whether it is wanted.
+        opened: False: whoever asks opens it, which makes one where there is none.
+    """
     url = settings.redis.url.get_secret_value()
     if url == "embedded":
         raise StartupError(
@@ -63,23 +68,31 @@ async def stores(settings: Settings, *, archive: bool) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
         client = RedisClient(url, timeout_s=max(_REDIS_S, settings.redis.timeout_s), metrics=Metrics())
         stack.push_async_callback(client.close)
-        await client.require()
+        await client.require(embedded=False)
         found = archive_of(settings) if archive else None
         if found is not None:
             stack.push_async_callback(found.close)
-            await found.open()
+            if opened:
+                await found.open()
         yield Stores(client, RedisKeys(settings.redis.prefix), found)
 
 
-def lines_of(counts: Counts) -> str:
-    """What there is, for people: a line each."""
-    told = {
-        "callers' keys": counts.keys,
-        "budgets": counts.budgets,
-        "receipts that wait in Redis": counts.waiting,
-        "keys of Redis with sums": counts.sums,
-        "receipts of the archive": "left out" if counts.receipts is None else counts.receipts,
-    }
+def lines_of(counts: Counts, *, redis: bool = True, archive: bool = True) -> str:
+    """What there is, for people: a line each.
+
+    Args:
+        redis, archive: whether what is in it is told.
+    """
+    told: dict[str, int | str] = {}
+    if redis:
+        told = {
+            "callers' keys": counts.keys,
+            "budgets": counts.budgets,
+            "receipts that wait in Redis": counts.waiting,
+            "keys of Redis with sums": counts.sums,
+        }
+    if archive:
+        told["receipts of the archive"] = "left out" if counts.receipts is None else counts.receipts
     return "\n".join(f"  {name:<28} {many}" for name, many in told.items())
 
 

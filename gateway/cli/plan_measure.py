@@ -128,7 +128,9 @@ def _on_this_machine(url: str, model: str, protocol: Speaks) -> ModelSettings:
             f"{host or url} is not this machine: put the engine into config.yaml, and give its name instead of its "
             "address."
         )
-    told: Json = {"name": "measured", "model": model, "protocol": protocol.value, "api_base": url, "price": _FREE}
+    # It stands in what is said of the engine.
+    name = urlsplit(url).netloc.rpartition("@")[2].replace("[", "").replace("]", "")
+    told: Json = {"name": name, "model": model, "protocol": protocol.value, "api_base": url, "price": _FREE}
     try:
         return ModelSettings.model_validate(told)
     except ValidationError as error:

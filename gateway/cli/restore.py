@@ -56,7 +56,7 @@ def restore(
     with progress("checking the file", file.stat().st_size if file.exists() else None) as told:
         found = verify(file, told)
     typer.echo(f"{file}, made by gateway {found.header.gateway} at {moment(found.header.made)}, is whole")
-    typer.echo(lines_of(found.counts))
+    typer.echo(lines_of(found.counts, redis=only != Only.ARCHIVE, archive=only != Only.REDIS))
     typer.echo(result_of(_restore(settings_of(config), file, found, only, dry_run=dry_run, overwrite=overwrite)))
 
 
@@ -64,7 +64,8 @@ async def _restore(
     settings: Settings, file: Path, found: Verified, only: Only | None, *, dry_run: bool, overwrite: bool
 ) -> str:
     """What came of it, in a line."""
-    async with stores(settings, archive=only != Only.REDIS and found.header.archive) as here:
+    wanted = only != Only.REDIS and found.header.archive
+    async with stores(settings, archive=wanted, opened=False) as here:
         if only == Only.ARCHIVE and here.archive is None:
             raise StartupError(
                 "There is no archive to restore: archive.url is null, or the backup was made without it."
@@ -73,7 +74,9 @@ async def _restore(
         present = await putting.look()
         _check(present, overwrite=overwrite)
         if dry_run:
-            return "It would be restored. Nothing was changed."
+            return _foretold(present)
+        if here.archive is not None:
+            await here.archive.open()
         try:
             await putting.clear(present)
             with progress("restoring", found.records) as told:
@@ -82,6 +85,16 @@ async def _restore(
             typer.echo("The restore broke off: do it again, with --overwrite.", err=True)
             raise
     return "Restored." if only == Only.ARCHIVE else "Restored. Start the gateways."
+
+
+def _foretold(present: Present) -> str:
+    """What would be done, and what becomes of what is there."""
+    told = ["It would be restored."]
+    if present.kept:
+        told += ["Before that, this would be taken away from Redis:", lines_of(present.counts, archive=False)]
+    if present.counts.receipts:
+        told.append(f"The {present.counts.receipts} receipts that the archive has would stay.")
+    return "\n".join([*told, "Nothing was changed."])
 
 
 def _check(present: Present, *, overwrite: bool) -> None:

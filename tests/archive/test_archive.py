@@ -60,6 +60,17 @@ async def sql(archive: Archive, query: str) -> list[Any]:
         return list(connection.execute(text(query)))
 
 
+async def test_to_ask_whether_it_is_there_makes_none(archive_url: str, data: Path) -> None:
+    async with an_archive(archive_url, data) as archive:
+        assert not await archive.is_there()
+        assert not (data / FILE).exists()
+        assert not await archive.is_there()
+        await archive.open()
+        assert await archive.is_there()
+    async with an_archive(archive_url, data) as archive:
+        assert await archive.is_there()
+
+
 async def test_a_receipt_is_found_by_its_tenant_alone(archive_url: str, data: Path) -> None:
     async with an_archive(archive_url, data) as archive:
         one = closed(guided())

@@ -299,8 +299,36 @@ def test_a_dry_run_looks_and_changes_nothing(shop: Shop, anew: Shop, file: Path)
     assert "Nothing was changed" in said
     assert "budgets                      2" in said
     assert asyncio.run(anew.names()) == set()
+    assert not anew.data.exists(), "no archive was made either"
     asyncio.run(anew.settle(*receipts(1)))
     assert anew.run("restore", file, "--dry-run").returncode == 1, "as without"
+    assert anew.run("restore", file).returncode == 1
+    assert not anew.data.exists()
+
+
+def test_a_dry_run_says_what_would_be_taken_away(shop: Shop, anew: Shop, file: Path) -> None:
+    asyncio.run(shop.trade())
+    made(shop, file)
+    before = asyncio.run(shop.standing())
+    _, _, said = restored(shop, file, "--dry-run", "--overwrite").partition("It would be restored.")
+    assert "taken away from Redis:\n  callers' keys                2\n  budgets                      2\n" in said
+    assert "The 38 receipts that the archive has would stay." in said
+    assert asyncio.run(shop.standing()) == before
+    assert "taken away" not in restored(anew, file, "--dry-run", "--overwrite")
+
+
+@pytest.mark.parametrize(("only", "other"), [("redis", "receipts of the archive"), ("archive", "callers' keys")])
+def test_what_is_not_restored_is_not_listed(shop: Shop, anew: Shop, file: Path, only: str, other: str) -> None:
+    asyncio.run(shop.trade())
+    made(shop, file)
+    assert other in restored(anew, file, "--dry-run")
+    assert other not in restored(anew, file, "--dry-run", "--only", only)
+
+
+def test_who_backs_up_is_not_advised_a_redis_that_has_no_backup(shop: Shop, file: Path) -> None:
+    shop.config.write_text(shop.config.read_text().replace(shop.url, "unix:///nowhere/redis.sock"))
+    done = shop.run("backup", file)
+    assert ("does not answer" in done.stderr, "embedded" in done.stderr) == (True, False)
 
 
 def test_no_restore_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy.check import COPIES, EVERYTHING, main, mistakes_in
+from deploy.check import BALANCER, COPIES, EVERYTHING, main, mistakes_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +98,10 @@ HPA = "HorizontalPodAutoscaler gkt-gateway.spec"
          "services.gateway.deploy.replicas: -2 is out of range: 0 to 1000"),
         (COMPOSE, _edited("replicas: 2 ", 'replicas: "-2" '),
          "services.gateway.deploy.replicas: -2 is out of range: 0 to 1000"),
+        (COMPOSE, _edited("replicas: 2 ", "replicas: 9 "),
+         f"services.gateway.deploy.replicas: 9 is above the places that {BALANCER} has, which are 8"),
+        (COMPOSE, _edited("replicas: 2 ", 'replicas: "9" '),
+         f"services.gateway.deploy.replicas: 9 is above the places that {BALANCER} has, which are 8"),
         (COMPOSE, _edited("memory: 2g", "memory: -2g"),
          "services.gateway.deploy.resources.limits.memory: '-2g' is no size: write it like 512m or 2g"),
         (COMPOSE, _edited("replicas: 2 ", "replicas: [] "),
