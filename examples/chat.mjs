@@ -1,6 +1,6 @@
 // One guided answer, streamed, through the unchanged OpenAI client for Node.js.
 //
-//     npm install openai@6 && node examples/chat.mjs "Why is the sky blue?"
+//     npm install --no-save openai@6 && node examples/chat.mjs "Why is the sky blue?"
 //
 // GKT_URL and GKT_KEY say where and as whom; without them the gateway of `scripts/demo` is asked.
 import OpenAI from "openai";

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from gateway.cli.commands import COMMANDS
 from gateway.errors import GatewayError, StartupError
 from gateway.ledger.receipt import Receipt
+from gateway.local.weights import CATALOGUE
 from gateway.metrics import Metrics
 from gateway.policy.book import check_all
 from gateway.policy.conditions import When
@@ -93,6 +94,10 @@ def test_every_metric_is_described_and_none_that_is_not_there() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     assert [name for name in COMMANDS if f"`gkt-gateway {name}`" not in page("README.md")] == []
+
+
+def test_the_quickstart_names_the_models_that_the_demo_can_take() -> None:
+    assert [name for name in CATALOGUE if f"`{name}`" not in page("docs/quickstart.md")] == []
 
 
 def test_the_index_lists_each_document_once() -> None:

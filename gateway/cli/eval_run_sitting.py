@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -29,6 +30,7 @@ from gateway.evaluation.run import StagedRun, Work
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import check
 from gateway.local import weights
+from gateway.local.stack import usable_cores
 from gateway.logs import set_up_logs
 from gateway.units import Origin, Wrong, dereference
 from gateway.version import __version__
@@ -108,6 +110,7 @@ def hold(sitting: Sitting) -> None:
         if sitting.gateway is None:
             folder.check(sitting.manifest(sitting.plain_settings), sitting.data.questions)
         if sitting.gateway is None and not sitting.rescore:
+            _warn_where_busy(sitting.pair, told)
             _fetch(sitting.pair)
         if sitting.live or sitting.gateway is not None:
             _agree_on_live(sitting, folder, told)
@@ -192,6 +195,20 @@ def _key(reference: str | None) -> str:
     if key is None:
         raise StartupError("--key: a key must not stand on the command line: write env:NAME or file:/path")
     return key
+
+
+def _warn_where_busy(pair: Pair, told: Console) -> None:
+    """Models on this machine want its cores for themselves: `thread_shares` says why."""
+    if not isinstance(pair, LocalPair) or not hasattr(os, "getloadavg"):
+        return
+    load, cores = os.getloadavg()[0], usable_cores()
+    # The load is the whole machine's, of which a container or a CPU set may have a part.
+    if load > (os.cpu_count() or cores) - cores / 2:
+        told.print(
+            f"warning: the load of the last minute was {load:.1f}, and the models here have {cores} cores: beside "
+            "other programs they may take ten times as long",
+            highlight=False,
+        )
 
 
 def _fetch(pair: Pair) -> None:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
+from gateway.cli import eval_run_sitting
 from gateway.cli.interrupts import INTERRUPTED
+from gateway.errors import StartupError
 from gateway.local import weights
 from tests.cli.in_process import run
 from tests.evaluation.run_world import QUESTIONS
@@ -99,6 +101,28 @@ def test_what_is_wrong_is_said_in_a_line_before_anything_starts(
     assert said in " ".join(done.stderr.replace("│", " ").split())
     assert [secret for secret in ("gk-it", "u:p@") if secret in done.stderr + done.stdout] == []
     assert fetched == []
+
+
+@pytest.mark.parametrize(
+    ("load", "arguments", "warned"),
+    [(1.2, ["--local"], True), (0.9, ["--local"], False), (1.2, ["--rescore"], False)],
+    ids=["busy", "idle", "no model is asked"],
+)
+def test_a_busy_machine_is_said_before_models_on_it_are_started(
+    load: float, arguments: list[str], warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From half of the cores on. Nor is it said of models elsewhere."""
+
+    def stop(_: str) -> None:
+        raise StartupError("no further")
+
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(eval_run_sitting, "usable_cores", lambda: 2)
+    monkeypatch.setattr(weights, "fetch", stop)
+    done = run("eval", "run", str(tmp_path / "run"), "--limit", "2", *arguments)
+    assert ("the load of the last minute was 1.2, and the models here have 2 cores" in done.stderr) == warned
+    assert ("no further" in done.stderr) == ("--rescore" not in arguments)
 
 
 def test_a_rule_for_the_length_is_for_auto_and_with_a_probe_for_live(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ SHOWN = r"guided 0\.\d+"
 @pytest.fixture(scope="module")
 def answer(gateway: GatewayProcess) -> str:
     """What the page's question is answered, by a plain HTTP client."""
-    body = {"model": "chat", "messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 40,
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Why is the sky blue?"}], "max_tokens": 80,
             "temperature": 0}  # fmt: skip
     headers = {"Authorization": f"Bearer {KEY}"}
     reply = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60).raise_for_status()
@@ -93,7 +93,7 @@ def test_llm(gateway: GatewayProcess, answer: str, tmp_path: Path) -> None:
     path = f"{python_environment('llm')}:/usr/bin:/bin"
     done = run(["sh", "-e", "ask.sh"], cwd=tmp_path, LLM_USER_PATH=str(tmp_path / "user"), PATH=path)
     check(done.stdout, re.escape(answer), re.escape(answer))
-    assert re.search(r"Token usage: \d+ input, 40 output", done.stderr)
+    assert re.search(r"Token usage: \d+ input, 80 output", done.stderr)
 
 
 def test_every_program_on_the_page_is_run() -> None:

@@ -73,6 +73,16 @@ def test_a_setting_that_was_not_run_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
+def test_of_a_run_that_has_not_come_to_one_of_the_two_it_says_that_it_is_not_finished(
+    tmp_path: Path, role: str
+) -> None:
+    folder_of(tmp_path, (*ALONE, GUIDED), 40)
+    keep_only(tmp_path, lambda one: one.setting != {"teacher": TEACHER, "student": STUDENT}[role].name)
+    with pytest.raises(StartupError, match=rf"the run is not finished: the {role} alone has not answered yet"):
+        evidence_of(read_run(tmp_path))
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
 def test_without_one_of_the_two_alone_it_says_what_to_run(tmp_path: Path, role: str) -> None:
     truths = [one for one in (*ALONE, GUIDED) if one.setting.mode != role]
     with pytest.raises(

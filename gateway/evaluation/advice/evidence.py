@@ -14,7 +14,7 @@ from gateway.pricing import Price, cost_usd, total_usd
 from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from decimal import Decimal
 
     from gateway.evaluation.record import Example, Manifest
@@ -136,7 +136,7 @@ def evidence_of(run: RunRecords, asked: str | None = None, prices: Mapping[str, 
     candidates = [Candidate(one, examples, tuple(each.cost_usd for each in examples)) for one, examples in answered]
     if failed := sum(example.error is not None for one in candidates for example in one.examples):
         notes.append(f"{failed} answers failed, and count as wrong: `gkt-gateway eval run` asks for them again")
-    teacher, student = _references(candidates, shown(run.path), way)
+    teacher, student = _references(candidates, shown(run.path), way, meant={one["mode"] for one in settings})
     if prices:
         by_role, alone = _prices(run, prices), candidates[teacher].examples
         candidates = [replace(one, costs_usd=_costs(one.examples, by_role, alone)) for one in candidates]
@@ -225,13 +225,21 @@ def _costs(examples: Sequence[Example], prices: Mapping[str, Price], alone: Sequ
     )
 
 
-def _references(candidates: Sequence[Candidate], where: str, way: str) -> tuple[int, int]:
-    """The teacher and the student alone: with the largest limit that both have, else each with its largest."""
+def _references(candidates: Sequence[Candidate], where: str, way: str, meant: Collection[str] = ()) -> tuple[int, int]:
+    """The teacher and the student alone: with the largest limit that both have, else each with its largest.
+
+    meant: the modes that the run was to ask for. One of these that is missing is still to come.
+    """
     limits: dict[str, dict[int, int]] = {"teacher": {}, "student": {}}
     for place, one in enumerate(candidates):
         if not one.guided:
             limits[one.setting["mode"]][one.setting["max_tokens"]] = place
     for role, found in limits.items():
+        if not found and role in meant:
+            raise StartupError(
+                f"{where}: the run is not finished: the {role} alone has not answered yet ({way}), and guidance is "
+                "held against it. The same `gkt-gateway eval run` goes on where it stopped"
+            )
         if not found:
             raise StartupError(
                 f"{where}: the {role} alone did not answer ({way}), and guidance is held against it: run `gkt-gateway "
