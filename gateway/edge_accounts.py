@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 # A receipt is told to Redis a moment after its reply has left, and a device may be as fast as that.
 _LOOKS, _LOOK_AGAIN_S = 3, 0.2
+# While Redis is away it waits in the process that gave the guidance, which another one cannot know of.
+_MAY_COME_S = 120.0
 _AN_HOUR_S = 3600.0
 _GUIDANCE_ID = re.compile(r"req_[0-9a-f]{24}", re.ASCII)
 # What is not written, as the metric has it. Too many are refused, and counted as that.
@@ -90,10 +92,10 @@ class EdgeAccounts:
             EdgeClosed: it was reported before, or there is nothing to report.
             EdgeExpired: it comes too late.
             InvalidRequest: the device says to have written more than it was asked for.
-            Overloaded, StoreUnavailable: not now.
+            Overloaded, StoreUnavailable: not now; or the answer is so young that its guidance may yet become known.
         """
         with self._admission.place():
-            guidance = await self._guidance(caller.policy.tenant, receipt_id)
+            guidance = await self._guidance(caller.policy.tenant, receipt_id, usage.at)
             if guidance is None:
                 self._outcomes.labels("unknown").inc()
                 raise NotFound(
@@ -140,7 +142,11 @@ class EdgeAccounts:
         )
         return state_of(guidance, closed=closed, now=self._clock())
 
-    async def _guidance(self, tenant: str, receipt_id: str) -> Receipt | None:
+    async def _guidance(self, tenant: str, receipt_id: str, at: float | None) -> Receipt | None:
+        """Its receipt; None: there is none. Raises StoreUnavailable, also where one may come yet.
+
+        at: when its answer ended, in Unix seconds, as its device says.
+        """
         if not _GUIDANCE_ID.fullmatch(receipt_id):  # whatever else a device sends is none of the stores' business
             return None
         for look in range(_LOOKS):
@@ -149,6 +155,8 @@ class EdgeAccounts:
             if (found := await self._store.get(tenant, receipt_id)) is not None:
                 receipt = Receipt.from_json(found)
                 return receipt if receipt.mode == GUIDANCE else None
+        if at is not None and abs(self._clock() - at) < _MAY_COME_S:
+            raise StoreUnavailable("The receipt of this guidance is not known yet. Try again.")
         return None
 
     async def _write(self, receipt: Receipt, by: int | None, outcome: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,7 @@ class Traffic:
             return
         other = next(gateway.url for gateway in self._world.gateways if gateway.url != url)
         usage = {"input_tokens": 20, "output_tokens": 5, "student": "soaked", "finish_reason": "stop"}
+        usage["at"] = int(time.time())
         headers = {"Authorization": f"Bearer {key(*visit.kind.who)}"}
         statuses: list[int] = []
         while len(statuses) < _REPORTS and 409 not in statuses:
