@@ -193,12 +193,14 @@ class TeacherQueue:
     async def leave_fleet(self) -> None:
         """Tell the board that this process stops, so that nobody waits for its lease to lapse."""
         self._leaving = True
+        # A board that has forgotten everything may hear of this first: it then waits for the others of the fleet.
+        news = News(everything=True, fleet=self._membership.fleet, leaving=True)
         async with self._exchanging:  # one that comes after it would bring the process back
             # Also while Redis seems away: it may yet hear of tickets that were told before. And once more if that
             # fails: nobody says it later, and the others would wait for the lease.
             for _ in range(2):
                 with suppress(RedisError, OSError):
-                    await self._board.exchange(News(leaving=True), self._limits())
+                    await self._board.exchange(news, self._limits())
                     return
 
     async def run(self) -> None:

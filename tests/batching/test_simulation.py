@@ -350,6 +350,24 @@ def test_a_permit_that_is_wanted_for_longer_is_not_given_to_another(script: Bloc
         assert story.ends["joins"] == ["flight"]
 
 
+# Redis has forgotten everything, and the first that it hears is a goodbye: no reason to take the teacher for free.
+LEFT_FIRST = Schedule(
+    Limits(1, 1, 10),
+    2,
+    [(0, wanted("calls", 0.0, 2.0, 0.5)), (0, wanted("next", 0.003, 2.0, 0.2))],
+    [Trouble(0.001, "quick restart", 0, 0.0), Trouble(0.002, "leave", 1, 0.0)],
+    Network(),
+)
+
+
+def test_whoever_leaves_a_board_that_begins_anew_says_that_there_are_others(script: BlockingBoard) -> None:
+    """In memory and in Redis."""
+    for board in (MemoryBoard(), script):
+        story = run(LEFT_FIRST, board)
+        assert story.most == 1
+        assert (story.ends["calls"], story.ends["next"]) == (["own"], ["own"])
+
+
 async def flow(
     board: AnyBoard, processes: int, wishes: list[Wish], limits: Limits
 ) -> tuple[list[tuple[float, int]], list[tuple[float, str]]]:

@@ -139,8 +139,9 @@ async def test_a_burn_down_that_comes_late_does_not_wipe_out_the_one_that_is_ope
 async def test_figures_that_wait_for_the_focus_to_leave_are_told(browser: Browser, pages: GatewayProcess) -> None:
     async with opened(browser, pages) as page:
         await page.route("**/budgets?*", lambda route: route.continue_())
-        await log_in(page)
+        # On the page of the login, which asks for nothing: for a moment this clock says that it is 1970.
         await page.clock.install()
+        await log_in(page)
         button = page.locator("#budgets").get_by_role("button", name="acme")
         await button.focus()
         note = page.locator("#budgets").get_by_text("New figures wait until the focus leaves this table.")
