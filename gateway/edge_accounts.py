@@ -6,7 +6,6 @@ A device that hears no reply may tell the same again, to whichever process: the 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from gateway.errors import (
     StoreUnavailable,
 )
 from gateway.ledger.edge import GUIDANCE, check_report, closing, closing_id, offline, state_of
-from gateway.ledger.receipt import Receipt
+from gateway.ledger.receipt import REQUEST_ID, Receipt
 from gateway.policy.for_devices import route_without_guidance
 from gateway.policy.routing import models_of
 
@@ -47,7 +46,6 @@ _LOOKS, _LOOK_AGAIN_S = 3, 0.2
 # While Redis is away it waits in the process that gave the guidance, which another one cannot know of.
 _MAY_COME_S = 120.0
 _AN_HOUR_S = 3600.0
-_GUIDANCE_ID = re.compile(r"req_[0-9a-f]{24}", re.ASCII)
 # What is not written, as the metric has it. Too many are refused, and counted as that.
 _COUNTED: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
 
@@ -147,7 +145,7 @@ class EdgeAccounts:
 
         at: when its answer ended, in Unix seconds, as its device says.
         """
-        if not _GUIDANCE_ID.fullmatch(receipt_id):  # whatever else a device sends is none of the stores' business
+        if not REQUEST_ID.fullmatch(receipt_id):  # whatever else a device sends is none of the stores' business
             return None
         for look in range(_LOOKS):
             if look:

@@ -119,7 +119,7 @@ class Metrics:
         )
         self.unguided = Counter(
             "gkt_unguided",
-            "Requests of guided routes that were answered without guidance, by reason.",
+            "Requests of guided routes that were answered without guidance, by reason; shadows answer none.",
             ("route", "reason"),
             registry=registry,
         )

@@ -21,7 +21,7 @@ from gateway.admin.replies import json_reply
 from gateway.completion import Visit
 from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
 from gateway.ledger.draft import Draft
-from gateway.ledger.receipt import Receipt
+from gateway.ledger.receipt import RECEIPT_ID, Receipt
 from gateway.policy.book import Caller
 from gateway.policy.routing import NO_HEADERS
 from gateway.policy.schema import PLAYGROUND, KeyEntry
@@ -39,7 +39,6 @@ from gateway.web.keys import (
     REQUEST_ID,
     STARTED,
 )
-from gateway.web.lookups import RECEIPT_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -48,6 +48,8 @@ def backup(
 
 async def _backup(settings: Settings, file: Path, *, archive: bool, overwrite: bool) -> None:
     async with stores(settings, archive=archive) as here:
+        if here.archive is not None:
+            await here.archive.open()
         made_s, _ = await here.client.commands.time()
         with writing(file, made_s, archive=here.archive is not None, overwrite=overwrite) as writer:
             ends = await _redis(here, writer)

@@ -52,12 +52,10 @@ def settings_of(config: Path) -> Settings:
 
 
 @asynccontextmanager
-async def stores(settings: Settings, *, archive: bool, opened: bool = True) -> AsyncIterator[Stores]:
-    """Redis and the archive that config.yaml names, both there. Raises StartupError and ArchiveError.
+async def stores(settings: Settings, *, archive: bool) -> AsyncIterator[Stores]:
+    """Redis, which is there, and the archive that config.yaml names, if it is wanted. Raises StartupError.
 
-    Args:
-        archive: whether it is wanted.
-        opened: False: whoever asks opens it, which makes one where there is none.
+    Whoever uses the archive opens it, which makes one where there is none.
     """
     url = settings.redis.url.get_secret_value()
     if url == "embedded":
@@ -72,8 +70,6 @@ async def stores(settings: Settings, *, archive: bool, opened: bool = True) -> A
         found = archive_of(settings) if archive else None
         if found is not None:
             stack.push_async_callback(found.close)
-            if opened:
-                await found.open()
         yield Stores(client, RedisKeys(settings.redis.prefix), found)
 
 

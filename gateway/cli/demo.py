@@ -134,15 +134,14 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
             stack = await running.enter_async_context(LocalStack(teacher=setup.teacher, student=setup.student))
             at = await running.enter_async_context(gateway_beside(setup.settings(stack), setup.book(), redis.url))
             session = await running.enter_async_context(
-                aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"})
+                aiohttp.ClientSession(headers={"Authorization": f"Bearer {setup.admin_key}"})
             )
             starting.update("asking the engines what they can do")
             await until_probed(session, at.admin)
         if ask is None:
             print_where(console, at, stack, setup.admin_key)
         placement = GuidanceRule(projection=setup.projection).placement
-        asked = (at.admin, setup.admin_key, ask or QUESTION)
-        await print_answer(console, session, *asked, placement=placement, models=setup.models)
+        await print_answer(console, session, at.admin, ask or QUESTION, placement=placement, models=setup.models)
         if ask is not None:
             console.print("\nWithout --ask the gateway goes on running. Then call it like this:")
             print_how_to_call(console, f"http://127.0.0.1:{_PORT}", KEY)

@@ -33,7 +33,6 @@ async def print_answer(
     console: Console,
     session: aiohttp.ClientSession,
     admin: str,
-    key: str,
     question: str,
     *,
     placement: Placement,
@@ -44,13 +43,14 @@ async def print_answer(
     It asks as the playground does, which hears whose words are whose; callers get the same words without marks.
 
     Args:
-        admin: where the admin listener is, and its key.
+        session: sends the admin key.
+        admin: where the admin listener is.
         placement: the route's; only what is placed in front of the answer is shown.
         models: what the engines call the models that play `teacher` and `student`.
     """
     console.print(Text.assemble(("\nQuestion ", "bold"), question), soft_wrap=True)
     receipt: dict[str, Any] | None = None
-    async with _asked(session, admin, key, question) as reply:
+    async with _asked(session, admin, question) as reply:
         mode, unguided = reply.headers["x-gkt-mode"], reply.headers.get("x-gkt-unguided")
         marked = placement == "prefix" and mode in _OPENED
         console.print(Text.assemble("Answer   ", *_whose(mode, unguided, marked=marked), "\n"), soft_wrap=True)
@@ -86,12 +86,9 @@ def _whose(mode: str, unguided: str | None, *, marked: bool) -> Sequence[str | t
 
 
 @asynccontextmanager
-async def _asked(
-    session: aiohttp.ClientSession, admin: str, key: str, question: str
-) -> AsyncIterator[aiohttp.ClientResponse]:
+async def _asked(session: aiohttp.ClientSession, admin: str, question: str) -> AsyncIterator[aiohttp.ClientResponse]:
     run = {"tenant": "demo", "model": "chat", "mode": "guided", "prompt": question, "temperature": 0, "max_tokens": 400}
-    headers = {"Authorization": f"Bearer {key}"}
-    async with session.post(f"{admin}/playground/run", data=orjson.dumps(run), headers=headers) as reply:
+    async with session.post(f"{admin}/playground/run", data=orjson.dumps(run)) as reply:
         if not reply.ok:
             raise StartupError(f"The gateway answered {reply.status}: {await reply.text()}")
         yield reply

@@ -65,7 +65,7 @@ async def _restore(
 ) -> str:
     """What came of it, in a line."""
     wanted = only != Only.REDIS and found.header.archive
-    async with stores(settings, archive=wanted, opened=False) as here:
+    async with stores(settings, archive=wanted) as here:
         if only == Only.ARCHIVE and here.archive is None:
             raise StartupError(
                 "There is no archive to restore: archive.url is null, or the backup was made without it."

@@ -53,7 +53,7 @@ class Link:
     """
 
     def __init__(self, url: str, key: str, *, patience_s: float) -> None:
-        base = url.rstrip("/").removesuffix("/v1")
+        base = address_of(url)
         if not _ADDRESS.match(base):
             raise ValueError(f"'{url}' is no gateway's address: expected http://HOST or https://HOST")
         self._patience_s = patience_s
@@ -112,6 +112,11 @@ class Link:
         if isinstance(refusal, VersionRefused | GatewayAway) or reply.status_code in _NOT_ALLOWED:
             raise refusal
         return "closed_before" if reply.status_code == httpx.codes.CONFLICT else "refused"
+
+
+def address_of(url: str) -> str:
+    """A gateway's address, which may be told with or without the /v1 at its end."""
+    return url.rstrip("/").removesuffix("/v1")
 
 
 async def _in_time(work: Awaitable[_T], until: float, *, begun: bool = False) -> _T:

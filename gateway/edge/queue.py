@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.edge.link import address_of
 from gateway.edge.usage import Report
 
 MOST_WAITING = 1000
@@ -98,4 +99,4 @@ def default_folder(gateway: str) -> Path:
     """`$XDG_STATE_HOME` or `~/.local/state`, then gkt-edge and a name made of the gateway's address."""
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     state = base if base.is_absolute() else Path.home() / ".local" / "state"
-    return state / "gkt-edge" / hashlib.sha256(gateway.rstrip("/").removesuffix("/v1").encode()).hexdigest()[:16]
+    return state / "gkt-edge" / hashlib.sha256(address_of(gateway).encode()).hexdigest()[:16]

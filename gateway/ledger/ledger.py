@@ -192,7 +192,8 @@ class Ledger:
         route = metrics.series.route(receipt.tenant, receipt.route)
         if receipt.edge_of is None:  # else the request was the guidance's, and has been counted
             child(metrics.requests, tenant, route, receipt.mode, receipt.status).inc()
-            if receipt.unguided is not None:
+            # A shadow answers nobody, and has a mode of its own: those that fail would be all that wanted guidance.
+            if receipt.unguided is not None and receipt.shadow_of is None:
                 child(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided).inc()
         child(metrics.cost_usd, tenant, route).inc(float(receipt.cost_usd))
         if receipt.shadow_of is None:  # a shadow spares nothing: its request was answered, and paid for, as well

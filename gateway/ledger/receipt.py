@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
@@ -9,6 +10,12 @@ import msgspec
 
 if TYPE_CHECKING:
     from gateway.protocol import Json
+
+_REQUEST = r"req_[0-9a-f]{24}"
+REQUEST_ID = re.compile(_REQUEST, re.ASCII)
+"""What a request is given, and the receipt of it has."""
+RECEIPT_ID = re.compile(rf"{_REQUEST}(?:-[a-z]{{1,16}})?|edge_[0-9a-f]{{32}}", re.ASCII)
+"""Also of what was done beside a request, and of what a device did alone."""
 
 
 class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import orjson
@@ -10,7 +9,7 @@ from aiohttp import web
 
 from gateway.errors import ModelNotFound, NotFound
 from gateway.ledger.edge import GUIDANCE
-from gateway.ledger.receipt import Receipt
+from gateway.ledger.receipt import RECEIPT_ID, Receipt
 from gateway.policy.routing import models_of
 from gateway.version import STARTED
 from gateway.web.auth import authenticate
@@ -18,9 +17,6 @@ from gateway.web.keys import EDGE_ACCOUNTS, RECEIPTS
 
 if TYPE_CHECKING:
     from gateway.policy.book import Caller
-
-
-RECEIPT_ID = re.compile(r"req_[0-9a-f]{24}(?:-[a-z]{1,16})?|edge_[0-9a-f]{32}", re.ASCII)
 
 
 async def list_models(request: web.Request) -> web.Response:

@@ -52,7 +52,7 @@ async def _printed(mode: str, placement: Placement, unguided: str | None = None)
     console = Console(file=paper, width=200)
     with served(_gateway(mode, unguided, hidden=placement == "context")) as url:
         async with aiohttp.ClientSession() as session:
-            await print_answer(console, session, url, "a key", "Why?", placement=placement, models=MODELS)
+            await print_answer(console, session, url, "Why?", placement=placement, models=MODELS)
     return paper.getvalue()
 
 

@@ -263,6 +263,18 @@ async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
     assert [receipt.status for receipt in books.store.receipts] == ["client_gone"]
 
 
+async def test_a_shadow_that_went_without_guidance_is_no_answer_that_did(books: Books) -> None:
+    """Nobody saw it, and it is counted among shadows: beside it alone every answer of its route would have failed."""
+    shadow = draft(plan(), student=call("small", 10, 5), unguided="teacher_late")
+    shadow.shadow_of = "req_1"
+    for one in (shadow, draft(plan(), student=call("small", 10, 5), unguided="teacher_failed")):
+        books.ledger.settle(one, "ok")
+    await asyncio.sleep(0)  # what is settled is counted when its reply has left
+    assert len(books.store.receipts) == 2
+    assert books.value("gkt_unguided_total", route="chat", reason="teacher_late") == 0
+    assert books.value("gkt_unguided_total", route="chat", reason="teacher_failed") == 1
+
+
 async def test_the_metrics_equal_the_receipts(books: Books) -> None:
     """Every sum over the receipts is a counter's value: outcomes, money, tokens, batches, stages."""
     drafts = [
