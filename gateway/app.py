@@ -20,7 +20,7 @@ from gateway.admin.overview import OVERVIEW, Overview
 from gateway.admin.quality import QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
-from gateway.admin.session import SESSIONS, Sessions
+from gateway.admin.session import SESSIONS, EndedSessions, Sessions
 from gateway.admission import Admission
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
@@ -272,7 +272,7 @@ async def gateway(
         )
         public.add_routes(ROUTES)
         public[keys.TRY] = "POST /v1/chat/completions"
-        sessions = Sessions(settings.admin.key)
+        sessions = Sessions(settings.admin.key, ended=EndedSessions(redis, redis_keys))
         admin = web.Application(
             client_max_size=_ADMIN_BODY_BYTES,
             middlewares=[*MIDDLEWARES, needs_key(sessions, OPEN_ADMIN_ROUTES)],

@@ -17,6 +17,7 @@ RECEIPT = 1
 LEDGER = 1
 KEYRING = 1
 HEARTBEAT = 1
+SESSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +181,10 @@ class RedisKeys:
         base = self.ledger_base
         names = [part.name for part in fields(LedgerKeys) if not part.name.endswith("base")]
         return LedgerKeys(**{name: base + name for name in names}, base=base, rows_base=base)
+
+    def ended_session(self, session_id: str) -> str:
+        """A session of the dashboard that ended at logout; gone when none of its cookies could be valid any more."""
+        return f"{self.prefix}:v{SESSION}:ended_session:{session_id}"
 
     def keyring(self) -> KeyringKeys:
         return KeyringKeys(*(self.keyring_base + part.name for part in fields(KeyringKeys)))

@@ -25,6 +25,7 @@ KEYS = RedisKeys("gkt")
         ([KEYS.ledger().state, KEYS.ledger().of(2).rows("day", 0, "acme")], redis_keys.LEDGER),
         (KEYS.keyring().as_list(), redis_keys.KEYRING),
         ([KEYS.heartbeat("ann")], redis_keys.HEARTBEAT),
+        ([KEYS.ended_session("1f")], redis_keys.SESSION),
     ],
 )
 def test_a_name_says_its_layout(names: list[str], layout: int) -> None:
@@ -47,6 +48,7 @@ def test_the_page_on_upgrades_says_the_layouts() -> None:
         redis_keys.LEDGER,
         redis_keys.KEYRING,
         redis_keys.HEARTBEAT,
+        redis_keys.SESSION,
         SCHEMA,
         FORMAT,
     ]

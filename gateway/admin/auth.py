@@ -41,7 +41,7 @@ def needs_key(sessions: Sessions, open_to_all: Iterable[web.RouteDef]) -> Middle
         found = request.match_info
         if found.http_exception is not None or found.handler in open_handlers:
             return await handler(request)
-        session = _check(request, sessions)
+        session = await _check(request, sessions)
         response = await handler(request)
         renewed = sessions.renewed(session) if session is not None else None
         if renewed is not None and not response.prepared:
@@ -51,7 +51,7 @@ def needs_key(sessions: Sessions, open_to_all: Iterable[web.RouteDef]) -> Middle
     return checked
 
 
-def _check(request: web.Request, sessions: Sessions) -> Session | None:
+async def _check(request: web.Request, sessions: Sessions) -> Session | None:
     """The session that the request is in; None if it shows the key itself."""
     if not sessions.key_set:
         raise AdminKeyUnset(
@@ -59,7 +59,7 @@ def _check(request: web.Request, sessions: Sessions) -> Session | None:
             "env:GKT_ADMIN_KEY, and start it again."
         )
     if not shows_key(request) and sessions.cookie in request.cookies:
-        session = sessions.of(request)
+        session = await sessions.of(request)
         if session is None:
             raise NotAuthenticated("The session has ended. Log in again.")
         if request.method not in _SAFE and not comes_from_here(request):

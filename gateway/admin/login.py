@@ -14,8 +14,17 @@ from aiohttp import web
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
 from gateway.admin.session import SESSIONS, comes_from_here
-from gateway.errors import AdminKeyUnset, CrossOrigin, InvalidRequest, NotAuthenticated, RateLimited
+from gateway.errors import (
+    AdminKeyUnset,
+    CrossOrigin,
+    InvalidRequest,
+    NotAuthenticated,
+    RateLimited,
+    StoreUnavailable,
+)
 from gateway.web.body import read_body
+from gateway.web.error_body import error_response
+from gateway.web.keys import REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +33,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+_NOT_ENDED = (
+    "This browser is logged out. Redis is away, so a copy of the cookie stays valid at other processes until the "
+    "session expires. Change admin.key to end all sessions."
+)
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -98,15 +111,19 @@ async def log_in(request: web.Request) -> web.Response:
 async def show_session(request: web.Request) -> web.Response:
     """GET /session: whether the browser is in one. It says so with 200 either way, since it asks before it knows."""
     sessions = request.app[SESSIONS]
-    return json_reply(_shown(sessions, sessions.of(request)))
+    return json_reply(_shown(sessions, await sessions.of(request)))
 
 
 async def log_out(request: web.Request) -> web.Response:
-    """DELETE /session: the browser forgets its cookie."""
+    """DELETE /session: end the session. A copy of its cookie is then valid nowhere."""
     if not comes_from_here(request):
         raise CrossOrigin("Only a page of this listener may log out.")
-    response = web.Response(status=204, headers={"Cache-Control": "no-store"})
-    request.app[SESSIONS].take_back(request, response)
+    sessions = request.app[SESSIONS]
+    session = await sessions.of(request)
+    response: web.Response = web.Response(status=204, headers={"Cache-Control": "no-store"})
+    if session is not None and not await sessions.end(session):
+        response = error_response(StoreUnavailable(_NOT_ENDED), request[REQUEST_ID])
+    sessions.take_back(request, response)
     return response
 
 

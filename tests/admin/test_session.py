@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,11 @@ from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
 from gateway.admin.login import ATTEMPTS, Attempts
 from gateway.admin.routes import PAGE_ROUTES
-from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, Sessions
+from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, EndedSessions, Sessions
 from gateway.admission import Admission
 from gateway.metrics import Metrics
+from gateway.redis_client import RedisClient
+from gateway.redis_keys import RedisKeys
 from gateway.web import keys
 from gateway.web.error_body import errors_as_openai
 
@@ -42,10 +45,10 @@ async def answer(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def listener(
-    clock: Clock, key: str | None = KEY, attempts: Attempts | None = None
+    clock: Clock, key: str | None = KEY, attempts: Attempts | None = None, ended: EndedSessions | None = None
 ) -> AsyncIterator[TestClient[web.Request, web.Application]]:
     """The pages, the session routes, and one route that needs the key."""
-    sessions = Sessions(None if key is None else SecretStr(key), clock)
+    sessions = Sessions(None if key is None else SecretStr(key), clock, ended)
     app = web.Application(middlewares=[errors_as_openai, needs_key(sessions, PAGE_ROUTES)])
     app.add_routes([*PAGE_ROUTES, web.get("/secret", answer), web.post("/secret", answer)])
     app[SESSIONS] = sessions
@@ -172,7 +175,7 @@ def cookie_of(sessions: Sessions) -> str:
 
 def holds(sessions: Sessions, cookie: str, name: str | None = None) -> bool:
     request = make_mocked_request("GET", "/", headers={"Cookie": f"{name or sessions.cookie}={cookie}"})
-    return sessions.of(request) is not None
+    return asyncio.run(sessions.of(request)) is not None
 
 
 def test_every_replica_with_the_key_takes_the_cookie_and_none_with_another() -> None:
@@ -189,14 +192,16 @@ def test_a_cookie_that_was_changed_holds_no_more() -> None:
     clock = Clock()
     sessions = Sessions(SecretStr(KEY), clock)
     cookie = cookie_of(sessions)
-    began, seen, mac = cookie.split(".")
+    began, seen, name, mac = cookie.split(".")
     changed = [
-        f"{int(began) + 3600}.{seen}.{mac}",
-        f"{began}.{int(seen) + 30}.{mac}",
-        f"{began}{seen}..{mac}",
-        f"{began}.{seen}.{'0' * 64}",
-        f"{began}.{seen}.{mac[:-1]}",
-        f"{began}.{seen}.{mac}0",
+        f"{int(began) + 3600}.{seen}.{name}.{mac}",
+        f"{began}.{int(seen) + 30}.{name}.{mac}",
+        f"{began}{seen}..{name}.{mac}",
+        f"{began}.{seen}.{'0' * 32}.{mac}",
+        f"{began}.{seen}.{name}.{'0' * 64}",
+        f"{began}.{seen}.{name}.{mac[:-1]}",
+        f"{began}.{seen}.{name}.{mac}0",
+        f"{began}.{seen}.{mac}",
         f"{began}.{seen}",
         "",
         "." * 3,
@@ -235,6 +240,46 @@ async def test_no_other_site_logs_a_browser_in_or_out() -> None:
         async with client.delete("/session", headers=HERE) as reply:
             assert reply.status == 204
         assert await status(client) == 401
+
+
+async def test_a_copy_of_a_cookie_ends_with_its_session_in_every_process_and_no_other_session_does(
+    redis_url: str,
+) -> None:
+    """Also a copy that was renewed before the logout. While Redis is away the reply is a 503 that says so."""
+    clock, redis_keys = Clock(), RedisKeys(f"test-{secrets.token_hex(4)}")
+    here, there = (RedisClient(redis_url, timeout_s=2.0, metrics=Metrics()) for _ in range(2))
+    async with (
+        listener(clock, ended=EndedSessions(here, redis_keys)) as client,
+        listener(clock, ended=EndedSessions(there, redis_keys)) as replica,
+    ):
+        name, _, rest = (await log_in(client)).partition("=")
+        first = rest.partition(";")[0]
+        clock.now += 61
+        async with client.get("/secret") as reply:
+            renewed = reply.cookies[name].value
+        other = (await log_in(client)).partition("=")[2].partition(";")[0]
+        copies = [f"{name}={value}" for value in (first, renewed, other)]
+        client.session.cookie_jar.clear()
+
+        async def of_each(process: TestClient[web.Request, web.Application]) -> list[int]:
+            replies = []
+            for copy in copies:
+                replies.append(await status(process, Cookie=copy))
+                process.session.cookie_jar.clear()  # a renewed cookie would replace the next copy
+            return replies
+
+        assert await of_each(replica) == [200, 200, 200]
+        async with client.delete("/session", headers={**HERE, "Cookie": copies[1]}) as reply:
+            assert reply.status == 204
+        assert [await of_each(process) for process in (client, replica)] == [[401, 401, 200]] * 2
+        here.up = False
+        async with client.delete("/session", headers={**HERE, "Cookie": copies[2]}) as reply:
+            assert reply.status == 503
+            assert "Redis is away" in (await reply.json())["error"]["message"]
+            assert reply.cookies[name].value == ""
+        assert [await of_each(process) for process in (client, replica)] == [[401, 401, 401], [401, 401, 200]]
+    await here.close()
+    await there.close()
 
 
 async def test_a_bearer_key_that_is_wrong_is_not_mended_by_a_session() -> None:
