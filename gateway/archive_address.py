@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from gateway.units import Wrong
+from gateway.units import Wrong, is_spelled_as_url
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,12 +27,13 @@ def check_archive(url: str) -> None:
         return
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
-        if not url.startswith("sqlite:///") or len(url) == len("sqlite:///") or "?" in url or "#" in url:
+        whole = url.startswith("sqlite:///") and len(url) > len("sqlite:///") and url.isprintable()
+        if not whole or "?" in url or "#" in url:
             raise Wrong("must name a file, like sqlite:////var/lib/gkt/archive.db: without one write sqlite alone")
     elif scheme in _SCHEMES:
         with suppress(ValueError):  # no port, or a half of an IPv6 address
             parts = urlsplit(url)
-            whole = parts.port != 0 and len(parts.path) > 1 and not any(char.isspace() for char in url)
+            whole = parts.port != 0 and len(parts.path) > 1 and is_spelled_as_url(url)
             if whole and "//" in url and not parts.fragment:
                 return
         raise Wrong(f"cannot be read: write it like postgresql://USER:PASSWORD@HOST:5432/DATABASE, and {_ENCODE}")

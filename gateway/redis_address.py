@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from gateway.units import Wrong
+from gateway.units import Wrong, is_spelled_as_url
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 # Not among them: how long to wait, which is redis.timeout, and what would change how replies are read.
@@ -36,7 +36,7 @@ def _is_whole(url: str, *, unix: bool) -> bool:
     with suppress(ValueError):  # no port, or a half of an IPv6 address
         parts = urlsplit(url)
         placed = _is_path(parts) if unix else _is_host(parts)
-        return placed and "#" not in url and not any(char.isspace() for char in url)
+        return placed and "#" not in url and is_spelled_as_url(url)
     return False
 
 

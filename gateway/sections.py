@@ -27,6 +27,7 @@ from gateway.units import (
     Whole,
     Wrong,
     dereference,
+    is_spelled_as_url,
     lasting,
     origin,
     sized,
@@ -288,6 +289,7 @@ class Alerts(Shape):
 def _is_http(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        whole = bool(parts.hostname) and parts.port != 0 and is_spelled_as_url(url)
+        return parts.scheme in {"http", "https"} and whole
     except ValueError:
         return False

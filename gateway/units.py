@@ -213,7 +213,14 @@ def _name(value: str) -> str:
     return value
 
 
+def is_spelled_as_url(value: str) -> bool:
+    """Return whether a URL holds only characters that a URL can hold: no spaces, no control characters, no NUL."""
+    return value.isprintable() and not any(char.isspace() for char in value)
+
+
 def _http_base(value: str) -> str:
+    if not is_spelled_as_url(value):
+        raise Wrong("must not hold a space, a NUL or another control character: write it like http://host:8080")
     try:
         parts = urlsplit(value)
         host, port = parts.hostname, parts.port
@@ -221,7 +228,7 @@ def _http_base(value: str) -> str:
         raise Wrong("must be an address like http://host:8080") from None
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
         raise Wrong("must not hold a user name or a password: a key stands in a field of its own, api_key or headers")
-    if parts.scheme not in {"http", "https"} or not host or port == 0 or re.search(r"\s", value):
+    if parts.scheme not in {"http", "https"} or not host or port == 0:
         raise Wrong("must be an address like http://host:8080 or https://host/v1")
     if "?" in value or "#" in value:
         raise Wrong("must end with its path: no '?' and no '#'")

@@ -120,6 +120,7 @@ def test_an_unknown_model_is_404_and_lists_those_of_the_key(caller: httpx.Client
         {"Authorization": "gk-secret-canary"},
         {"Authorization": "Basic gk-secret-canary"},
         {"Authorization": "Bearer"},
+        {"Authorization": b"Bearer \xc2\xa0"},
         {"Authorization": f"Bearer {KEY}x"},
     ],
 )
@@ -142,6 +143,18 @@ def test_no_key_or_a_wrong_one_is_401_everywhere(
     assert _error(answer)["code"] == "invalid_api_key"
     assert "canary" not in answer.text
     assert "canary" not in gate.raw_log
+
+
+def test_two_authorization_headers_are_401_even_if_one_is_right(gate: GatewayProcess) -> None:
+    """A proxy may have checked the other one."""
+    for other in (f"Bearer {KEY}", "Bearer gk-secret-canary", "Basic canary"):
+        headers = [("Authorization", f"Bearer {KEY}"), ("Authorization", other)]
+        for order in (headers, headers[::-1]):
+            answer = httpx.get(gate.url + "/v1/models", headers=order)
+            assert (answer.status_code, _error(answer)["message"]) == (
+                401,
+                "The request has 2 Authorization headers. Send one.",
+            )
 
 
 def test_a_header_that_cannot_be_parsed_is_not_logged(gate: GatewayProcess) -> None:

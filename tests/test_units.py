@@ -207,6 +207,9 @@ def test_a_name_holds_nothing_else(value: str) -> None:
     assert refusal("name", value) == "must be 1 to 128 letters, digits or any of . _ : / -"
 
 
+_NOT_SPELLED = "must not hold a space, a NUL or another control character: write it like http://host:8080"
+
+
 @pytest.mark.parametrize(
     ("value", "kept"),
     [
@@ -226,7 +229,12 @@ def test_an_engine_address_loses_its_closing_slash(value: str, kept: str) -> Non
         ("ftp://h", "must be an address like http://host:8080 or https://host/v1"),
         ("http://", "must be an address like http://host:8080 or https://host/v1"),
         ("http://h:0", "must be an address like http://host:8080 or https://host/v1"),
-        ("http://h /v1", "must be an address like http://host:8080 or https://host/v1"),
+        ("http://h /v1", _NOT_SPELLED),
+        ("http://h\0:80", _NOT_SPELLED),
+        ("http://h/\0", _NOT_SPELLED),
+        ("http://h\n", _NOT_SPELLED),
+        ("http://h/\x7f", _NOT_SPELLED),
+        ("http://h\u200b/v1", _NOT_SPELLED),
         ("http://h:99999", "must be an address like http://host:8080"),
         ("http://[::1", "must be an address like http://host:8080"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import typer
 
 from gateway.archive_address import is_postgres
+from gateway.keyring.callers import moment
 from gateway.ledger.estimate import TOKENS_PER_MESSAGE
 from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.book import check_all, near_misses
@@ -135,6 +137,7 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
             *_doubts_of_routes(settings, policy),
             *_unbounded(settings, policy),
             *_out_of_reach(settings.defaults, policy),
+            *_expired(policy, time.time()),
         ):
             yield f"tenant {policy.tenant}: {why}"
     used = {name for policy in book.policies for route in policy.routes for name in route.engines}
@@ -213,6 +216,13 @@ def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
                     f"route {route.model}: has no default_max_tokens, and there is a budget: callers who send no "
                     f"max_tokens get {ASSUMED_TOKENS}"
                 )
+
+
+def _expired(policy: TenantPolicy, now: float) -> Iterator[str]:
+    """Keys of the file that are past their date. No error: a key that expires must not stop a restart."""
+    for key in policy.keys:
+        if key.expires is not None and key.expires <= now:
+            yield f"key {key.id} expired on {moment(key.expires)}: remove it, or set a later date in expires"
 
 
 def _out_of_reach(defaults: Defaults, policy: TenantPolicy) -> Iterator[str]:

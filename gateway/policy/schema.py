@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
@@ -35,6 +36,7 @@ PLAYGROUND = "playground"
 """Under this name, in the place of a key's, stands in receipts what operators ask in the playground. No key has it."""
 
 _HEX_64 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HASH_OF_NOTHING = sha256(b"").hexdigest()
 LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -102,6 +104,8 @@ class KeyEntry(Shape):
                 "must be the key's SHA-256, 64 hex digits, never the key itself: "
                 'printf %s "$KEY" | sha256sum (and if a real key stood here, replace it)'
             )
+        if value.lower() == _HASH_OF_NOTHING:
+            raise Wrong("is the SHA-256 of an empty text: $KEY was empty. Create a key with `gkt-gateway keys create`")
         return value.lower()
 
 

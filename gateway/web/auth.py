@@ -14,17 +14,35 @@ if TYPE_CHECKING:
     from gateway.policy.book import Caller
 
 
+_NO_KEY = "There is no API key. Send it as 'Authorization: Bearer YOUR_KEY'."
+
+
 def shows_key(request: web.Request) -> bool:
-    """Whether the request shows a key, right or wrong. What a proxy asks for in front of it is none."""
-    return request.headers.get("Authorization", "").partition(" ")[0].lower() == "bearer"
+    """Return whether the request carries a bearer key, valid or not. Credentials for a proxy do not count."""
+    return any(_scheme_and_token(value)[0] == "bearer" for value in request.headers.getall("Authorization", ()))
 
 
 def bearer(request: web.Request) -> str:
-    """The key that a request shows. Raises NotAuthenticated."""
-    _, _, token = request.headers.get("Authorization", "").partition(" ")
-    if not shows_key(request) or not token:
-        raise NotAuthenticated("There is no API key. Send it as 'Authorization: Bearer YOUR_KEY'.")
-    return token.strip()
+    """Return the bearer key of the request.
+
+    Raises:
+        NotAuthenticated: the request has no bearer key, an empty one, or more than one Authorization header. A proxy
+            and the gateway could read two headers differently.
+    """
+    values = request.headers.getall("Authorization", ())
+    if len(values) > 1:
+        raise NotAuthenticated(f"The request has {len(values)} Authorization headers. Send one.")
+    scheme, token = _scheme_and_token(values[0]) if values else ("", "")
+    if scheme != "bearer" or not token:
+        raise NotAuthenticated(_NO_KEY)
+    return token
+
+
+def _scheme_and_token(value: str) -> tuple[str, str]:
+    """Split a header into its scheme in lower case and its token. A token that is blank in Unicode is empty."""
+    scheme, _, token = value.partition(" ")
+    token = token.strip(" \t")
+    return scheme.lower(), "" if token.isspace() else token
 
 
 def authenticate(request: web.Request) -> Caller:

@@ -10,10 +10,19 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gateway.errors import BodyTooSlow, InvalidRequest
 
 _BODY_WITHIN_S = 30.0
+_ONLY_CHUNKED = "Transfer-Encoding can only be 'chunked'. Name a compression in Content-Encoding."
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The body. Raises BodyTooSlow and InvalidRequest; a body over the bound is aiohttp's to refuse."""
+    """Return the decoded body.
+
+    Raises:
+        BodyTooSlow: the body did not arrive in time.
+        InvalidRequest: the body cannot be decoded. aiohttp rejects a body over the limit.
+    """
+    coding = request.headers.get("Transfer-Encoding")
+    if coding is not None and coding.strip().lower() != "chunked":
+        raise InvalidRequest(_ONLY_CHUNKED)
     try:
         if request.content.is_eof():
             return await request.read()  # all of it came with the head, as short bodies do

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Coroutine
 
+    from aiohttp.http_parser import RawRequestMessage
+
     from gateway.metrics import Metrics
 
 SERVER = "gkt-gateway"
@@ -34,6 +36,7 @@ IDLE_S = 620.0
 
 _LOOKS_AT = 64  # connections, for one that may go
 _EXPECTATION_FAILED = 417
+_HEAD_TOO_LARGE = f"The request's head is larger than {MAX_HEAD_BYTES} bytes, the limit here."
 _UNREADABLE = "The request is not HTTP, or not as RFC 9112 wants it."
 _NO_SUCH_EXPECT = "Of the header Expect only '100-continue' is known."
 
@@ -148,15 +151,32 @@ class _Connection(web.RequestHandler):
         return self._waiter is not None and not self._waiter.done()
 
     def data_received(self, data: bytes) -> None:
+        received = self._head_bytes + len(data)
+        queued = len(self._messages)
         super().data_received(data)
+        if received > MAX_HEAD_BYTES:
+            self._check_new_heads(queued)
         if self.waits and data:
-            self._head_bytes += len(data)
+            self._head_bytes = received
             if self._head_bytes > MAX_HEAD_BYTES:
-                self.refuse(HeadTooLarge(f"The request's head is larger than {MAX_HEAD_BYTES} bytes, the limit here."))
+                self.refuse(HeadTooLarge(_HEAD_TOO_LARGE))
             elif self._head_due is None:
                 self._head_due = self._loop.call_later(self._server.head_within_s, self._head_is_late)
         elif self._head_due is not None:
             self._head_is_done()
+
+    def _check_new_heads(self, queued: int) -> None:
+        """Replace the first head over the limit, and all that follows it, by the error.
+
+        Args:
+            queued: how many messages were checked before.
+        """
+        for place, (message, _) in enumerate(list(self._messages)[queued:], start=queued):
+            if not isinstance(message, _ErrInfo) and _size_bytes(message) > MAX_HEAD_BYTES:
+                while len(self._messages) > place:
+                    self._messages.pop()
+                self.refuse(HeadTooLarge(_HEAD_TOO_LARGE))
+                return
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_is_done()
@@ -207,6 +227,12 @@ class _Connection(web.RequestHandler):
             resp = error_response(InvalidRequest(_NO_SUCH_EXPECT), new_request_id(), status=_EXPECTATION_FAILED)
         resp.headers["Server"] = SERVER
         return super().finish_response(request, resp, start_time)
+
+
+def _size_bytes(head: RawRequestMessage) -> int:
+    """Return the size of a head as RFC 9112 writes it."""
+    line = len(head.method) + len(head.path) + len("  HTTP/1.1\r\n")
+    return line + sum(len(name) + len(value) + len(": \r\n") for name, value in head.raw_headers)
 
 
 def _read_as(exc: BaseException | None) -> GatewayError:

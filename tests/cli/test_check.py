@@ -54,6 +54,16 @@ def test_the_sample_passes_and_its_key_is_warned_of(folder: Path) -> None:
     )
 
 
+def test_a_key_past_its_date_is_a_warning_and_no_error(folder: Path) -> None:
+    edit(folder / "policies" / "default.yaml", "id: development", "id: development\n    expires: 2020-01-31")
+    code, _, warnings = run()
+    assert code == 0
+    assert (
+        "warning: tenant default: key development expired on 2020-02-01 00:00:00 UTC: "
+        "remove it, or set a later date in expires"
+    ) in warnings
+
+
 def test_the_sample_writes_every_default_as_it_is(folder: Path) -> None:
     settings, book, _ = check_all(folder / "config.yaml")
     assert settings is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -238,6 +239,12 @@ def test_a_key_in_the_clear_is_refused_without_repeating_it(folder: Path, key: s
     with pytest.raises(ValidationError) as caught:
         KeyEntry(id="a", sha256=key)
     assert not key or key not in str(caught.value)
+
+
+@pytest.mark.parametrize("hashed", [sha256(b"").hexdigest(), sha256(b"").hexdigest().upper()])
+def test_the_hash_of_an_empty_key_is_refused(folder: Path, hashed: str) -> None:
+    (line,) = told(folder, "model: x, mode: student, student: b", f"[{{id: a, sha256: '{hashed}'}}]")
+    assert line.startswith("2: keys[0].sha256: is the SHA-256 of an empty text")
 
 
 def test_a_hash_is_kept_in_small_letters_and_out_of_sight() -> None:

@@ -7,6 +7,7 @@ import resource
 import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import orjson
 import pytest
@@ -176,6 +177,48 @@ async def test_a_head_of_many_long_lines_is_431_before_its_end() -> None:
     assert sent < 2 * MAX_HEAD_BYTES
 
 
+@pytest.mark.parametrize(
+    "first", [b"", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"], ids=["alone", "second"]
+)
+async def test_a_head_that_arrives_at_once_is_431_as_well(first: bytes) -> None:
+    """A head that is complete after one read from the socket has the same limit.
+
+    Behind another request the connection ends after that request's reply.
+    """
+    lines = [b"X-%d: %s" % (number, b"x" * 8000) for number in range(9)]
+    received: list[bytes] = []
+    app = web.Application()
+    app[keys.METRICS] = metrics = Metrics()
+    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
+
+    async def reached(_: web.Request) -> web.Response:
+        received.append(b"")
+        return web.Response()
+
+    app.router.add_post("/", reached)
+    runner = Runner(app, metrics=metrics, listener="public", max_connections=1, access_log=None)
+    await runner.setup()
+    server = runner.server
+    assert server is not None
+    transport = Mock(asyncio.Transport)
+    transport.is_closing.return_value = False
+    connection = server()
+    connection.connection_made(transport)
+    connection.data_received(first + request(*lines, b"Content-Length: 0"))
+    async with asyncio.timeout(10):
+        while not transport.close.called:
+            await asyncio.sleep(0)
+    written = b"".join(bytes(part) for call in transport.writelines.call_args_list for part in call.args[0])
+    written += b"".join(call.args[0] for call in transport.write.call_args_list)
+    await runner.cleanup()
+    if first:
+        assert written.startswith(b"HTTP/1.1 200")
+    else:
+        assert b" 431 " in written
+        assert str(MAX_HEAD_BYTES).encode() in written
+    assert len(received) == bool(first)
+
+
 @pytest.mark.parametrize("part", [b"POST /", b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: canary"])
 async def test_a_head_that_does_not_come_to_its_end_is_408(part: bytes) -> None:
     """However much of it there is, and though a byte comes now and then."""
@@ -268,6 +311,16 @@ async def test_a_request_that_two_servers_could_read_differently_is_refused(head
     hidden = b"0\r\n\r\nPOST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     status, _, _ = await exchange(request(*headers, body=hidden), hung_up=True)
     assert status == 400
+
+
+async def test_a_body_in_a_transfer_coding_that_is_not_decoded_is_refused() -> None:
+    """aiohttp accepts any coding before `chunked` and does not decode it."""
+    chunked = b"5\r\nHello\r\n0\r\n\r\n"
+    status, headers, body = await exchange(request(b"Transfer-Encoding: gzip, chunked", body=chunked))
+    assert status == 400
+    assert "Content-Encoding" in openai_error(headers, body)["message"]
+    status, _, body = await exchange(request(b"Transfer-Encoding: Chunked", body=chunked))
+    assert (status, body) == (200, b"Hello")
 
 
 async def test_requests_that_come_together_are_answered_in_order() -> None:
