@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError, Overloaded
+from gateway.fair_share import FairShare
 from gateway.ledger.content import Content
 from gateway.ledger.refusals import refused
 from gateway.ledger.scopes import Scopes
@@ -31,17 +32,21 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.policy.book import Caller
     from gateway.policy.resolve import Plan
+    from gateway.policy.schema import TenantPolicy
     from gateway.protocol import CallerRequest
 
 
 NO_DEFAULTS = Defaults()
+
+_HARD_BOUND = 2  # times max_in_flight: slots of tenants below their shares included
 
 
 class Admission:
     """Counts the requests this process holds.
 
     Args:
-        max_in_flight: the bound; the next request is refused.
+        max_in_flight: the bound. While it is reached, a tenant above its fair share is refused. A tenant below its
+            share is admitted until the process holds twice the bound. So no tenant can take every slot.
         defaults: limits and budgets of tenants and keys whose policy says nothing of them.
         required: whether requests are refused while nobody can say if they may; a tenant's policy may say otherwise.
     """
@@ -60,7 +65,7 @@ class Admission:
         self._metrics = metrics
         self._scopes = Scopes(defaults)
         self._required = required
-        self._in_flight = 0
+        self._slots = FairShare(max_in_flight)
         self._gauge = metrics.in_flight
         self._empty = asyncio.Event()
         self._empty.set()
@@ -70,27 +75,35 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        return self._in_flight
+        return self._slots.total
 
-    def place(self) -> AbstractContextManager[None]:
-        """Hold a place inside the block. Entering raises Overloaded."""
-        return _Place(self)
+    def place(self, caller: Caller) -> AbstractContextManager[None]:
+        """Hold a slot of the caller's tenant inside the block. Entering raises Overloaded."""
+        return _Place(self, caller.policy)
 
-    def take(self) -> None:
-        """What entering `place` does."""
+    def take(self, policy: TenantPolicy) -> None:
+        """Acquire a slot for the tenant of `policy`. Raises Overloaded."""
         if self.draining:
             raise Overloaded("This process is shutting down. Try again: another one will answer.")
-        if self._in_flight >= self._max_in_flight:
-            raise Overloaded(f"The gateway holds {self._in_flight} requests, its limit. Try again shortly.")
-        self._in_flight += 1
-        self._gauge.set(self._in_flight)
+        slots = self._slots
+        tenant = policy.tenant
+        if slots.total >= self._max_in_flight and (
+            slots.total >= _HARD_BOUND * self._max_in_flight or not slots.is_below(tenant, policy.weight)
+        ):
+            raise Overloaded(
+                f"The gateway holds {slots.total} requests, its limit, and {slots.held(tenant)} of them are this "
+                "tenant's. Try again shortly."
+            )
+        slots.acquire(tenant, policy.weight)
+        self._gauge.set(slots.total)
         self._empty.clear()
 
-    def leave(self) -> None:
-        """What leaving `place` does."""
-        self._in_flight -= 1
-        self._gauge.set(self._in_flight)
-        if not self._in_flight:
+    def leave(self, tenant: str) -> None:
+        """Release a slot of the tenant."""
+        slots = self._slots
+        slots.release(tenant)
+        self._gauge.set(slots.total)
+        if not slots.total:
             self._empty.set()
 
     async def reserve(self, draft: Draft, asked: CallerRequest, caller: Caller) -> Plan:
@@ -157,7 +170,7 @@ class Admission:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
-        cut = self._in_flight
+        cut = self._slots.total
         self.cutting = True
         for limit in self._cuts:
             limit.reschedule(asyncio.get_running_loop().time())
@@ -173,14 +186,15 @@ def _saves(scope: Scope) -> bool:
 
 
 class _Place:
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, policy: TenantPolicy) -> None:
         self._admission = admission
+        self._policy = policy
 
     def __enter__(self) -> None:
-        self._admission.take()
+        self._admission.take(self._policy)
 
     def __exit__(self, *_: object) -> None:
-        self._admission.leave()
+        self._admission.leave(self._policy.tenant)
 
 
 class _UntilCut:

@@ -106,7 +106,7 @@ class Completions:
         plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
-        with self._admission.settled(draft), self._admission.place():
+        with self._admission.settled(draft), self._admission.place(visit.caller):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             opening = await self._guide.open(plan, asked, draft)
             if opening.whole is not None:
@@ -136,7 +136,7 @@ class Completions:
         plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
-        with self._admission.settled(draft), self._admission.place():
+        with self._admission.settled(draft), self._admission.place(visit.caller):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             relay = relay_of(head, wants_usage=asked.wants_usage)
             heard = heard_for(plan)

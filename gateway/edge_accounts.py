@@ -92,7 +92,7 @@ class EdgeAccounts:
             InvalidRequest: the device says to have written more than it was asked for.
             Overloaded, StoreUnavailable: not now; or the answer is so young that its guidance may yet become known.
         """
-        with self._admission.place():
+        with self._admission.place(caller):
             guidance = await self._guidance(caller.policy.tenant, receipt_id, usage.at)
             if guidance is None:
                 self._outcomes.labels("unknown").inc()
@@ -122,7 +122,7 @@ class EdgeAccounts:
             RateLimited: the tenant's devices report too many.
             InvalidRequest, Overloaded, StoreUnavailable.
         """
-        with self._admission.place():
+        with self._admission.place(caller):
             route = _route(caller, report.model)
             policy, price = caller.policy, self._prices[route.baseline]
             try:

@@ -61,7 +61,7 @@ class Embeddings:
         route = await find_route(visit.caller, asked, visit.headers)
         plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests, headers=visit.headers)
         draft = visit.draft(plan, asked.model, stream=False)
-        with self._admission.settled(draft), self._admission.place():
+        with self._admission.settled(draft), self._admission.place(visit.caller):
             await self._admission.reserve(draft, asked, visit.caller)
             reply = await self._embed(plan, asked, draft)
             receipt = await self._ledger.close(draft, shown=plan.show_cost)

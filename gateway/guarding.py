@@ -153,7 +153,7 @@ class QualityGuard:
         try:
             # One place for all of it: a drain waits for the whole, and no caller's place is asked for a second time.
             async with self._admission.until_cut():
-                with self._admission.place():
+                with self._admission.place(sample.caller):
                     result = "dropped"  # unless it ends before a shutdown cuts it, which is no engine's failure
                     await self._compare(sample)
                     result = "made"

@@ -102,9 +102,12 @@ async def serve(
 
 
 def _allow_open_files(settings: Settings) -> None:
-    """For all connections that may be: of callers, of operators, and two to engines for each request."""
+    """For all connections that may be: of callers, of operators, and two to engines for each request.
+
+    There may be twice max_in_flight requests (admission.py).
+    """
     server = settings.server
-    wanted = server.max_connections + _ADMIN_CONNECTIONS + 2 * server.max_in_flight + _OTHER_FILES
+    wanted = server.max_connections + _ADMIN_CONNECTIONS + 4 * server.max_in_flight + _OTHER_FILES
     if (allowed := open_files.allow(wanted)) < wanted:
         log.warning("few_open_files", allowed=allowed, wanted=wanted, hint="raise the hard limit: ulimit -Hn")
 

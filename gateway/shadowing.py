@@ -80,7 +80,7 @@ class Shadows:
 
     async def _make(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> str:
         """Like a request. Where there is no place for it, it leaves no receipt either: nothing was begun."""
-        with self._admission.place(), self._admission.settled(draft):
+        with self._admission.place(caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, caller)
             if plan.guidance is None:
                 draft.unguided = plan.unguided

@@ -15,7 +15,7 @@ from gateway.metrics import Metrics
 from tests.ledger.test_edge import USAGE
 
 NOW = 1_700_000_000.0
-CALLER: Any = SimpleNamespace(policy=SimpleNamespace(tenant="acme"), key_id="ci")
+CALLER: Any = SimpleNamespace(policy=SimpleNamespace(tenant="acme", weight=1.0), key_id="ci")
 
 
 class Store:

@@ -382,7 +382,7 @@ class TenantPolicy(Shape):
     log_content: Flag = False
     """Whether the log may hold what was asked and answered."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] = 1.0
-    """Its share of contended teachers, relative to the other tenants'."""
+    """Its share of what tenants contend for (teachers, request slots, connections), relative to the other tenants'."""
     overrides: OverridesRule | None = None
     """What callers may ask for by header, on routes that do not say it themselves."""
     routes: Annotated[tuple[Route, ...], Field(min_length=1)]

@@ -1,0 +1,137 @@
+"""Weighted fair shares of a bounded resource: what each tenant holds, and whose holding is dropped first.
+
+A tenant that is alone may hold everything. While several tenants hold some, the share of each is the part of the
+capacity that its weight is of all their weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ANONYMOUS = ""
+"""Tenant of all requests and connections that have not authenticated. No policy can have this name."""
+ANONYMOUS_WEIGHT = 1.0
+
+_Held = TypeVar("_Held")
+
+
+class FairShare:
+    """Count what each tenant holds of one resource.
+
+    Args:
+        capacity: what the shares divide. Reaching it does not refuse anything: the caller decides.
+
+    Attributes:
+        total: what all tenants hold together.
+    """
+
+    __slots__ = ("_capacity", "_held", "_weight", "total")
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._held: dict[str, tuple[int, float]] = {}  # by tenant: how many, and its weight
+        self._weight = 0.0  # of all tenants that hold some
+        self.total = 0
+
+    def held(self, tenant: str) -> int:
+        """Return how many the tenant holds."""
+        return self._held[tenant][0] if tenant in self._held else 0
+
+    def acquire(self, tenant: str, weight: float) -> None:
+        """Count one more for the tenant. A tenant keeps the weight of its first holding until it holds nothing."""
+        own = self._held.get(tenant)
+        if own is None:
+            self._held[tenant] = (1, weight)
+            self._weight += weight
+        else:
+            self._held[tenant] = (own[0] + 1, own[1])
+        self.total += 1
+
+    def release(self, tenant: str) -> None:
+        """Count one less for the tenant."""
+        count, weight = self._held[tenant]
+        if count > 1:
+            self._held[tenant] = (count - 1, weight)
+        else:
+            del self._held[tenant]
+            self._weight = self._weight - weight if self._held else 0.0  # rounding errors must not add up
+        self.total -= 1
+
+    def is_below(self, tenant: str, weight: float) -> bool:
+        """Return whether the tenant would stay within its share with one more."""
+        own = self._held.get(tenant)
+        if own is None:
+            count, together = 0, self._weight + weight
+        else:
+            (count, weight), together = own, self._weight
+        return (count + 1) * together <= self._capacity * weight or count == 0
+
+    def heaviest(self) -> str:
+        """Return the tenant that holds most in proportion to its weight. Raises ValueError when nothing is held."""
+        return max(self._held, key=self._load)
+
+    def _load(self, tenant: str) -> float:
+        count, weight = self._held[tenant]
+        return count / weight
+
+
+class Holdings(Generic[_Held]):
+    """What tenants hold of one resource, one by one, oldest first.
+
+    Args:
+        capacity: as of a FairShare.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.share = FairShare(capacity)
+        self._by_tenant: dict[str, dict[_Held, None]] = {}
+
+    def __len__(self) -> int:
+        return self.share.total
+
+    def add(self, tenant: str, weight: float, one: _Held) -> None:
+        """Add the tenant's newest holding."""
+        self._by_tenant.setdefault(tenant, {})[one] = None
+        self.share.acquire(tenant, weight)
+
+    def remove(self, tenant: str, one: _Held) -> bool:
+        """Remove a holding; return whether it was there."""
+        own = self._by_tenant.get(tenant)
+        if own is None or one not in own:
+            return False
+        del own[one]
+        if not own:
+            del self._by_tenant[tenant]
+        self.share.release(tenant)
+        return True
+
+    def heaviest(self) -> Iterator[_Held]:
+        """Return the holdings of the tenant that holds most in proportion to its weight, oldest first."""
+        return iter(self._by_tenant[self.share.heaviest()])
+
+
+class BoundedHoldings:
+    """At most `capacity` holdings. One more drops the oldest one of the tenant that is farthest above its share."""
+
+    def __init__(self, capacity: int) -> None:
+        self._holdings: Holdings[Callable[[], object]] = Holdings(capacity)
+
+    def __len__(self) -> int:
+        return len(self._holdings)
+
+    def hold(self, tenant: str, weight: float, drop: Callable[[], object]) -> None:
+        """Hold one until `release(tenant, drop)`. The call `drop()` ends a holding early, and releases it."""
+        holdings = self._holdings
+        holdings.add(tenant, weight, drop)
+        if len(holdings) > holdings.capacity:
+            whose, oldest = holdings.share.heaviest(), next(holdings.heaviest())
+            holdings.remove(whose, oldest)
+            oldest()
+
+    def release(self, tenant: str, drop: Callable[[], object]) -> None:
+        """End a holding. Nothing happens when it was dropped before."""
+        self._holdings.remove(tenant, drop)

@@ -1,0 +1,59 @@
+"""Fair shares of a bounded resource: by weight, and the oldest holding of the heaviest tenant goes first."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from gateway.fair_share import BoundedHoldings, FairShare
+
+
+def test_a_share_is_the_weights_part_of_the_capacity() -> None:
+    share = FairShare(12)
+    for _ in range(20):
+        share.acquire("flood", 1.0)
+    assert not share.is_below("flood", 1.0)
+    allowed = 0
+    while share.is_below("heavy", 3.0):
+        share.acquire("heavy", 3.0)
+        allowed += 1
+    assert allowed == 9
+    assert (share.total, share.held("flood"), share.held("heavy"), share.held("nobody")) == (29, 20, 9, 0)
+
+
+def test_a_tenant_that_is_alone_has_everything() -> None:
+    """Also after others held some: what they held leaves no trace, not even a rounding error."""
+    share = FairShare(3)
+    for weight in (0.1, 0.2, 0.3):
+        share.acquire(f"tenant-{weight}", weight)
+    for weight in (0.1, 0.2, 0.3):
+        share.release(f"tenant-{weight}")
+    allowed = 0
+    while share.is_below("alone", 0.7):
+        share.acquire("alone", 0.7)
+        allowed += 1
+    assert allowed == 3
+
+
+def test_the_heaviest_tenant_is_the_one_that_holds_most_for_its_weight() -> None:
+    share = FairShare(100)
+    for tenant, weight, count in (("light", 1.0, 4), ("heavy", 10.0, 30)):
+        for _ in range(count):
+            share.acquire(tenant, weight)
+    assert share.heaviest() == "light"
+
+
+def test_one_holding_too_many_drops_the_oldest_of_the_heaviest_tenant() -> None:
+    """The quiet tenant's holding stays, however old it is."""
+    dropped: list[str] = []
+    holdings = BoundedHoldings(3)
+    holds = [
+        (tenant, partial(dropped.append, name)) for tenant, name in (("quiet", "q"), ("flood", "1"), ("flood", "2"))
+    ]
+    for tenant, drop in holds:
+        holdings.hold(tenant, 1.0, drop)
+    holdings.hold("other", 1.0, partial(dropped.append, "o"))
+    assert (dropped, len(holdings)) == (["1"], 3)
+    holdings.release(*holds[1])
+    assert len(holdings) == 3
+    holdings.release(*holds[2])
+    assert len(holdings) == 2
