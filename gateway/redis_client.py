@@ -22,6 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from gateway.errors import StartupError
 from gateway.redis_address import ENCODE
+from gateway.redis_connection import use_loop_deadlines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,7 @@ class RedisClient:
         # One retry, at once: a connection of the pool that Redis closed meanwhile says nothing about Redis.
         retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
         # The scripts' replies are read as version 2 of the protocol writes them.
-        connecting: dict[str, Any] = {"socket_connect_timeout": timeout_s, "protocol": 2}
+        connecting: dict[str, Any] = {"connect_timeout_s": timeout_s, "protocol": 2}
         if not url.startswith("unix:"):
             connecting["socket_keepalive"] = True  # a peer that vanished must not be waited for
             connecting["socket_keepalive_options"] = {
@@ -85,9 +86,13 @@ class RedisClient:
             address = urlsplit(url)
             # Without what may be a password.
             self._where = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
-            self.commands = Redis.from_url(url, socket_timeout=timeout_s, retry=retry, **connecting)
+            self.commands = use_loop_deadlines(
+                Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, **connecting)
+            )
             # Who listens connects anew by itself, and must know when it did.
-            self.listening = Redis.from_url(url, socket_timeout=None, retry=Retry(NoBackoff(), 0), **connecting)
+            self.listening = use_loop_deadlines(
+                Redis.from_url(url, command_timeout_s=None, retry=Retry(NoBackoff(), 0), **connecting)
+            )
         except (ValueError, TypeError, RedisError):
             # The client quotes what it cannot read, and that may be a part of the password.
             raise StartupError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -27,7 +28,7 @@ from tests.batching.process import until
 from tests.redis_faults import paused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 TIMEOUT_S = 0.2  # where Redis stands still; elsewhere a busy machine may take longer
 
@@ -186,6 +187,50 @@ async def test_a_slow_redis_is_given_up_after_its_time_and_not_asked_again() -> 
             await client.commands.ping()
         assert time.monotonic() - began >= TIMEOUT_S * 0.9
         assert pings == 1
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_loop_that_is_held_for_longer_than_the_timeout_is_no_failure_of_redis(
+    redis_url: str, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Commands on a connection that exists, on a new one, and in a pipeline; on either event loop."""
+
+    async def hold_around(work: Awaitable[object]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(time.sleep, TIMEOUT_S * 1.5)
+        loop.call_later(TIMEOUT_S, time.sleep, TIMEOUT_S)
+        await work
+
+    async def use() -> None:
+        async with client_on(redis_url, TIMEOUT_S) as (client, _):
+            await hold_around(client.commands.ping())
+            await hold_around(client.commands.ping())
+            async with client.commands.pipeline(transaction=False) as pipe:
+                pipe.get("one")
+                pipe.get("two")
+                await hold_around(pipe.execute())
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(use())
+
+
+async def test_a_redis_that_stands_still_is_noticed_also_while_the_loop_lags(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    tasks, loop = Tasks(), asyncio.get_running_loop()
+    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
+
+        def hold() -> None:
+            time.sleep(TIMEOUT_S * 0.6)
+            if client.up:
+                loop.call_later(0.01, hold)
+
+        await client.commands.ping()
+        async with paused(server.url):
+            hold()
+            tasks.keep("redis", client.watch())
+            await until(lambda: not client.up)
+        await asyncio.wait_for(client.wait_up(), 5)
+        await tasks.close()
 
 
 async def test_who_listens_is_not_given_up_for_silence() -> None:

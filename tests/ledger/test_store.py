@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+import uvloop
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
@@ -31,7 +33,7 @@ from tests.ledger.drafts import candidate, closed, guided, intent
 from tests.redis_faults import paused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from gateway.ledger.intent import Intent
     from gateway.ledger.redis_ledger import TenantEvent
@@ -309,6 +311,31 @@ async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(
         await until(lambda: part.value("gkt_receipts_waiting") == 0)
         assert await part.intents() == set()
         assert len(await part.redis.keys(f"*{part.keys.prefix}*receipt:*")) == 56
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_event_loop_that_is_held_lets_no_request_in_uncounted(
+    redis_url: str, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Held for five timeouts while requests are admitted: Redis is not taken for dead, and counts every request."""
+
+    async def admit() -> None:
+        loop = asyncio.get_running_loop()
+        async with kept(redis_url, timeout_s=0.2) as part:
+            await part.admit(intent())
+            intents = [intent() for _ in range(8)]
+            asking = []
+            for one in intents:
+                asking.append(asyncio.ensure_future(part.admit(one)))  # noqa: TID251
+                await asyncio.sleep(0)
+            loop.call_soon(time.sleep, 1.0)
+            assert None not in await asyncio.gather(*asking)
+            assert part.client.up
+            assert part.value("gkt_intents_missed_total") == 0
+
+    with capture_logs() as logs, asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(admit())
+    assert logs == []
 
 
 async def test_a_redis_that_forgot_is_told_anew(redis_url: str) -> None:
