@@ -55,6 +55,7 @@ class ChatWire:
         Ends normally only when all choices have finished or [DONE] was seen: a cut is an error.
         """
         unfinished = set(range(self._choices(body)))
+        begun = False
         try:
             async with aclosing(self._http.events(self._path, body, is_said=lambda: not unfinished)) as groups:
                 async for events in groups:
@@ -64,8 +65,10 @@ class ChatWire:
                             choice.get("index", 0) for choice in chunk["choices"] if choice.get("finish_reason")
                         }
                     if chunks:
+                        begun = True
                         yield chunks
                     if failure is not None:
+                        failure.heard = failure.heard or begun
                         raise failure
                     if LAST_EVENT in events:
                         return

@@ -20,7 +20,7 @@ from gateway.engines.chat import listen, opening_body, opening_finish, read_usag
 from gateway.engines.litellm_chat import Refused, arguments, plain_chunk, plain_reply
 from gateway.engines.litellm_wire import Elsewhere, EnginePool, TooLarge
 from gateway.engines.probing import find_continuation
-from gateway.engines.refusal import SaidError, hidden_in, refusal, said_error
+from gateway.engines.refusal import SaidError, hidden_in, refusal, reported, said_error
 from gateway.engines.replies import first_choice, message_text
 from gateway.errors import (
     EngineCannot,
@@ -322,10 +322,8 @@ class LiteLLMEngine:
         if call.status is not None and call.status != HTTPStatus.OK:
             return refusal(self._name, call.status, said_error(call.said, self._hidden), call.retry_after)
         if begun:
-            said = self._said_midway(error)
-            tail = f": {said.text}" if said.text else "."
-            failed = EngineFailed(f"Engine '{self._name}' failed in the middle of its answer{tail}", engine=self._name)
-            failed.reason, failed.said = said.reason, said.text
+            failed = reported(self._name, self._said_midway(error), "failed in the middle of its answer")
+            failed.heard = True
             return failed
         if call.status is not None:
             return self._garbled("a reply that LiteLLM cannot read")

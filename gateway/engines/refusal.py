@@ -21,9 +21,43 @@ if TYPE_CHECKING:
 
 _MAX_ERROR_CHARS = 500
 
-# TGI's error_type for what it answers with 429 and 422 where it can.
-_TGI_OVERLOADED = "overloaded"
-_TGI_VALIDATION = frozenset({"validation", "template_error", "missing_template_variable", "tool_error"})
+# The fixed beginnings of TGI's messages, and the error_type of each (TGI 3.3.7, router/src/infer/mod.rs). The error
+# event of a chat stream has no error_type, and its http_status_code is 422 for every error. TGI spells "vatiable".
+_TGI_MESSAGES = (
+    ("Input validation error:", "validation"),
+    ("Template error:", "template_error"),
+    ("Missing template vatiable:", "missing_template_variable"),
+    ("Tool error:", "tool_error"),
+    ("Model is overloaded", "overloaded"),
+    ("Request failed during generation:", "generation"),
+    ("Incomplete generation stream", "incomplete_generation_stream"),
+    ("Incomplete generation", "incomplete_generation"),
+    ("Stream event serialization error", "stream_serialization_error"),
+)
+# The status that stands for an engine's own word for an error under HTTP 200: in TGI's words, and in those of OpenAI,
+# Anthropic and vLLM. TGI's words take precedence over a status in the error object.
+_TGI_STATUS = {
+    "validation": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "template_error": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "missing_template_variable": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "tool_error": HTTPStatus.UNPROCESSABLE_ENTITY,
+    "overloaded": HTTPStatus.TOO_MANY_REQUESTS,
+    "generation": HTTPStatus.FAILED_DEPENDENCY,
+    "incomplete_generation": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "incomplete_generation_stream": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "stream_serialization_error": HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+_STATUS_OF_TYPE = {
+    "BadRequestError": HTTPStatus.BAD_REQUEST,
+    "context_length_exceeded": HTTPStatus.BAD_REQUEST,
+    "invalid_request_error": HTTPStatus.BAD_REQUEST,
+    "overloaded_error": HTTPStatus.TOO_MANY_REQUESTS,
+    "rate_limit_error": HTTPStatus.TOO_MANY_REQUESTS,
+    "rate_limit_exceeded": HTTPStatus.TOO_MANY_REQUESTS,
+}
+# TGI may report this after it has generated: the tokens that it wrote are not a tool call.
+_AFTER_GENERATION = frozenset({"tool_error"})
+_STATUSES = range(400, 600)
 
 BLAMES_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 """Statuses whose words are not passed on: they could quote the key that was sent."""
@@ -31,10 +65,15 @@ BLAMES_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 @dataclass(frozen=True, slots=True)
 class SaidError:
-    """What an engine says went wrong: one line of at most 500 characters, and its own word for the kind."""
+    """What an engine says went wrong: one line of at most 500 characters, its own word for the kind, and a status.
+
+    Attributes:
+        status: the HTTP status that the error object names, where it names one.
+    """
 
     text: str = ""
     reason: str | None = None
+    status: int | None = None
 
 
 def hidden_in(base_url: str | None, api_key: str | None) -> list[str]:
@@ -60,36 +99,59 @@ def said_error(raw: bytes | Json, hidden: Sequence[str] = ()) -> SaidError:
             # A proxy's error page is noise to a caller.
             return SaidError() if text.startswith("<") else SaidError(_one_line(text, hidden))
     reasons: list[Any] = []
+    statuses: list[Any] = []
     if isinstance(body, dict):
         reasons.append(body.get("error_type"))
         body = body.get("error", body.get("message", body.get("detail", "")))
     if isinstance(body, dict):
         reasons += [body.get("code"), body.get("type")]
+        statuses = [body.get("http_status_code"), body.get("code")]
         body = body.get("message", "")
     reason = next((reason for reason in reasons if reason and isinstance(reason, str)), None)
-    return SaidError(_one_line(body, hidden) if isinstance(body, str) else "", reason)
+    status = next((one for one in statuses if isinstance(one, int) and one in _STATUSES), None)
+    text = body if isinstance(body, str) else ""
+    return SaidError(_one_line(text, hidden), reason or _tgi_type(text), status)
+
+
+def _tgi_type(text: str) -> str | None:
+    """TGI's error_type for one of its messages; None for a message of another server."""
+    return next((kind for start, kind in _TGI_MESSAGES if text.startswith(start)), None)
 
 
 def refusal(engine: str, status: int, said: SaidError, retry_after: str | None) -> EngineError:
     """The error that a status stands for. `retry_after` is the header as it came."""
-    error = _by_status(engine, status, said, retry_after)
-    error.reason, error.said = said.reason, said.text
-    error.heard = not isinstance(error, EngineOverloaded | EngineRejected)
-    return error
+    return _told(_by_status(engine, status, said, retry_after), said)
 
 
 def reported(engine: str, said: SaidError, how: str) -> EngineError:
-    """The error that an engine tells of under HTTP 200, as TGI's streams do with all of theirs."""
-    message = f"Engine '{engine}' {how}" + (f": {said.text}" if said.text else ".")
-    error: EngineError
-    if said.reason == _TGI_OVERLOADED:
-        error = EngineOverloaded(message, engine=engine)
-    elif said.reason in _TGI_VALIDATION:
-        error = EngineRejected(message, engine=engine, status_sent=HTTPStatus.UNPROCESSABLE_ENTITY)
-    else:
-        error = EngineFailed(message, engine=engine)
+    """The error that an engine reports under HTTP 200, as all streams do once they have begun.
+
+    `how` is the predicate of its message, unless the engine refuses the request.
+    """
+    status = _status_of(said)
+    if status in BLAMES_CREDENTIALS:
+        return _by_status(engine, status, SaidError(), None)
+    error = _by_status(engine, status, said, None)
+    if isinstance(error, EngineRejected):
+        how = "refused the request"
+    error.message = f"Engine '{engine}' {how}" + (f": {said.text}" if said.text else ".")
+    error.args = (error.message,)
+    return _told(error, said)
+
+
+def _status_of(said: SaidError) -> int:
+    """The HTTP status that stands for an error under HTTP 200; 500 where the engine names none."""
+    reason = said.reason or ""
+    for status in (_TGI_STATUS.get(reason), said.status, _STATUS_OF_TYPE.get(reason)):
+        if status is not None:
+            return status
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _told(error: EngineError, said: SaidError) -> EngineError:
+    """Put the engine's own words on the error, and whether the engine may have generated before it failed."""
     error.reason, error.said = said.reason, said.text
-    error.heard = isinstance(error, EngineFailed)
+    error.heard = not isinstance(error, EngineOverloaded | EngineRejected) or said.reason in _AFTER_GENERATION
     return error
 
 

@@ -40,6 +40,7 @@ async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[J
 
     Raises EngineErrors: a stream that just ends is one.
     """
+    begun = False
     async with aclosing(http.events("/generate_stream", payload)) as groups:
         async for group in groups:
             events: list[Json] = []
@@ -59,8 +60,10 @@ async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[J
                                 pass
                     return
             if events:
+                begun = True
                 yield events
             if failed is not None:
+                failed.heard = failed.heard or begun
                 raise failed
     raise EngineFailed(f"Engine '{http.name}' broke off in the middle of its answer.", engine=http.name)
 

@@ -132,7 +132,8 @@ async def _generate_stream(request: web.Request, body: GenerateBody) -> web.Stre
             async for token in tokens:
                 index += 1
                 await send_event(response, _stream_event(index, token, body, run))
-    except tgi_errors.TgiError as error:
+    except tgi_errors.TgiError as failure:
+        error = tgi_errors.in_stream(failure)
         state.counts[error.error_type] += 1
         await send_event(response, error.body)
     return response

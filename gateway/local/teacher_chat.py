@@ -141,8 +141,9 @@ async def _send_usage(
         await send_event(response, replies.usage_chunk(runs, kind))
 
 
-async def _send_error(response: web.StreamResponse, state: TeacherState, error: tgi_errors.TgiError) -> None:
+async def _send_error(response: web.StreamResponse, state: TeacherState, failure: tgi_errors.TgiError) -> None:
     """TGI names 422 in the event whatever went wrong."""
+    error = tgi_errors.in_stream(failure)
     state.counts[error.error_type] += 1
     await send_event(response, {"error": {"message": error.message, "http_status_code": 422}})
 

@@ -56,6 +56,13 @@ def incomplete() -> TgiError:
     return TgiError(500, "incomplete_generation", "Incomplete generation")
 
 
+def in_stream(error: TgiError) -> TgiError:
+    """The error as TGI reports it in a stream: there, an incomplete generation has a name of its own."""
+    if error.error_type != "incomplete_generation":
+        return error
+    return TgiError(500, "incomplete_generation_stream", "Incomplete generation stream")
+
+
 def template_failed(cause: str) -> TgiError:
     """422: the chat template refused the messages."""
     return TgiError(422, "template_error", f"Template error: {cause}")

@@ -369,17 +369,32 @@ async def test_json_too_deep_to_be_written_again_is_garbled() -> None:
     ("body", "kind", "reason"),
     [
         ({"error": {"message": "boom", "code": 502}}, EngineFailed, None),
+        ({"error": {"message": "boom", "code": 429}}, EngineOverloaded, None),
+        ({"error": {"message": "boom", "code": 400, "type": "BadRequestError"}}, EngineRejected, "BadRequestError"),
+        ({"error": {"message": "boom", "type": "invalid_request_error"}}, EngineRejected, "invalid_request_error"),
+        ({"error": {"message": "boom", "type": "overloaded_error"}}, EngineOverloaded, "overloaded_error"),
+        ({"error": {"message": "boom", "code": True}}, EngineFailed, None),
+        ({"error": {"message": "boom", "code": 42}}, EngineFailed, None),
         ({"error": "boom", "error_type": "generation"}, EngineFailed, "generation"),
         ({"error": "boom", "error_type": "overloaded"}, EngineOverloaded, "overloaded"),
         ({"error": "boom", "error_type": "validation"}, EngineRejected, "validation"),
     ],
 )
 async def test_an_error_under_status_200_is_an_error(body: Any, kind: type[EngineError], reason: str | None) -> None:
-    """OpenRouter and the servers behind some proxies do so; TGI's words for its errors are known."""
+    """OpenRouter and the servers behind some proxies do so, and each names the kind in a way of its own."""
     error = await failed_call(replying(body))
     assert type(error) is kind
-    assert (error.message, error.reason) == ("Engine 'the-engine' answered 200 with an error: boom", reason)
+    how = "refused the request" if kind is EngineRejected else "answered 200 with an error"
+    assert (error.message, error.reason) == (f"Engine 'the-engine' {how}: boom", reason)
     assert error.heard is (kind is EngineFailed)
+
+
+async def test_an_error_under_status_200_that_blames_the_key_quotes_nothing() -> None:
+    """The engine's words may hold the key."""
+    error = await failed_call(replying({"error": {"message": f"Incorrect key: {KEY[:8]}", "code": 401}}))
+    assert isinstance(error, EngineRejected)
+    assert error.message == "Engine 'the-engine' refused the gateway's credentials (401)."
+    assert not error.blames_request
 
 
 async def test_an_error_of_null_is_none() -> None:

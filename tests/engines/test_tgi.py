@@ -33,6 +33,7 @@ from tests.engines.fake_server import NAME, FakeServer, engine_http, failure, re
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from gateway.errors import EngineError
     from tests.engines.fake_server import Handler
 
 RECORDED = Path(__file__).parents[3] / "shared" / "reference" / "tgi-replies"
@@ -433,19 +434,62 @@ async def test_a_bad_key_is_an_empty_401() -> None:
     assert "credentials" in error.message
 
 
+TGI_ERRORS = [
+    ("Input validation error: `inputs` must have less than 4095 tokens. Given: 5001", "validation", EngineRejected),
+    ("Template error: undefined value", "template_error", EngineRejected),
+    ("Missing template vatiable: bos", "missing_template_variable", EngineRejected),
+    ("Tool error: Tool choice was required but no tools were provided", "tool_error", EngineRejected),
+    ("Model is overloaded", "overloaded", EngineOverloaded),
+    ("Request failed during generation: CUDA out of memory", "generation", EngineFailed),
+    ("Incomplete generation", "incomplete_generation", EngineFailed),
+    ("Incomplete generation stream", "incomplete_generation_stream", EngineFailed),
+    ("Stream event serialization error", "stream_serialization_error", EngineFailed),
+]
+
+
+@pytest.mark.parametrize("route", ["/generate_stream", CHAT])
+@pytest.mark.parametrize(("text", "error_type", "kind"), TGI_ERRORS)
+async def test_an_error_event_is_of_the_kind_that_its_message_names(
+    text: str, error_type: str, kind: type[EngineError], route: str
+) -> None:
+    """TGI answers 200, and says 422 in a chat's event whatever went wrong; [DONE] after it makes it no better."""
+    chat = route == CHAT
+    said = {"error": {"message": text, "http_status_code": 422}} if chat else {"error": text, "error_type": error_type}
+    async with tgi({route: streaming(said, b"[DONE]") if chat else streaming(said)}) as (engine, fake):
+        body = None if chat else {"prompt": "x", "max_tokens": 5}
+        error = await failure(all_of(engine, body), fake.url)
+    assert type(error) is kind
+    assert error.reason == error_type
+    assert text in error.message
+    if isinstance(error, EngineRejected):
+        assert error.blames_request
+        assert error.message == f"Engine 'the-engine' refused the request: {text}"
+
+
+@pytest.mark.parametrize(("text", "kind"), [(text, kind) for text, _, kind in TGI_ERRORS])
+async def test_an_error_after_the_first_token_costs_what_was_generated(text: str, kind: type[EngineError]) -> None:
+    """TGI may report any of its errors after it has generated, and those tokens were written."""
+    event = {"error": {"message": text, "http_status_code": 422}}
+    async with tgi({CHAT: streaming(chunk("One"), event, b"[DONE]")}) as (engine, fake):
+        error = await failure(all_of(engine), fake.url)
+    assert type(error) is kind
+    assert error.heard
+
+
 @pytest.mark.parametrize(
     ("event", "cause"),
     [
         ({"error": "out of memory", "error_type": "generation"}, GenerationError),
-        ({"error": {"message": "out of memory", "http_status_code": 422}}, type(None)),
+        ({"error": {"message": "Request failed during generation: x", "http_status_code": 422}}, GenerationError),
+        ({"error": {"message": "out of memory", "http_status_code": 500}}, type(None)),
     ],
 )
-async def test_an_error_event_ends_a_stream_as_a_failure(event: Any, cause: type) -> None:
-    """TGI answers 200 and tells in the stream; [DONE] after it makes it no better."""
+async def test_an_error_event_is_the_hubs_exception_as_cause(event: Any, cause: type) -> None:
+    """As it is where TGI answers with a status."""
     async with tgi({CHAT: streaming(chunk("One"), event, b"[DONE]")}) as (engine, fake):
         error = await failure(all_of(engine), fake.url)
     assert type(error) is EngineFailed
-    assert error.message == "Engine 'the-engine' failed in the middle of its answer: out of memory"
+    assert error.message.startswith("Engine 'the-engine' failed in the middle of its answer: ")
     assert type(error.__cause__) is cause
 
 
