@@ -64,6 +64,7 @@ from gateway.rollups.roller import Roller
 from gateway.rollups.rollups import Retention, Rollups
 from gateway.rollups.state import LedgerState
 from gateway.shadowing import Shadows
+from gateway.startup import Startup
 from gateway.tasks import Tasks
 from gateway.usage.reader import UsageReader
 from gateway.usage.uptime import Uptime
@@ -99,9 +100,6 @@ log = structlog.get_logger()
 MIDDLEWARES = [errors_as_openai]
 
 _ADMIN_BODY_BYTES = 65_536
-
-# How long an engine may keep the gateway from being ready, by not answering its first probe.
-_FIRST_PROBES_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +312,7 @@ async def gateway(
         admin[keys.KEY_FOLLOWER] = follower
         admin[keys.KEYS_IN_REDIS] = keys_in_redis
         admin[keys.AUDIT] = AuditTrail(redis.commands, redis_keys.keyring().audit)
+        startup = Startup(redis, engines.values())
         for app in (public, admin):
             app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
@@ -328,7 +327,7 @@ async def gateway(
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines
             app[keys.REDIS] = redis
-            app[keys.READY_BY] = asyncio.get_running_loop().time() + _FIRST_PROBES_S
+            app[keys.STARTUP] = startup
 
         role_changed = when_role_changes(engines, policies)
         stack.push_async_callback(tasks.close)
@@ -358,5 +357,6 @@ async def gateway(
         for engine in engines.values():
             at_once = role_changed[engine.name]
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=at_once, saw=uptime.saw))
+        tasks.spawn("startup", startup.run())
         archiver = archive.archiver if archive is not None and archive.fills else None
         yield Gateway(public, admin, admission, batcher, store, spooler, archiver, tasks)

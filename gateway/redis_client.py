@@ -119,6 +119,18 @@ class RedisClient:
         """Wait until Redis is there, as far as is known."""
         await self._answers.wait()
 
+    async def answered(self) -> None:
+        """Wait until Redis has answered a question that is asked from now on."""
+        while True:
+            await self.wait_up()
+            try:
+                await self.commands.info("server")
+            except (RedisError, OSError) as error:
+                self.failed(error)
+                await asyncio.sleep(_LOOK_EVERY_S)
+            else:
+                return
+
     async def require(self, *, embedded: bool = True) -> None:
         """Refuse to start without a Redis that is there and new enough. Raises StartupError.
 

@@ -72,6 +72,7 @@ async def serve(
             access_log=None,
             shutdown_timeout=_CUT_S,
         )
+        _spare_the_collector()  # it holds the loop: before the ports are open
         for runner in (admin, public):
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
@@ -80,7 +81,6 @@ async def serve(
         await _listen(admin, settings.admin.host, settings.admin.port, "admin.port", shared=shared)
         there = parts.admin[keys.CALLERS_LISTENER]
         there.host, there.port = public.addresses[0][:2]
-        _spare_the_collector()
         asyncio.get_running_loop().set_exception_handler(tell_of_loop)
         announce(Addresses(_url(public), _url(admin), parts.admin[keys.OWNER]))
         await stop.wait()

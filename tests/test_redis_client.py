@@ -359,3 +359,18 @@ async def test_an_error_that_redis_replied_with_does_not(redis_url: str) -> None
             await client.commands.eval("return redis.error_reply('ERR no')", 0)
         client.failed(refused.value)
         assert client.up
+
+
+async def test_an_answer_to_an_earlier_question_does_not_count_as_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis stood still when it was asked: the wait is over when it answers again."""
+    monkeypatch.setattr(redis_client, "_LOOK_EVERY_S", 0.02)
+    tasks = Tasks()
+    async with EmbeddedRedis() as server, client_on(server.url, TIMEOUT_S) as (client, _):
+        await client.require()
+        async with paused(server.url):
+            waiting = asyncio.ensure_future(client.answered())  # noqa: TID251
+            tasks.keep("redis", client.watch())
+            await until(lambda: not client.up)
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, 5)
+        await tasks.close()

@@ -31,6 +31,7 @@ from gateway.redis_client import RedisClient
 from gateway.rollups.rollups import Rollups
 from gateway.rollups.state import LedgerState
 from gateway.sections import Defaults
+from gateway.startup import Startup
 from gateway.usage.reader import UsageReader
 from gateway.usage.uptime import Uptime
 
@@ -81,7 +82,7 @@ ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
 WORKER = web.AppKey("worker", int)
 OWNER = web.AppKey("owner", str)  # this process's name in Redis
 TRY = web.AppKey("try", str)  # what a listener names to who asks for something that it has not
-READY_BY = web.AppKey("ready_by", float)  # until then, on the loop's clock, readiness waits for the first probes
+STARTUP = web.AppKey("startup", Startup)
 BATCHER = web.AppKey("batcher", Batcher)
 LEDGER_STATE = web.AppKey("ledger_state", LedgerState)
 

@@ -1,13 +1,12 @@
 """Liveness and readiness, for whoever runs the process.
 
 A dead engine or an absent Redis is `degraded`, with 200: taking a gateway out of its load balancer for it would let one
-engine unload the whole fleet. Only a process that is starting or draining is not ready. It is starting until each
-engine was looked at once, and for a few seconds at most: before, a student would not be known to continue an answer.
+engine unload the whole fleet. Only a process that is starting or draining is not ready. `Startup` decides when a start
+is complete: before, a student would not be known to continue an answer, and a limit might not be counted.
 """
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -25,9 +24,9 @@ from gateway.web.keys import (
     LEDGER_STATE,
     OWNER,
     POLICIES,
-    READY_BY,
     REDIS,
     RELOADER,
+    STARTUP,
     WORKER,
 )
 
@@ -128,10 +127,7 @@ def status_of(app: web.Application) -> str:
     """starting, ready, degraded or draining."""
     if app[ADMISSION].draining:
         return "draining"
-    if (
-        any(engine.state.up is None for engine in app[ENGINES].values())
-        and asyncio.get_running_loop().time() < app[READY_BY]
-    ):
+    if not app[STARTUP].done:
         return "starting"
     down = any(engine.state.up is False for engine in app[ENGINES].values())
     return "degraded" if down or not app[REDIS].up else "ready"
