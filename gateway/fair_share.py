@@ -6,13 +6,14 @@ capacity that its weight is of all their weights.
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ANONYMOUS = ""
-"""Tenant of all requests and connections that have not authenticated. No policy can have this name."""
+ANONYMOUS = "(anonymous)"
+"""Tenant of all requests and connections that have not authenticated. No policy can have a name with brackets."""
 ANONYMOUS_WEIGHT = 1.0
 
 _Held = TypeVar("_Held")
@@ -69,9 +70,9 @@ class FairShare:
             (count, weight), together = own, self._weight
         return (count + 1) * together <= self._capacity * weight or count == 0
 
-    def heaviest(self) -> str:
-        """Return the tenant that holds most in proportion to its weight. Raises ValueError when nothing is held."""
-        return max(self._held, key=self._load)
+    def heaviest(self, most: int = 1) -> list[str]:
+        """Return the tenants that hold most in proportion to their weights, heaviest first: at most `most`."""
+        return heapq.nlargest(most, self._held, key=self._load)
 
     def _load(self, tenant: str) -> float:
         count, weight = self._held[tenant]
@@ -109,9 +110,15 @@ class Holdings(Generic[_Held]):
         self.share.release(tenant)
         return True
 
-    def heaviest(self) -> Iterator[_Held]:
-        """Return the holdings of the tenant that holds most in proportion to its weight, oldest first."""
-        return iter(self._by_tenant[self.share.heaviest()])
+    def move_to_end(self, tenant: str, one: _Held) -> None:
+        """Make a holding the tenant's newest."""
+        own = self._by_tenant[tenant]
+        del own[one]
+        own[one] = None
+
+    def of(self, tenant: str) -> Iterator[_Held]:
+        """Return the tenant's holdings, oldest first."""
+        return iter(self._by_tenant[tenant])
 
 
 class BoundedHoldings:
@@ -128,8 +135,9 @@ class BoundedHoldings:
         holdings = self._holdings
         holdings.add(tenant, weight, drop)
         if len(holdings) > holdings.capacity:
-            whose, oldest = holdings.share.heaviest(), next(holdings.heaviest())
-            holdings.remove(whose, oldest)
+            (heaviest,) = holdings.share.heaviest()
+            oldest = next(holdings.of(heaviest))
+            holdings.remove(heaviest, oldest)
             oldest()
 
     def release(self, tenant: str, drop: Callable[[], object]) -> None:

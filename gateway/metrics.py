@@ -117,6 +117,18 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.steps_delayed = Counter(
+            "gkt_steps_delayed",
+            "Parts of requests that waited for a turn in the event loop, because it was busy.",
+            ("tenant",),
+            registry=registry,
+        )
+        self.holdings_dropped = Counter(
+            "gkt_holdings_dropped",
+            "What was ended early for other tenants' sake: connections, unfinished_bodies, unread_replies.",
+            ("resource",),
+            registry=registry,
+        )
         self.unguided = Counter(
             "gkt_unguided",
             "Requests of guided routes that were answered without guidance, by reason; shadows answer none.",

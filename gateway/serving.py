@@ -16,6 +16,7 @@ from gateway.addresses import Addresses
 from gateway.app import gateway
 from gateway.errors import StartupError
 from gateway.logs import tell_of_loop
+from gateway.loop_scheduler import LoopScheduler
 from gateway.web import keys
 from gateway.web.connection import Runner
 
@@ -60,6 +61,7 @@ async def serve(
             metrics=metrics,
             listener="public",
             max_connections=settings.server.max_connections,
+            scheduler=LoopScheduler(metrics),
             access_log=None,
             handler_cancellation=True,
             shutdown_timeout=_CUT_S,

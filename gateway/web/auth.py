@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import NotAuthenticated
 from gateway.logs import let_quote_content
+from gateway.web.connection import connection_of
 from gateway.web.keys import CALLERS
 
 if TYPE_CHECKING:
@@ -48,5 +49,7 @@ def _scheme_and_token(value: str) -> tuple[str, str]:
 def authenticate(request: web.Request) -> Caller:
     """The caller of a request, by its bearer key. Raises NotAuthenticated; the key never stands in the message."""
     caller = request.app[CALLERS].of(bearer(request))
+    if (connection := connection_of(request)) is not None:
+        connection.authenticated(caller.policy)
     let_quote_content(quotes=caller.policy.log_content)
     return caller

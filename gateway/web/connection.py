@@ -1,10 +1,12 @@
-"""Connections: how many there may be, how long a request's head may take and how large it may be.
+"""Connections: how many there may be and whose, how long a request's head may take and how large it may be.
 
 And what aiohttp answers by itself, before or past the middleware, in the gateway's words and under its name.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -13,15 +15,18 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
 from gateway.errors import GatewayError, HeadTooLarge, HeadTooSlow, InvalidRequest, Overloaded
+from gateway.fair_share import ANONYMOUS, ANONYMOUS_WEIGHT, BoundedHoldings, Holdings
 from gateway.web.error_body import error_response, new_request_id
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from aiohttp.http_parser import RawRequestMessage
 
+    from gateway.loop_scheduler import LoopScheduler
     from gateway.metrics import Metrics
+    from gateway.policy.schema import TenantPolicy
 
 SERVER = "gkt-gateway"
 """The header `Server`, in the place of Python's and aiohttp's versions. A stream sets it where it begins."""
@@ -34,7 +39,16 @@ HEAD_WITHIN_S = 10.0
 # Load balancers keep connections for up to 600 s, and want to be the ones who hang up.
 IDLE_S = 620.0
 
-_LOOKS_AT = 64  # connections, for one that may go
+READ_WITHIN_S = 30.0
+"""A caller that reads too slowly is disconnected when the transport's buffer was full for so long. It holds 64 KiB."""
+
+# Parts of max_connections: bodies that have not arrived, and replies that their callers do not read.
+_UNFINISHED_PART = 4
+_UNREAD_PART = 16
+
+# Where there are too many connections: how many tenants, and connections of each, are checked for one to close.
+_TENANTS_CHECKED = 4
+_CONNECTIONS_CHECKED = 64
 _EXPECTATION_FAILED = 417
 _HEAD_TOO_LARGE = f"The request's head is larger than {MAX_HEAD_BYTES} bytes, the limit here."
 _UNREADABLE = "The request is not HTTP, or not as RFC 9112 wants it."
@@ -46,7 +60,9 @@ class Runner(web.AppRunner):
 
     Args:
         listener: names it in the metric.
-        max_connections: open at once. For one more an idle one is closed; where there is none, it is refused.
+        max_connections: open at once. For one more, one without a running request is closed, of the tenant that has
+            most for its weight; where there is none, the new one is refused.
+        scheduler: divides the event loop's time between tenants; None: requests are answered as they arrive.
         head_within_s: from the first byte of a request's head to its last.
     """
 
@@ -57,6 +73,7 @@ class Runner(web.AppRunner):
         metrics: Metrics,
         listener: str,
         max_connections: int,
+        scheduler: LoopScheduler | None = None,
         head_within_s: float = HEAD_WITHIN_S,
         **options: Any,
     ) -> None:
@@ -71,6 +88,7 @@ class Runner(web.AppRunner):
         self._metrics = metrics
         self._listener = listener
         self._max_connections = max_connections
+        self._scheduler = scheduler
         self._head_within_s = head_within_s
 
     async def _make_server(self) -> web.Server:
@@ -83,6 +101,7 @@ class Runner(web.AppRunner):
             metrics=self._metrics,
             listener=self._listener,
             max_connections=self._max_connections,
+            scheduler=self._scheduler,
             head_within_s=self._head_within_s,
         )
 
@@ -96,6 +115,7 @@ class _Server(web.Server):
         metrics: Metrics,
         listener: str,
         max_connections: int,
+        scheduler: LoopScheduler | None,
         head_within_s: float,
         request_factory: Any,
         handler_cancellation: bool,
@@ -105,6 +125,11 @@ class _Server(web.Server):
         self.head_within_s = head_within_s
         self._open = metrics.connections.labels(listener)
         self._max_connections = max_connections
+        self.scheduler = scheduler
+        self.by_tenant: Holdings[_Connection] = Holdings(max_connections)
+        self.unfinished_bodies = BoundedHoldings(max(1, max_connections // _UNFINISHED_PART))
+        self.unread_replies = BoundedHoldings(max(1, max_connections // _UNREAD_PART))
+        self.dropped = metrics.holdings_dropped
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
@@ -112,36 +137,60 @@ class _Server(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         self._open.inc()
-        if len(self._connections) > self._max_connections and not self._hang_up_on_one():
-            assert isinstance(handler, _Connection)
+        assert isinstance(handler, _Connection)
+        self.by_tenant.add(handler.tenant, handler.weight, handler)
+        if len(self.by_tenant) > self._max_connections and not self._close_one(handler):
             handler.refuse(Overloaded(f"There are {self._max_connections} connections already. Try again soon."))
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        self._open.dec()
+        assert isinstance(handler, _Connection)
+        if self.by_tenant.remove(handler.tenant, handler):
+            self._open.dec()
 
-    def _hang_up_on_one(self) -> bool:
-        """End one that has no request under way, of those that were here first. False where there is none.
+    def _close_one(self, newest: _Connection) -> bool:
+        """Close a connection without a running request, of a tenant that holds many; return whether there was one.
 
-        So whoever only holds connections open shuts nobody out.
+        So no tenant, and no crowd without keys, shuts others out by holding connections.
         """
-        for _ in range(min(_LOOKS_AT, len(self._connections) - 1)):
-            handler, transport = next(iter(self._connections.items()))
-            assert isinstance(handler, _Connection)
-            if handler.waits:
-                handler.force_close()
-                return True
-            del self._connections[handler]  # to the end of the row
-            self._connections[handler] = transport
+        for tenant in self.by_tenant.share.heaviest(_TENANTS_CHECKED):
+            for connection in list(islice(self.by_tenant.of(tenant), _CONNECTIONS_CHECKED)):
+                if connection is not newest and connection.close_early():
+                    self.dropped.labels("connections").inc()
+                    return True
+                self.by_tenant.move_to_end(tenant, connection)
         return False
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_head_bytes", "_head_due", "_server")
+    """One connection of the gateway's.
+
+    Attributes:
+        tenant, weight: whose key the last request showed.
+    """
+
+    __slots__ = (
+        "_authenticated",
+        "_body_late",
+        "_head_bytes",
+        "_head_due",
+        "_lingers",
+        "_parked",
+        "_server",
+        "_took_turn",
+        "_unread_due",
+        "tenant",
+        "weight",
+    )
 
     def __init__(self, server: _Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self.tenant, self.weight = ANONYMOUS, ANONYMOUS_WEIGHT
+        self._authenticated = self._took_turn = self._lingers = False  # of the request under way
+        self._parked: asyncio.Future[None] | None = None
+        self._body_late: Callable[[], object] | None = None
+        self._unread_due: asyncio.TimerHandle | None = None
         self._head_due: asyncio.TimerHandle | None = None
         self._head_bytes = 0
 
@@ -149,6 +198,90 @@ class _Connection(web.RequestHandler):
     def waits(self) -> bool:
         """Whether there is no request: the next head has not come, or not all of it."""
         return self._waiter is not None and not self._waiter.done()
+
+    def authenticated(self, policy: TenantPolicy) -> None:
+        """The request under way showed a key of this tenant's."""
+        self._authenticated = True
+        if policy.tenant != self.tenant:
+            self._belongs_to(policy.tenant, policy.weight)
+
+    def _belongs_to(self, tenant: str, weight: float) -> None:
+        if self._server.by_tenant.remove(self.tenant, self):
+            self._server.by_tenant.add(tenant, weight, self)
+        self.tenant, self.weight = tenant, weight
+
+    def step(self, cost: float = 1.0) -> asyncio.Future[None] | None:
+        """Ask for the next step of the request under way; see LoopScheduler.enter."""
+        self._took_turn = True
+        scheduler = self._server.scheduler
+        return None if scheduler is None else scheduler.enter(self.tenant, self.weight, cost)
+
+    async def park(self, step: asyncio.Future[None]) -> None:
+        """Wait for a step and read nothing meanwhile, so that what the caller sends waits in its socket.
+
+        Raises Overloaded when the wait took too long, or another tenant needs the connection.
+        """
+        self._parked = step
+        self._pause_transport_reading()
+        try:
+            await step
+        finally:
+            self._parked = None
+            if not (self._reading_paused or self._buffer_paused):
+                self._resume_transport_reading()
+
+    def expect_body(self, too_late: Callable[[], object]) -> None:
+        """Count an unfinished body until `body_ended`. `too_late` is called where there are too many."""
+        self._body_late = too_late
+        self._server.unfinished_bodies.hold(self.tenant, self.weight, self._drop_body)
+
+    def body_ended(self) -> None:
+        """The body arrived, or failed."""
+        self._server.unfinished_bodies.release(self.tenant, self._drop_body)
+        self._body_late = None
+
+    def _drop_body(self) -> None:
+        self._server.dropped.labels("unfinished_bodies").inc()
+        if self._body_late is not None:
+            self._body_late()
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full: count an unread reply, and disconnect a caller that does not read it."""
+        super().pause_writing()
+        self._unread_due = self._loop.call_later(READ_WITHIN_S, self._abort)
+        self._server.unread_replies.hold(self.tenant, self.weight, self._drop_reply)
+
+    def resume_writing(self) -> None:
+        """The transport's buffer is empty enough."""
+        super().resume_writing()
+        self._reply_was_read()
+
+    def _drop_reply(self) -> None:
+        self._server.dropped.labels("unread_replies").inc()
+        self._abort()
+
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _reply_was_read(self) -> None:
+        if self._unread_due is not None:
+            self._unread_due.cancel()
+            self._unread_due = None
+            self._server.unread_replies.release(self.tenant, self._drop_reply)
+
+    def close_early(self) -> bool:
+        """End the connection where no request runs on it; return whether it ends."""
+        if self.waits or (self._lingers and not self._request_in_progress and not self._messages):
+            self.force_close()
+        elif self._parked is not None and not self._parked.done():
+            self._parked.set_exception(Overloaded("Other tenants need this connection. Try again soon."))
+            self._close = True
+        elif self._body_late is not None:
+            self._body_late()
+        else:
+            return False
+        return True
 
     def data_received(self, data: bytes) -> None:
         received = self._head_bytes + len(data)
@@ -180,6 +313,7 @@ class _Connection(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_is_done()
+        self._reply_was_read()
         super().connection_lost(exc)
 
     def refuse(self, error: GatewayError) -> None:
@@ -226,7 +360,30 @@ class _Connection(web.RequestHandler):
         if resp.status == _EXPECTATION_FAILED:  # isinstance asks an abstract class: half a microsecond
             resp = error_response(InvalidRequest(_NO_SUCH_EXPECT), new_request_id(), status=_EXPECTATION_FAILED)
         resp.headers["Server"] = SERVER
+        self._lingers = not request.content.is_eof()
+        took_turn, self._took_turn = self._took_turn, False
+        if not self._authenticated and self.tenant != ANONYMOUS:
+            self._belongs_to(ANONYMOUS, ANONYMOUS_WEIGHT)
+        self._authenticated = False
+        if not took_turn and (step := self.step()) is not None:
+            return self._finish_after(step, request, resp, start_time)
+        self._took_turn = False
         return super().finish_response(request, resp, start_time)
+
+    async def _finish_after(
+        self, step: asyncio.Future[None], request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Reply to a request that has had no step yet: it was rejected, or needed no body."""
+        self._took_turn = False
+        with suppress(Overloaded):  # the reply is ready: to send it costs less than an error
+            await self.park(step)
+        return await super().finish_response(request, resp, start_time)
+
+
+def connection_of(request: web.BaseRequest) -> _Connection | None:
+    """Return the request's connection; None where the listener is not the gateway's, as in tests of handlers."""
+    connection = request.protocol
+    return connection if isinstance(connection, _Connection) else None
 
 
 def _size_bytes(head: RawRequestMessage) -> int:

@@ -13,7 +13,7 @@ from aiohttp import web
 from gateway.errors import GatewayError
 from gateway.ledger.draft import Draft
 from gateway.watchdog import Watchdog
-from gateway.web.connection import SERVER
+from gateway.web.connection import SERVER, connection_of
 from gateway.web.error_body import error_body, internal_error
 from gateway.web.headers import fact_headers
 from gateway.web.keys import ADMISSION, REQUEST_ID
@@ -73,10 +73,13 @@ async def as_events(
 ) -> web.StreamResponse:
     """Send the parts as server-sent events. Once a reply has begun, an error is its last event: no [DONE] follows."""
     response: web.StreamResponse | None = None
+    connection = connection_of(request)
     async with aclosing(parts):
         try:
             async with request.app[ADMISSION].until_cut():
                 async for part in parts:
+                    if connection is not None and (step := connection.step()) is not None:
+                        await step
                     if isinstance(part, Draft):
                         response = await begin(request, part)
                     else:

@@ -14,10 +14,14 @@ import pytest
 from aiohttp import web
 
 from gateway.admission import Admission
+from gateway.loop_scheduler import LoopScheduler
 from gateway.metrics import Metrics
+from gateway.policy.schema import TenantPolicy
+from gateway.web import body as web_body
+from gateway.web import connection as web_connection
 from gateway.web import keys
 from gateway.web.body import read_body
-from gateway.web.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, Runner
+from gateway.web.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, Runner, connection_of
 from gateway.web.error_body import errors_as_openai
 
 if TYPE_CHECKING:
@@ -40,11 +44,13 @@ async def serving(*, max_connections: int = 100, head_within_s: float = 60.0) ->
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app.router.add_post("/", hello)
     app.router.add_post("/holds", holds)
+    app.router.add_post("/tenant", of_tenant)
     runner = Runner(
         app,
         metrics=metrics,
         listener="public",
         max_connections=max_connections,
+        scheduler=LoopScheduler(metrics),
         head_within_s=head_within_s,
         access_log=None,
         handler_cancellation=True,
@@ -351,3 +357,109 @@ async def test_a_body_in_an_encoding_that_is_not_known_is_read_as_it_came() -> N
     """And then is JSON or is not."""
     status, _, body = await exchange(request(b"Content-Encoding: canary", b"Content-Length: 5", body=b"Hello"))
     assert (status, body) == (200, b"Hello")
+
+
+def policy(tenant: str) -> TenantPolicy:
+    route = {"model": "chat", "mode": "student", "student": "small", "baseline": "small"}
+    return TenantPolicy.model_validate({"tenant": tenant, "routes": [route]})
+
+
+async def of_tenant(request: web.Request) -> web.Response:
+    """Answer `size` bytes to a tenant that names itself; hold on when asked to."""
+    connection = connection_of(request)
+    assert connection is not None
+    connection.authenticated(policy(request.headers["X-Tenant"]))
+    await read_body(request)
+    await asyncio.sleep(float(request.query.get("seconds", 0)))
+    return web.Response(body=bytes(int(request.query.get("size", 0))))
+
+
+Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+async def send(port: int, tenant: str, path: str, length: int = 0, body: bytes = b"") -> Opened:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    heads = [b"X-Tenant: " + tenant.encode(), b"Content-Length: %d" % length]
+    writer.write(request(*heads, line=f"POST {path} HTTP/1.1".encode(), body=body))
+    await writer.drain()
+    return reader, writer
+
+
+def close(opened: list[Opened]) -> None:
+    for _, writer in opened:
+        writer.close()
+
+
+async def test_a_tenant_that_holds_all_connections_makes_room_for_another_one() -> None:
+    """The flood's idle connection is closed, the quiet tenant's older one is not."""
+    async with serving(max_connections=8) as port, asyncio.timeout(10):
+        opened = [await send(port, "quiet", "/tenant")]
+        assert (await read_reply(opened[0][0]))[0] == 200
+        for _ in range(7):
+            opened.append(await send(port, "flood", "/tenant"))
+            assert (await read_reply(opened[-1][0]))[0] == 200
+        opened.append(await send(port, "other", "/tenant"))
+        assert (await read_reply(opened[-1][0]))[0] == 200
+        assert await opened[1][0].read() == b""
+        opened[0][1].write(request(b"X-Tenant: quiet", b"Content-Length: 0", line=b"POST /tenant HTTP/1.1"))
+        assert (await read_reply(opened[0][0]))[0] == 200
+        close(opened)
+
+
+async def test_unfinished_bodies_do_not_take_all_connections() -> None:
+    """Beyond a quarter of the connections the oldest of the tenant with most is 408; another tenant's stays."""
+    async with serving(max_connections=8) as port, asyncio.timeout(10):
+        opened = [await send(port, "quiet", "/tenant", 3, b"a")]
+        for _ in range(6):
+            opened.append(await send(port, "flood", "/tenant", 3, b"a"))
+            await asyncio.sleep(0.02)
+        status, headers, body = await read_reply(opened[1][0])
+        assert (status, orjson.loads(body)["error"]["code"]) == (408, "request_timeout")
+        assert "unfinished" in orjson.loads(body)["error"]["message"]
+        assert headers["connection"] == "close"
+        opened[0][1].write(b"bc")
+        assert (await read_reply(opened[0][0]))[0] == 200
+        close(opened)
+
+
+async def test_a_body_that_trickles_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each interval must bring its bytes, also after the first."""
+    monkeypatch.setattr(web_body, "_INTERVAL_S", 0.2)
+    async with serving() as port, asyncio.timeout(10):
+        reader, writer = await send(port, "acme", "/tenant", 100_000, b"x" * 10_000)
+        await asyncio.sleep(0.1)
+        writer.write(b"x" * 10_000)
+        while not reader._buffer:  # type: ignore[attr-defined]
+            writer.write(b"x")
+            await asyncio.sleep(0.02)
+        status, _, body = await read_reply(reader)
+        assert (status, orjson.loads(body)["error"]["code"]) == (408, "request_timeout")
+        assert "bytes of the body" in orjson.loads(body)["error"]["message"]
+        writer.close()
+
+
+async def test_a_reply_that_is_not_read_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its caller reads later is cut short."""
+    monkeypatch.setattr(web_connection, "READ_WITHIN_S", 0.2)
+    async with serving() as port, asyncio.timeout(10):
+        reader, writer = await send(port, "acme", "/tenant?size=50000000")
+        await asyncio.sleep(0.5)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(50_000_000)
+        writer.close()
+
+
+async def test_replies_that_are_not_read_are_bounded_and_the_tenant_with_most_pays() -> None:
+    """The oldest of the flood's goes; a quiet tenant's slow reader gets all of its reply."""
+    async with serving(max_connections=32) as port, asyncio.timeout(20):
+        quiet, writer = await send(port, "quiet", "/tenant?size=20000000")
+        await asyncio.sleep(0.1)
+        flood = [await send(port, "flood", "/tenant?size=20000000")]
+        await asyncio.sleep(0.1)
+        flood += [await send(port, "flood", "/tenant?size=20000000") for _ in range(3)]
+        await asyncio.sleep(0.1)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await flood[0][0].readexactly(20_000_000)
+        status, _, body = await read_reply(quiet)
+        assert (status, len(body)) == (200, 20_000_000)
+        close([*flood, (quiet, writer)])

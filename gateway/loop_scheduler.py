@@ -1,0 +1,117 @@
+"""Divide the event loop's time between tenants: weighted fair queues of steps, a few steps in each loop iteration.
+
+A step is a part of a request that runs without awaiting anything: decoding a body, or writing an event. The event loop
+runs what is ready in the order in which it became ready. Without queues, one step of a quiet tenant waits for a step of
+each of a busy tenant's requests. Here, each tenant's steps wait in a queue of their own, and each loop iteration starts
+the next step of the tenant that had least so far.
+
+The queues follow start-time fair queuing (Goyal, Vin and Cheng, 1996). Each step has a cost; a tenant's pass advances
+by cost divided by weight. A tenant whose pass is not ahead of the pass of the last step goes at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gateway.errors import Overloaded
+
+if TYPE_CHECKING:
+    from gateway.metrics import Metrics
+
+# Without contention, so many steps start at once in each millisecond. Any number above the loop's capacity would do.
+_STEPS_PER_MS = 2
+_STEPS_PER_ITERATION = 1
+_MAX_WAIT_S = 30.0
+_MS_PER_S = 1000
+
+
+class _Queue:
+    """The steps of one tenant that wait, oldest first, each with the time at which it gives up."""
+
+    __slots__ = ("steps", "weight")
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self.steps: deque[tuple[asyncio.Future[None], float, float]] = deque()  # cost, end of the wait
+
+
+class LoopScheduler:
+    """Start the steps of all tenants, in proportion to their weights while they contend.
+
+    All calls must come from one event loop.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._queues: dict[str, _Queue] = {}  # of tenants whose steps wait
+        self._order: list[tuple[float, str]] = []  # a heap of the same tenants by pass
+        self._passes: dict[str, float] = {}  # of tenants without waiting steps that are ahead of `_pass`
+        self._pass = 0.0  # of the last step that started
+        self._ms = -1
+        self._left = 0  # steps that may start at once in this millisecond
+        self._scheduled = False
+        self._metrics = metrics
+
+    def enter(self, tenant: str, weight: float, cost: float = 1.0) -> asyncio.Future[None] | None:
+        """Ask for one step of the tenant.
+
+        Args:
+            cost: of the step; 1 is a small request's.
+
+        Returns:
+            None when the step may run at once, else what to await first. It raises Overloaded after 30 s.
+        """
+        loop = asyncio.get_running_loop()
+        queue = self._queues.get(tenant)
+        if queue is None:
+            if not self._queues:
+                ms = int(loop.time() * _MS_PER_S)
+                if ms != self._ms:
+                    self._ms, self._left = ms, _STEPS_PER_MS
+                if self._left:
+                    self._left -= 1
+                    return None
+            elif self._passes.get(tenant, 0.0) <= self._pass:
+                self._passes[tenant] = self._pass + cost / weight
+                return None
+            queue = self._queues[tenant] = _Queue(weight)
+            heapq.heappush(self._order, (max(self._passes.pop(tenant, 0.0), self._pass), tenant))
+        waiting: asyncio.Future[None] = loop.create_future()
+        queue.steps.append((waiting, cost, loop.time() + _MAX_WAIT_S))
+        self._metrics.steps_delayed.labels(self._metrics.series.tenant(tenant)).inc()
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._start_steps, loop)
+        return waiting
+
+    def _start_steps(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the steps of one loop iteration, and come back in the next one while any wait."""
+        started = 0
+        while self._order and started < _STEPS_PER_ITERATION:
+            own, tenant = self._order[0]
+            queue = self._queues[tenant]
+            while queue.steps:
+                waiting, cost, end = queue.steps.popleft()
+                if waiting.done():  # its request was cancelled
+                    continue
+                if end <= loop.time():
+                    waiting.set_exception(Overloaded("Other requests of this tenant keep this worker busy. Try again."))
+                    continue
+                waiting.set_result(None)
+                self._pass = max(self._pass, own)
+                own += cost / queue.weight
+                started += 1
+                break
+            if queue.steps:
+                heapq.heapreplace(self._order, (own, tenant))
+            else:
+                heapq.heappop(self._order)
+                del self._queues[tenant]
+                self._passes[tenant] = own
+        if not self._queues:
+            self._passes.clear()
+        self._scheduled = bool(self._queues)
+        if self._scheduled:
+            loop.call_soon(self._start_steps, loop)
