@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from decimal import Decimal
 
     from rich.console import RenderableType
@@ -57,9 +57,9 @@ def shown_as_text(about: About, found: Explanation) -> RenderableType:
         parts += [Text(), Text(f"refused with {found.refused.status}: {found.refused.message}", "bold red")]
     if (plan := found.plan) is not None and (route := found.choice.route) is not None:
         of_route = "" if plan.mode == route.mode else f", for mode {route.mode}"
-        parts += _section(f"plan{of_route}", _plan_rows(plan, route))
+        parts += _section(f"plan{of_route}", _plan_rows(plan, route, found.fields))
         if plan.shadow is not None:
-            parts += _section("shadow, beside it and seen by nobody", _shadow_rows(plan.shadow, route))
+            parts += _section("shadow, beside it and seen by nobody", _shadow_rows(plan.shadow, route, found.fields))
         if plan.quality is not None:
             parts += _section("compared, once it was given", _quality_rows(plan.quality))
     if found.plan is not None:
@@ -86,6 +86,7 @@ def as_json(about: About, found: Explanation) -> Json:
         "budgets": {"tenant": _budget_json(found.tenant.budget), "key": _budget_json(found.key.budget)},
         "reserved_usd": None if about.reserved_usd is None else f"{about.reserved_usd:f}",
         "assumed": list(found.assumed),
+        "unguided_fields": list(found.fields),
     }
 
 
@@ -107,14 +108,15 @@ def _section(title: str, rows: Iterable[tuple[str, ...]]) -> list[RenderableType
     return [Text(), Text(title, "bold cyan"), *lines]
 
 
-def _plan_rows(plan: Plan, route: Route) -> Iterator[tuple[str, ...]]:
+def _plan_rows(plan: Plan, route: Route, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
     yield "mode", plan.mode
     if plan.guidance is not None:
         yield "teacher", _guidance(plan.guidance)
     if plan.length is not None:
         yield "length", _length(plan.length)
     if plan.unguided is not None:
-        yield "teacher", f"not asked: {plan.unguided} (docs/receipts.md says why)"
+        because = f", because of {', '.join(fields)}" if fields else ""
+        yield "teacher", f"not asked: {plan.unguided}{because} (docs/receipts.md says why)"
     yield ("answers" if plan.mode in {"teacher", "embeddings"} else "student"), _finishers(plan, route)
     if plan.mode != "embeddings":
         yield (
@@ -127,9 +129,9 @@ def _plan_rows(plan: Plan, route: Route) -> Iterator[tuple[str, ...]]:
     yield "show_cost", "true" if plan.show_cost else "false"
 
 
-def _shadow_rows(shadow: Plan, route: Route) -> Iterator[tuple[str, ...]]:
+def _shadow_rows(shadow: Plan, route: Route, fields: Sequence[str]) -> Iterator[tuple[str, ...]]:
     yield "sample", f"{route.shadow.sample:.4g} of the requests"
-    yield from _plan_rows(shadow, route)
+    yield from _plan_rows(shadow, route, fields)
 
 
 def _quality_rows(quality: QualityPlan) -> Iterator[tuple[str, ...]]:

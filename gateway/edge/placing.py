@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gateway.continuation import Prefill
 from gateway.guidance.seam import SeamJoin
 from gateway.messages import with_text
+from gateway.policy.constraints import FIELD_NOT_KNOWN, excluding_fields
 from gateway.policy.projections import CUTOFF, PROJECTIONS, SLOT
 from gateway.reasoning import takes_prefix, without_reasoning
 
@@ -20,11 +21,10 @@ if TYPE_CHECKING:
     from gateway.protocol import Json
     from gateway.reasoning import Reasoning
 
-# What guidance depends on. How the rest of the answer is drawn is nobody's matter but the device's.
-_TOLD = (
-    *("messages", "max_tokens", "max_completion_tokens", "stop", "n", "logprobs", "modalities"),
-    *("tools", "functions", "response_format"),
-)
+# What guidance depends on beside the fields that constrain an answer.
+_TOLD = ("messages", "max_tokens", "max_completion_tokens", "stop")
+UNLISTED = "unlisted_fields"
+"""Stands for the fields that the gateway does not know: their names and values stay on the device."""
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _OWN = frozenset({"model", "stream", "stream_options"})
 
@@ -47,8 +47,18 @@ class Sent:
 
 
 def told(body: Json, route: str, *, stream: bool) -> Json:
-    """What the gateway is told: the route, the words, and what bears on guidance. No sampling, and nothing unknown."""
+    """Return what the gateway is sent: the route, the text, and the fields that decide whether guidance can help.
+
+    Sampling and fields that the gateway does not know stay here; that there are unknown ones is said.
+    """
     kept = {name: body[name] for name in _TOLD if body.get(name) is not None}
+    for one in excluding_fields(body, "chat"):
+        if one.reason == FIELD_NOT_KNOWN:
+            kept[UNLISTED] = True
+        elif one.holder is None:
+            kept[one.field] = body[one.field]
+        else:
+            kept.setdefault(one.holder, {})[one.field] = body[one.holder][one.field]
     return {"model": route, **kept, **({"stream": True} if stream else {})}
 
 

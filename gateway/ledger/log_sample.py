@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 _WHOLE = 2**32
 
 AS_ASKED = frozenset({
-    "auto_model", "auto_rule", "auto_short", "best_of", "budget", "caller_prefill", "echo", "logprobs", "modalities",
-    "n", "offline", "prompts", "response_format", "student_confident", "suffix", "token_ids", "tools",
+    "auto_model", "auto_rule", "auto_short", "best_of", "budget", "caller_prefill", "echo", "field_not_known",
+    "logprobs", "modalities", "n", "offline", "output_detail", "prompt_control", "prompt_in_reply", "prompts",
+    "response_format", "stop_condition", "structured_output", "student_confident", "suffix", "token_constraint",
+    "token_ids", "token_limit", "tools",
 })  # fmt: skip
 """Why a request goes unguided of which nothing has failed: it is what the caller asked for, a budget that is spent, the
 length that was chosen, or that a device was out of reach. Any other reason, also one that comes later, is a failure."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gateway.policy.constraints import LEAST_TOKENS
+
 if TYPE_CHECKING:
     from gateway.policy.resolve import Plan
 
@@ -18,7 +20,9 @@ def cheaper_plans(plan: Plan) -> dict[int, Plan]:
     """The plan and those that cost less, by kind: half the guidance, and none at all. A plan without has none."""
     if plan.guidance is None:
         return {AS_PLANNED: plan}
-    shorter = replace(plan.guidance, tokens=(plan.guidance.tokens + 1) // 2)
+    # Of one token the trimming leaves nothing: its word may go on.
+    least = min(plan.guidance.tokens, LEAST_TOKENS)
+    shorter = replace(plan.guidance, tokens=max(least, (plan.guidance.tokens + 1) // 2))
     return {
         AS_PLANNED: plan,
         SHORTENED: replace(plan, guidance=shorter),

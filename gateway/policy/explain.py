@@ -13,6 +13,7 @@ from gateway.errors import GatewayError
 from gateway.policy.allowed import allowed
 from gateway.policy.resolve import Look, resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
+from gateway.policy.unguided import fields_against
 from gateway.protocol import EmbeddingsRequest
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Explanation:
         refused: with what.
         tenant, key: what both may use; the request counts against each.
         assumed: what was taken to be so of engines that were not asked.
+        fields: the request's fields because of which it goes without guidance.
     """
 
     choice: Choice
@@ -45,6 +47,7 @@ class Explanation:
     tenant: Allowed
     key: Allowed
     assumed: tuple[str, ...]
+    fields: tuple[str, ...] = ()
 
 
 def explain(caller: Caller, asked: AnyRequest, headers: Mapping[str, str], settings: Settings) -> Explanation:
@@ -56,7 +59,9 @@ def explain(caller: Caller, asked: AnyRequest, headers: Mapping[str, str], setti
     except GatewayError as error:
         refused = error
     assumed = () if plan is None else tuple(_assumed(plan, settings))
-    return Explanation(choice, plan, refused, *allowed(caller, settings.defaults), assumed)
+    return Explanation(
+        choice, plan, refused, *allowed(caller, settings.defaults), assumed, tuple(_fields(choice, asked, plan))
+    )
 
 
 def _plan(caller: Caller, choice: Choice, asked: AnyRequest, headers: Mapping[str, str], settings: Settings) -> Plan:
@@ -67,6 +72,15 @@ def _plan(caller: Caller, choice: Choice, asked: AnyRequest, headers: Mapping[st
     if isinstance(asked, EmbeddingsRequest):
         return resolve_embeddings(route, lambda _: False, lambda: 0.0, headers)
     return resolve(caller.policy, route, asked, lambda name: _look(settings.by_name[name]), lambda: 0.0, headers)
+
+
+def _fields(choice: Choice, asked: AnyRequest, plan: Plan | None) -> list[str]:
+    """Return the names of the fields that give the reason against guidance."""
+    guided = plan.shadow or plan if plan is not None else None
+    if guided is None or choice.route is None or isinstance(asked, EmbeddingsRequest):
+        return []
+    found = [one for one in fields_against(choice.route, asked) if one.reason == guided.unguided]
+    return list(dict.fromkeys(one.path for one in found))
 
 
 def _look(model: ModelSettings) -> Look:

@@ -11,6 +11,7 @@ from gateway.errors import InvalidRequest
 from gateway.policy.length import choose_length
 from gateway.policy.overrides import as_asked, refuse_overrides
 from gateway.policy.routing import NO_HEADERS
+from gateway.policy.unguided import judge_request
 from gateway.protocol import TextRequest
 from gateway.reasoning import takes_prefix
 
@@ -32,8 +33,6 @@ PlanMode: TypeAlias = "Mode | Literal['guidance']"
 
 # How any engine continues a raw prompt: what it goes on with is the prompt's own end.
 RAW = Continuation("completions", echo=False)
-# Why guidance cannot stand in a raw prompt either: there is not one in words, or it comes back.
-_NOT_IN_A_PROMPT = frozenset({"prompts", "token_ids", "echo", "suffix"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +91,8 @@ class GuidancePlan:
         cache_ttl_s: how long the guidance may be kept for identical requests; 0: not at all.
         required: whether the policy forbids an unguided answer when the teacher fails.
         stream: whether a caller who streams hears the teacher as it writes.
-        may_answer: whether the teacher's text can be the whole answer: not where tools, a format or more than one
-            choice were asked for.
+        may_answer: whether the teacher's text can be the whole answer: not beside a field that constrains the answer
+            (`constraints.py`).
     """
 
     teacher: str
@@ -220,7 +219,7 @@ def _compared(
     """The plan, with what its answer is to be compared with if it is one of the sample."""
     rule = route.quality
     # Of tools, formats and several choices there is no one text to compare.
-    if rule is None or plan.guidance is None or asked.unguidable is not None or draw() >= rule.sample:
+    if rule is None or plan.guidance is None or not plan.guidance.may_answer or draw() >= rule.sample:
         return plan
     try:
         teacher = _plan(policy, route.model_copy(update={"mode": "teacher"}), asked, look, draw, NO_HEADERS)
@@ -263,8 +262,8 @@ def _plan(
         looks.sort(key=lambda one: one[1].rests)
     ways = [RAW if isinstance(asked, TextRequest) else _carrying(asked, seen) for _, seen in looks]
     first = ways[0]
-    unguided = _unguided(route, asked, first) if mode == "guided" else None
     max_tokens = asked.max_tokens if asked.max_tokens is not None else route.default_max_tokens
+    unguided, constrained = judge_request(route, asked, first, max_tokens) if mode == "guided" else (None, False)
     length = None
     if mode == "guided" and unguided is None and route.guidance.tokens == "auto":
         length = choose_length(route.guidance.auto, asked, max_tokens, headers)
@@ -278,7 +277,16 @@ def _plan(
             FinisherPlan(engine, None if way == "not_probed" else way, seen.reasoning)
             for (engine, seen), way in zip(looks, ways, strict=True)
         ),
-        guidance=_guidance(policy, route, asked, max_tokens, length, prefix=first is not None, ahead=ahead)
+        guidance=_guidance(
+            policy,
+            route,
+            asked,
+            max_tokens,
+            length,
+            prefix=first is not None,
+            ahead=ahead,
+            may_answer=not constrained,
+        )
         if guided
         else None,
         unguided=unguided,
@@ -326,22 +334,6 @@ def _in_order(route: Route, draw: Callable[[], float]) -> list[str]:
     return [one.model for one in sorted(students, key=lambda one: -(draw() ** (1 / (one.weight or 1.0))))]
 
 
-def _unguided(route: Route, asked: CompletionRequest, continuation: Known) -> str | None:
-    """Why this request cannot be guided, or None when it can. Who cannot continue gets the guidance as context."""
-    if isinstance(asked, TextRequest):
-        carried = route.guidance.placement != "prefix" and asked.unguidable not in _NOT_IN_A_PROMPT
-        return None if carried else asked.unguidable
-    if route.guidance.placement != "prefix":
-        return None
-    if asked.unguidable is not None:
-        return asked.unguidable
-    if asked.messages[-1]["role"] == "assistant":
-        return "caller_prefill"
-    if continuation == "not_probed":
-        return "student_not_probed"
-    return None
-
-
 def _carrying(chat: ChatRequest, seen: Look) -> Known:
     """How an engine continues this chat: not in a way that would lose a part of it, or have it think."""
     known = seen.continuation
@@ -361,14 +353,19 @@ def _guidance(
     *,
     prefix: bool,
     ahead: bool,
+    may_answer: bool,
 ) -> GuidancePlan:
     rule = route.guidance
     tokens = rule.most_tokens if length is None else length.tokens
+    if max_tokens is not None:
+        # A hint is no answer: where it is shown, a token is left for the student.
+        shown_hint = rule.placement == "prefix" and not rule.asks.teacher_may_finish
+        tokens = min(tokens, max_tokens - 1 if shown_hint else max_tokens)
     assert route.teacher is not None
     assert rule.placement is not None
     return GuidancePlan(
         teacher=route.teacher,
-        tokens=tokens if max_tokens is None else min(tokens, max_tokens),
+        tokens=tokens,
         projection=rule.asks,
         placement="context" if rule.placement == "prefix" and not prefix else rule.placement,
         boundary=rule.boundary,
@@ -379,7 +376,7 @@ def _guidance(
         deadline_s=rule.deadline_s,
         required=rule.on_failure == "reject",
         stream=rule.stream and asked.stream and ahead and rule.placement == "prefix" and rule.asks.teacher_may_finish,
-        may_answer=asked.unguidable is None,
+        may_answer=may_answer,
         reject_when_full=rule.on_queue_full == "reject",
         tenant=policy.tenant,
         weight=policy.weight,

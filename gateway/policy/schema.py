@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 
 from gateway.allowances import BudgetRule, LimitsRule
 from gateway.policy.conditions import When
+from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
 from gateway.policy.length_rules import MOST_TOKENS, AutoRule, Tokens
 from gateway.policy.projections import CUTOFF, PROJECTIONS, Projection
 from gateway.policy.quality import Part, QualityRule, part_of
@@ -147,6 +148,9 @@ class GuidanceRule(Shape):
     """How long greedy guidance may answer for the same request again; 0 keeps none."""
     share: Literal["tenant", "all"] = "tenant"
     """Among whom one guidance serves identical requests: this tenant's, or those of all who say `all`."""
+    allow_fields: Annotated[tuple[Label, ...], Field(max_length=MAX_ALLOWED_FIELDS)] = ()
+    """Request fields that the gateway does not know and that constrain no answer. With any other unknown field, a
+    request goes without guidance."""
     _asks: Projection | None = PrivateAttr(None)
 
     @cached_property
@@ -165,6 +169,13 @@ class GuidanceRule(Shape):
     def going_by(self, learned: LengthModel) -> GuidanceRule:
         """The same with the model that `auto` names."""
         return self.model_copy(update={"auto": self.auto.going_by(learned)})
+
+    @field_validator("allow_fields")
+    @classmethod
+    def _not_known(cls, fields: tuple[str, ...]) -> tuple[str, ...]:
+        if known := sorted(known_fields().intersection(fields)):
+            raise Wrong(f"{known[0]}: the gateway knows this field (docs/constraints.md): name unknown fields alone")
+        return fields
 
     @field_validator("exemplars")
     @classmethod

@@ -74,7 +74,6 @@ class ChatRequest:
     stop: tuple[str, ...]
     stream: bool
     wants_usage: bool
-    unguidable: str | None  # why guidance cannot open this answer, or None
     size_bytes: int
 
     @property
@@ -124,23 +123,8 @@ def parse_chat(raw: bytes) -> ChatRequest:
         stop=stops(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
-        unguidable=_unguidable(known),
         size_bytes=len(raw),
     )
-
-
-def _unguidable(known: ChatBody) -> str | None:
-    if known.tools or known.functions:
-        return "tools"
-    if known.response_format is not None and known.response_format.type != "text":
-        return "response_format"
-    if (known.n or 1) > 1:
-        return "n"
-    if known.logprobs:
-        return "logprobs"
-    if known.modalities not in (None, ["text"]):
-        return "modalities"
-    return None
 
 
 def _check_messages(messages: list[Message], as_sent: list[Json]) -> None:

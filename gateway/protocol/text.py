@@ -26,7 +26,6 @@ from gateway.protocol.texts import Texts, each_text
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
-    from gateway.protocol.texts import Text
 
 
 class TextBody(Struct, frozen=True):
@@ -64,7 +63,6 @@ class TextRequest:
     stop: tuple[str, ...]
     stream: bool
     wants_usage: bool
-    unguidable: str | None  # why guidance cannot open this answer, or None
     size_bytes: int
 
     @property
@@ -115,19 +113,5 @@ def parse_text_completion(raw: bytes) -> TextRequest:
         stop=stops(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
-        unguidable=_unguidable(known, prompts),
         size_bytes=len(raw),
     )
-
-
-def _unguidable(known: TextBody, prompts: list[Text]) -> str | None:
-    reasons = {
-        "prompts": len(prompts) > 1,
-        "token_ids": not isinstance(prompts[0], str),
-        "echo": bool(known.echo),
-        "suffix": bool(known.suffix),
-        "n": (known.n or 1) > 1,
-        "best_of": (known.best_of or 1) > 1,
-        "logprobs": known.logprobs is not None,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)

@@ -120,10 +120,21 @@ def test_it_tells_the_plan(folder: Path) -> None:
         2.0,
     )
     assert told(body=chat("my refund", n=2))["plan"]["unguided"] == "n"
+    assert told(body=chat("my refund"))["unguided_fields"] == []
     shadow = told(body=chat())["plan"]
     assert (shadow["mode"], shadow["shadow"]["mode"]) == ("teacher", "guided")
     assert told(body={"model": "vectors", "input": "a"})["plan"]["mode"] == "embeddings"
     assert told(body={"model": "other", "prompt": "a"})["request"]["kind"] == "text completion"
+
+
+def test_it_names_the_fields_that_exclude_guidance(folder: Path) -> None:
+    """Those that give the reason; a header names the reason alone."""
+    body = chat("my refund", nvext={"guided_regex": "a+"}, grammar="g", zebra=1)
+    found = told(body=body)
+    assert (found["plan"]["unguided"], found["plan"]["guidance"]) == ("structured_output", None)
+    assert sorted(found["unguided_fields"]) == ["grammar", "nvext.guided_regex"]
+    _, out, _ = run(body=chat("my refund", zebra=1))
+    assert "not asked: field_not_known, because of zebra" in out
 
 
 def test_it_tells_how_long_guidance_is_and_why(folder: Path) -> None:

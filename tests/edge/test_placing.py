@@ -10,6 +10,7 @@ from gateway.continuation import Continuation
 from gateway.edge import placing
 from gateway.edge.errors import GatewayAway
 from gateway.edge.guidance import Guidance
+from gateway.policy.constraints import placements
 
 MESSAGES = [{"role": "user", "content": "Why?"}]
 TRAILING = Continuation("trailing", echo=False)
@@ -22,12 +23,22 @@ def test_only_what_guidance_depends_on_leaves_the_device() -> None:
         "max_tokens": 9,
         "temperature": 1,
         "user": "me",
-        "grammar": "g",
         "n": None,
+        "logit_bias": {},
     }
     assert placing.told(body, "chat", stream=False) == {
         "model": "chat", "messages": MESSAGES, "stop": "X", "max_tokens": 9,
     }  # fmt: skip
+
+
+def test_the_gateway_is_told_what_constrains_the_answer_and_that_there_are_unknown_fields() -> None:
+    """Or it would give guidance that the student's constraint forbids. Names that it does not know stay here."""
+    body = {"messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True, "top_k": 5}, "secret": 1}
+    told = placing.told(body, "chat", stream=False)
+    assert told == {
+        "model": "chat", "messages": MESSAGES, "grammar": "g", "nvext": {"ignore_eos": True}, "unlisted_fields": True,
+    }  # fmt: skip
+    assert placements(told, "chat") == placements(body, "chat")
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])

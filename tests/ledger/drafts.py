@@ -110,7 +110,6 @@ def chat(**more: Any) -> ChatRequest:
         "stop": (),
         "stream": False,
         "wants_usage": False,
-        "unguidable": None,
         "size_bytes": 400,
         "max_tokens": None,
     }

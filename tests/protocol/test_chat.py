@@ -210,7 +210,7 @@ def test_a_good_body_is_kept_verbatim(fields: dict[str, Any]) -> None:
 def test_the_least_body_asks_for_nothing_special() -> None:
     """Every default is an absence."""
     assert parsed() == ChatRequest(
-        body=LEAST, model="m", max_tokens=None, stop=(), stream=False, wants_usage=False, unguidable=None,
+        body=LEAST, model="m", max_tokens=None, stop=(), stream=False, wants_usage=False,
         size_bytes=len(orjson.dumps(LEAST)),
     )  # fmt: skip
 
@@ -245,25 +245,6 @@ def test_stop_strings_are_a_tuple_without_empty_ones(stop: Any, read: tuple[str,
 def test_usage_in_a_stream_is_wanted_when_asked_for(options: Any, wants: bool) -> None:
     """And only then."""
     assert parsed(stream=True, stream_options=options).wants_usage is wants
-
-
-@pytest.mark.parametrize(
-    ("fields", "why"),
-    [
-        ({"tools": [{}]}, "tools"),
-        ({"tools": []}, None),
-        ({"functions": [{}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "text"}}, None),
-        ({"n": 2}, "n"),
-        ({"n": 1}, None),
-        ({"logprobs": True}, "logprobs"),
-        ({"logprobs": False, "top_logprobs": 5}, None),
-    ],
-)
-def test_what_guidance_cannot_open_says_why(fields: dict[str, Any], why: str | None) -> None:
-    """Tools, formats, several answers and logprobs are the student's alone."""
-    assert parsed(**fields).unguidable == why
 
 
 def nested(levels: int, opening: bytes = b"[", closing: bytes = b"]") -> bytes:

@@ -1,0 +1,56 @@
+"""Why a request of a guided route goes without guidance, as far as the request itself decides. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.policy.constraints import CALLER_PREFILL, LEAST_TOKENS, TOKEN_LIMIT, excluding_fields, placements
+from gateway.protocol import TextRequest
+
+if TYPE_CHECKING:
+    from gateway.continuation import Known
+    from gateway.policy.constraints import API, Excluding
+    from gateway.policy.schema import Route
+    from gateway.protocol import CompletionRequest
+
+
+class Verdict(NamedTuple):
+    """Whether a request can be guided.
+
+    Attributes:
+        unguided: the reason against guidance; None: there is none.
+        constrained: whether a field constrains the answer, so that the teacher's text cannot be all of it.
+    """
+
+    unguided: str | None
+    constrained: bool
+
+
+def judge_request(route: Route, request: CompletionRequest, continuation: Known, max_tokens: int | None) -> Verdict:
+    """Return whether the request can be guided on this route.
+
+    Args:
+        continuation: how the student continues an answer. One that cannot gets guidance in its prompt.
+        max_tokens: the limit on the answer: the caller's, else the route's.
+    """
+    beside = placements(request.body, _api(request), route.guidance.allow_fields)
+    prefix = route.guidance.placement == "prefix"
+    reason = beside.prefix if prefix else beside.context
+    if reason is None and not isinstance(request, TextRequest):
+        if request.messages[-1]["role"] == "assistant":
+            reason = CALLER_PREFILL
+        elif prefix and continuation == "not_probed":
+            reason = "student_not_probed"
+    if reason is None and max_tokens is not None and max_tokens < LEAST_TOKENS:
+        reason = TOKEN_LIMIT
+    return Verdict(reason, beside.prefix is not None)
+
+
+def fields_against(route: Route, request: CompletionRequest) -> list[Excluding]:
+    """Return the request's fields that exclude guidance with this route's placement."""
+    found = excluding_fields(request.body, _api(request), route.guidance.allow_fields)
+    return [one for one in found if route.guidance.placement == "prefix" or one.placement == "none"]
+
+
+def _api(request: CompletionRequest) -> API:
+    return "completions" if isinstance(request, TextRequest) else "chat"

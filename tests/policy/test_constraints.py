@@ -1,0 +1,214 @@
+"""The table of fields that constrain an answer: what it decides, and that its page shows it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.continuation import Continuation
+from gateway.ledger.log_sample import AS_ASKED
+from gateway.policy.constraints import (
+    APIS,
+    CONSTRAINTS,
+    FIELD_NOT_KNOWN,
+    HOLDERS,
+    MAX_FIELDS,
+    NEUTRAL,
+    UNCONSTRAINED,
+    Constraint,
+    Placements,
+    known_fields,
+    placements,
+)
+from gateway.policy.resolve import Look, Plan, resolve
+from gateway.policy.schema import TenantPolicy
+from gateway.protocol import parse_chat, parse_text_completion
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/constraints.md").read_text("utf-8")
+MESSAGES = [{"role": "user", "content": "Why?"}]
+# A value of each field that constrains an answer, where `true` does not.
+CONSTRAINING: dict[str, Any] = {
+    "prompts": ["one", "two"],
+    "token_ids": [1, 2, 3],
+    "tools": [{"type": "function", "function": {"name": "f"}}],
+    "response_format": {"type": "json_object"},
+    "n": 2,
+    "best_of": 2,
+    "modalities": ["text", "audio"],
+}
+
+
+def value_of(rule: Constraint) -> Any:
+    """A value that constrains."""
+    if rule.ignored == "null or true":
+        return False
+    return CONSTRAINING.get(rule.reason, True)
+
+
+def plan(body: dict[str, Any], **guidance: Any) -> Plan:
+    route = {"model": "m", "mode": "guided", "teacher": "big", "student": "small", "guidance": guidance}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    raw = orjson.dumps({"model": "m", **body})
+    request = parse_chat(raw) if "messages" in body else parse_text_completion(raw)
+    return resolve(policy, policy.routes[0], request, lambda _: Look(Continuation("trailing")))
+
+
+EACH = [
+    pytest.param(api, rule, field, id=f"{api}-{field}-{rule.reason}")
+    for rule in CONSTRAINTS
+    for api in rule.apis
+    for field in rule.fields
+]
+
+
+@pytest.mark.parametrize(("api", "rule", "field"), EACH)
+def test_each_field_leaves_the_placement_of_its_row(api: Any, rule: Constraint, field: str) -> None:
+    least = {"messages": MESSAGES} if api == "chat" else {"prompt": "Q:"}
+    found = placements({**least, field: value_of(rule)}, api)
+    assert found == Placements(rule.reason, rule.reason if rule.placement == "none" else None)
+    if field != "prompt":
+        assert placements({**least, field: None}, api) == UNCONSTRAINED
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "text"}},
+        {"logit_bias": {}, "bad_words": [], "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "n": 1},
+        {"tools": [], "functions": [], "grammar": "", "structured_outputs": {}, "json_schema": "", "best_of": 1},
+        {"skip_special_tokens": True, "add_generation_prompt": True, "continue_final_message": False},
+        {"modalities": ["text"], "use_beam_search": False, "include_stop_str_in_output": False},
+        {"anything": None, "nvext": {"top_k": 5, "ignore_eos": False}, "extra_body": {}},
+        {"temperature": 2, "top_p": 0.1, "seed": 1, "user": "me", "repetition_penalty": 1.3, "stop": ["x"]},
+    ],
+)
+def test_values_that_constrain_nothing_leave_every_placement(api: Any, fields: dict[str, Any]) -> None:
+    assert placements({"model": "m", **fields}, api) == UNCONSTRAINED
+
+
+@pytest.mark.parametrize("fields", [{"json_schema": {}}, {"guided_json": {}}, {"web_search_options": {}}])
+def test_an_empty_object_constrains_where_it_has_a_meaning(fields: dict[str, Any]) -> None:
+    """The empty schema means any JSON; empty search options mean a search."""
+    assert placements({"messages": MESSAGES, **fields}, "chat").prefix is not None
+
+
+def test_log_probabilities_of_the_chosen_tokens_alone_are_asked_for_by_0_in_completions() -> None:
+    assert placements({"prompt": "Q:", "logprobs": 0}, "completions").prefix == "logprobs"
+    assert placements({"messages": MESSAGES, "logprobs": False, "top_logprobs": 5}, "chat") == UNCONSTRAINED
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_fields_in_a_holder_constrain_as_at_the_top(holder: str) -> None:
+    assert placements({holder: {"guided_regex": "a+"}}, "chat") == Placements("structured_output", None)
+    assert placements({holder: {"zebra": 1}}, "chat") == Placements(FIELD_NOT_KNOWN, FIELD_NOT_KNOWN)
+    assert placements({holder: "text"}, "chat") == Placements(FIELD_NOT_KNOWN, FIELD_NOT_KNOWN)
+    # The gateway would not apply it.
+    assert placements({holder: {"stop": "x"}}, "chat").context == FIELD_NOT_KNOWN
+    assert placements({holder: {holder: {"grammar": "g"}}}, "chat").context == FIELD_NOT_KNOWN
+
+
+def test_the_reason_is_that_of_the_first_row_that_excludes_the_placement() -> None:
+    found = placements({"messages": MESSAGES, "zebra": 1, "documents": [{}], "n": 2, "tools": [{}]}, "chat")
+    assert found == Placements("tools", "prompt_control")
+
+
+def test_a_body_of_very_many_fields_is_not_gone_through() -> None:
+    assert len(known_fields()) + 64 < MAX_FIELDS
+    body = {f"f{number}": 1 for number in range(MAX_FIELDS + 1)}
+    assert placements(body, "chat").context == placements({"nvext": body}, "chat").context == FIELD_NOT_KNOWN
+
+
+@pytest.mark.parametrize("placement", ["prefix", "context", "input"])
+@pytest.mark.parametrize("request_", [{"messages": MESSAGES}, {"prompt": "Q:"}], ids=["chat", "completions"])
+def test_unknown_fields_go_without_guidance_unless_the_policy_allows_them(placement: str, request_: Any) -> None:
+    """No caller's word reaches the reason."""
+    body = {**request_, "zebra": 1, "nvext": {"yak": True}}
+    assert plan(body, placement=placement).unguided == FIELD_NOT_KNOWN
+    assert plan(body, placement=placement, allow_fields=["zebra"]).unguided == FIELD_NOT_KNOWN
+    allowed = plan(body, placement=placement, allow_fields=["zebra", "yak"])
+    assert allowed.unguided is None
+    assert allowed.guidance is not None
+    assert allowed.guidance.may_answer
+
+
+@pytest.mark.parametrize("field", ["grammar", "temperature", "nvext"])
+def test_a_policy_allows_unknown_fields_alone(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}: the gateway knows this field"):
+        plan({"messages": MESSAGES}, allow_fields=[field])
+
+
+@pytest.mark.parametrize("placement", ["context", "input"])
+def test_beside_a_constraint_the_teacher_may_not_answer_in_the_students_place(placement: str) -> None:
+    found = plan({"messages": MESSAGES, "grammar": "g"}, placement=placement)
+    assert found.guidance is not None
+    assert not found.guidance.may_answer
+
+
+@pytest.mark.parametrize("placement", ["prefix", "context", "input"])
+@pytest.mark.parametrize("flags", [{}, {"continue_final_message": True, "add_generation_prompt": False}])
+def test_an_answer_that_the_caller_began_is_not_guided(placement: str, flags: dict[str, Any]) -> None:
+    """In the prompt the student would be told that the middle of its answer is the beginning."""
+    begun = [*MESSAGES, {"role": "assistant", "content": "Because"}]
+    assert plan({"messages": begun, **flags}, placement=placement).unguided == "caller_prefill"
+
+
+def test_a_user_message_that_is_to_be_continued_is_not_guided() -> None:
+    assert plan({"messages": MESSAGES, "continue_final_message": True}).unguided == "caller_prefill"
+    assert plan({"messages": MESSAGES, "add_generation_prompt": False}).unguided == "caller_prefill"
+
+
+@pytest.mark.parametrize("tokens", [40, "auto"])
+@pytest.mark.parametrize("placement", ["prefix", "context", "input"])
+@pytest.mark.parametrize("request_", [{"messages": MESSAGES}, {"prompt": "Q:"}], ids=["chat", "completions"])
+def test_no_teacher_is_asked_for_an_answer_of_one_token(request_: Any, placement: str, tokens: Any) -> None:
+    """Nor is a length chosen, or the student asked how sure it is."""
+    found = plan({**request_, "max_tokens": 1}, placement=placement, tokens=tokens, auto={"probe": {}})
+    assert (found.unguided, found.guidance, found.length) == ("token_limit", None, None)
+
+
+def test_the_routes_own_limit_counts_where_the_caller_sends_none() -> None:
+    route = {"model": "m", "mode": "guided", "teacher": "big", "student": "small", "default_max_tokens": 1}
+    policy = TenantPolicy.model_validate({"tenant": "acme", "routes": [route]})
+    chat = parse_chat(orjson.dumps({"model": "m", "messages": MESSAGES}))
+    assert resolve(policy, policy.routes[0], chat, lambda _: Look(Continuation("trailing"))).unguided == "token_limit"
+
+
+def test_a_hint_that_is_shown_leaves_the_student_a_token() -> None:
+    """It is no answer; the teacher's own beginning of one may be all of it."""
+    for projection, tokens in (("hint", 19), ("cutoff", 20)):
+        found = plan({"messages": MESSAGES, "max_tokens": 20}, projection=projection, placement="prefix", tokens=40)
+        assert found.guidance is not None
+        assert found.guidance.tokens == tokens
+
+
+def test_every_reason_of_the_table_is_the_callers_wish_and_no_failure() -> None:
+    assert {rule.reason for rule in CONSTRAINTS} | {FIELD_NOT_KNOWN} <= AS_ASKED
+
+
+def test_no_field_is_in_two_rows_of_one_api_that_contradict_each_other() -> None:
+    for api in APIS:
+        neutral = [field for row in NEUTRAL if api in row.apis for field in row.fields]
+        constraining = {field for rule in CONSTRAINTS if api in rule.apis for field in rule.fields}
+        assert len(neutral) == len(set(neutral))
+        assert constraining & set(neutral) <= {"prompt"}
+
+
+def rows(apis: tuple[str, ...], fields: tuple[str, ...], *cells: str) -> str:
+    where = "" if set(apis) == set(APIS) else f" ({apis[0]})"
+    return f"| {', '.join(f'`{field}`' for field in fields)}{where} | {' | '.join(cells)} |"
+
+
+def test_the_page_shows_the_tables() -> None:
+    """Row by row, in their order; what it has too many or too few of is named."""
+    constraints = [
+        rows(rule.apis, rule.fields, f"`{rule.reason}`", rule.placement, rule.ignored, rule.why) for rule in CONSTRAINTS
+    ]
+    neutral = [rows(row.apis, row.fields, row.why) for row in NEUTRAL]
+    shown = re.findall(r"^\| `.*\|$", PAGE, re.MULTILINE)
+    assert shown == constraints + neutral
