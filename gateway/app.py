@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,9 @@ from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
 from gateway.completion import Completions
+from gateway.deadlines.deadlines import GuidanceDeadlines
+from gateway.deadlines.file import keep_written, read_times
+from gateway.deadlines.times import GuidanceTimes
 from gateway.edge_accounts import EdgeAccounts
 from gateway.embedding import Embeddings
 from gateway.engines.build import build
@@ -77,6 +81,7 @@ from gateway.web.routes import ROUTES
 from gateway.wiring import (
     archive_of,
     hourly_of,
+    leases_of,
     limits_of,
     most_compared,
     most_shadows,
@@ -153,13 +158,12 @@ async def gateway(
         engines = await build(settings.models, policies, metrics, tracing)
         for engine in engines.values():
             stack.push_async_callback(engine.close)
+        lease_of = leases_of(settings.redis.lease_s, policies)
         batcher = Batcher(
             redis,
             redis_keys,
             owner=owner,
-            limits={
-                model.name: limits_of(model, engines[model.name], settings.redis.lease_s) for model in settings.models
-            },
+            limits={model.name: limits_of(model, engines[model.name], lease_of) for model in settings.models},
             on_failure=settings.redis.on_failure,
             metrics=metrics,
         )
@@ -237,7 +241,9 @@ async def gateway(
             defaults=settings.defaults,
             required=settings.redis.on_failure == "reject",
         )
-        guide = Guide(engines, batcher, Flights(tasks), metrics, tasks)
+        times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
+        deadlines = GuidanceDeadlines(times)
+        guide = Guide(engines, batcher, Flights(tasks), metrics, tasks, deadlines)
         finisher = Finisher(engines, metrics)
         quality = QualityBook(redis.commands, redis_keys)
         completions = Completions(
@@ -297,6 +303,7 @@ async def gateway(
             within_s=receipts.ttl_s,
         )
         public[keys.SPEEDS] = Speeds(redis.commands, redis_keys, lease_s)
+        admin[keys.DEADLINES] = deadlines
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
@@ -305,7 +312,6 @@ async def gateway(
         admin[keys.LEDGER_STATE] = ledger_state
         admin[keys.UPTIME] = uptime
         admin[keys.LEDGER] = ledger
-        admin[keys.LEASE_S] = lease_s
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower)
         admin[keys.KEYRING] = ring
@@ -338,6 +344,7 @@ async def gateway(
         batcher.start(tasks)
         tasks.keep("receipts", store.run())
         tasks.keep("spooler", spooler.run())
+        tasks.keep("guidance_times", keep_written(settings.data, times))
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
         tasks.keep("roller", roller.run())

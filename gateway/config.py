@@ -34,7 +34,6 @@ from gateway.sections import (
 )
 from gateway.units import Origin, Wrong, origin
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,17 +159,6 @@ def _checked_key(source: Source, where: Origin) -> SecretStr | None:
     if admin is None:
         raise ConfigError([Mistake(source.file, 0, 0, "admin.key", one.message, one.suggestion) for one in mistakes])
     return admin.key
-
-
-def lease_s_of(source: Source) -> float | None:
-    """redis.lease of a file that may have mistakes elsewhere; None if it cannot be told."""
-    section = source.get("redis") if "redis" in source.data else {}
-    if not isinstance(section, dict) or ("redis" not in source.data and nearest("redis", source.data)):
-        return None
-    if "lease" not in section and nearest("lease", section):
-        return None
-    redis, _ = source.part({key: section[key] for key in ("lease",) if key in section}).check(RedisSettings)
-    return redis.lease_s if redis is not None else None
 
 
 def environment() -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from gateway.batching.ticket import Ticket
+from gateway.deadlines.deadlines import GuidanceDeadlines
 from gateway.engines.failures import note_failure
 from gateway.errors import (
     EngineError,
@@ -57,13 +58,20 @@ class Guide:
     """Asks teachers for openings: each call with a permit of the teacher's batch, identical ones once."""
 
     def __init__(
-        self, engines: Mapping[str, Engine], batcher: Batcher, flights: Flights, metrics: Metrics, tasks: Tasks
+        self,
+        engines: Mapping[str, Engine],
+        batcher: Batcher,
+        flights: Flights,
+        metrics: Metrics,
+        tasks: Tasks,
+        deadlines: GuidanceDeadlines | None = None,
     ) -> None:
         self._engines = engines
         self._batcher = batcher
         self._flights = flights
         self._metrics = metrics
         self._tasks = tasks
+        self._deadlines = GuidanceDeadlines() if deadlines is None else deadlines
         self._sounding = Sounding(engines, metrics)
 
     async def stream(self, plan: Plan, asked: CompletionRequest, draft: Draft) -> AsyncGenerator[str | Opening, None]:
@@ -118,15 +126,17 @@ class Guide:
             draft.unguided = plan.unguided
             return UNGUIDED
         # One moment for all: the caller's timer, the ticket and whoever waits for the same.
-        deadline = asyncio.get_running_loop().time() + guidance.deadline_s
+        deadline_s = self._deadlines.deadline_s(guidance)
+        deadline = asyncio.get_running_loop().time() + deadline_s
         if await self._sounding.is_sure(plan, asked, draft, deadline):
             draft.unguided = STUDENT_CONFIDENT
             return UNGUIDED
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await self._ask(plan, guidance, asked, draft, deadline, heard)
+                reply = await self._ask(plan, guidance, asked, draft, deadline, deadline_s, heard)
         except TimeoutError:
             draft.guided = time.perf_counter()
+            self._missed(guidance, draft, heard)
             return self._without(plan, guidance, draft, "teacher_late", None, heard)
         except QueueFull as full:
             draft.guided = time.perf_counter()
@@ -152,6 +162,7 @@ class Guide:
         asked: CompletionRequest,
         draft: Draft,
         deadline: float,
+        deadline_s: float,
         heard: Hearing | None,
     ) -> OpeningReply:
         engine = self._engines[guidance.teacher]
@@ -162,7 +173,7 @@ class Guide:
             tenant=guidance.tenant,
             prompt_tokens=max(1, (asked.size_bytes + added_bytes(guidance.projection, asked)) // _BYTES_PER_TOKEN),
             max_wait_s=guidance.max_wait_s,
-            deadline_s=guidance.deadline_s,
+            deadline_s=deadline_s,
             weight=guidance.weight,
             work=_work(guidance.share, engine, request, draft.id, ends),
             cache_ttl_s=guidance.cache_ttl_s,
@@ -196,6 +207,8 @@ class Guide:
         landing = await self._flights.join(self._batcher.queue(guidance.teacher), ticket, ask, granted, deadline)
         draft.guided = time.perf_counter()
         reply = landing.reply
+        if not landing.shared and draft.shadow_of is None:
+            self._deadlines.arrived(draft.tenant, draft.route, guidance, draft.guided - draft.asked)
         draft.teacher = Call(
             guidance.teacher,
             read_by(request),
@@ -206,6 +219,19 @@ class Guide:
             span=reply.span,
         )
         return reply
+
+    def _missed(self, guidance: GuidancePlan, draft: Draft, heard: Hearing | None) -> None:
+        """Record late guidance, and tell the caller which setting to change if the route's guidance is often late."""
+        if draft.asked is None or draft.guided is None or draft.shadow_of is not None:
+            return  # the probe used up the time, or nobody waited
+        draft.hint = self._deadlines.missed(
+            draft.tenant,
+            draft.route,
+            guidance,
+            draft.guided - draft.asked,
+            heard.tokens if heard is not None else 0,
+            granted=draft.granted is not None,
+        )
 
     def _without(
         self,

@@ -77,7 +77,8 @@ def size_bytes(text: str) -> int:
     return int(size)
 
 
-def _duration(value: object, info: ValidationInfo) -> float:
+def read_duration(value: object, info: ValidationInfo) -> float:
+    """Return the seconds that a YAML value says. Raises Wrong."""
     if isinstance(value, str):
         return duration_s(value)
     if isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and info.context is None):
@@ -246,14 +247,14 @@ class Spelt:
 
 
 # What an editor is told that YAML may say: its own spelling of a value, not Python's.
-_DurationText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)$")]
+DurationText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?(ms|s|m|h|d)$")]
 _SizeText: TypeAlias = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?([kKmMgG]?[bB]|[kKmMgG][iI][bB])$")]
 _Dollars: TypeAlias = Annotated[float, Field(ge=0, le=int(_MAX_USD))]
 _PerSecond: TypeAlias = Annotated[float, Field(gt=0, le=int(_MAX_RATE))]
 Reference: TypeAlias = Annotated[str, Field(pattern=r"^(env:|os\.environ/|file:).+$")]
 """A reference to a secret, as YAML spells it."""
 
-Duration: TypeAlias = Annotated[float, BeforeValidator(_duration, json_schema_input_type=_DurationText)]
+Duration: TypeAlias = Annotated[float, BeforeValidator(read_duration, json_schema_input_type=DurationText)]
 """Seconds."""
 Size: TypeAlias = Annotated[int, BeforeValidator(_size, json_schema_input_type=_SizeText)]
 """Bytes."""

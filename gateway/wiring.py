@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gateway.batching.ticket import Limits
@@ -89,7 +89,7 @@ def show_deadlines(metrics: Metrics, book: PolicyBook) -> None:
     for policy in book.policies:
         for route in policy.routes:
             if route.teacher is not None and policy.most_guidance_tokens(route):
-                deadline_s = route.guidance.deadline_s
+                deadline_s = route.guidance.longest_deadline_s
                 shortest[route.teacher] = min(deadline_s, shortest.get(route.teacher, deadline_s))
     metrics.show_deadlines(shortest)
 
@@ -120,7 +120,31 @@ def hourly_of(settings: Settings) -> dict[str, Decimal]:
     return {name: hourly_usd for name, hourly_usd in priced.items() if hourly_usd is not None}
 
 
-def limits_of(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[[], Limits]:
+def leases_of(lease_s: float, policies: Policies) -> Callable[[str], float]:
+    """Return a function that tells a teacher's lease: redis.lease, or its longest guidance deadline if that is longer.
+
+    A call must not outlive its permit. The lease follows each edit of the policies.
+    """
+
+    def longest(book: PolicyBook) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for policy in book.policies:
+            for route in policy.routes:
+                if route.teacher is not None:
+                    found[route.teacher] = max(found.get(route.teacher, lease_s), route.guidance.longest_deadline_s)
+        return found
+
+    leases = longest(policies.book)
+
+    def changed(book: PolicyBook) -> None:
+        nonlocal leases
+        leases = longest(book)
+
+    policies.on_change(changed)
+    return lambda teacher: leases.get(teacher, lease_s)
+
+
+def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], float]) -> Callable[[], Limits]:
     """What the teacher takes: the configuration's limits, and never more than the engine says it takes."""
     configured = Limits(
         max_in_flight=model.max_concurrency,
@@ -129,11 +153,16 @@ def limits_of(model: ModelSettings, engine: Engine, lease_s: float) -> Callable[
         low_water=model.batch.low_water,
         max_queue=model.batch.max_queue,
         max_cache_bytes=model.guidance_cache_bytes,
-        lease_s=lease_s,
     )
 
+    last = configured
+
     def now() -> Limits:
-        own = engine.state.max_concurrency
-        return configured if own is None or own >= configured.max_in_flight else configured.of_cap(own)
+        nonlocal last
+        own, lease_s = engine.state.max_concurrency, lease_of(model.name)
+        cap = configured.max_in_flight if own is None else min(own, configured.max_in_flight)
+        if (cap, lease_s) != (last.max_in_flight, last.lease_s):
+            last = replace(configured, max_in_flight=cap, lease_s=lease_s)
+        return last
 
     return now

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from gateway.metrics import Metrics
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Edition, Policies
 from gateway.policy.schema import TenantPolicy
-from gateway.wiring import show_deadlines, when_role_changes
+from gateway.wiring import leases_of, show_deadlines, when_role_changes
 
 EMBEDS = {"model": "e", "mode": "embeddings", "student": "small"}
 CHATS = {"model": "c", "mode": "teacher", "teacher": "big"}
 EDITION = Edition("1", 1, 0.0)
 
 
-def book(*routes: dict[str, str]) -> PolicyBook:
+def book(*routes: dict[str, Any]) -> PolicyBook:
     return PolicyBook.of([TenantPolicy.model_validate({"tenant": "acme", "routes": routes})])
 
 
@@ -35,6 +36,22 @@ def test_an_engine_is_probed_anew_when_an_edit_changes_what_it_is_for() -> None:
     assert told(CHATS, EMBEDS, {"model": "s", "mode": "student", "student": "small"}) == ["small"]
     assert told(CHATS) == []
     assert told(CHATS, EMBEDS) == ["small"]
+
+
+def test_a_teachers_lease_is_no_shorter_than_its_longest_deadline_and_follows_edits() -> None:
+    """A call must not outlive its permit."""
+
+    def of(deadline: float | str, **more: Any) -> dict[str, Any]:
+        guidance = {"deadline": deadline, **more}
+        return {"model": "c", "mode": "guided", "teacher": "big", "student": "small", "guidance": guidance}
+
+    policies = Policies(book(of(30.0), {"model": "d", "mode": "teacher", "teacher": "huge"}), EDITION)
+    lease_of = leases_of(10.0, policies)
+    assert [lease_of(name) for name in ("big", "huge", "other")] == [30.0, 10.0, 10.0]
+    policies.put(book(of(2.0)), EDITION)
+    assert lease_of("big") == 10.0
+    policies.put(book(of("auto", auto_deadline={"min": 1.0, "max": 45.0})), EDITION)
+    assert lease_of("big") == 45.0
 
 
 def test_the_shortest_deadline_of_each_teacher_is_told_and_goes_with_its_last_route() -> None:

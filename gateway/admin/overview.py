@@ -21,7 +21,7 @@ from gateway.rollups.rollup import Row
 from gateway.rollups.rollups import Period, periods
 from gateway.usage.usage import figures
 from gateway.web.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
-from gateway.web.probes import config_shown, policies_shown, status_of
+from gateway.web.probes import config_shown, policies_shown, status_of, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -126,7 +126,7 @@ async def show_overview(request: web.Request) -> web.Response:
                     "detail": engine.state.detail,
                     "breaker": engine.breaker,
                     "in_flight": engine.calls,
-                    "warnings": engine.state.warnings,
+                    "warnings": warnings_of(app, name),
                 }
                 for name, engine in app[ENGINES].items()
             ],

@@ -32,7 +32,6 @@ from gateway.web.keys import (
     CALLERS_LISTENER,
     COMPLETIONS,
     ENGINES,
-    LEASE_S,
     LEDGER,
     POLICIES,
     RECEIPTS,
@@ -80,7 +79,7 @@ async def run_playground(request: web.Request) -> web.StreamResponse:
         int(time.time()),
         request[STARTED],
         NO_HEADERS,
-        wanted=wish.wanted(request.app[LEASE_S], request.app[POLICIES].book.projections),
+        wanted=wish.wanted(request.app[POLICIES].book.projections),
     )
     parts = request.app[COMPLETIONS].stream(visit, asked, MarkedRelay)
     with reads(request) as reading, _Presence(request):

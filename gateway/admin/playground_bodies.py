@@ -63,17 +63,14 @@ class Run(Shape):
             raise Wrong("system goes with a prompt: put it into messages")
         return prompt
 
-    def wanted(self, lease_s: float, projections: Mapping[str, Projection] = PROJECTIONS) -> Wanted:
-        """What is wanted of the route; `lease_s` is how long a permit of the teacher's holds.
-
-        Raises InvalidRequest where there is no projection of that name.
-        """
+    def wanted(self, projections: Mapping[str, Projection] = PROJECTIONS) -> Wanted:
+        """What is wanted of the route. Raises InvalidRequest where there is no projection of that name."""
         guidance, name = self.guidance, self.guidance.projection
         if name is not None and name not in projections:
             message = f"There is no projection '{name}'.{meant(name, list(projections))}"
             raise InvalidRequest(message, param="guidance.projection")
         projection = projections[name] if name is not None else None
-        return Wanted(self.mode, guidance.tokens, projection, guidance.placement, lease_s)
+        return Wanted(self.mode, guidance.tokens, projection, guidance.placement)
 
     def chat(self) -> ChatRequest:
         """The question as a caller would put it. Raises InvalidRequest, which names the field."""

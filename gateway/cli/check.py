@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import typer
 
 from gateway.archive_address import is_postgres
+from gateway.deadlines.file import read_times
+from gateway.deadlines.times import GuidanceTimes, as_duration, recommended_s
 from gateway.keyring.callers import moment
 from gateway.ledger.estimate import TOKENS_PER_MESSAGE
 from gateway.ledger.worst_case import ASSUMED_TOKENS
@@ -132,12 +134,14 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
             yield f"model {model.name}: its api_key travels unencrypted to {parts.hostname}: use https"
         for why in _doubts(model, teaches=model.name in book.teachers()):
             yield f"model {model.name}: {why}"
+    measured = GuidanceTimes(time.monotonic, read_times(settings.data))
     for policy in book.policies:
         for why in (
             *_doubts_of_routes(settings, policy),
             *_unbounded(settings, policy),
             *_out_of_reach(settings.defaults, policy),
             *_expired(policy, time.time()),
+            *_often_late(policy, measured),
         ):
             yield f"tenant {policy.tenant}: {why}"
     used = {name for policy in book.policies for route in policy.routes for name in route.engines}
@@ -223,6 +227,22 @@ def _expired(policy: TenantPolicy, now: float) -> Iterator[str]:
     for key in policy.keys:
         if key.expires is not None and key.expires <= now:
             yield f"key {key.id} expired on {moment(key.expires)}: remove it, or set a later date in expires"
+
+
+def _often_late(policy: TenantPolicy, measured: GuidanceTimes) -> Iterator[str]:
+    """Routes whose deadline is below what the gateway measured when it last ran with this data folder."""
+    for route in policy.routes:
+        tokens, rule = policy.most_guidance_tokens(route), route.guidance
+        if not tokens or route.teacher is None:
+            continue
+        p95_s = measured.p95_s(route.teacher, tokens)
+        if p95_s is not None and p95_s > rule.longest_deadline_s:
+            name = "auto_deadline.max" if rule.deadline == "auto" else "deadline"
+            yield (
+                f"route {route.model}: guidance.{name} is {as_duration(rule.longest_deadline_s)}, and when it was last "
+                f"measured, 95 % of {route.teacher}'s guidance took up to {as_duration(round(p95_s, 3))}: set "
+                f"guidance.{name} to {as_duration(recommended_s(p95_s))}"
+            )
 
 
 def _out_of_reach(defaults: Defaults, policy: TenantPolicy) -> Iterator[str]:

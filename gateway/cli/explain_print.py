@@ -144,9 +144,11 @@ def _quality_rows(quality: QualityPlan) -> Iterator[tuple[str, ...]]:
 
 def _guidance(guidance: GuidancePlan) -> str:
     otherwise = "503" if guidance.required else "the student answers alone"
+    bounds = guidance.auto_deadline
+    within = f"{guidance.deadline_s:g}s" if bounds is None else f"{bounds.min_s:g}s to {bounds.max_s:g}s, as measured"
     return (
         f"{guidance.teacher}: at most {guidance.tokens} tokens, projection {_projection(guidance)}, placement "
-        f"{guidance.placement}, within {guidance.deadline_s:g}s, else {otherwise}"
+        f"{guidance.placement}, within {within}, else {otherwise}"
     )
 
 

@@ -95,6 +95,7 @@ class Draft:
     placed: str | None = None  # where the guidance stands, as soon as a finisher got it
     complete: bool = False
     unguided: str | None = None
+    hint: str | None = None  # the setting to change where guidance is often late
     finish_reason: str | None = None
     receipt: Receipt | None = None
     told: Receipt | None = None  # what a reply was told that does not show the baseline; that is counted afterwards
@@ -232,6 +233,7 @@ class Draft:
             probe=probe,
             # One that hung up may have all it needs by then; one that was told of an error has nothing to finish.
             close=self.terms if status in _HANDED_OVER else None,
+            hint=self.hint,
         )
 
     def facts(self) -> Json:
@@ -239,6 +241,8 @@ class Draft:
         facts: Json = {"mode": self.mode}
         if self.unguided is not None:
             facts["unguided"] = self.unguided
+        if self.hint is not None:
+            facts["hint"] = self.hint
         if self.teacher is not None and self.teacher.shared:
             facts["shared"] = self.teacher.shared
         if self.budget is not None:

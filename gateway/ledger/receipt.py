@@ -155,6 +155,7 @@ class Receipt(msgspec.Struct, frozen=True):
         probe: what it cost to ask the student for its first token before the teacher; it is in the cost.
         close: of a guidance, until when its device may report; None: there is nothing to report.
         edge_of: of what a device reports, the id of the guidance; None where it had none from here.
+        hint: the setting to change and its value, where the guidance was late and the route's guidance is often late.
     """
 
     id: str
@@ -186,6 +187,7 @@ class Receipt(msgspec.Struct, frozen=True):
     probe: EngineShare | None = None
     close: CloseTerms | None = None
     edge_of: str | None = None
+    hint: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -227,6 +229,8 @@ class Receipt(msgspec.Struct, frozen=True):
         facts: Json = {"mode": self.mode}
         if self.unguided is not None:
             facts["unguided"] = self.unguided
+        if self.hint is not None:
+            facts["hint"] = self.hint
         for role, share in (("teacher", self.teacher), ("student", self.student)):
             if share is not None:
                 facts[role] = share.model

@@ -7,12 +7,11 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.config import check_settings, lease_s_of
+from gateway.config import check_settings
 from gateway.errors import ConfigError
 from gateway.policy.conditions import When
 from gateway.policy.pages import Pages
 from gateway.policy.projections import PROJECTIONS
-from gateway.policy.schema import GuidanceRule, KeyEntry, TenantPolicy
 from gateway.yaml_source import Mistake, Source, in_file_order, shown
 from gateway.yaml_words import nearest
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
     from gateway.policy.projections import Projection
+    from gateway.policy.schema import KeyEntry, TenantPolicy
 
 
 class Caller(NamedTuple):
@@ -99,15 +99,13 @@ def check_all(
     if folder is None:
         return settings, None, mistakes
     known = list(settings.by_name) if settings else _names(source)
-    lease_s = settings.redis.lease_s if settings else lease_s_of(source) if source else None
-    book, more = check_book(folder, known, lease_s, dict(_protocols(source)), pages)
+    book, more = check_book(folder, known, dict(_protocols(source)), pages)
     return settings, book, [*mistakes, *more]
 
 
 def check_book(
     folder: Path,
     known_models: list[str] | None,
-    lease_s: float | None = None,
     protocols: Mapping[str, str] = MappingProxyType({}),
     pages: Pages | None = None,
 ) -> tuple[PolicyBook | None, list[Mistake]]:
@@ -115,7 +113,6 @@ def check_book(
 
     Args:
         known_models: the names of config.yaml. None: it does not tell, so do not ask.
-        lease_s: redis.lease of config.yaml, which no guidance deadline may pass. None likewise.
         protocols: of the models of config.yaml, by name: only `openai` has a route for embeddings.
         pages: what remembers the files that were read before, and will those that are read now.
     """
@@ -138,7 +135,7 @@ def check_book(
         found, source = list(page.mistakes), page.source
         if source is not None:
             found += [*book_so_far.check(source), *_routes(source, known_models), *library.check(source)]
-            found += [*_past_the_lease(source, lease_s), *_without_embeddings(source, protocols)]
+            found += _without_embeddings(source, protocols)
             if page.policy is not None:
                 policies.append(library.bind(file, page.policy, source))
         mistakes += in_file_order(found)
@@ -242,18 +239,6 @@ def _engines(route: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str
             yield ("students", index, "model"), engine
 
 
-def _past_the_lease(source: Source, lease_s: float | None) -> Iterator[Mistake]:
-    """A permit ends with its owner's lease: a call that may last longer would run without one."""
-    for index, route in enumerate(source.items("routes")):
-        deadline_s = _deadline_s(source, route) if isinstance(route, dict) else None
-        if lease_s is not None and deadline_s is not None and deadline_s > lease_s:
-            yield source.mistake(
-                ("routes", index, "guidance", "deadline"),
-                f"is longer than redis.lease in config.yaml, {lease_s:g}s: the call could outlive its permit; "
-                "shorten it, or raise redis.lease",
-            )
-
-
 def _without_embeddings(source: Source, protocols: Mapping[str, str]) -> Iterator[Mistake]:
     for index, route in enumerate(source.items("routes")):
         embeds = isinstance(route, dict) and route.get("mode") == "embeddings"
@@ -266,22 +251,6 @@ def _without_embeddings(source: Source, protocols: Mapping[str, str]) -> Iterato
                     f"{engine} has protocol {protocol}, which makes no embeddings: name a model of protocol "
                     f"openai{way_out}",
                 )
-
-
-def _deadline_s(source: Source, route: Mapping[str, object]) -> float | None:
-    """The guidance deadline of a route that may have mistakes; None if it has none, or it cannot be told."""
-    guidance = route.get("guidance", {})
-    asked = next(
-        (rule.get("modes") for rule in (route.get("overrides"), source.get("overrides")) if isinstance(rule, dict)),
-        None,
-    )
-    by_request = isinstance(asked, list) and "guided" in asked and route.get("mode") != "embeddings"
-    if not (route.get("mode") in {"guided", "shadow"} or by_request) or not isinstance(guidance, dict):
-        return None
-    if "deadline" not in guidance and nearest("deadline", guidance):
-        return None
-    rule, _ = source.part({key: guidance[key] for key in ("deadline",) if key in guidance}).check(GuidanceRule)
-    return rule.deadline_s if rule is not None else None
 
 
 def _names(source: Source | None) -> list[str] | None:

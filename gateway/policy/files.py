@@ -41,7 +41,7 @@ class PolicyFiles:
     Args:
         config: the file that the process was started with.
         digest: the hash of what stood in it then.
-        settings: what that meant. Models, lease and folder stay so until the process ends.
+        settings: what that meant. Models and folder stay so until the process ends.
         pages: what remembers the policy files.
     """
 
@@ -50,7 +50,6 @@ class PolicyFiles:
         self._digest = digest
         self._folder = settings.policies
         self._models = list(settings.by_name)
-        self._lease_s = settings.redis.lease_s
         self._protocols: dict[str, str] = {model.name: model.protocol for model in settings.models}
         self._pages = pages
 
@@ -80,7 +79,7 @@ class PolicyFiles:
 
     def read(self) -> Reading:
         """The policies, against the configuration that the process runs with."""
-        book, mistakes = check_book(self._folder, self._models, self._lease_s, self._protocols, self._pages)
+        book, mistakes = check_book(self._folder, self._models, self._protocols, self._pages)
         return Reading(book, tuple(map(str, mistakes)), self.edition())
 
     def edition(self) -> Edition:

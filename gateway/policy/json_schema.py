@@ -122,7 +122,8 @@ def _tidy(schema: dict[str, Any]) -> dict[str, Any]:
             schema[keyword] = schema.pop(name)
     default = schema.pop("default", None)
     if default is not None and default != []:
-        schema["default"] = _spelt(default, schema.get("pattern", ""))
+        pattern = next((arm["pattern"] for arm in (schema, *arms) if "pattern" in arm), "")
+        schema["default"] = _spelt(default, pattern)
     return schema
 
 

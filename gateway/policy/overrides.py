@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -26,14 +25,12 @@ class Wanted:
     Attributes:
         tokens: how long the opening may be; auto: the route's own rule chooses, where it has one.
         projection: of the library; the route's own stays as its policy has it, exemplars and all.
-        lease_s: no opening takes longer: a route that is never guided may say what would outlive its permit.
     """
 
     mode: AskedMode
     tokens: int | Literal["auto"] | None = None
     projection: Projection | None = None
     placement: Placement | None = None
-    lease_s: float = math.inf
 
     def of(self, route: Route) -> Route:
         """The route as it is wanted. Raises InvalidRequest where it names no engine for that, or chooses no length."""
@@ -49,8 +46,7 @@ class Wanted:
                 param="guidance.tokens",
             )
         wanted = {"tokens": self.tokens, "placement": self.placement}
-        changed: dict[str, object] = {name: value for name, value in wanted.items() if value is not None}
-        changed["deadline_s"] = min(route.guidance.deadline_s, self.lease_s)
+        changed = {name: value for name, value in wanted.items() if value is not None}
         guidance = route.guidance.model_copy(update=changed)
         if self.projection is not None and self.projection.name != guidance.projection:
             guidance = guidance.asking(self.projection)

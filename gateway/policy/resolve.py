@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from gateway.continuation import Known
+    from gateway.policy.deadline_rules import AutoDeadline
     from gateway.policy.length import Choice
     from gateway.policy.overrides import Wanted
     from gateway.policy.projections import Projection
@@ -84,7 +85,9 @@ class GuidancePlan:
         tokens: m, the teacher's tokens; never more than the caller's own limit.
         boundary: where the opening ends when it was cut for length.
         max_wait_s: how long the ticket may wait for its batch to fill.
-        deadline_s: after this long the answer goes on without guidance, or fails if `required`.
+        deadline_s: after this long the answer goes on without guidance, or fails if `required`. With `auto_deadline` it
+            is the upper bound.
+        auto_deadline: the bounds within which the deadline follows measured times; None: the deadline is fixed.
         reject_when_full: whether the policy wants a 429 and no unguided answer when the tenant's queue is full.
         tenant, weight: whose share of the teacher it takes, and how large that is.
         share: "" where identical requests of every tenant may share one guidance; else those of this one alone.
@@ -113,6 +116,7 @@ class GuidancePlan:
     weight: float
     share: str
     cache_ttl_s: float
+    auto_deadline: AutoDeadline | None = None
 
     @property
     def asked_tokens(self) -> int:
@@ -373,7 +377,8 @@ def _guidance(
         top_p=rule.top_p,
         seed=rule.seed,
         max_wait_s=rule.max_wait_s,
-        deadline_s=rule.deadline_s,
+        deadline_s=rule.longest_deadline_s,
+        auto_deadline=rule.auto_deadline if rule.deadline == "auto" else None,
         required=rule.on_failure == "reject",
         stream=rule.stream and asked.stream and ahead and rule.placement == "prefix" and rule.asks.teacher_may_finish,
         may_answer=may_answer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, Valida
 from gateway.allowances import BudgetRule, LimitsRule
 from gateway.policy.conditions import When
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
+from gateway.policy.deadline_rules import AutoDeadline, Deadline
 from gateway.policy.length_rules import MOST_TOKENS, AutoRule, Tokens
 from gateway.policy.projections import CUTOFF, PROJECTIONS, Projection
 from gateway.policy.quality import Part, QualityRule, part_of
@@ -138,8 +140,11 @@ class GuidanceRule(Shape):
     """The teacher's; unset: not sent."""
     max_wait_s: Annotated[Duration, lasting("1ms", "1s")] = Field(0.01, alias="max_wait")
     """How long a request may wait for others to share its batch."""
-    deadline_s: Annotated[Duration, lasting("1ms", "10m")] = Field(2.0, alias="deadline", validate_default=True)
-    """How long a request waits for its guidance altogether, `max_wait` included."""
+    auto_deadline: AutoDeadline = AutoDeadline()
+    """The bounds of `deadline: auto`."""
+    deadline: Deadline = Field(2.0, validate_default=True)
+    """How long a request waits for its guidance altogether, `max_wait` included; auto: as long as 95 % of the teacher's
+    measured guidance takes, with a quarter more, within `auto_deadline`."""
     on_failure: Literal["student", "reject"] = "student"
     """No guidance in time: the student answers without, or 503."""
     on_queue_full: Literal["student", "reject"] = "student"
@@ -190,12 +195,20 @@ class GuidanceRule(Shape):
         """The longest opening."""
         return self.auto.max if self.tokens == "auto" else self.tokens
 
-    @field_validator("deadline_s")
+    @property
+    def longest_deadline_s(self) -> float:
+        """The longest time that a request may wait for guidance."""
+        return self.auto_deadline.max_s if self.deadline == "auto" else self.deadline
+
+    @field_validator("deadline")
     @classmethod
-    def _past_the_window(cls, deadline_s: float, info: ValidationInfo) -> float:
-        if deadline_s <= info.data.get("max_wait_s", 0.0):
-            raise Wrong("must be longer than max_wait, which is part of it")
-        return deadline_s
+    def _past_the_window(cls, deadline: Deadline, info: ValidationInfo) -> Deadline:
+        bounds = info.data.get("auto_deadline")
+        shortest_s = (bounds.min_s if bounds is not None else math.inf) if deadline == "auto" else deadline
+        if shortest_s <= info.data.get("max_wait_s", 0.0):
+            of = "auto_deadline.min must be" if deadline == "auto" else "must be"
+            raise Wrong(f"{of} longer than max_wait, which is part of it")
+        return deadline
 
 
 class RetryRule(Shape):

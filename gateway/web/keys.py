@@ -11,6 +11,7 @@ from gateway.archive.state import ArchiveBoard
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions
+from gateway.deadlines.deadlines import GuidanceDeadlines
 from gateway.edge_accounts import EdgeAccounts
 from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
@@ -72,7 +73,7 @@ EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 HANDOVER = web.AppKey("handover", Handover)
 EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeAccounts)
 ARCHIVE_BOARD = web.AppKey("archive_board", ArchiveBoard)  # there where an archive is configured
-LEASE_S = web.AppKey("lease_s", float)  # how long a permit of a teacher's holds
+DEADLINES = web.AppKey("deadlines", GuidanceDeadlines)
 LEDGER = web.AppKey("ledger", Ledger)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
 ADMISSION = web.AppKey("admission", Admission)

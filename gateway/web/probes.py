@@ -19,6 +19,7 @@ from gateway.policy.reload import ConfigEdit
 from gateway.web.keys import (
     ADMISSION,
     ARCHIVE_BOARD,
+    DEADLINES,
     ENGINES,
     KEYRING,
     LEDGER_STATE,
@@ -61,7 +62,7 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
             "up": engine.state.up,
             "detail": engine.state.detail,
             "breaker": engine.breaker,
-            "warnings": engine.state.warnings,
+            "warnings": warnings_of(request.app, name),
             "continuation": _continuation(engine.state.continuation),
             "facts": engine.state.facts,
         }
@@ -85,6 +86,11 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         status=503 if status in _NOT_READY else 200,
         content_type="application/json",
     )
+
+
+def warnings_of(app: web.Application, engine: str) -> list[str]:
+    """Return what is wrong with an engine that is up, and which routes miss its guidance too often."""
+    return [*app[ENGINES][engine].state.warnings, *app[DEADLINES].warnings(engine)]
 
 
 def _archive(board: ArchiveBoard | None) -> object:

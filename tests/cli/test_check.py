@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from gateway.cli.check import DEVELOPMENT_KEY, check, is_private
 from gateway.config import OVERRIDES
+from gateway.deadlines.file import write_times
+from gateway.deadlines.times import Measured
 from gateway.policy.book import check_all
 from tests.policy.test_length_model import FILE as FITTED
 
@@ -132,10 +134,10 @@ def test_every_mistake_has_its_line_and_the_exit_code_is_1(folder: Path) -> None
             "models[0].batch.max_queue: must be at least batch.max_size, which is 32: or no batch",
         ),
         (
-            "config.yaml",
-            "lease: 10s",
-            "lease: 1s",
-            "routes[0].guidance.deadline: is longer than redis.lease in config.yaml, 1s: the call could outlive its",
+            "policies/default.yaml",
+            "deadline: 2s",
+            "deadline: 5ms",
+            "routes[0].guidance.deadline: must be longer than max_wait, which is part of it",
         ),
     ],
 )
@@ -147,9 +149,20 @@ def test_a_batch_that_could_never_open_or_never_end_is_a_mistake(
     assert (code, out, err[1:]) == (1, [], ["1 mistake found"])
     assert message in err[0]
     number = int(err[0].split(":")[1])
-    wrong = "deadline: 2s" if "deadline" in message else new
-    where = "policies/default.yaml" if "deadline" in message else file
-    assert wrong in (folder / where).read_text().splitlines()[number - 1]
+    assert new in (folder / file).read_text().splitlines()[number - 1]
+
+
+def test_a_deadline_below_the_measured_times_is_a_warning_that_says_what_to_set(folder: Path) -> None:
+    """The gateway wrote the times to its data folder when it last ran there."""
+    write_times(folder / "data", (Measured("big", 63, 3.5, 40),))
+    edit(folder / "policies" / "default.yaml", "deadline: 2s", "deadline: 2s ")
+    _, _, warnings = run()
+    assert (
+        "warning: tenant default: route chat: guidance.deadline is 2s, and when it was last measured, 95 % of big's "
+        "guidance took up to 3.5s: set guidance.deadline to 4.4s"
+    ) in warnings
+    edit(folder / "policies" / "default.yaml", "deadline: 2s ", "deadline: auto")
+    assert not any("guidance.deadline" in one or "auto_deadline" in one for one in run()[2])
 
 
 def test_another_file_may_be_checked(folder: Path) -> None:

@@ -179,35 +179,6 @@ def test_the_mistakes_of_all_files_come_at_once(folder: Path) -> None:
     ]
 
 
-def test_a_deadline_past_the_lease_is_told_beside_other_mistakes(folder: Path) -> None:
-    """Those of config.yaml and those of the policy itself."""
-    routes = (
-        "  - {model: x, mode: guided, teacher: big, studnt: small, guidance: {deadline: 30s}}\n"
-        "  - {model: y, mode: guided, teacher: big, student: small, guidance: {deadline: 1s}}\n"
-    )
-    tenant(folder, "a", keys=("k1",), routes=routes)
-    too_long = "policies/a.yaml:3: routes[0].guidance.deadline: is longer than redis.lease in config.yaml, "
-    misspelt = "policies/a.yaml:3: routes[0].studnt: unknown key. Did you mean 'student'?"
-    for redis, lease in (("", "10s"), ("redis: {lease: 20s}\n", "20s"), ("redis: {prefix: '', lease: 20s}\n", "20s")):
-        (folder / "config.yaml").write_text(redis + MODELS + "log: {level: loud}\n")
-        lines = told(folder)
-        assert misspelt in lines
-        assert any(line.startswith(f"{too_long}{lease}: ") for line in lines)
-        assert not any("routes[1]" in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    "config",
-    ["redis: {lease: 20}\n", "redis: {leese: 40s}\n", "redsi: {lease: 40s}\n", "redis: 3\n", "redis:\n"],
-)
-def test_a_lease_that_cannot_be_told_makes_no_deadline_wrong(folder: Path, config: str) -> None:
-    routes = "  - {model: x, mode: guided, teacher: big, student: small, guidance: {deadline: 30s}}\n"
-    tenant(folder, "a", keys=("k1",), routes=routes)
-    (folder / "config.yaml").write_text(config + MODELS)
-    _, _, mistakes = check_all(folder / "config.yaml")
-    assert [one.file for one in mistakes] == ["config.yaml"]
-
-
 @pytest.mark.parametrize("route", ["mode: guided, teacher: big, studnet: small", "mode: student, studnet: small"])
 def test_a_misspelt_role_is_one_mistake(folder: Path, route: str) -> None:
     tenant(folder, "a", keys=("k1",), routes=f"  - {{model: x, {route}}}\n")
@@ -236,24 +207,6 @@ def test_a_config_that_cannot_be_read_is_one_mistake(folder: Path) -> None:
     assert len(told(folder)) == 1
     (folder / "config.yaml").write_text(MODELS + "policies: 3\n")
     assert told(folder) == ["config.yaml:4: policies: must be the path of a folder"]
-
-
-def test_a_call_may_not_outlive_its_permit(folder: Path) -> None:
-    """A guidance deadline past redis.lease is refused, where it stands; a student's route has no permit."""
-    tenant(
-        folder,
-        "acme",
-        keys=("a",),
-        routes="  - {model: slow, mode: guided, teacher: big, student: small, guidance: {deadline: 30s}}\n"
-        "  - {model: alone, mode: student, student: small, guidance: {deadline: 30s}}\n",
-    )
-    (mistake,) = told(folder)
-    assert mistake.endswith(
-        "acme.yaml:3: routes[0].guidance.deadline: is longer than redis.lease in config.yaml, 10s: the call could "
-        "outlive its permit; shorten it, or raise redis.lease"
-    )
-    (folder / "config.yaml").write_text("redis: {lease: 30s}\n" + MODELS)
-    assert book_of(folder)
 
 
 WHEN = "  - {{model: x, mode: student, student: small, when: {}}}\n"
@@ -305,15 +258,6 @@ def test_one_name_is_of_chats_or_of_embeddings(folder: Path) -> None:
     tenant(folder, "a", keys=("k1",), routes=chats + chats.replace("mode: student", "mode: embeddings"))
     (line,) = told(folder)
     assert line.startswith("policies/a.yaml:4: routes[1].model: routes[0] has this name too, and only one of the two ")
-
-
-def test_a_deadline_counts_wherever_guidance_may_be_asked_for(folder: Path) -> None:
-    """In shadows, and where a caller may want it: there the call needs a permit as well."""
-    route = "  - {{model: {}, mode: {}, teacher: big, student: small, guidance: {{deadline: 30s}}{}}}\n"
-    routes = route.format("x", "shadow", "") + route.format("y", "student", ", overrides: {modes: [guided]}")
-    tenant(folder, "a", keys=("k1",), routes=routes + route.format("z", "student", ""))
-    places = [line.partition("is longer")[0] for line in told(folder)]
-    assert places == [f"policies/a.yaml:{index + 3}: routes[{index}].guidance.deadline: " for index in (0, 1)]
 
 
 def test_a_teacher_of_shadows_and_of_those_who_may_ask_is_one_of_guidance(folder: Path) -> None:

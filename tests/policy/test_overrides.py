@@ -186,10 +186,3 @@ def test_a_mode_without_its_engines_is_refused_with_what_is_missing(mode: Any, r
     with pytest.raises(InvalidRequest, match=f"names {lacks}") as caught:
         wanted(Wanted(mode), **route)
     assert caught.value.param == "mode"
-
-
-def test_an_opening_takes_no_longer_than_its_permit_holds() -> None:
-    """The check of a policy says so of guided routes; here any route may be."""
-    route = {"mode": "student", "guidance": {"deadline_s": 60.0}}
-    longest = [wanted(Wanted("guided", lease_s=lease_s), **route).guidance for lease_s in (10.0, 90.0)]
-    assert [one and one.deadline_s for one in longest] == [10.0, 60.0]

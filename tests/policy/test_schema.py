@@ -32,7 +32,7 @@ def test_a_route_has_the_defaults_of_the_paper() -> None:
     route = Route(model="chat", mode="guided", teacher="big", student="small")
     assert (route.baseline, route.show_cost, route.default_max_tokens) == ("big", True, None)
     assert route.guidance == GuidanceRule(
-        tokens=40, projection="cutoff", placement="prefix", temperature=0, max_wait_s=0.01, deadline_s=2.0
+        tokens=40, projection="cutoff", placement="prefix", temperature=0, max_wait_s=0.01, deadline=2.0
     )
     assert (route.guidance.top_p, route.guidance.seed, route.guidance.on_failure) == (None, None, "student")
 
@@ -203,7 +203,13 @@ def test_a_route_that_cannot_work_is_a_mistake(folder: Path, route: str, lines: 
         ("max_wait: 10", "max_wait: a duration needs its unit (ms, s, m, h, d): write 10s if you mean seconds"),
         ("deadline: 10ms", "deadline: must be longer than max_wait, which is part of it"),
         ("{max_wait: 500ms, deadline: 400ms}", "deadline: must be longer than max_wait, which is part of it"),
-        ("deadline: 1h", "deadline: must be between 1ms and 10m"),
+        ("deadline: 1h", "deadline: must be between 1ms and 10m, or auto"),
+        ("deadline: soon", "deadline: must be a duration: a number with ms, s, m, h or d, like 250ms or 30s, or auto"),
+        (
+            "{deadline: auto, max_wait: 600ms}",
+            "deadline: auto_deadline.min must be longer than max_wait, which is part of it",
+        ),
+        ("{deadline: auto, auto_deadline: {min: 2s, max: 1s}}", "auto_deadline.max: must not be below min"),
         ("on_failure: teacher", "on_failure: must be student or reject"),
         ("on_queue_full: 429", "on_queue_full: must be student or reject"),
         ("cache_ttl: 31d", "cache_ttl: must be between 0s and 30d"),

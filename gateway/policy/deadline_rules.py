@@ -1,0 +1,47 @@
+"""How a policy sets the time that a request may wait for guidance: `deadline: 2s`, or `deadline: auto`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+
+from gateway.units import Duration, DurationText, Wrong, lasting, read_duration
+from gateway.yaml_source import Shape
+
+_LEAST_S, _MOST_S = 0.001, 600.0
+_Fixed: TypeAlias = Annotated[Duration, lasting("1ms", "10m")]
+
+
+def _deadline(value: object, info: ValidationInfo) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        seconds = read_duration(value, info)
+    except Wrong as wrong:
+        raise Wrong(f"{wrong}, or auto") from None
+    if not _LEAST_S <= seconds <= _MOST_S:
+        raise Wrong("must be between 1ms and 10m, or auto")
+    return seconds
+
+
+Deadline: TypeAlias = Annotated[
+    float | Literal["auto"], PlainValidator(_deadline, json_schema_input_type=DurationText | Literal["auto"])
+]
+"""A duration in seconds; or `auto`."""
+
+
+class AutoDeadline(Shape):
+    """The bounds of `deadline: auto`, which follows the teacher's measured times."""
+
+    min_s: _Fixed = Field(0.5, alias="min")
+    """The shortest deadline."""
+    max_s: _Fixed = Field(15.0, alias="max", validate_default=True)
+    """The longest deadline; it holds while nothing is measured."""
+
+    @field_validator("max_s")
+    @classmethod
+    def _not_below_min(cls, max_s: float, info: ValidationInfo) -> float:
+        if max_s < info.data.get("min_s", 0.0):
+            raise Wrong("must not be below min")
+        return max_s
