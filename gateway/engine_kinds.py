@@ -32,6 +32,8 @@ class EngineKind:
         renamed: OpenAI's fields that it knows by another name.
         never_sent: what it refuses, or misreads, and can do without.
         strict: whether it refuses fields that it does not know: then only its own modes are tried.
+        stops_within_s: seconds within which it stops generating when its client disconnects; None: it is not known to
+            stop, and may generate, and charge for, the whole answer.
     """
 
     name: str
@@ -43,6 +45,7 @@ class EngineKind:
     renamed: tuple[tuple[str, str], ...] = ()
     never_sent: frozenset[str] = frozenset()
     strict: bool = False
+    stops_within_s: float | None = None
 
     @property
     def candidates(self) -> tuple[Mode, ...]:
@@ -65,23 +68,56 @@ class EngineKind:
                 body[own] = value
 
 
+# A server that stops at its next step: some milliseconds, and the time that the news takes.
+_NEXT_STEP_S = 0.1
+
 TGI = EngineKind(
     "TGI",
     ("trailing", "completions", "instruct"),
     echo=False,
     renderer="tgi",
     never_sent=frozenset({"presence_penalty"}),  # 0 becomes a repetition penalty of 2 (protocol: it adds 2)
+    # An entry whose response channel is closed leaves the batch at its next step (backends/v3/src/backend.rs).
+    stops_within_s=_NEXT_STEP_S,
 )
 _OLD_LIMIT = ("max_completion_tokens", "max_tokens")
 UNKNOWN = EngineKind("any other", (*NATIVE_MODES, "instruct"))
 
 KINDS: tuple[EngineKind, ...] = (
-    EngineKind("vLLM", ("vllm", "completions", "instruct"), echo=False, owners=("vllm",), renderer="vllm"),
-    EngineKind("SGLang", ("sglang", "completions", "instruct"), echo=False, owners=("sglang",), renderer="sglang"),
-    EngineKind("llama.cpp", ("trailing", "vllm", "completions", "instruct"), owners=("llamacpp",), renderer="llamacpp"),
+    EngineKind(
+        "vLLM",
+        ("vllm", "completions", "instruct"),
+        echo=False,
+        owners=("vllm",),
+        renderer="vllm",
+        stops_within_s=_NEXT_STEP_S,  # with_cancellation aborts the request at once (vllm/entrypoints/utils.py)
+    ),
+    EngineKind(
+        "SGLang",
+        ("sglang", "completions", "instruct"),
+        echo=False,
+        owners=("sglang",),
+        renderer="sglang",
+        # A stream is aborted after 2 s; any other call is looked at every 4 s (srt/managers/tokenizer_manager.py).
+        stops_within_s=4.0,
+    ),
+    EngineKind(
+        "llama.cpp",
+        ("trailing", "vllm", "completions", "instruct"),
+        owners=("llamacpp",),
+        renderer="llamacpp",
+        stops_within_s=1.0,  # HTTP_POLLING_SECONDS (tools/server/server-context.cpp)
+    ),
     TGI,
     # `max_completion_tokens` is accepted and ignored, and the answer has no end (ollama issue 7125).
-    EngineKind("Ollama", ("trailing", "instruct"), echo=False, owners=("library",), renamed=(_OLD_LIMIT,)),
+    EngineKind(
+        "Ollama",
+        ("trailing", "instruct"),
+        echo=False,
+        owners=("library",),
+        renamed=(_OLD_LIMIT,),
+        stops_within_s=_NEXT_STEP_S,  # the request's context ends the sequence (runner/ollamarunner/runner.go)
+    ),
     # The o-series and GPT-5 refuse `max_tokens`; every chat model takes the other (openai-python issue 2046).
     EngineKind(
         "OpenAI",

@@ -98,6 +98,7 @@ def row(kind: EngineKind) -> list[str]:
         ", ".join(f"`{mode}`" for mode in kind.modes),
         {True: "yes", False: "no", None: ""}[kind.echo],
         ", ".join(renamed + left_out),
+        "" if kind.stops_within_s is None else f"{kind.stops_within_s:g} s",
         "yes" if kind.strict else "",
     ]
 

@@ -84,6 +84,7 @@ class EngineState:
     revision: str | None = None  # which weights it serves; None: not known yet. Guidance is of one revision
     reasoning: Reasoning = "none"  # as configured: whether its model reasons before it answers
     max_concurrency: int | None = None  # the engine's own limit on calls in flight, where it tells
+    stops_within_s: float | None = None  # how soon it stops when its client disconnects; None: it is not known to
 
 
 class Engine(Protocol):

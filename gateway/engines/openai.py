@@ -199,6 +199,7 @@ class OpenAIEngine:
         self._looked = self._looked and bool(self._state.up)
         if not self._looked:
             self._kind = kind_of(mine.get("owned_by"), self._http.host)
+            self._state.stops_within_s = self._kind.stops_within_s
             self._renderer = self._renderer_of(mine)
             if self._asked != "none":
                 await self._look()

@@ -98,7 +98,7 @@ class TGIEngine:
         self._asked = continuation
         self._looked = continuation in {"trailing", "none"}
         self._doubt: str | None = None
-        self._state = EngineState()
+        self._state = EngineState(stops_within_s=TGI.stops_within_s)
         if continuation == "none":
             self._state.continuation = None
         elif continuation != "auto":
