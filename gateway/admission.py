@@ -148,12 +148,12 @@ class Admission:
         status = "internal"
         try:
             yield
-            status = "ok"
+            status = "client_gone" if draft.caller_left else "ok"
         except GatewayError as error:
-            status, error.recorded = error.label, not draft.refused
+            status, error.recorded = "client_gone" if draft.caller_left else error.label, not draft.refused
             raise
         except (asyncio.CancelledError, GeneratorExit, ConnectionError):
-            status = "shutdown" if self.cutting else "client_gone"
+            status = "shutdown" if self.cutting and not draft.caller_left else "client_gone"
             raise
         finally:
             # Whoever is refused for a limit costs nothing, and may come again and again: no receipt tells of it.

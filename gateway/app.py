@@ -30,6 +30,7 @@ from gateway.completion import Completions
 from gateway.deadlines.deadlines import GuidanceDeadlines
 from gateway.deadlines.file import keep_written, read_times
 from gateway.deadlines.times import GuidanceTimes
+from gateway.disconnects import Disconnects
 from gateway.edge_accounts import EdgeAccounts
 from gateway.embedding import Embeddings
 from gateway.engines.build import build
@@ -288,6 +289,7 @@ async def gateway(
         admin[QUALITY] = quality
         admin[ATTEMPTS] = Attempts()
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
+        public[keys.DISCONNECTS] = Disconnects(prices)
         public[keys.DOCUMENT] = document(ROUTES)
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
         public[keys.HANDOVER] = Handover(guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s)

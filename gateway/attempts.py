@@ -31,10 +31,12 @@ async def go_on(
 ) -> None:
     """Wait until the next attempt is due. Raises the error, in the caller's terms, when there is none.
 
+    A caller that has disconnected gets none.
+
     Args:
         placed: whether the engine was to go on with an opening.
     """
-    pause_s = attempts.after(error, placed=placed)
+    pause_s = attempts.after(error, placed=placed) if not draft.caller_left else None
     if pause_s is None:
         # Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
         if isinstance(error, EngineRejected) and error.blames_request and not placed:

@@ -41,6 +41,18 @@ if TYPE_CHECKING:
         def __call__(self, head: ReplyHead, *, wants_usage: bool) -> StreamRelay: ...
 
 
+@dataclass(slots=True)
+class Opened:
+    """The draft of a request, as soon as there is one: a disconnect may come at any time."""
+
+    draft: Draft | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        """The caller disconnected, and the request went on without it."""
+        return self.draft is not None and self.draft.caller_left
+
+
 @dataclass(frozen=True, slots=True)
 class Visit:
     """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
@@ -56,10 +68,11 @@ class Visit:
     headers: Mapping[str, str]
     allowance: Allowance = field(default_factory=Allowance)
     wanted: Wanted | None = None
+    opened: Opened = field(default_factory=Opened)
 
     def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
         """The receipt of what comes of this, to be filled in."""
-        return Draft(
+        self.opened.draft = draft = Draft(
             id=self.id,
             created=self.created,
             tenant=self.caller.policy.tenant,
@@ -70,6 +83,7 @@ class Visit:
             plan=plan,
             allowance=self.allowance,
         )
+        return draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +201,8 @@ class Completions:
 
     def _cast(self, draft: Draft, asked: CompletionRequest, caller: Caller, heard: Heard | None) -> None:
         """Begin what the plan wants beside the answer, now that the caller has it."""
+        if draft.caller_left:
+            return
         if draft.plan.shadow is not None:
             self._shadows.cast(draft.beside(draft.plan.shadow, "shadow"), asked, caller)
         if heard is not None:

@@ -72,7 +72,7 @@ class Embeddings:
         attempts = Attempts(plan.finishers, plan.retries)
         while True:
             engine = attempts.finisher.engine
-            draft.student = call = _call(engine, asked.inputs)
+            draft.student = draft.running = call = _call(engine, asked.inputs)
             try:
                 reply = await self._engines[engine].embed(asked.body)
                 break
@@ -81,6 +81,8 @@ class Embeddings:
                 if not error.heard:
                     draft.student = None  # it cost nothing
                 await go_on(attempts, error, plan, draft, self._metrics)
+            finally:
+                draft.running = None
         call.usage = reply.usage or call.usage
         return reply
 
@@ -89,5 +91,5 @@ def _call(engine: str, inputs: list[Text]) -> Call:
     """What is sent. Token ids are counted at once; words only if the engine does not count them."""
     ids = [text for text in inputs if not isinstance(text, str)]
     if ids:
-        return Call(engine, (), Usage(sum(map(len, ids)), 0, estimated=True))
-    return Call(engine, [{"content": [{"text": text} for text in inputs]}])
+        return Call(engine, (), Usage(sum(map(len, ids)), 0, estimated=True), limit_tokens=0)
+    return Call(engine, [{"content": [{"text": text} for text in inputs]}], limit_tokens=0)

@@ -7,18 +7,20 @@ made again, by the same engine or the next, and the guidance that was written is
 
 from __future__ import annotations
 
+import time
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
 from gateway.attempts import Attempts, go_on
-from gateway.engines.chat import read_usage
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError, EngineRejected
+from gateway.generation import Generation
 from gateway.ledger.draft import Call
-from gateway.messages import words, written
+from gateway.messages import words
 from gateway.opening import UNGUIDED
 from gateway.placing import is_prefix, seam, send, thoughts, writes_again
 from gateway.policy.resolve import Look
+from gateway.protocol import TextRequest
 from gateway.relay import join_reply
 
 if TYPE_CHECKING:
@@ -81,15 +83,10 @@ class Finisher:
         self, plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening, draft: Draft
     ) -> Json:
         sent = send(plan, finisher, asked, opening)
-        call = _begin(plan, finisher, draft, opening, sent)
-        # Until it has answered, nobody knows how much of this it wrote.
-        limit = sent.body.get(asked.limit_field)
-        call.lost_tokens, call.unbounded = (limit or 0) * asked.drafts, limit is None
-        with self._failures(plan, draft):
+        generation = self._begin(plan, finisher, asked, opening, draft, sent)
+        with self._calling(plan, draft, generation):
             reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
-        call.lost_tokens, call.unbounded = 0, False
-        call.usage = read_usage(reply.get("usage"))
-        call.text.write("".join(map(written, _said(reply, "message"))))
+            generation.read_reply(reply)
         return reply
 
     async def stream(
@@ -134,28 +131,55 @@ class Finisher:
         sent = send(plan, finisher, asked, opening)
         # The receipt wants usage, whether the caller does or not.
         sent.body["stream_options"] = {**(asked.body.get("stream_options") or {}), "include_usage": True}
-        call = _begin(plan, finisher, draft, opening, sent)
-        with self._failures(plan, draft):
+        generation = self._begin(plan, finisher, asked, opening, draft, sent)
+        with self._calling(plan, draft, generation):
             async with aclosing(self._engines[finisher.engine].stream(sent.body, sent.prefill)) as groups:
                 async for chunks in groups:
                     relayed = []
+                    now = time.perf_counter()
                     for chunk in chunks:
-                        for said in _said(chunk, "delta"):
-                            call.text.write(written(said))
-                            if words(said.get("content")):
-                                draft.saw_first_token()
+                        generation.read(chunk, now)
+                        if draft.first_token is None and _says(chunk):
+                            draft.saw_first_token()
                         if (one := relay.feed(chunk)) is not None:
                             relayed.append(one)
                         if relay.done:
                             break
-                    call.usage = relay.usage
                     if relayed:
                         yield relayed
-                    if relay.done:
-                        break
+                    if relay.done or generation.stopped:
+                        return
+            generation.finish()
+
+    def _begin(
+        self,
+        plan: Plan,
+        finisher: FinisherPlan,
+        asked: CompletionRequest,
+        opening: Opening,
+        draft: Draft,
+        sent: Sent,
+    ) -> Generation:
+        """Write down the call that is made now. Raises ConnectionResetError where the caller has left meanwhile."""
+        if draft.caller_left:
+            raise ConnectionResetError("The caller disconnected.")
+        draft.running = call = Call(finisher.engine, sent.reads)
+        _set_call(plan, draft, call)
+        if draft.kept_tokens:
+            draft.placed = _placement(plan, finisher, opening)
+            draft.rewritten = draft.placed == "prefix" and writes_again(finisher)
+        return Generation(
+            call,
+            limit=sent.body.get(asked.limit_field),
+            choices=asked.choices,
+            drafts=asked.drafts,
+            stops_within_s=self._engines[finisher.engine].state.stops_within_s,
+            preface=_preface(finisher, asked, sent),
+            now=time.perf_counter(),
+        )
 
     @contextmanager
-    def _failures(self, plan: Plan, draft: Draft) -> Iterator[None]:
+    def _calling(self, plan: Plan, draft: Draft, generation: Generation) -> Iterator[None]:
         """Count the finisher's failures, and forget a call that it did not take: that one cost nothing."""
         try:
             yield
@@ -164,19 +188,25 @@ class Finisher:
             if not error.heard:
                 _set_call(plan, draft, None)
             raise
+        finally:
+            draft.running = None
+            generation.close(time.perf_counter())
 
 
 def _continues(finisher: FinisherPlan) -> bool:
     return finisher.continuation is not None and not finisher.continuation.writes_again
 
 
-def _begin(plan: Plan, finisher: FinisherPlan, draft: Draft, opening: Opening, sent: Sent) -> Call:
-    call = Call(finisher.engine, sent.reads)
-    _set_call(plan, draft, call)
-    if draft.kept_tokens:
-        draft.placed = _placement(plan, finisher, opening)
-        draft.rewritten = draft.placed == "prefix" and writes_again(finisher)
-    return call
+def _preface(finisher: FinisherPlan, asked: CompletionRequest, sent: Sent) -> str | None:
+    """Text that the engine may repeat before its own; None: more than can be told here."""
+    if asked.body.get("echo"):
+        return None
+    if sent.prefill is not None:
+        return sent.prefill.text if finisher.continuation is None or finisher.continuation.echo else ""
+    if isinstance(asked, TextRequest):
+        return ""
+    last = asked.messages[-1]  # some engines repeat a caller's prefill
+    return words(last.get("content")) or "" if last["role"] == "assistant" else ""
 
 
 def _placement(plan: Plan, finisher: FinisherPlan, opening: Opening) -> str:
@@ -192,6 +222,5 @@ def _set_call(plan: Plan, draft: Draft, call: Call | None) -> None:
         draft.student = call
 
 
-def _said(reply: Json, holder: str) -> list[Json]:
-    """What the choices of a reply or a chunk say. `holder`: what has it, a `message` or a `delta`."""
-    return [choice.get(holder) or {} for choice in reply["choices"]]
+def _says(chunk: Json) -> bool:
+    return any(words((choice.get("delta") or {}).get("content")) for choice in chunk["choices"])

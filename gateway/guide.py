@@ -183,7 +183,9 @@ class Guide:
             draft.granted = time.perf_counter()
             draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until it has answered, nobody knows how much of this it wrote.
-            draft.teacher = Call(guidance.teacher, read_by(request), lost_tokens=guidance.asked_tokens)
+            most = guidance.asked_tokens
+            draft.teacher = Call(guidance.teacher, read_by(request), lost_tokens=most, limit_tokens=most)
+            draft.running = draft.teacher
 
         async def ask(grant: Grant) -> OpeningReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
@@ -196,7 +198,8 @@ class Guide:
                     note_failure(error, draft.id, self._metrics)
                     # Who is overloaded is not helped by a second call, and there is an answer without.
                     begun = heard is not None and heard.tokens > 0
-                    if begun or not retries or not error.again or isinstance(error, EngineOverloaded):
+                    given_up = draft.caller_left or not retries or not error.again
+                    if begun or given_up or isinstance(error, EngineOverloaded):
                         raise
                     draft.failed.append(FailedCall(error.engine, error.label, draft.teacher if error.heard else None))
                     self._metrics.retries.labels(error.engine, error.label).inc()
@@ -204,7 +207,11 @@ class Guide:
                 await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 
         draft.asked = time.perf_counter()
-        landing = await self._flights.join(self._batcher.queue(guidance.teacher), ticket, ask, granted, deadline)
+        queue = self._batcher.queue(guidance.teacher)
+        try:
+            landing = await self._flights.join(queue, ticket, ask, granted, deadline)
+        finally:
+            draft.running = None
         draft.guided = time.perf_counter()
         reply = landing.reply
         if not landing.shared and draft.shadow_of is None:

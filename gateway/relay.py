@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.engines.chat import read_usage
 from gateway.messages import words
 from gateway.protocol import passed_on
 
 if TYPE_CHECKING:
-    from gateway.engines.base import Usage
     from gateway.guidance.seam import SeamJoin
     from gateway.protocol import Json, ReplyHead
     from gateway.reasoning import ReasoningFilter
@@ -34,7 +32,6 @@ class StreamRelay:
         self._roles: dict[int, str] = {}
         self._roles_sent: set[int] = set()
         self._finished: set[int] = set()
-        self.usage: Usage | None = None
         self.finish_reason: str | None = None
 
     @property
@@ -58,7 +55,6 @@ class StreamRelay:
         Returns chunks with what of the opening can be shown now, and was not.
         """
         self._seam, self._thoughts = seam, thoughts
-        self.usage = None  # what a student counted that broke off before a word is its own
         return self.show_rest(seam.opening()) if seam is not None else []
 
     def show_rest(self, opening: str) -> list[Json]:
@@ -74,8 +70,6 @@ class StreamRelay:
 
     def feed(self, chunk: Json) -> Json | None:
         """One chunk of the student's: what the caller gets for it, if anything."""
-        if chunk.get("usage"):
-            self.usage = read_usage(chunk["usage"]) or self.usage
         choices = [kept for choice in chunk["choices"] if (kept := self._relayed(choice)) is not None]
         return self._chunk(choices, chunk) if choices else None
 

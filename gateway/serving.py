@@ -32,6 +32,9 @@ log = structlog.get_logger()
 _ADMIN_CONNECTIONS = 256
 _OTHER_FILES = 256
 
+# Of the requests in flight, one in so many may be read on after its caller disconnected.
+_READING_ON_SHARE = 8
+
 # After the drain, for handlers that are cut.
 _CUT_S = 2.0
 # How many more objects there must be before Python looks for cycles. Its own 700 are less than a request makes.
@@ -62,6 +65,7 @@ async def serve(
             listener="public",
             max_connections=settings.server.max_connections,
             scheduler=LoopScheduler(metrics),
+            max_reading_on=max(1, settings.server.max_in_flight // _READING_ON_SHARE),
             access_log=None,
             handler_cancellation=True,
             shutdown_timeout=_CUT_S,

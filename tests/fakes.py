@@ -63,8 +63,10 @@ class FakeEngine:
 
     ROUTES = ("/v1/chat/completions", "/v1/completions", "/generate", "/generate_stream")
 
-    def __init__(self, behave: Handler, embed: Handler | None = None) -> None:
+    def __init__(self, behave: Handler, embed: Handler | None = None, *, owned_by: str | None = None) -> None:
+        """`owned_by`: what /models says of its owner, which tells the kind of an engine."""
         self.behave = behave
+        self.owned_by = owned_by
         self.embed = embed or _embeds
         self.asked: list[dict[str, Any]] = []
         self.paths: list[str] = []
@@ -89,13 +91,17 @@ class FakeEngine:
             self.cancelled.set()
             raise
 
+    async def _models(self, _: web.Request) -> web.Response:
+        owner = {} if self.owned_by is None else {"owned_by": self.owned_by}
+        return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model", **owner}]})
+
     @contextmanager
     def running(self) -> Iterator[FakeEngine]:
         app = web.Application()
         for route in self.ROUTES:
             app.router.add_post(route, self._behave)
         app.router.add_post("/v1/embeddings", self._embeddings)
-        app.router.add_get("/v1/models", _models)
+        app.router.add_get("/v1/models", self._models)
         app.router.add_get("/info", _info)
         with served(app) as self.url:
             yield self
@@ -116,10 +122,6 @@ def embedded(vectors: int, encoding: str | None = None) -> bytes:
     )
     usage = b'{"prompt_tokens": %d, "total_tokens": %d}' % (5 * vectors, 5 * vectors)
     return b'{"object": "list", "data": [' + data + b'], "model": "fake", "usage": ' + usage + b"}"
-
-
-async def _models(_: web.Request) -> web.Response:
-    return web.json_response({"object": "list", "data": [{"id": "fake", "object": "model"}]})
 
 
 async def _info(_: web.Request) -> web.Response:

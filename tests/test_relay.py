@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.base import Usage
 from gateway.guidance.seam import SeamJoin
 from gateway.protocol import ReplyHead, usage_body
 from gateway.relay import StreamRelay, join_reply
@@ -194,15 +193,6 @@ def test_text_held_back_has_a_role_where_nothing_left_before_it() -> None:
     assert (text_of(got), roles(got)) == ("The quick", [(0, "assistant")])
 
 
-def test_a_second_students_usage_is_its_own() -> None:
-    """The first one counted as it went, and broke off before a word: what it counted is not the answer's."""
-    one = relay()
-    one.feed(chunk({"role": "assistant"}, usage=COUNTED))
-    one.join(None)
-    one.feed(says("Hi"))
-    assert one.usage is None
-
-
 PARTS = [
     {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
     {"type": "text", "text": " sky is"},
@@ -253,15 +243,6 @@ def test_a_stop_string_over_the_seam_ends_the_answer() -> None:
     assert one.finish_reason == "stop"
 
 
-def test_usage_that_comes_after_a_stop_over_the_seam_is_read() -> None:
-    """The receipt wants it."""
-    seam = SeamJoin("One\nQ", echo=False, stop=["\nQ:"])
-    one = relay(seam)
-    one.feed(says(": two"))
-    assert one.feed({"choices": [], "usage": COUNTED}) is None
-    assert one.usage == Usage(9, 4)
-
-
 @pytest.mark.parametrize("seam", [None, SeamJoin("So", echo=False)])
 def test_nothing_of_a_choice_comes_after_its_finish(seam: SeamJoin | None) -> None:
     """No text, no second finish."""
@@ -287,13 +268,12 @@ def test_an_answer_that_needed_no_student_has_a_finish(reason: str) -> None:
 
 
 def test_upstream_usage_does_not_go_out_unasked() -> None:
-    """It is read for the receipt: alone, beside text, or in every chunk."""
+    """Alone, beside text, or in every chunk."""
     one = relay()
     sent = (says("x", usage=None), says("y", "stop", usage=COUNTED), {"choices": [], "usage": COUNTED})
     got = played(one, *sent)
     assert len(got) == 2
     assert all("usage" not in each for each in got)
-    assert one.usage == Usage(9, 4)
 
 
 def test_usage_is_null_on_every_chunk_of_a_caller_that_wants_it() -> None:
@@ -306,15 +286,6 @@ def test_usage_is_null_on_every_chunk_of_a_caller_that_wants_it() -> None:
     assert all(each["usage"] is None for each in got)
     last = one.usage_chunk(usage_body(1, 2), {"mode": "guided"})
     assert last == {**HEAD.chunk([]), "usage": usage_body(1, 2), "gkt": {"mode": "guided"}}
-
-
-@pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": "9"}])
-def test_the_last_usable_usage_counts(later: Any) -> None:
-    """One that cannot be read does not undo one that could."""
-    one = relay()
-    for usage in ({"prompt_tokens": 9, "completion_tokens": 1}, COUNTED, later):
-        one.feed({"choices": [], "usage": usage})
-    assert one.usage == Usage(9, 4)
 
 
 def test_the_students_chunk_is_not_changed() -> None:

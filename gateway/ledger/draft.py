@@ -53,6 +53,9 @@ class Call:
     shared: str = ""  # "flight" or "cache": what another request's call fetched, and paid for
     unbounded: bool = False  # tokens may have been written that never reached us, and nothing bounds them
     span: Any = None  # where traces are on: that of the call, whoever made it
+    limit_tokens: int | None = None  # output tokens, over all choices, that the engine was told to generate at most
+    seen_tokens: int = 0  # a lower bound on the output tokens that arrived
+    ended: bool = False  # every choice has its finish_reason; the usage may still be missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Draft:
     student: Call | None = None
     probe: Call | None = None  # of the student, for its first token
     probed: ProbeFacts | None = None
+    running: Call | None = None  # the call under way that this request pays for
+    caller_left: bool = False  # the caller disconnected, and the running call is read to its end for its usage
     ended_at: str | None = None  # the guidance ended with a sentence or step, before its length was used up
     failed: list[FailedCall] = field(default_factory=list)
     batch: BatchFacts | None = None
@@ -311,7 +316,10 @@ def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[st
     else:
         encoding = encodings[call.model].name
         read, cached, estimated = count_messages(encoding, call.messages), 0, True
-        written = count_text(encoding, call.text.getvalue()) + call.lost_tokens
+        counted = count_text(encoding, call.text.getvalue())
+        written = counted + call.lost_tokens
+        if call.limit_tokens is not None:
+            written = min(written, max(counted, call.limit_tokens))
     cost = Decimal(0) if call.shared else cost_usd(prices[call.model], read, written, cached)
     return EngineShare(
         call.model, read, written, quantized(cost), min(cached, read), estimated, call.unbounded, call.shared

@@ -106,6 +106,8 @@ class Ledger:
         """
         if draft.receipt is not None:
             return draft.receipt
+        if draft.caller_left:
+            status = "client_gone"
         if draft.needs_estimate:
             receipt = await asyncio.to_thread(self._counted, draft, status)
         else:

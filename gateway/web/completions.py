@@ -12,9 +12,9 @@ from gateway.completion import Visit
 from gateway.protocol import ChatRequest, TextRequest, parse_chat, parse_text_completion
 from gateway.web.auth import authenticate
 from gateway.web.body import read_body
-from gateway.web.events import as_events, reads
+from gateway.web.events import as_events, reads, require_caller
 from gateway.web.headers import fact_headers
-from gateway.web.keys import ADMISSION, ALLOWANCE, COMPLETIONS, REQUEST_ID, STARTED
+from gateway.web.keys import ADMISSION, ALLOWANCE, COMPLETIONS, OPENED, REQUEST_ID, STARTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -52,11 +52,13 @@ async def answered(request: web.Request, path: Path[_Asked], caller: Caller, ask
     """What comes of a checked request, whole or as events. Raises GatewayErrors."""
     visit = Visit(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
     request[ALLOWANCE] = visit.allowance
+    request[OPENED] = visit.opened
     if asked.stream:
         with reads(request) as reading:
             return await as_events(request, path.stream(visit, asked), reading)
     async with request.app[ADMISSION].until_cut():
         answer = await path.answer(visit, asked)
+    require_caller(visit.opened)
     return web.Response(
         body=orjson.dumps(answer.body),
         content_type="application/json",

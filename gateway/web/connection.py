@@ -17,6 +17,7 @@ from aiohttp.web_protocol import _ErrInfo
 from gateway.errors import GatewayError, HeadTooLarge, HeadTooSlow, InvalidRequest, Overloaded
 from gateway.fair_share import ANONYMOUS, ANONYMOUS_WEIGHT, BoundedHoldings, Holdings
 from gateway.web.error_body import error_response, new_request_id
+from gateway.web.reading_on import ReadingOn
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,6 +64,7 @@ class Runner(web.AppRunner):
         max_connections: open at once. For one more, one without a running request is closed, of the tenant that has
             most for its weight; where there is none, the new one is refused.
         scheduler: divides the event loop's time between tenants; None: requests are answered as they arrive.
+        max_reading_on: handlers that may go on at once although their callers disconnected.
         head_within_s: from the first byte of a request's head to its last.
     """
 
@@ -74,6 +76,7 @@ class Runner(web.AppRunner):
         listener: str,
         max_connections: int,
         scheduler: LoopScheduler | None = None,
+        max_reading_on: int = 0,
         head_within_s: float = HEAD_WITHIN_S,
         **options: Any,
     ) -> None:
@@ -89,6 +92,7 @@ class Runner(web.AppRunner):
         self._listener = listener
         self._max_connections = max_connections
         self._scheduler = scheduler
+        self._max_reading_on = max_reading_on
         self._head_within_s = head_within_s
 
     async def _make_server(self) -> web.Server:
@@ -102,6 +106,7 @@ class Runner(web.AppRunner):
             listener=self._listener,
             max_connections=self._max_connections,
             scheduler=self._scheduler,
+            max_reading_on=self._max_reading_on,
             head_within_s=self._head_within_s,
         )
 
@@ -116,6 +121,7 @@ class _Server(web.Server):
         listener: str,
         max_connections: int,
         scheduler: LoopScheduler | None,
+        max_reading_on: int,
         head_within_s: float,
         request_factory: Any,
         handler_cancellation: bool,
@@ -123,6 +129,7 @@ class _Server(web.Server):
         super().__init__(handler, request_factory=request_factory, handler_cancellation=handler_cancellation, **options)
         self.refused = metrics.refused
         self.head_within_s = head_within_s
+        self.reading_on = ReadingOn(max_reading_on)
         self._open = metrics.connections.labels(listener)
         self._max_connections = max_connections
         self.scheduler = scheduler
@@ -176,6 +183,7 @@ class _Connection(web.RequestHandler):
         "_head_due",
         "_lingers",
         "_parked",
+        "_reads_on",
         "_server",
         "_took_turn",
         "_unread_due",
@@ -193,6 +201,7 @@ class _Connection(web.RequestHandler):
         self._unread_due: asyncio.TimerHandle | None = None
         self._head_due: asyncio.TimerHandle | None = None
         self._head_bytes = 0
+        self._reads_on = False
 
     @property
     def waits(self) -> bool:
@@ -314,7 +323,19 @@ class _Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_is_done()
         self._reply_was_read()
+        self.reads_on()
         super().connection_lost(exc)
+
+    def reads_on(self) -> bool:
+        """Whether the handler goes on although its caller disconnected, for a time that is bounded.
+
+        aiohttp cancels `_task_handler` when the connection is lost; here it is cancelled when that time is over.
+        """
+        request, task = self._current_request, self._task_handler
+        if not self._reads_on and request is not None and task is not None:
+            self._reads_on = self._server.reading_on.begin(request, task)
+            self._task_handler = None if self._reads_on else task
+        return self._reads_on
 
     def refuse(self, error: GatewayError) -> None:
         """Answer the error in the place of a request, read nothing more, and hang up."""

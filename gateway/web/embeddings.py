@@ -10,8 +10,9 @@ from gateway.completion import Visit
 from gateway.protocol import parse_embeddings
 from gateway.web.auth import authenticate
 from gateway.web.body import read_body
+from gateway.web.events import require_caller
 from gateway.web.headers import fact_headers
-from gateway.web.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, REQUEST_ID, STARTED
+from gateway.web.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, OPENED, REQUEST_ID, STARTED
 
 
 async def embeddings(request: web.Request) -> web.Response:
@@ -20,8 +21,10 @@ async def embeddings(request: web.Request) -> web.Response:
     asked = parse_embeddings(await read_body(request))
     visit = Visit(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
     request[ALLOWANCE] = visit.allowance
+    request[OPENED] = visit.opened
     async with request.app[ADMISSION].until_cut():
         vectors = await request.app[EMBEDDINGS].answer(visit, asked)
+    require_caller(visit.opened)
     return web.Response(
         body=vectors.body,
         content_type="application/json",

@@ -16,11 +16,12 @@ from gateway.watchdog import Watchdog
 from gateway.web.connection import SERVER, connection_of
 from gateway.web.error_body import error_body, internal_error
 from gateway.web.headers import fact_headers
-from gateway.web.keys import ADMISSION, REQUEST_ID
+from gateway.web.keys import ADMISSION, OPENED, REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from gateway.completion import Opened
     from gateway.protocol import Json
 
 log = structlog.get_logger()
@@ -63,6 +64,12 @@ def reads(request: web.Request) -> Watchdog:
     return Watchdog(hang_up)
 
 
+def require_caller(opened: Opened) -> None:
+    """Raise ConnectionResetError where the caller disconnected and the request went on without it."""
+    if opened.abandoned:
+        raise ConnectionResetError("The caller disconnected.")
+
+
 def event(part: Json) -> bytes:
     """One event without a name."""
     return b"data: " + orjson.dumps(part) + b"\n\n"
@@ -80,11 +87,14 @@ async def as_events(
                 async for part in parts:
                     if connection is not None and (step := connection.step()) is not None:
                         await step
-                    if isinstance(part, Draft):
-                        response = await begin(request, part)
-                    else:
-                        assert response is not None, "the path yields the draft first"
-                        await send(response, b"".join(map(event, part)), reading)
+                    try:
+                        if isinstance(part, Draft):
+                            response = await begin(request, part)
+                        elif response is not None:
+                            await send(response, b"".join(map(event, part)), reading)
+                    except ConnectionError:
+                        if connection is None or not connection.reads_on():
+                            raise
         except ConnectionError:
             raise  # the caller is gone: there is nobody to tell
         except Exception as error:
@@ -93,8 +103,10 @@ async def as_events(
             if not isinstance(error, GatewayError):
                 log.exception("stream_broke", id=request[REQUEST_ID])
                 error = internal_error(request[REQUEST_ID])
+            require_caller(request[OPENED])
             await send(response, event(error_body(error)), reading)
         else:
+            require_caller(request[OPENED])
             assert response is not None, "the path yields the draft first"
             await send(response, DONE, reading)
     await response.write_eof()

@@ -10,8 +10,9 @@ from gateway.admission import Admission
 from gateway.archive.state import ArchiveBoard
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
-from gateway.completion import Completions
+from gateway.completion import Completions, Opened
 from gateway.deadlines.deadlines import GuidanceDeadlines
+from gateway.disconnects import Disconnects
 from gateway.edge_accounts import EdgeAccounts
 from gateway.embedding import Embeddings
 from gateway.engines.guard import GuardedEngine
@@ -69,6 +70,7 @@ DEFAULTS = web.AppKey("defaults", Defaults)
 CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
 COMPLETIONS = web.AppKey("completions", Completions)
 DOCUMENT = web.AppKey("document", Document)
+DISCONNECTS = web.AppKey("disconnects", Disconnects)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 HANDOVER = web.AppKey("handover", Handover)
 EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeAccounts)
@@ -90,4 +92,5 @@ LEDGER_STATE = web.AppKey("ledger_state", LedgerState)
 REQUEST_ID = web.RequestKey("request_id", str)
 CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it
 ALLOWANCE = web.RequestKey("allowance", Allowance)  # what the caller has left of its limits
+OPENED = web.RequestKey("opened", Opened)  # what a disconnect is decided by
 STARTED = web.RequestKey("started", float)  # time.perf_counter() seconds

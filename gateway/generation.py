@@ -1,0 +1,242 @@
+"""The output tokens of one engine call: counted, held to the caller's limit, and bounded where they never arrived.
+
+Limit. An engine may ignore `max_tokens`. Two lower bounds on the generated tokens decide, so that an engine that obeys
+the limit is never cut:
+
+- A word is at least one token: no token of today's vocabularies holds a space between two other characters.
+- A token has at most 128 bytes, the longest of cl100k_base and o200k_base.
+
+Where an engine reports a running count, that count decides as well. The number of deltas does not: some servers and
+proxies split one token over several deltas.
+
+Bound. A call that ended without its usage may have generated tokens that never arrived. An engine of a kind that stops
+when its client disconnects generates for `stops_within_s` more at most, and a choice gets at most `MAX_TOKENS_PER_S`.
+Any other engine may generate up to the limit; without a limit nothing bounds it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gateway.engines.chat import is_count, read_usage
+from gateway.messages import words, written
+
+if TYPE_CHECKING:
+    from gateway.ledger.draft import Call
+    from gateway.protocol import Json
+
+MAX_TOKENS_PER_S = 1000
+"""Tokens per second of one choice that no engine which stops on disconnect exceeds."""
+MIN_UNREAD_TOKENS = 16
+"""Tokens of one choice that may be on the way at any time: a step of speculative decoding, and buffers."""
+MAX_TOKEN_BYTES = 128
+"""Length of the longest token."""
+
+
+class Generation:
+    """Reads what one call brings, and writes to its `Call` what is known of the tokens.
+
+    Args:
+        limit: output tokens of each choice that the engine was told to generate at most; None: no limit was sent.
+        choices: number of choices in the reply.
+        drafts: number of choices that the engine generates, of which the best may be replied.
+        stops_within_s: seconds within which the engine stops after a disconnect; None: it is not known to stop.
+        preface: text that the engine may repeat before its own, in the first choice; None: it repeats text of unknown
+            length, so its text says nothing of the number of tokens.
+        now: time.perf_counter() seconds at which the call is sent.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        *,
+        limit: int | None,
+        choices: int,
+        drafts: int,
+        stops_within_s: float | None,
+        preface: str | None,
+        now: float,
+    ) -> None:
+        self._call = call
+        self._limit = limit
+        self._choices = choices
+        self._drafts = drafts
+        self._stops_within_s = stops_within_s
+        self._preface = preface
+        self._read_at = now
+        self._counts: dict[int, _Count] = {}
+        self._ended: set[int] = set()
+        self._over = False  # the engine's own count exceeds the limit
+        self._cut = False
+        self._total = False  # the usage is that of all choices
+        self._complete = False
+        call.limit_tokens = None if limit is None else limit * drafts
+
+    @property
+    def stopped(self) -> bool:
+        """All choices have ended, and the engine generates on: the call is to be cancelled."""
+        return self._cut and len(self._ended) >= self._choices
+
+    def read(self, chunk: Json, now: float) -> None:
+        """Count what a chunk says. End a choice that exceeds the limit, in place."""
+        self._read_at = now
+        choices = chunk["choices"]
+        if (usage := chunk.get("usage")) and (read := read_usage(usage)) is not None:
+            self._call.usage = read
+            self._total = not choices
+            self._over = self._exceeds(usage)
+        for choice in choices:
+            index = choice.get("index", 0)
+            if text := written(choice.get("delta") or {}):
+                self._call.text.write(text)
+                if self._limit is not None and index not in self._ended:
+                    self._hold(choice, index, text)
+            if choice.get("finish_reason"):
+                self._ended.add(index)
+        self._call.ended = len(self._ended) >= self._choices and not self._cut
+
+    def finish(self) -> None:
+        """The engine has ended its reply: what it reports is final."""
+        self._complete = True
+
+    def read_reply(self, reply: Json) -> None:
+        """Count a whole reply, and cut the text of choices that exceed the limit, in place."""
+        self._complete = True
+        raw = reply.get("usage")
+        self._call.usage = usage = read_usage(raw)
+        texts = [written(choice["message"]) for choice in reply["choices"]]
+        self._call.text.write("".join(texts))
+        if self._limit is None or self._preface is None:
+            return
+        size = sum(map(len, texts))
+        counted = _visible(raw) if raw is not None and usage is not None and self._exceeds(raw) else 0
+        for choice, text in zip(reply["choices"], texts, strict=True):
+            content = choice["message"].get("content")
+            if not isinstance(content, str) or not content:
+                continue
+            preface = len(self._preface) if self._preface and content.startswith(self._preface) else 0
+            kept = preface + _Count().fitting(content[preface:], self._limit)
+            tokens = counted * len(text) / size
+            if tokens > self._limit:
+                fits = int((len(text) - preface) * self._limit / tokens)
+                kept = min(kept, preface + fits - (len(text) - len(content)))
+            if kept < len(content):
+                choice["message"]["content"] = content[: max(0, kept)]
+                choice["finish_reason"] = "length"
+
+    def close(self, now: float) -> None:
+        """Bound the tokens that were generated and never read, unless the usage is final."""
+        call = self._call
+        call.lost_tokens, call.unbounded = 0, False
+        if self._complete or (call.ended and call.usage is not None and (self._total or self._choices == 1)):
+            return
+        limit = None if self._cut else call.limit_tokens  # an engine that passed its limit has none
+        if self._stops_within_s is not None:
+            if not call.ended:
+                spent_s = now - self._read_at + self._stops_within_s
+                call.lost_tokens = max(MIN_UNREAD_TOKENS, math.ceil(spent_s * MAX_TOKENS_PER_S)) * self._drafts
+        elif limit is None:
+            call.unbounded = True
+        else:
+            call.lost_tokens = limit
+        if self._cut:
+            call.limit_tokens = None
+        self._add_to_running_count(call, limit)
+
+    def _add_to_running_count(self, call: Call, limit: int | None) -> None:
+        """Where the engine counted as it generated, its count is a better base than the text."""
+        usage = call.usage
+        if usage is None:
+            return
+        if self._choices > 1 or call.unbounded:  # some engines count each choice apart
+            call.usage = None
+            return
+        most = usage.output_tokens + call.lost_tokens
+        most = most if limit is None else max(usage.output_tokens, min(most, limit))
+        call.usage, call.lost_tokens = replace(usage, output_tokens=most, estimated=True), 0
+
+    def _exceeds(self, usage: Json) -> bool:
+        """Whether the engine's own count exceeds the limit. One more for each choice is the token that ends it."""
+        return self._limit is not None and _visible(usage) > (self._limit + 1) * self._drafts
+
+    def _hold(self, choice: Json, index: int, text: str) -> None:
+        count = self._counts.get(index)
+        if count is None:
+            count = self._counts[index] = _Count("" if index else self._preface or "")
+        before = count.tokens
+        if not self._over and (self._preface is None or count.add(text, self._limit or 0)):
+            self._call.seen_tokens += count.tokens - before
+            return
+        delta = choice["delta"]
+        content = words(delta.get("content"))
+        kept = text[: count.fitting(text, self._limit or 0)] if content == text else ""
+        choice["delta"] = {"content": kept, **({"role": delta["role"]} if "role" in delta else {})}
+        if choice.get("logprobs"):
+            choice["logprobs"] = None
+        self._cut = self._cut or not choice.get("finish_reason")  # else the engine has ended by itself
+        choice["finish_reason"] = "length"
+
+
+class _Count:
+    """Lower bounds on the tokens of a text that grows.
+
+    Args:
+        preface: text that may come first, and is not counted.
+    """
+
+    __slots__ = ("_bytes", "_in_word", "_words")
+
+    def __init__(self, preface: str = "") -> None:
+        self._words = -_words_in(preface, within=False)
+        self._bytes = -len(preface.encode())
+        self._in_word = False
+
+    @property
+    def tokens(self) -> int:
+        return max(0, self._words, -(-self._bytes // MAX_TOKEN_BYTES))
+
+    def add(self, text: str, limit: int) -> bool:
+        """Count more text, unless it exceeds the limit. Return whether it was counted."""
+        count = self._words + _words_in(text, within=self._in_word)
+        size = self._bytes + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
+        if count > limit or size > limit * MAX_TOKEN_BYTES:
+            return False
+        self._words, self._bytes = count, size
+        last = text.rpartition(" ")
+        self._in_word = bool(last[2].strip()) or (not last[1] and self._in_word)
+        return True
+
+    def fitting(self, text: str, limit: int) -> int:
+        """How many characters of the text that follows are within the limit."""
+        left, within, at = limit - self._words, self._in_word, 0
+        for part in text.split(" "):
+            if part.strip():
+                left -= not within
+                if left < 0:
+                    break
+            within = False
+            at += len(part) + 1
+        at = min(at, len(text))
+        most = limit * MAX_TOKEN_BYTES - self._bytes
+        fits = text[:at].encode("utf-8", "replace")[: max(0, most)].decode("utf-8", "ignore")
+        return len(fits)
+
+
+def _words_in(text: str, *, within: bool) -> int:
+    """Words that begin in a text. Only spaces part words: some tokens hold line ends between other characters.
+
+    within: whether the text goes on with a word.
+    """
+    parts = text.split(" ")
+    count = sum(1 for part in parts if part and not part.isspace())
+    return count - 1 if within and parts[0].strip() else count
+
+
+def _visible(usage: Any) -> int:
+    """The output tokens of a usage object that are not hidden reasoning."""
+    written_tokens = usage["completion_tokens"]
+    details = usage.get("completion_tokens_details")
+    hidden = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return int(written_tokens) - (hidden if is_count(hidden) else 0)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.engines.base import Usage
+from gateway.generation import MAX_TOKEN_BYTES, MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS, Generation
+from gateway.ledger.draft import Call
+
+COUNTED = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+
+
+def generation(
+    limit: int | None = 5,
+    *,
+    choices: int = 1,
+    stops_within_s: float | None = None,
+    preface: str | None = "",
+    call: Call | None = None,
+) -> Generation:
+    return Generation(
+        call or Call("small", ()),
+        limit=limit,
+        choices=choices,
+        drafts=choices,
+        stops_within_s=stops_within_s,
+        preface=preface,
+        now=0.0,
+    )
+
+
+def says(text: str, finish: str | None = None, index: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}], **fields}
+
+
+def read(one: Generation, *chunks: dict[str, Any]) -> str:
+    """What is left of the first choice's text, with the reason for which it ended."""
+    text, reason = "", None
+    for chunk in chunks:
+        one.read(chunk, 0.0)
+        for choice in chunk["choices"]:
+            if choice["index"] == 0 and reason is None:
+                text += choice["delta"].get("content") or ""
+                reason = choice["finish_reason"]
+    return f"{text}|{reason}"
+
+
+def answer(text: str, tokens: int | None, finish: str = "stop") -> dict[str, Any]:
+    usage = None if tokens is None else {"prompt_tokens": 9, "completion_tokens": tokens}
+    return {"choices": [{"message": {"content": text}, "finish_reason": finish}], "usage": usage}
+
+
+def test_a_stream_that_passes_its_limit_ends_at_its_last_word() -> None:
+    """The call is then to be cancelled, and what the engine generates meanwhile has no bound."""
+    call = Call("small", ())
+    one = generation(5, call=call)
+    assert read(one, *(says(f" w{index}") for index in range(9))) == " w0 w1 w2 w3 w4 |length"
+    assert one.stopped
+    one.close(1.0)
+    assert (call.unbounded, call.limit_tokens, call.ended) == (True, None, False)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [*"To be or not to"],  # a proxy that sends letters
+        ["To be", " or", "", " n", "ot ", "to"],
+        ["a\n  \n\n   \n", "b //\n//\n//", " c", "\n", "\n", "d e"],  # o200k_base holds "//\n//" in one token
+        ["—" * 42, "-" * 400],
+        ["x" * (5 * MAX_TOKEN_BYTES)],
+    ],
+)
+def test_an_engine_that_keeps_its_limit_is_never_cut(pieces: list[str]) -> None:
+    """However it splits its tokens into deltas."""
+    one = generation(5)
+    assert read(one, *map(says, pieces), says("", "length")) == "".join(pieces) + "|length"
+    assert not one.stopped
+
+
+def test_text_without_spaces_is_held_to_the_longest_token() -> None:
+    text = "界" * 200
+    assert read(generation(2), says(text), says(text)) == "界" * (2 * MAX_TOKEN_BYTES // 3) + "|length"
+
+
+def test_a_whole_answer_in_one_delta_is_cut_in_it() -> None:
+    assert read(generation(3), says("one two three four five", "stop", usage=COUNTED)) == "one two three |length"
+
+
+def test_an_engines_running_count_ends_a_stream() -> None:
+    """One more than the limit is the token that ends the answer."""
+    ran = [says("ab", usage={"prompt_tokens": 9, "completion_tokens": count}) for count in (5, 6, 7, 8)]
+    one = generation(5)
+    assert read(one, *ran).startswith("abab")
+    assert one.stopped
+
+
+def test_each_choice_has_the_limit() -> None:
+    """One that ends does not end the others, and the call goes on for them."""
+    one = generation(2, choices=2)
+    assert read(one, says("a b"), says("c", index=1), says(" d e"), says(" f", index=1)) == "a b |length"
+    assert not one.stopped
+    one.read(says(" g", index=1), 0.0)
+    assert one.stopped
+
+
+def test_what_an_engine_repeats_is_no_part_of_its_answer() -> None:
+    assert read(generation(2, preface="It is"), says("It is one two"), says("", "stop")) == "It is one two|stop"
+    long = "much that is repeated, of a length that nobody knows"
+    assert read(generation(2, preface=None), says(long), says("", "stop")) == long + "|stop"
+
+
+def test_hidden_reasoning_is_not_counted_against_the_text() -> None:
+    counted = {"prompt_tokens": 9, "completion_tokens": 90, "completion_tokens_details": {"reasoning_tokens": 86}}
+    reply = answer("a b c d", None)
+    reply["usage"] = counted
+    generation(5).read_reply(reply)
+    assert reply["choices"][0]["message"]["content"] == "a b c d"
+
+
+def test_a_whole_reply_is_cut_by_the_engines_own_count() -> None:
+    """Its tokens are taken to be equally long; what it reports is still what it cost."""
+    call = Call("small", ())
+    reply = answer("ab" * 100, 100)
+    generation(20, call=call).read_reply(reply)
+    assert reply["choices"][0] == {"message": {"content": "ab" * 20}, "finish_reason": "length"}
+    assert call.usage == Usage(9, 100)
+
+
+def test_a_whole_reply_without_a_count_is_cut_by_its_words() -> None:
+    reply = answer("one two three four", None)
+    generation(3).read_reply(reply)
+    assert reply["choices"][0] == {"message": {"content": "one two three "}, "finish_reason": "length"}
+
+
+@pytest.mark.parametrize("tokens", [3, 5, 6, None])
+def test_a_whole_reply_within_the_limit_is_left_alone(tokens: int | None) -> None:
+    reply = answer("one two, three", tokens)
+    generation(5).read_reply(reply)
+    assert reply == answer("one two, three", tokens)
+
+
+def test_the_usage_after_the_last_choice_is_final() -> None:
+    call = Call("small", ())
+    one = generation(5, call=call)
+    read(one, says("Hi", "stop"), {"choices": [], "usage": COUNTED})
+    one.close(9.0)
+    assert (call.usage, call.lost_tokens, call.unbounded) == (Usage(9, 4), 0, False)
+
+
+@pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": "9"}])
+def test_the_last_usable_usage_counts(later: Any) -> None:
+    """One that cannot be read does not undo one that could."""
+    call = Call("small", ())
+    one = generation(call=call)
+    for usage in ({"prompt_tokens": 9, "completion_tokens": 1}, COUNTED, later):
+        one.read({"choices": [], "usage": usage}, 0.0)
+    one.finish()
+    one.close(0.0)
+    assert call.usage == Usage(9, 4)
+
+
+def test_a_cancelled_call_of_an_engine_not_known_to_stop_is_bounded_by_its_limit() -> None:
+    call = Call("small", ())
+    one = generation(500, call=call)
+    read(one, says("Hi"), says(" there"))
+    one.close(0.1)
+    assert (call.lost_tokens, call.limit_tokens, call.unbounded) == (500, 500, False)
+    unlimited = Call("small", ())
+    generation(None, call=unlimited).close(0.1)
+    assert (unlimited.lost_tokens, unlimited.unbounded) == (0, True)
+
+
+@pytest.mark.parametrize("limit", [500_000, None])
+def test_a_cancelled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int | None) -> None:
+    """Since the last chunk that was read, and until it stops."""
+    call = Call("small", ())
+    one = generation(limit, stops_within_s=1.0, call=call)
+    one.read(says("Hi"), 10.0)
+    one.close(12.0)
+    assert (call.lost_tokens, call.unbounded) == (3 * MAX_TOKENS_PER_S, False)
+    quick = Call("small", ())
+    generation(limit, choices=2, stops_within_s=0.0, call=quick).close(0.0)
+    assert quick.lost_tokens == 2 * MIN_UNREAD_TOKENS
+
+
+def test_a_running_count_is_the_base_of_the_bound() -> None:
+    """It is no exact count, and never more than the limit; with more than one choice it may be that of one alone."""
+    ran = says("Hi", usage={"prompt_tokens": 9, "completion_tokens": 2})
+    call = Call("small", ())
+    one = generation(100, stops_within_s=0.0, call=call)
+    one.read(ran, 0.0)
+    one.close(0.0)
+    assert (call.usage, call.lost_tokens) == (Usage(9, 2 + MIN_UNREAD_TOKENS, estimated=True), 0)
+    other = Call("small", ())
+    one = generation(100, call=other)
+    one.read(ran, 0.0)
+    one.close(0.0)
+    assert other.usage == Usage(9, 100, estimated=True)
+    several = Call("small", ())
+    one = generation(100, choices=2, call=several)
+    one.read(ran, 0.0)
+    one.close(0.0)
+    assert (several.usage, several.lost_tokens) == (None, 200)
