@@ -20,6 +20,7 @@ from gateway.messages import words
 from gateway.opening import UNGUIDED
 from gateway.placing import is_prefix, seam, send, thoughts, writes_again
 from gateway.policy.resolve import Look
+from gateway.prefill_echo import prefill_echo
 from gateway.protocol import TextRequest
 from gateway.relay import join_reply
 
@@ -87,6 +88,8 @@ class Finisher:
         with self._calling(plan, draft, generation):
             reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
             generation.read_reply(reply)
+            if (echo := prefill_echo(finisher, asked, stream=False)) is not None:
+                echo.reply(reply)
         return reply
 
     async def stream(
@@ -132,6 +135,7 @@ class Finisher:
         # The receipt wants usage, whether the caller does or not.
         sent.body["stream_options"] = {**(asked.body.get("stream_options") or {}), "include_usage": True}
         generation = self._begin(plan, finisher, asked, opening, draft, sent)
+        echo = prefill_echo(finisher, asked, stream=True)
         with self._calling(plan, draft, generation):
             async with aclosing(self._engines[finisher.engine].stream(sent.body, sent.prefill)) as groups:
                 async for chunks in groups:
@@ -139,6 +143,8 @@ class Finisher:
                     now = time.perf_counter()
                     for chunk in chunks:
                         generation.read(chunk, now)
+                        if echo is not None:
+                            echo.chunk(chunk)
                         if draft.first_token is None and _says(chunk):
                             draft.saw_first_token()
                         if (one := relay.feed(chunk)) is not None:
