@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
+    from gateway.allowances import OnRedisFailure
     from gateway.ledger.draft import Draft
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.scopes import Scope
@@ -48,7 +49,7 @@ class Admission:
         max_in_flight: the bound. While it is reached, a tenant above its fair share is refused. A tenant below its
             share is admitted until the process holds twice the bound. So no tenant can take every slot.
         defaults: limits and budgets of tenants and keys whose policy says nothing of them.
-        required: whether requests are refused while nobody can say if they may; a tenant's policy may say otherwise.
+        on_redis_failure: what becomes of requests while Redis cannot count; a tenant's policy may say otherwise.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class Admission:
         metrics: Metrics,
         *,
         defaults: Defaults = NO_DEFAULTS,
-        required: bool = False,
+        on_redis_failure: OnRedisFailure = "degrade",
     ) -> None:
         self._max_in_flight = max_in_flight
         self._ledger = ledger
         self._metrics = metrics
         self._scopes = Scopes(defaults)
-        self._required = required
+        self._on_redis_failure = on_redis_failure
         self._slots = FairShare(max_in_flight)
         self._gauge = metrics.in_flight
         self._empty = asyncio.Event()
@@ -113,7 +114,8 @@ class Admission:
 
         Raises:
             RateLimited, BudgetSpent: a limit or a budget has no room for it.
-            StoreUnavailable: Redis is away, and the policy or the configuration says `reject`.
+            StoreUnavailable: Redis is away, and the policy or the configuration says `reject`, or the allowance of this
+                process is spent.
         """
         if caller.policy.log_content and draft.shadow_of is None:  # what a shadow was asked stands at its request
             draft.content = Content(asked)
@@ -122,9 +124,8 @@ class Admission:
         if writes and any(scope.budget is not None for scope in scopes):
             draft.plan = replace(draft.plan, max_tokens=ASSUMED_TOKENS)  # what has no end cannot be reserved for
         plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
-        wish = caller.policy.on_redis_failure
-        required = self._required if wish is None else wish == "reject"
-        admitted = await self._ledger.admit(draft, asked, plans, scopes, required=required)
+        on_failure = caller.policy.on_redis_failure or self._on_redis_failure
+        admitted = await self._ledger.admit(draft, asked, plans, scopes, on_failure=on_failure)
         draft.admitted = time.perf_counter()
         if admitted is None:
             if scopes:

@@ -14,6 +14,8 @@ from gateway.yaml_source import Shape
 if TYPE_CHECKING:
     from decimal import Decimal
 
+OnRedisFailure: TypeAlias = Literal["degrade", "allow", "reject"]
+"""While Redis cannot count: admit within a local part of limits and budgets; admit uncounted; answer 503."""
 _PERIOD = re.compile(r"([1-9][0-9]{0,3})(h|d|w|mo)", re.ASCII)
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400, "mo": 30 * 86_400}
 _LONGEST_S = 366 * 86_400

@@ -52,6 +52,7 @@ from gateway.ledger.edge_book import EdgeBook
 from gateway.ledger.estimate import FALLBACK, load
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.local_limits import LocalLimits
 from gateway.ledger.log_sample import LogSample
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.speeds import Speeds
@@ -165,7 +166,7 @@ async def gateway(
             redis_keys,
             owner=owner,
             limits={model.name: limits_of(model, engines[model.name], lease_of) for model in settings.models},
-            on_failure=settings.redis.on_failure,
+            on_failure="reject" if settings.redis.on_failure == "reject" else "degrade",
             metrics=metrics,
         )
         lease_s = settings.redis.lease_s
@@ -196,9 +197,11 @@ async def gateway(
         archive = archive_of(settings, redis, redis_keys, owner, metrics)
         if archive is not None:
             stack.push_async_callback(archive.close)
+        local_limits = LocalLimits(batcher.processes)
         store = ReceiptStore(
             redis,
             in_redis,
+            local=local_limits,
             on_event=alarm.tell,
             older=archive.archive.find if archive is not None else None,
             metrics=metrics,
@@ -240,7 +243,7 @@ async def gateway(
             ledger,
             metrics,
             defaults=settings.defaults,
-            required=settings.redis.on_failure == "reject",
+            on_redis_failure=settings.redis.on_failure,
         )
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
@@ -353,7 +356,7 @@ async def gateway(
         if archive is not None:
             tasks.keep("archive", archive.archiver.run() if archive.fills else archive.board.follow(redis))
         tasks.keep("janitor", janitor.run())
-        watch_budgets = BudgetWatch(redis, budgets, policies, settings.defaults, metrics)
+        watch_budgets = BudgetWatch(redis, budgets, policies, settings.defaults, metrics, local_limits)
         tasks.keep("budgets", watch_budgets.run())
         signs = VitalSigns(metrics)
         tasks.keep("vitals", signs.run())

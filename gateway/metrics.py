@@ -391,8 +391,15 @@ class Metrics:
         )
         self.uncounted = Counter(
             "gkt_uncounted",
-            "Requests of tenants with limits or budgets that went on unasked, since Redis was away.",
+            "Requests of tenants with limits or budgets that went on uncounted, since Redis was away.",
             ("tenant",),
+            registry=registry,
+        )
+        self.local_admissions = Counter(
+            "gkt_local_admissions",
+            "Requests decided by the local part of limits and budgets, since Redis was away. Outcome: admitted, or the"
+            " limit that refused: requests, tokens, parallel, budget.",
+            ("tenant", "outcome"),
             registry=registry,
         )
         self.budget_events = Counter(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
-from gateway.allowances import BudgetRule, LimitsRule
+from gateway.allowances import BudgetRule, LimitsRule, OnRedisFailure
 from gateway.archive_address import check_archive
 from gateway.redis_address import check_address
 from gateway.units import (
@@ -109,8 +109,8 @@ class RedisSettings(Shape):
     """How long one command may take."""
     lease_s: Annotated[Duration, lasting("1s", "1h")] = Field(10.0, alias="lease", validate_default=True)
     """How long a process that is not heard of keeps what it holds: tickets, permits, requests under way."""
-    on_failure: Literal["degrade", "reject"] = "degrade"
-    """Without Redis each replica goes on by itself, or answers 503."""
+    on_failure: OnRedisFailure = "degrade"
+    """While Redis is away: admit within a local part of limits and budgets, admit uncounted, or answer 503."""
 
     @field_validator("url")
     @classmethod

@@ -312,7 +312,7 @@ def test_an_unknown_price_is_told_beside_other_mistakes_of_the_same_model(folder
             "redis: {timeout: 3s}\n" + BIG,
             "1: redis.lease: must be at least 4 times redis.timeout, which is 3s: one slow command would lose it",
         ),
-        ("redis: {on_failure: fail}\n" + BIG, "1: redis.on_failure: must be degrade or reject"),
+        ("redis: {on_failure: fail}\n" + BIG, "1: redis.on_failure: must be degrade, allow or reject"),
         ("receipts: {ttl: 1s}\n" + BIG, "1: receipts.ttl: must be between 1m and 30d"),
         ("log: {level: warn}\n" + BIG, "1: log.level: must be debug, info, warning or error. Did you mean 'warning'?"),
         ("policies: 3\n" + BIG, "1: policies: must be the path of a folder"),

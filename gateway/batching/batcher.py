@@ -113,6 +113,11 @@ class TeacherQueue:
         """
         return Turn(self, ticket, deadline)
 
+    @property
+    def processes(self) -> int:
+        """The processes of the fleet, as last known."""
+        return self._membership.all
+
     def enter(self, turn: Turn) -> None:
         assert turn.ticket.id not in self._turns, "two tickets with one id"
         self._turns[turn.ticket.id] = turn
@@ -377,6 +382,10 @@ class Batcher:
         """How each of these teachers stands. It takes no longer than Redis may take for one command."""
         queues = {name: queue for name, queue in self._queues.items() if name in teachers}
         return dict(zip(queues, await asyncio.gather(*(queue.look() for queue in queues.values())), strict=True))
+
+    def processes(self) -> int:
+        """The most gateway processes that any board had of late, this one included."""
+        return max((queue.processes for queue in self._queues.values()), default=1)
 
     def start(self, tasks: Tasks) -> None:
         for teacher, queue in self._queues.items():

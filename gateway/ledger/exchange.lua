@@ -437,10 +437,24 @@ end
 
 if news.gone and redis.call('EXISTS', intents) == 0 then redis.call('ZREM', owners, news.owner) end
 
+-- What is left of each budget: a process shares it out while it cannot ask.
+local rest
+for place, scope in ipairs(scopes) do
+  if scope.rule.budget and scope.budget then
+    rest = rest or {}
+    local most = tonumber(scope.rule.budget.max) + scope.budget.raise
+    rest[place] = whole(math.max(0, most - scope.budget.spent - scope.budget.reserved))
+  end
+end
+if rest then
+  for place = 1, #scopes do rest[place] = rest[place] or '' end
+end
+
 for _, scope in ipairs(scopes) do
   if scope.window then write(scope.window) end
   if scope.budget and scope.budget.touched then redis.call('EXPIRE', scope.budget.key, keep_money_s) end
   if scope.budget and scope.budget.rolling then write(scope.budget.rolling) end
 end
 
-return cmsgpack.pack({ now_us = now, verdicts = verdicts, replaced = replaced, settled = settled, events = events })
+return cmsgpack.pack({ now_us = now, verdicts = verdicts, replaced = replaced, settled = settled, events = events,
+                       left = rest })

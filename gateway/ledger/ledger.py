@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
+    from gateway.allowances import OnRedisFailure
     from gateway.ledger.baseline import Encoding
     from gateway.ledger.draft import Draft
     from gateway.ledger.log_sample import LogSample
@@ -80,18 +81,18 @@ class Ledger:
         plans: Mapping[int, Plan],
         scopes: tuple[Scope, ...],
         *,
-        required: bool,
+        on_failure: OnRedisFailure,
     ) -> Admitted:
         """Write down what the request may spend, before it does, and ask whether it may. See `ReceiptStore.admit`.
 
         Args:
             plans: how it may be answered, by kind, from the dearest down.
-            required: whether it may not when nobody can be asked.
+            on_failure: what to do when Redis cannot be asked.
         """
         variants = tuple(
             Variant(kind, intend(draft, plan, asked, self._prices, self._owner, scopes)) for kind, plan in plans.items()
         )
-        return await self._store.admit(Candidate(scopes, variants), required=required)
+        return await self._store.admit(Candidate(scopes, variants), on_failure=on_failure)
 
     def most_usd(self, plan: Plan, asked: CallerRequest) -> Decimal:
         """What a request that follows `plan` may cost at most."""

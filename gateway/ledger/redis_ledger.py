@@ -99,12 +99,14 @@ class Exchanged:
     Attributes:
         verdicts: by request, with the scopes that a refusal counts and Redis TIME in microseconds.
         replaced: the ids of receipts that took the place of an abandoned one.
+        left: tenant, scope and what is left of its budget in picodollars.
     """
 
     verdicts: dict[str, tuple[Verdict, tuple[Scope, ...], int]] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     settled: set[str] = field(default_factory=set)
     events: list[TenantEvent] = field(default_factory=list)
+    left: list[tuple[str, Scope, int]] = field(default_factory=list)
 
 
 class RedisLedger:
@@ -184,6 +186,7 @@ class RedisLedger:
                 brought.verdicts[candidate.id] = (verdict, scopes, told.now_us)
             brought.replaced += told.replaced
             brought.settled.update(told.settled)
+            brought.left += [(tenant, scope, int(left)) for scope, left in zip(scopes, told.left, strict=False) if left]
             brought.events += [TenantEvent(tenant, scopes[event.scope - 1], event) for event in told.events]
         return brought
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from gateway.errors import BudgetSpent, NeverFits, RateLimited
+from gateway.errors import BudgetSpent, NeverFits, RateLimited, ServiceError, StoreUnavailable
 from gateway.ledger.periods import period_end
 from gateway.ledger.scopes import dollars
 
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from gateway.ledger.verdict import Refusal
 
 _US = 1_000_000
+_AWAY_RETRY_S = 5.0
 
 
-def refused(refusal: Refusal, scopes: Sequence[Scope], now_us: int) -> RateLimited | BudgetSpent:
+def refused(refusal: Refusal, scopes: Sequence[Scope], now_us: int | None) -> ServiceError:
     """The error for a request that was refused.
 
     Args:
         scopes: those that the refusal counts.
-        now_us: Redis TIME.
+        now_us: Redis TIME; None: Redis is away, and this process decided by its own part.
     """
     scope = scopes[refusal.scope - 1]
+    if now_us is None:
+        return _away(refusal, scope)
     if refusal.limit == "budget":
         return BudgetSpent(_budget(refusal, scope, now_us))
     if refusal.limit == "parallel":
@@ -44,6 +47,22 @@ def refused(refusal: Refusal, scopes: Sequence[Scope], now_us: int) -> RateLimit
         f"The limit of {scope} is {refusal.most} {refusal.limit} a minute: {refusal.used} were used in the last "
         f"one{needs}. Try again in {_seconds(retry_s)}.",
         retry_after_s=retry_s,
+    )
+
+
+def _away(refusal: Refusal, scope: Scope) -> ServiceError:
+    begin = "Redis is away, so this process counts alone."
+    if refusal.limit == "budget":
+        return StoreUnavailable(
+            f"{begin} Until Redis is back it may spend {_usd(refusal.most)} of the budget of {scope}: "
+            f"{_usd(refusal.used)} are spent or reserved, and this request may cost {_usd(refusal.need)}. Try again.",
+            retry_after_s=_AWAY_RETRY_S,
+        )
+    unit = "requests at a time" if refusal.limit == "parallel" else f"{refusal.limit} a minute"
+    return RateLimited(
+        f"{begin} Until Redis is back it admits {refusal.most} {unit} of {scope}: {refusal.used} are in use, and this "
+        f"request needs {refusal.need}. Try again.",
+        retry_after_s=refusal.retry_us / _US,
     )
 
 

@@ -6,8 +6,8 @@ One exchange is under way at a time, and what comes meanwhile goes out together 
 round trip serves many requests. Receipts wait for such company a moment; who asks for admission does not.
 
 While Redis is away receipts wait in memory, bounded, and on disk (spooler.py), and go out when it is back; a process
-that is told to stop first gives them one more try. Requests go on without an intent then, or are refused, as
-configured.
+that is told to stop first gives them one more try. Requests then go on without an intent within a local allowance
+(local_limits.py), go on uncounted, or are refused, as configured.
 
 A Redis that was started anew may have forgotten the last it was told, though it said that it knew: so that is kept for
 a moment, and told again then. The script knows what it did not forget.
@@ -25,10 +25,13 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StoreUnavailable
 from gateway.ledger.redis_ledger import Settlement
+from gateway.ledger.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 
+    from gateway.allowances import OnRedisFailure
+    from gateway.ledger.local_limits import LocalLimits
     from gateway.ledger.receipt import Receipt
     from gateway.ledger.redis_ledger import Candidate, Exchanged, RedisLedger, TenantEvent
     from gateway.ledger.scopes import Scope
@@ -49,12 +52,14 @@ _LINGER_S = 0.02
 
 Older: TypeAlias = "Callable[[str, str], Awaitable[bytes | None]]"
 """Where receipts are looked for that Redis does not have: by tenant and id."""
-Admitted: TypeAlias = "tuple[Verdict, tuple[Scope, ...], int] | None"
-"""What Redis says of a request, with the scopes that it speaks of and Redis TIME; None: it cannot be asked."""
+Admitted: TypeAlias = "tuple[Verdict, tuple[Scope, ...], int | None] | None"
+"""The verdict on a request, with the scopes that it names and Redis TIME. Without a time this process decided alone.
+None: the request goes on uncounted."""
 
 
 class ReceiptStore:
     """Args:
+    local: counts while Redis cannot.
     on_event: told what came of budgets.
     older: asked for a tenant's receipt that Redis does not have; raises StoreUnavailable.
     """
@@ -64,6 +69,7 @@ class ReceiptStore:
         redis: RedisClient,
         ledger: RedisLedger,
         *,
+        local: LocalLimits,
         on_event: Callable[[TenantEvent], None],
         older: Older | None = None,
         metrics: Metrics,
@@ -71,6 +77,7 @@ class ReceiptStore:
         self._older = older
         self._redis = redis
         self._ledger = ledger
+        self._local = local
         self._on_event = on_event
         self._metrics = metrics
         self._under_way: dict[str, Candidate] = {}  # requests without a receipt yet
@@ -81,6 +88,7 @@ class ReceiptStore:
         self._shed: set[str] = set()  # those that are in the spool alone
         self._taken: deque[tuple[float, Settlement]] = deque(maxlen=_MAX_WAITING)  # what Redis took last, and when
         self._again: OrderedDict[str, Settlement] = OrderedDict()  # of that, what it may have forgotten
+        self._in_doubt: set[str] = set()  # requests whose exchange failed: Redis may have an intent of them
         self._unsure = False  # Redis may lack intents of requests that are under way
         self._beats: set[str] = set()  # tenants for which this process is to be heard of
         self._refused = False  # the last exchange failed
@@ -88,25 +96,38 @@ class ReceiptStore:
         self._alarm: asyncio.TimerHandle | None = None
         self._exchanging = asyncio.Lock()
 
-    async def admit(self, candidate: Candidate, *, required: bool) -> Admitted:
+    async def admit(self, candidate: Candidate, *, on_failure: OnRedisFailure) -> Admitted:
         """Ask whether a request may go on, before it spends anything. Its receipt must follow, unless it may not.
 
         Args:
-            required: whether it may not either when Redis cannot be asked.
-
-        Returns None when it could not; then the request is counted as soon as it can.
+            on_failure: what to do when Redis cannot be asked. A request that goes on is counted as soon as Redis can.
 
         Raises:
-            StoreUnavailable: Redis is away and the request requires it.
+            StoreUnavailable, RateLimited: Redis is away, and the request may not go on without it.
         """
         # Told again before there is a verdict, it is only to be counted: then it was let in.
         self._under_way[candidate.id] = candidate.let_in(candidate.variants[0])
-        admitted = await self._told(candidate)
-        if admitted is None:
-            self._metrics.intents_missed.inc()
-            if required:
-                raise StoreUnavailable("Redis is away, and here requests need it. Try again.")
+        try:
+            admitted = await self._told(candidate)
+            if admitted is None:
+                self._metrics.intents_missed.inc()
+                if on_failure == "reject":
+                    raise StoreUnavailable("Redis is away, and here requests need it. Try again.")
+                if on_failure == "degrade" and candidate.scopes:
+                    return self._decide_alone(candidate), candidate.scopes, None
+        finally:
+            self._in_doubt.discard(candidate.id)
         return admitted
+
+    def _decide_alone(self, candidate: Candidate) -> Verdict:
+        verdict = self._local.admit(candidate, self._under_way.values(), asyncio.get_running_loop().time())
+        tenant = self._metrics.series.tenant(candidate.tenant)
+        self._metrics.local_admissions.labels(tenant, verdict.no.limit if verdict.no else "admitted").inc()
+        if verdict.no is not None and candidate.id in self._in_doubt:
+            # Its receipt gives back what Redis may have reserved.
+            raise refused(verdict.no, candidate.scopes, None)
+        self._decided(candidate, verdict)
+        return verdict
 
     async def _told(self, candidate: Candidate) -> Admitted:
         if not self._redis.up:
@@ -126,6 +147,7 @@ class ReceiptStore:
         """Hand a receipt over; it is written soon, together with others that came meanwhile."""
         candidate = self._under_way.pop(receipt.id, None)
         self._untold.pop(receipt.id, None)
+        self._local.settle(receipt.id, receipt.cost_usd)
         self._waiting[receipt.id] = Settlement(receipt, candidate.variants[0].intent if candidate is not None else None)
         if len(self._waiting) > _MAX_WAITING:
             oldest, lost = self._waiting.popitem(last=False)
@@ -195,12 +217,15 @@ class ReceiptStore:
 
     def _lose(self, receipt: Receipt) -> None:
         """Not silently: the log line is now the only place where this receipt stands."""
+        self._local.lost(receipt.id)
         self._metrics.receipts_lost.inc()
         log.error("receipt_lost", id=receipt.id, receipt=receipt.as_dict())
 
     def told_from_spool(self, ids: Iterable[str]) -> None:
         """Redis took these."""
+        ids = list(ids)
         self._shed.difference_update(ids)
+        self._local.told(ids)
 
     def beat(self) -> None:
         """Let Redis know that this process lives, for every tenant that has requests under way here."""
@@ -253,6 +278,7 @@ class ReceiptStore:
             except Exception as error:
                 self._redis.failed(error)
                 self._unsure = True
+                self._in_doubt.update(one.id for one in candidates if one.id in self._admitting)
                 self._answer([candidate.id for candidate in candidates], None)
                 if not self._refused:
                     unexpected = not isinstance(error, RedisError | OSError)
@@ -262,10 +288,15 @@ class ReceiptStore:
                 self._refused = True
                 return False
         self._refused = False
+        self._local.told([candidate.id for candidate in candidates])
+        self._local.recover()
         for candidate in candidates:
             self._decided(candidate, brought.verdicts[candidate.id][0])
         self._answer([candidate.id for candidate in candidates], brought)
         self._took(settled)
+        now = asyncio.get_running_loop().time()
+        for tenant, scope, left in brought.left:
+            self._local.learn(tenant, scope, left, now)
         self._metrics.receipts_waiting.set(len(self._waiting))
         if brought.replaced:
             # This process was taken for dead. What others said of these requests holds no longer.
@@ -277,6 +308,7 @@ class ReceiptStore:
         return True
 
     def _took(self, settled: Sequence[Settlement]) -> None:
+        self._local.told([one.receipt.id for one in settled])
         now, again = asyncio.get_running_loop().time(), 0
         for one in settled:
             self._waiting.pop(one.receipt.id, None)

@@ -125,6 +125,7 @@ class Told(msgspec.Struct, frozen=True):
         verdicts: one for each that was to be admitted.
         replaced: ids of receipts that took the place of an abandoned one.
         settled: ids of abandoned requests that this call settled, and no other process did.
+        left: for each scope the rest of its budget in picodollars, or an empty text. Empty where no scope has a budget.
     """
 
     now_us: int
@@ -132,6 +133,7 @@ class Told(msgspec.Struct, frozen=True):
     replaced: list[str]
     settled: list[str]
     events: list[BudgetEvent]
+    left: list[str] = []
 
 
 @dataclass(slots=True)

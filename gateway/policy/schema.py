@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
-from gateway.allowances import BudgetRule, LimitsRule
+from gateway.allowances import BudgetRule, LimitsRule, OnRedisFailure
 from gateway.policy.conditions import When
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
 from gateway.policy.deadline_rules import AutoDeadline, Deadline
@@ -401,8 +401,8 @@ class TenantPolicy(Shape):
     """Of all its keys together; None: `defaults` of config.yaml."""
     key_budget: BudgetRule | None = None
     """Of each key that has none of its own; None: `defaults` of config.yaml."""
-    on_redis_failure: Literal["allow", "reject"] | None = None
-    """What becomes of requests while limits and budgets cannot be counted; None: as redis.on_failure says."""
+    on_redis_failure: OnRedisFailure | None = None
+    """What becomes of requests while Redis cannot count limits and budgets; None: as redis.on_failure says."""
     log_content: Flag = False
     """Whether the log may hold what was asked and answered."""
     weight: Annotated[Number, Field(ge=0.01, le=100)] = 1.0

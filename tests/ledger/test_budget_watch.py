@@ -7,12 +7,14 @@ from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest_asyncio
 from redis.asyncio import Redis
 
 from gateway.allowances import BudgetRule
 from gateway.ledger.budget_watch import BudgetWatch
 from gateway.ledger.budgets import Account, Budgets, Raise
+from gateway.ledger.local_limits import LocalLimits
 from gateway.ledger.scopes import tenant_scope
 from gateway.metrics import BudgetFigures, Metrics
 from gateway.policy.book import PolicyBook
@@ -20,12 +22,15 @@ from gateway.policy.policies import Policies
 from gateway.policy.schema import Route, TenantPolicy
 from gateway.redis_client import RedisClient
 from gateway.sections import Defaults
-from tests.ledger.purse import Purse
+from tests.ledger.drafts import candidate, intent
+from tests.ledger.purse import Purse, budget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import pytest
+
+    from gateway.ledger.scopes import Scope
 
 ROUTES = (Route(model="chat", mode="student", student="small"),)
 ACME = TenantPolicy(tenant="acme", routes=ROUTES, budget=BudgetRule(max_budget=Decimal(2)))
@@ -35,10 +40,22 @@ assert OWN is not None
 
 
 def watch(
-    redis_url: str, budgets: Budgets, *policies: TenantPolicy, metrics: Metrics, defaults: Defaults | None = None
+    redis_url: str,
+    budgets: Budgets,
+    *policies: TenantPolicy,
+    metrics: Metrics,
+    defaults: Defaults | None = None,
+    local: LocalLimits | None = None,
 ) -> BudgetWatch:
     client = RedisClient(redis_url, timeout_s=5, metrics=metrics)
-    return BudgetWatch(client, budgets, Policies(PolicyBook.of(policies)), defaults or Defaults(), metrics)
+    return BudgetWatch(
+        client,
+        budgets,
+        Policies(PolicyBook.of(policies)),
+        defaults or Defaults(),
+        metrics,
+        local or LocalLimits(lambda: 1),
+    )
 
 
 def shown(metrics: Metrics, name: str) -> dict[str, float]:
@@ -101,3 +118,24 @@ async def test_what_is_seen_is_shown_and_goes_when_redis_does(
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
+
+
+async def test_what_is_left_is_learned_for_when_redis_is_away(purse: Purse, redis_url: str) -> None:
+    """Of every tenant, and of those keys that requests of this process used."""
+    local, now_s = LocalLimits(lambda: 1), asyncio.get_running_loop().time()
+    used, other = budget("4", name="key:used"), budget("4", name="key:other")
+    local.learn("acme", used, 0, now_s)
+    watching = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, metrics=Metrics(), local=local)
+    await purse.ask("1", OWN, used)
+    await watching.look()
+    await watching.refresh()
+
+    def fits(usd: str, scope: Scope) -> bool:
+        one = msgspec.structs.replace(intent(), reserved_usd=Decimal(usd))
+        return local.admit(candidate(one, scope), [], now_s).no is None
+
+    assert fits("0.5", OWN)
+    assert not fits("0.1", OWN)
+    assert fits("1.5", used)
+    assert not fits("0.1", used)
+    assert not fits("0.1", other)

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from gateway.ledger import spooler as spooler_module
 from gateway.ledger import store as store_module
+from gateway.ledger.local_limits import LocalLimits
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.spool import Spool, Spooled, left_behind
 from gateway.ledger.spooler import Spooler
@@ -49,7 +50,9 @@ class Process:
         self.metrics, self.tasks = Metrics(), Tasks()
         self.client = RedisClient(url, timeout_s=2, metrics=self.metrics)
         self.ledger = RedisLedger(self.client.commands, keys, owner, 100, 10.0)
-        self.store = ReceiptStore(self.client, self.ledger, on_event=lambda _: None, metrics=self.metrics)
+        self.store = ReceiptStore(
+            self.client, self.ledger, local=LocalLimits(lambda: 1), on_event=lambda _: None, metrics=self.metrics
+        )
         self.client.on_restart = self.store.tell_again
         self.spooler = Spooler(self.client, self.ledger, self.store, folder, most_bytes, self.metrics)
         self.file = folder / f"{owner}.jsonl"
@@ -150,7 +153,7 @@ async def test_the_spool_of_a_dead_process_is_told_by_the_next_and_its_intents_a
         async with a_process(server.url, tmp_path, "ann", keys) as ann, Redis.from_url(server.url) as redis:
             intents = [intent("ann") for _ in range(6)]
             for one in intents:
-                await ann.store.admit(candidate(one), required=True)
+                await ann.store.admit(candidate(one), on_failure="reject")
             assert await redis.hlen(keys.intents("acme", "ann")) == 6
             await server.stop()
             told = [msgspec.structs.replace(closed(guided()), id=one.id) for one in intents]

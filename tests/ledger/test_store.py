@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,9 +20,10 @@ from structlog.testing import capture_logs
 
 from gateway.errors import StoreUnavailable
 from gateway.ledger import store as store_module
+from gateway.ledger.local_limits import LocalLimits
 from gateway.ledger.receipt import Receipt
 from gateway.ledger.redis_ledger import RedisLedger
-from gateway.ledger.scopes import Scope
+from gateway.ledger.scopes import Scope, dollars
 from gateway.ledger.store import ReceiptStore
 from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
@@ -30,11 +32,13 @@ from gateway.redis_keys import RedisKeys
 from gateway.tasks import Tasks
 from tests.batching.process import until
 from tests.ledger.drafts import candidate, closed, guided, intent
+from tests.ledger.purse import budget
 from tests.redis_faults import paused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from gateway.allowances import OnRedisFailure
     from gateway.ledger.intent import Intent
     from gateway.ledger.redis_ledger import TenantEvent
     from gateway.ledger.store import Admitted
@@ -45,15 +49,19 @@ TTL_S = 100.0
 class Kept:
     """A running store and its metrics; `redis` is for looking at what it did, and waits for as long as it takes."""
 
-    def __init__(self, client: RedisClient, redis: Redis, metrics: Metrics, *, required: bool = False) -> None:
+    def __init__(
+        self, client: RedisClient, redis: Redis, metrics: Metrics, *, on_failure: OnRedisFailure = "allow"
+    ) -> None:
         self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
         self.redis = redis
         self.metrics = metrics
         self.in_redis = RedisLedger(client.commands, self.keys, "ann", TTL_S, 10.0)
         self.client = client
-        self.required = required
+        self.on_failure = on_failure
         self.events: list[TenantEvent] = []
-        self.store = ReceiptStore(client, self.in_redis, on_event=self.events.append, metrics=metrics)
+        self.store = ReceiptStore(
+            client, self.in_redis, local=LocalLimits(lambda: 1), on_event=self.events.append, metrics=metrics
+        )
         self.exchanges = 0
         self.in_redis.exchange = self._counted(self.in_redis.exchange)  # type: ignore[method-assign]
 
@@ -65,7 +73,7 @@ class Kept:
         return counted
 
     async def admit(self, one: Intent) -> Admitted:
-        return await self.store.admit(candidate(one), required=self.required)
+        return await self.store.admit(candidate(one), on_failure=self.on_failure)
 
     def value(self, name: str) -> float:
         return self.metrics.registry.get_sample_value(name) or 0.0
@@ -80,11 +88,11 @@ class Kept:
 
 @asynccontextmanager
 async def kept(
-    url: str, *, running: bool = True, required: bool = False, timeout_s: float = 2.0
+    url: str, *, running: bool = True, on_failure: OnRedisFailure = "allow", timeout_s: float = 2.0
 ) -> AsyncIterator[Kept]:
     metrics, tasks = Metrics(), Tasks()
     client, looking = RedisClient(url, timeout_s=timeout_s, metrics=metrics), Redis.from_url(url)
-    part = Kept(client, looking, metrics, required=required)
+    part = Kept(client, looking, metrics, on_failure=on_failure)
     if running:
         tasks.keep("receipts", part.store.run())
         tasks.keep("redis", client.watch())
@@ -216,8 +224,9 @@ async def test_a_write_that_redis_refuses_is_tried_again(redis_url: str, monkeyp
         assert (await asyncio.gather(part.written(receipt)))[0] == receipt.to_json()
 
 
-def receipt_of(one: Intent, status: str = "ok") -> Receipt:
-    return msgspec.structs.replace(closed(guided(), status), id=one.id)
+def receipt_of(one: Intent, status: str = "ok", usd: str | None = None) -> Receipt:
+    receipt = msgspec.structs.replace(closed(guided(), status), id=one.id)
+    return receipt if usd is None else msgspec.structs.replace(receipt, cost_usd=Decimal(usd))
 
 
 async def test_a_request_is_admitted_once_redis_knows_of_it(redis_url: str) -> None:
@@ -274,10 +283,10 @@ async def test_a_caller_that_leaves_while_it_is_admitted_leaves_no_intent(redis_
         assert (part.store._admitting, part.store._under_way, part.store._untold) == ({}, {}, {})
 
 
-@pytest.mark.parametrize("required", [False, True])
-async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(required: bool) -> None:
+@pytest.mark.parametrize("on_failure", ["allow", "degrade", "reject"])
+async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(on_failure: OnRedisFailure) -> None:
     """And nobody who comes later; they go on without an intent, or are refused. Awake again it knows of them all."""
-    async with EmbeddedRedis() as server, kept(server.url, required=required, timeout_s=0.2) as part:
+    async with EmbeddedRedis() as server, kept(server.url, on_failure=on_failure, timeout_s=0.2) as part:
         before = intent()
         await part.admit(before)
         loop = asyncio.get_running_loop()
@@ -297,7 +306,7 @@ async def test_a_redis_that_stands_still_costs_those_who_are_there_one_time_out(
             assert min(await asyncio.gather(*(took(one) for one in first))) >= 0.2 * 0.9
             assert not part.client.up
             assert max(await asyncio.gather(*(took(one) for one in later))) < 0.1
-        assert refused == [required] * 55
+        assert refused == [on_failure == "reject"] * 55
         assert part.value("gkt_intents_missed_total") == 55
         await until(lambda: part.client.up)
         under_way = {one.id for one in (before, *first, *later)}
@@ -338,6 +347,44 @@ def test_an_event_loop_that_is_held_lets_no_request_in_uncounted(
     assert logs == []
 
 
+async def test_while_redis_is_away_a_budget_lasts_for_half_of_what_was_left_and_is_paid_later() -> None:
+    """Redis told what is left. Whoever was asked for when Redis went has a receipt; whoever came later has none."""
+    async with EmbeddedRedis() as server, kept(server.url, timeout_s=0.2) as part:
+        scope = budget("1")
+
+        async def admitted(one: Intent) -> bool:
+            try:
+                said = await part.store.admit(candidate(one, scope), on_failure="degrade")
+            except StoreUnavailable as error:
+                messages.add(error.message.split(":")[0])
+                part.store.put(receipt_of(one, "store_unavailable", "0"))
+                return False
+            assert said is not None
+            return said[0].no is None
+
+        before, messages = intent(reserved_usd=Decimal("0.2")), set[str]()
+        assert await admitted(before)
+        ten = [intent(reserved_usd=Decimal("0.1")) for _ in range(10)]
+        async with paused(server.url):
+            first = await asyncio.gather(*(admitted(one) for one in ten[:6]))
+            assert not part.client.up
+            later = await asyncio.gather(*(admitted(one) for one in ten[6:]))
+        assert (sum(first), sum(later)) == (4, 0)
+        (message,) = messages
+        assert message.endswith("Until Redis is back it may spend $0.4 of the budget of this tenant")
+        assert part.value("gkt_receipts_waiting") == 2
+        await until(lambda: part.client.up)
+        for one in (before, *(one for one, went_on in zip(ten, first, strict=False) if went_on)):
+            part.store.put(receipt_of(one, "ok", "0.05"))
+        await until(lambda: part.value("gkt_receipts_waiting") == 0)
+        spent, reserved = await part.redis.hmget(part.keys.scope("acme", "tenant")[2], "spent", "reserved")
+        assert (dollars(spent.decode()), dollars(reserved.decode())) == (Decimal("0.25"), Decimal(0))
+        counted = part.metrics.registry.get_sample_value
+        for outcome, count in (("admitted", 4), ("budget", 6)):
+            assert counted("gkt_local_admissions_total", {"tenant": "acme", "outcome": outcome}) == count
+        assert (part.store._under_way, part.store._in_doubt) == ({}, set())
+
+
 async def test_a_redis_that_forgot_is_told_anew(redis_url: str) -> None:
     """Of all that is under way, in as many round trips as it takes; not of what has its receipt."""
     async with kept(redis_url) as part:
@@ -374,7 +421,7 @@ async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypa
     async with kept(redis_url) as part:
         scope = Scope("tenant", 0, 0, 1)
         holder, late = intent(), intent()
-        await part.store.admit(candidate(holder, scope), required=False)
+        await part.store.admit(candidate(holder, scope), on_failure="allow")
         exchange = part.in_redis.exchange
 
         async def as_redis_forgets(*args: Any) -> Any:
@@ -384,7 +431,7 @@ async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypa
 
         with monkeypatch.context() as forgetting:
             forgetting.setattr(part.in_redis, "exchange", as_redis_forgets)
-            admitted = await part.store.admit(candidate(late, scope), required=False)
+            admitted = await part.store.admit(candidate(late, scope), on_failure="allow")
         assert admitted is not None
         assert admitted[0].no is not None
         before = part.exchanges

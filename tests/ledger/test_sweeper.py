@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from gateway.ledger import sweeper as sweeper_module
 from gateway.ledger.heartbeat import Heartbeat
 from gateway.ledger.ledger import Ledger
+from gateway.ledger.local_limits import LocalLimits
 from gateway.ledger.log_sample import LogSample
 from gateway.ledger.receipt import Receipt
 from gateway.ledger.redis_ledger import RedisLedger
@@ -49,7 +50,9 @@ class Process:
         self.client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=self.metrics)
         self.redis = Redis.from_url(url)  # for looking
         self.in_redis = RedisLedger(self.client.commands, keys, owner, 100, LEASE_S)
-        self.store = ReceiptStore(self.client, self.in_redis, on_event=lambda _: None, metrics=self.metrics)
+        self.store = ReceiptStore(
+            self.client, self.in_redis, local=LocalLimits(lambda: 1), on_event=lambda _: None, metrics=self.metrics
+        )
         self.ledger = Ledger(
             self.store,
             prices=PRICES,
@@ -79,7 +82,7 @@ class Process:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
     async def admit(self, one: Intent) -> None:
-        await self.store.admit(candidate(one), required=False)
+        await self.store.admit(candidate(one), on_failure="allow")
 
     async def receipts(self, tenant: str = "acme") -> list[Receipt]:
         names = await self.redis.keys(self.keys.receipt(tenant, "*").replace("{", "[{]").replace("}", "[}]"))
