@@ -76,6 +76,7 @@ from gateway.usage.reader import UsageReader
 from gateway.usage.uptime import Uptime
 from gateway.vitals import VitalSigns
 from gateway.web import keys
+from gateway.web.decoding import BODY_DECODER, BodyDecoder
 from gateway.web.error_body import errors_as_openai
 from gateway.web.headers import name_reply
 from gateway.web.openapi.document import document
@@ -294,6 +295,7 @@ async def gateway(
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DISCONNECTS] = Disconnects(prices)
         public[keys.DOCUMENT] = document(ROUTES)
+        public[BODY_DECODER] = BodyDecoder()
         public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
         public[keys.HANDOVER] = Handover(guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s)
         public[keys.EDGE_ACCOUNTS] = EdgeAccounts(

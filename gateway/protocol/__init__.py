@@ -5,6 +5,8 @@ that parameters nobody here knows reach the student untouched. OpenAI's names (`
 package only; inside, it is `input_tokens` and `output_tokens`.
 
     body.py         a body's bytes -> an object that fits one of the structs below, or an InvalidRequest
+    structure.py    bounds on the structure of JSON, before it is decoded
+    unicode.py      repair of text that is no valid Unicode
     elsewhere.py    what no body may say: where a call goes, or as whom
     chat.py         /v1/chat/completions
     text.py         /v1/completions
@@ -12,10 +14,11 @@ package only; inside, it is `input_tokens` and `output_tokens`.
     reply.py        what every reply and chunk shares
 """
 
-from gateway.protocol.body import MAX_CHOICES, MAX_DEPTH, MAX_TOKENS, CallerRequest, Json, too_deep
+from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS, CallerRequest, Json, too_deep
 from gateway.protocol.chat import ChatRequest, parse_chat
 from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
 from gateway.protocol.reply import ReplyHead, TextReplyHead, passed_on, usage_body
+from gateway.protocol.structure import MAX_DEPTH
 from gateway.protocol.text import TextRequest, parse_text_completion
 
 CompletionRequest = ChatRequest | TextRequest

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from functools import cache
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
+import msgspec.inspect
 import orjson
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.elsewhere import elsewhere_in
+from gateway.protocol.structure import MAX_DEPTH, check_structure
+from gateway.protocol.unicode import BOM, locate_invalid_utf8, replace_lone_surrogates
 
 Json = dict[str, Any]
 _Known = TypeVar("_Known", bound=Struct)
 
-MAX_DEPTH = 254
-"""What orjson can write: deeper JSON could be read and never sent on."""
 _MAX_STOPS = 4
-
+_EXACT = 2.0**53  # beyond it a float stands for several integers
+_SURROGATE = "surrogate"  # in what orjson says of one without its other half
 
 MAX_CHOICES = 4096
 """The most answers to one request: each is kept in mind until its stream ends."""
@@ -69,29 +73,61 @@ class CallerRequest(Protocol):
 def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known]:
     """Decode a body: as it came, and its known fields, checked.
 
+    A byte order mark is dropped, a lone surrogate becomes U+FFFD, and 5.0 becomes 5 in a field that is an integer.
+
     Args:
         needs: the fields that it must have, in words.
 
     Raises:
         InvalidRequest: with `param` naming the field.
     """
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not valid JSON ({error}). Send a JSON object with {needs}.") from None
+    raw = raw.removeprefix(BOM)
+    check_structure(raw)
+    body = _decode(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
-    if too_deep(raw, body):
-        raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep.")
     if (field := elsewhere_in(body)) is not None:
         raise InvalidRequest(
             f"'{field}' is not taken from callers: where the gateway calls, and as whom, its configuration says.",
             param=field,
         )
+    for name in _integer_fields(known):
+        value = body.get(name)
+        if type(value) is float and abs(value) <= _EXACT and value.is_integer():
+            body[name] = int(value)
     try:
         return body, msgspec.convert(body, known)
     except msgspec.ValidationError as error:
         raise _explain(error) from None
+
+
+def _decode(raw: bytes, needs: str) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        reason = str(error)
+    if _SURROGATE in reason:
+        with suppress(orjson.JSONDecodeError):
+            return orjson.loads(replace_lone_surrogates(raw))
+    if (where := locate_invalid_utf8(raw)) is not None:
+        raise InvalidRequest(f"The body is not valid UTF-8 ({where}). Send a JSON object with {needs} in UTF-8.")
+    raise InvalidRequest(f"The body is not valid JSON ({reason}). Send a JSON object with {needs}.")
+
+
+@cache
+def _integer_fields(known: type[Struct]) -> tuple[str, ...]:
+    """The fields of a struct whose values are integers."""
+    struct = msgspec.inspect.type_info(known)
+    assert isinstance(struct, msgspec.inspect.StructType)
+    return tuple(field.name for field in struct.fields if _has_integers(field.type))
+
+
+def _has_integers(kind: msgspec.inspect.Type) -> bool:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _has_integers(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return any(map(_has_integers, kind.types))
+    return isinstance(kind, msgspec.inspect.IntType)
 
 
 def stops(stop: str | list[str] | None) -> tuple[str, ...]:

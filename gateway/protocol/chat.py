@@ -23,8 +23,11 @@ from gateway.protocol.body import (
     wants_usage,
 )
 
+MAX_MESSAGES = 10_000
+"""The most messages of one chat. OpenAI takes 2,048."""
 _ROLES = ("user", "assistant", "system", "developer", "tool", "function")
-ROLES_WITH_WORDS = frozenset({"system", "developer", "user"})
+ROLES_WITHOUT_TEXT = frozenset({"assistant", "function"})
+"""The roles of messages whose content may be null or missing."""
 # What an assistant's message may have in the place of content.
 SAID_OTHERWISE = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content")
 
@@ -42,7 +45,7 @@ class ChatBody(Struct, frozen=True):
     """The fields of /v1/chat/completions that the gateway reads, with OpenAI's ranges."""
 
     model: Annotated[str, Meta(min_length=1)]
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | None = None
     temperature: Temperature | None = None
@@ -75,6 +78,7 @@ class ChatRequest:
     stream: bool
     wants_usage: bool
     size_bytes: int
+    pictures: int = 0  # how many content parts are no text
 
     @property
     def messages(self) -> list[Json]:
@@ -92,13 +96,6 @@ class ChatRequest:
         return self.choices
 
     @property
-    def pictures(self) -> int:
-        """How many content parts are no text."""
-        contents = (message.get("content") for message in self.messages)
-        parts = (part for content in contents if isinstance(content, list) for part in content)
-        return sum(part.get("type") != "text" for part in parts)
-
-    @property
     def limit_field(self) -> str:
         """The field in which the caller speaks of its token limit."""
         return "max_completion_tokens" if self.body.get("max_completion_tokens") is not None else "max_tokens"
@@ -111,66 +108,55 @@ def parse_chat(raw: bytes) -> ChatRequest:
         InvalidRequest: with `param` naming the field.
     """
     body, known = read_body(raw, ChatBody, "'model' and 'messages'")
-    _check_messages(known.messages, body["messages"])
-    if known.max_tokens is not None and known.max_completion_tokens is not None:
-        raise InvalidRequest(
-            "'max_tokens' and 'max_completion_tokens' say the same: send one of them.", param="max_completion_tokens"
-        )
+    pictures = _check_messages(known.messages, body["messages"])
+    limits = [limit for limit in (known.max_completion_tokens, known.max_tokens) if limit is not None]
     return ChatRequest(
         body=body,
         model=known.model,
-        max_tokens=known.max_completion_tokens or known.max_tokens,
+        max_tokens=min(limits, default=None),
         stop=stops(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
+        pictures=pictures,
     )
 
 
-def _check_messages(messages: list[Message], as_sent: list[Json]) -> None:
-    """Refuse what OpenAI refuses, and engines take for an empty turn or put into their template as it is."""
+def _check_messages(messages: list[Message], as_sent: list[Json]) -> int:
+    """Refuse what OpenAI refuses; return how many content parts are no text.
+
+    An assistant message that says nothing gets an empty text: a template would write out the word None.
+    """
+    pictures = 0
     for index, message in enumerate(messages):
         role, content = message.role, message.content
         if role not in _ROLES:
             at = f"messages[{index}].role"
             raise InvalidRequest(f"'{at}': there is no such role. Use one of {', '.join(_ROLES)}.", param=at)
         if isinstance(content, list):
-            _check_parts(index, role, content)
-        elif role in ROLES_WITH_WORDS:
-            if not content or content.isspace():
-                raise _empty(role, f"messages[{index}].content")
-        elif content is None and not _may_be_silent(role, as_sent[index]):
-            raise _empty(role, f"messages[{index}].content")
+            pictures += _check_parts(index, content)
+        elif content is None and role not in ROLES_WITHOUT_TEXT:
+            at = f"messages[{index}].content"
+            raise InvalidRequest(f"'{at}' is required in a {role} message: a string or content parts.", param=at)
+        elif content is None and role == "assistant" and not any(map(as_sent[index].get, SAID_OTHERWISE)):
+            as_sent[index]["content"] = ""
+    return pictures
 
 
-def _may_be_silent(role: str, message: Json) -> bool:
-    if role == "assistant":
-        return any(message.get(field) for field in SAID_OTHERWISE)
-    return role == "function"  # null is what a function without a result returns
-
-
-def _check_parts(message: int, role: str, parts: list[Json]) -> None:
+def _check_parts(message: int, parts: list[Json]) -> int:
     """Each has a type, and text where it says so; which other types there are is the engine's to say."""
-    blanks = 0
+    if not parts:
+        at = f"messages[{message}].content"
+        raise InvalidRequest(f"'{at}' is an empty list. Send a string or at least one content part.", param=at)
+    pictures = 0
     for index, part in enumerate(parts):
         kind = part.get("type")
         if not isinstance(kind, str) or not kind:
             at = f"messages[{message}].content[{index}].type"
             raise InvalidRequest(f"'{at}' is required: a string such as 'text'.", param=at)
-        if kind == "text":
-            text = part.get("text")
-            if not isinstance(text, str):
-                at = f"messages[{message}].content[{index}].text"
-                raise InvalidRequest(f"'{at}' is required in a part of type 'text': a string.", param=at)
-            blanks += not text or text.isspace()
-    if not parts:
-        raise _empty(role, f"messages[{message}].content")
-    # Beside others a blank part is a separator, or an image without a caption.
-    if blanks == len(parts) and role in ROLES_WITH_WORDS:
-        raise _empty(role, f"messages[{message}].content[0].text")
-
-
-def _empty(role: str, where: str) -> InvalidRequest:
-    needs = {"assistant": "An assistant message needs text, content parts, tool_calls or a refusal."}
-    said = needs.get(role, f"A {role} message needs text or content parts.")
-    return InvalidRequest(f"'{where}' is empty. {said}", param=where)
+        if kind != "text":
+            pictures += 1
+        elif not isinstance(part.get("text"), str):
+            at = f"messages[{message}].content[{index}].text"
+            raise InvalidRequest(f"'{at}' is required in a part of type 'text': a string.", param=at)
+    return pictures

@@ -11,7 +11,7 @@ from aiohttp import web
 from gateway.completion import Visit
 from gateway.protocol import ChatRequest, TextRequest, parse_chat, parse_text_completion
 from gateway.web.auth import authenticate
-from gateway.web.body import read_body
+from gateway.web.decoding import read_parsed
 from gateway.web.events import as_events, reads, require_caller
 from gateway.web.headers import fact_headers
 from gateway.web.keys import ADMISSION, ALLOWANCE, COMPLETIONS, OPENED, REQUEST_ID, STARTED
@@ -39,13 +39,13 @@ class Path(Protocol[_Asked_contra]):
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
     caller, completions = authenticate(request), request.app[COMPLETIONS]
-    return await answered(request, completions, caller, parse_chat(await read_body(request)))
+    return await answered(request, completions, caller, await read_parsed(request, caller, parse_chat))
 
 
 async def text_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
     caller, completions = authenticate(request), request.app[COMPLETIONS]
-    return await answered(request, completions, caller, parse_text_completion(await read_body(request)))
+    return await answered(request, completions, caller, await read_parsed(request, caller, parse_text_completion))
 
 
 async def answered(request: web.Request, path: Path[_Asked], caller: Caller, asked: _Asked) -> web.StreamResponse:

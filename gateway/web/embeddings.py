@@ -9,7 +9,7 @@ from aiohttp import web
 from gateway.completion import Visit
 from gateway.protocol import parse_embeddings
 from gateway.web.auth import authenticate
-from gateway.web.body import read_body
+from gateway.web.decoding import read_parsed
 from gateway.web.events import require_caller
 from gateway.web.headers import fact_headers
 from gateway.web.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, OPENED, REQUEST_ID, STARTED
@@ -18,7 +18,7 @@ from gateway.web.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, OPENED, REQUEST_I
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings"""
     caller = authenticate(request)
-    asked = parse_embeddings(await read_body(request))
+    asked = await read_parsed(request, caller, parse_embeddings)
     visit = Visit(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
     request[ALLOWANCE] = visit.allowance
     request[OPENED] = visit.opened

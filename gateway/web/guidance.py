@@ -17,8 +17,8 @@ from gateway.protocol.edge import (
     parse_offline_usage,
 )
 from gateway.web.auth import authenticate
-from gateway.web.body import read_body
 from gateway.web.completions import answered
+from gateway.web.decoding import read_parsed
 from gateway.web.keys import EDGE_ACCOUNTS, HANDOVER
 from gateway.web.lookups import shows_cost
 
@@ -32,14 +32,14 @@ _MOST_DIGITS = 9
 async def guidance(request: web.Request) -> web.StreamResponse:
     """POST /v1/guidance"""
     caller = _device(request)
-    asked, path = parse_chat(await read_body(request)), request.app[HANDOVER]
+    asked, path = await read_parsed(request, caller, parse_chat), request.app[HANDOVER]
     return await answered(request, path, caller, asked)
 
 
 async def guidance_usage(request: web.Request) -> web.Response:
     """POST /v1/guidance/{receipt}/usage. Another tenant's is not found."""
     caller = _device(request)
-    usage = parse_edge_usage(await read_body(request))
+    usage = await read_parsed(request, caller, parse_edge_usage)
     accounts = request.app[EDGE_ACCOUNTS]
     return _reply(caller, await accounts.close(caller, request.match_info["receipt"], usage))
 
@@ -47,7 +47,7 @@ async def guidance_usage(request: web.Request) -> web.Response:
 async def offline_usage(request: web.Request) -> web.Response:
     """POST /v1/guidance/usage"""
     caller = _device(request)
-    report = parse_offline_usage(await read_body(request))
+    report = await read_parsed(request, caller, parse_offline_usage)
     return _reply(caller, await request.app[EDGE_ACCOUNTS].add_offline(caller, report))
 
 

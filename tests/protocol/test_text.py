@@ -22,7 +22,7 @@ def parsed(**fields: Any) -> TextRequest:
     return parse_text_completion(orjson.dumps({**LEAST, **fields}))
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"text"', b"\xff", b'{"model": "m", "prompt": "\\ud800"}'])
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"text"', b"\xff"])
 def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
     """There is none to name; the message says which are needed."""
     error = refused(raw)

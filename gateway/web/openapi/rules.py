@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.protocol.chat import ROLES_WITH_WORDS, SAID_OTHERWISE
+from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.elsewhere import CALLERS_OWN, NOT_THE_CALLERS
 from gateway.protocol.embeddings import MAX_INPUTS
 
 if TYPE_CHECKING:
     from gateway.protocol import Json
 
-# What Python's str.isspace finds, beyond what regular expressions call a space.
-_SAYS = {"type": "string", "pattern": r"[^\s\x1c-\x1f\x85]"}
 _NO_TEXT = {"properties": {"type": {"not": {"const": "text"}}}}
 _PART = {
     "type": "object",
@@ -24,10 +22,8 @@ _PART = {
     "anyOf": [_NO_TEXT, {"properties": {"text": {"type": "string"}}, "required": ["text"]}],
 }
 _PARTS = {"type": "array", "minItems": 1, "items": _PART}
-_PARTS_WITH_WORDS = {**_PARTS, "contains": {"anyOf": [_NO_TEXT, {"properties": {"text": _SAYS}}]}}
 _TEXT_OR_PARTS = {"anyOf": [{"type": "string"}, _PARTS]}
 _ANY_CONTENT = {"anyOf": [{"type": "null"}, {"type": "string"}, _PARTS]}
-_SOMETHING: Json = {"not": {"enum": [None, False, 0, "", [], {}]}}
 
 
 def _if_given(field: str, then: Json) -> Json:
@@ -53,32 +49,14 @@ _OTHERS: Json = {"$ref": "#/components/schemas/Unknown"}
 RULES: dict[str, Json] = {
     "Message": {
         "anyOf": [
-            {
-                "properties": {
-                    "role": {"enum": sorted(ROLES_WITH_WORDS)},
-                    "content": {"anyOf": [_SAYS, _PARTS_WITH_WORDS]},
-                },
-                "required": ["content"],
-            },
-            {
-                "properties": {"role": {"enum": ["assistant", "tool"]}, "content": _TEXT_OR_PARTS},
-                "required": ["content"],
-            },
-            {"properties": {"role": {"const": "function"}, "content": _ANY_CONTENT}},
-            *(
-                {
-                    "properties": {"role": {"const": "assistant"}, "content": _ANY_CONTENT, field: _SOMETHING},
-                    "required": [field],
-                }
-                for field in SAID_OTHERWISE
-            ),
+            {"properties": {"content": _TEXT_OR_PARTS}, "required": ["content"]},
+            {"properties": {"role": {"enum": sorted(ROLES_WITHOUT_TEXT)}, "content": _ANY_CONTENT}},
         ]
     },
     "ChatBody": {
         "allOf": [
             _OTHERS,
             _OPTIONS_OF_STREAMS,
-            _if_given("max_tokens", {"properties": {"max_completion_tokens": {"type": "null"}}}),
         ]
     },
     "TextBody": {

@@ -1,0 +1,65 @@
+"""Decode request bodies without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakValueDictionary
+
+from aiohttp import web
+
+from gateway.errors import Overloaded
+from gateway.protocol.structure import is_light
+from gateway.web.body import read_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.policy.book import Caller
+
+T = TypeVar("T")
+_WAIT_S = 30.0
+
+
+class BodyDecoder:
+    """Decodes light bodies on the event loop and others in one thread, which tenants take turns to use.
+
+    A tenant that floods the gateway with large bodies waits for its own bodies. Other tenants wait for one of them.
+    """
+
+    def __init__(self) -> None:
+        # More threads would compete with the event loop for the interpreter lock.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode-body")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def decode(self, tenant: str, raw: bytes, parse: Callable[[bytes], T]) -> T:
+        """Return what `parse` makes of a body.
+
+        Raises:
+            InvalidRequest: as `parse` does.
+            Overloaded: other bodies of the tenant took too long.
+        """
+        if is_light(raw):
+            return parse(raw)
+        turn = self._turns.get(tenant)
+        if turn is None:
+            turn = self._turns[tenant] = asyncio.Lock()
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                await turn.acquire()
+        except TimeoutError:
+            raise Overloaded("Other large bodies of this tenant are being decoded. Try again shortly.") from None
+        decoding = asyncio.get_running_loop().run_in_executor(self._thread, parse, raw)
+        # The thread goes on where the caller is gone, and so does its turn.
+        decoding.add_done_callback(lambda _: turn.release())
+        return await asyncio.shield(decoding)
+
+
+BODY_DECODER = web.AppKey("body_decoder", BodyDecoder)
+
+
+async def read_parsed(request: web.Request, caller: Caller, parse: Callable[[bytes], T]) -> T:
+    """Read the body of a request and return what `parse` makes of it. Raises GatewayErrors."""
+    raw = await read_body(request)
+    return await request.app[BODY_DECODER].decode(caller.policy.tenant, raw, parse)

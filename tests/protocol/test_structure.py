@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from gateway.errors import InvalidRequest
+from gateway.protocol import parse_chat
+from gateway.protocol.structure import MAX_DEPTH, MAX_VALUES, check_structure, escape_safe_chunks, is_large, is_light
+from load_tests.hostile_bodies import MAX_BYTES, TEXTS, UNITS, list_body, text_body
+
+CHAT = {"model": b'"m"', "messages": b'[{"role":"user","content":"Why?"}]'}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_text_has_no_structure(text: bytes) -> None:
+    """As large as a body may be, with brackets, commas and quotes in it."""
+    check_structure(text_body(CHAT, "content", text, MAX_BYTES))
+
+
+@pytest.mark.parametrize("unit", [b"[]", b"{}", b'""', b"1", b'"[,"', b'"\\\\"', b'"\\""'])
+def test_every_entry_counts(unit: bytes) -> None:
+    """Text within strings does not; the limit is exact."""
+    cost = 2 if unit in {b"[]", b"{}"} else 1
+    most = (MAX_VALUES - 1) // cost
+    check_structure(b"[" + b",".join([unit] * most) + b"]")
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_VALUES} JSON"):
+        check_structure(b"[" + b",".join([unit] * (most + 2)) + b"]")
+
+
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
+def test_depth_is_counted_without_text(opening: bytes, closing: bytes) -> None:
+    """Brackets in strings open nothing, and a bracket that is closed is no level of the next."""
+    text = b'["' + b"[{" * 300 + b'",' + b"[[]]," * 300
+    check_structure(text + opening * (MAX_DEPTH - 1) + b"1" + closing * (MAX_DEPTH - 1) + b"]")
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_DEPTH} levels"):
+        check_structure(text + opening * MAX_DEPTH + b"1" + closing * MAX_DEPTH + b"]")
+
+
+def test_what_passes_can_be_written_again() -> None:
+    """orjson writes no deeper JSON."""
+    raw = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
+    check_structure(raw)
+    assert orjson.dumps(orjson.loads(raw)) == raw
+
+
+@pytest.mark.parametrize("before", range(5))
+@pytest.mark.parametrize("backslashes", range(6))
+def test_no_piece_ends_within_an_escape(before: int, backslashes: int) -> None:
+    raw = b"x" * ((1 << 17) - before) + b"\\" * backslashes + b'"' + b"y" * 10
+    pieces = list(escape_safe_chunks(raw))
+    assert b"".join(pieces) == raw
+    for piece in pieces[:-1]:
+        assert (len(piece) - len(piece.rstrip(b"\\"))) % 2 == 0
+
+
+def refusal(raw: bytes) -> str | None:
+    try:
+        parse_chat(raw)
+    except InvalidRequest as error:
+        return error.message
+    return None
+
+
+@pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
+def test_hostile_lists_are_refused_or_small(unit: bytes) -> None:
+    """What is not refused for its structure has few values."""
+    raw = list_body(CHAT, "x", unit, MAX_BYTES)
+    said = refusal(raw)
+    assert raw.count(b",") < MAX_VALUES if said is None else str(MAX_VALUES) in said or "valid JSON" in said
+
+
+def test_small_and_textual_bodies_are_light() -> None:
+    """Others are decoded beside the event loop."""
+    assert is_light(text_body(CHAT, "content", b"Why, or [when]? ", 50_000))
+    assert not is_light(text_body(CHAT, "content", b"a", 300_000))
+    assert not is_light(list_body(CHAT, "x", b"[]", 100_000))
+
+
+@pytest.mark.parametrize(
+    ("value", "large"),
+    [
+        ({"a": [1, {"b": "text"}]}, False),
+        ({"a": [{"b": "text" * 100_000}]}, True),
+        ({"name" * 100_000: 1}, True),
+        ([[]] * 100_000, True),
+        (("a", "b"), False),
+    ],
+)
+def test_a_value_is_large_by_its_text_or_its_entries(value: object, large: bool) -> None:
+    assert is_large(value) is large
