@@ -111,12 +111,12 @@ class StreamRelay:
             return None
         if index not in self._roles_sent:
             self._roles_sent.add(index)
-            delta = {"role": self._roles.get(index, "assistant"), **delta}
-        return {**choice, "index": index, "delta": delta, "finish_reason": finish_reason}
+            delta = _first(self._roles.get(index, "assistant"), delta)
+        return {"logprobs": None, **choice, "index": index, "delta": delta, "finish_reason": finish_reason}
 
     def _spoken(self, said: Json) -> Json:
         """A chunk of the first choice with what is in no chunk of the student's."""
-        delta = said if 0 in self._roles_sent else {"role": "assistant", **said}
+        delta = said if 0 in self._roles_sent else _first("assistant", said)
         self._roles_sent.add(0)
         return self._chunk([_choice(delta)])
 
@@ -125,6 +125,11 @@ class StreamRelay:
         if original is None:
             return chunk
         return {**chunk, **passed_on(original)}
+
+
+def _first(role: str, said: Json) -> Json:
+    """The first delta of a choice, with the fields that OpenAI's has."""
+    return {"role": role, "content": None, "refusal": None, **said}
 
 
 def _choice(delta: Json, finish_reason: str | None = None) -> Json:

@@ -61,7 +61,12 @@ def test_a_guided_stream_is_one_answer() -> None:
         ("chatcmpl-ours", 1_700_000_000, "route", "chat.completion.chunk")
     }
     assert got[0]["choices"] == [
-        {"index": 0, "delta": {"role": "assistant", "content": "Because the"}, "logprobs": None, "finish_reason": None}
+        {
+            "index": 0,
+            "delta": {"role": "assistant", "content": "Because the", "refusal": None},
+            "logprobs": None,
+            "finish_reason": None,
+        }
     ]
     assert roles(got) == [(0, "assistant")]
     assert text_of(got) == "Because the sky."
@@ -75,7 +80,7 @@ def test_an_unguided_stream_comes_through_as_it_is() -> None:
     first = chunk({"role": "assistant", "content": "", "refusal": None}, system_fingerprint="fp")
     got = played(relay(), first, says("Hi", service_tier="x"), chunk({}, "length"))
     assert [each["choices"] for each in got] == [
-        chunk({"role": "assistant", "content": "Hi"})["choices"],
+        chunk({"role": "assistant", "content": "Hi", "refusal": None})["choices"],
         chunk({}, "length")["choices"],
     ]
     assert got[0]["service_tier"] == "x"
@@ -127,7 +132,12 @@ def test_tool_call_deltas_are_untouched() -> None:
 def test_fields_beside_the_text_are_untouched() -> None:
     """A student may say more than content."""
     got = played(relay(SeamJoin("So", echo=False)), chunk({"reasoning_content": "hm", "content": None}))
-    assert got[0]["choices"][0]["delta"] == {"role": "assistant", "reasoning_content": "hm"}
+    assert got[0]["choices"][0]["delta"] == {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "reasoning_content": "hm",
+    }
 
 
 def test_deltas_that_say_nothing_are_dropped() -> None:
@@ -152,7 +162,7 @@ def test_a_role_and_an_index_are_there_even_when_the_student_sends_none() -> Non
     del bare["choices"][0]["index"]
     got = played(relay(), bare, says(" there"))
     assert [each["choices"][0]["delta"] for each in got[:2]] == [
-        {"role": "assistant", "content": "Hello"},
+        {"role": "assistant", "content": "Hello", "refusal": None},
         {"content": " there"},
     ]
     assert got[0]["choices"][0]["index"] == 0

@@ -47,7 +47,7 @@ class ReplyHead:
             "object": "chat.completion",
             "created": self.created,
             "model": self.model,
-            "choices": choices,
+            "choices": [_complete(choice) for choice in choices],
             "usage": usage,
         }
 
@@ -68,12 +68,19 @@ class TextReplyHead(ReplyHead):
     """The same of a text completion, whose choices have a `text`."""
 
     def completion(self, choices: list[Json], usage: Json) -> Json:
-        texts = [_as_text(choice, choice["message"]) for choice in choices]
-        return {**super().completion(texts, usage), "object": "text_completion"}
+        body = super().completion(choices, usage)
+        texts = [_as_text(choice, choice["message"]) for choice in body["choices"]]
+        return {**body, "object": "text_completion", "choices": texts}
 
     def chunk(self, choices: list[Json], *, with_usage: bool = False, usage: Json | None = None) -> Json:
         texts = [_as_text(choice, choice.get("delta") or {}) for choice in choices]
         return {**super().chunk(texts, with_usage=with_usage, usage=usage), "object": "text_completion"}
+
+
+def _complete(choice: Json) -> Json:
+    """A choice with the fields that OpenAI always sends: clients with strict types need them."""
+    message = {"content": None, "refusal": None, **choice["message"]}
+    return {"logprobs": None, **choice, "message": message}
 
 
 def _as_text(choice: Json, said: Json) -> Json:

@@ -13,12 +13,23 @@ def test_every_reply_shares_its_head() -> None:
     """One id, one time, one model, whether in one piece or in many."""
     head = ReplyHead("chatcmpl-1", 1_700_000_000, "m")
     shared = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": "m"}
-    assert head.completion([{}], {"a": 1}) == {
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hi", "refusal": None}, "logprobs": None}
+    assert head.completion([choice], {"a": 1}) == {
         **shared,
         "object": "chat.completion",
-        "choices": [{}],
+        "choices": [choice],
         "usage": {"a": 1},
     }
     assert head.chunk([]) == {**shared, "object": "chat.completion.chunk", "choices": []}
     assert head.chunk([], with_usage=True) == {**head.chunk([]), "usage": None}
     assert head.chunk([], with_usage=True, usage={"a": 1}) == {**head.chunk([]), "usage": {"a": 1}}
+
+
+def test_a_message_has_all_that_openais_has() -> None:
+    """null where the engine sends nothing; what it sends is kept."""
+    head = ReplyHead("chatcmpl-1", 1, "m")
+    bare = {"index": 0, "message": {"role": "assistant", "tool_calls": []}, "finish_reason": "tool_calls"}
+    said = {"index": 1, "message": {"content": "Hi", "refusal": "No"}, "logprobs": {"content": []}}
+    first, second = head.completion([bare, said], {})["choices"]
+    assert (first["message"]["content"], first["message"]["refusal"], first["logprobs"]) == (None, None, None)
+    assert second == said
