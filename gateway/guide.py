@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 # English has about four bytes to a token; a batch is filled by this, nothing is billed by it.
 _BYTES_PER_TOKEN = 4
+# Hashing more than this takes milliseconds: a thread does it.
+_HASHED_HERE_BYTES = 256_000
 
 
 class Guide:
@@ -168,6 +170,7 @@ class Guide:
         engine = self._engines[guidance.teacher]
         request = opening_request(guidance, asked)
         ends = EndRule.of(plan, guidance)
+        facts = (guidance.share, engine, request, draft.id, ends)
         ticket = Ticket(
             draft.id,
             tenant=guidance.tenant,
@@ -175,7 +178,7 @@ class Guide:
             max_wait_s=guidance.max_wait_s,
             deadline_s=deadline_s,
             weight=guidance.weight,
-            work=_work(guidance.share, engine, request, draft.id, ends),
+            work=await asyncio.to_thread(_work, *facts) if asked.size_bytes > _HASHED_HERE_BYTES else _work(*facts),
             cache_ttl_s=guidance.cache_ttl_s,
         )
 

@@ -23,6 +23,7 @@ from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, hidden_in, re
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
 from gateway.protocol import MAX_DEPTH, too_deep
+from gateway.protocol.structure import is_large
 from gateway.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ class EngineHttp:
         call. So a call that breaks at once over a used connection goes out again; one over a new connection, or one
         that the engine had for a while, does not: that is a failure, which costs, and is counted.
         """
-        data = None if payload is None else orjson.dumps(payload)
+        data = None if payload is None else await encoded(payload)
         headers = None if self._outgoing is None else self._outgoing()
         loop = asyncio.get_running_loop()
         while True:
@@ -329,3 +330,8 @@ class EngineHttp:
                     if len(raw) > _MAX_ERROR_BYTES:
                         break
         return raw[:_MAX_ERROR_BYTES]
+
+
+async def encoded(value: object) -> bytes:
+    """Return a value as JSON. A large one is encoded in a thread."""
+    return await asyncio.to_thread(orjson.dumps, value) if is_large(value) else orjson.dumps(value)

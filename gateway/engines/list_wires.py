@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import orjson
-
 from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.chat import opening_body, opening_finish, read_usage
+from gateway.engines.http import encoded
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, all_of
 from gateway.engines.shares import shares
 from gateway.errors import EngineError, EngineFailed, EngineGarbled
@@ -68,7 +67,7 @@ class PromptLists:
         usages = shares(
             read_usage(reply.get("usage")),
             requests[0].max_tokens,
-            [_size(request) for request in requests],
+            [await _size(request) for request in requests],
             [
                 None if reason == "length" else len((text or "").encode("utf-8", "replace"))
                 for text, reason in zip(texts, reasons, strict=True)
@@ -213,5 +212,5 @@ async def _rendered(renderer: LlamaCppRenderer | SGLangRenderer, requests: Seque
     return [request.prompt if request.messages is None else next(chats) for request in requests]
 
 
-def _size(request: OpeningRequest) -> int:
-    return len(orjson.dumps(request.prompt if request.messages is None else list(request.messages)))
+async def _size(request: OpeningRequest) -> int:
+    return len(await encoded(request.prompt if request.messages is None else list(request.messages)))
