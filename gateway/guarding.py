@@ -169,7 +169,7 @@ class QualityGuard:
 
     async def _compare(self, sample: _Sample) -> None:
         """Ask both engines, one after the other: nobody waits. Raises _Ended."""
-        teacher = await self._run(sample, sample.quality.teacher, sample.asked, "shadow-teacher")
+        teacher = await self._run(sample, sample.quality.teacher, sample.asked, "shadow-teacher", measures=True)
         student = await self._run(sample, _student_alone(sample.served), sample.asked, "shadow-student")
         guided = await self._agreement(sample, sample.answer, teacher, "guided")
         alone = await self._agreement(sample, student, teacher, "student")
@@ -196,7 +196,9 @@ class QualityGuard:
             raise _Ended("unscored")
         return score
 
-    async def _run(self, sample: _Sample, plan: Plan, asked: CompletionRequest, name: str) -> str:
+    async def _run(
+        self, sample: _Sample, plan: Plan, asked: CompletionRequest, name: str, *, measures: bool = False
+    ) -> str:
         """What an engine answers, with a receipt of its own, within the route's budget of the day. Raises _Ended."""
         draft = sample.served.beside(_bounded(plan, asked), name)
         most = spent = self._ledger.most_usd(draft.plan, asked)
@@ -206,7 +208,7 @@ class QualityGuard:
             raise _Ended("over_budget")
         try:
             with self._tracing.shadow() if self._tracing is not None else nullcontext():
-                reply = await self._ask(draft, asked, sample.caller)
+                reply = await self._ask(draft, asked, sample.caller, sample.served if measures else None)
             spent = draft.receipt.cost_usd if draft.receipt is not None else most
         except GatewayError as error:
             if _cost_nothing(draft):
@@ -221,12 +223,15 @@ class QualityGuard:
             raise _Ended("dropped")
         return answer
 
-    async def _ask(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> Json:
-        """Like a request, whatever becomes of it."""
+    async def _ask(self, draft: Draft, asked: CompletionRequest, caller: Caller, measured: Draft | None = None) -> Json:
+        """Like a request, whatever becomes of it. `measured` is the request whose baseline this call measures."""
         with self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, caller)
             reply = await self._finisher.complete(plan, asked, UNGUIDED, draft)
             draft.finish_reason = reply["choices"][0].get("finish_reason")
+            # Without a limit of the caller's, an answer that ended at the sample's limit is not the whole answer.
+            cut = draft.finish_reason == "length" and measured is not None and measured.plan.max_tokens is None
+            draft.measures = None if cut else measured
             # Now, and not when it settles: what it cost is given back from what was taken.
             await self._ledger.close(draft)
             return reply

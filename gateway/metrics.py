@@ -169,6 +169,12 @@ class Metrics:
             registry=registry,
         )
         self.cost_usd = Counter("gkt_cost_usd", "What the answers cost.", ("tenant", "route"), registry=registry)
+        self.class_cost_usd = Counter(
+            "gkt_class_cost_usd",
+            "The same by savings class; measuring: of shadows, quality samples and confidence probes.",
+            ("tenant", "route", "savings_class"),
+            registry=registry,
+        )
         self.engine_cost_usd = Counter(
             "gkt_engine_cost_usd",
             "The same by engine and role: teacher, student, failed.",
@@ -180,6 +186,18 @@ class Metrics:
             "What the baseline model alone would have cost for the same answers.",
             ("tenant", "route"),
             registry=registry,
+        )
+        self.savings_usd, self.losses_usd, self.savings_error_usd, self.savings_error_removed_usd = (
+            Counter(name, text, ("tenant", "route"), registry=registry)
+            for name, text in (
+                ("gkt_savings_usd", "Savings that count, of receipts that saved. Subtract gkt_losses_usd_total."),
+                ("gkt_losses_usd", "Amounts by which receipts that count cost more than their baseline."),
+                ("gkt_savings_error_usd", "Error bound of the savings that count."),
+                (
+                    "gkt_savings_error_removed_usd",
+                    "Part of gkt_savings_error_usd_total that measured baselines removed.",
+                ),
+            )
         )
         self.stage_seconds = Histogram(
             "gkt_stage_seconds",

@@ -152,6 +152,7 @@ def test_a_guided_request_is_one_span_with_its_stages_and_its_two_calls_below(wo
         "gkt.cost_usd": receipt["cost_usd"],
         "gkt.baseline_usd": receipt["baseline_usd"],
         "gkt.savings_usd": receipt["savings_usd"],
+        "gkt.savings_class": "guided",
     }
     teacher, student = trace.named("chat big-1"), trace.named("chat small-1")
     port = int(world.teacher.url.rpartition(":")[2])

@@ -10,6 +10,21 @@ _WHO = '{tenant=~"$tenant", route=~"$route"}'
 _TENANT = '{tenant=~"$tenant"}'
 _COST = f"sum(increase(gkt_cost_usd_total{_WHO}[$__range]))"
 _BASELINE = f"sum(increase(gkt_baseline_usd_total{_WHO}[$__range]))"
+_AWAY = '{tenant=~"$tenant", route=~"$route", savings_class="teacher_unavailable"}'
+_MEASURING = '{tenant=~"$tenant", route=~"$route", savings_class="measuring"}'
+
+
+def _less(more: str, less: str, reach: str, by: str = "") -> str:
+    """Return the growth of one counter less that of another."""
+    return f"(sum{by} ({reach.replace('METRIC', more)}) - sum{by} ({reach.replace('METRIC', less)}))"
+
+
+_RANGE = f"increase(METRIC{_WHO}[$__range])"
+_RATE = f"rate(METRIC{_WHO}[$__rate_interval])"
+_SAVED = _less("gkt_savings_usd_total", "gkt_losses_usd_total", _RANGE)
+_ERROR = _less("gkt_savings_error_usd_total", "gkt_savings_error_removed_usd_total", _RANGE)
+_SURE = f"{_SAVED} * (abs({_SAVED}) > bool {_ERROR})"
+"""The savings that count, or 0 where their error is as large."""
 _SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
 
 
@@ -33,24 +48,50 @@ COST = Dashboard(
         ),
         Panel(
             "Saved",
-            "Baseline minus cost. Below zero guidance cost more than it spared. Unguided answers count too: a teacher "
-            "that is down makes answers cheap.",
+            "The savings that count: of guided answers, and of answers for which a policy chose the student. Below "
+            "zero, guidance cost more than it spared. About 0: the error of the estimate is as large.",
             "currencyUSD",
-            (Query(f"{_BASELINE} - {_COST}"),),
+            (Query(_SURE),),
             falling=True,
             bad=0,
             least=None,
+            words={0: ("about 0", "text")},
             **_SMALL,
         ),
         Panel(
             "Saved, of the baseline",
-            "Which part of the baseline was saved.",
+            "The part of the baseline that the savings are.",
             "percentunit",
-            (Query(f"1 - {_COST} / {_BASELINE}"),),
+            (Query(f"{_SURE} / {_BASELINE}"),),
             falling=True,
             bad=0,
-            warn=0.2,
             least=None,
+            words={0: ("about 0", "text")},
+            **_SMALL,
+        ),
+        Panel(
+            "Error of the savings",
+            "How far the savings may be from the truth, either way.",
+            "currencyUSD",
+            (Query(_ERROR),),
+            plain=True,
+            **_SMALL,
+        ),
+        Panel(
+            "Cost while the teacher was unavailable",
+            "Cost of the answers that the student gave since the teacher failed, was late or had no room. They save "
+            "nothing.",
+            "currencyUSD",
+            (Query(f"sum(increase(gkt_class_cost_usd_total{_AWAY}[$__range]))"),),
+            plain=True,
+            **_SMALL,
+        ),
+        Panel(
+            "Cost of measuring",
+            "Cost of shadows, quality samples and confidence probes. The savings do not contain it.",
+            "currencyUSD",
+            (Query(f"sum(increase(gkt_class_cost_usd_total{_MEASURING}[$__range]))"),),
+            plain=True,
             **_SMALL,
         ),
         Panel(
@@ -82,7 +123,7 @@ COST = Dashboard(
         "Over time",
         Panel(
             "Cost against baseline, per hour",
-            "The gap between the lines is what is saved.",
+            "The gap between the lines is not all saved: answers without the teacher and measuring are in it.",
             "currencyUSD",
             (
                 Query(f"sum(rate(gkt_cost_usd_total{_WHO}[$__rate_interval])) * 3600", "cost"),
@@ -92,12 +133,11 @@ COST = Dashboard(
         ),
         Panel(
             "Saved per hour, by route",
-            "Baseline minus cost. What lies below zero costs more than its baseline: short answers read two prompts.",
+            "The savings that count. Below zero, a route costs more than its baseline: short answers read two prompts.",
             "currencyUSD",
             (
                 Query(
-                    f"(sum by (tenant, route) (rate(gkt_baseline_usd_total{_WHO}[$__rate_interval])) - "
-                    f"sum by (tenant, route) (rate(gkt_cost_usd_total{_WHO}[$__rate_interval]))) * 3600",
+                    f"{_less('gkt_savings_usd_total', 'gkt_losses_usd_total', _RATE, ' by (tenant, route)')} * 3600",
                     "{{tenant}} {{route}}",
                 ),
             ),
@@ -146,8 +186,14 @@ COST = Dashboard(
             (
                 Query(_by("tenant, route", "gkt_cost_usd_total")),
                 Query(_by("tenant, route", "gkt_baseline_usd_total")),
+                Query(_less("gkt_savings_usd_total", "gkt_losses_usd_total", _RANGE, " by (tenant, route)")),
                 Query(
-                    f"{_by('tenant, route', 'gkt_baseline_usd_total')} - {_by('tenant, route', 'gkt_cost_usd_total')}"
+                    _less(
+                        "gkt_savings_error_usd_total",
+                        "gkt_savings_error_removed_usd_total",
+                        _RANGE,
+                        " by (tenant, route)",
+                    )
                 ),
                 Query(_by("tenant, route", "gkt_requests_total")),
             ),
@@ -155,7 +201,7 @@ COST = Dashboard(
             width=24,
             height=9,
             least=None,
-            columns=("Cost, USD", "Baseline, USD", "Saved, USD", "Requests"),
+            columns=("Cost, USD", "Baseline, USD", "Saved, USD", "Error, USD", "Requests"),
         ),
         "Quality of what guidance buys",
         Panel(

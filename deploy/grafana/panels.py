@@ -28,6 +28,7 @@ class Panel:
     Attributes:
         warn, bad: from here on it is yellow, or red; `falling` where small values are the bad ones.
         words: what to say in the place of numbers.
+        plain: no value is good or bad.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Panel:
     most: float | None = None
     words: dict[int, tuple[str, str]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    plain: bool = False
 
     def json(self, number: int, x: int, y: int) -> Json:
         return {
@@ -93,6 +95,8 @@ class Panel:
         return defaults
 
     def _thresholds(self) -> Json:
+        if self.plain:
+            return {"mode": "absolute", "steps": [{"color": "text", "value": None}]}
         first, last = ("red", "green") if self.falling else ("green", "red")
         steps: list[Json] = [{"color": first, "value": None}]
         if self.falling and self.bad is not None:

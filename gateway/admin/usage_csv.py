@@ -10,8 +10,9 @@ import csv
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from gateway.ledger.savings import CLASSES
 from gateway.usage.span import shown
-from gateway.usage.usage import figures
+from gateway.usage.usage import UNCLASSIFIED, figures
 
 if TYPE_CHECKING:
     from gateway.rollups.rollup import Row
@@ -27,10 +28,15 @@ _MONEY = (
     "failed_cost_usd",
     "baseline_usd",
     "savings_usd",
+    "savings_error_usd",
+    "savings_about_zero",
+    "measuring_usd",
     "baseline_estimated",
     "baseline_error_usd",
     "cost_share",
 )
+_CLASSES = (*CLASSES, UNCLASSIFIED)
+_CLASS_SUMS = ("requests", "cost_usd", "baseline_usd", "savings_usd")
 _LATENCIES = ("total", "first_token", "teacher", "batch_wait", "admission")
 COLUMNS = (
     "requests",
@@ -42,6 +48,7 @@ COLUMNS = (
     "answer_by_teacher_tokens",
     "teacher_token_share",
     *_MONEY,
+    *(f"class_{name}_{part}" for name in _CLASSES for part in _CLASS_SUMS),
     "batches",
     "mean_batch_size",
     *(f"{stage}_{part}_ms" for stage in _LATENCIES for part in ("p50", "p95", "p99")),
@@ -65,6 +72,10 @@ def safe(name: str) -> str:
     return f"'{name}" if name.startswith(_FORMULA) else name
 
 
+def _cell(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 def _cells(row: Row) -> list[object]:
     told = figures(row)
     tokens, batches, latency = told["tokens"], told["batches"], told["latency_ms"]
@@ -77,7 +88,8 @@ def _cells(row: Row) -> list[object]:
         tokens["answer"],
         tokens["answer_by_teacher"],
         told["teacher_token_share"],
-        *(told[name] for name in _MONEY),
+        *(_cell(told[name]) for name in _MONEY),
+        *(told["savings_classes"].get(name, {}).get(part, 0) for name in _CLASSES for part in _CLASS_SUMS),
         batches["count"],
         batches["mean_size"],
         *(latency[stage][part] for stage in _LATENCIES for part in ("p50", "p95", "p99")),

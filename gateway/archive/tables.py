@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, MetaData, Table, Text
 
+from gateway.ledger.savings import savings_of
 from gateway.rollups.rollup import pico
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ RECEIPTS = Table(
     Column("baseline_model", Text, nullable=False),
     Column("baseline_pico", BigInteger, nullable=False),
     Column("baseline_estimated", Boolean, nullable=False),
+    # The savings that count; on rows of earlier versions baseline minus cost. The receipt has the class.
     Column("savings_pico", BigInteger, nullable=False),
     Column("admission_ms", Float),
     Column("batch_wait_ms", Float),
@@ -135,7 +137,7 @@ def row_of(receipt: Receipt, raw: bytes, entry: str) -> dict[str, Any]:
         "baseline_model": receipt.baseline_model,
         "baseline_pico": baseline,
         "baseline_estimated": receipt.baseline_estimated,
-        "savings_pico": baseline - cost,
+        "savings_pico": pico(savings_of(receipt).usd),
         "admission_ms": timings.admission_ms,
         "batch_wait_ms": timings.batch_wait_ms,
         "teacher_ms": timings.teacher_ms,

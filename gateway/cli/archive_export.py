@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gateway.archive.tables import RECEIPTS
 from gateway.errors import StartupError
 from gateway.ledger.receipt import Receipt
+from gateway.ledger.savings import class_of, savings_of
 from gateway.rollups.rollup import usd
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _INTERNAL = {"entry_ms", "entry_seq", "instead", "instead_ms", "instead_seq", "receipt"}
 _COLUMNS = tuple(column.name for column in RECEIPTS.columns if column.name not in _INTERNAL)
+_ADDED = ("savings_error_usd", "savings_class")
+"""Columns behind those of the table, which has no place for them."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -79,12 +82,20 @@ def _jsonl(file: IO[str]) -> Callable[[Sequence[Any]], None]:
 
 
 def _csv(file: IO[str]) -> Callable[[Sequence[Any]], None]:
-    """The table's columns, with money in USD and times as ISO 8601."""
+    """Return a writer of the table's columns, then `_ADDED`, with money in USD and times as ISO 8601.
+
+    The savings come from the receipt itself: rows of earlier versions hold the difference that was not yet classified.
+    """
     lines = csv.writer(file)
-    lines.writerow([name.replace("_pico", "_usd") for name in _COLUMNS])
+    lines.writerow([*(name.replace("_pico", "_usd") for name in _COLUMNS), *_ADDED])
 
     def write(rows: Sequence[Any]) -> None:
-        lines.writerows([[_cell(name, getattr(row, name)) for name in _COLUMNS] for row in rows])
+        for row in rows:
+            receipt = Receipt.from_json(row.receipt.encode())
+            saved = savings_of(receipt)
+            cells = {name: _cell(name, getattr(row, name)) for name in _COLUMNS}
+            cells["savings_pico"] = f"{saved.usd:f}"
+            lines.writerow([*cells.values(), f"{saved.error_usd:f}", class_of(receipt)])
 
     return write
 

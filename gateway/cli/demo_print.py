@@ -15,6 +15,7 @@ from gateway.admin.marked_relay import MARK
 from gateway.cli.marked_text import TEACHER_STYLE, MarkedText
 from gateway.engines.sse import SseDecoder
 from gateway.errors import StartupError
+from gateway.ledger.savings import ABOUT_ZERO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -129,7 +130,8 @@ def _receipt_table(receipt: dict[str, Any], models: Mapping[str, str]) -> tuple[
     table.add_row("together", "", "", _usd(receipt["cost_usd"]))
     about = " (estimate)" if receipt["baseline_estimated"] else ""
     table.add_row(f"the teacher alone{about}", "", "", _usd(receipt["baseline_usd"]))
-    table.add_row("saved (negative: it cost more)", "", "", _usd(receipt["savings_usd"]))
+    saved = ABOUT_ZERO if receipt.get("savings_about_zero") else _usd(receipt["savings_usd"])
+    table.add_row("saved (negative: it cost more)", "", "", saved)
     timings = receipt["timings"]
     batch = receipt["batch"] or {"id": "none", "size": 0}
     said = [f"mode {receipt['mode']}", f"batch {batch['id']} of {batch['size']}"]

@@ -91,8 +91,9 @@ def usage(
     `gkt-gateway usage --by '' --granularity hour --tenant acme` acme's day, hour by hour.
 
     All times are UTC, and a range is widened to whole periods: the first line says what is covered. Sums are those of
-    the receipts, exactly. Saved is what the baseline model alone would have cost, less what was paid; it is red, with
-    a minus, where guidance cost more than it spared.
+    the receipts, exactly. Saved is the baseline less the cost, where guidance or a policy's choice of the student
+    caused the difference. It is red, with a minus, where guidance cost more than it spared, and "about 0" where its
+    error is as large.
 
     It asks the admin listener of a running gateway, at admin.host and admin.port of config.yaml or at --url, with the
     admin key: out of the environment variable GKT_ADMIN_KEY, or admin.key of config.yaml. docs/usage.md tells what

@@ -11,15 +11,19 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from gateway.ledger.savings import ABOUT_ZERO, TEACHER_UNAVAILABLE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_PIPE_WIDTH = 200
+_PIPE_WIDTH = 240
 _NONE = "-"
 _LEGEND = (
-    "Tokens: read + written. Cost share: what was paid, as a part of what the baseline model alone would have "
-    "cost. +/-: by how much that, and so what was saved, may be wrong. Teacher share: the part of the answers' "
-    "tokens that the teacher wrote. p50, p95: of the whole answer."
+    "Tokens: read + written. Saved: what guidance, or a policy's choice of the student, saved. +/-: the error of the "
+    "saved amount, which is about 0 where its error is as large. Teacher away: requests that the student answered "
+    "since the teacher could not; they save nothing. Measuring: the part of the cost that paid for shadows, quality "
+    "samples and probes. Cost share: the baseline less the saved amount, as a part of the baseline. Teacher share: "
+    "the part of the answers' tokens that the teacher wrote. p50, p95: of the whole answer."
 )
 
 
@@ -85,8 +89,15 @@ def _errors(row: dict[str, Any]) -> Text:
 
 
 def _saved(row: dict[str, Any]) -> Text:
+    if row.get("savings_about_zero"):
+        return Text(ABOUT_ZERO)
     saved = Decimal(row["savings_usd"])
     return Text(usd(row["savings_usd"]), "red" if saved < 0 else "green" if saved else "")
+
+
+def _teacher_away(row: dict[str, Any]) -> Text:
+    away = row.get("savings_classes", {}).get(TEACHER_UNAVAILABLE, {}).get("requests", 0)
+    return Text(f"{away:,}", "red" if away else "")
 
 
 def _seconds(row: dict[str, Any], part: str) -> Text:
@@ -101,9 +112,11 @@ _FIGURES: dict[str, Callable[[dict[str, Any]], Text]] = {
     "teacher tokens": lambda row: _tokens(row, "teacher"),
     "student tokens": lambda row: _tokens(row, "student"),
     "cost USD": lambda row: Text(usd(row["cost_usd"])),
+    "measuring USD": lambda row: Text(usd(row.get("measuring_usd", "0"))),
     "baseline USD": lambda row: Text(usd(row["baseline_usd"])),
-    "+/- USD": lambda row: Text(usd(row["baseline_error_usd"])),
     "saved USD": _saved,
+    "+/- USD": lambda row: Text(usd(row.get("savings_error_usd", row["baseline_error_usd"]))),
+    "teacher away": _teacher_away,
     "cost share": lambda row: Text(_percent(row["cost_share"])),
     "teacher share": lambda row: Text(_percent(row["teacher_token_share"])),
     "p50 s": lambda row: _seconds(row, "p50"),
@@ -115,9 +128,11 @@ _LEFT_OUT_FIRST = (
     "student tokens",
     "teacher tokens",
     "p95 s",
-    "+/- USD",
     "errors",
     "teacher share",
+    "measuring USD",
+    "teacher away",
+    "+/- USD",
 )
 
 

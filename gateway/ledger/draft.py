@@ -22,8 +22,9 @@ from gateway.ledger.receipt import (
     Receipt,
     Timings,
 )
+from gateway.ledger.savings import counted, measure, savings_class, with_savings
 from gateway.ledger.verdict import Allowance
-from gateway.pricing import cost_usd, quantized, savings_usd, total_usd
+from gateway.pricing import cost_usd, quantized, total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,12 +111,13 @@ class Draft:
     budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
     refused: bool = False  # a limit or a budget had no room for it
     terms: CloseTerms | None = None  # a device is to report how it finished the answer
+    measures: Draft | None = None  # the request whose baseline this call measures
 
     def beside(self, plan: Plan, name: str) -> Draft:
         """The receipt of what is done beside this, for nobody to see, from now on."""
         return Draft(
             id=f"{self.id}-{name}",
-            created=int(time.time()),
+            created=self.created,  # so that the sums of a time hold a request and what was measured for it
             tenant=self.tenant,
             key=self.key,
             route=self.route,
@@ -184,13 +186,14 @@ class Draft:
             return told
         model = told.baseline_model
         found = baseline(self, told.teacher, told.student, prices[model], encodings[model].name)
-        return msgspec.structs.replace(
-            told,
-            baseline_usd=found.usd,
-            baseline_estimated=found.basis == "estimate",
-            savings_usd=savings_usd(found.usd, told.cost_usd),
-            baseline_basis=found.basis,
-            baseline_error_usd=found.error_usd,
+        return with_savings(
+            msgspec.structs.replace(
+                told,
+                baseline_usd=found.usd,
+                baseline_estimated=found.basis == "estimate",
+                baseline_basis=found.basis,
+                baseline_error_usd=found.error_usd,
+            )
         )
 
     def sum_up(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
@@ -207,7 +210,20 @@ class Draft:
         )
         shares = (teacher, student, probe, *(attempt.share for attempt in attempts))
         cost = total_usd(*(share.cost_usd for share in shares if share is not None))
-        alone = baseline(self, teacher, student, prices[self.plan.baseline], None)
+        price = prices[self.plan.baseline]
+        alone = baseline(self, teacher, student, price, None)
+        measured = None
+        if self.measures is not None and status == "ok":
+            measured = measure(self.measures.receipt, teacher, price)
+        of_class = savings_class(mode=self.mode, status=status, unguided=self.unguided, shadow_of=self.shadow_of)
+        saved = counted(
+            of_class,
+            baseline_usd=alone.usd,
+            error_usd=alone.error_usd,
+            cost_usd=cost,
+            probe=probe,
+            measured=measured,
+        )
         return Receipt(
             id=self.id,
             created=self.created,
@@ -227,7 +243,7 @@ class Draft:
             baseline_model=self.plan.baseline,
             baseline_usd=alone.usd,
             baseline_estimated=alone.basis == "estimate",
-            savings_usd=savings_usd(alone.usd, cost),
+            savings_usd=saved.usd,
             timings=self._timings(),
             attempts=attempts,
             shadow_of=self.shadow_of,
@@ -239,6 +255,8 @@ class Draft:
             # One that hung up may have all it needs by then; one that was told of an error has nothing to finish.
             close=self.terms if status in _HANDED_OVER else None,
             hint=self.hint,
+            savings_class=of_class,
+            measured=measured,
         )
 
     def facts(self) -> Json:

@@ -14,6 +14,7 @@ import msgspec
 
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.ledger.receipt import EngineShare, Receipt, Timings
+from gateway.ledger.savings import with_savings
 from gateway.pricing import baseline_usd, quantized
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _receipt(
 ) -> Receipt:
     tenant, key, route = whose
     model, alone_usd = baseline
-    return Receipt(
+    receipt = Receipt(
         id=receipt_id,
         created=created,
         tenant=tenant,
@@ -179,9 +180,10 @@ def _receipt(
         baseline_model=model,
         baseline_usd=alone_usd,
         baseline_estimated=True,
-        savings_usd=alone_usd,
+        savings_usd=Decimal(0),
         timings=Timings(total_ms=usage.total_ms or 0.0, first_token_ms=usage.first_token_ms),
         baseline_basis="estimate",
         baseline_error_usd=alone_usd,  # nobody here saw the words
         edge_of=edge_of,
     )
+    return with_savings(receipt)

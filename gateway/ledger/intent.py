@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.ledger.receipt import Attempt, CloseTerms, EngineShare, Receipt, Timings
+from gateway.ledger.savings import with_savings
 from gateway.ledger.scopes import Charge
 from gateway.ledger.worst_case import worst_case
-from gateway.pricing import savings_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,7 +110,7 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         now: Unix seconds.
     """
     cost = intent.reserved_usd
-    return Receipt(
+    receipt = Receipt(
         id=intent.id,
         created=intent.created,
         tenant=intent.tenant,
@@ -129,7 +129,7 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         baseline_model=intent.baseline,
         baseline_usd=cost,
         baseline_estimated=True,
-        savings_usd=savings_usd(cost, cost),
+        savings_usd=Decimal(0),
         timings=Timings(total_ms=max(0.0, round((now - intent.created) * 1000, 3))),
         shadow_of=intent.shadow_of,
         attempts=tuple(Attempt(share.model, ABANDONED, share) for share in intent.more),
@@ -137,3 +137,4 @@ def abandoned(intent: Intent, now: float) -> Receipt:
         baseline_error_usd=cost,  # it may have done nothing, and nobody knows what it answered
         close=intent.close,  # its device may have been answered all the same
     )
+    return with_savings(receipt)

@@ -15,6 +15,7 @@ import structlog
 from gateway.ledger.edge import student_of
 from gateway.ledger.intent import intend
 from gateway.ledger.redis_ledger import Candidate, Variant
+from gateway.ledger.savings import MEASURING, class_of, savings_of
 from gateway.ledger.worst_case import worst_case
 
 if TYPE_CHECKING:
@@ -198,9 +199,7 @@ class Ledger:
             # A shadow answers nobody, and has a mode of its own: those that fail would be all that wanted guidance.
             if receipt.unguided is not None and receipt.shadow_of is None:
                 child(metrics.unguided, metrics.series.route_alone(receipt.route), receipt.unguided).inc()
-        child(metrics.cost_usd, tenant, route).inc(float(receipt.cost_usd))
-        if receipt.shadow_of is None:  # a shadow spares nothing: its request was answered, and paid for, as well
-            child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
+        self._count_savings(receipt, tenant, route)
         for role, share in (("teacher", receipt.teacher), ("student", student_of(receipt))):
             if share is not None and not share.shared:
                 self._count_share(tenant, role, share)
@@ -211,6 +210,25 @@ class Ledger:
                 self._count_share(tenant, "failed", attempt.share)
         if receipt.guidance is not None and receipt.teacher is not None:
             child(metrics.guidance, receipt.teacher.model, receipt.teacher.shared or "teacher").inc()
+
+    def _count_savings(self, receipt: Receipt, tenant: str, route: str) -> None:
+        metrics, child = self._metrics, self._child
+        child(metrics.cost_usd, tenant, route).inc(float(receipt.cost_usd))
+        if receipt.shadow_of is None:  # a shadow spares nothing: its request was answered, and paid for, as well
+            child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
+        saved, of_class = savings_of(receipt), class_of(receipt)
+        if saved.measuring_usd:
+            child(metrics.class_cost_usd, tenant, route, MEASURING).inc(float(saved.measuring_usd))
+        if of_class != MEASURING:
+            child(metrics.class_cost_usd, tenant, route, of_class).inc(float(receipt.cost_usd - saved.measuring_usd))
+        # Counters only grow, so each amount that may be negative has two.
+        for more, less, usd in (
+            (metrics.savings_usd, metrics.losses_usd, saved.usd),
+            (metrics.savings_error_usd, metrics.savings_error_removed_usd, saved.error_usd),
+        ):
+            grown, shrunk = child(more, tenant, route), child(less, tenant, route)
+            if usd:
+                (grown if usd > 0 else shrunk).inc(abs(float(usd)))
 
     def _count_times(self, receipt: Receipt) -> None:
         timings = receipt.timings

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from gateway.ledger import savings
+from gateway.ledger.savings import Measured
+
 if TYPE_CHECKING:
     from gateway.protocol import Json
 
@@ -145,7 +148,7 @@ class Receipt(msgspec.Struct, frozen=True):
         unguided: why a guided route was answered without guidance.
         baseline_usd: the baseline model alone, on the same prompt and the same answer.
         baseline_estimated: whether a token count in it is another tokenizer's, or an estimate.
-        savings_usd: baseline minus cost; may be negative.
+        savings_usd: the savings that count, by the rules of savings.py. They may be negative.
         budget: "soft" where a budget of the tenant or the key had passed its soft line.
         attempts: the calls that failed before the answer came; what they may have cost is in the cost.
         shadow_of: of a shadow, the id of that request.
@@ -156,6 +159,8 @@ class Receipt(msgspec.Struct, frozen=True):
         close: of a guidance, until when its device may report; None: there is nothing to report.
         edge_of: of what a device reports, the id of the guidance; None where it had none from here.
         hint: the setting to change and its value, where the guidance was late and the route's guidance is often late.
+        savings_class: why `savings_usd` counts, or does not (savings.py).
+        measured: of a quality sample's teacher call, the baseline that it measured for the request in `shadow_of`.
     """
 
     id: str
@@ -188,6 +193,8 @@ class Receipt(msgspec.Struct, frozen=True):
     close: CloseTerms | None = None
     edge_of: str | None = None
     hint: str | None = None
+    savings_class: str | None = None
+    measured: Measured | None = None
 
     @property
     def tokens(self) -> int:
@@ -199,11 +206,17 @@ class Receipt(msgspec.Struct, frozen=True):
         """Plain values; money as text without an exponent, which every reader takes, or left out."""
         plain: Json = msgspec.to_builtins(self, builtin_types=(Decimal,))
         failed = (attempt["share"] for attempt in plain["attempts"] if "share" in attempt)
-        for holder in (plain, plain["teacher"] or {}, plain["student"] or {}, plain["probe"] or {}, *failed):
+        named = (plain[name] or {} for name in ("teacher", "student", "probe", "measured"))
+        for holder in (plain, *named, *failed):
             for name in [name for name, value in holder.items() if isinstance(value, Decimal)]:
                 money = holder.pop(name)
                 if show_cost:
                     holder[name] = f"{money:f}"
+        if show_cost:
+            found = savings.savings_of(self)
+            plain["savings_about_zero"] = savings.is_about_zero(found.usd, found.error_usd)
+        elif self.measured is not None:
+            plain["measured"] = None
         return plain
 
     def to_json(self) -> bytes:
@@ -212,13 +225,19 @@ class Receipt(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_json(cls, raw: bytes) -> Receipt:
-        """Raises msgspec.DecodeError when `raw` is not a receipt."""
-        return msgspec.json.decode(raw, type=cls).checked()
+        """Decode a receipt. One of an earlier version, which has no savings class, gets its class and its savings.
+
+        Raises msgspec.DecodeError when `raw` is not a receipt.
+        """
+        receipt = msgspec.json.decode(raw, type=cls).checked()
+        return receipt if receipt.savings_class is not None else savings.with_savings(receipt)
 
     def checked(self) -> Receipt:
         """The same. Raises msgspec.ValidationError where money is no number, which no sum could be made of."""
         shares = (self.teacher, self.student, self.probe, *(attempt.share for attempt in self.attempts))
-        money = (self.cost_usd, self.baseline_usd, self.savings_usd, self.baseline_error_usd)
+        money = [self.cost_usd, self.baseline_usd, self.savings_usd, self.baseline_error_usd]
+        if (found := self.measured) is not None:
+            money += [found.baseline_usd, found.estimated_usd, found.estimated_error_usd]
         amounts = (*money, *(share.cost_usd for share in shares if share is not None))
         if not all(amount is None or amount.is_finite() for amount in amounts):
             raise msgspec.ValidationError("money must be a number")
@@ -253,5 +272,7 @@ class Receipt(msgspec.Struct, frozen=True):
         if show_cost:
             facts["cost_usd"] = f"{self.cost_usd.normalize():f}"
             facts["baseline_usd"] = f"{self.baseline_usd.normalize():f}"
-            facts["savings_usd"] = f"{self.savings_usd.normalize():f}"
+            found = savings.savings_of(self)
+            facts["savings_usd"] = savings.shown(found.usd, found.error_usd)
+            facts["savings_class"] = savings.class_of(self)
         return facts

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from gateway.ledger.receipt import Receipt
+from gateway.ledger.savings import ABOUT_ZERO
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict
 
 _OF_A_RECEIPT = frozenset(field.name for field in msgspec.structs.fields(Receipt))
+_DERIVED = "savings_about_zero"
 _MOST_DIGITS = 6
 
 
@@ -20,7 +22,7 @@ def in_short(_: Any, __: str, event: EventDict) -> EventDict:
     """A structlog processor: the `request` event without most of its receipt. Other events pass as they are."""
     if event.get("event") != "request" or not event.keys() >= _OF_A_RECEIPT:
         return event
-    short: EventDict = {name: value for name, value in event.items() if name not in _OF_A_RECEIPT}
+    short: EventDict = {name: value for name, value in event.items() if name not in {*_OF_A_RECEIPT, _DERIVED}}
     short.update({name: event[name] for name in ("id", "tenant", "route", "mode", "status")})
     if event["unguided"] is not None:
         short["unguided"] = event["unguided"]
@@ -32,7 +34,7 @@ def in_short(_: Any, __: str, event: EventDict) -> EventDict:
         if (share := event[role]) is not None
     )
     short["cost"] = _usd(event["cost_usd"])
-    short["saved"] = _usd(event["savings_usd"])
+    short["saved"] = ABOUT_ZERO if event[_DERIVED] else _usd(event["savings_usd"])
     short["total_ms"] = round(event["timings"]["total_ms"], 1)
     return short
 

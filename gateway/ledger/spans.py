@@ -81,5 +81,6 @@ def _facts(receipt: Receipt, draft: Draft) -> dict[str, AttributeValue]:
             (names.COST_USD, f"{receipt.cost_usd:f}"),
             (names.BASELINE_USD, f"{receipt.baseline_usd:f}"),
             (names.SAVINGS_USD, f"{receipt.savings_usd:f}"),
+            (names.SAVINGS_CLASS, receipt.savings_class),
         ]
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import msgspec
 
 from gateway.ledger.edge import EDGE, GUIDANCE, student_of
+from gateway.ledger.savings import MEASURING, class_of, savings_of
 from gateway.ledger.scopes import picodollars
 from gateway.rollups.histogram import Histogram
 
@@ -58,6 +59,31 @@ class Tokens(msgspec.Struct, array_like=True, gc=False):
         self.output += times * other.output
 
 
+class ClassSum(msgspec.Struct, array_like=True, gc=False):
+    """Sums of one savings class (ledger/savings.py). Its order is what Redis holds, as that of `Row`.
+
+    Attributes:
+        cost_pico: without the probe, whose cost is in the class `measuring`.
+        baseline_pico: as `Row.baseline_pico`.
+        savings_pico: the savings that count. In the class `measuring`: measured baselines less their estimates.
+        error_pico: how far `savings_pico` may be from the truth. Measured baselines take their estimates' errors out.
+    """
+
+    requests: int = 0
+    cost_pico: int = 0
+    baseline_pico: int = 0
+    savings_pico: int = 0
+    error_pico: int = 0
+
+    def add(self, other: ClassSum, times: int = 1) -> None:
+        """Add another sum `times` times."""
+        self.requests += times * other.requests
+        self.cost_pico += times * other.cost_pico
+        self.baseline_pico += times * other.baseline_pico
+        self.savings_pico += times * other.savings_pico
+        self.error_pico += times * other.error_pico
+
+
 class Row(msgspec.Struct, array_like=True, gc=False):
     """Some receipts, added up. Its order is what Redis and the archive hold: new attributes go to the end.
 
@@ -80,6 +106,8 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         guided: receipts whose answer a teacher opened; no shadows.
         baseline_error_pico: by how much `baseline_pico` may be wrong, either way: the bounds of its receipts together.
         engines: of `cost_pico`, what each engine was paid, failed calls too.
+        classes: sums by savings class. A version without classes drops those of a row that it adds to; what they lack
+            to the row's other sums is `unclassified`.
     """
 
     requests: int = 0
@@ -102,11 +130,27 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     guided: int = 0
     baseline_error_pico: int = 0
     engines: dict[str, int] = {}
+    classes: dict[str, ClassSum] = {}
 
     @property
     def savings_pico(self) -> int:
-        """Baseline minus cost; may be negative."""
-        return self.baseline_pico - self.cost_pico
+        """The savings that count; may be negative."""
+        return sum(one.savings_pico for one in self.classes.values())
+
+    @property
+    def savings_error_pico(self) -> int:
+        """How far `savings_pico` may be from the truth."""
+        return sum(one.error_pico for one in self.classes.values())
+
+    @property
+    def unclassified(self) -> ClassSum:
+        """Sums of receipts that a version without savings classes added. Their savings do not count."""
+        rest = ClassSum(self.requests, self.cost_pico, self.baseline_pico)
+        for one in self.classes.values():
+            rest.requests -= one.requests
+            rest.cost_pico -= one.cost_pico
+            rest.baseline_pico -= one.baseline_pico
+        return rest
 
     def add(self, receipt: Receipt, times: int = 1) -> None:
         """Count a receipt. `times` is -1 for one that was counted, and in whose place another one came."""
@@ -139,9 +183,32 @@ class Row(msgspec.Struct, array_like=True, gc=False):
                 self.failed_pico += times * self._pay(attempt.share, times)
         if receipt.mode != EDGE:  # a device's times are no stage's
             self._add_times(receipt.timings, times)
+        self._add_savings(receipt, times)
         by_teacher, by_student = _answer_tokens(receipt)
         self.teacher_answer_tokens += times * by_teacher
         self.answer_tokens += times * (by_teacher + by_student)
+
+    def _add_savings(self, receipt: Receipt, times: int) -> None:
+        found, of_class = savings_of(receipt), class_of(receipt)
+        measuring = pico(found.measuring_usd) if of_class != MEASURING else 0
+        if measuring:
+            self._add_class(MEASURING, ClassSum(cost_pico=measuring), times)
+        one = ClassSum(
+            requests=int(receipt.edge_of is None),
+            cost_pico=pico(receipt.cost_usd) - measuring,
+            baseline_pico=pico(receipt.baseline_usd) if receipt.shadow_of is None else 0,
+            savings_pico=pico(found.usd),
+            error_pico=pico(found.error_usd),
+        )
+        self._add_class(of_class, one, times)
+
+    def _add_class(self, name: str, one: ClassSum, times: int) -> None:
+        held = self.classes.get(name)
+        if held is None:
+            held = self.classes[name] = ClassSum()
+        held.add(one, times)
+        if not held.requests and held == ClassSum():
+            del self.classes[name]
 
     def _add_times(self, timings: Timings, times: int) -> None:
         for stage, spent_ms in zip(
@@ -188,6 +255,8 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         self.guided += other.guided
         self.baseline_error_pico += other.baseline_error_pico
         _merge(self.engines, other.engines)
+        for name, one in other.classes.items():
+            self._add_class(name, one, 1)
 
     def copy(self) -> Row:
         """Another one that counts the same."""
@@ -201,6 +270,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
             failed=self.failed.copy(),
             stages=[one.copy() for one in self.stages],
             engines=self.engines.copy(),
+            classes={name: msgspec.structs.replace(one) for name, one in self.classes.items()},
         )
 
     def to_bytes(self) -> bytes:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from gateway.errors import InvalidRequest
-from gateway.rollups.rollup import STAGES, Dims, Row, usd
+from gateway.ledger.savings import CLASSES, MEASURING, is_about_zero
+from gateway.rollups.rollup import STAGES, ClassSum, Dims, Row, usd
 from gateway.rollups.rollups import SECONDS, Period
 from gateway.usage.span import shown
 
@@ -31,6 +32,8 @@ MOST_ADDED_OF_ALL = 500_000
 
 MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow", "guidance", "edge")
 """What a receipt's `mode` may be."""
+UNCLASSIFIED = "unclassified"
+"""The savings class, in sums, of what a version without classes added."""
 _SHARE_DIGITS = 6
 
 
@@ -211,11 +214,31 @@ def figures(row: Row, *, money: bool = True) -> Json:
             "failed_cost_usd": text(row.failed_pico),
             "baseline_usd": text(row.baseline_pico),
             "savings_usd": text(row.savings_pico),
+            "savings_error_usd": text(row.savings_error_pico),
+            "savings_about_zero": is_about_zero(usd(row.savings_pico), usd(row.savings_error_pico)),
+            "measuring_usd": text(row.classes.get(MEASURING, ClassSum()).cost_pico),
+            "savings_classes": {name: _class_sum(one) for name, one in classes_of(row).items()},
             "baseline_estimated": row.baseline_estimated,
             "baseline_error_usd": text(row.baseline_error_pico),
-            "cost_share": _share(row.cost_pico, row.baseline_pico),
+            "cost_share": _share(row.baseline_pico - row.savings_pico, row.baseline_pico),
         }
     return told
+
+
+def classes_of(row: Row) -> dict[str, ClassSum]:
+    """Return the sums by savings class, in the order of `CLASSES`, without classes that have no receipt."""
+    found: dict[str, ClassSum] = {name: row.classes[name] for name in CLASSES if name in row.classes}
+    rest = row.unclassified
+    return found if rest == ClassSum() else {**found, UNCLASSIFIED: rest}
+
+
+def _class_sum(one: ClassSum) -> Json:
+    return {
+        "requests": one.requests,
+        "cost_usd": text(one.cost_pico),
+        "baseline_usd": text(one.baseline_pico),
+        "savings_usd": text(one.savings_pico),
+    }
 
 
 def text(picos: int) -> str:

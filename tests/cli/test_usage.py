@@ -67,14 +67,18 @@ def test_the_table_tells_each_and_all(gateway: GatewayProcess) -> None:
     student = next(line for line in lines if "chat-student" in line).split()
     assert student[:5] == ["acme", "chat-student", "3", "0", "0"]
     # 10 tokens read and 2 written, thrice: at a tenth of a millionth of a dollar, and at a millionth for the baseline.
-    for cell in ("30 + 6", "0.000004", "0.000036", "0.000032", "10.0 %", "0.0 %"):
+    for cell in ("30 + 6", "0.000004", "0.000036", "about 0", "10.0 %", "0.0 %"):
         assert cell in " ".join(student)
     exact = json.loads(run("--model", "chat-student", "--format", "json", "--url", gateway.admin_url).stdout)["total"]
     assert Decimal(exact["baseline_error_usd"]) > 0, "the teacher read nothing: its count is an estimate"
-    assert usd(exact["baseline_error_usd"]) == student[student.index("0.000036") + 1]
+    assert exact["savings_error_usd"] == exact["baseline_error_usd"], "all of it counts"
+    assert Decimal(exact["savings_usd"]) == Decimal("0.0000324") <= Decimal(exact["savings_error_usd"])
+    assert f"about 0 {usd(exact['savings_error_usd'])}" in " ".join(student)
     # What the teacher's engine counted is not wrong.
     teacher = " ".join(next(line for line in lines if "chat-teacher" in line).split())
-    assert "acme chat-teacher 1 0 0 10 + 2 0 + 0 0.000012 0.000012 0.000000 0.000000 100.0 % 100.0 %" in teacher
+    assert (
+        "acme chat-teacher 1 0 0 10 + 2 0 + 0 0.000012 0.000000 0.000012 0.000000 0.000000 0 100.0 % 100.0 %" in teacher
+    )
     assert " ".join(next(line for line in lines if line.strip().startswith("all ")).split()).startswith("all 4 0 0 ")
 
 
@@ -127,7 +131,7 @@ def test_a_wrong_format_is_a_wrong_call(gateway: GatewayProcess) -> None:
     assert run("--format", "xml", "--url", gateway.admin_url).returncode == 2
 
 
-def told(saved: str) -> dict[str, Any]:
+def told(saved: str, error: str = "0.0125") -> dict[str, Any]:
     times = {"count": 1, "mean": 1.0, "p50": 1234.5, "p95": None, "p99": 1.0}
     tokens = {"input": 1200, "cached": 34, "output": 5}
     row = {
@@ -139,6 +143,10 @@ def told(saved: str) -> dict[str, Any]:
         "baseline_usd": "0.2",
         "baseline_error_usd": "0.0125",
         "savings_usd": saved,
+        "savings_error_usd": error,
+        "savings_about_zero": abs(float(saved)) <= float(error),
+        "savings_classes": {"teacher_unavailable": {"requests": 7}},
+        "measuring_usd": "0.031",
         "cost_share": 2.5,
         "teacher_token_share": None,
         "latency_ms": {"total": times},
@@ -166,6 +174,10 @@ def test_what_was_not_saved_is_red_on_a_terminal(
     assert re.search(r"\x1b\[31m *-0\.30", capsys.readouterr().out)
     usage_shown(told("0.3"))
     assert re.search(r"\x1b\[32m *0\.30", capsys.readouterr().out)
+    usage_shown(told("0.0007", "0.0025"))
+    shown = capsys.readouterr().out
+    assert "about 0" in shown
+    assert "\x1b[32m" not in shown, "an error that large leaves nothing to be glad of"
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])

@@ -148,7 +148,8 @@ def test_an_answer_that_was_made_alone_is_one_request_and_would_have_been_all_th
     receipt = offline("acme", "ci", ROUTE, OFFLINE, PRICES["big"], NOW, 60)
     assert (receipt.id, receipt.edge_of, receipt.created) == ("edge_" + "0" * 32, None, int(NOW - 5))
     assert (receipt.mode, receipt.unguided, receipt.baseline_model) == ("edge", "offline", "big")
-    assert receipt.savings_usd == cost_usd(PRICES["big"], 150, 55)
+    assert receipt.baseline_usd == cost_usd(PRICES["big"], 150, 55)
+    assert (receipt.savings_class, receipt.savings_usd) == ("teacher_unavailable", 0), "no policy chose the device"
     row = Row()
     row.add(receipt)
     assert (row.requests, row.unguided, row.answer_tokens) == (1, {"offline": 1}, 55)

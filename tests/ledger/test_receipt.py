@@ -40,7 +40,7 @@ def test_the_caller_is_told_money_only_where_the_policy_shows_it() -> None:
     """All else stands in the reply in any case."""
     receipt = closed(guided())
     shown, hidden = receipt.facts(show_cost=True), receipt.facts(show_cost=False)
-    money = {"cost_usd": "0.00071", "baseline_usd": "0.0022", "savings_usd": "0.00149"}
+    money = {"cost_usd": "0.00071", "baseline_usd": "0.0022", "savings_usd": "0.00149", "savings_class": "guided"}
     assert shown == hidden | money
     assert hidden | {"total_ms": 0, "admission_ms": 0, "first_token_ms": 0} == {
         "mode": "guided",

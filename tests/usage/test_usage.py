@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from gateway.admin.usage_csv import COLUMNS, as_csv, safe
 from gateway.errors import InvalidRequest, Overloaded
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.rollup import Dims, Row, pico
+from gateway.rollups.rollup import ClassSum, Dims, Row, pico
 from gateway.rollups.rollups import SECONDS, Granularity, Page, Period, Retention, Rollups, Sums
 from gateway.usage import reader as usage_reader
 from gateway.usage import usage as of_usage
@@ -161,14 +161,16 @@ def test_the_teachers_part_counts_what_callers_were_given() -> None:
     shadow = closed(guided(shadow_of="req-1"))
     told = told_of(shadow)
     assert (told["tokens"]["answer"], told["teacher_token_share"], told["cost_share"]) == (0, None, None)
-    assert Decimal(told["savings_usd"]) == -shadow.cost_usd < 0
+    assert Decimal(told["savings_usd"]) == 0
+    assert Decimal(told["measuring_usd"]) == shadow.cost_usd
 
 
 def test_shares_of_nothing_are_null_and_money_has_no_exponent() -> None:
     told = figures(Row())
     assert (told["cost_share"], told["teacher_token_share"], told["batches"]["mean_size"]) == (None, None, None)
     assert (told["cost_usd"], told["latency_ms"]["total"]["p95"]) == ("0", None)
-    dear = figures(Row(cost_pico=1, baseline_pico=0))
+    lost = ClassSum(1, 1, 0, -1)
+    dear = figures(Row(requests=1, cost_pico=1, baseline_pico=0, classes={"guided": lost}))
     assert (dear["cost_usd"], dear["savings_usd"], dear["cost_share"]) == ("0.000000000001", "-0.000000000001", None)
 
 
@@ -204,7 +206,7 @@ def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_name_is_no_formula() -> None:
     """A cell of CSV that a spreadsheet would run is text; amounts stay numbers."""
-    row = Row(requests=1, cost_pico=5 * 10**11)
+    row = Row(requests=1, cost_pico=5 * 10**11, classes={"guided": ClassSum(1, 5 * 10**11, 0, -5 * 10**11)})
     answer = Usage(ask("tenant", "key", "route", "teacher"))
     names = ('=HYPERLINK("x")', "+1", "-1", "", "@x", "")
     fields = {msgspec.msgpack.encode(names[1:]): row.to_bytes()}

@@ -1,6 +1,6 @@
 // The charts over a range: each with a sentence that says what it shows, and a table of the same figures.
 import { h, colour } from "./dom.js";
-import { day, duration, minuteOfDay, money, moment, share, tokens, utcDay, whole } from "./format.js";
+import { day, duration, minuteOfDay, money, moment, savedText, share, tokens, utcDay, whole } from "./format.js";
 import { periodsOf } from "./ranges.js";
 import { DAY, roundPlaces } from "./ticks.js";
 
@@ -44,15 +44,19 @@ const CHARTS = [
     id: "money", title: "Cost against the teacher alone", wide: true, show: money,
     series: () => [
       { title: "Cost", token: "--series-cost", line: true, of: (row) => Number(row.cost_usd) },
-      { title: "Teacher alone", token: "--series-baseline", line: true, dashed: true, of: (row) => Number(row.baseline_usd), fillTo: 0 },
+      { title: "Teacher alone", token: "--series-baseline", line: true, dashed: true, of: (row) => Number(row.baseline_usd) },
+      { title: "Band", token: "--series-saved", line: true, band: true, table: false, of: (row) => Number(row.cost_usd) + (row.savings_about_zero ? 0 : Number(row.savings_usd)), fillTo: 0 },
       { title: "Saved", token: "--series-saved", legend: true, of: (row) => Number(row.savings_usd) },
       { title: "Cost more", token: "--series-lost", legend: true, table: false },
     ],
     words(rows, all) {
       const [cost, baseline] = [total(rows, (row) => Number(row.cost_usd)), total(rows, (row) => Number(row.baseline_usd))];
-      const saved = baseline - cost;
+      const saved = Number(all.savings_usd);
+      const amount = all.savings_about_zero ? "about 0 saved" : saved < 0 ? `${money(-saved)} more was spent than that` : `${money(saved)} saved`;
+      const unavailable = all.savings_classes?.teacher_unavailable?.requests ?? 0;
+      const beside = `${unavailable ? ` The teacher was unavailable for ${tokens(unavailable)} requests, which save nothing.` : ""}${Number(all.measuring_usd) ? ` ${money(all.measuring_usd)} paid for measuring.` : ""}`;
       const guessed = all.baseline_estimated ? ` The teacher's cost is an estimate for ${tokens(all.baseline_estimated)} of ${tokens(all.requests)} requests${Number(all.baseline_error_usd) ? `, and may be wrong by ${money(all.baseline_error_usd)}` : ""}.` : "";
-      return `Cost ${money(cost)}, which is ${share(all.cost_share)} of what the teacher alone would have cost, ${money(baseline)}; ${saved < 0 ? `${money(-saved)} more was spent than that` : `${money(saved)} saved`}.${guessed}`;
+      return `Cost ${money(cost)}; the teacher alone would have cost ${money(baseline)}; ${amount}.${beside}${guessed}`;
     },
   },
   {
@@ -156,7 +160,7 @@ class Figure {
     this.none.hidden = !empty;
     this.none.textContent = idle ? "Nothing happened in this time." : `No ${this.spec.title.toLowerCase()} in this time.`;
     this.canvas.setAttribute("aria-label", `${this.spec.title}, ${range.words}. ${empty ? "Nothing happened." : this.caption.textContent}`);
-    this.legend.replaceChildren(...series.map((one) => {
+    this.legend.replaceChildren(...series.filter((one) => !one.band).map((one) => {
       const swatch = h("span", { class: `swatch${one.line ? " line" : ""}${one.dashed ? " dashed" : ""}` });
       swatch.style.background = one.legend ? faint(one.token, 0.45) : `var(${one.token})`;
       swatch.style.borderColor = `var(${one.token})`;
@@ -186,10 +190,10 @@ class Figure {
       stack: one.line ? `line ${one.title}` : one.right ? "right" : "bars",
       borderColor: colour(one.token),
       backgroundColor: colour(one.token),
-      borderWidth: one.line ? 2 : 0,
+      borderWidth: one.line && !one.band ? 2 : 0,
       borderDash: one.dashed ? [6, 4] : [],
-      pointRadius: ({ dataIndex: at, dataset: { data: of } }) => (found.length <= 40 || (of[at - 1] ?? null) === null || (of[at + 1] ?? null) === null ? 2.5 : 0),
-      pointHitRadius: 8,
+      pointRadius: ({ dataIndex: at, dataset: { data: of } }) => (one.band ? 0 : found.length <= 40 || (of[at - 1] ?? null) === null || (of[at + 1] ?? null) === null ? 2.5 : 0),
+      pointHitRadius: one.band ? 0 : 8,
       spanGaps: true,
       barPercentage: 1,
       categoryPercentage: found.length > 60 ? 1 : 0.8,
@@ -210,10 +214,11 @@ class Figure {
       scales,
       plugins: {
         tooltip: {
+          filter: (item) => !series[item.datasetIndex].band,
           callbacks: {
             title: ([item]) => inFull(starts[item.dataIndex], range),
             label: (item) => `${item.dataset.label}: ${(item.dataset.yAxisID === "right" ? this.spec.showRight : this.spec.show)(item.raw)}`,
-            footer: (items) => (this.spec.id === "money" && items.length === 2 ? `Saved: ${money(items[1].raw - items[0].raw)}` : ""),
+            footer: ([item]) => (this.spec.id === "money" && item && found[item.dataIndex] ? `Saved: ${savedText(found[item.dataIndex])}` : ""),
           },
         },
       },

@@ -41,6 +41,12 @@ export function duration(ms) {
 
 export const seconds = (s) => (known(s) ? duration(Number(s) * 1000) : NOTHING);
 
+/** The savings of a receipt or a sum, as text. The gateway decides whether their error is as large: then "about 0". */
+export const savedText = (of) => (of.savings_about_zero ? "about 0" : money(of.savings_usd));
+
+/** The class that colors savings: green and red only where they are larger than their error. */
+export const savedKind = (of) => (of.savings_about_zero || !Number(of.savings_usd) ? "" : Number(of.savings_usd) < 0 ? "bad" : "good");
+
 /** A part of one, as a percentage. */
 export function share(part, of = 1) {
   if (!known(part) || !known(of) || Number(of) === 0) return NOTHING;

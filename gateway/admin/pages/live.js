@@ -1,6 +1,6 @@
 // The tiles: what the gateway does now, and what it cost today and this month.
 import { h, colour } from "./dom.js";
-import { duration, money, rate, share, whole } from "./format.js";
+import { duration, money, rate, savedKind, savedText, share, whole } from "./format.js";
 
 const SAMPLES_MS = 30_000;
 const samples = []; // {at, requests}: today's count as it was, newest last
@@ -80,12 +80,15 @@ export function tiles(box) {
   const cost = figure(box, "Cost today");
   const saved = figure(box, "Saved today");
   const month = figure(box, "Saved this month", { wide: true });
+  const away = figure(box, "Teacher unavailable today");
+  const measuring = figure(box, "Cost of measuring today");
 
   function savings(set, period, below) {
     const usd = Number(period.savings_usd);
     const part = share(usd, Number(period.baseline_usd));
-    const words = usd < 0 ? "cost more than the teacher alone" : Number(period.baseline_usd) ? below(part) : "nothing to save on yet";
-    set(money(period.savings_usd), words, usd < 0 ? "bad" : usd > 0 ? "good" : "");
+    let words = usd < 0 ? "cost more than the teacher alone" : Number(period.baseline_usd) ? below(part) : "nothing to save on yet";
+    if (period.savings_about_zero) words = `${money(usd)} \u00b1 ${money(period.savings_error_usd)}`;
+    set(savedText(period), words, savedKind(period));
   }
 
   document.addEventListener("themechange", () => drawLine(line));
@@ -106,6 +109,9 @@ export function tiles(box) {
     fill(size === null ? "-" : share(size, overview.max_batch_size), size === null ? "no batches" : `${size.toFixed(1)} of ${overview.max_batch_size ?? "-"} calls`);
     const wrong = sum(live.errors);
     errors(whole(wrong), wrong ? `${share(wrong, live.requests)}, ${mostOf(live.errors)}` : "in the last minutes", wrong ? "bad" : "");
+    const unavailable = today.savings_classes?.teacher_unavailable;
+    away(whole(unavailable?.requests ?? 0), unavailable ? `requests; they cost ${money(unavailable.cost_usd)} and save nothing` : "requests", unavailable ? "bad" : "");
+    measuring(money(today.measuring_usd), "shadows, quality samples, probes");
     cost(money(today.cost_usd), `teacher alone ${money(today.baseline_usd)}`);
     savings(saved, today, (part) => `${part} of the teacher alone`);
     savings(month, overview.month, (part) => `${part} of the teacher alone, ${money(overview.month.baseline_usd)}; spent ${money(overview.month.cost_usd)}`);

@@ -1,7 +1,7 @@
 // One of the three answers: its words as they come, whose they are, and what they took and cost.
 import { h } from "./dom.js";
 import { fetchJson, Refused } from "./fetching.js";
-import { duration, money, share, tokens } from "./format.js";
+import { duration, money, savedKind, savedText, share, tokens } from "./format.js";
 import { chosenLength } from "./play-length.js";
 import { begin } from "./play-stream.js";
 
@@ -204,8 +204,9 @@ export class Column {
       figure("Tokens written", counts, roles),
       figure("Cost", money(receipt?.cost_usd), receipt ? [h("small", {}, `${receipt.baseline_model} alone: ${money(receipt.baseline_usd)}${estimate}`)] : []),
       ...(length ? [figure("Length of the guidance", length.value, length.more.map((line) => h("small", {}, line)), { wide: true })] : []),
-      figure(receipt ? `Saved against ${receipt.baseline_model} alone` : "Saved", receipt ? money(receipt.savings_usd) : "-",
-        saved ? [h("small", {}, share(saved, receipt.baseline_usd))] : [], { wide: true, sign: saved > 0 ? "gain" : saved < 0 ? "loss" : null }),
+      figure(receipt ? `Saved against ${receipt.baseline_model} alone` : "Saved", receipt ? savedText(receipt) : "-",
+        saved ? [h("small", {}, receipt.savings_about_zero ? `${money(saved)} \u00b1 ${money(receipt.baseline_error_usd)}` : share(saved, receipt.baseline_usd))] : [],
+        { wide: true, sign: { good: "gain", bad: "loss" }[receipt ? savedKind(receipt) : ""] ?? null }),
     );
   }
 

@@ -1,7 +1,7 @@
 // The latest receipts, and where the time of one request went.
 import { h, byId } from "./dom.js";
 import { fetchJson } from "./fetching.js";
-import { duration, moment, money, timeOfDay, whole } from "./format.js";
+import { duration, moment, money, savedKind, savedText, timeOfDay, whole } from "./format.js";
 import { stages } from "./stages.js";
 import { table } from "./table.js";
 
@@ -40,7 +40,6 @@ const within = (error) => (Number(error) ? ` \u00b1 ${money(error)}` : "");
 function open(receipt) {
   const dialog = byId("dialog");
   const { total_ms: total, first_token_ms: first } = receipt.timings;
-  const saved = Number(receipt.savings_usd);
   dialog.replaceChildren(h("div", { class: "stack" },
     h("div", { class: "row apart" }, h("h2", { id: "dialog-title" }, "Receipt ", h("code", {}, receipt.id)), h("button", { type: "button", onclick: () => dialog.close() }, "Close")),
     h("p", {}, `${moment(receipt.created * 1000)}: ${duration(total)} in all`, first === undefined || first === null ? "." : `, the first token after ${duration(first)} (the upright line).`),
@@ -52,7 +51,9 @@ function open(receipt) {
       ["Status", receipt.status],
       ["Cost", money(receipt.cost_usd)],
       [`${receipt.baseline_model} alone${receipt.baseline_estimated ? " (estimate)" : ""}`, money(receipt.baseline_usd) + within(receipt.baseline_error_usd)],
-      ["Saved", receipt.savings_usd === undefined ? null : h("span", { class: saved < 0 ? "bad" : "good" }, money(receipt.savings_usd))],
+      ["Saved", receipt.savings_usd === undefined ? null : h("span", { class: savedKind(receipt) || null }, savedText(receipt))],
+      ["Savings class", receipt.savings_class],
+      ["Measured baseline of the request", receipt.measured ? money(receipt.measured.baseline_usd) : null],
       ["Batch", receipt.batch ? `${receipt.batch.size} ${receipt.batch.size === 1 ? "call" : "calls"} (${receipt.batch.id})` : null],
       ["Teacher", shown(receipt.teacher)],
       ["Student", shown(receipt.student)],
@@ -82,7 +83,7 @@ export function receipts(box) {
       number("first", "First token", (row) => row.timings.first_token_ms ?? null, duration),
       number("total", "Total", (row) => row.timings.total_ms, duration),
       number("cost", "Cost", (row) => Number(row.cost_usd), money),
-      { key: "saved", title: "Saved", number: true, value: (row) => Number(row.savings_usd), show: (row) => h("span", { class: Number(row.savings_usd) < 0 ? "bad" : null }, money(row.savings_usd)) },
+      { key: "saved", title: "Saved", number: true, value: (row) => Number(row.savings_usd), show: (row) => h("span", { class: savedKind(row) === "bad" ? "bad" : null }, savedText(row)) },
     ],
   });
   return async () => view.rows((await fetchJson("/receipts?limit=50")).data);

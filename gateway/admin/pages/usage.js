@@ -1,6 +1,6 @@
 // The table of who used what, told apart by tenant, by route, or by the models that answered.
 import { h } from "./dom.js";
-import { duration, money, share, tokens, whole } from "./format.js";
+import { duration, money, savedKind, savedText, share, tokens, whole } from "./format.js";
 import { table } from "./table.js";
 
 const VIEWS = [
@@ -16,10 +16,8 @@ function figure(key, title, value, show = whole) {
   return { key, title, number: true, value, show: (row) => show(value(row)) };
 }
 
-function signed(row) {
-  const usd = Number(row.savings_usd);
-  return h("span", { class: usd < 0 ? "bad" : usd > 0 ? "good" : null }, money(row.savings_usd));
-}
+const signed = (row) => h("span", { class: savedKind(row) || null }, savedText(row));
+const away = (row) => row.savings_classes?.teacher_unavailable?.requests ?? 0;
 
 const FIGURES = [
   figure("requests", "Requests", (row) => row.requests, tokens),
@@ -29,7 +27,9 @@ const FIGURES = [
   figure("cost", "Cost", (row) => Number(row.cost_usd), money),
   figure("baseline", "Teacher alone", (row) => Number(row.baseline_usd), money),
   { key: "saved", title: "Saved", number: true, value: (row) => Number(row.savings_usd), show: signed },
-  figure("part", "Saved, %", (row) => (Number(row.baseline_usd) ? Number(row.savings_usd) / Number(row.baseline_usd) : null), (value) => share(value)),
+  figure("part", "Saved, %", (row) => (Number(row.baseline_usd) && !row.savings_about_zero ? Number(row.savings_usd) / Number(row.baseline_usd) : null), (value) => share(value)),
+  { key: "away", title: "Teacher away", number: true, value: away, show: (row) => h("span", { class: away(row) ? "bad" : null }, whole(away(row))) },
+  figure("measuring", "Measuring", (row) => Number(row.measuring_usd), money),
   figure("first", "First token p95", (row) => row.latency_ms.first_token?.p95 ?? null, duration),
   figure("total", "Total p95", (row) => row.latency_ms.total?.p95 ?? null, duration),
 ];

@@ -238,6 +238,7 @@ FACTS = {
     "total_ms": "Milliseconds in all.",
     "cost_usd": "What the answer cost, where the route shows it.",
     "baseline_usd": "What the baseline model alone would have cost, where the route shows it.",
-    "savings_usd": "The difference; negative where guidance cost more than it spared.",
+    "savings_usd": "The savings that count, or 'about 0' where their error is as large. Negative: guidance cost more.",
+    "savings_class": "The class that decides which savings count, where the route shows the cost.",
 }
 """What a receipt tells in headers, by the names of `Receipt.facts`."""

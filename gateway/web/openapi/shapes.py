@@ -165,6 +165,7 @@ class ShownReceipt(Receipt, frozen=True):
     """A receipt. One of mode guidance also says how the account of its device stands."""
 
     edge: Literal["open", "closed", "never_closed"] | None = None
+    savings_about_zero: bool | None = None
 
 
 class Embedding(Struct):
@@ -287,6 +288,15 @@ class Batches(Struct):
     mean_size: float | None
 
 
+class SavingsClassSum(Struct):
+    """Sums of one savings class."""
+
+    requests: Count
+    cost_usd: Decimal
+    baseline_usd: Decimal
+    savings_usd: Decimal
+
+
 class Figures(Struct):
     """Sums of receipts. Money is text, in US dollars, and left out where receipts do not tell it."""
 
@@ -303,6 +313,10 @@ class Figures(Struct):
     failed_cost_usd: Decimal | None = None
     baseline_usd: Decimal | None = None
     savings_usd: Decimal | None = None
+    savings_error_usd: Decimal | None = None
+    savings_about_zero: bool | None = None
+    measuring_usd: Decimal | None = None
+    savings_classes: dict[str, SavingsClassSum] | None = None
     baseline_estimated: Count | None = None
     baseline_error_usd: Decimal | None = None
     cost_share: float | None = None
