@@ -1,0 +1,212 @@
+"""Every place that shows savings shows the same of one month, to the last digit (tests/savings_month.py)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import secrets
+import time
+from collections import defaultdict
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Redis
+from ruamel.yaml import YAML
+
+from deploy.grafana.cost import COST
+from gateway.admin.usage_csv import as_csv
+from gateway.archive.archive import Archive
+from gateway.archive.database import Entry, Where
+from gateway.archive_address import address_of
+from gateway.cli.archive_export import export
+from gateway.cli.usage_print import usage_shown
+from gateway.ledger.receipt import Receipt
+from gateway.redis_keys import RedisKeys
+from gateway.rollups.rebuild import Rebuild
+from gateway.rollups.rollups import Retention, Rollups, Sums
+from gateway.usage.reader import UsageReader
+from gateway.usage.span import Asked, span
+from gateway.usage.usage import Ask
+from gateway.web.usage import encoded
+from tests.ledger.test_ledger import Books
+from tests.savings_month import CLASSES, MONTH, SINCE, TOTAL, UNTIL, Told, micro, receipts
+from tests.test_prometheus import promtool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+_LONG_S = 10_000 * 86_400
+RETENTION = Retention(minute=_LONG_S, hour=_LONG_S, day=_LONG_S)
+
+
+async def test_all_places_show_the_savings_of_a_month_alike(
+    redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    month = receipts()
+    holds_receipts(month)
+    async with Redis.from_url(redis_url) as redis:
+        keys = RedisKeys(f"t{secrets.token_hex(6)}")
+        rollups = Rollups(redis, keys, RETENTION)
+        sums = Sums()
+        for one in month:
+            sums.add(one)
+        assert await rollups.write(await rollups.mark(), sums.spread(), {}, [], time.time())
+        told = await holds_usage(rollups)
+        usage_shown(told)
+        holds_table(capsys.readouterr().out)
+        archive = Archive(address_of("sqlite", tmp_path))
+        try:
+            await archive.open()
+            await archive.write([Entry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
+            await holds_archive(archive, tmp_path / "month.csv")
+            assert await Rebuild(redis, keys, RETENTION, archive).run() == len(month)
+        finally:
+            await archive.close()
+        assert await holds_usage(Rollups(redis, keys, RETENTION)) == told
+    holds_prometheus(month, tmp_path)
+
+
+def holds_receipts(month: list[Receipt]) -> None:
+    """Receipts, and the headers and last chunks of replies."""
+    assert {one.id: (one.savings_class, one.savings_usd) for one in month} == {
+        receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()
+    }
+    for one in month:
+        of_class, usd = CLASSES[one.id]
+        assert Receipt.from_json(one.to_json()) == one
+        assert Decimal(one.as_dict()["savings_usd"]) == micro(usd)
+        about = one.id == "haze-0"
+        assert one.as_dict()["savings_about_zero"] is about
+        facts = one.facts(show_cost=True)
+        assert facts["savings_class"] == of_class
+        assert facts["savings_usd"] == ("about 0" if about else f"{micro(usd).normalize():f}")
+
+
+async def holds_usage(rollups: Rollups) -> dict[str, Any]:
+    """The admin API's JSON and CSV, and GET /v1/usage."""
+    reader = UsageReader(rollups, RETENTION)
+    when = span(Asked(SINCE, UNTIL), None, RETENTION, time.time())
+    usage = await reader.read(Ask(when, None, ("tenant",), {}))
+    told: dict[str, Any] = json.loads(encoded(usage))
+    assert {row["tenant"] for row in told["rows"]} == MONTH.keys()
+    lines = {row["tenant"]: row for row in csv.DictReader(io.StringIO(as_csv(usage).decode()))}
+    for row in told["rows"]:
+        expected = MONTH[row["tenant"]]
+        holds_figures(row, expected)
+        own = await reader.read(Ask(when, None, (), {}).of_tenant(row["tenant"]), whose=row["tenant"])
+        holds_figures(json.loads(encoded(own))["total"], expected)
+        line = lines[row["tenant"]]
+        for name in ("requests", "cost_usd", "measuring_usd", "baseline_usd", "savings_usd", "savings_error_usd"):
+            assert Decimal(line[name]) == Decimal(row[name])
+        assert line["savings_about_zero"] == str(expected.shown == "about 0").lower()
+        assert int(line["class_teacher_unavailable_requests"]) == expected.teacher_away
+        assert int(line["class_unclassified_requests"]) == 0
+    holds_figures(told["total"], TOTAL)
+    assert told["total"]["savings_classes"] == {
+        "guided": of_class(3, "2130", "5810", "3680"),  # 3 x 710; 2200 + 2200 + 1410; 1490 + 1490 + 700
+        "student_by_policy": of_class(3, "150", "2400", "2250"),
+        "teacher_unavailable": of_class(4, "775", "2700", "-325"),  # 3 x 50 + 625; 3 x 800 + 300
+        "not_guidable": of_class(1, "50", "800", "0"),
+        "teacher": of_class(1, "800", "800", "0"),
+        "failed": of_class(1, "710", "2200", "0"),
+        "measuring": of_class(3, "1920.5", "0", "-1000"),  # 1140 + 50 + 710, and the probe's 20.5
+    }
+    return told
+
+
+def of_class(requests: int, cost: str, baseline: str, savings: str) -> dict[str, Any]:
+    amounts = {"cost_usd": cost, "baseline_usd": baseline, "savings_usd": savings}
+    return {"requests": requests} | {name: f"{micro(usd).normalize():f}" for name, usd in amounts.items()}
+
+
+def holds_figures(row: dict[str, Any], expected: Told) -> None:
+    assert row["requests"] == expected.requests
+    for name, usd in (
+        ("cost_usd", expected.cost),
+        ("measuring_usd", expected.measuring),
+        ("baseline_usd", expected.baseline),
+        ("savings_usd", expected.savings),
+        ("savings_error_usd", expected.error),
+    ):
+        assert Decimal(row[name]) == micro(usd), name
+    assert row["savings_about_zero"] is (expected.shown == "about 0")
+    left = Decimal(expected.baseline) - Decimal(expected.savings)
+    assert row["cost_share"] == round(float(left / Decimal(expected.baseline)), 6)
+    assert row["savings_classes"].get("teacher_unavailable", {}).get("requests", 0) == expected.teacher_away
+
+
+def holds_table(out: str) -> None:
+    """The command's table: cost, measuring, baseline, saved, error, requests without the teacher, in this order."""
+    lines = {words[0]: words for line in out.splitlines() if (words := line.split())}
+    for name, expected in {**MONTH, "all": TOTAL}.items():
+        amounts = [f"{micro(one):.6f}" for one in (expected.cost, expected.measuring, expected.baseline)]
+        # Amounts are shown to the millionth, with half of one rounded to the even digit.
+        wanted = [*amounts, *expected.shown.split(), f"{micro(expected.error):.6f}", str(expected.teacher_away)]
+        assert " ".join(wanted) in " ".join(lines[name]), name
+
+
+async def holds_archive(archive: Archive, file: Path) -> None:
+    """The archive's columns, and its export as CSV and as JSON lines."""
+    summed: dict[str, int] = defaultdict(int)
+    async for rows in archive.rows(Where()):
+        for row in rows:
+            summed[row.tenant] += row.savings_pico
+    assert summed == {tenant: int(micro(told.savings).scaleb(12)) for tenant, told in MONTH.items()}
+    await export(archive.rows(Where()), "csv", file, lambda _: None)
+    with file.open(encoding="utf-8", newline="") as opened:
+        lines = list(csv.DictReader(opened))
+    assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in lines} == {
+        receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()
+    }
+    for tenant, told in MONTH.items():
+        errors = (Decimal(one["savings_error_usd"]) for one in lines if one["tenant"] == tenant)
+        assert sum(errors, Decimal(0)) == micro(told.error)
+    await export(archive.rows(Where()), "jsonl", file, lambda _: None)
+    plain = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in plain} == {
+        receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()
+    }
+
+
+def holds_prometheus(month: list[Receipt], folder: Path) -> None:
+    """The metrics, and what Grafana's panels make of them, in picodollars."""
+    books = Books()
+    for one in month:
+        books.ledger.booked(one)
+    samples = [one for family in books.metrics.registry.collect() for one in family.samples]
+    series = [
+        {"series": f"{one.name}{{{labels(one.labels)}}}", "values": f"{one.value!r}"}
+        for one in samples
+        if one.name.startswith(("gkt_savings_", "gkt_losses_", "gkt_class_cost_", "gkt_baseline_", "gkt_cost_"))
+        and one.name.endswith("_total")
+    ]
+    queries = {panel.title: panel.queries for panel in COST.panels if not isinstance(panel, str)}
+    tests = []
+    for tenant, told in {**MONTH, ".*": TOTAL}.items():
+        sure = "0" if told.shown == "about 0" else told.savings
+        away = {"dusk": "150", "tardy": "625", ".*": "775"}.get(tenant)
+        for title, usd in (
+            ("Saved", sure),
+            ("Error of the savings", told.error),
+            ("Baseline", told.baseline),
+            ("Cost", told.cost),
+            ("Cost of measuring", told.measuring if Decimal(told.measuring) else None),
+            ("Cost while the teacher was unavailable", away),
+        ):
+            # Counters began at 0, so the growth over the month is their value.
+            expr = re.sub(r"increase\((gkt_\w+\{[^}]*\})\[\$__range\]\)", r"\1", queries[title][0].expr)
+            expr = expr.replace("$tenant", tenant).replace("$route", ".*")
+            samples_ = [] if usd is None else [{"labels": "{}", "value": int(micro(usd).scaleb(12))}]
+            tests.append({"expr": f"round(({expr}) * 1e12)", "eval_time": "0m", "exp_samples": samples_})
+    file = folder / "month.yml"
+    with file.open("w", encoding="utf-8") as opened:
+        YAML().dump({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": tests}]}, opened)
+    promtool("test", "rules", file)
+
+
+def labels(of: dict[str, str]) -> str:
+    return ", ".join(f'{name}="{value}"' for name, value in of.items())
