@@ -165,10 +165,14 @@ class Generation:
         count = self._counts.get(index)
         if count is None:
             count = self._counts[index] = _Count("" if index else self._preface or "")
-        before = count.tokens
-        if not self._over and (self._preface is None or count.add(text, self._limit or 0)):
+        if not self._over:
+            if self._preface is None or count.put(text):
+                return
+            before = count.tokens
+            within = count.add(text, self._limit or 0)
             self._call.seen_tokens += count.tokens - before
-            return
+            if within:
+                return
         delta = choice["delta"]
         content = words(delta.get("content"))
         kept = text[: count.fitting(text, self._limit or 0)] if content == text else ""
@@ -186,19 +190,33 @@ class _Count:
         preface: text that may come first, and is not counted.
     """
 
-    __slots__ = ("_bytes", "_in_word", "_words")
+    __slots__ = ("_bytes", "_free_chars", "_in_word", "_pending", "_words")
 
     def __init__(self, preface: str = "") -> None:
         self._words = -_words_in(preface, within=False)
         self._bytes = -len(preface.encode())
         self._in_word = False
+        self._pending: list[str] = []
+        self._free_chars = 0
 
     @property
     def tokens(self) -> int:
         return max(0, self._words, -(-self._bytes // MAX_TOKEN_BYTES))
 
+    def put(self, text: str) -> bool:
+        """Take text that cannot exceed the limit, whatever it says, to be counted later. Return whether it is so."""
+        if len(text) > self._free_chars:
+            return False
+        self._free_chars -= len(text)
+        self._pending.append(text)
+        return True
+
     def add(self, text: str, limit: int) -> bool:
-        """Count more text, unless it exceeds the limit. Return whether it was counted."""
+        """Count more text, and what was put before, unless it exceeds the limit. Return whether it was counted."""
+        if self._pending:
+            before = "".join(self._pending)
+            self._pending.clear()
+            self.add(before, limit)
         count = self._words + _words_in(text, within=self._in_word)
         size = self._bytes + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
         if count > limit or size > limit * MAX_TOKEN_BYTES:
@@ -206,6 +224,8 @@ class _Count:
         self._words, self._bytes = count, size
         last = text.rpartition(" ")
         self._in_word = bool(last[2].strip()) or (not last[1] and self._in_word)
+        # A word has at least one character, and a space before the next; a character has at most four bytes.
+        self._free_chars = min(2 * (limit - count), (limit * MAX_TOKEN_BYTES - size) // 4)
         return True
 
     def fitting(self, text: str, limit: int) -> int:

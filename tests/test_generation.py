@@ -1,12 +1,17 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import httpx
+import orjson
 import pytest
 
 from gateway.engines.base import Usage
 from gateway.generation import MAX_TOKEN_BYTES, MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS, Generation
 from gateway.ledger.draft import Call
+
+if TYPE_CHECKING:
+    from gateway.local.stack import LocalStack
 
 COUNTED = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
 
@@ -202,3 +207,42 @@ def test_a_running_count_is_the_base_of_the_bound() -> None:
     one.read(ran, 0.0)
     one.close(0.0)
     assert (several.usage, several.lost_tokens) == (None, 200)
+
+
+@pytest.mark.parametrize("limit", [1, 12, 60])
+@pytest.mark.parametrize("prompt", ["Write Python code, with many comments.", "写一首诗。", "Draw a table of - and |."])
+async def test_a_real_engine_that_keeps_its_limit_is_never_cut(engines: LocalStack, prompt: str, limit: int) -> None:
+    """llama.cpp, hot enough to write tokens of any kind: the counts here are never above its own."""
+    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": limit, "stream": True, "temperature": 1.5,
+            "stream_options": {"include_usage": True}, "ignore_eos": True, "model": "x"}  # fmt: skip
+    call = Call("small", ())
+    one = generation(limit, stops_within_s=1.0, call=call)
+    sent = ""
+    async with (
+        httpx.AsyncClient(timeout=60) as client,
+        client.stream("POST", f"{engines.student_url}/v1/chat/completions", json=body) as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = orjson.loads(line[6:])
+            said = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            one.read(chunk, 0.0)
+            assert said == "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            sent += said
+    assert not one.stopped
+    one.close(0.0)
+    assert call.text.getvalue() == sent
+    assert call.usage is not None
+    assert call.seen_tokens <= call.usage.output_tokens <= limit
+    assert call.lost_tokens == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_text_is_cut_at_the_same_place_however_it_arrives(size: int) -> None:
+    """It is counted only where it could exceed the limit."""
+    text = "To be,  or not\nto be: that is   the question. " * 3
+    whole = read(generation(17), says(text))
+    assert whole.endswith("|length")
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    assert read(generation(17), *map(says, pieces)) == whole
