@@ -130,4 +130,6 @@ def _texts(prompt: str | list[object]) -> str | list[Json]:
     """Prompts as a message's content. Token ids are not counted: an engine that was sent them counts."""
     if isinstance(prompt, str):
         return prompt
-    return [{"type": "text", "text": text} for text in prompt if isinstance(text, str)]
+    if not isinstance(prompt[0], str):
+        return []
+    return [{"type": "text", "text": text} for text in prompt]

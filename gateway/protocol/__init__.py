@@ -6,6 +6,7 @@ package only; inside, it is `input_tokens` and `output_tokens`.
 
     body.py         a body's bytes -> an object that fits one of the structs below, or an InvalidRequest
     structure.py    bounds on the structure of JSON, before it is decoded
+    token_ids.py    long lists of token ids
     unicode.py      repair of text that is no valid Unicode
     elsewhere.py    what no body may say: where a call goes, or as whom
     chat.py         /v1/chat/completions

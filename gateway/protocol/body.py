@@ -14,7 +14,8 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.elsewhere import elsewhere_in
-from gateway.protocol.structure import MAX_DEPTH, check_structure
+from gateway.protocol.structure import MAX_DEPTH, check_values
+from gateway.protocol.token_ids import take_token_ids
 from gateway.protocol.unicode import BOM, locate_invalid_utf8, replace_lone_surrogates
 
 Json = dict[str, Any]
@@ -75,6 +76,8 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
 
     A byte order mark is dropped, a lone surrogate becomes U+FFFD, and 5.0 becomes 5 in a field that is an integer.
 
+    Of a long list of token ids the struct has a short one: read it from the body.
+
     Args:
         needs: the fields that it must have, in words.
 
@@ -82,23 +85,52 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
         InvalidRequest: with `param` naming the field.
     """
     raw = raw.removeprefix(BOM)
-    check_structure(raw)
+    taken = None
+    try:
+        openings = check_values(raw)
+    except InvalidRequest:
+        if (taken := take_token_ids(raw)) is None:
+            raise
+        raw = taken.rest
+        openings = check_values(raw)
     body = _decode(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
+    if openings > MAX_DEPTH and not _is_encodable(body):
+        raise InvalidRequest(f"The body is nested more than {MAX_DEPTH} levels deep, the limit. Flatten it.")
     if (field := elsewhere_in(body)) is not None:
         raise InvalidRequest(
             f"'{field}' is not taken from callers: where the gateway calls, and as whom, its configuration says.",
             param=field,
         )
+    fields = _convert(body, known)
+    if taken is not None:
+        body[taken.name] = taken.ids
+    return body, fields
+
+
+def _convert(body: Json, known: type[_Known]) -> _Known:
+    try:
+        return msgspec.convert(body, known)
+    except msgspec.ValidationError as error:
+        problem = error
+    if _drop_points(body, known):
+        try:
+            return msgspec.convert(body, known)
+        except msgspec.ValidationError as error:
+            problem = error
+    raise _explain(problem) from None
+
+
+def _drop_points(body: Json, known: type[Struct]) -> bool:
+    """Turn 5.0 into 5 in fields that are integers; return whether there was one."""
+    found = False
     for name in _integer_fields(known):
         value = body.get(name)
         if type(value) is float and abs(value) <= _EXACT and value.is_integer():
             body[name] = int(value)
-    try:
-        return body, msgspec.convert(body, known)
-    except msgspec.ValidationError as error:
-        raise _explain(error) from None
+            found = True
+    return found
 
 
 def _decode(raw: bytes, needs: str) -> Any:
@@ -144,13 +176,15 @@ def wants_usage(options: StreamOptions | None, *, stream: bool | None) -> bool:
 
 def too_deep(raw: bytes, body: Any) -> bool:
     """Whether JSON is nested too deep to be written again; `body` is what was read from `raw`."""
-    if raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
-        return False
+    return raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and not _is_encodable(body)
+
+
+def _is_encodable(body: Any) -> bool:
     try:
         orjson.dumps(body)
     except orjson.JSONEncodeError:
-        return True
-    return False
+        return False
+    return True
 
 
 _EXPLAINED = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?$", re.DOTALL)

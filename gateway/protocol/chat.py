@@ -109,17 +109,22 @@ def parse_chat(raw: bytes) -> ChatRequest:
     """
     body, known = read_body(raw, ChatBody, "'model' and 'messages'")
     pictures = _check_messages(known.messages, body["messages"])
-    limits = [limit for limit in (known.max_completion_tokens, known.max_tokens) if limit is not None]
     return ChatRequest(
         body=body,
         model=known.model,
-        max_tokens=min(limits, default=None),
+        max_tokens=_smaller(known.max_completion_tokens, known.max_tokens),
         stop=stops(known.stop),
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
         pictures=pictures,
     )
+
+
+def _smaller(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return min(one, other)
 
 
 def _check_messages(messages: list[Message], as_sent: list[Json]) -> int:

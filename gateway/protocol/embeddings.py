@@ -61,7 +61,7 @@ def parse_embeddings(raw: bytes) -> EmbeddingsRequest:
         InvalidRequest: with `param` naming the field.
     """
     body, known = read_body(raw, EmbeddingsBody, "'model' and 'input'")
-    inputs = each_text(known.input, "input")
+    inputs = each_text(body["input"], "input")
     if len(inputs) > MAX_INPUTS:
         raise InvalidRequest(f"'input' holds {len(inputs)} texts: send at most {MAX_INPUTS} at once.", param="input")
     if known.encoding_format is not None and known.encoding_format not in _ENCODINGS:

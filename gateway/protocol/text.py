@@ -89,7 +89,7 @@ def parse_text_completion(raw: bytes) -> TextRequest:
         InvalidRequest: with `param` naming the field.
     """
     body, known = read_body(raw, TextBody, "'model' and 'prompt'")
-    prompts = each_text(known.prompt, "prompt")
+    prompts = each_text(body["prompt"], "prompt")
     wanted, best_of = known.n or 1, known.best_of
     if len(prompts) * wanted > MAX_CHOICES:
         raise InvalidRequest(

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from gateway.errors import InvalidRequest
+from gateway.protocol.token_ids import MAX_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Text = str | list[int]
 
-_MAX_ID = 2**31 - 1
-_IDS = {"type": "integer", "minimum": 0, "maximum": _MAX_ID}
+_IDS = {"type": "integer", "minimum": 0, "maximum": MAX_ID}
 # What `each_text` asks for beyond the types: one kind only, and nothing empty.
 _ONE_KIND = {
     "anyOf": [
@@ -47,14 +47,14 @@ def each_text(texts: str | Sequence[str | int | list[int]], field: str) -> list[
 
 def _not_empty(text: str, at: str) -> str:
     if not text:
-        raise InvalidRequest(f"'{at}' is empty.", param=at)
+        raise InvalidRequest(f"'{at}' is empty. Send at least one character.", param=at)
     return text
 
 
 def _token_ids(ids: list[int], at: str) -> list[int]:
     if not ids:
-        raise InvalidRequest(f"'{at}' is empty.", param=at)
-    if min(ids) < 0 or max(ids) > _MAX_ID:
-        at = f"{at}[{next(index for index, one in enumerate(ids) if not 0 <= one <= _MAX_ID)}]"
-        raise InvalidRequest(f"'{at}': expected an integer from 0 to {_MAX_ID}.", param=at)
+        raise InvalidRequest(f"'{at}' is empty. Send at least one token id.", param=at)
+    if min(ids) < 0 or max(ids) > MAX_ID:
+        at = f"{at}[{next(index for index, one in enumerate(ids) if not 0 <= one <= MAX_ID)}]"
+        raise InvalidRequest(f"'{at}': expected an integer from 0 to {MAX_ID}.", param=at)
     return ids

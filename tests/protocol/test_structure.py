@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import orjson
 import pytest
 
 from gateway.errors import InvalidRequest
 from gateway.protocol import parse_chat
-from gateway.protocol.structure import MAX_DEPTH, MAX_VALUES, check_structure, escape_safe_chunks, is_large, is_light
+from gateway.protocol.structure import MAX_VALUES, check_values, escape_safe_chunks, is_large, is_light
 from load_tests.hostile_bodies import MAX_BYTES, TEXTS, UNITS, list_body, text_body
 
 CHAT = {"model": b'"m"', "messages": b'[{"role":"user","content":"Why?"}]'}
@@ -14,7 +13,7 @@ CHAT = {"model": b'"m"', "messages": b'[{"role":"user","content":"Why?"}]'}
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_text_has_no_structure(text: bytes) -> None:
     """As large as a body may be, with brackets, commas and quotes in it."""
-    check_structure(text_body(CHAT, "content", text, MAX_BYTES))
+    check_values(text_body(CHAT, "content", text, MAX_BYTES))
 
 
 @pytest.mark.parametrize("unit", [b"[]", b"{}", b'""', b"1", b'"[,"', b'"\\\\"', b'"\\""'])
@@ -22,25 +21,16 @@ def test_every_entry_counts(unit: bytes) -> None:
     """Text within strings does not; the limit is exact."""
     cost = 2 if unit in {b"[]", b"{}"} else 1
     most = (MAX_VALUES - 1) // cost
-    check_structure(b"[" + b",".join([unit] * most) + b"]")
+    check_values(b"[" + b",".join([unit] * most) + b"]")
     with pytest.raises(InvalidRequest, match=f"more than {MAX_VALUES} JSON"):
-        check_structure(b"[" + b",".join([unit] * (most + 2)) + b"]")
+        check_values(b"[" + b",".join([unit] * (most + 2)) + b"]")
 
 
-@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-def test_depth_is_counted_without_text(opening: bytes, closing: bytes) -> None:
-    """Brackets in strings open nothing, and a bracket that is closed is no level of the next."""
-    text = b'["' + b"[{" * 300 + b'",' + b"[[]]," * 300
-    check_structure(text + opening * (MAX_DEPTH - 1) + b"1" + closing * (MAX_DEPTH - 1) + b"]")
-    with pytest.raises(InvalidRequest, match=f"more than {MAX_DEPTH} levels"):
-        check_structure(text + opening * MAX_DEPTH + b"1" + closing * MAX_DEPTH + b"]")
-
-
-def test_what_passes_can_be_written_again() -> None:
-    """orjson writes no deeper JSON."""
-    raw = b"[" * MAX_DEPTH + b"]" * MAX_DEPTH
-    check_structure(raw)
-    assert orjson.dumps(orjson.loads(raw)) == raw
+@pytest.mark.parametrize("size", [1_000, 3_000_000])
+def test_the_bound_of_opening_brackets_holds(size: int) -> None:
+    """In a large body it is exact: text in it may hold many."""
+    assert check_values(list_body(CHAT, "x", b"[]", 1_000)) >= 200
+    assert check_values(text_body(CHAT, "content", b"[", size)) == (3 if size > 2_000_000 else size - 200 + 3)
 
 
 @pytest.mark.parametrize("before", range(5))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.errors import InvalidRequest
+from gateway.protocol import parse_embeddings, parse_text_completion
+from gateway.protocol.structure import MAX_VALUES
+from gateway.protocol.token_ids import take_token_ids
+
+IDS = [128_000 + index for index in range(2 * MAX_VALUES)]
+LISTS = [IDS[at : at + 8191] for at in range(0, len(IDS), 8191)]
+
+
+def body(ids: Any, **fields: Any) -> bytes:
+    return orjson.dumps({"model": "m", "prompt": ids, **fields})
+
+
+def test_token_ids_are_no_values() -> None:
+    """As many as a body has room for, in one list or in several."""
+    asked = parse_text_completion(body(IDS, seed=1))
+    assert (asked.body["prompt"], asked.prompt, asked.choices) == (IDS, None, 1)
+    assert parse_text_completion(body(LISTS)).body["prompt"] == LISTS
+    assert parse_text_completion(body([IDS])).body["prompt"] == [IDS]
+    vectors = parse_embeddings(orjson.dumps({"input": LISTS, "model": "m"}))
+    assert vectors.inputs == LISTS
+
+
+def test_blanks_between_them_do_not_matter() -> None:
+    raw = body(LISTS).replace(b",", b" ,\n").replace(b"[", b" [ ").replace(b"]", b" ] ")
+    assert parse_text_completion(raw).body["prompt"] == LISTS
+
+
+def test_of_a_repeated_field_the_last_counts() -> None:
+    raw = b'{"prompt": "first", ' + body(IDS)[1:]
+    assert parse_text_completion(raw).body["prompt"] == IDS
+    assert parse_text_completion(body(IDS)[:-1] + b', "seed": 7}').body["seed"] == 7
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**31, 1.5, None, True, [1], []])
+def test_a_long_list_holds_nothing_else(wrong: Any) -> None:
+    """The field is named."""
+    for ids in ([*IDS, wrong], [wrong, *IDS], [[*IDS, wrong]]):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_text_completion(body(ids))
+        assert (caught.value.param or "").startswith("prompt")
+
+
+def test_values_beside_them_are_counted() -> None:
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_VALUES} JSON values"):
+        parse_text_completion(body(IDS, other=[[]] * MAX_VALUES))
+
+
+@pytest.mark.parametrize("end", [b",]", b",,1]", b"", b"]]", b"1"])
+def test_broken_lists_are_refused(end: bytes) -> None:
+    for ids in (IDS, LISTS):
+        raw = body(ids)[:-2] + end + b"}"
+        with pytest.raises(InvalidRequest):
+            parse_text_completion(raw)
+
+
+def test_a_body_without_them_has_none() -> None:
+    assert take_token_ids(b'{"x": [1]}') is None
+    assert take_token_ids(body("Why?")) is None
+    assert take_token_ids(body(["Why?"])) is None
