@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gateway.engines.origin import call_for
 from gateway.errors import GatewayError, Overloaded
 from gateway.fair_share import FairShare
 from gateway.ledger.content import Content
@@ -147,6 +148,7 @@ class Admission:
     def settled(self, draft: Draft) -> Iterator[None]:
         """Settle one receipt for what happens inside the block, whatever that is."""
         status = "internal"
+        call_for(draft.tenant, draft.id)
         try:
             yield
             status = "client_gone" if draft.caller_left else "ok"

@@ -35,6 +35,7 @@ from gateway.edge_accounts import EdgeAccounts
 from gateway.embedding import Embeddings
 from gateway.engines.build import build
 from gateway.engines.guard import show_calls
+from gateway.engines.retry_budget import RetryBudgets
 from gateway.engines.watch import watch
 from gateway.finishing import Finisher
 from gateway.guarding import QualityGuard
@@ -158,7 +159,8 @@ async def gateway(
         if traces is not None:
             stack.push_async_callback(traces.tracing.close)
         tracing = None if traces is None else traces.tracing
-        engines = await build(settings.models, policies, metrics, tracing)
+        retry_budgets = RetryBudgets()
+        engines = await build(settings.models, policies, metrics, tracing, retry_budgets)
         for engine in engines.values():
             stack.push_async_callback(engine.close)
         lease_of = leases_of(settings.redis.lease_s, policies)
@@ -248,8 +250,8 @@ async def gateway(
         )
         times = GuidanceTimes(time.monotonic, await asyncio.to_thread(read_times, settings.data))
         deadlines = GuidanceDeadlines(times)
-        guide = Guide(engines, batcher, Flights(tasks), metrics, tasks, deadlines)
-        finisher = Finisher(engines, metrics)
+        guide = Guide(engines, batcher, Flights(tasks), metrics, tasks, deadlines, retry_budgets)
+        finisher = Finisher(engines, metrics, retry_budgets)
         quality = QualityBook(redis.commands, redis_keys)
         completions = Completions(
             guide=guide,
@@ -296,7 +298,9 @@ async def gateway(
         public[keys.DISCONNECTS] = Disconnects(prices)
         public[keys.DOCUMENT] = document(ROUTES)
         public[BODY_DECODER] = BodyDecoder()
-        public[keys.EMBEDDINGS] = Embeddings(engines=engines, admission=admission, ledger=ledger, metrics=metrics)
+        public[keys.EMBEDDINGS] = Embeddings(
+            engines=engines, admission=admission, ledger=ledger, metrics=metrics, budgets=retry_budgets
+        )
         public[keys.HANDOVER] = Handover(guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s)
         public[keys.EDGE_ACCOUNTS] = EdgeAccounts(
             redis,

@@ -15,6 +15,7 @@ from gateway.errors import EngineCannot, EngineOverloaded, EngineRejected, Inval
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from gateway.engines.retry_budget import RetryBudgets
     from gateway.errors import EngineError
     from gateway.ledger.draft import Draft
     from gateway.metrics import Metrics
@@ -48,20 +49,64 @@ async def go_on(
         await asyncio.sleep(pause_s)
 
 
+class RequestRetries:
+    """The retries that one request may make: its own bound, and the budget of its tenant at each engine.
+
+    The teacher's retries, the student's, calls of the next student, and a prompt that is sent again without its opening
+    all count toward the bound of the request. Only retries of the same engine take from that engine's budget.
+    """
+
+    def __init__(self, plan: Plan, draft: Draft, budgets: RetryBudgets, metrics: Metrics) -> None:
+        self._plan = plan
+        self._draft = draft
+        self._budgets = budgets
+        self._metrics = metrics
+
+    def may_retry(self, engine: str, *, others: int = 0) -> bool:
+        """Whether the same engine may be called again; if so, the retry is taken from its budget.
+
+        Args:
+            others: engines that may still be asked after this one. A call of each is kept for them.
+        """
+        if self._left() <= others:
+            return self._refuse(engine, "request")
+        rule = self._plan.retries
+        if not self._budgets.take(engine, self._draft.tenant, rule.share, rule.floor):
+            return self._refuse(engine, "engine")
+        return True
+
+    def may_move_on(self, engine: str) -> bool:
+        """Whether another engine may be asked in the place of this one."""
+        return self._left() > 0 or self._refuse(engine, "request")
+
+    def _left(self) -> int:
+        return self._plan.max_retries - len(self._draft.failed)
+
+    def _refuse(self, engine: str, budget: str) -> bool:
+        self._metrics.retries_refused.labels(engine, budget).inc()
+        return False
+
+
 class Attempts:
-    """The calls that one answer may take. Pure.
+    """The calls that one answer may take. Pure, but for the budgets of `retries`.
 
     Args:
         finishers: the engines, in the order in which they are to be asked; at least one.
         rule: how often the same one is asked again, and after what pause.
+        retries: whether a retry may be made at all; None: always.
         draw: a number from 0 to 1, for pauses that differ from request to request.
     """
 
     def __init__(
-        self, finishers: Sequence[FinisherPlan], rule: RetryPlan, draw: Callable[[], float] = random.random
+        self,
+        finishers: Sequence[FinisherPlan],
+        rule: RetryPlan,
+        retries: RequestRetries | None = None,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._left = list(finishers)
         self._rule = rule
+        self._bound = retries
         self._draw = draw
         self._retries = 0
 
@@ -82,15 +127,22 @@ class Attempts:
         """
         if error.again and self._retries < self._rule.num_retries:
             pause_s = self._pause_s(error)
-            if pause_s <= (LONGEST_PAUSE_S if len(self._left) == 1 else _LONGEST_PAUSE_BESIDE_OTHERS_S):
+            bearable = pause_s <= (LONGEST_PAUSE_S if len(self._left) == 1 else _LONGEST_PAUSE_BESIDE_OTHERS_S)
+            if bearable and self._may_retry():
                 self._retries += 1
                 return pause_s
         refused = isinstance(error, EngineRejected) and error.blames_request and not isinstance(error, EngineCannot)
-        if refused and not placed:
+        proven = isinstance(error, EngineRejected) and error.proven
+        if refused and not placed and not proven:
             return None  # the next one would be asked for the same
-        self._left.pop(0)
+        failed = self._left.pop(0).engine
         self._retries = 0
-        return 0.0 if self._left else None
+        if not self._left or not (self._bound is None or self._bound.may_move_on(failed)):
+            return None
+        return 0.0
+
+    def _may_retry(self) -> bool:
+        return self._bound is None or self._bound.may_retry(self.finisher.engine, others=len(self._left) - 1)
 
     def _pause_s(self, error: EngineError) -> float:
         """Twice as long each time, half of it by chance; and no shorter than the engine asked for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.finishing import RESTARTED
@@ -210,9 +211,8 @@ class Completions:
 
     async def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
         route = await find_route(visit.caller, asked, visit.headers)
-        return resolve(
-            visit.caller.policy, route, asked, self._finisher.look, headers=visit.headers, wanted=visit.wanted
-        )
+        look = partial(self._finisher.look, tenant=visit.caller.policy.tenant)
+        return resolve(visit.caller.policy, route, asked, look, headers=visit.headers, wanted=visit.wanted)
 
 
 def _head(visit: Visit, asked: CompletionRequest) -> ReplyHead:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from gateway.attempts import Attempts, go_on
+from gateway.attempts import Attempts, RequestRetries, go_on
 from gateway.engines.base import Usage
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.completion import Visit
     from gateway.engines.base import EmbeddingsReply
     from gateway.engines.guard import GuardedEngine
+    from gateway.engines.retry_budget import RetryBudgets
     from gateway.ledger.draft import Draft
     from gateway.ledger.ledger import Ledger
     from gateway.ledger.receipt import Receipt
@@ -50,16 +51,19 @@ class Embeddings:
         admission: Admission,
         ledger: Ledger,
         metrics: Metrics,
+        budgets: RetryBudgets,
     ) -> None:
         self._engines = engines
         self._admission = admission
         self._ledger = ledger
         self._metrics = metrics
+        self._budgets = budgets
 
     async def answer(self, visit: Visit, asked: EmbeddingsRequest) -> Vectors:
         """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
         route = await find_route(visit.caller, asked, visit.headers)
-        plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests, headers=visit.headers)
+        tenant = visit.caller.policy.tenant
+        plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests_for(tenant), headers=visit.headers)
         draft = visit.draft(plan, asked.model, stream=False)
         with self._admission.settled(draft), self._admission.place(visit.caller):
             await self._admission.reserve(draft, asked, visit.caller)
@@ -69,7 +73,8 @@ class Embeddings:
             return Vectors(msgspec.json.encode(named), receipt, plan.show_cost)
 
     async def _embed(self, plan: Plan, asked: EmbeddingsRequest, draft: Draft) -> EmbeddingsReply:
-        attempts = Attempts(plan.finishers, plan.retries)
+        retries = RequestRetries(plan, draft, self._budgets, self._metrics)
+        attempts = Attempts(plan.finishers, plan.retries, retries)
         while True:
             engine = attempts.finisher.engine
             draft.student = draft.running = call = _call(engine, asked.inputs)

@@ -31,7 +31,8 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── EngineUnreachable        no connection, or it broke before the reply
 │   ├── EngineTimeout            connected, but silent for too long: 504
 │   ├── EngineOverloaded         it answered 429 or 503: 503, Retry-After
-│   ├── EngineRejected           it answered another 4xx: `status_sent`; 400, 413 and 422 blame the request
+│   ├── EngineRejected           it answered another 4xx: `status_sent`; 400, 413 and 422 blame the request, and so
+│   │   │                        does a failure that is `proven` to be of this request alone
 │   │   └── EngineCannot         it is known that it would, and it was not asked
 │   ├── EngineResting            it is not called: it failed again and again, or asked for a pause. 503, Retry-After
 │   ├── EngineFailed             it answered 5xx, or said that generation failed
@@ -241,14 +242,15 @@ class EngineError(GatewayError):
     """An engine did not do its part. `engine` is the configured model name, never its address.
 
     `heard` is False where it certainly did not get the call: then the call cost nothing.
-    `again` says whether the gateway may make the same call again: it may go better a moment later.
+    `again` says whether the gateway may make the same call again: it may go better a moment later. An instance may say
+    otherwise than its class: what was proven to be in vain is not tried again.
     `is_twin`: another request has the same error of the same call.
     """
 
     label = "engine_error"
     status = 502
     code = "engine_error"
-    again: ClassVar[bool] = False
+    again = False
 
     def __init__(
         self, message: str, *, engine: str, param: str | None = None, retry_after_s: float | None = None
@@ -323,18 +325,26 @@ class EngineResting(EngineError):
 
 
 class EngineRejected(EngineError):
+    """The engine refused the request.
+
+    `proven`: it did so with the status of a failure, and evidence shows that this request alone fails.
+    """
+
     label = "engine_rejected"
     code = "engine_rejected"
     retry = False
 
-    def __init__(self, message: str, *, engine: str, status_sent: int, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, engine: str, status_sent: int, param: str | None = None, proven: bool = False
+    ) -> None:
         super().__init__(message, engine=engine, param=param)
         self.status_sent = status_sent
+        self.proven = proven
 
     @property
     def blames_request(self) -> bool:
         """Whether the engine says that the request is wrong, rather than who sent it or where."""
-        return self.status_sent in {400, 413, 422}
+        return self.proven or self.status_sent in {400, 413, 422}
 
 
 class EngineCannot(EngineRejected):
@@ -346,9 +356,23 @@ class EngineCannot(EngineRejected):
 
 
 class EngineFailed(EngineError):
+    """`status_sent` is the status of the failure; None where the engine named none."""
+
     label = "engine_failed"
     code = "engine_failed"
     again = True
+
+    def __init__(self, message: str, *, engine: str, status_sent: int | None = None) -> None:
+        super().__init__(message, engine=engine)
+        self.status_sent = status_sent
+
+    @property
+    def may_blame_request(self) -> bool:
+        """Whether the request may be at fault: the engine itself failed, and says at what.
+
+        A status such as 502 is a proxy's, and a proxy's page has no words that are quoted.
+        """
+        return self.status_sent in {424, 500} and bool(self.said)
 
 
 class EngineGarbled(EngineError):

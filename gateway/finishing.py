@@ -11,8 +11,9 @@ import time
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
-from gateway.attempts import Attempts, go_on
+from gateway.attempts import Attempts, RequestRetries, go_on
 from gateway.engines.failures import note_failure
+from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import EngineError, EngineRejected
 from gateway.generation import Generation
 from gateway.ledger.draft import Call
@@ -44,22 +45,25 @@ RESTARTED = "student_started_anew"
 class Finisher:
     """Calls the engines that complete answers."""
 
-    def __init__(self, engines: Mapping[str, GuardedEngine], metrics: Metrics) -> None:
+    def __init__(
+        self, engines: Mapping[str, GuardedEngine], metrics: Metrics, budgets: RetryBudgets | None = None
+    ) -> None:
         self._engines = engines
         self._metrics = metrics
+        self._budgets = budgets or RetryBudgets()
 
-    def look(self, engine: str) -> Look:
-        """What is known of an engine now."""
+    def look(self, engine: str, tenant: str = "") -> Look:
+        """What is known of an engine now, for a tenant."""
         guarded = self._engines[engine]
         state = guarded.state
-        return Look(state.continuation, guarded.rests, state.reasoning, takes_prompts=state.takes_prompts)
+        return Look(state.continuation, guarded.rests_for(tenant), state.reasoning, takes_prompts=state.takes_prompts)
 
     async def complete(self, plan: Plan, asked: CompletionRequest, opening: Opening, draft: Draft) -> Json:
         """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
 
         Where one refuses the request with the opening, which the caller did not send, it gets it without.
         """
-        attempts = Attempts(plan.finishers, plan.retries)
+        attempts = self._attempts(plan, draft)
         while True:
             finisher = attempts.finisher
             try:
@@ -101,7 +105,7 @@ class Finisher:
 
         Once the opening has left there is no going back to an answer without it: only who can go on with it is asked.
         """
-        attempts = Attempts(plan.finishers, plan.retries)
+        attempts = self._attempts(plan, draft)
         while True:
             finisher = attempts.finisher
             joint = seam(plan, finisher, asked, opening)
@@ -183,6 +187,10 @@ class Finisher:
             preface=_preface(finisher, asked, sent),
             now=time.perf_counter(),
         )
+
+    def _attempts(self, plan: Plan, draft: Draft) -> Attempts:
+        retries = RequestRetries(plan, draft, self._budgets, self._metrics)
+        return Attempts(plan.finishers, plan.retries, retries)
 
     @contextmanager
     def _calling(self, plan: Plan, draft: Draft, generation: Generation) -> Iterator[None]:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from gateway.attempts import RequestRetries
 from gateway.batching.ticket import Ticket
 from gateway.deadlines.deadlines import GuidanceDeadlines
 from gateway.engines.failures import note_failure
+from gateway.engines.retry_budget import RetryBudgets
 from gateway.errors import (
     EngineError,
     EngineOverloaded,
@@ -67,6 +69,7 @@ class Guide:
         metrics: Metrics,
         tasks: Tasks,
         deadlines: GuidanceDeadlines | None = None,
+        budgets: RetryBudgets | None = None,
     ) -> None:
         self._engines = engines
         self._batcher = batcher
@@ -74,6 +77,7 @@ class Guide:
         self._metrics = metrics
         self._tasks = tasks
         self._deadlines = GuidanceDeadlines() if deadlines is None else deadlines
+        self._budgets = budgets or RetryBudgets()
         self._sounding = Sounding(engines, metrics)
 
     async def stream(self, plan: Plan, asked: CompletionRequest, draft: Draft) -> AsyncGenerator[str | Opening, None]:
@@ -192,6 +196,7 @@ class Guide:
 
         async def ask(grant: Grant) -> OpeningReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
+            bound = RequestRetries(plan, draft, self._budgets, self._metrics)
             while True:
                 try:
                     tell = heard.tell if heard is not None else None
@@ -203,6 +208,8 @@ class Guide:
                     begun = heard is not None and heard.tokens > 0
                     given_up = draft.caller_left or not retries or not error.again
                     if begun or given_up or isinstance(error, EngineOverloaded):
+                        raise
+                    if not bound.may_retry(error.engine):
                         raise
                     draft.failed.append(FailedCall(error.engine, error.label, draft.teacher if error.heard else None))
                     self._metrics.retries.labels(error.engine, error.label).inc()

@@ -307,6 +307,12 @@ class Metrics:
             ("engine", "label"),
             registry=registry,
         )
+        self.retries_refused = Counter(
+            "gkt_retries_refused",
+            "Retries that a budget refused, by the engine that failed and by whose budget it was: request or engine.",
+            ("engine", "budget"),
+            registry=registry,
+        )
         self.redis_up = Gauge(
             "gkt_redis_up", "1 while Redis answers every worker.", registry=registry, multiprocess_mode="livemin"
         )

@@ -72,7 +72,7 @@ class BreakerSettings(Shape):
     """When an engine that keeps failing is left alone, and for how long."""
 
     failures: Annotated[Whole, Field(ge=1, le=1000)] = 5
-    """Failed calls in a row."""
+    """Failed calls of one tenant in a row, or failed connections in a row."""
     rest_s: Annotated[Duration, lasting("10ms", "10m")] = Field(1.0, alias="rest")
     """Then no call is made for so long; the next one is the trial."""
     longest_s: Annotated[Duration, lasting("10ms", "1h")] = Field(30.0, alias="longest_rest", validate_default=True)

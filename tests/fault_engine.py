@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.continuation import PROBE_OPENING
+from tests.fakes import is_control
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -206,7 +207,7 @@ class FaultEngine:
     """Plays the fault that its caller's URL names: /{protocol}/{fault}/{cell}/..., where a cell is whoever calls.
 
     Attributes:
-        asked: the bodies that each place (`protocol/fault/cell`) was sent, probes left out.
+        asked: the bodies that each place (`protocol/fault/cell`) was sent, probes and control calls left out.
         mended: places that answer without fault from now on.
         astray: paths that nobody should ask for.
     """
@@ -286,7 +287,8 @@ class FaultEngine:
             self.astray.append(target)
             await wire.reply(b"{}", 404)
             return True
-        self.asked[place].append(body)
+        if not is_control(body):
+            self.asked[place].append(body)
         if place in self.mended:
             await wire.answer()
         else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gateway.attempts import Attempts
+from gateway.attempts import Attempts, RequestRetries
 from gateway.errors import (
     EngineCannot,
     EngineError,
@@ -18,6 +19,7 @@ from gateway.errors import (
     EngineTimeout,
     EngineUnreachable,
 )
+from gateway.metrics import Metrics
 from gateway.policy.resolve import FinisherPlan, RetryPlan
 
 
@@ -101,3 +103,58 @@ def test_once_an_opening_is_shown_only_who_can_continue_it_is_asked() -> None:
     one = attempts("a", "b", "c")
     one.only(lambda finisher: finisher.engine == "c")
     assert walked(one, error(EngineTimeout)) == [(0.0, "c")]
+
+
+# Bounds.
+
+
+class Bound:
+    """The bound of one request: `left` calls in the place of failed ones, and an engine's budget."""
+
+    def __init__(self, left: int, budget: int = 99) -> None:
+        self.draft = SimpleNamespace(tenant="acme", failed=[])
+        self.metrics = Metrics()
+        self._budget = budget
+        plan = SimpleNamespace(max_retries=left, retries=RetryPlan(10, 0.1))
+        self.retries = RequestRetries(plan, self.draft, self, self.metrics)  # type: ignore[arg-type]
+
+    def take(self, *_: object) -> bool:
+        self._budget -= 1
+        return self._budget >= 0
+
+    def walk(self, *engines: str) -> list[str]:
+        """Which engines are asked after the first call, if every call fails."""
+        finishers = [FinisherPlan(engine, None) for engine in engines]
+        one, asked = Attempts(finishers, RetryPlan(10, 0.1), self.retries, draw=lambda: 1.0), []
+        while one.after(error(EngineUnreachable), placed=False) is not None:
+            self.draft.failed.append("a call")
+            asked.append(one.finisher.engine)
+        return asked
+
+    def refused(self, engine: str, budget: str) -> float:
+        return self.metrics.retries_refused.labels(engine, budget)._value.get()  # type: ignore[no-any-return]
+
+
+def test_a_request_makes_no_more_calls_than_its_bound_and_keeps_one_for_each_other_engine() -> None:
+    bound = Bound(4)
+    assert bound.walk("a", "b", "c") == ["a", "a", "b", "c"]
+    assert bound.refused("a", "request") == 1
+
+
+def test_calls_that_were_made_before_count() -> None:
+    """The teacher's, and a prompt that was sent again without its opening."""
+    bound = Bound(4)
+    bound.draft.failed += ["the teacher's", "the refused prefix"]
+    assert bound.walk("a") == ["a", "a"]
+
+
+def test_an_engine_without_a_budget_is_not_retried_and_the_next_is_asked() -> None:
+    bound = Bound(9, budget=0)
+    assert bound.walk("a", "b") == ["b"]
+    assert (bound.refused("a", "engine"), bound.refused("b", "engine")) == (1, 1)
+
+
+def test_a_request_that_is_proven_to_fail_at_one_engine_is_asked_of_the_next() -> None:
+    """That may be another kind of server."""
+    proven = error(EngineRejected, status_sent=500, proven=True)
+    assert walked(attempts("a", "b"), proven) == [(0.0, "b")]

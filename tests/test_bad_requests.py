@@ -5,6 +5,7 @@ The clients are the unmodified OpenAI SDK; the engines are real models behind ll
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,7 +13,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.gateway_process import KEY
+from tests.gateway_process import KEY, OTHER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,8 @@ class CountingClient:
 
     def __init__(self, url: str, key: str) -> None:
         self.statuses: list[int] = []
-        http = httpx.Client(event_hooks={"response": [lambda reply: self.statuses.append(reply.status_code)]})
+        hooks = {"response": [lambda reply: self.statuses.append(reply.status_code)]}
+        http = openai.DefaultHttpxClient(event_hooks=hooks)
         self.sdk = OpenAI(base_url=f"{url}/v1", api_key=key, http_client=http)
 
 
@@ -59,3 +61,53 @@ def test_a_prompt_that_is_too_long_for_tgi_is_refused_once_and_shuts_nobody_out(
     assert caller.statuses == [400] * 6
     assert breaker_of(gateway, "big") == "closed"
     assert caller.sdk.chat.completions.create(model="chat-teacher", messages=PLAIN, max_tokens=4).choices
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+BAD: dict[str, dict[str, Any]] = {
+    "tools": {"tools": [{"type": "nonsense"}]},
+    "image": {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, IMAGE]}]},
+    "audio": {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, AUDIO]}]},
+    "reasoning_format": {"extra_body": {"reasoning_format": "nonsense"}},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_llama_cpp_cannot_take_is_refused_once(caller: CountingClient, gateway: GatewayProcess, what: str) -> None:
+    """It answers 500 to all of these, and the SDK would repeat them."""
+    asked: dict[str, Any] = {"model": "chat-student", "messages": PLAIN, "max_tokens": 4} | BAD[what]
+    with pytest.raises(openai.BadRequestError) as refused:
+        caller.sdk.chat.completions.create(**asked)
+    assert "fails at this request, and not at others: " in refused.value.message
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert caller.statuses == [400]
+    assert breaker_of(gateway, "small") == "closed"
+
+
+def test_one_tenants_bad_requests_cost_no_other_tenant_an_answer(gateway: GatewayProcess) -> None:
+    """Four at a time, for as long as the other one asks; the SDK repeats what it is told to."""
+    noisy, quiet = CountingClient(gateway.url, KEY), CountingClient(gateway.url, OTHER_KEY)
+    done = False
+
+    def disturb(number: int) -> None:
+        words = {"type": "text", "text": f"What is it? {number}"}
+        asked: list[Any] = [{"role": "user", "content": [words, IMAGE]}]
+        while not done:
+            with pytest.raises(openai.APIStatusError):
+                noisy.sdk.chat.completions.create(model="chat-student", messages=asked, max_tokens=4)
+
+    with noisy.sdk, quiet.sdk, ThreadPoolExecutor(4) as pool:
+        disturbing = [pool.submit(disturb, number) for number in range(4)]
+        try:
+            for _ in range(12):
+                quiet.sdk.chat.completions.create(model="chat-student", messages=PLAIN, max_tokens=4)
+        finally:
+            done = True
+        for one in disturbing:
+            one.result()
+    assert quiet.statuses == [200] * 12
+    # 502 until it is known whose fault it is, 503 where it has failed too often by then.
+    assert set(noisy.statuses) <= {400, 502, 503}
+    assert noisy.statuses[-1] == 400
+    assert breaker_of(gateway, "small") == "closed"

@@ -112,7 +112,7 @@ def route(name: str, students: list[str], mode: str = "student", **more: Any) ->
         "mode": mode,
         "teacher": "big",
         "students": students,
-        "retries": {"num_retries": 2, "backoff": "10ms"},
+        "retries": {"num_retries": 2, "backoff": "10ms", "floor": 10_000},  # all tests share an engine and a tenant
         "guidance": {"tokens": 6, "deadline": "60s"},
     } | more
 

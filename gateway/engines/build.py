@@ -9,6 +9,7 @@ from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
+from gateway.engines.origin import origin
 from gateway.engines.tgi import TGIEngine
 from gateway.genai_names import provider_of
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from gateway.engines.base import Engine
     from gateway.engines.litellm_library import Library
+    from gateway.engines.retry_budget import RetryBudgets
     from gateway.metrics import Metrics
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 
 
 async def build(
-    models: Sequence[ModelSettings], policies: Policies, metrics: Metrics, tracing: Tracing | None = None
+    models: Sequence[ModelSettings],
+    policies: Policies,
+    metrics: Metrics,
+    tracing: Tracing | None = None,
+    budgets: RetryBudgets | None = None,
 ) -> dict[str, GuardedEngine]:
     """The engines, by their configured names. Nothing is asked of them yet; each must be closed.
 
@@ -35,11 +41,14 @@ async def build(
     library = await _litellm(through_litellm) if through_litellm else None
     engines = {}
     for model in models:
-        engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing)
+        engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing, budgets)
         engine.state.reasoning = model.reasoning
         if tracing is not None:
             engine = _traced(engine, model)
-        engines[model.name] = GuardedEngine(engine, Breaker(_breaker_rule(model)), metrics)
+        controlled = model.protocol != "litellm"
+        engines[model.name] = GuardedEngine(
+            engine, Breaker(_breaker_rule(model)), metrics, budgets=budgets, controlled=controlled
+        )
     return engines
 
 
@@ -79,6 +88,7 @@ def _engine(
     policies: Policies,
     library: Library | None,
     outgoing: Callable[[], Mapping[str, str] | None] | None,
+    budgets: RetryBudgets | None,
 ) -> Engine:
     timeouts = model.timeouts
     deadlines = Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
@@ -120,4 +130,5 @@ def _engine(
         echo=echo,
         lists=lists,
         only_embeds=lambda: policies.book.only_embeds(model.name),
+        may_retry=lambda: budgets is None or budgets.take(model.name, origin().tenant),
     )

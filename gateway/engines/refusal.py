@@ -164,7 +164,7 @@ def _by_status(engine: str, status: int, said: SaidError, retry_after: str | Non
         return EngineRejected(message, engine=engine, status_sent=status)
     # 424 is TGI's word for a model that failed.
     if status == HTTPStatus.FAILED_DEPENDENCY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return EngineFailed(message, engine=engine)
+        return EngineFailed(message, engine=engine, status_sent=status)
     if status >= HTTPStatus.BAD_REQUEST:
         return EngineRejected(message, engine=engine, status_sent=status)
     return EngineGarbled(f"{message} Redirects and empty replies are not followed.", engine=engine)

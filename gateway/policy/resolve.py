@@ -68,10 +68,19 @@ class FinisherPlan:
 
 @dataclass(frozen=True, slots=True)
 class RetryPlan:
-    """How often one engine is asked again, and the first pause before that."""
+    """How often one engine is asked again, the first pause before that, and the bounds on retries.
+
+    Attributes:
+        max_per_request: calls in the place of failed ones, over all engines. None: `num_retries`, and one for each
+            engine beside the first that may complete the answer.
+        share, floor: retries of a tenant at one engine in ten seconds: per call that succeeded, and besides.
+    """
 
     num_retries: int
     backoff_s: float
+    max_per_request: int | None = None
+    share: float = 0.2
+    floor: int = 10
 
 
 NO_RETRIES = RetryPlan(0, 0.0)
@@ -173,6 +182,13 @@ class Plan:
     def finisher(self) -> str:
         """The first one asked."""
         return self.finishers[0].engine
+
+    @property
+    def max_retries(self) -> int:
+        """Calls that may be made in the place of failed ones, over all engines."""
+        if self.retries.max_per_request is not None:
+            return self.retries.max_per_request
+        return self.retries.num_retries + max(0, len(self.finishers) - 1)
 
 
 def resolve(
@@ -297,7 +313,7 @@ def _plan(
         baseline=route.baseline,
         max_tokens=max_tokens,
         show_cost=route.show_cost,
-        retries=RetryPlan(route.retries.num_retries, route.retries.backoff_s),
+        retries=_retries(route),
         length=length,
     )
 
@@ -321,8 +337,13 @@ def resolve_embeddings(
         baseline=route.baseline,
         max_tokens=0,
         show_cost=route.show_cost,
-        retries=RetryPlan(route.retries.num_retries, route.retries.backoff_s),
+        retries=_retries(route),
     )
+
+
+def _retries(route: Route) -> RetryPlan:
+    rule = route.retries
+    return RetryPlan(rule.num_retries, rule.backoff_s, rule.max_per_request, rule.share, rule.floor)
 
 
 def _in_order(route: Route, draw: Callable[[], float]) -> list[str]:

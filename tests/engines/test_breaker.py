@@ -2,100 +2,128 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import TYPE_CHECKING
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway.engines.breaker import Breaker, BreakerRule
+from gateway.engines.breaker import Breaker, BreakerCall, BreakerRule
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ids = itertools.count()
 RULE = BreakerRule(failures=3, rest_s=1.0, longest_s=5.0)
 
 
-def breaker() -> Breaker:
+def breaker(rule: BreakerRule = RULE) -> Breaker:
     """One whose rests are exactly as long as the rule says: half way between the least and the most."""
-    return Breaker(RULE, draw=lambda: 0.5)
+    return Breaker(rule, draw=lambda: 0.5)
 
 
-def opened(at: float = 0.0) -> Breaker:
+def fail(one: Breaker, now: float = 0.0, tenant: str = "a", request: str = "", *, connected: bool = True) -> bool:
+    """A call that fails. Each is of a request of its own unless one is named."""
+    return one.failed(one.begin(tenant, request or f"request-{next(_ids)}", now), now, connected=connected)
+
+
+def opened(at: float = 0.0, *, connected: bool = True) -> Breaker:
     one = breaker()
-    assert [one.failed(at, trial=one.begin(at)) for _ in range(3)] == [False, False, True]
+    assert [fail(one, at, connected=connected) for _ in range(3)] == [False, False, True]
     return one
 
 
-def test_failures_in_a_row_open_it() -> None:
-    one = opened(10.0)
-    assert (one.state(10.9), one.refuses_for_s(10.4)) == ("open", pytest.approx(0.6))
+@pytest.mark.parametrize("connected", [True, False])
+def test_failures_in_a_row_open_it(*, connected: bool) -> None:
+    one = opened(10.0, connected=connected)
+    assert (one.state(10.9), one.refuses_for_s("a", 10.4)) == ("open", pytest.approx(0.6))
 
 
-def test_a_success_between_failures_starts_the_count_anew() -> None:
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_success_between_failures_starts_the_count_anew(*, connected: bool) -> None:
     one = breaker()
-    for outcome in (True, True, False, True, True):
-        trial = one.begin(0)
-        if outcome:
-            assert not one.failed(0, trial=trial)
+    for failed in (True, True, False, True, True):
+        if failed:
+            assert not fail(one, connected=connected)
         else:
             assert not one.succeeded()
     assert one.state(0) == "closed"
 
 
-def test_after_the_rest_one_call_is_the_trial_and_the_others_wait_for_its_verdict() -> None:
-    one = opened()
-    assert (one.state(1.0), one.refuses_for_s(1.0)) == ("half_open", 0)
-    assert one.begin(1.0)
-    assert one.refuses_for_s(1.0) > 0
+@pytest.mark.parametrize("connected", [True, False])
+def test_after_the_rest_one_call_is_the_trial_and_the_others_wait_for_its_outcome(*, connected: bool) -> None:
+    one = opened(connected=connected)
+    assert (one.state(1.0), one.refuses_for_s("a", 1.0)) == ("half_open", 0)
+    one.begin("a", "trial", 1.0)
+    assert one.refuses_for_s("a", 1.0) > 0
 
 
-def test_a_trial_that_succeeds_closes_it() -> None:
-    one = opened()
-    one.begin(1.0)
+def test_a_trial_that_hangs_holds_the_others_no_longer_than_one_rest() -> None:
+    """Nobody knows how long its request takes."""
+    one = opened(connected=False)
+    one.begin("a", "slow", 1.0)
+    assert one.refuses_for_s("b", 1.9) > 0
+    assert one.refuses_for_s("b", 2.0) == 0
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_trial_that_succeeds_closes_it(*, connected: bool) -> None:
+    one = opened(connected=connected)
+    one.begin("a", "trial", 1.0)
     assert one.succeeded()
-    assert (one.state(1.0), one.refuses_for_s(1.0)) == ("closed", 0)
-    assert not one.failed(1.0, trial=one.begin(1.0)), "the count starts anew"
+    assert (one.state(1.0), one.refuses_for_s("a", 1.0)) == ("closed", 0)
+    assert not fail(one, 1.0, connected=connected), "the count starts anew"
 
 
-def test_each_trial_that_fails_doubles_the_rest_up_to_the_longest() -> None:
-    one, now, rests = opened(), 0.0, []
+@pytest.mark.parametrize("connected", [True, False])
+def test_each_trial_that_fails_doubles_the_rest_up_to_the_longest(*, connected: bool) -> None:
+    one, now, rests = opened(connected=connected), 0.0, []
     for _ in range(4):
-        now += one.refuses_for_s(now)
-        assert one.failed(now, trial=one.begin(now))
-        rests.append(one.refuses_for_s(now))
+        now += one.refuses_for_s("a", now)
+        assert fail(one, now, connected=connected)
+        rests.append(one.refuses_for_s("a", now))
     assert rests == pytest.approx([2, 4, 5, 5])
 
 
-def test_a_trial_whose_caller_left_leaves_the_trial_to_another() -> None:
-    one = opened()
-    one.abandoned(trial=one.begin(1.0))
-    assert one.refuses_for_s(1.0) == 0
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_trial_whose_caller_left_leaves_the_trial_to_another(*, connected: bool) -> None:
+    one = opened(connected=connected)
+    one.abandoned(one.begin("a", "trial", 1.0))
+    assert one.refuses_for_s("a", 1.0) == 0
     assert one.state(1.0) == "half_open"
 
 
 def test_calls_from_before_it_opened_say_nothing_of_the_trial() -> None:
     """They may fail after it, or be given up, while the trial is still out."""
     one = breaker()
-    old = [one.begin(0) for _ in range(5)]
-    for trial in old[:3]:
-        one.failed(0, trial=trial)
-    assert one.begin(1.0)
-    assert not one.failed(1.0, trial=old[3])
-    one.abandoned(trial=old[4])
-    assert one.refuses_for_s(1.0) > 0
+    old = [one.begin("a", str(number), 0) for number in range(5)]
+    for call in old[:3]:
+        one.failed(call, 0, connected=True)
+    assert one.begin("a", "trial", 1.0).tenant_trial
+    assert not one.failed(old[3], 1.0, connected=True)
+    one.abandoned(old[4])
+    assert one.refuses_for_s("a", 1.0) > 0
 
 
 def test_an_engine_that_asked_for_a_pause_gets_it_and_needs_no_trial() -> None:
     one = breaker()
     one.asked_to_wait(0, 2.5)
-    assert (one.state(2.0), one.refuses_for_s(2.0)) == ("open", pytest.approx(0.5))
-    assert (one.state(2.5), one.begin(2.5)) == ("closed", False)
+    assert (one.state(2.0), one.refuses_for_s("a", 2.0)) == ("open", pytest.approx(0.5))
+    assert (one.state(2.5), one.begin("a", "r", 2.5)) == ("closed", BreakerCall("a", "r"))
 
 
 def test_no_engine_is_left_alone_for_longer_than_a_minute_because_it_asked() -> None:
     one = breaker()
     one.asked_to_wait(0, 86_400)
-    assert one.refuses_for_s(0) == 60
+    assert one.refuses_for_s("a", 0) == 60
 
 
-def test_an_engine_that_is_seen_again_may_be_tried_at_once() -> None:
-    one = opened()
+@pytest.mark.parametrize("connected", [True, False])
+def test_an_engine_that_is_seen_again_may_be_tried_at_once(*, connected: bool) -> None:
+    one = opened(connected=connected)
     one.answers(0.2)
-    assert (one.state(0.2), one.refuses_for_s(0.2)) == ("half_open", 0)
+    assert (one.state(0.2), one.refuses_for_s("a", 0.2)) == ("half_open", 0)
 
 
 def test_rests_differ_from_process_to_process() -> None:
@@ -104,6 +132,146 @@ def test_rests_differ_from_process_to_process() -> None:
     for drawn in (0.0, 1.0):
         one = Breaker(RULE, draw=lambda drawn=drawn: drawn)
         for _ in range(3):
-            one.failed(0, trial=one.begin(0))
-        rests.append(one.refuses_for_s(0))
+            fail(one)
+        rests.append(one.refuses_for_s("a", 0))
     assert rests == pytest.approx([0.75, 1.25])
+
+
+# Whose failures count for whom.
+
+
+def test_connection_failures_of_one_tenant_open_it_for_all() -> None:
+    """No request can be at fault where none arrived."""
+    assert opened(connected=False).refuses_for_s("b", 0.5) > 0
+
+
+def test_other_failures_of_one_tenant_refuse_that_tenant_alone() -> None:
+    one = opened()
+    assert one.refuses_for_s("a", 0.5) > 0
+    assert one.refuses_for_s("b", 0.5) == 0
+
+
+def test_one_request_that_fails_again_and_again_opens_nothing() -> None:
+    """It may be the only one that does."""
+    one = breaker()
+    assert not any(fail(one, request="the same") for _ in range(50))
+    assert fail(one, request="another")
+
+
+def test_where_several_tenants_fail_each_is_refused_after_one_failure_of_its_own() -> None:
+    """Then it is the engine, and there may be many tenants."""
+    one = breaker()
+    for tenant in ("a", "b"):
+        assert not fail(one, tenant=tenant)
+    assert fail(one, tenant="c")
+    assert one.refuses_for_s("c", 0.5) > 0
+    assert one.refuses_for_s("d", 0.5) == 0
+    assert fail(one, tenant="d")
+
+
+def test_a_success_of_one_tenant_ends_the_rests_of_all() -> None:
+    """The engine works: what fails is what the others send."""
+    one = opened()
+    assert one.succeeded()
+    assert one.refuses_for_s("a", 0.5) == 0
+
+
+def test_a_refused_request_ends_nobody_elses_rest() -> None:
+    """The engine read it. Whether it answers what is right is not known by that."""
+    one = opened()
+    for _ in range(2):
+        fail(one, tenant="b")
+    one.refused(one.begin("b", "bad", 0.5))
+    assert one.refuses_for_s("a", 0.5) > 0
+    assert one.refuses_for_s("b", 0.5) == 0
+
+
+def test_a_bad_request_as_trial_of_its_tenant_postpones_no_other_tenants_trial() -> None:
+    one = breaker()
+    for tenant in ("a", "b", "a", "b"):
+        fail(one, tenant=tenant)
+    for now in (1.0, 3.0, 7.0):
+        fail(one, now, tenant="a")
+    assert one.refuses_for_s("a", 7.5) > 0
+    assert one.refuses_for_s("b", 7.5) == 0
+
+
+def test_a_reply_of_any_kind_ends_connection_failures() -> None:
+    one = opened(connected=False)
+    fail(one, 1.0, tenant="b", connected=True)
+    assert one.refuses_for_s("a", 1.0) == 0
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["succeeded", "failed", "unconnected", "refused", "abandoned", "begun", "probe"]),
+        st.sampled_from("abc"),
+        st.integers(0, 3),
+        st.sampled_from([0.0, 0.1, 1.0, 6.0]),
+    ),
+    max_size=60,
+)
+
+
+@settings(deadline=None)
+@given(EVENTS)
+def test_no_tenant_is_refused_for_what_others_sent_and_all_are_let_through_in_the_end(
+    events: list[tuple[str, str, int, float]],
+) -> None:
+    """Whatever happens: it takes a failure of its own, or an engine that takes no connection."""
+    one, now, unconnected, own = breaker(), 0.0, 0, {"a": 0, "b": 0, "c": 0}
+    for kind, tenant, request, passed in events:
+        now += passed
+        if kind != "probe" and one.refuses_for_s(tenant, now) > 0:
+            continue
+        meet(one, kind, tenant, str(request), now)
+        if kind == "unconnected":
+            unconnected += 1
+        elif kind not in {"abandoned", "probe"}:
+            unconnected = 0
+        if kind == "failed":
+            own[tenant] += 1
+        elif kind == "refused":
+            own[tenant] = 0
+        elif kind == "succeeded":
+            own = dict.fromkeys(own, 0)
+        if unconnected < RULE.failures:
+            assert all(failures or one.refuses_for_s(other, now) == 0 for other, failures in own.items())
+            assert any(own.values()) or one.state(now) == "closed"
+    later = now + 3 * RULE.longest_s
+    assert all(one.refuses_for_s(tenant, later) == 0 for tenant in own)
+
+
+def meet(one: Breaker, kind: str, tenant: str, request: str, now: float) -> None:
+    """Let a call through, and report what became of it; or report a probe."""
+    if kind == "probe":
+        one.answers(now)
+        return
+    call = one.begin(tenant, request, now)
+    reports: dict[str, Callable[[], object]] = {
+        "succeeded": one.succeeded,
+        "failed": lambda: one.failed(call, now, connected=True),
+        "unconnected": lambda: one.failed(call, now, connected=False),
+        "refused": lambda: one.refused(call),
+        "begun": lambda: one.begun(call),
+        "abandoned": lambda: one.abandoned(call),
+    }
+    reports[kind]()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8), st.integers(1, 4), st.booleans())
+def test_an_engine_that_fails_at_everything_comes_to_rest_for_every_tenant(
+    failures: int, tenants: int, connected: bool
+) -> None:
+    """Also where there is one tenant alone; each makes at most `failures` calls before that."""
+    one = breaker(BreakerRule(failures=failures, rest_s=1.0, longest_s=5.0))
+    names = [f"tenant-{number}" for number in range(tenants)]
+    made = dict.fromkeys(names, 0)
+    for turn in range(failures + 1):
+        for name in names:
+            if not one.refuses_for_s(name, 0):
+                made[name] += 1
+                fail(one, tenant=name, request=f"{name}-{turn}", connected=connected)
+    assert all(one.refuses_for_s(name, 0) > 0 for name in names)
+    assert max(made.values()) <= failures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,19 @@ import pytest
 
 from gateway.engines.base import EngineState
 from gateway.engines.breaker import Breaker, BreakerRule
+from gateway.engines.control import CONTROL_CHAT
 from gateway.engines.guard import GuardedEngine, show_calls
-from gateway.errors import EngineCannot, EngineError, EngineFailed, EngineOverloaded, EngineResting, EnoughHeard
+from gateway.engines.origin import call_for
+from gateway.errors import (
+    EngineCannot,
+    EngineError,
+    EngineFailed,
+    EngineOverloaded,
+    EngineRejected,
+    EngineResting,
+    EngineUnreachable,
+    EnoughHeard,
+)
 from gateway.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -19,6 +31,7 @@ if TYPE_CHECKING:
 
 RULE = BreakerRule(failures=2, rest_s=1.0, longest_s=5.0)
 WORD = {"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]}
+_ids = itertools.count()
 Play = list[dict[str, Any] | EngineError]
 
 
@@ -49,7 +62,8 @@ class World:
         self.engine = GuardedEngine(Scripted(plays), breaker, self.metrics, clock=lambda: self.now)  # type: ignore[arg-type]
 
     async def call(self, *, most: int = 99) -> EngineError | None:
-        """A stream read to its end, or left after so many chunks."""
+        """A stream read to its end, or left after so many chunks; each is of a request of its own."""
+        call_for("acme", f"request-{next(_ids)}")
         try:
             async with aclosing(self.engine.stream({})) as groups:
                 async for _ in groups:
@@ -203,3 +217,115 @@ async def test_operators_see_the_calls_that_are_under_way() -> None:
         while told.get() != 1:
             await asyncio.sleep(0)
         showing.cancel()
+
+
+# Whose fault it is.
+
+
+class Picky:
+    """An engine that answers 500 to some requests, as llama.cpp does, or to all of them."""
+
+    name = "small"
+    state = EngineState()
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.controls = 0
+        self.calls = 0
+
+    async def complete(self, body: Any, prefill: Any = None) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        self.controls += body == CONTROL_CHAT
+        self.calls += 1
+        if self.broken or "bad" in body:
+            error = EngineFailed("Engine 'small' answered 500: no such image", engine="small", status_sent=500)
+            error.said = "no such image"
+            raise error
+        return {"choices": []}
+
+
+class PickyWorld:
+    """A clock that goes on by a tenth of a second with each look at it."""
+
+    def __init__(self, *, controlled: bool = True) -> None:
+        self.fake = Picky()
+        ticks = itertools.count()
+        self.engine = GuardedEngine(
+            self.fake,  # type: ignore[arg-type]
+            Breaker(BreakerRule(failures=4), draw=lambda: 0.5),
+            Metrics(),
+            clock=lambda: next(ticks) / 10,
+            controlled=controlled,
+        )
+
+    async def call(self, body: dict[str, Any], tenant: str = "acme", request: str | None = None) -> EngineError | None:
+        call_for(tenant, request or f"request-{next(_ids)}")
+        try:
+            await self.engine.complete(body)
+        except EngineError as error:
+            return error
+        return None
+
+
+async def test_a_request_that_fails_while_others_succeed_is_refused() -> None:
+    """With the engine's own words, and nobody is asked to send it again."""
+    world = PickyWorld(controlled=False)
+    assert isinstance(await world.call({"bad": 1}), EngineFailed)
+    assert await world.call({"plain": 1}, "globex") is None
+    refused = await world.call({"bad": 1})
+    assert isinstance(refused, EngineRejected)
+    assert refused.blames_request
+    assert (refused.retry, refused.again) == (False, False)
+    assert refused.message == "Engine 'small' fails at this request, and not at others: no such image"
+    assert refused.unquoted == "Engine 'small' fails at this request, and not at others."
+
+
+async def test_a_control_call_tells_where_there_are_no_others() -> None:
+    world = PickyWorld()
+    outcomes = [await world.call({"bad": 1}, request="one") for _ in range(3)]
+    assert [type(outcome) for outcome in outcomes] == [EngineFailed, EngineFailed, EngineRejected]
+    assert world.fake.controls == 1
+
+
+async def test_a_request_at_which_a_broken_engine_failed_thrice_is_not_retried_when_it_comes_again() -> None:
+    """An SDK repeats it twice: each repeat is one call."""
+    world = PickyWorld()
+    world.fake.broken = True
+    outcomes = [await world.call({"plain": 1}, request="one") for _ in range(3)]
+    assert [type(outcome) for outcome in outcomes] == [EngineFailed] * 3
+    assert [outcome.again for outcome in outcomes if outcome is not None] == [True, True, False]
+    assert world.fake.controls == 1, "the outcome holds for a while"
+
+
+async def test_bad_requests_of_one_tenant_never_shut_out_another() -> None:
+    """Whether they are all alike or all different, and however many come between two answers."""
+    world = PickyWorld()
+    for number in range(200):
+        await world.call({"bad": number % 7})
+        if number % 20 == 0:
+            assert await world.call({"plain": number}, "globex") is None
+    assert not world.engine.rests_for("globex")
+
+
+async def test_an_engine_that_fails_at_everything_comes_to_rest_for_a_tenant_that_is_alone() -> None:
+    world = PickyWorld()
+    world.fake.broken = True
+    met = [await world.call({"plain": number}) for number in range(6)]
+    assert isinstance(met[-1], EngineResting)
+
+
+async def test_a_proxys_failure_is_never_the_requests() -> None:
+    """502 and 504 say that the engine could not be reached, and an error page says nothing at all."""
+    world = World(*[[failed()], [WORD]] * 4)
+    for _ in range(4):
+        assert isinstance(await world.call(), EngineFailed)
+        assert await world.call() is None
+
+
+async def test_connection_failures_refuse_all_tenants() -> None:
+    gone = EngineUnreachable("It is not there.", engine="small")
+    gone.heard = False
+    world = World([gone], [gone], [WORD])
+    await world.call()
+    await world.call()
+    assert world.engine.rests_for("globex")

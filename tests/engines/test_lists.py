@@ -222,7 +222,7 @@ async def test_closing_ends_those_that_wait() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("status", "error"), [(500, EngineFailed), (429, EngineOverloaded), (403, EngineRejected)])
+@pytest.mark.parametrize(("status", "error"), [(502, EngineFailed), (429, EngineOverloaded), (403, EngineRejected)])
 async def test_one_failure_is_everybodys_as_an_error_of_its_own(kind: str, status: int, error: type) -> None:
     """What is written on one, such as that a receipt tells of it, must not stand on another's."""
     server = ListServer(kind)
@@ -237,7 +237,7 @@ async def test_one_failure_is_everybodys_as_an_error_of_its_own(kind: str, statu
     assert not any(other.recorded for other in others)
     assert {outcome.message for outcome in outcomes} == {first.message}
     assert {outcome.retry_after_s for outcome in outcomes} == ({7.0} if status == 429 else {None})
-    assert {outcome.heard for outcome in outcomes} == {status == 500}
+    assert {outcome.heard for outcome in outcomes} == {status == 502}
     assert [outcome.is_twin for outcome in outcomes].count(False) == 1, "one call, one failure"
 
 
@@ -245,7 +245,7 @@ async def test_what_an_engine_says_of_a_list_is_told_to_no_member() -> None:
     """It may quote the prompt of any other, who is perhaps another tenant."""
     server = ListServer()
     async with listing(server) as (engine, _):
-        server.refuse = lambda _, listed: 500 if listed else None
+        server.refuse = lambda _, listed: 502 if listed else None
         outcomes = await ask(engine, QUESTIONS)
     assert {(str(outcome), outcome.reason) for outcome in outcomes} == {
         ("Engine 'the-engine' failed a call that was made for several requests.", None)
@@ -266,6 +266,33 @@ async def test_a_refused_list_is_asked_one_by_one(kind: str, status: int) -> Non
     assert texts(outcomes) == [said for said in SAID if "three" not in said]
     assert fake.paths.count(LIST_PATHS[kind]) == 1
     assert fake.paths.count(CHAT) == 5
+
+
+async def test_a_prompt_at_which_the_engine_fails_fails_alone() -> None:
+    """A list of it fails as a whole. Its other members are answered, and none is in a list with it again."""
+    server = ListServer()
+    async with listing(server) as (engine, fake):
+        server.refuse = lambda body, _: 500 if "three" in str(body) else None
+        outcomes = await ask(engine, QUESTIONS)
+    bad = outcomes.pop(2)
+    assert isinstance(bad, EngineFailed)
+    assert (bad.is_twin, bad.again) == (False, False)
+    assert texts(outcomes) == [said for said in SAID if "three" not in said]
+    assert (fake.paths.count(LIST_PATHS["vllm"]), fake.paths.count(CHAT)) == (1, 5)
+
+
+async def test_members_of_a_failed_list_are_asked_alone_as_often_as_the_retry_budget_allows() -> None:
+    """A broken engine would get a call for each of them. The failure of the list counts against no member."""
+    server = ListServer()
+    async with listing(server) as (engine, fake):
+        server.refuse = lambda *_: 500
+        left = iter([True, True])
+        assert engine._lists is not None
+        engine._lists._may_retry = lambda: next(left, False)
+        outcomes = await ask(engine, QUESTIONS)
+    assert fake.paths.count(CHAT) == 2
+    assert {type(outcome) for outcome in outcomes} == {EngineFailed}
+    assert [outcome.is_twin for outcome in outcomes].count(False) == 2
 
 
 async def test_a_member_asked_alone_ends_when_its_caller_leaves() -> None:

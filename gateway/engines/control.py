@@ -1,0 +1,70 @@
+"""A control call: the smallest request that an engine can be asked, to tell a broken engine from a bad request.
+
+A request that failed twice, while the engine answered no other, is worth one. Callers of the same moment share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import Context
+from typing import TYPE_CHECKING
+
+from gateway.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.protocol import Json
+
+CONTROL_CHAT: Json = {"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1, "temperature": 0}
+CONTROL_TEXT: Json = {"input": "Are you there?"}
+
+_WITHIN_S = 2.0
+# How long an outcome holds. An engine that is broken is called seldom; a good one may break at any time.
+_GOOD_FOR_S = 0.25
+_BAD_FOR_S = 5.0
+
+
+class Control:
+    """The control call of one engine and one kind of request.
+
+    Args:
+        call: makes it; raises EngineErrors.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, call: Callable[[], Awaitable[object]], clock: Callable[[], float]) -> None:
+        self._call = call
+        self._clock = clock
+        self._running: asyncio.Task[tuple[float, float] | None] | None = None
+        self._outcome: tuple[float, float] | None = None
+        self._holds_until = 0.0
+
+    async def outcome(self) -> tuple[float, float] | None:
+        """When the call was sent and answered; None where the engine did not answer it."""
+        if self._clock() < self._holds_until:
+            return self._outcome
+        if self._running is None:
+            # In a context of its own: the call is part of no request, and of no trace.
+            task = asyncio.get_running_loop().create_task(self._run(), name="control", context=Context())
+            self._running = task
+        return await asyncio.shield(self._running)
+
+    async def close(self) -> None:
+        """Cancel the call that is under way."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+
+    async def _run(self) -> tuple[float, float] | None:
+        sent = self._clock()
+        try:
+            async with asyncio.timeout(_WITHIN_S):
+                await self._call()
+            self._outcome = sent, self._clock()
+        except (EngineError, TimeoutError):
+            self._outcome = None
+        finally:
+            self._running = None
+        self._holds_until = self._clock() + (_BAD_FOR_S if self._outcome is None else _GOOD_FOR_S)
+        return self._outcome

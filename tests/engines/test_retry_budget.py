@@ -1,0 +1,58 @@
+"""How many retries a tenant gets at an engine."""
+
+from __future__ import annotations
+
+from gateway.engines.retry_budget import RetryBudgets
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def taken(budgets: RetryBudgets, engine: str = "small", tenant: str = "acme") -> int:
+    """How many retries are left, all of which are taken."""
+    count = 0
+    while budgets.take(engine, tenant, share=0.2, floor=10):
+        count += 1
+    return count
+
+
+def test_without_a_success_there_is_the_floor() -> None:
+    budgets = RetryBudgets(Clock())
+    assert taken(budgets) == 10
+    assert taken(budgets) == 0
+
+
+def test_successes_add_their_share() -> None:
+    budgets = RetryBudgets(Clock())
+    for _ in range(100):
+        budgets.succeeded("small", "acme")
+    assert taken(budgets) == 10 + 20
+
+
+def test_successes_and_retries_of_long_ago_do_not_count() -> None:
+    clock = Clock()
+    budgets = RetryBudgets(clock)
+    for _ in range(1000):
+        budgets.succeeded("small", "acme")
+    assert taken(budgets) == 210
+    clock.now = 600.0
+    assert taken(budgets) == 10
+
+
+def test_nobody_takes_another_tenants_retries_or_another_engines() -> None:
+    budgets = RetryBudgets(Clock())
+    assert taken(budgets) == 10
+    assert taken(budgets, tenant="globex") == 10
+    assert taken(budgets, engine="big") == 10
+
+
+def test_the_tenants_that_are_remembered_are_bounded() -> None:
+    budgets = RetryBudgets(Clock())
+    for number in range(10_100):
+        budgets.succeeded("small", str(number))
+    assert len(budgets._recent) == 10_000
