@@ -174,7 +174,9 @@ async def gateway(
         )
         lease_s = settings.redis.lease_s
         receipts, kept = settings.receipts, settings.rollups
-        in_redis = RedisLedger(redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, receipts.max_buffered)
+        in_redis = RedisLedger(
+            redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, receipts.max_buffered, redis.queries
+        )
         retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
         rollups = Rollups(redis.commands, redis_keys, retention)
         ledger_state = LedgerState(metrics)
@@ -272,7 +274,7 @@ async def gateway(
             ledger=ledger,
         )
 
-        budgets = Budgets(redis.commands, redis_keys)
+        budgets = Budgets(redis.queries, redis_keys)
         ring, keys_in_redis = Keyring(), RedisKeyring(redis.commands, redis_keys)
         follower = KeyFollower(redis, keys_in_redis, ring)
         await follower.start()
@@ -304,7 +306,7 @@ async def gateway(
         public[keys.HANDOVER] = Handover(guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s)
         public[keys.EDGE_ACCOUNTS] = EdgeAccounts(
             redis,
-            EdgeBook(redis.commands, redis_keys, receipts.ttl_s, receipts.max_buffered),
+            EdgeBook(redis.queries, redis_keys, receipts.ttl_s, receipts.max_buffered),
             store,
             ledger,
             admission,
@@ -313,7 +315,7 @@ async def gateway(
             prices=prices,
             within_s=receipts.ttl_s,
         )
-        public[keys.SPEEDS] = Speeds(redis.commands, redis_keys, lease_s)
+        public[keys.SPEEDS] = Speeds(redis.queries, redis_keys, lease_s)
         admin[keys.DEADLINES] = deadlines
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner

@@ -8,6 +8,7 @@ requests.
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import socket
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import MaxConnectionsError, RedisError, ResponseError
 
 from gateway.errors import StartupError
 from gateway.redis_address import ENCODE
@@ -36,6 +37,7 @@ _LOOK_EVERY_S = 0.5
 # A peer that vanished without a word is given up after 5 + 3 * 2 seconds; the system's own patience is two hours. Not
 # every platform can be told.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+_LOCAL_ERRNOS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # Shorter than `redis.lease` by default: a process that rests is not given up by its fleet.
 LONGEST_REST_S = 8.0
 
@@ -67,6 +69,8 @@ class RedisClient:
     timeout_s: how long a command may take.
 
     Attributes:
+        queries: for what callers read as often as they like. Its connections are bounded apart, so that a crowd of
+            callers leaves `commands` the connections that requests need.
         on_restart: called when Redis is another one than before, or was started anew: it may have forgotten something.
         up: False from the first failure until the watch has seen Redis answer, after a rest. Whoever is about to await
             Redis for a request asks this first, and goes on without Redis when it says False.
@@ -87,6 +91,9 @@ class RedisClient:
             # Without what may be a password.
             self._where = f"{address.hostname}:{address.port or 6379}" if address.hostname else address.path
             self.commands = use_loop_deadlines(
+                Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, **connecting)
+            )
+            self.queries = use_loop_deadlines(
                 Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, **connecting)
             )
             # Who listens connects anew by itself, and must know when it did.
@@ -110,9 +117,9 @@ class RedisClient:
         """Tell that a command failed. Nobody awaits Redis again until it has answered the watch.
 
         An error that Redis itself replied with, such as a script's, does not count: it answered. Nor does one that has
-        nothing to do with Redis.
+        nothing to do with Redis, such as a lack of connections or files in this process.
         """
-        if isinstance(error, RedisError | OSError) and not isinstance(error, ResponseError):
+        if isinstance(error, RedisError | OSError) and not isinstance(error, ResponseError) and not _is_local(error):
             self._turn(up=False, error=type(error).__name__)
 
     async def wait_up(self) -> None:
@@ -157,7 +164,7 @@ class RedisClient:
             try:
                 info = await self.commands.info("server")
             except (RedisError, OSError) as error:
-                self._turn(up=False, error=type(error).__name__)
+                self.failed(error)
             else:
                 self._know(info.get("run_id"))
                 if asyncio.get_running_loop().time() >= self._rest.until:
@@ -184,7 +191,17 @@ class RedisClient:
 
     async def close(self) -> None:
         await self.commands.aclose()
+        await self.queries.aclose()
         await self.listening.aclose()
+
+
+def _is_local(error: BaseException | None) -> bool:
+    """Whether this process lacks what it needs to ask Redis. The client wraps the system's error."""
+    while error is not None:
+        if isinstance(error, MaxConnectionsError) or (isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _nothing() -> None:

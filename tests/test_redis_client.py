@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import socket
 import tempfile
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import MaxConnectionsError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
@@ -350,6 +351,19 @@ async def test_silence_and_lost_connections_open_the_breaker(error: Exception) -
     async with client_on("redis://127.0.0.1:1/0") as (client, _):
         client.failed(error)
         assert not client.up
+
+
+async def test_a_lack_of_connections_or_files_in_this_process_does_not() -> None:
+    async with client_on("redis://127.0.0.1:1/0") as (client, _):
+        client.failed(MaxConnectionsError("Too many connections"))
+        try:
+            try:
+                raise OSError(errno.EMFILE, "Too many open files")
+            except OSError as error:
+                raise RedisConnectionError(str(error))  # noqa: B904  as the client does it
+        except RedisConnectionError as error:
+            client.failed(error)
+        assert client.up
 
 
 async def test_an_error_that_redis_replied_with_does_not(redis_url: str) -> None:

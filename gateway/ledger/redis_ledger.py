@@ -115,6 +115,7 @@ class RedisLedger:
     ttl_s: how long a receipt can be asked for.
     lease_s: after so long without a word, what a process held in parallel is free again.
     max_buffered: about how many of a tenant's receipts may wait to be added up and archived.
+    queries: where callers' receipts are read.
     """
 
     def __init__(
@@ -125,8 +126,10 @@ class RedisLedger:
         ttl_s: float,
         lease_s: float,
         max_buffered: int = MOST_BUFFERED,
+        queries: Redis | None = None,
     ) -> None:
         self._redis = redis
+        self._queries = redis if queries is None else queries
         self._keys = keys
         self._owner = owner
         self._ttl_s = max(1, round(ttl_s))
@@ -215,7 +218,7 @@ class RedisLedger:
 
     async def receipt(self, tenant: str, receipt_id: str) -> bytes | None:
         """A receipt as JSON. Raises RedisError and OSError."""
-        found = await self._redis.get(self._keys.receipt(tenant, receipt_id))
+        found = await self._queries.get(self._keys.receipt(tenant, receipt_id))
         return found.encode() if isinstance(found, str) else found
 
     async def gone_owners(self, tenants: Iterable[str], lease_s: float) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ class Kept:
         self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
         self.redis = redis
         self.metrics = metrics
-        self.in_redis = RedisLedger(client.commands, self.keys, "ann", TTL_S, 10.0)
+        self.in_redis = RedisLedger(client.commands, self.keys, "ann", TTL_S, 10.0, queries=client.queries)
         self.client = client
         self.on_failure = on_failure
         self.events: list[TenantEvent] = []
@@ -440,3 +440,15 @@ async def test_who_was_refused_is_not_told_of_as_let_in(redis_url: str, monkeypa
         part.store.put(receipt_of(holder))
         await until(lambda: part.written(holder))
         assert await part.intents() == set()
+
+
+async def test_callers_who_read_receipts_in_a_crowd_keep_no_request_from_being_counted(redis_url: str) -> None:
+    """More of them than there are connections: some are told to try again, and Redis is not taken for dead."""
+    async with kept(redis_url) as part:
+        reading = [asyncio.ensure_future(part.store.get("acme", f"none-{number}")) for number in range(300)]  # noqa: TID251
+        await asyncio.sleep(0)
+        assert await part.admit(intent()) is not None
+        read = await asyncio.gather(*reading, return_exceptions=True)
+        assert {type(one) for one in read} == {StoreUnavailable, type(None)}
+        assert part.client.up
+        assert part.value("gkt_intents_missed_total") == 0
