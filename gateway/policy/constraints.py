@@ -222,7 +222,7 @@ def placements(body: Mapping[str, Any], api: API, allowed: Collection[str] = ())
         api: the route that the request came to.
         allowed: names of unknown fields that the policy allows.
     """
-    if _NEUTRAL[api].issuperset(body):
+    if _NEUTRAL_OR_PROMPT[api].issuperset(body) and isinstance(body.get("prompt", ""), str):
         return UNCONSTRAINED
     if len(body) > MAX_FIELDS:
         return Placements(FIELD_NOT_KNOWN, FIELD_NOT_KNOWN)
@@ -299,6 +299,7 @@ _NEUTRAL: dict[API, frozenset[str]] = {
     api: frozenset(field for row in NEUTRAL if api in row.apis for field in row.fields).difference(_RULES[api])
     for api in APIS
 }
+_NEUTRAL_OR_PROMPT: dict[API, frozenset[str]] = {api: _NEUTRAL[api].union(("prompt",)) for api in APIS}
 _NEUTRAL_OR_HOLDER: dict[API, frozenset[str]] = {api: _NEUTRAL[api].union(HOLDERS) for api in APIS}
 # The gateway reads these fields at the top of a body alone. In a holder they are unknown.
 _NEUTRAL_HELD: dict[API, frozenset[str]] = {api: _NEUTRAL[api].difference(READ_BY_GATEWAY) for api in APIS}

@@ -48,9 +48,26 @@ def test_a_route_that_opens_no_answers_is_an_error_that_says_what_to_set(route: 
     assert (caught.value.param, caught.value.status) == ("model", 400)
 
 
-def test_what_cannot_be_guided_goes_unguided_and_says_why() -> None:
-    plan = planned(GUIDED, tools=[{"type": "function"}])
-    assert (plan.guidance, plan.unguided) == (None, "tools")
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"grammar": "g"}, "structured_output"),
+        ({"nvext": {"ignore_eos": True}}, "stop_condition"),
+        ({"unlisted_fields": True}, "field_not_known"),
+        ({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "A"}]}, "caller_prefill"),
+        ({"max_tokens": 1}, "token_limit"),
+    ],
+)
+def test_what_cannot_be_guided_goes_unguided_and_says_why(body: dict[str, Any], reason: str) -> None:
+    """By the rules that hold for chats."""
+    plan = planned(GUIDED, **body)
+    assert (plan.guidance, plan.unguided) == (None, reason)
+
+
+def test_a_route_may_allow_a_device_the_fields_that_it_keeps_to_itself() -> None:
+    route = GUIDED | {"guidance": {"allow_fields": ["unlisted_fields"]}}
+    assert planned(route, unlisted_fields=True).guidance is not None
 
 
 def test_who_may_ask_for_another_length_gets_it_and_for_another_mode_no_guidance() -> None:

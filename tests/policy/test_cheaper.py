@@ -1,0 +1,20 @@
+"""What a request gets instead of its plan when its budget is nearly spent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gateway.policy.cheaper import AS_PLANNED, SHORTENED, STUDENT_ALONE, cheaper_plans
+from tests.ledger.drafts import plan
+
+
+@pytest.mark.parametrize(("planned", "shortened"), [(40, 20), (5, 3), (3, 2), (2, 2), (1, 1)])
+def test_shorter_guidance_is_half_of_it_and_never_too_short_to_be_used(planned: int, shortened: int) -> None:
+    """Of one token the trimming leaves nothing: its word may go on."""
+    whole = plan()
+    assert whole.guidance is not None
+    plans = cheaper_plans(replace(whole, guidance=replace(whole.guidance, tokens=planned)))
+    assert [one.guidance.tokens if one.guidance is not None else 0 for one in plans.values()] == [planned, shortened, 0]
+    assert list(plans) == [AS_PLANNED, SHORTENED, STUDENT_ALONE]
