@@ -18,7 +18,6 @@ from gateway.fair_share import FairShare
 from gateway.ledger.content import Content
 from gateway.ledger.refusals import refused
 from gateway.ledger.scopes import Scopes
-from gateway.ledger.worst_case import ASSUMED_TOKENS
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
 from gateway.sections import Defaults
 
@@ -123,7 +122,8 @@ class Admission:
         scopes = self._scopes.of(caller)
         writes = draft.plan.max_tokens is None and bool(draft.plan.finishers)
         if writes and any(scope.budget is not None for scope in scopes):
-            draft.plan = replace(draft.plan, max_tokens=ASSUMED_TOKENS)  # what has no end cannot be reserved for
+            # The engine's maximum could be reserved for, but hardly any budget has room for it.
+            draft.plan = replace(draft.plan, max_tokens=self._ledger.budget_max_tokens(draft.plan))
         plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
         on_failure = caller.policy.on_redis_failure or self._on_redis_failure
         admitted = await self._ledger.admit(draft, asked, plans, scopes, on_failure=on_failure)

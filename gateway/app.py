@@ -87,6 +87,7 @@ from gateway.wiring import (
     hourly_of,
     leases_of,
     limits_of,
+    max_output_of,
     most_compared,
     most_shadows,
     name_series,
@@ -222,6 +223,7 @@ async def gateway(
         )
         stack.push_async_callback(spooler.close)
         prices = {model.name: model.price for model in settings.models}
+        max_output = max_output_of(settings.models, engines)
         ledger = Ledger(
             store,
             prices=prices,
@@ -231,6 +233,7 @@ async def gateway(
             tasks=tasks,
             sample=LogSample(settings.log.requests.sample, settings.log.requests.slow_s),
             spans=None if traces is None else traces.spans,
+            max_output=max_output,
         )
         heartbeat = Heartbeat(
             redis, redis_keys.heartbeat(owner), lease_s=lease_s, beaten=store.beat, lapsed=store.tell_again
@@ -314,6 +317,7 @@ async def gateway(
             tasks,
             prices=prices,
             within_s=receipts.ttl_s,
+            max_output=max_output,
         )
         public[keys.SPEEDS] = Speeds(redis.queries, redis_keys, lease_s)
         admin[keys.DEADLINES] = deadlines

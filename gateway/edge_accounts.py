@@ -21,6 +21,7 @@ from gateway.errors import (
     StoreUnavailable,
 )
 from gateway.ledger.edge import GUIDANCE, check_report, closing, closing_id, offline, state_of
+from gateway.ledger.max_output import unknown_max_output
 from gateway.ledger.receipt import REQUEST_ID, Receipt
 from gateway.policy.for_devices import route_without_guidance
 from gateway.policy.routing import models_of
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.ledger.edge import State
     from gateway.ledger.edge_book import EdgeBook, Outcome
     from gateway.ledger.ledger import Ledger
+    from gateway.ledger.max_output import MaxOutputOf
     from gateway.ledger.store import ReceiptStore
     from gateway.metrics import Metrics
     from gateway.policy.book import Caller
@@ -54,6 +56,7 @@ class EdgeAccounts:
     """Args:
     prices: USD per token by model.
     within_s: for how long after it ended an answer that was made offline may be reported.
+    max_output: the largest answer of an engine.
     clock: Unix seconds.
     """
 
@@ -69,6 +72,7 @@ class EdgeAccounts:
         *,
         prices: Mapping[str, Price],
         within_s: float,
+        max_output: MaxOutputOf = unknown_max_output,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._redis = redis
@@ -80,6 +84,7 @@ class EdgeAccounts:
         self._tasks = tasks
         self._prices = prices
         self._within_s = within_s
+        self._max_output = max_output
         self._clock = clock
 
     async def close(self, caller: Caller, receipt_id: str, usage: EdgeUsage) -> Receipt:
@@ -100,7 +105,7 @@ class EdgeAccounts:
                     "There is no such guidance. Its id is `receipt` in the reply that gave it.", param="receipt"
                 )
             try:
-                check_report(guidance, usage)
+                check_report(guidance, usage, self._max_output)
             except EdgeClosed:
                 self._outcomes.labels("closed_twice").inc()
                 raise
@@ -126,9 +131,14 @@ class EdgeAccounts:
             route = _route(caller, report.model)
             policy, price = caller.policy, self._prices[route.baseline]
             try:
-                receipt = offline(policy.tenant, caller.key_id, route, report, price, self._clock(), self._within_s)
+                now, within_s, most = self._clock(), self._within_s, self._max_output
+                receipt = offline(policy.tenant, caller.key_id, route, report, price, now, within_s, most)
             except EdgeExpired:
                 self._outcomes.labels("expired").inc()
+                raise
+            except InvalidRequest as wrong:
+                if wrong.param == "output_tokens":
+                    self._outcomes.labels("too_many_tokens").inc()
                 raise
             await self._write(receipt, None, "offline")
             return receipt

@@ -191,7 +191,9 @@ class Guide:
             draft.batch = BatchFacts(grant.batch_id, grant.batch_size)
             # Until it has answered, nobody knows how much of this it wrote.
             most = guidance.asked_tokens
-            draft.teacher = Call(guidance.teacher, read_by(request), lost_tokens=most, limit_tokens=most)
+            draft.teacher = Call(
+                guidance.teacher, read_by(request), lost_tokens=most, limit_tokens=most, role="guidance"
+            )
             draft.running = draft.teacher
 
         async def ask(grant: Grant) -> OpeningReply:
@@ -234,6 +236,7 @@ class Guide:
             lost_tokens=lost_tokens(reply),
             shared=landing.shared,
             span=reply.span,
+            role="guidance",
         )
         return reply
 

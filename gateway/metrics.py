@@ -181,6 +181,13 @@ class Metrics:
             ("engine", "role"),
             registry=registry,
         )
+        self.engine_usage_errors = Counter(
+            "gkt_engine_usage_errors",
+            "Calls whose usage, as the engine reported it, is impossible: too_high or too_low for what was sent and "
+            "received. They are charged by the gateway's own bound.",
+            ("engine", "reason"),
+            registry=registry,
+        )
         self.baseline_usd = Counter(
             "gkt_baseline_usd",
             "What the baseline model alone would have cost for the same answers.",

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.continuation import Mode
 from gateway.engine_kinds import TGI
-from gateway.pricing import Price, litellm_table
+from gateway.pricing import Price, litellm_max_output, litellm_table
 from gateway.providers import providers
 from gateway.reasoning import Reasoning
 from gateway.units import Duration, HttpBase, Name, Rate, Secret, Size, Usd, Whole, Wrong, lasting, origin, sized
@@ -231,6 +231,8 @@ class ModelSettings(Shape):
     """Whether the engine repeats the text that it continues."""
     reasoning: Reasoning = "none"
     """Whether the model reasons before it answers, and whether it can be told not to."""
+    max_output_tokens: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
+    """The most tokens that one answer can have: what a request without a limit may cost rests on it."""
     price_rule: PriceRule | None = Field(None, alias="price", validate_default=True)
     """In USD. Needed, unless `model` has a known list price; 0 is allowed."""
     timeouts: Timeouts = Timeouts()
@@ -255,6 +257,11 @@ class ModelSettings(Shape):
         price = self.price_rule.price() if self.price_rule else litellm_table(self.model)
         assert price is not None  # held by _known_price
         return price
+
+    @property
+    def listed_max_output(self) -> int | None:
+        """The most tokens of one answer in LiteLLM's table. Not looked up for a model of one's own, with a price."""
+        return litellm_max_output(self.model) if self.price_rule is None or self.protocol == "litellm" else None
 
     @property
     def options(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from decimal import Context, Decimal
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 _EXACT = Context(prec=60)  # a price has at most 24 digits (gateway.units), so no product with a token count is rounded
 # A millionth of a millionth of a dollar: exact for every price per 1M tokens with six decimals.
@@ -96,31 +97,50 @@ def litellm_table(model: str) -> Price | None:
     `bedrock_converse` of `bedrock`. A row without both prices, and a
     row whose prices are all 0, is no price: a free model's 0 must be written in config.yaml.
     """
+    row = _row(model)
+    return None if row is None else row.price
+
+
+def litellm_max_output(model: str) -> int | None:
+    """Return the most tokens that a model of the same table writes in one answer; None where no row states it."""
+    row = _row(model)
+    return None if row is None else row.max_output_tokens
+
+
+class _Row(NamedTuple):
+    provider: str
+    price: Price
+    max_output_tokens: int | None
+
+
+def _row(model: str) -> _Row | None:
     table = _rows()
     if model in table:
-        return table[model][1]
+        return table[model]
     provider, slash, name = model.partition("/")
     if slash and name in table:
-        seller, price = table[name]
+        seller = table[name].provider
         if seller == provider or seller.startswith((provider + "_", provider + "-")):
-            return price
+            return table[name]
     return None
 
 
 @cache
-def _rows() -> dict[str, tuple[str, Price]]:
-    """model -> (provider, price), for the models that read text, and write it or make vectors of it."""
+def _rows() -> dict[str, _Row]:
+    """Rows by model, for the models that read text, and write it or make vectors of it."""
     spec = find_spec("litellm")
     if spec is None or spec.origin is None:
         return {}
     file = Path(spec.origin).with_name(_TABLE)
     if not file.is_file():
         return {}
-    rows: dict[str, tuple[str, Price]] = {}
+    rows: dict[str, _Row] = {}
     for model, row in json.loads(file.read_text("utf-8"), parse_float=Decimal, parse_int=Decimal).items():
         price = _row_price(row)
         if price is not None and row.get("mode") in _TEXT_MODES:
-            rows[model] = (str(row.get("litellm_provider", "")), price)
+            most = row.get("max_output_tokens")
+            tokens = int(most) if isinstance(most, Decimal) and most > 0 else None
+            rows[model] = _Row(str(row.get("litellm_provider", "")), price, tokens)
     return rows
 
 

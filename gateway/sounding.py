@@ -98,7 +98,7 @@ class Sounding:
             return False
         began = time.perf_counter()
         # Until it has answered, nobody knows whether it wrote its token.
-        draft.probe = call = Call(engine.name, _read_from(asked), lost_tokens=1)
+        draft.probe = call = Call(engine.name, _read_from(asked), lost_tokens=1, role="probe")
         found: FirstToken | None = None
         outcome: Outcome = "no_logprobs"
         until = min(deadline, asyncio.get_running_loop().time() + rule.deadline_s)

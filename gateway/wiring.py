@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from gateway.batching.ticket import Limits
 from gateway.errors import StartupError
+from gateway.ledger.max_output import EngineMaxima
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from decimal import Decimal
 
     from aiohttp.typedefs import Middleware
@@ -166,3 +167,17 @@ def limits_of(model: ModelSettings, engine: Engine, lease_of: Callable[[str], fl
         return last
 
     return now
+
+
+def max_output_of(models: Iterable[ModelSettings], engines: Mapping[str, Engine] | None = None) -> EngineMaxima:
+    """Return the largest answers of all engines; without `engines`, as far as config.yaml states them."""
+    known = {model.name: model for model in models}
+
+    def reported(name: str) -> int | None:
+        return None if engines is None or name not in engines else engines[name].state.context_tokens
+
+    return EngineMaxima(
+        {name: model.max_output_tokens for name, model in known.items()},
+        {name: model.listed_max_output for name, model in known.items()},
+        reported,
+    )

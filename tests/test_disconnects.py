@@ -198,7 +198,7 @@ def test_a_teacher_is_heard_to_its_end_and_no_student_is_asked(world: World) -> 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_engine_that_ignores_max_tokens_is_held_to_it(world: World, stream: bool) -> None:
-    """The caller gets no more than it asked for; the receipt says what the engine generated."""
+    """The caller gets no more than it asked for, and is charged no more than was reserved for it."""
     body = {"model": "deaf", "user": f"deaf-{stream}", "messages": [{"role": "user", "content": "Go on"}],
             "max_tokens": 7, "stream": stream}  # fmt: skip
     answer = httpx.post(f"{world.gateway.url}/v1/chat/completions", headers=HEADERS, json=body, timeout=10)
@@ -216,7 +216,10 @@ def test_an_engine_that_ignores_max_tokens_is_held_to_it(world: World, stream: b
         (choice,) = answer.json()["choices"]
         text, reason = choice["message"]["content"], choice["finish_reason"]
     assert (text.split(), reason, receipt["finish_reason"]) == (["word"] * 7, "length", "length")
-    assert receipt["student"]["output_tokens"] >= books.generated
+    share = receipt["student"]
+    assert share["output_tokens"] == 7 < books.generated
+    assert share["estimated"]
+    assert stream or share["usage_error"] == "too_high"
     assert receipt["status"] == "ok"
 
 

@@ -158,12 +158,12 @@ def test_an_engine_that_fails_is_an_error_with_a_receipt(
 
 
 @pytest.mark.parametrize(
-    ("given", "read"), [("Why is the sky blue?", range(6, 12)), ([1, 2, 3], [3]), ([[1, 2], [3, 4, 5]], [5])]
+    ("given", "read"), [("Why is the sky blue?", range(6, 20)), ([1, 2, 3], [3]), ([[1, 2], [3, 4, 5]], [5])]
 )
 def test_what_the_engine_does_not_count_is_counted_here(
     client: OpenAI, engine: FakeEngine, given: Any, read: Any
 ) -> None:
-    """Words are estimated, token ids counted; both are marked."""
+    """Words are bounded, token ids counted; both are marked."""
 
     async def uncounted(request: web.Request, body: dict[str, Any]) -> web.Response:
         return web.Response(body=embedded(1).partition(b', "usage"')[0] + b"}", content_type="application/json")

@@ -516,7 +516,7 @@ def test_a_stop_text_inside_the_guidance_ends_the_answer_there(world: World) -> 
 
 
 def test_usage_that_the_student_did_not_give_is_estimated_and_said_so(world: World) -> None:
-    """An estimate is marked, never passed off as a count."""
+    """An estimate is marked, never passed off as a count, and an upper bound."""
 
     async def uncounted(_: web.Request, __: dict[str, Any]) -> web.Response:
         return web.json_response({**reply(REST), "usage": None})
@@ -525,7 +525,7 @@ def test_usage_that_the_student_did_not_give_is_estimated_and_said_so(world: Wor
     answer = world.ask()
     receipt = world.receipt(answer)
     assert receipt["student"]["estimated"] is True
-    assert receipt["student"]["output_tokens"] == 5
+    assert 5 <= receipt["student"]["output_tokens"] <= 16
     assert answer.json()["usage"]["completion_tokens"] > 5
 
 

@@ -351,4 +351,4 @@ def test_of_several_answers_that_nobody_counted_each_word_is_estimated(world: Wo
     world.student.behave = behave
     receipt = world.receipt(world.ask(n=3))
     assert receipt["student"]["estimated"] is True
-    assert receipt["student"]["output_tokens"] == 12
+    assert 12 <= receipt["student"]["output_tokens"] <= 24

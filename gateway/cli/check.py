@@ -16,7 +16,7 @@ from gateway.deadlines.file import read_times
 from gateway.deadlines.times import GuidanceTimes, as_duration, recommended_s
 from gateway.keyring.callers import moment
 from gateway.ledger.estimate import TOKENS_PER_MESSAGE
-from gateway.ledger.worst_case import ASSUMED_TOKENS
+from gateway.ledger.worst_case import BUDGET_MAX_TOKENS
 from gateway.policy.book import check_all, near_misses
 from gateway.policy.overrides import modes_of
 from gateway.yaml_source import shown
@@ -218,7 +218,7 @@ def _unbounded(settings: Settings, policy: TenantPolicy) -> Iterator[str]:
             if route.default_max_tokens is None and route.mode != "embeddings":
                 yield (
                     f"route {route.model}: has no default_max_tokens, and there is a budget: callers who send no "
-                    f"max_tokens get {ASSUMED_TOKENS}"
+                    f"max_tokens get {BUDGET_MAX_TOKENS}"
                 )
 
 

@@ -14,12 +14,13 @@ from rich.console import Console
 
 from gateway.cli.explain_print import About, RouteLine, as_json, shown_as_text
 from gateway.errors import GatewayError
-from gateway.ledger.worst_case import ASSUMED_TOKENS, worst_case
+from gateway.ledger.worst_case import budget_max_tokens, worst_case
 from gateway.policy.book import Caller
 from gateway.policy.explain import explain
 from gateway.policy.schema import KeyEntry
 from gateway.pricing import total_usd
 from gateway.protocol import parse_chat, parse_embeddings, parse_text_completion
+from gateway.wiring import max_output_of
 from gateway.yaml_source import read, shown
 from gateway.yaml_words import nearest
 
@@ -61,7 +62,7 @@ def explain_request(
     policy = _policy(book, tenant)
     caller = Caller(policy, _key(policy, key))
     kind, asked = _request(file)
-    found = _with_an_end(explain(caller, asked, sent, settings))
+    found = _with_an_end(explain(caller, asked, sent, settings), settings)
     about = About(
         file=file,
         kind=kind,
@@ -163,16 +164,19 @@ def _routes(caller: Caller, model: str, found: Explanation, places: list[str]) -
             yield RouteLine(index, places[index], why=why)
 
 
-def _with_an_end(found: Explanation) -> Explanation:
+def _with_an_end(found: Explanation, settings: Settings) -> Explanation:
     """Under a budget an answer that nothing limits is limited all the same: admission does likewise."""
     budgeted = found.tenant.budget is not None or found.key.budget is not None
     if found.plan is None or found.plan.max_tokens is not None or not budgeted:
         return found
-    return replace(found, plan=replace(found.plan, max_tokens=ASSUMED_TOKENS))
+    most = budget_max_tokens(found.plan, max_output_of(settings.models)) if found.plan.finishers else None
+    return replace(found, plan=replace(found.plan, max_tokens=most))
 
 
 def _reserved(asked: AnyRequest, plan: Plan, settings: Settings) -> Decimal:
     """What the request may cost at most, as it would be reserved; its shadow has its own."""
-    most = worst_case(plan, asked, {model.name: model.price for model in settings.models})
+    most = worst_case(
+        plan, asked, {model.name: model.price for model in settings.models}, max_output_of(settings.models)
+    )
     shares = (most.teacher, most.student, *most.more)
     return total_usd(*(share.cost_usd for share in shares if share is not None))

@@ -85,6 +85,7 @@ class EngineState:
     reasoning: Reasoning = "none"  # as configured: whether its model reasons before it answers
     max_concurrency: int | None = None  # the engine's own limit on calls in flight, where it tells
     stops_within_s: float | None = None  # how soon it stops when its client disconnects; None: it is not known to
+    context_tokens: int | None = None  # the most that prompt and answer have together, where the engine reports it
 
 
 class Engine(Protocol):

@@ -189,3 +189,8 @@ def read_usage(usage: Any) -> Usage | None:
 def is_count(value: Any) -> TypeGuard[int]:
     """Whether an engine's number of tokens can be one: no receipt could be kept with a larger one."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+
+
+def tokens_of(value: Any) -> int | None:
+    """Return a positive number of tokens as an engine reported it, or None."""
+    return value if is_count(value) and value > 0 else None

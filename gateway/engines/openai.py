@@ -10,7 +10,7 @@ import orjson
 from gateway.continuation import Continuation, lost_as_text, place_prefix
 from gateway.engine_kinds import kind_of
 from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, listen, opening_body, opening_finish, read_usage
+from gateway.engines.chat import ChatWire, listen, opening_body, opening_finish, read_usage, tokens_of
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
 from gateway.engines.lists import Lists
 from gateway.engines.probing import find_continuation
@@ -194,6 +194,7 @@ class OpenAIEngine:
             "owned_by": owner if isinstance(owner := mine.get("owned_by"), str) else None,
             "models": [name for entry in known if isinstance(name := entry.get("id"), str)][:20],
         }
+        self._state.context_tokens = _context_tokens(mine)
         if (asked := self._role()) != self._asked:
             self._asked, self._looked, self._doubt = asked, False, None
             self._assume()
@@ -247,6 +248,12 @@ class OpenAIEngine:
 def _is_raw(body: Json, prefill: Prefill | None) -> bool:
     """Whether it goes to the engine as a text completion."""
     return is_text(body) or (prefill is not None and prefill.how.mode == "completions")
+
+
+def _context_tokens(listed: Json) -> int | None:
+    """Return the context size in an entry of /models: `max_model_len` of vLLM and SGLang, `n_ctx` of llama.cpp."""
+    meta = listed.get("meta")
+    return tokens_of(listed.get("max_model_len")) or tokens_of(meta.get("n_ctx") if isinstance(meta, dict) else None)
 
 
 def _revision(model: str, listed: Json) -> str:

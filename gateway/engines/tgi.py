@@ -30,7 +30,7 @@ from huggingface_hub.errors import (
 from gateway.continuation import Continuation, lost_as_text, place_prefix
 from gateway.engine_kinds import TGI
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
-from gateway.engines.chat import ChatWire, listen, opening_finish, read_usage
+from gateway.engines.chat import ChatWire, listen, opening_finish, read_usage, tokens_of
 from gateway.engines.probing import find_continuation
 from gateway.engines.raw_prompts import is_text
 from gateway.engines.renderers import TgiRenderer
@@ -242,6 +242,7 @@ class TGIEngine:
                     f"max_concurrent_requests {limit}: {limit} is used"
                 )
         longest = self._longest_opening()
+        self._state.context_tokens = tokens_of(info.get("max_total_tokens"))
         if isinstance(most := info.get("max_total_tokens"), int) and longest >= most:
             self._state.warnings.append(
                 f"a policy asks for guidance of {longest} tokens, and the server's max_total_tokens is "

@@ -55,6 +55,19 @@ def off_tokens(counted: int, extent: Extent) -> int:
     return min(off, max(extent.size_bytes - counted, counted))
 
 
+def most_tokens(words: int, rest_bytes: int) -> int:
+    """Return an upper bound on the tokens that any tokenizer makes of a text.
+
+    Tokenizers differ most in digits, blanks, punctuation and other scripts, where a caller can make the difference as
+    large as it likes. So each byte of these counts as a token, and only words by the measured distance.
+
+    Args:
+        words: the tokens that one tokenizer makes of the words of ASCII letters.
+        rest_bytes: the bytes of all else.
+    """
+    return ceil(words * (1 + _RATIO["ascii"])) + _FIXED_TOKENS + rest_bytes
+
+
 def off_recounted(counted: int) -> int:
     """The same of an answer that was counted in the model's own tokenizer.
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from decimal import Decimal
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from gateway.ledger.baseline import baseline
-from gateway.ledger.estimate import count_messages, count_text
 from gateway.ledger.receipt import (
     Attempt,
     BatchFacts,
@@ -23,8 +21,9 @@ from gateway.ledger.receipt import (
     Timings,
 )
 from gateway.ledger.savings import counted, measure, savings_class, with_savings
+from gateway.ledger.shares import share_call, usage_error
 from gateway.ledger.verdict import Allowance
-from gateway.pricing import cost_usd, quantized, total_usd
+from gateway.pricing import total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,9 +33,11 @@ if TYPE_CHECKING:
     from gateway.ledger.baseline import Encoding
     from gateway.ledger.content import Content
     from gateway.ledger.receipt import CloseTerms
+    from gateway.ledger.shares import Shares, UsageError
+    from gateway.ledger.worst_case import CallBound, Most, Role
     from gateway.policy.resolve import Plan
     from gateway.pricing import Price
-    from gateway.protocol import Json
+    from gateway.protocol import CallerRequest, Json
 
 
 _HANDED_OVER = frozenset({"ok", "client_gone"})
@@ -57,6 +58,7 @@ class Call:
     limit_tokens: int | None = None  # output tokens, over all choices, that the engine was told to generate at most
     seen_tokens: int = 0  # a lower bound on the output tokens that arrived
     ended: bool = False  # every choice has its finish_reason; the usage may still be missing
+    role: Role = "finisher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,9 @@ class Draft:
     refused: bool = False  # a limit or a budget had no room for it
     terms: CloseTerms | None = None  # a device is to report how it finished the answer
     measures: Draft | None = None  # the request whose baseline this call measures
+    request: CallerRequest | None = None  # as it was admitted, for counts of our own
+    reserved: Most | None = None  # the most that its calls can be charged; None: it was not admitted
+    likely: tuple[EngineShare | None, EngineShare | None] = (None, None)  # of teacher and student, for the baseline
 
     def beside(self, plan: Plan, name: str) -> Draft:
         """The receipt of what is done beside this, for nobody to see, from now on."""
@@ -157,7 +162,7 @@ class Draft:
     @property
     def needs_estimate(self) -> bool:
         calls = (self.teacher, self.student, self.probe, *(failed.call for failed in self.failed))
-        return any(call is not None and call.usage is None for call in calls)
+        return any(call is not None and (call.usage is None or self._usage_error(call)) for call in calls)
 
     @property
     def mode(self) -> str:
@@ -185,7 +190,7 @@ class Draft:
         if not self.wants_recount(told, encodings):
             return told
         model = told.baseline_model
-        found = baseline(self, told.teacher, told.student, prices[model], encodings[model].name)
+        found = baseline(self, *self.likely, prices[model], encodings[model].name)
         return with_savings(
             msgspec.structs.replace(
                 told,
@@ -196,25 +201,32 @@ class Draft:
             )
         )
 
-    def sum_up(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> Receipt:
+    def sum_up(self, status: str, prices: Mapping[str, Price], encodings: Mapping[str, Encoding] | None) -> Receipt:
         """Do the sums, without fixing them, and without `recounted`.
 
-        Where an engine did not count, its tokens are estimated here, which takes milliseconds: when `needs_estimate`,
-        call this off the event loop.
+        Where an engine did not count, its tokens are bounded here, which takes milliseconds: when `needs_estimate`,
+        call this off the event loop. Without `encodings` bytes bound them, which takes no time.
         """
-        teacher = _share(self.teacher, prices, encodings)
-        student = _share(self.student, prices, encodings)
-        probe = _share(self.probe, prices, encodings)
-        attempts = tuple(
-            Attempt(failed.engine, failed.label, _share(failed.call, prices, encodings)) for failed in self.failed
-        )
-        shares = (teacher, student, probe, *(attempt.share for attempt in attempts))
-        cost = total_usd(*(share.cost_usd for share in shares if share is not None))
+
+        def shares_of(call: Call | None) -> Shares | tuple[None, None]:
+            if call is None:
+                return None, None
+            error = self._usage_error(call)
+            return share_call(call, self.request, self._bound(call), error, prices, encodings)
+
+        teacher, likely_teacher = shares_of(self.teacher)
+        student, likely_student = shares_of(self.student)
+        probe, _ = shares_of(self.probe)
+        attempts = tuple(Attempt(failed.engine, failed.label, shares_of(failed.call)[0]) for failed in self.failed)
+        shares = [one for one in (teacher, student, probe, *(attempt.share for attempt in attempts)) if one is not None]
+        cost = total_usd(*(share.cost_usd for share in shares))
+        # An upper bound is no basis for savings: they would grow with what nobody knows.
+        self.likely = likely_teacher, likely_student
         price = prices[self.plan.baseline]
-        alone = baseline(self, teacher, student, price, None)
+        alone = baseline(self, *self.likely, price, None)
         measured = None
         if self.measures is not None and status == "ok":
-            measured = measure(self.measures.receipt, teacher, price)
+            measured = measure(self.measures.receipt, likely_teacher, price)
         of_class = savings_class(mode=self.mode, status=status, unguided=self.unguided, shadow_of=self.shadow_of)
         saved = counted(
             of_class,
@@ -257,7 +269,17 @@ class Draft:
             hint=self.hint,
             savings_class=of_class,
             measured=measured,
+            estimated=any(share.estimated for share in shares),
         )
+
+    def _bound(self, call: Call) -> CallBound | None:
+        return None if self.reserved is None else self.reserved.bounds.get((call.role, call.model))
+
+    def _usage_error(self, call: Call) -> UsageError:
+        if self.request is None or self.request.body.get("echo"):  # what it was asked to repeat it need not count
+            return ""
+        shown = len(self.opening) if call is self.student else 0
+        return usage_error(call, self._bound(call), choices=self.request.drafts, shown_chars=shown)
 
     def facts(self) -> Json:
         """What is known when a stream begins; the names are those of `Receipt.facts`."""
@@ -323,25 +345,6 @@ class Draft:
             teacher_ms=_ms(self.granted, self.guided),
             first_token_ms=_ms(self.started, self.first_token),
         )
-
-
-def _share(call: Call | None, prices: Mapping[str, Price], encodings: Mapping[str, Encoding]) -> EngineShare | None:
-    if call is None:
-        return None
-    if call.usage is not None:
-        read, written, cached = call.usage.input_tokens, call.usage.output_tokens, call.usage.cached_input_tokens
-        estimated = call.usage.estimated
-    else:
-        encoding = encodings[call.model].name
-        read, cached, estimated = count_messages(encoding, call.messages), 0, True
-        counted = count_text(encoding, call.text.getvalue())
-        written = counted + call.lost_tokens
-        if call.limit_tokens is not None:
-            written = min(written, max(counted, call.limit_tokens))
-    cost = Decimal(0) if call.shared else cost_usd(prices[call.model], read, written, cached)
-    return EngineShare(
-        call.model, read, written, quantized(cost), min(cached, read), estimated, call.unbounded, call.shared
-    )
 
 
 def _ms(start: float | None, end: float | None) -> float | None:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
+from gateway.ledger.max_output import unknown_max_output
 from gateway.ledger.receipt import EngineShare, Receipt, Timings
 from gateway.ledger.savings import with_savings
 from gateway.pricing import baseline_usd, quantized
 
 if TYPE_CHECKING:
+    from gateway.ledger.max_output import MaxOutputOf
     from gateway.policy.schema import Route
     from gateway.pricing import Price
     from gateway.protocol.edge import EdgeUsage, OfflineUsage
@@ -68,12 +70,15 @@ def state_of(guidance: Receipt, *, closed: bool, now: float) -> State:
     return "never_closed" if now > guidance.close.by else "open"
 
 
-def check_report(guidance: Receipt, usage: EdgeUsage) -> None:
+def check_report(guidance: Receipt, usage: EdgeUsage, max_output: MaxOutputOf = unknown_max_output) -> None:
     """Hold what a device reports against what it was to do.
+
+    Args:
+        max_output: the largest answer of an engine: no answer without a limit saves more than its baseline could write.
 
     Raises:
         EdgeClosed: the guidance was the whole answer, or came to nothing.
-        InvalidRequest: it says to have written more than it was asked for.
+        InvalidRequest: it says to have written more than it was asked for, or more than is possible.
     """
     if guidance.close is None:
         raise EdgeClosed("There is nothing to report of this guidance: no answer was to be finished.", param="receipt")
@@ -82,6 +87,17 @@ def check_report(guidance: Receipt, usage: EdgeUsage) -> None:
         raise InvalidRequest(
             f"'output_tokens': {usage.output_tokens} are more than were asked for. At most {most} were left of the "
             "caller's limit.",
+            param="output_tokens",
+        )
+    if most is None:
+        _check_possible(usage, guidance.baseline_model, max_output)
+
+
+def _check_possible(usage: EdgeUsage, baseline_model: str, max_output: MaxOutputOf) -> None:
+    most = max_output(baseline_model).tokens
+    if usage.output_tokens > most:
+        raise InvalidRequest(
+            f"'output_tokens': {usage.output_tokens} are more than one answer can have. At most {most} are accepted.",
             param="output_tokens",
         )
 
@@ -111,7 +127,14 @@ def closing(guidance: Receipt, usage: EdgeUsage, price: Price | None) -> Receipt
 
 
 def offline(
-    tenant: str, key: str, route: Route, report: OfflineUsage, price: Price, now: float, within_s: float
+    tenant: str,
+    key: str,
+    route: Route,
+    report: OfflineUsage,
+    price: Price,
+    now: float,
+    within_s: float,
+    max_output: MaxOutputOf = unknown_max_output,
 ) -> Receipt:
     """The receipt of an answer that a device made alone: the teacher would have read the prompt, and written it all.
 
@@ -123,9 +146,10 @@ def offline(
 
     Raises:
         EdgeExpired: it ended too long ago.
-        InvalidRequest: it has not ended yet.
+        InvalidRequest: it has not ended yet, or is longer than the baseline model could write.
     """
     usage, ended = report.usage, now if report.usage.at is None else report.usage.at
+    _check_possible(usage, route.baseline, max_output)
     if ended > now + _AHEAD_S:
         raise InvalidRequest("'at' lies ahead: expected Unix seconds, of when the answer ended.", param="at")
     if ended < now - within_s:

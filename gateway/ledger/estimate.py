@@ -7,6 +7,7 @@ no network.
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 import tiktoken
+
+from gateway.ledger.bounds import most_tokens, off_recounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,6 +30,12 @@ TOKENS_PER_MESSAGE = 4
 FALLBACK = "o200k_base"
 """Where the model's own tokenizer is not known."""
 _BYTES_PER_TOKEN = 4
+MAX_BOUNDED_BYTES = 512_000
+"""Of a longer text the rest is bounded by its bytes: to count it would take more CPU than it is worth."""
+# A tokenizer may take time that grows with the square of a piece's length. A cut adds a token at most.
+_PIECE_CHARS = 4096
+_WORD = re.compile(r" ?([A-Za-z]+)")
+_SAME_LETTERS = re.compile(r"([A-Za-z])\1{3,}")
 
 
 @cache
@@ -81,6 +90,29 @@ def count_text(encoding: str, text: str) -> int:
     if vocabulary is None:
         return len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
     return vocabulary(text)
+
+
+def bound_text(encoding: str, text: str, *, own: bool) -> int:
+    """Return an upper bound on the tokens of `text`. Takes tenths of a second at most: call it off the event loop.
+
+    Args:
+        own: whether `encoding` is the model's own tokenizer; else the bound holds for any tokenizer.
+    """
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+    vocabulary = _encoding(encoding)
+    if vocabulary is None:
+        return size
+    counted = rest = 0
+    for start in range(0, min(len(text), MAX_BOUNDED_BYTES), _PIECE_CHARS):
+        piece = text[start : min(start + _PIECE_CHARS, MAX_BOUNDED_BYTES)]
+        if not own:
+            piece = _SAME_LETTERS.sub(lambda run: "0" * len(run[0]), piece)
+            rest += len(_WORD.sub("", piece).encode("utf-8", "replace"))
+            piece = " ".join(_WORD.findall(piece))
+        counted += vocabulary(piece)
+    uncounted = len(text[MAX_BOUNDED_BYTES:].encode("utf-8", "replace"))
+    most = counted + off_recounted(counted) if own else most_tokens(counted, rest)
+    return min(size, most + uncounted)
 
 
 def count_messages(encoding: str, messages: Iterable[dict[str, Any]]) -> int:

@@ -10,16 +10,14 @@ import msgspec
 from gateway.ledger.receipt import Attempt, CloseTerms, EngineShare, Receipt, Timings
 from gateway.ledger.savings import with_savings
 from gateway.ledger.scopes import Charge
-from gateway.ledger.worst_case import worst_case
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from gateway.ledger.draft import Draft
     from gateway.ledger.scopes import Scope
+    from gateway.ledger.worst_case import Most
     from gateway.policy.resolve import Plan
-    from gateway.pricing import Price
-    from gateway.protocol import CallerRequest
 
 ABANDONED = "abandoned"
 
@@ -29,8 +27,8 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         mode, unguided: as planned; the receipt's words.
-        teacher, student: what one call of each engine can come to at most. `at_least` where no limit was set: then the
-            finisher is taken to write 1024 tokens for each choice.
+        teacher, student: what one call of each engine can come to at most. `at_least` where no limit was set and the
+            engine's maximum is not known: then the default maximum counts for each choice.
         more: what calls in the place of those can, should they fail.
         reserved_usd: what all of these may cost together.
         owner: the process that works on it.
@@ -67,16 +65,8 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
         return msgspec.json.decode(raw, type=cls)
 
 
-def intend(
-    draft: Draft,
-    plan: Plan,
-    asked: CallerRequest,
-    prices: Mapping[str, Price],
-    owner: str,
-    scopes: Sequence[Scope] = (),
-) -> Intent:
-    """The intent of a request that follows `plan`."""
-    most = worst_case(plan, asked, prices)
+def intend(draft: Draft, plan: Plan, most: Most, owner: str, scopes: Sequence[Scope] = ()) -> Intent:
+    """The intent of a request that follows `plan` and can cost `most`."""
     return Intent(
         id=draft.id,
         created=draft.created,

@@ -14,9 +14,10 @@ import structlog
 
 from gateway.ledger.edge import student_of
 from gateway.ledger.intent import intend
+from gateway.ledger.max_output import unknown_max_output
 from gateway.ledger.redis_ledger import Candidate, Variant
 from gateway.ledger.savings import MEASURING, class_of, savings_of
-from gateway.ledger.worst_case import worst_case
+from gateway.ledger.worst_case import budget_max_tokens, worst_case
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.ledger.baseline import Encoding
     from gateway.ledger.draft import Draft
     from gateway.ledger.log_sample import LogSample
+    from gateway.ledger.max_output import MaxOutputOf
     from gateway.ledger.receipt import EngineShare, Receipt
     from gateway.ledger.scopes import Scope
     from gateway.ledger.spans import ReceiptSpans
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+MAX_ESTIMATES = 64
+"""Requests whose unknown usage is counted at a time. Beyond, bytes bound it, and no queue of bodies grows."""
 MOST_RECOUNTS = 256
 """Baselines that are counted at a time: a process that cannot keep up states estimates, and holds no queue of texts."""
 
@@ -49,6 +53,7 @@ class Ledger:
     owner: this process's id; no other process has it.
     sample: which requests have a line in the log.
     spans: where traces are on, what tells them of receipts.
+    max_output: the largest answer of an engine.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Ledger:
         tasks: Tasks,
         sample: LogSample,
         spans: ReceiptSpans | None = None,
+        max_output: MaxOutputOf = unknown_max_output,
     ) -> None:
         self._store = store
         self._prices = prices
@@ -71,7 +77,9 @@ class Ledger:
         self._tasks = tasks
         self._sample = sample
         self._spans = spans
+        self._max_output = max_output
         self._recounting = 0
+        self._estimating = 0
         # Looking a metric's labels up costs more than counting. They are bounded, and so is what is remembered.
         self._child = cache(_child)
 
@@ -90,14 +98,24 @@ class Ledger:
             plans: how it may be answered, by kind, from the dearest down.
             on_failure: what to do when Redis cannot be asked.
         """
+        mosts = {kind: worst_case(plan, asked, self._prices, self._max_output) for kind, plan in plans.items()}
         variants = tuple(
-            Variant(kind, intend(draft, plan, asked, self._prices, self._owner, scopes)) for kind, plan in plans.items()
+            Variant(kind, intend(draft, plan, mosts[kind], self._owner, scopes)) for kind, plan in plans.items()
         )
-        return await self._store.admit(Candidate(scopes, variants), on_failure=on_failure)
+        # No call of the request is charged more than its reservation, which must not change from now on.
+        draft.request, draft.reserved = asked, mosts[variants[0].kind]
+        admitted = await self._store.admit(Candidate(scopes, variants), on_failure=on_failure)
+        if admitted is not None and admitted[0].variant in mosts:
+            draft.reserved = mosts[admitted[0].variant]
+        return admitted
 
     def most_usd(self, plan: Plan, asked: CallerRequest) -> Decimal:
         """What a request that follows `plan` may cost at most."""
-        return worst_case(plan, asked, self._prices).usd
+        return worst_case(plan, asked, self._prices, self._max_output).usd
+
+    def budget_max_tokens(self, plan: Plan) -> int:
+        """Return the limit that an engine is sent under a budget where nobody sets one."""
+        return budget_max_tokens(plan, self._max_output)
 
     async def close(self, draft: Draft, status: str = "ok", *, shown: bool = True) -> Receipt:
         """The receipt for a reply that shows it. The event loop is not held by counting.
@@ -110,8 +128,14 @@ class Ledger:
             return draft.receipt
         if draft.caller_left:
             status = "client_gone"
-        if draft.needs_estimate:
-            receipt = await asyncio.to_thread(self._counted, draft, status)
+        if draft.needs_estimate and self._estimating >= MAX_ESTIMATES:
+            receipt = draft.sum_up(status, self._prices, None)
+        elif draft.needs_estimate:
+            self._estimating += 1
+            try:
+                receipt = await asyncio.to_thread(self._counted, draft, status)
+            finally:
+                self._estimating -= 1
         else:
             receipt = self._told(draft, status)
             if self._recounts(draft, receipt):
@@ -244,6 +268,8 @@ class Ledger:
 
     def _count_share(self, tenant: str, role: str, share: EngineShare) -> None:
         self._child(self._metrics.engine_cost_usd, share.model, role).inc(float(share.cost_usd))
+        if share.usage_error:
+            self._child(self._metrics.engine_usage_errors, share.model, share.usage_error).inc()
         for direction, tokens in (
             ("input", share.input_tokens - share.cached_input_tokens),
             ("cached", share.cached_input_tokens),

@@ -27,7 +27,10 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         estimated: the engine did not count, or counted a list of calls as one: the gateway had to.
         shared: "flight" or "cache" where the call was an identical request's, which paid for it; then the cost is 0.
-        at_least: it may have written more: its reply never came, and the request set no limit.
+        at_least: it may have written more: its reply never came, the request set no limit, and nobody states the
+            engine's maximum.
+        usage_error: why the count that the engine reported was not taken: "too_high", more than is possible, and the
+            share is the most that was reserved for the call; "too_low", hardly any tokens for a text.
     """
 
     model: str
@@ -38,6 +41,7 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     estimated: bool = False
     at_least: bool = False
     shared: str = ""
+    usage_error: str = ""
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -161,6 +165,7 @@ class Receipt(msgspec.Struct, frozen=True):
         hint: the setting to change and its value, where the guidance was late and the route's guidance is often late.
         savings_class: why `savings_usd` counts, or does not (savings.py).
         measured: of a quality sample's teacher call, the baseline that it measured for the request in `shadow_of`.
+        estimated: whether a share in the cost is an estimate: then the cost is an upper bound.
     """
 
     id: str
@@ -195,6 +200,7 @@ class Receipt(msgspec.Struct, frozen=True):
     hint: str | None = None
     savings_class: str | None = None
     measured: Measured | None = None
+    estimated: bool = False
 
     @property
     def tokens(self) -> int:
@@ -250,10 +256,7 @@ class Receipt(msgspec.Struct, frozen=True):
             facts["unguided"] = self.unguided
         if self.hint is not None:
             facts["hint"] = self.hint
-        for role, share in (("teacher", self.teacher), ("student", self.student)):
-            if share is not None:
-                facts[role] = share.model
-                facts[f"{role}_tokens"] = f"{share.input_tokens}+{share.output_tokens}"
+        facts |= self._facts_of_shares()
         if self.guidance is not None:
             facts["guidance_tokens"] = self.guidance.kept_tokens
             if self.guidance.placement != "prefix":
@@ -275,4 +278,14 @@ class Receipt(msgspec.Struct, frozen=True):
             found = savings.savings_of(self)
             facts["savings_usd"] = savings.shown(found.usd, found.error_usd)
             facts["savings_class"] = savings.class_of(self)
+        return facts
+
+    def _facts_of_shares(self) -> Json:
+        facts: Json = {}
+        for role, share in (("teacher", self.teacher), ("student", self.student)):
+            if share is not None:
+                facts[role] = share.model
+                facts[f"{role}_tokens"] = f"{share.input_tokens}+{share.output_tokens}"
+        if self.estimated:
+            facts["estimated"] = "true"
         return facts

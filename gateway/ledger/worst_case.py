@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from decimal import ROUND_UP, Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from gateway.guidance.projection import added_bytes
+from gateway.ledger.max_output import unknown_max_output
 from gateway.ledger.receipt import EngineShare
 from gateway.pricing import total_usd
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.ledger.max_output import MaxOutputOf
     from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.pricing import Price
     from gateway.protocol import CallerRequest
@@ -23,17 +25,34 @@ _BYTES_PER_TOKEN = 4
 # context an introduction: an ordinary one is in this.
 _AROUND_A_PROMPT_TOKENS = 512
 _ORDINARY_INTRODUCTION_BYTES = 256
-# A picture that is named by its address: what the hungriest model of today makes of one.
-_TOKENS_PER_PART = 16_384
 # The student's tokens for one of the teacher's: their vocabularies differ.
 _FOR_ONE_TOKEN = 16
 
 
-ASSUMED_TOKENS = 1024
-"""What a finisher is taken to write for a caller who sets no limit, on a route that has none either. Where there is a
-budget, it may write no more."""
+TOKENS_PER_PART = 16_384
+"""A picture that is named by its address: what the hungriest model of today makes of one."""
+BUDGET_MAX_TOKENS = 1024
+"""The limit that an engine is sent under a budget where neither the caller nor the route sets one."""
+_LIKELY_TOKENS = 1024
+"""The length of an answer without a limit, as `tpm_limit` estimates it at admission. The receipt corrects it."""
 TEACHER_RETRIES = 1
 """A caller waits, and there is a student: a teacher that failed is not asked more often than this."""
+
+
+Role: TypeAlias = Literal["guidance", "finisher", "probe"]
+"""What a call is made for."""
+
+
+class CallBound(NamedTuple):
+    """The most that one call can read and write, in tokens.
+
+    Attributes:
+        known: False where `output_tokens` is a default, since nothing limits the call and no maximum is known.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    known: bool = True
 
 
 class Most(NamedTuple):
@@ -43,12 +62,14 @@ class Most(NamedTuple):
         teacher, student: what one call of each can.
         more: calls that may be made in the place of those: retries, and other students. One entry for each engine.
         likely_tokens: what it reads and writes altogether if nothing fails.
+        bounds: the bound of one call, by what it is for and by engine.
     """
 
     teacher: EngineShare | None
     student: EngineShare | None
     more: tuple[EngineShare, ...]
     likely_tokens: int
+    bounds: Mapping[tuple[Role, str], CallBound]
 
     @property
     def usd(self) -> Decimal:
@@ -57,43 +78,55 @@ class Most(NamedTuple):
         return total_usd(*(share.cost_usd for share in shares if share is not None))
 
 
-def worst_case(plan: Plan, asked: CallerRequest, prices: Mapping[str, Price]) -> Most:
+def worst_case(
+    plan: Plan, asked: CallerRequest, prices: Mapping[str, Price], max_output: MaxOutputOf = unknown_max_output
+) -> Most:
     """What a request may come to: its bytes read as tokens, and every token that it may be answered with.
 
-    `at_least` stands where nothing limits the answer: then 1024 tokens are assumed.
+    Args:
+        max_output: the largest answer of an engine, for a request without a limit.
     """
-    guidance = plan.guidance
+    guidance, limit = plan.guidance, plan.max_tokens
     likely_read = max(1, asked.size_bytes // _BYTES_PER_TOKEN)
-    read = asked.size_bytes + _AROUND_A_PROMPT_TOKENS + _TOKENS_PER_PART * asked.pictures
-    written = (ASSUMED_TOKENS if plan.max_tokens is None else plan.max_tokens) * asked.drafts
-    likely = likely_read + written
+    read = asked.size_bytes + _AROUND_A_PROMPT_TOKENS + TOKENS_PER_PART * asked.pictures
+    likely = likely_read + (_LIKELY_TOKENS if limit is None else limit) * asked.drafts
     teacher: EngineShare | None = None
     more: list[EngineShare] = []
+    bounds: dict[tuple[Role, str], CallBound] = {}
     opened = of_teacher = 0
     if guidance is not None:
         added, opening = added_bytes(guidance.projection, asked), guidance.asked_tokens
-        teacher = _share(guidance.teacher, read + added, opening, prices)
+        bounds["guidance", guidance.teacher] = bound = CallBound(read + added, opening)
+        teacher = _share(guidance.teacher, bound, prices)
         of_teacher = likely_read + added // _BYTES_PER_TOKEN + opening
         likely += of_teacher + guidance.tokens
         introduction = len(guidance.projection.introduction.encode())
         opened = guidance.tokens * _FOR_ONE_TOKEN + max(0, introduction - _ORDINARY_INTRODUCTION_BYTES)
         more += _times(min(TEACHER_RETRIES, plan.retries.num_retries), teacher)
         if plan.length is not None and plan.length.probe is not None:
-            more.append(_share(plan.finisher, read, 1, prices))
+            bounds["probe", plan.finisher] = bound = CallBound(read, 1)
+            more.append(_share(plan.finisher, bound, prices))
             likely += likely_read + 1
     if not plan.finishers:  # a device finishes the answer, which costs nothing here
-        return Most(teacher, None, tuple(more), of_teacher)
-    unlimited = plan.max_tokens is None
-    first = _share(plan.finisher, read + opened, written, prices, unlimited=unlimited)
-    for place, finisher in enumerate(plan.finishers):
-        calls = plan.retries.num_retries + (1 if place else 0)
-        if not place and _may_be_refused(guidance):
+        return Most(teacher, None, tuple(more), of_teacher, bounds)
+    first: EngineShare | None = None
+    for finisher in plan.finishers:
+        written, known = max_output(finisher.engine) if limit is None else (limit, True)
+        bounds["finisher", finisher.engine] = bound = CallBound(read + opened, written * asked.drafts, known)
+        one = _share(finisher.engine, bound, prices)
+        calls = plan.retries.num_retries + (0 if first is None else 1)
+        if first is None and _may_be_refused(guidance):
             calls += 1  # asked once more without the opening
-        one = _share(finisher.engine, read + opened, written, prices) if place else first
+        first = first or one
         more += _times(calls, one)
     if plan.mode == "teacher":
-        return Most(first, None, tuple(more), likely)
-    return Most(teacher, first, tuple(more), likely)
+        return Most(first, None, tuple(more), likely, bounds)
+    return Most(teacher, first, tuple(more), likely, bounds)
+
+
+def budget_max_tokens(plan: Plan, max_output: MaxOutputOf = unknown_max_output) -> int:
+    """Return the limit that the engines of `plan` are sent under a budget where nobody sets one."""
+    return min(BUDGET_MAX_TOKENS, *(max_output(finisher.engine).tokens for finisher in plan.finishers))
 
 
 def _may_be_refused(guidance: GuidancePlan | None) -> bool:
@@ -107,8 +140,9 @@ def _times(calls: int, one: EngineShare) -> list[EngineShare]:
     return [EngineShare(one.model, read, written, cost, estimated=True, at_least=one.at_least)]
 
 
-def _share(model: str, read: int, written: int, prices: Mapping[str, Price], *, unlimited: bool = False) -> EngineShare:
-    price = prices[model]
+def _share(model: str, bound: CallBound, prices: Mapping[str, Price]) -> EngineShare:
+    price, (read, written, known) = prices[model], bound
     # Rounded up, and not by the exact arithmetic of bills, which takes several times as long.
-    cost = (price.input_usd * read + price.output_usd * written).quantize(_QUANTUM, ROUND_UP)
-    return EngineShare(model, read, written, cost, estimated=True, at_least=unlimited)
+    dearest = max(price.input_usd, price.cached_input_usd)
+    cost = (dearest * read + price.output_usd * written).quantize(_QUANTUM, ROUND_UP)
+    return EngineShare(model, read, written, cost, estimated=True, at_least=not known)

@@ -15,6 +15,7 @@ from gateway.ledger.draft import Call, Draft
 from gateway.ledger.intent import Intent, intend
 from gateway.ledger.receipt import BatchFacts, Receipt
 from gateway.ledger.redis_ledger import Candidate, Variant
+from gateway.ledger.worst_case import worst_case
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
 from gateway.pricing import Price
@@ -119,7 +120,7 @@ def chat(**more: Any) -> ChatRequest:
 def intent(owner: str = "ann", **more: Any) -> Intent:
     """Of a guided request that was admitted by `owner`."""
     one = draft(plan())
-    return msgspec.structs.replace(intend(one, one.plan, chat(), PRICES, owner), **more)
+    return msgspec.structs.replace(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), owner), **more)
 
 
 def candidate(one: Intent, *scopes: Scope, force: bool = False) -> Candidate:

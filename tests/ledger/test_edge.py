@@ -12,7 +12,9 @@ import pytest
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.ledger.edge import DEVICE, check_report, closing, offline, state_of, student_of
 from gateway.ledger.intent import Intent, abandoned, intend
+from gateway.ledger.max_output import EngineMaxima
 from gateway.ledger.receipt import CloseTerms, Receipt
+from gateway.ledger.worst_case import worst_case
 from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd
 from gateway.protocol.edge import EdgeUsage, OfflineUsage
@@ -132,6 +134,17 @@ def test_more_than_was_asked_for_is_refused_and_the_limit_named() -> None:
     check_report(given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=9_999))
 
 
+def test_no_device_reports_an_answer_that_its_baseline_could_not_write() -> None:
+    """Without a limit too: it would save as much as it says."""
+    unlimited, long = given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=5000)
+    most = EngineMaxima({"big": 4999}, {})
+    with pytest.raises(InvalidRequest, match="At most 4999 are accepted"):
+        check_report(unlimited, long, most)
+    with pytest.raises(InvalidRequest, match="At most 4999 are accepted"):
+        offline("acme", "ci", ROUTE, replace(OFFLINE, usage=long), PRICES["big"], NOW, 60, most)
+    check_report(unlimited, replace(USAGE, output_tokens=4999), most)
+
+
 def test_of_a_whole_answer_there_is_nothing_to_report() -> None:
     with pytest.raises(EdgeClosed):
         check_report(given(terms=None), USAGE)
@@ -171,18 +184,20 @@ def test_an_answer_of_long_ago_or_of_the_future_is_not_accounted_for(at: float |
 
 def test_the_teacher_alone_is_reserved_for() -> None:
     """Nobody is asked how sure it is either: the student that answers is not here."""
-    whole = intend(draft(plan()), plan(), chat(), PRICES, "ann")
-    one = intend(draft(GIVEN, terms=TERMS), GIVEN, chat(), PRICES, "ann")
+    whole = intend(draft(plan()), plan(), worst_case(plan(), chat(), PRICES), "ann")
+    one = intend(draft(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann")
     assert (one.mode, one.teacher, one.student, one.more) == ("guidance", whole.teacher, None, ())
     assert one.teacher is not None
     assert one.reserved_usd == one.teacher.cost_usd
     assert one.tokens == 100 + 40, "of the prompt, as the teacher reads it, and what it may write"
     nothing = replace(GIVEN, guidance=None, unguided="tools")
-    assert intend(draft(nothing), nothing, chat(), PRICES, "ann").reserved_usd == Decimal(0)
+    assert intend(draft(nothing), nothing, worst_case(nothing, chat(), PRICES), "ann").reserved_usd == Decimal(0)
 
 
 def test_a_device_may_report_of_a_guidance_whose_process_died_behind_its_reply() -> None:
-    intent = Intent.from_json(intend(draft(GIVEN, terms=TERMS), GIVEN, chat(), PRICES, "ann").to_json())
+    intent = Intent.from_json(
+        intend(draft(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann").to_json()
+    )
     receipt = abandoned(intent, time.time())
     assert (receipt.mode, receipt.close) == ("guidance", TERMS)
     check_report(receipt, USAGE)

@@ -10,7 +10,9 @@ import msgspec
 import pytest
 
 from gateway.ledger.intent import Intent, abandoned, intend
+from gateway.ledger.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, unknown_max_output
 from gateway.ledger.receipt import EngineShare
+from gateway.ledger.worst_case import worst_case
 from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, Skip
 from gateway.policy.resolve import FinisherPlan, RetryPlan
 from gateway.protocol import parse_text_completion
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def intended(one: Plan, **more: object) -> Intent:
-    return intend(draft(one), one, chat(**more), PRICES, "ann")
+    return intend(draft(one), one, worst_case(one, chat(**more), PRICES), "ann")
 
 
 def test_a_guided_request_reserves_for_both_engines() -> None:
@@ -68,7 +70,7 @@ def test_exemplars_are_not_reserved_for_where_they_have_no_part() -> None:
     assert bare.guidance is not None
     primed = replace(bare, guidance=replace(bare.guidance, projection=PRIMED))
     asked = parse_text_completion(b'{"model": "chat", "prompt": "Q: Why? A:", "max_tokens": 100}')
-    ones = [intend(draft(one), one, asked, PRICES, "ann") for one in (primed, bare)]
+    ones = [intend(draft(one), one, worst_case(one, asked, PRICES), "ann") for one in (primed, bare)]
     assert ones[0].teacher == ones[1].teacher
 
 
@@ -89,7 +91,7 @@ def test_what_a_request_will_use_is_told_apart_from_what_it_may_come_to() -> Non
 
 def test_a_picture_is_larger_than_its_address() -> None:
     parts = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": "https://x.example/a"}}]
-    one = intended(plan("student"), body={"messages": [{"role": "user", "content": parts}]})
+    one = intended(plan("student"), pictures=1, body={"messages": [{"role": "user", "content": parts}]})
     assert one.student is not None
     assert one.student.input_tokens == 400 + 512 + 16_384
 
@@ -118,11 +120,21 @@ def test_each_choice_may_be_as_long_as_the_limit() -> None:
     assert one.student.output_tokens == 300
 
 
-def test_without_a_limit_a_length_is_assumed_and_said_to_be_the_least() -> None:
-    one = intended(replace(plan("student"), max_tokens=None), body={"n": 2})
-    assert one.student is not None
-    assert one.student.output_tokens == 2048
-    assert one.student.at_least
+def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> None:
+    """Where nobody states it, the default is, and said to be the least."""
+    one, asked = replace(plan("student"), max_tokens=None), chat(body={"n": 2})
+    for most, tokens, at_least in (
+        (EngineMaxima({"small": 4096}, {}), 8192, False),
+        (unknown_max_output, 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
+    ):
+        share = intend(draft(one), one, worst_case(one, asked, PRICES, most), "ann").student
+        assert share is not None
+        assert (share.output_tokens, share.at_least) == (tokens, at_least)
+
+
+def test_a_limit_on_tokens_takes_an_answer_without_one_for_an_ordinary_one() -> None:
+    """The estimate at admission is corrected by the receipt; the largest answer would fit no limit."""
+    assert intended(replace(plan("student"), max_tokens=None)).tokens == 100 + 1024
 
 
 def test_an_abandoned_request_costs_what_was_reserved_and_saves_nothing() -> None:
@@ -159,13 +171,13 @@ def test_an_intent_survives_its_way_through_redis() -> None:
 def test_an_intent_tells_of_no_word_that_was_said() -> None:
     """Prompts do not travel through Redis."""
     one: Draft = draft(plan())
-    assert b"ship" not in intend(one, one.plan, chat(), PRICES, "ann").to_json()
+    assert b"ship" not in intend(one, one.plan, worst_case(one.plan, chat(), PRICES), "ann").to_json()
 
 
 def test_a_shadow_is_told_apart_also_when_its_process_died() -> None:
     """By its mode, and by the request beside which it was made."""
     shadow = replace(draft(plan()), shadow_of="req_1")
-    one = Intent.from_json(intend(shadow, shadow.plan, chat(), PRICES, "ann").to_json())
+    one = Intent.from_json(intend(shadow, shadow.plan, worst_case(shadow.plan, chat(), PRICES), "ann").to_json())
     receipt = abandoned(one, now=one.created + 1)
     assert (one.mode, receipt.mode, receipt.shadow_of) == ("shadow", "shadow", "req_1")
     assert receipt.cost_usd == intended(plan()).reserved_usd

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.engines.base import Usage
 from gateway.ledger import baseline as baseline_module
 from gateway.ledger import draft as draft_module
 from gateway.ledger import ledger as ledger_module
+from gateway.ledger import shares as shares_module
 from gateway.ledger.baseline import Encoding
 from gateway.ledger.ledger import Ledger
 from gateway.ledger.log_sample import LogSample
+from gateway.ledger.worst_case import worst_case
 from gateway.metrics import Metrics
 from gateway.tasks import Tasks
-from tests.ledger.drafts import ENCODINGS, PRICES, call, closed, draft, guided, plan
+from tests.ledger.drafts import ENCODINGS, PRICES, call, chat, closed, draft, guided, plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,13 +71,13 @@ def books() -> Books:
 def counting_thread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The threads in which text was counted."""
     threads: list[int] = []
-    count = draft_module.count_text
+    count = shares_module.count_text
 
     def counted(encoding: str, text: str) -> int:
         threads.append(threading.get_ident())
         return count(encoding, text)
 
-    monkeypatch.setattr(draft_module, "count_text", counted)
+    monkeypatch.setattr(shares_module, "count_text", counted)
     return threads
 
 
@@ -234,12 +237,44 @@ async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, co
     assert len(counting_thread) == 1
 
 
+async def test_what_nobody_has_time_to_count_is_bounded_by_its_bytes(
+    books: Books, counting_thread: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd that disconnects makes no queue of bodies: its answers settle at once, for no less."""
+    monkeypatch.setattr(ledger_module, "MAX_ESTIMATES", 1)
+    ones = [uncounted_draft() for _ in range(3)]
+    for one in ones:
+        one.request = chat()
+        one.reserved = worst_case(one.plan, one.request, PRICES)
+        books.ledger.settle(one, "client_gone")
+    await books.tasks.drain(5)
+    shares = [receipt.student for receipt in books.store.receipts]
+    reserved = worst_case(ones[0].plan, chat(), PRICES).bounds["finisher", "small"]
+    read = sorted(share.input_tokens for share in shares if share is not None)
+    assert read[0] < read[1] == read[2] == reserved.input_tokens
+    assert len(counting_thread) == 1
+
+
+async def test_usage_that_cannot_be_is_counted_by_engine_and_reason(books: Books) -> None:
+    for usage in (Usage(10**9, 1), Usage(9, 10**9), Usage(9, 0), Usage(9, 3)):
+        one = uncounted_draft()
+        one.request = chat()
+        one.reserved = worst_case(one.plan, one.request, PRICES)
+        assert one.student is not None
+        one.student.usage = usage
+        books.ledger.settle(one, "ok")
+    await books.tasks.drain(5)
+    await asyncio.sleep(0)
+    assert books.value("gkt_engine_usage_errors_total", engine="small", reason="too_high") == 2
+    assert books.value("gkt_engine_usage_errors_total", engine="small", reason="too_low") == 1
+
+
 async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread runs on when its waiter is cancelled, and must not fix the receipt as if all had gone well."""
     go, begun, counted = threading.Event(), threading.Event(), threading.Event()
-    count = draft_module.count_text
+    count = shares_module.count_text
 
     def slow(encoding: str, text: str) -> int:
         begun.set()
@@ -249,7 +284,7 @@ async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
         finally:
             counted.set()
 
-    monkeypatch.setattr(draft_module, "count_text", slow)
+    monkeypatch.setattr(shares_module, "count_text", slow)
     one = uncounted_draft()
     closing = asyncio.ensure_future(books.ledger.close(one))  # noqa: TID251
     assert await asyncio.to_thread(begun.wait, 5)

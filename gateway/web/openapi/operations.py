@@ -228,6 +228,7 @@ FACTS = {
     "guidance_tokens": "The teacher's tokens that open the answer.",
     "shared": "Whose call made the guidance: flight or cache, an identical request's. Absent: this one's own.",
     "budget": "soft: a budget has passed its soft line. Absent: none has.",
+    "estimated": "true: an engine did not count, and the cost is an upper bound. Absent: all counted.",
     "failed_attempts": "The calls that failed, and in whose place others were made. Absent: none.",
     "batch": "The batch that the teacher's call belonged to.",
     "batch_size": "The calls in that batch, over all replicas.",
