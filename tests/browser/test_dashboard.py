@@ -196,7 +196,7 @@ async def test_savings_that_are_negative_are_said_and_not_only_coloured(
     async def answer(route: Route) -> None:
         seen = await (await route.fetch()).json()
         for period in (seen["today"], seen["month"]):
-            period |= {"cost_usd": "3.5", "baseline_usd": "2", "savings_usd": "-1.5"}
+            period |= {"cost_usd": "3.5", "baseline_usd": "2", "savings_usd": "-1.5", "savings_about_zero": False}
         await route.fulfill(json=seen)
 
     async with opened(browser, pages, path="/login") as page:
