@@ -63,6 +63,33 @@ def test_both_engines_are_asked_alone_and_each_run_has_its_receipt(world: World,
     assert "stream" not in alone
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_teachers_own_answer_measures_the_baseline_of_its_request(world: World, *, stream: bool) -> None:
+    """In a receipt of its own, in the period of the request, whose receipt keeps the estimate."""
+    answer = world.compared("made", stream=stream)
+    served = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+    teacher, student = (world.run_of(answer, name) for name in ("teacher", "student"))
+    measured = teacher["measured"]
+    assert Decimal(measured["baseline_usd"]) == Decimal(teacher["cost_usd"]) > 0, "it had cached nothing"
+    assert measured["estimated_usd"] == served["baseline_usd"]
+    assert measured["estimated_error_usd"] == served["baseline_error_usd"]
+    assert Decimal(teacher["savings_usd"]) == Decimal(measured["baseline_usd"]) - Decimal(served["baseline_usd"])
+    assert (teacher["savings_class"], teacher["created"]) == ("measuring", served["created"])
+    assert (student["savings_class"], student["measured"], Decimal(student["savings_usd"])) == ("measuring", None, 0)
+    assert Decimal(served["savings_usd"]) == Decimal(served["baseline_usd"]) - Decimal(served["cost_usd"])
+
+
+def test_an_answer_that_the_samples_own_limit_cut_measures_nothing(world: World) -> None:
+    """The caller had set no limit: the teacher's answer would have been longer, and dearer."""
+
+    async def cut(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        return await says("One two three four", "length")(request, body)
+
+    world.teacher.behave = cut
+    assert world.run_of(world.compared("made", max_tokens=None), "teacher")["measured"] is None
+    assert world.run_of(world.compared("made", max_tokens=50), "teacher")["measured"] is not None
+
+
 def test_what_guidance_is_worth_is_told_by_route_and_length(world: World) -> None:
     """Guided it says what the teacher says; the student alone shares one word of two with the teacher's five."""
     before = world.rows("chat").get("16", {"samples": 0})
