@@ -165,9 +165,12 @@ class Row(msgspec.Struct, array_like=True, gc=False):
             _count(self.batches, receipt.batch.size, times)
         if receipt.guidance is not None:
             self.kept_tokens += times * receipt.guidance.kept_tokens
-        self.cost_pico += times * pico(receipt.cost_usd)
+        cost = pico(receipt.cost_usd)
+        baseline = pico(receipt.baseline_usd) if receipt.shadow_of is None else 0
+        self.cost_pico += times * cost
+        self.baseline_pico += times * baseline
+        self._add_savings(receipt, cost, baseline, times)
         if receipt.shadow_of is None:
-            self.baseline_pico += times * pico(receipt.baseline_usd)
             self.baseline_estimated += times * (receipt.baseline_estimated and not reported)
             self.baseline_error_pico += times * pico(receipt.baseline_error_usd or Decimal(0))
         if receipt.teacher is not None:
@@ -183,23 +186,17 @@ class Row(msgspec.Struct, array_like=True, gc=False):
                 self.failed_pico += times * self._pay(attempt.share, times)
         if receipt.mode != EDGE:  # a device's times are no stage's
             self._add_times(receipt.timings, times)
-        self._add_savings(receipt, times)
         by_teacher, by_student = _answer_tokens(receipt)
         self.teacher_answer_tokens += times * by_teacher
         self.answer_tokens += times * (by_teacher + by_student)
 
-    def _add_savings(self, receipt: Receipt, times: int) -> None:
+    def _add_savings(self, receipt: Receipt, cost: int, baseline: int, times: int) -> None:
         found, of_class = savings_of(receipt), class_of(receipt)
         measuring = pico(found.measuring_usd) if of_class != MEASURING else 0
         if measuring:
             self._add_class(MEASURING, ClassSum(cost_pico=measuring), times)
-        one = ClassSum(
-            requests=int(receipt.edge_of is None),
-            cost_pico=pico(receipt.cost_usd) - measuring,
-            baseline_pico=pico(receipt.baseline_usd) if receipt.shadow_of is None else 0,
-            savings_pico=pico(found.usd),
-            error_pico=pico(found.error_usd),
-        )
+        requests = int(receipt.edge_of is None)
+        one = ClassSum(requests, cost - measuring, baseline, pico(found.usd), pico(found.error_usd))
         self._add_class(of_class, one, times)
 
     def _add_class(self, name: str, one: ClassSum, times: int) -> None:
@@ -317,7 +314,7 @@ def merge_in(rows: MutableMapping[_Where, Row], where: _Where, row: Row) -> None
 
 def pico(usd: Decimal) -> int:
     """USD as it is added up: whole millionths of a millionth. Receipts have no finer ones."""
-    return int(picodollars(usd))
+    return int(picodollars(usd)) if usd else 0
 
 
 def usd(picos: int) -> Decimal:
