@@ -54,12 +54,19 @@ class Opened:
         return self.draft is not None and self.draft.caller_left
 
 
+class Steps(Protocol):
+    """The steps of one request; see LoopScheduler.enter."""
+
+    async def next_step(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Visit:
     """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
 
     `headers` are the request's own, read where a route asks for one. `allowance` is filled in as soon as it is known.
-    `wanted` is how an operator wants it answered, in the place of what a caller may ask for.
+    `wanted` is how an operator wants it answered, in the place of what a caller may ask for. `steps` divides the event
+    loop's time between tenants; None: nothing is divided.
     """
 
     id: str
@@ -70,6 +77,12 @@ class Visit:
     allowance: Allowance = field(default_factory=Allowance)
     wanted: Wanted | None = None
     opened: Opened = field(default_factory=Opened)
+    steps: Steps | None = None
+
+    async def next_step(self) -> None:
+        """Wait for the tenant's turn in the event loop. Call it before work of some size that follows a wait."""
+        if self.steps is not None:
+            await self.steps.next_step()
 
     def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
         """The receipt of what comes of this, to be filled in."""
@@ -123,11 +136,13 @@ class Completions:
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place(visit.caller):
             plan = await self._admission.reserve(draft, asked, visit.caller)
+            await visit.next_step()
             opening = await self._guide.open(plan, asked, draft)
             if opening.whole is not None:
                 reply = _whole_reply(opening)
             else:
                 reply = await self._finisher.complete(plan, asked, opening, draft)
+                await visit.next_step()
             draft.finish_reason = reply["choices"][0].get("finish_reason")
             receipt = await self._ledger.close(draft, shown=plan.show_cost)
             usage = _caller_usage(plan, asked, draft, receipt)
@@ -153,6 +168,7 @@ class Completions:
         draft = visit.draft(plan, asked.model, stream=asked.stream)
         with self._admission.settled(draft), self._admission.place(visit.caller):
             plan = await self._admission.reserve(draft, asked, visit.caller)
+            await visit.next_step()
             relay = relay_of(head, wants_usage=asked.wants_usage)
             heard = heard_for(plan)
             announced = False

@@ -21,9 +21,13 @@ from gateway.errors import Overloaded
 if TYPE_CHECKING:
     from gateway.metrics import Metrics
 
-# Without contention, so many steps start at once in each millisecond. Any number above the loop's capacity would do.
-_STEPS_PER_MS = 2
-_STEPS_PER_ITERATION = 1
+# Without waiting steps, so many start at once in each millisecond: the most that an arriving tenant finds before it.
+# While one tenant's steps wait and nobody else asks for any, so many start in each loop iteration.
+_STEPS_ALONE = 4
+# While tenants contend, iterations have to be short, because a request takes a dozen of them. They also cost more.
+_STEPS_CONTENDED = 1
+# Tenants contend for so long after one of them asked for a step while others' waited.
+_CONTENTION_S = 1.0
 _MAX_WAIT_S = 30.0
 _MS_PER_S = 1000
 
@@ -41,7 +45,7 @@ class _Queue:
 class LoopScheduler:
     """Start the steps of all tenants, in proportion to their weights while they contend.
 
-    All calls must come from one event loop.
+    It belongs to the event loop that runs when it is made.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -51,8 +55,11 @@ class LoopScheduler:
         self._pass = 0.0  # of the last step that started
         self._ms = -1
         self._left = 0  # steps that may start at once in this millisecond
+        self._contended_until = 0.0
         self._scheduled = False
         self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
 
     def enter(self, tenant: str, weight: float, cost: float = 1.0) -> asyncio.Future[None] | None:
         """Ask for one step of the tenant.
@@ -63,40 +70,42 @@ class LoopScheduler:
         Returns:
             None when the step may run at once, else what to await first. It raises Overloaded after 30 s.
         """
-        loop = asyncio.get_running_loop()
         queue = self._queues.get(tenant)
         if queue is None:
             if not self._queues:
-                ms = int(loop.time() * _MS_PER_S)
+                ms = int(self._time() * _MS_PER_S)
                 if ms != self._ms:
-                    self._ms, self._left = ms, _STEPS_PER_MS
+                    self._ms, self._left = ms, _STEPS_ALONE
                 if self._left:
                     self._left -= 1
                     return None
-            elif self._passes.get(tenant, 0.0) <= self._pass:
-                self._passes[tenant] = self._pass + cost / weight
-                return None
+            else:
+                self._contended_until = self._time() + _CONTENTION_S
+                if self._passes.get(tenant, 0.0) <= self._pass:
+                    self._passes[tenant] = self._pass + cost / weight
+                    return None
             queue = self._queues[tenant] = _Queue(weight)
             heapq.heappush(self._order, (max(self._passes.pop(tenant, 0.0), self._pass), tenant))
-        waiting: asyncio.Future[None] = loop.create_future()
-        queue.steps.append((waiting, cost, loop.time() + _MAX_WAIT_S))
+        waiting: asyncio.Future[None] = self._loop.create_future()
+        queue.steps.append((waiting, cost, self._time() + _MAX_WAIT_S))
         self._metrics.steps_delayed.labels(self._metrics.series.tenant(tenant)).inc()
         if not self._scheduled:
             self._scheduled = True
-            loop.call_soon(self._start_steps, loop)
+            self._loop.call_soon(self._start_steps)
         return waiting
 
-    def _start_steps(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _start_steps(self) -> None:
         """Start the steps of one loop iteration, and come back in the next one while any wait."""
+        most = _STEPS_CONTENDED if self._time() < self._contended_until else _STEPS_ALONE
         started = 0
-        while self._order and started < _STEPS_PER_ITERATION:
+        while self._order and started < most:
             own, tenant = self._order[0]
             queue = self._queues[tenant]
             while queue.steps:
                 waiting, cost, end = queue.steps.popleft()
                 if waiting.done():  # its request was cancelled
                     continue
-                if end <= loop.time():
+                if end <= self._time():
                     waiting.set_exception(Overloaded("Other requests of this tenant keep this worker busy. Try again."))
                     continue
                 waiting.set_result(None)
@@ -114,4 +123,4 @@ class LoopScheduler:
             self._passes.clear()
         self._scheduled = bool(self._queues)
         if self._scheduled:
-            loop.call_soon(self._start_steps, loop)
+            self._loop.call_soon(self._start_steps)

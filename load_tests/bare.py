@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 JSON = {"Content-Type": "application/json"}
 
 
-def application(json_base: str, stream_base: str) -> web.Application:
+def application(json_base: str, stream_base: str, slow_base: str) -> web.Application:
     session: aiohttp.ClientSession
 
     async def sessions(_: web.Application) -> AsyncIterator[None]:
@@ -32,7 +32,7 @@ def application(json_base: str, stream_base: str) -> web.Application:
 
     async def chat(request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
-        base = stream_base if body.get("stream") else json_base
+        base = slow_base if body.get("model") == "slow" else stream_base if body.get("stream") else json_base
         async with session.post(f"{base}/v1/chat/completions", data=orjson.dumps(body)) as reply:
             if not body.get("stream"):
                 answer = orjson.loads(await reply.read())
@@ -44,7 +44,7 @@ def application(json_base: str, stream_base: str) -> web.Application:
             await streamed.write_eof()
             return streamed
 
-    app = web.Application()
+    app = web.Application(client_max_size=8_000_000)  # as large as the gateway's own default
     app.cleanup_ctx.append(sessions)
     app.router.add_post("/v1/chat/completions", chat)
     return app
@@ -55,11 +55,11 @@ def main() -> None:
     flags.add_argument("--port", type=int, required=True)
     flags.add_argument("--json", required=True, help="base URL of the upstream that answers in JSON")
     flags.add_argument("--stream", required=True, help="base URL of the upstream that answers with a stream")
+    flags.add_argument("--slow", default="", help="base URL of the upstream of the model 'slow'; --stream without it")
     given = flags.parse_args()
     uvloop.install()
-    web.run_app(
-        application(given.json, given.stream), host="127.0.0.1", port=given.port, access_log=None, print=lambda *_: None
-    )
+    app = application(given.json, given.stream, given.slow or given.stream)
+    web.run_app(app, host="127.0.0.1", port=given.port, access_log=None, print=lambda *_: None)
 
 
 if __name__ == "__main__":

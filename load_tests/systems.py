@@ -68,7 +68,7 @@ class Site:
     def start(self, name: str, *command: str | Path, env: Mapping[str, str] | None = None) -> Child:
         return self.stack.enter_context(running(name, command, self.folder, env))
 
-    def base(self, kind: Kind) -> str:
+    def base(self, kind: str) -> str:
         return f"http://127.0.0.1:{self.ports[kind]}"
 
     def fill(self, template: str, **values: object) -> Path:
@@ -114,6 +114,7 @@ def start_bare(site: Site) -> System:
     child = site.start(
         BARE, sys.executable, Path(__file__).with_name("bare.py"), "--port", str(port),
         "--json", site.base("json"), "--stream", site.base("stream"),
+        *(("--slow", site.base("slow")) if "slow" in site.ports else ()),
     )  # fmt: skip
     at = f"http://127.0.0.1:{port}"
     system = System(
@@ -145,7 +146,7 @@ def run_gateway(site: Site, more: str = "") -> GatewayProcess:
         site.fill(f"gateway/policies/{policy}.yaml")
     child = site.start("gateway", sys.executable, "-m", "gateway", "serve", "--config", config)
     admin_url = f"http://127.0.0.1:{admin}"
-    child.wait_until(lambda: _probed(admin_url), _START_WITHIN_S)
+    child.wait_until(lambda: probed(admin_url), _START_WITHIN_S)
     return GatewayProcess(child, f"http://127.0.0.1:{port}", admin_url, {"Authorization": f"Bearer {_KEY}"})
 
 
@@ -321,7 +322,8 @@ def _words(stream: str) -> str:
     return "".join([choice["delta"].get("content") or "" for choice in choices] + events[-1:])
 
 
-def _probed(admin_url: str) -> bool:
+def probed(admin_url: str) -> bool:
+    """Whether the gateway has probed each of its engines once."""
     with urllib.request.urlopen(f"{admin_url}/readyz", timeout=5) as reply:
         return all(engine["up"] is not None for engine in json.load(reply)["engines"].values())
 

@@ -11,6 +11,7 @@ from aiohttp import web
 from gateway.completion import Visit
 from gateway.protocol import ChatRequest, TextRequest, parse_chat, parse_text_completion
 from gateway.web.auth import authenticate
+from gateway.web.connection import connection_of
 from gateway.web.decoding import read_parsed
 from gateway.web.events import as_events, reads, require_caller
 from gateway.web.headers import fact_headers
@@ -50,7 +51,14 @@ async def text_completions(request: web.Request) -> web.StreamResponse:
 
 async def answered(request: web.Request, path: Path[_Asked], caller: Caller, asked: _Asked) -> web.StreamResponse:
     """What comes of a checked request, whole or as events. Raises GatewayErrors."""
-    visit = Visit(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
+    visit = Visit(
+        request[REQUEST_ID],
+        caller,
+        int(time.time()),
+        request[STARTED],
+        request.headers,
+        steps=connection_of(request),
+    )
     request[ALLOWANCE] = visit.allowance
     request[OPENED] = visit.opened
     if asked.stream:

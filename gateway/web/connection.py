@@ -225,6 +225,12 @@ class _Connection(web.RequestHandler):
         scheduler = self._server.scheduler
         return None if scheduler is None else scheduler.enter(self.tenant, self.weight, cost)
 
+    async def next_step(self) -> None:
+        """Wait for the next step of a request that goes on in any case, however long the wait is."""
+        if (step := self.step()) is not None:
+            with suppress(Overloaded):
+                await step
+
     async def park(self, step: asyncio.Future[None]) -> None:
         """Wait for a step and read nothing meanwhile, so that what the caller sends waits in its socket.
 

@@ -85,8 +85,8 @@ async def as_events(
         try:
             async with request.app[ADMISSION].until_cut():
                 async for part in parts:
-                    if connection is not None and (step := connection.step()) is not None:
-                        await step
+                    if connection is not None:
+                        await connection.next_step()
                     try:
                         if isinstance(part, Draft):
                             response = await begin(request, part)
