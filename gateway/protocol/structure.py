@@ -73,7 +73,7 @@ def is_large(value: object) -> bool:
         if isinstance(one, str):
             room -= len(one)
         elif isinstance(one, dict):
-            room -= sum(map(len, one))
+            room -= sum(map(len, one)) + _ENTRY_CHARS * len(one)
             pending += one.values()
         elif isinstance(one, list | tuple):
             room -= _ENTRY_CHARS * len(one)

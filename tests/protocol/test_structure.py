@@ -73,6 +73,7 @@ def test_small_and_textual_bodies_are_light() -> None:
         ({"a": [{"b": "text" * 100_000}]}, True),
         ({"name" * 100_000: 1}, True),
         ([[]] * 100_000, True),
+        ([{"a": {}}] * 4_000, True),
         (("a", "b"), False),
     ],
 )

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from gateway.errors import InvalidRequest
+from gateway.web.decoding import BodyDecoder
+
+LIGHT, HEAVY = b"{}", b" " * 300_000
+
+
+async def test_a_light_body_is_decoded_on_the_event_loop() -> None:
+    """A thread would cost more than it saves."""
+    used = await BodyDecoder().decode("acme", LIGHT, lambda _: threading.current_thread())
+    assert used is threading.current_thread()
+
+
+async def test_a_heavy_body_is_decoded_beside_it() -> None:
+    used = await BodyDecoder().decode("acme", HEAVY, lambda _: threading.current_thread())
+    assert used is not threading.current_thread()
+
+
+async def test_a_refusal_comes_through() -> None:
+    def refuse(_: bytes) -> None:
+        raise InvalidRequest("No.", param="x")
+
+    for raw in (LIGHT, HEAVY):
+        with pytest.raises(InvalidRequest, match="No"):
+            await BodyDecoder().decode("acme", raw, refuse)
+
+
+async def test_another_tenant_waits_for_one_body_of_a_flood() -> None:
+    """Tenants take turns."""
+    decoder, gate, order = BodyDecoder(), threading.Event(), []
+
+    def parse(name: str) -> None:
+        gate.wait(10)
+        order.append(name)
+
+    async def send(name: str) -> None:
+        await decoder.decode(name, HEAVY, lambda _: parse(name))
+
+    flood = [asyncio.ensure_future(send("acme")) for _ in range(5)]  # noqa: TID251
+    await asyncio.sleep(0)
+    other = asyncio.ensure_future(send("globex"))  # noqa: TID251
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(*flood, other)
+    assert order == ["acme", "globex", "acme", "acme", "acme", "acme"]
+
+
+async def test_a_caller_that_leaves_keeps_its_turn_until_its_body_is_decoded() -> None:
+    """Else a tenant could fill the thread's queue."""
+    decoder, gate = BodyDecoder(), threading.Event()
+    first = asyncio.ensure_future(decoder.decode("acme", HEAVY, lambda _: gate.wait(10)))  # noqa: TID251
+    await asyncio.sleep(0)
+    first.cancel()
+    second = asyncio.ensure_future(decoder.decode("acme", HEAVY, lambda _: gate.is_set()))  # noqa: TID251
+    done, _ = await asyncio.wait([second], timeout=0.05)
+    assert not done
+    gate.set()
+    assert await second
