@@ -169,6 +169,9 @@ def test_guided_and_unguided_answers_satisfy_the_constraint(
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_no_teacher_is_called_for_one_token(world: World, api: str, placement: str, *, stream: bool) -> None:
+    """The gateway cuts what this student writes beyond the limit."""
     world.teacher.asked.clear()
-    headers, texts = world.ask(api, placement, stream=stream, max_tokens=1)
-    assert (headers["x-gkt-unguided"], texts, world.teacher.asked) == ("token_limit", [OBEYED], [])
+    headers, (text,) = world.ask(api, placement, stream=stream, max_tokens=1)
+    assert (headers["x-gkt-unguided"], world.teacher.asked) == ("token_limit", [])
+    assert text
+    assert OBEYED.startswith(text)
