@@ -25,6 +25,7 @@ from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 DEAR = {"price": {"input_per_1m": 1, "output_per_1m": 1000}}
@@ -221,6 +222,38 @@ def test_an_engine_that_ignores_max_tokens_is_held_to_it(world: World, stream: b
     assert share["estimated"]
     assert stream or share["usage_error"] == "too_high"
     assert receipt["status"] == "ok"
+
+
+@pytest.mark.long
+def test_a_shutdown_waits_for_calls_that_are_read_on(redis_url: str, tmp_path: Path) -> None:
+    """Their receipts are exact, too."""
+    engine = CountingEngine(stops=True, first_s=0.8)
+    with (
+        FakeEngine(engine).running() as student,
+        running_gateway(
+            tmp_path,
+            redis_url=redis_url,
+            redis={"prefix": "disconnects-drain"},
+            models=[model("small", "openai", f"{student.url}/v1", continuation="none")],
+            routes=[{"model": "chat", "mode": "student", "student": "small", "baseline": "small"}],
+        ) as gateway,
+    ):
+        body = {"model": "chat", "user": "a", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
+
+        async def call() -> None:
+            async with httpx.AsyncClient(headers=HEADERS, timeout=10) as client:
+                await hang_up(client, f"{gateway.url}/v1/chat/completions", body, engine.books["a"])
+
+        asyncio.run(call())
+        assert gateway.terminate() == 0
+        receipt = gateway.wait_for_log("request")
+        share = receipt["student"]
+        assert (receipt["status"], share["input_tokens"], share["output_tokens"]) == (
+            "client_gone",
+            engine.books["a"].read,
+            5,
+        )
+        assert "estimated" not in share
 
 
 def test_only_a_rest_below_the_bound_is_read_on() -> None:
