@@ -71,8 +71,8 @@ class RetryPlan:
     """How often one engine is asked again, the first pause before that, and the bounds on retries.
 
     Attributes:
-        max_per_request: calls in the place of failed ones, over all engines. None: `num_retries`, and one for each
-            engine beside the first that may complete the answer.
+        max_per_request: calls in the place of failed ones, over all engines. None: `num_retries`, one for each engine
+            beside the first that may complete the answer, and one for the teacher of a guided answer.
         share, floor: retries of a tenant at one engine in ten seconds: per call that succeeded, and besides.
     """
 
@@ -188,7 +188,8 @@ class Plan:
         """Calls that may be made in the place of failed ones, over all engines."""
         if self.retries.max_per_request is not None:
             return self.retries.max_per_request
-        return self.retries.num_retries + max(0, len(self.finishers) - 1)
+        others = max(0, len(self.finishers) - 1)
+        return self.retries.num_retries + others + (self.guidance is not None)
 
 
 def resolve(

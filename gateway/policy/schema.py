@@ -220,7 +220,7 @@ class RetryRule(Shape):
     """The first pause; each later one is twice as long, and a part of each is left to chance."""
     max_per_request: Annotated[Whole, Field(ge=0, le=30)] | None = None
     """Calls that one request may make in the place of failed ones: at its teacher and all its students together.
-    Default: num_retries, and one for each further student."""
+    Default: num_retries, one for each further student, and one for the teacher of a guided answer."""
     share: Annotated[Number, Field(ge=0, le=10)] = 0.2
     """Retries of a tenant at one engine, as a share of its calls there that succeeded in the last 10 s."""
     floor: Annotated[Whole, Field(ge=0, le=10_000)] = 10
