@@ -1,0 +1,28 @@
+"""A gateway whose event loop is held while Redis replies: `python -m tests.held_gateway serve ...`."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from typing import Any
+
+from gateway.cli import main
+from gateway.ledger.redis_ledger import RedisLedger
+
+_HELD_S = 0.5
+_EACH = 10
+_numbers = itertools.count(1)
+_exchange = RedisLedger.exchange
+
+
+async def _held(self: RedisLedger, *args: Any) -> Any:
+    """Hold the loop as soon as the command is out, for longer than Redis may take."""
+    if not next(_numbers) % _EACH:
+        asyncio.get_running_loop().call_soon(time.sleep, _HELD_S)
+    return await _exchange(self, *args)
+
+
+if __name__ == "__main__":
+    RedisLedger.exchange = _held  # type: ignore[method-assign]
+    main()
