@@ -220,6 +220,7 @@ OPERATIONS: dict[Callable[..., Any], Operation] = {
 FACTS = {
     "mode": "What happened: guided, teacher_complete, student, teacher, embeddings or guidance.",
     "unguided": "Why a guided route was answered without guidance.",
+    "hint": "The policy setting to change and its value, where the route's guidance is often late.",
     "teacher": "The teacher's name.",
     "student": "The student's name.",
     "teacher_tokens": "What the teacher read and wrote, as in 120+40.",

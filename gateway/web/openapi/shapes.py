@@ -155,6 +155,7 @@ class GuidanceReply(Struct):
     guidance: Guidance | None = None
     messages: list[dict[str, Any]] | None = None
     unguided: str | None = None
+    hint: str | None = None
     receipt: str | None = None
     close: Close | None = None
     delta: str | None = None
