@@ -123,7 +123,7 @@ def test_where_nobody_counts_every_answer_is_estimated(world: World, stream: boo
     world.student.behave = behave
     share = world.receipt(world.ask(n=3, stream=stream))["student"]
     assert share["estimated"]
-    assert share["output_tokens"] == 12
+    assert 12 <= share["output_tokens"] < 3 * 12, "an upper bound, of all three"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -152,7 +152,8 @@ def test_where_nobody_counts_all_that_was_written_is_estimated(
     world.student.behave = behave
     tools = [{"type": "function", "function": {"name": "one"}}]
     share = world.receipt(world.ask(tools=tools, stream=stream))["student"]
-    assert (share["estimated"], share["output_tokens"]) == (True, 4)
+    assert share["estimated"]
+    assert 4 <= share["output_tokens"] < 3 * 4, "an upper bound on all of it"
 
 
 NO_PREFILL = "Assistant response prefill is incompatible with enable_thinking."
