@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from gateway.engines.openai import OpenAIEngine
 from gateway.engines.replies import message_text
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError
+from gateway.generation import Generation
 from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import trim
+from gateway.ledger.draft import Call
 from gateway.protocol import ReplyHead, passed_on, usage_body
 from gateway.relay import StreamRelay, join_reply
 from tests.engines.harm import (
@@ -208,15 +211,21 @@ def test_anything_at_all(stage: Stage, protocol: str, raw: bytes, cuts: list[int
 
 
 def is_safe(outcome: Outcome) -> None:
-    """What came can be relayed and sent, with guidance in front and without."""
-    for seam in (None, SeamJoin("The sky", owed=" ", strips_leading_space=True, stop=("xx",))):
-        relay = StreamRelay(HEAD, wants_usage=True)
+    """What came can be counted, relayed and sent: with guidance in front and a limit, and without."""
+    joined = SeamJoin("The sky", owed=" ", strips_leading_space=True, stop=("xx",))
+    for seam, limit in ((None, None), (joined, 3)):
+        relay, call = StreamRelay(HEAD, wants_usage=True), Call("small", [])
+        generation = Generation(call, limit=limit, choices=1, drafts=1, stops_within_s=None, preface="The sky", now=0.0)
         said = relay.join(seam)
-        said += [kept for one in outcome.chunks if (kept := relay.feed(one)) is not None]
+        for one in deepcopy(outcome.chunks):  # a choice is cut in place
+            generation.read(one, 0.0)
+            if (kept := relay.feed(one)) is not None:
+                said.append(kept)
         if outcome.label is None:
             said += relay.end()
             assert isinstance(relay.finish_reason, str)
-        said.append(relay.usage_chunk(_usage_body(relay.usage), {}))
+            generation.finish()
+        said.append(relay.usage_chunk(_usage_body(call.usage), {}))
         for one in said:
             orjson.dumps(one)
             for choice in one["choices"]:
