@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import orjson
+import pytest
 from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
@@ -206,6 +207,7 @@ async def _has(what: Any, count: int) -> bool:
     return len(await what()) == count
 
 
+@pytest.mark.long
 async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_path: Path) -> None:
     """SIGSTOP for longer than its lease: abandoned meanwhile. SIGCONT: its callers are answered, and that stays."""
     async with world(redis_url, "hung") as part:
@@ -246,6 +248,7 @@ async def test_a_process_that_only_hung_has_the_last_word(redis_url: str, tmp_pa
     print(f"abandoned 3, then replaced by the truth {len(receipts)} (first word of it: {len(replaced)} at once)")
 
 
+@pytest.mark.long
 async def test_a_redis_that_restarts_empty_learns_of_what_is_under_way(tmp_path: Path) -> None:
     """Two requests end after the restart: a receipt each. Two others die with their process: abandoned."""
     async with EmbeddedRedis() as server, world(server.url, "restart") as part:
@@ -320,6 +323,7 @@ async def test_a_caller_that_leaves_while_it_waits_for_admission_leaves_nothing_
     print("left while admitted: 4 client_gone, 0 intents")
 
 
+@pytest.mark.long
 async def test_a_redis_that_stands_still_costs_a_handful_of_requests_one_time_out(tmp_path: Path) -> None:
     """Five seconds, eight callers who do not pause: each waits once at most, and all are answered, with receipts."""
     callers = 8

@@ -531,6 +531,7 @@ def test_a_collector_that_refuses_costs_spans_and_nothing_else(
         assert gateway.terminate() == 0
 
 
+@pytest.mark.long
 def test_a_collector_that_says_nothing_fills_a_bounded_queue_and_ends_with_the_process(
     tmp_path: Path, redis_url: str, engines: list[FakeEngine]
 ) -> None:

@@ -215,6 +215,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.long
 async def test_a_rolling_upgrade_and_the_way_back_fail_no_request(tmp_path: Path) -> None:
     """Two gateways are replaced one by one by two of a later version, and one of those by one of the old version again.
 

@@ -268,6 +268,7 @@ async def test_another_route_ends_what_is_under_way_and_nothing_of_it_comes_late
         ] * 3  # fmt: skip
 
 
+@pytest.mark.long
 async def test_what_is_copied_runs(browser: Browser, playground: GatewayProcess) -> None:
     """As it is, but for the key; and it gets the mode and the length that the page shows, where callers may ask."""
     rights = ["clipboard-read", "clipboard-write"]

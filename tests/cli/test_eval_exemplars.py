@@ -71,6 +71,7 @@ def search(folder: Path, *arguments: str, file: Path | None = None, engines: lis
 
 
 @pytest.mark.models
+@pytest.mark.long
 def test_exemplars_that_help_are_written_with_where_they_come_from(tmp_path: Path, engines: LocalStack) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(

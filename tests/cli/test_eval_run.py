@@ -228,6 +228,7 @@ def test_a_gateway_that_runs_is_asked_by_its_routes(tmp_path: Path, gateway: Gat
 
 @pytest.mark.models
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_asks_for_nothing_that_it_has(tmp_path: Path, engines: LocalStack) -> None:
     """Killed at once, then ended by Ctrl-C, then left alone; beside it a run that nobody disturbs."""
     with (

@@ -157,6 +157,7 @@ async def test_what_waits_is_shown_by_tenant_and_is_gone_when_it_is_done(tmp_pat
         assert big["batches"] >= 4
 
 
+@pytest.mark.long
 async def test_without_redis_the_process_tells_of_itself_and_says_so(tmp_path: Path) -> None:
     """200 all the same, whether Redis ended or stands still, and no longer than one command may take."""
     teacher = SlowTeacher()
@@ -281,6 +282,7 @@ def test_nobody_listens(config: Path) -> None:
     assert "http://[::1]:1 " in _one_line(_run("--config", str(config)))
 
 
+@pytest.mark.long
 def test_an_address_that_cannot_be_known(config: Path) -> None:
     """No file, a port that is chosen at the start, a mistake where the address stands."""
     assert "--url" in _one_line(_run("--config", "nowhere.yaml"))
@@ -290,6 +292,7 @@ def test_an_address_that_cannot_be_known(config: Path) -> None:
     assert "config.yaml:1: admin.port" in _one_line(_run("--config", str(config)))
 
 
+@pytest.mark.long
 def test_what_listens_is_no_gateway() -> None:
     """Another server: it has no such page, or says something else there."""
     app = web.Application()
@@ -320,6 +323,7 @@ async def _half_a_list(_: web.Request) -> web.Response:
     return web.Response(text="[1, 2")
 
 
+@pytest.mark.long
 def test_a_teacher_that_is_none(tmp_path: Path, redis_url: str) -> None:
     """The nearest name is offered, and those there are."""
     with _gateway(tmp_path, redis_url, SlowTeacher()) as process:

@@ -62,6 +62,7 @@ def test_a_port_that_is_taken(tmp_path: Path, redis_url: str, workers: str) -> N
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.long
 def test_a_port_that_another_gateways_workers_share(tmp_path: Path, redis_url: str, workers: str) -> None:
     """Sharing is for the workers of one gateway: a second one would take half of the first one's callers."""
     with running_gateway(

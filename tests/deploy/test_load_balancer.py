@@ -169,6 +169,7 @@ def test_what_failed_otherwise_is_not_asked_twice(status: int, tmp_path: Path) -
     assert sum(replica.asked for replica in replicas) == 1
 
 
+@pytest.mark.long
 def test_no_request_fails_while_one_of_two_gateways_is_stopped(tmp_path: Path, redis_url: str) -> None:
     body = {"model": "chat-student", "messages": [{"role": "user", "content": "Hi"}]}
     with ExitStack() as stack:

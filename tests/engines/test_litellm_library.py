@@ -113,6 +113,7 @@ def said_by(script: str, *arguments: str, **environ: str) -> dict[str, Any]:
     return said
 
 
+@pytest.mark.long
 async def test_litellm_calls_nobody_but_the_engine(tmp_path: Path) -> None:
     """No price list, no telemetry, no model's details; and what tiktoken reads stays where it was."""
     async with serving({"/v1/messages": replying(message(" o p"))}) as fake:

@@ -84,6 +84,7 @@ class Ends(Told):
             raise Killed
 
 
+@pytest.mark.long
 async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_path: Path, engines: LocalStack) -> None:
     with (
         recording_proxy(engines.teacher_url) as (teacher, to_teacher),

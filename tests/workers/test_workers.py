@@ -169,6 +169,7 @@ def holder(gateway: GatewayProcess) -> int:
     return max(held, key=lambda worker: held[worker])
 
 
+@pytest.mark.long
 def test_what_a_killed_worker_held_leaves_the_sums(tmp_path: Path, redis_url: str) -> None:
     with (
         FakeEngine(hang).running() as engine,
@@ -214,6 +215,7 @@ def test_a_signal_drains_every_worker(tmp_path: Path, redis_url: str, number: si
         assert not any(alive(pid) for pid in workers.values())
 
 
+@pytest.mark.long
 def test_who_connects_while_one_worker_drains_is_served_by_the_other(tmp_path: Path, redis_url: str) -> None:
     """It listens no more; on a connection that is open already it answers 503, and closes it."""
     body = {"model": "chat-student", "messages": [{"role": "user", "content": "Write."}]}
@@ -247,6 +249,7 @@ def test_who_connects_while_one_worker_drains_is_served_by_the_other(tmp_path: P
             held.result(LIMIT_S)
 
 
+@pytest.mark.long
 def test_a_worker_that_does_not_drain_is_told_by_the_exit_code(tmp_path: Path, redis_url: str) -> None:
     """It is killed here while it waits for its request; so is one that takes far too long."""
     with (
