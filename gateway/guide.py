@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import random
 import time
-from io import StringIO
 from typing import TYPE_CHECKING
 
 import orjson
@@ -29,13 +28,13 @@ from gateway.errors import (
     QueueFull,
     TicketUnreadable,
 )
-from gateway.guidance.ending import EndRule, lost_tokens, open_to_end
+from gateway.guidance.ending import EndRule, open_to_end
 from gateway.guidance.keep import GrowingKeep
 from gateway.guidance.projection import added_bytes
 from gateway.ledger.draft import Call, FailedCall
 from gateway.ledger.receipt import BatchFacts
 from gateway.ledger.worst_case import TEACHER_RETRIES
-from gateway.opening import UNGUIDED, Hearing, Opening, opened, opening_request, read_by
+from gateway.opening import UNGUIDED, Hearing, Opening, answered_call, opened, opening_request, read_by
 from gateway.protocol import TextRequest
 from gateway.sounding import STUDENT_CONFIDENT, Sounding
 
@@ -228,16 +227,7 @@ class Guide:
         reply = landing.reply
         if not landing.shared and draft.shadow_of is None:
             self._deadlines.arrived(draft.tenant, draft.route, guidance, draft.guided - draft.asked)
-        draft.teacher = Call(
-            guidance.teacher,
-            read_by(request),
-            reply.usage,
-            StringIO(reply.text),
-            lost_tokens=lost_tokens(reply),
-            shared=landing.shared,
-            span=reply.span,
-            role="guidance",
-        )
+        draft.teacher = answered_call(guidance, request, reply, landing.shared)
         return reply
 
     def _missed(self, guidance: GuidancePlan, draft: Draft, heard: Hearing | None) -> None:

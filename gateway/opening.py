@@ -11,8 +11,10 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from gateway.engines.base import OpeningRequest
+from gateway.guidance.ending import lost_tokens
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
+from gateway.ledger.draft import Call
 from gateway.protocol import TextRequest
 
 if TYPE_CHECKING:
@@ -146,6 +148,24 @@ def _lead(text: str) -> str:
 def read_by(request: OpeningRequest) -> Sequence[Json]:
     """What the teacher reads, for a count of our own."""
     return request.messages if request.messages is not None else [{"role": "user", "content": request.prompt}]
+
+
+def answered_call(guidance: GuidancePlan, request: OpeningRequest, reply: OpeningReply, shared: str = "") -> Call:
+    """Return the teacher's call as the receipt charges it.
+
+    Args:
+        shared: as in `Call`.
+    """
+    return Call(
+        guidance.teacher,
+        read_by(request),
+        reply.usage,
+        StringIO(reply.text),
+        lost_tokens=lost_tokens(reply),
+        shared=shared,
+        span=reply.span,
+        role="guidance",
+    )
 
 
 def _kept_tokens(reply: OpeningReply, kept: str, most: int) -> int:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation
 from gateway.errors import StartupError
-from gateway.guidance.ending import EndRule, lost_tokens, open_to_end
+from gateway.guidance.ending import EndRule, open_to_end
 from gateway.ledger.draft import Call, Draft
-from gateway.opening import UNGUIDED, Opening, opened, opening_request, read_by
+from gateway.ledger.worst_case import worst_case
+from gateway.opening import UNGUIDED, Opening, answered_call, opened, opening_request, read_by
 from gateway.policy.length import longest
 from gateway.policy.projections import CUTOFF
 from gateway.policy.resolve import Look
@@ -108,6 +109,8 @@ async def answer(
     draft = Draft(
         id=question.id, created=0, tenant="eval", key="eval", route="eval", stream=False, started=started, plan=plan
     )
+    # A tenant's budget has no part here, but the reservation bounds what the receipt charges for unknown usage.
+    draft.request, draft.reserved = asked, worst_case(plan, asked, money.prices)
     teacher_s = student_s = None
     opening = UNGUIDED
     text = ""
@@ -123,9 +126,7 @@ async def answer(
             request = opening_request(plan.guidance, asked)
             reply, teacher_s = await _opening(plan, plan.guidance, request, teacher)
             draft.asked = draft.granted = draft.guided = started
-            draft.teacher = Call(
-                TEACHER, read_by(request), reply.usage, StringIO(reply.text), lost_tokens=lost_tokens(reply)
-            )
+            draft.teacher = answered_call(plan.guidance, request, reply)
             found = opened(plan, plan.guidance, asked, draft, reply)
             if isinstance(found, Opening):
                 opening = found
