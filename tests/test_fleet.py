@@ -102,7 +102,7 @@ async def test_every_callers_sampling_reaches_the_student_untouched(
                 model("big", "tgi", engines.teacher_url),
                 model("small", "openai", proxy + "/v1", model="smollm2-135m-instruct", continuation="trailing"),
             ],
-            "routes": [guided(tokens=4), STUDENT_ONLY],
+            "routes": [guided(tokens=4, allow_fields=["an_unknown_parameter"]), STUDENT_ONLY],
             "redis": {"prefix": "bodies"},
             "redis_url": redis_url,
         }
