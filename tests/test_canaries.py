@@ -41,7 +41,8 @@ _OWN = (
     "{}-tool",
 )
 _GUIDANCE = tuple(f"{tenant}-guidance" for tenant in TENANTS)
-# The codes of a student's failure, as JSON and in a stream. None: it is no failure there.
+# The codes of a student's failure, as JSON and then in a stream. None: it is no failure there.
+# A 500 with a message is proven to be the request's own fault by then: the JSON call failed at the same request.
 CODES: dict[str, tuple[str | None, str | None]] = {
     "key-refused": ("engine_rejected", "engine_rejected"),
     "forbidden": ("engine_rejected", "engine_rejected"),
@@ -49,8 +50,8 @@ CODES: dict[str, tuple[str | None, str | None]] = {
     "blames-400": ("invalid_request_error", "invalid_request_error"),
     "blames-422": ("invalid_request_error", "invalid_request_error"),
     "overloaded": ("engine_overloaded", "engine_overloaded"),
-    "failed": ("engine_failed", "engine_failed"),
-    "failed-in-words": ("engine_failed", "engine_failed"),
+    "failed": ("engine_failed", "invalid_request_error"),
+    "failed-in-words": ("engine_failed", "invalid_request_error"),
     "page": ("engine_failed", "engine_failed"),
     "page-200": ("engine_garbled", "engine_garbled"),
     "error-200": ("engine_failed", "engine_garbled"),
@@ -417,8 +418,9 @@ def _without_redis(world: World) -> None:
     with Callers(world) as callers:
         for stream in (False, True):
             assert callers.ask("acme", "fine", "chat", stream=stream).status_code == 200
-            failed = callers.ask("acme", "student-failed", "chat-student", stream=stream)
-            assert callers.told(failed) == "engine_failed"
+            for play, code in (("failed", "invalid_request_error"), ("page", "engine_failed")):
+                failed = callers.ask("acme", f"student-{play}", "chat-student", stream=stream)
+                assert callers.told(failed) == code, (play, stream, failed.text)
         assert callers.send("acme", "GET", "/v1/receipts/req_0123456789abcdef01234567").status_code == 503
     for tenant, reply in callers.replies:
         world.canaries.search("reply", reply, allowed=tuple(name.format(tenant) for name in _OWN))
