@@ -136,7 +136,7 @@ async def test_what_an_engine_refuses_is_an_example_with_the_errors_label(tmp_pa
     await staged(tmp_path, pair_of(engines), SETTINGS[:3], (QUESTIONS[0], long))
     found = {(line["setting"], line["question"]): line.get("error") for line in lines(tmp_path / EXAMPLES)}
     assert found[SETTINGS[1].name, "long"] == "invalid_request", "as a caller of the gateway is told"
-    assert found[SETTINGS[0].name, "long"] == found[SETTINGS[2].name, "long"] == "engine_failed", "as TGI says it here"
+    assert found[SETTINGS[0].name, "long"] == found[SETTINGS[2].name, "long"] == "engine_rejected", "as TGI streams it"
     assert [found[setting.name, "q0"] for setting in SETTINGS[:3]] == [None] * 3
 
 
