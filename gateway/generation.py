@@ -70,7 +70,7 @@ class Generation:
         self._ended: set[int] = set()
         self._over = False  # the engine's own count exceeds the limit
         self._cut = False
-        self._total = False  # the usage is that of all choices
+        self._total = False  # the usage is that of all choices, and no text came after it
         self._complete = False
         call.limit_tokens = None if limit is None else limit * drafts
 
@@ -91,6 +91,7 @@ class Generation:
             index = choice.get("index", 0)
             if text := written(choice.get("delta") or {}):
                 self._call.text.write(text)
+                self._total = False
                 if self._limit is not None and index not in self._ended:
                     self._hold(choice, index, text)
             if choice.get("finish_reason"):
@@ -130,7 +131,7 @@ class Generation:
         """Bound the tokens that were generated and never read, unless the usage is final."""
         call = self._call
         call.lost_tokens, call.unbounded = 0, False
-        if self._complete or (call.ended and call.usage is not None and (self._total or self._choices == 1)):
+        if self._complete or self._counted():
             return
         limit = None if self._cut else call.limit_tokens  # an engine that passed its limit has none
         if self._stops_within_s is not None:
@@ -144,6 +145,19 @@ class Generation:
         if self._cut:
             call.limit_tokens = None
         self._add_to_running_count(call, limit)
+
+    def _counted(self) -> bool:
+        """Whether the engine has counted the whole reply.
+
+        A usage event after the text counts all of it, also where the stream then breaks off without a finish_reason.
+        Some engines count the prompt before they generate.
+        """
+        usage = self._call.usage
+        if usage is None or self._cut:
+            return False
+        if self._call.ended:
+            return self._total or self._choices == 1
+        return self._total and usage.output_tokens > 0
 
     def _add_to_running_count(self, call: Call, limit: int | None) -> None:
         """Where the engine counted as it generated, its count is a better base than the text."""

@@ -153,6 +153,36 @@ def test_the_usage_after_the_last_choice_is_final() -> None:
     assert (call.usage, call.lost_tokens, call.unbounded) == (Usage(9, 4), 0, False)
 
 
+def test_a_usage_event_is_final_where_the_stream_breaks_off_after_it() -> None:
+    """A proxy may drop the finish_reason and the end of the stream."""
+    call = Call("small", ())
+    one = generation(500, call=call)
+    read(one, says("Hi"), says(" there"), {"choices": [], "usage": COUNTED})
+    one.close(9.0)
+    assert (call.usage, call.lost_tokens, call.unbounded) == (Usage(9, 4), 0, False)
+
+
+@pytest.mark.parametrize("later", [None, "text", "an end"])
+def test_a_usage_event_before_the_text_is_not_final(later: str | None) -> None:
+    """An engine may count the prompt first, and the answer as it is generated."""
+    call = Call("small", ())
+    one = generation(500, choices=2, stops_within_s=0.0, call=call)
+    event = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3 if later else 0}}
+    chunks = {None: [], "text": [says("Hi")], "an end": [says("Hi", "stop")]}[later]
+    read(one, event, *chunks)
+    one.close(0.0)
+    assert (call.usage, call.lost_tokens) == (None, 2 * MIN_UNREAD_TOKENS)
+
+
+def test_a_usage_event_is_not_final_where_the_engine_passed_its_limit() -> None:
+    """It generates until the call is canceled."""
+    call = Call("small", ())
+    one = generation(1, call=call)
+    read(one, says("one two"), {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
+    one.close(0.0)
+    assert (call.usage, call.unbounded) == (None, True)
+
+
 @pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": "9"}])
 def test_the_last_usable_usage_counts(later: Any) -> None:
     """One that cannot be read does not undo one that could."""
