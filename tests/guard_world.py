@@ -48,11 +48,11 @@ def is_opening(body: dict[str, Any]) -> bool:
     return 6 in (body.get("max_tokens"), body.get("parameters", {}).get("max_new_tokens"))
 
 
-def opens(alone: str) -> Handler:
+def opens(alone: str, finish_reason: str = "stop") -> Handler:
     """A teacher: an opening for whoever asks for as few tokens as guidance has, else an answer of its own."""
 
     async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        return await (says(WORDS, "length") if is_opening(body) else says(alone))(request, body)
+        return await (says(WORDS, "length") if is_opening(body) else says(alone, finish_reason))(request, body)
 
     return behave
 

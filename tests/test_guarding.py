@@ -81,11 +81,7 @@ def test_the_teachers_own_answer_measures_the_baseline_of_its_request(world: Wor
 
 def test_an_answer_that_the_samples_own_limit_cut_measures_nothing(world: World) -> None:
     """The caller had set no limit: the teacher's answer would have been longer, and dearer."""
-
-    async def cut(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        return await says("One two three four", "length")(request, body)
-
-    world.teacher.behave = cut
+    world.teacher.behave = opens("One two three four five", "length")
     assert world.run_of(world.compared("made", max_tokens=None), "teacher")["measured"] is None
     assert world.run_of(world.compared("made", max_tokens=50), "teacher")["measured"] is not None
 
