@@ -85,6 +85,7 @@ from gateway.web.routes import ROUTES
 from gateway.wiring import (
     archive_of,
     hourly_of,
+    init_engine_series,
     leases_of,
     limits_of,
     max_output_of,
@@ -149,6 +150,7 @@ async def gateway(
         policies = Policies(book, watched.files.edition() if watched is not None else None)
         name_series(metrics, policies.book)
         policies.on_change(partial(name_series, metrics))
+        init_engine_series(metrics, (model.name for model in settings.models))
         show_deadlines(metrics, policies.book)
         policies.on_change(partial(show_deadlines, metrics))
         redis_keys = RedisKeys(settings.redis.prefix)

@@ -21,6 +21,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from gateway.fair_share import ANONYMOUS
 from gateway.metric_files import count_in_files, of_all_workers
 from gateway.series import OTHER, Series
 from gateway.version import __version__
@@ -92,7 +93,7 @@ class Metrics:
             count_in_files(worker)
         self._shared = worker is not None
         self.worker = str(worker or 1)
-        self.series = Series(max_tenants)
+        self.series = Series(max_tenants, reserved=(ANONYMOUS,))
         if self._shared:
             # What the one before it counted stays in its files, so it has its place already.
             for family in of_all_workers().collect():
@@ -526,6 +527,7 @@ class Metrics:
             self.receipts_unkept.labels(of)
         for spool in ("own", "dead"):
             self.spool_told.labels(spool)
+        self.steps_delayed.labels(ANONYMOUS)
 
     def _of_worker(self, name: str, what: str) -> Gauge:
         return Gauge(name, what, ("worker",), registry=self.registry, multiprocess_mode="livemax")

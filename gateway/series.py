@@ -20,10 +20,12 @@ class Series:
 
     Args:
         max_tenants: how many tenants are named.
+        reserved: labels that are no tenant's. They always stand for themselves and take no tenant's place.
     """
 
-    def __init__(self, max_tenants: int) -> None:
+    def __init__(self, max_tenants: int, reserved: Iterable[str] = ()) -> None:
         self._max_tenants = max_tenants
+        self._reserved = frozenset(reserved)
         self._max_routes = _ROUTES_PER_TENANT * max_tenants
         self._tenants: set[str] = set()
         self._routes: set[tuple[str, str]] = set()
@@ -37,7 +39,7 @@ class Series:
 
     def tenant(self, tenant: str) -> str:
         """The label for a tenant."""
-        if tenant not in self._tenants:
+        if tenant not in self._tenants and tenant not in self._reserved:
             if tenant == OTHER or len(self._tenants) >= self._max_tenants:
                 return OTHER
             self._tenants.add(tenant)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from gateway.batching.ticket import Limits
 from gateway.errors import StartupError
 from gateway.ledger.max_output import EngineMaxima
+from gateway.ledger.shares import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -82,6 +83,15 @@ def name_series(metrics: Metrics, book: PolicyBook) -> None:
     """In the order of the files, so that all workers name the same tenants."""
     for policy in book.policies:
         metrics.series.name(policy.tenant, (route.model for route in policy.routes))
+        # Requests of any kind may be delayed, so the series exists before the first one.
+        metrics.steps_delayed.labels(metrics.series.tenant(policy.tenant))
+
+
+def init_engine_series(metrics: Metrics, engines: Iterable[str]) -> None:
+    """Create at 0 the series of engines that an alert watches: Prometheus sees no growth in a series that appears."""
+    for engine in engines:
+        for reason in filter(None, get_args(UsageError)):
+            metrics.engine_usage_errors.labels(engine, reason)
 
 
 def show_deadlines(metrics: Metrics, book: PolicyBook) -> None:

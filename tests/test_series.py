@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.fair_share import ANONYMOUS
 from gateway.metric_files import MULTIPROCESS_FOLDER
 from gateway.metrics import Metrics
 from gateway.series import OTHER, Series
@@ -50,6 +51,12 @@ def test_a_tenant_that_comes_and_goes_for_ever_makes_no_series_beyond_the_bound(
         )
         == 990
     )
+
+
+def test_requests_of_nobody_take_no_tenants_place() -> None:
+    metrics = Metrics(max_tenants=1)
+    assert [metrics.series.tenant(name) for name in (ANONYMOUS, "a", "b")] == [ANONYMOUS, "a", OTHER]
+    assert metrics.registry.get_sample_value("gkt_steps_delayed_total", {"tenant": ANONYMOUS}) == 0
 
 
 @pytest.fixture
