@@ -42,7 +42,7 @@ dialect: tgi
 prefill: {fixed: 2ms}
 decode: {fixed: 1ms, per_sequence: 0.1ms}
 seed: 1
-faults: {fail_424: 0.35, hang: 0.1, break_off: 0.05}
+faults: {fail_424: 0.5, hang: 0.1, break_off: 0.05}
 """
 _STUDENT = """
 model: student
