@@ -63,7 +63,7 @@ class RequestRetries:
         self._metrics = metrics
 
     def may_retry(self, engine: str, *, others: int = 0) -> bool:
-        """Whether the same engine may be called again; if so, the retry is taken from its budget.
+        """Return whether the same engine may be called again; if so, the retry is taken from its budget.
 
         Args:
             others: engines that may still be asked after this one. A call of each is kept for them.
@@ -76,7 +76,7 @@ class RequestRetries:
         return True
 
     def may_move_on(self, engine: str) -> bool:
-        """Whether another engine may be asked in the place of this one."""
+        """Return whether another engine may be asked in the place of this one."""
         return self._left() > 0 or self._refuse(engine, "request")
 
     def _left(self) -> int:

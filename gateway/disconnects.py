@@ -1,4 +1,4 @@
-"""What happens to a request whose caller disconnects: its engine call is read to its end, or cancelled at once.
+"""Disconnects: the engine call of a request whose caller left is read to its end, or cancelled at once.
 
 Only the end of a reply has the engine's token counts. Reading on is worth it while the tokens that may still come cost
 less than `MAX_REST_USD`, and for `READ_ON_S` at most. Otherwise the call is cancelled, and charged at an upper bound.

@@ -368,7 +368,7 @@ class EngineFailed(EngineError):
 
     @property
     def may_blame_request(self) -> bool:
-        """Whether the request may be at fault: the engine itself failed, and says at what.
+        """Return whether the request may be at fault: the engine itself failed, and says at what.
 
         A status such as 502 is a proxy's, and a proxy's page has no words that are quoted.
         """

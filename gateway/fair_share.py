@@ -80,7 +80,7 @@ class FairShare:
 
 
 class Holdings(Generic[_Held]):
-    """What tenants hold of one resource, one by one, oldest first.
+    """The holdings of each tenant of one resource, oldest first.
 
     Args:
         capacity: as of a FairShare.

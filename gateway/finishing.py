@@ -53,7 +53,7 @@ class Finisher:
         self._budgets = budgets or RetryBudgets()
 
     def look(self, engine: str, tenant: str = "") -> Look:
-        """What is known of an engine now, for a tenant."""
+        """Return what is known of an engine now, for a tenant."""
         guarded = self._engines[engine]
         state = guarded.state
         return Look(state.continuation, guarded.rests_for(tenant), state.reasoning, takes_prompts=state.takes_prompts)

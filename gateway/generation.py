@@ -147,7 +147,7 @@ class Generation:
         self._add_to_running_count(call, limit)
 
     def _counted(self) -> bool:
-        """Whether the engine has counted the whole reply.
+        """Return whether the engine has counted the whole reply.
 
         A usage event after the text counts all of it, also where the stream then breaks off without a finish_reason.
         Some engines count the prompt before they generate.
@@ -172,7 +172,7 @@ class Generation:
         call.usage, call.lost_tokens = replace(usage, output_tokens=most, estimated=True), 0
 
     def _exceeds(self, usage: Json) -> bool:
-        """Whether the engine's own count exceeds the limit. One more for each choice is the token that ends it."""
+        """Return whether the engine's own count exceeds the limit. Each choice may have one more, its end token."""
         return self._limit is not None and _visible(usage) > (self._limit + 1) * self._drafts
 
     def _hold(self, choice: Json, index: int, text: str) -> None:
@@ -243,7 +243,7 @@ class _Count:
         return True
 
     def fitting(self, text: str, limit: int) -> int:
-        """How many characters of the text that follows are within the limit."""
+        """Return the number of characters of the following text that are within the limit."""
         left, within, at = limit - self._words, self._in_word, 0
         for part in text.split(" "):
             if part.strip():

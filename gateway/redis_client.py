@@ -196,7 +196,7 @@ class RedisClient:
 
 
 def _is_local(error: BaseException | None) -> bool:
-    """Whether this process lacks what it needs to ask Redis. The client wraps the system's error."""
+    """Return whether this process lacks what it needs to ask Redis. The client wraps the system's error."""
     while error is not None:
         if isinstance(error, MaxConnectionsError) or (isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS):
             return True

@@ -64,7 +64,7 @@ class Run(Shape):
         return prompt
 
     def wanted(self, projections: Mapping[str, Projection] = PROJECTIONS) -> Wanted:
-        """What is wanted of the route. Raises InvalidRequest where there is no projection of that name."""
+        """Return the override of the route. Raises InvalidRequest if no projection has that name."""
         guidance, name = self.guidance, self.guidance.projection
         if name is not None and name not in projections:
             message = f"There is no projection '{name}'.{meant(name, list(projections))}"

@@ -1,4 +1,4 @@
-"""How long guidance takes, by teacher and length. Pure.
+"""Measured times of guidance, by teacher and length. Pure.
 
 A time counts from the ticket's arrival in the queue to the last token of the guidance, as `guidance.deadline` does.
 """

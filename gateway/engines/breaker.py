@@ -46,7 +46,7 @@ class BreakerCall:
 
 @dataclass(slots=True)
 class _Scope:
-    """One circuit: closed while `open_until` is None."""
+    """A circuit. It is closed while `open_until` is None."""
 
     rest_s: float
     open_until: float | None = None
@@ -183,7 +183,7 @@ class Breaker:
             self._tenants_open_until = min(self._tenants_open_until, now)
 
     def _is_enough(self, failing: _Tenant) -> bool:
-        """Whether the failures of a tenant, or its failures beside those of others, speak against the engine."""
+        """Return whether the failures of a tenant, or its failures beside those of others, speak against the engine."""
         failures = self._rule.failures
         if len(self._tenants) >= _LEAST_TENANTS and self._failed_calls >= failures:
             return True

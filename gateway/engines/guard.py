@@ -102,11 +102,11 @@ class GuardedEngine:
 
     @property
     def rests(self) -> bool:
-        """Whether some call would be refused now."""
+        """Return whether some call would be refused now."""
         return self._breaker.state(self._clock()) == "open"
 
     def rests_for(self, tenant: str) -> bool:
-        """Whether a call of the tenant would be refused now."""
+        """Return whether a call of the tenant would be refused now."""
         return self._breaker.refuses_for_s(tenant, self._clock()) > 0
 
     async def opening(
@@ -199,7 +199,7 @@ async def show_calls(engines: Iterable[GuardedEngine], metrics: Metrics) -> None
 
 
 class _Verdict:
-    """One call: entering may raise EngineResting, leaving tells the breaker how the call ended.
+    """The context of one call. Entering may raise EngineResting; leaving tells the breaker how the call ended.
 
     Leaving raises EngineRejected in the place of a failure that is proven to be the request's own.
     """
@@ -294,10 +294,10 @@ class _Verdict:
                 breaker.abandoned(self._call)
 
     async def _is_requests_own(self, error: EngineFailed) -> bool:
-        """Whether this request alone makes the engine fail. The evidence for the next attempt is collected here."""
+        """Return whether this request alone makes the engine fail. Collect the evidence for the next attempt."""
         if self.begun or not error.may_blame_request:
             return False
-        sent = _fingerprint(self._call.tenant, self._sent)
+        sent = await asyncio.to_thread(_fingerprint, self._call.tenant, self._sent)
         times = self._faults.failed(sent, self._call.request_id, self._sent_at, self._clock())
         if self._faults.is_proven(sent, self._sent_at):
             return True
@@ -320,7 +320,7 @@ _NOT_ITS_OWN = frozenset({"max_completion_tokens", "max_tokens", "stream", "stre
 
 
 def _fingerprint(tenant: str, sent: Any) -> bytes:
-    """A hash of what a tenant sent. Computed for calls that failed alone."""
+    """Return a hash of what a tenant sent. Only for calls that failed, in a thread: a body may have megabytes."""
     if isinstance(sent, dict):
         sent = {name: value for name, value in sent.items() if name not in _NOT_ITS_OWN}
     return hashlib.blake2b(orjson.dumps((tenant, sent), default=str), digest_size=16).digest()

@@ -37,7 +37,7 @@ _PROBES = {
 
 @dataclass(frozen=True, slots=True)
 class _FailedList:
-    """One prompt of a list may have made the engine fail: each member may be retried alone."""
+    """The engine failed at a list, perhaps at one prompt of it: each member may be retried alone."""
 
     error: EngineError
 

@@ -64,11 +64,11 @@ class RequestFaults:
             self._by_chance_until = now + _BY_CHANCE_S
 
     def fails_by_chance(self, now: float) -> bool:
-        """Whether requests that failed have succeeded since: then no failure is proven to be a request's own."""
+        """Return whether requests that failed have succeeded since: then no failure is proven to be a request's own."""
         return now < self._by_chance_until
 
     def is_proven(self, fingerprint: bytes, sent: float) -> bool:
-        """Whether the request itself makes the engine fail.
+        """Return whether the request itself makes the engine fail.
 
         It failed, then another call was sent and answered, and after that it was sent and failed again.
 

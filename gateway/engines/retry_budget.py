@@ -1,4 +1,4 @@
-"""How many failed calls a process may retry: a share of the calls that succeeded of late, and a few besides.
+"""Retry budgets: a process may retry a share of its recent successful calls, and a fixed number besides.
 
 While an engine is down nearly every call fails, and retries would multiply its load. The bound is that of Finagle and
 Envoy: 20 % of the successes of the last ten seconds, plus a floor that lets idle engines be retried at all. Each tenant

@@ -31,7 +31,7 @@ FALLBACK = "o200k_base"
 """Where the model's own tokenizer is not known."""
 _BYTES_PER_TOKEN = 4
 MAX_BOUNDED_BYTES = 512_000
-"""Of a longer text the rest is bounded by its bytes: to count it would take more CPU than it is worth."""
+"""The rest of a longer text is bounded by its bytes: a count would cost more CPU than it is worth."""
 # A tokenizer may take time that grows with the square of a piece's length. A cut adds a token at most.
 _PIECE_CHARS = 4096
 _WORD = re.compile(r" ?([A-Za-z]+)")

@@ -69,7 +69,7 @@ class _Use:
 
 @dataclass(slots=True)
 class _Hold:
-    """One request that Redis does not count yet. `pico` counts in each of `budgets`."""
+    """A request that Redis does not count yet. `pico` counts in each of `budgets`."""
 
     names: tuple[_Name, ...]
     budgets: tuple[_Name, ...]
@@ -176,7 +176,7 @@ class LocalLimits:
         self._uses = {name: use for name, use in self._uses.items() if name in held}
 
     def _begin(self, under_way: Iterable[Candidate], but: str, now_s: float) -> None:
-        """What was admitted by Redis and runs still takes room in parallel; its money is no part of a remainder."""
+        """Count running requests that Redis admitted. They use parallel slots; remainders exclude their money."""
         self._away_since_s = now_s
         for candidate in under_way:
             if candidate.id != but and candidate.id not in self._holds:
@@ -218,7 +218,7 @@ class LocalLimits:
         return None
 
     def _allowance(self, name: _Name, fleet: int) -> int:
-        """What this process may spend until Redis is back."""
+        """Return the amount that this process may spend until Redis is back."""
         known = self._remainders.get(name)
         assert self._away_since_s is not None, "an allowance holds while Redis is away"
         if known is None or known.learned_s < self._away_since_s - FRESH_S:

@@ -1,4 +1,4 @@
-"""What one engine call is charged: the engine's own count where it is possible, else an upper bound.
+"""The charge of one engine call: the engine's own count where it is possible, else an upper bound.
 
 No share exceeds what the request reserved for the call, whatever an engine reports (worst_case.py).
 """
@@ -41,7 +41,7 @@ _PICTURES = frozenset({"image_url", "image", "input_image"})
 
 
 class Shares(NamedTuple):
-    """One call's share as it is charged, and as it is likely: without bounds, for the baseline."""
+    """The share of one call as charged, and as likely: without bounds, for the baseline."""
 
     charged: EngineShare
     likely: EngineShare

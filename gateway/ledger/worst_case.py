@@ -40,7 +40,7 @@ TEACHER_RETRIES = 1
 
 
 Role: TypeAlias = Literal["guidance", "finisher", "probe"]
-"""What a call is made for."""
+"""The purpose of a call."""
 
 
 class CallBound(NamedTuple):

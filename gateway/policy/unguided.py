@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(NamedTuple):
-    """Whether a request can be guided.
+    """Return whether a request can be guided.
 
     Attributes:
         unguided: the reason against guidance; None: there is none.

@@ -139,7 +139,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
 
     @property
     def savings_error_pico(self) -> int:
-        """How far `savings_pico` may be from the truth."""
+        """Return the error bound of `savings_pico`."""
         return sum(one.error_pico for one in self.classes.values())
 
     @property

@@ -170,7 +170,7 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    """One connection of the gateway's.
+    """A connection of the gateway's listener.
 
     Attributes:
         tenant, weight: whose key the last request showed.
@@ -333,7 +333,7 @@ class _Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def reads_on(self) -> bool:
-        """Whether the handler goes on although its caller disconnected, for a time that is bounded.
+        """Return whether the handler goes on although its caller disconnected, for a time that is bounded.
 
         aiohttp cancels `_task_handler` when the connection is lost; here it is cancelled when that time is over.
         """

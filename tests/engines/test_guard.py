@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,29 @@ class World:
     @property
     def gauge(self) -> float:
         return self.metrics.engine_breaker.labels("small")._value.get()  # type: ignore[no-any-return]
+
+
+class Notes:
+    """A value that notes the thread in which it is encoded."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def __str__(self) -> str:
+        self.threads.append(threading.get_ident())
+        return ""
+
+
+async def test_a_failed_request_is_hashed_in_a_thread() -> None:
+    """A body of megabytes must not hold the event loop."""
+    error, notes = EngineFailed("It cannot read the image.", engine="small", status_sent=500), Notes()
+    error.said = "no such image"
+    world = World([error])
+    call_for("acme", "request")
+    with pytest.raises(EngineFailed):
+        await anext(world.engine.stream({"image": notes}))
+    assert notes.threads
+    assert threading.get_ident() not in notes.threads
 
 
 def failed() -> EngineFailed:
