@@ -250,6 +250,17 @@ class Prometheus:
         result: list[dict[str, Any]] = reply["data"]["result"]
         return result
 
+    def query_range(self, expr: str, since: float) -> list[dict[str, Any]]:
+        """The values for each second from `since` (Unix time, seconds) until now, as a dashboard's panel gets them.
+
+        Raises AssertionError where `expr` is no PromQL.
+        """
+        data = {"query": expr, "start": since, "end": time.time(), "step": 1}
+        reply = httpx.post(f"{self.url}/api/v1/query_range", data=data).json()
+        assert reply["status"] == "success", f"{expr}: {reply.get('error')}"
+        result: list[dict[str, Any]] = reply["data"]["result"]
+        return result
+
     def rules(self) -> list[dict[str, Any]]:
         groups = httpx.get(f"{self.url}/api/v1/rules").json()["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
