@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from gateway.engines.origin import call_for
 from gateway.errors import GatewayError, Overloaded
-from gateway.fair_share import FairShare
 from gateway.ledger.content import Content
 from gateway.ledger.refusals import refused
 from gateway.ledger.scopes import Scopes
 from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
 from gateway.sections import Defaults
+from gateway.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,15 +39,12 @@ if TYPE_CHECKING:
 
 NO_DEFAULTS = Defaults()
 
-_HARD_BOUND = 2  # times max_in_flight: slots of tenants below their shares included
-
 
 class Admission:
     """Counts the requests this process holds.
 
     Args:
-        max_in_flight: the bound. While it is reached, a tenant above its fair share is refused. A tenant below its
-            share is admitted until the process holds twice the bound. So no tenant can take every slot.
+        max_in_flight: capacity of the slots.
         defaults: limits and budgets of tenants and keys whose policy says nothing of them.
         on_redis_failure: what becomes of requests while Redis cannot count; a tenant's policy may say otherwise.
     """
@@ -61,12 +58,11 @@ class Admission:
         defaults: Defaults = NO_DEFAULTS,
         on_redis_failure: OnRedisFailure = "degrade",
     ) -> None:
-        self._max_in_flight = max_in_flight
         self._ledger = ledger
         self._metrics = metrics
         self._scopes = Scopes(defaults)
         self._on_redis_failure = on_redis_failure
-        self._slots = FairShare(max_in_flight)
+        self._slots = Slots(max_in_flight, "requests", metrics)
         self._gauge = metrics.in_flight
         self._empty = asyncio.Event()
         self._empty.set()
@@ -76,7 +72,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        return self._slots.total
+        return self._slots.held
 
     def place(self, caller: Caller) -> AbstractContextManager[None]:
         """Hold a slot of the caller's tenant inside the block. Entering raises Overloaded."""
@@ -86,25 +82,15 @@ class Admission:
         """Acquire a slot for the tenant of `policy`. Raises Overloaded."""
         if self.draining:
             raise Overloaded("This process is shutting down. Try again: another one will answer.")
-        slots = self._slots
-        tenant = policy.tenant
-        if slots.total >= self._max_in_flight and (
-            slots.total >= _HARD_BOUND * self._max_in_flight or not slots.is_below(tenant, policy.weight)
-        ):
-            raise Overloaded(
-                f"The gateway holds {slots.total} requests, its limit, and {slots.held(tenant)} of them are this "
-                "tenant's. Try again shortly."
-            )
-        slots.acquire(tenant, policy.weight)
-        self._gauge.set(slots.total)
+        self._slots.acquire(policy.tenant, policy.weight)
+        self._gauge.set(self._slots.held)
         self._empty.clear()
 
     def leave(self, tenant: str) -> None:
         """Release a slot of the tenant."""
-        slots = self._slots
-        slots.release(tenant)
-        self._gauge.set(slots.total)
-        if not slots.total:
+        self._slots.release(tenant)
+        self._gauge.set(self._slots.held)
+        if not self._slots.held:
             self._empty.set()
 
     async def reserve(self, draft: Draft, asked: CallerRequest, caller: Caller) -> Plan:
@@ -146,7 +132,11 @@ class Admission:
 
     @contextmanager
     def settled(self, draft: Draft) -> Iterator[None]:
-        """Settle one receipt for what happens inside the block, whatever that is."""
+        """Settle one receipt for what happens inside the block, whatever that is.
+
+        A request that was refused before anything was reserved has no receipt: it costs nothing, and its caller may
+        repeat it without limit. Hold its slot around the block, so that a request without a slot has none either.
+        """
         status = "internal"
         call_for(draft.tenant, draft.id)
         try:
@@ -159,7 +149,6 @@ class Admission:
             status = "shutdown" if self.cutting and not draft.caller_left else "client_gone"
             raise
         finally:
-            # Whoever is refused for a limit costs nothing, and may come again and again: no receipt tells of it.
             if not draft.refused:
                 self._ledger.settle(draft, status)
 
@@ -173,7 +162,7 @@ class Admission:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
-        cut = self._slots.total
+        cut = self._slots.held
         self.cutting = True
         for limit in self._cuts:
             limit.reschedule(asyncio.get_running_loop().time())

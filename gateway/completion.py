@@ -134,7 +134,7 @@ class Completions:
         plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
-        with self._admission.settled(draft), self._admission.place(visit.caller):
+        with self._admission.place(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             await visit.next_step()
             opening = await self._guide.open(plan, asked, draft)
@@ -166,7 +166,7 @@ class Completions:
         plan = await self._resolve(visit, asked)
         head = _head(visit, asked)
         draft = visit.draft(plan, asked.model, stream=asked.stream)
-        with self._admission.settled(draft), self._admission.place(visit.caller):
+        with self._admission.place(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             await visit.next_step()
             relay = relay_of(head, wants_usage=asked.wants_usage)

@@ -65,7 +65,7 @@ class Embeddings:
         tenant = visit.caller.policy.tenant
         plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests_for(tenant), headers=visit.headers)
         draft = visit.draft(plan, asked.model, stream=False)
-        with self._admission.settled(draft), self._admission.place(visit.caller):
+        with self._admission.place(visit.caller), self._admission.settled(draft):
             await self._admission.reserve(draft, asked, visit.caller)
             reply = await self._embed(plan, asked, draft)
             receipt = await self._ledger.close(draft, shown=plan.show_cost)

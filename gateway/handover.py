@@ -45,7 +45,7 @@ class Handover:
     async def answer(self, visit: Visit, asked: ChatRequest) -> Answer:
         """The guidance, whole. Raises GatewayErrors."""
         draft = await self._draft(visit, asked)
-        with self._admission.settled(draft), self._admission.place(visit.caller):
+        with self._admission.place(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             opening = await self._guide.open(plan, asked, draft)
             terms = self._hand_over(draft, asked, opening)
@@ -59,7 +59,7 @@ class Handover:
         An error raised before the draft was yielded can still become a status; one raised after it cannot.
         """
         draft = await self._draft(visit, asked)
-        with self._admission.settled(draft), self._admission.place(visit.caller):
+        with self._admission.place(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             opening, announced = UNGUIDED, False
             async with aclosing(self._guide.stream(plan, asked, draft)) as pieces:

@@ -417,7 +417,7 @@ class Metrics:
         )
         self.limited = Counter(
             "gkt_limited",
-            "Requests refused for a limit of their tenant or key: requests, tokens, parallel, budget.",
+            "Requests refused for a limit of their tenant or key, or for its share of a full worker.",
             ("tenant", "limit"),
             registry=registry,
         )

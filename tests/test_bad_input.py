@@ -253,7 +253,19 @@ def test_a_flood_beyond_the_bound_is_503_with_retry_after(redis_url: str, tmp_pa
         ) as process,
     ):
         answers = asyncio.run(flood(process.url))
-    refused = [answer for answer in answers if answer.status_code == 503]
+        refused = [answer for answer in answers if answer.status_code == 503]
+        for answer in answers:
+            found = _receipt_of(process, answer)
+            assert found.status_code == (404 if answer in refused else 200), found.text
+        metrics = httpx.get(process.admin_url + "/metrics").text
     assert len(refused) == 5
     assert all(_error(answer)["code"] == "overloaded" and answer.headers["Retry-After"] for answer in refused)
     assert sum(answer.status_code == 200 for answer in answers) == 3
+    assert 'gkt_limited_total{limit="concurrent_requests",tenant="acme"} 5.0' in metrics
+    assert 'gkt_refused_total{status="overloaded"} 5.0' in metrics
+    assert 'status="overloaded"' not in "".join(line for line in metrics.splitlines() if "gkt_requests_total" in line)
+
+
+def _receipt_of(process: GatewayProcess, answer: httpx.Response) -> httpx.Response:
+    """Return the reply for the receipt of an answer that has left: its process writes receipts at once."""
+    return httpx.get(f"{process.url}/v1/receipts/{answer.headers['x-request-id']}", headers=AUTHORISED)

@@ -25,9 +25,20 @@ async def _ask(client: httpx.AsyncClient) -> httpx.Response:
     return await client.post("/v1/chat/completions", json=body)
 
 
+def _receipt_path(answer: httpx.Response) -> str:
+    return f"/v1/receipts/{answer.headers['x-request-id']}"
+
+
+def _refused(process: GatewayProcess) -> int:
+    """Return how many requests were refused for Redis without a receipt."""
+    lines = httpx.get(f"{process.admin_url}/metrics").text.splitlines()
+    (line,) = [one for one in lines if one.startswith('gkt_refused_total{status="store_unavailable"} ')]
+    return round(float(line.split()[1]))
+
+
 async def _receipt(client: httpx.AsyncClient, answer: httpx.Response) -> dict[str, Any]:
     for _ in range(400):
-        found = await client.get(f"/v1/receipts/{answer.headers['x-request-id']}")
+        found = await client.get(_receipt_path(answer))
         if found.status_code == 200:
             return dict(found.json())
         await asyncio.sleep(0.02)
@@ -74,12 +85,22 @@ async def test_answers_go_on_without_redis_or_are_refused_as_configured(tmp_path
                         await asyncio.sleep(0.05)
                     assert (await client.get("/readyz")).status_code == 200
                     assert (await client.get("/readyz")).text == "degraded\n"
+                    late = await _ask(client)  # when the process knows that Redis is away
                     await redis.start()
                     await asyncio.sleep(1.5)
                     after = await _ask(client)
                     assert after.status_code == 200
                     assert after.headers["x-gkt-batch"].startswith("b")
-                    for answer in [*alone, after]:
-                        assert (await _receipt(client, answer))["id"] == answer.headers["x-request-id"]
+                    if on_failure == "reject":
+                        # Redis was asked for the first ones: it may have reserved for them.
+                        unreserved = _refused(process)
+                        assert 1 <= unreserved <= 5
+                        found = [await client.get(_receipt_path(answer)) for answer in (*alone, late)]
+                        assert [one.status_code for one in found].count(404) == unreserved
+                        assert found[-1].status_code == 404
+                        assert (await _receipt(client, after))["id"] == after.headers["x-request-id"]
+                    else:
+                        for answer in (*alone, late, after):
+                            assert (await _receipt(client, answer))["id"] == answer.headers["x-request-id"]
                 assert process.terminate() == 0
                 assert process.wait_for_log("stopped")["receipts_kept"] is True

@@ -111,7 +111,7 @@ class Draft:
     allowance: Allowance = field(default_factory=Allowance)
     content: Content | None = None  # where its tenant wants it in the log
     budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
-    refused: bool = False  # a limit or a budget had no room for it
+    refused: bool = False  # before anything was reserved: it has no receipt
     terms: CloseTerms | None = None  # a device is to report how it finished the answer
     measures: Draft | None = None  # the request whose baseline this call measures
     request: CallerRequest | None = None  # as it was admitted, for counts of our own

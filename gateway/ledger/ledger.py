@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from gateway.errors import StoreUnavailable
 from gateway.ledger.edge import student_of
 from gateway.ledger.intent import intend
 from gateway.ledger.max_output import unknown_max_output
@@ -104,7 +105,11 @@ class Ledger:
         )
         # No call of the request is charged more than its reservation, which must not change from now on.
         draft.request, draft.reserved = asked, mosts[variants[0].kind]
-        admitted = await self._store.admit(Candidate(scopes, variants), on_failure=on_failure)
+        try:
+            admitted = await self._store.admit(Candidate(scopes, variants), on_failure=on_failure)
+        except StoreUnavailable:
+            draft.refused = not self._store.holds(draft.id)
+            raise
         if admitted is not None and admitted[0].variant in mosts:
             draft.reserved = mosts[admitted[0].variant]
         return admitted

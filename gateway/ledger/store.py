@@ -97,7 +97,9 @@ class ReceiptStore:
         self._exchanging = asyncio.Lock()
 
     async def admit(self, candidate: Candidate, *, on_failure: OnRedisFailure) -> Admitted:
-        """Ask whether a request may go on, before it spends anything. Its receipt must follow, unless it may not.
+        """Ask whether a request may go on, before it spends anything.
+
+        Its receipt must follow where it may, and where `holds` says so after an error: Redis may then have an intent.
 
         Args:
             on_failure: what to do when Redis cannot be asked. A request that goes on is counted as soon as Redis can.
@@ -112,6 +114,8 @@ class ReceiptStore:
             if admitted is None:
                 self._metrics.intents_missed.inc()
                 if on_failure == "reject":
+                    if candidate.id not in self._in_doubt:
+                        del self._under_way[candidate.id]
                     raise StoreUnavailable("Redis is away, and here requests need it. Try again.")
                 if on_failure == "degrade" and candidate.scopes:
                     return self._decide_alone(candidate), candidate.scopes, None
