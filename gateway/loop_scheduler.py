@@ -7,6 +7,9 @@ the next step of the tenant that had least so far.
 
 The queues follow start-time fair queuing (Goyal, Vin and Cheng, 1996). Each step has a cost; a tenant's pass advances
 by cost divided by weight. A tenant whose pass is not ahead of the pass of the last step goes at once.
+
+A tenant that is alone waits only where many or large steps come together. The queues cost more than they bring there:
+they part groups of requests that would share a loop iteration and an exchange with Redis.
 """
 
 from __future__ import annotations
@@ -19,26 +22,34 @@ from typing import TYPE_CHECKING
 from gateway.errors import Overloaded
 
 if TYPE_CHECKING:
+    from prometheus_client import Counter
+
     from gateway.metrics import Metrics
 
-# Without waiting steps, so many start at once in each millisecond: the most that an arriving tenant finds before it.
-# While one tenant's steps wait and nobody else asks for any, so many start in each loop iteration.
-_STEPS_ALONE = 4
+# The cost of the steps that start in one loop iteration, or at once in one millisecond, while one tenant is alone. It
+# bounds what an arriving tenant finds before it.
+_COST_ALONE = 32.0
 # While tenants contend, iterations have to be short, because a request takes a dozen of them. They also cost more.
-_STEPS_CONTENDED = 1
-# Tenants contend for so long after one of them asked for a step while others' waited.
-_CONTENTION_S = 1.0
+_COST_CONTENDED = 1.0
+_COST_AT_ONCE_CONTENDED = 4.0
+# Tenants contend for so long after a step of one follows a step of another within this time.
+_CONTENTION_S = 0.25
 _MAX_WAIT_S = 30.0
 _MS_PER_S = 1000
 
 
 class _Queue:
-    """The steps of one tenant that wait, oldest first, each with the time at which it gives up."""
+    """The steps of one tenant that wait, oldest first, each with the time at which it gives up.
 
-    __slots__ = ("steps", "weight")
+    Args:
+        delayed: counts them.
+    """
 
-    def __init__(self, weight: float) -> None:
+    __slots__ = ("delayed", "steps", "weight")
+
+    def __init__(self, weight: float, delayed: Counter) -> None:
         self.weight = weight
+        self.delayed = delayed
         self.steps: deque[tuple[asyncio.Future[None], float, float]] = deque()  # cost, end of the wait
 
 
@@ -54,7 +65,9 @@ class LoopScheduler:
         self._passes: dict[str, float] = {}  # of tenants without waiting steps that are ahead of `_pass`
         self._pass = 0.0  # of the last step that started
         self._ms = -1
-        self._left = 0  # steps that may start at once in this millisecond
+        self._at_once = 0.0  # cost of the steps that started at once in this millisecond
+        self._tenant = ""  # that last asked for a step, and when
+        self._asked_at = -_CONTENTION_S
         self._contended_until = 0.0
         self._scheduled = False
         self._metrics = metrics
@@ -70,25 +83,30 @@ class LoopScheduler:
         Returns:
             None when the step may run at once, else what to await first. It raises Overloaded after 30 s.
         """
+        now = self._time()
+        if tenant != self._tenant:
+            if now - self._asked_at < _CONTENTION_S:
+                self._contended_until = now + _CONTENTION_S
+            self._tenant = tenant
+        self._asked_at = now
         queue = self._queues.get(tenant)
         if queue is None:
             if not self._queues:
-                ms = int(self._time() * _MS_PER_S)
+                ms = int(now * _MS_PER_S)
                 if ms != self._ms:
-                    self._ms, self._left = ms, _STEPS_ALONE
-                if self._left:
-                    self._left -= 1
+                    self._ms, self._at_once = ms, 0.0
+                if self._at_once < (_COST_AT_ONCE_CONTENDED if now < self._contended_until else _COST_ALONE):
+                    self._at_once += cost
                     return None
-            else:
-                self._contended_until = self._time() + _CONTENTION_S
-                if self._passes.get(tenant, 0.0) <= self._pass:
-                    self._passes[tenant] = self._pass + cost / weight
-                    return None
-            queue = self._queues[tenant] = _Queue(weight)
+            elif self._passes.get(tenant, 0.0) <= self._pass:
+                self._passes[tenant] = self._pass + cost / weight
+                return None
+            metrics = self._metrics
+            queue = self._queues[tenant] = _Queue(weight, metrics.steps_delayed.labels(metrics.series.tenant(tenant)))
             heapq.heappush(self._order, (max(self._passes.pop(tenant, 0.0), self._pass), tenant))
         waiting: asyncio.Future[None] = self._loop.create_future()
-        queue.steps.append((waiting, cost, self._time() + _MAX_WAIT_S))
-        self._metrics.steps_delayed.labels(self._metrics.series.tenant(tenant)).inc()
+        queue.steps.append((waiting, cost, now + _MAX_WAIT_S))
+        queue.delayed.inc()
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._start_steps)
@@ -96,8 +114,8 @@ class LoopScheduler:
 
     def _start_steps(self) -> None:
         """Start the steps of one loop iteration, and come back in the next one while any wait."""
-        most = _STEPS_CONTENDED if self._time() < self._contended_until else _STEPS_ALONE
-        started = 0
+        most = _COST_CONTENDED if self._time() < self._contended_until else _COST_ALONE
+        started = 0.0
         while self._order and started < most:
             own, tenant = self._order[0]
             queue = self._queues[tenant]
@@ -111,7 +129,7 @@ class LoopScheduler:
                 waiting.set_result(None)
                 self._pass = max(self._pass, own)
                 own += cost / queue.weight
-                started += 1
+                started += cost
                 break
             if queue.steps:
                 heapq.heapreplace(self._order, (own, tenant))

@@ -48,6 +48,24 @@ async def test_a_step_starts_at_once_while_nobody_contends(scheduler: LoopSchedu
         await asyncio.sleep(0.0011)
 
 
+async def test_a_tenant_alone_waits_for_nobody_and_a_second_one_ends_that(scheduler: LoopScheduler) -> None:
+    contend(scheduler, "acme", 30)
+    assert len(started) == 30
+    await asyncio.sleep(0.002)
+    contend(scheduler, "other", 1)
+    await asyncio.sleep(0.002)
+    contend(scheduler, "acme", 30)
+    assert len(started) < 40
+    await until(61)
+
+
+async def test_large_steps_of_a_tenant_alone_wait(scheduler: LoopScheduler) -> None:
+    """An arriving tenant must not find many of them before it."""
+    contend(scheduler, "acme", 30, cost=100.0)
+    assert len(started) < 5
+    await until(30)
+
+
 async def test_a_quiet_tenant_does_not_wait_for_the_steps_of_a_flood(scheduler: LoopScheduler) -> None:
     """Its first step goes at once, its second after those of an iteration or two."""
     contend(scheduler, "flood", 200)
@@ -64,8 +82,8 @@ async def test_a_quiet_tenant_does_not_wait_for_the_steps_of_a_flood(scheduler: 
 async def test_tenants_that_contend_share_steps_by_weight(scheduler: LoopScheduler) -> None:
     contend(scheduler, "light", 100)
     contend(scheduler, "heavy", 300, weight=3.0)
-    await until(120)
-    counts = Counter(started[20:120])
+    await until(140)
+    counts = Counter(started[40:140])
     assert counts["heavy"] == pytest.approx(3 * counts["light"], rel=0.15)
     await until(400)
 
@@ -102,7 +120,8 @@ async def test_steps_of_requests_that_were_cancelled_take_no_turn(scheduler: Loo
 async def test_a_wait_has_an_end(scheduler: LoopScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller is told, and may try again."""
     monkeypatch.setattr(loop_scheduler, "_MAX_WAIT_S", 0.0)
-    steps = [step for step in (scheduler.enter("acme", 1.0) for _ in range(5)) if step is not None]
+    steps = [step for step in (scheduler.enter("acme", 1.0) for _ in range(50)) if step is not None]
+    assert steps
     for step in steps:
         with pytest.raises(Overloaded, match="Other requests of this tenant"):
             await step
