@@ -33,6 +33,7 @@ MIN_UNREAD_TOKENS = 16
 """Tokens of one choice that may be on the way at any time: a step of speculative decoding, and buffers."""
 MAX_TOKEN_BYTES = 128
 """Length of the longest token."""
+_MAX_CHAR_BYTES = 4
 
 
 class Generation:
@@ -239,12 +240,15 @@ class _Count:
         last = text.rpartition(" ")
         self._in_word = bool(last[2].strip()) or (not last[1] and self._in_word)
         # A word has at least one character, and a space before the next; a character has at most four bytes.
-        self._free_chars = min(2 * (limit - count), (limit * MAX_TOKEN_BYTES - size) // 4)
+        self._free_chars = min(2 * (limit - count), (limit * MAX_TOKEN_BYTES - size) // _MAX_CHAR_BYTES)
         return True
 
     def fitting(self, text: str, limit: int) -> int:
         """Return the number of characters of the following text that are within the limit."""
         left, within, at = limit - self._words, self._in_word, 0
+        most = limit * MAX_TOKEN_BYTES - self._bytes
+        if text.count(" ") < left and len(text) * _MAX_CHAR_BYTES <= most:
+            return len(text)  # as nearly every reply is: a text has at most one word more than spaces
         for part in text.split(" "):
             if part.strip():
                 left -= not within
@@ -253,7 +257,6 @@ class _Count:
             within = False
             at += len(part) + 1
         at = min(at, len(text))
-        most = limit * MAX_TOKEN_BYTES - self._bytes
         fits = text[:at].encode("utf-8", "replace")[: max(0, most)].decode("utf-8", "ignore")
         return len(fits)
 
