@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,8 +34,7 @@ class BreakerRule:
     longest_s: float = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class BreakerCall:
+class BreakerCall(NamedTuple):
     """A call that was let through. The trial flags name the scopes that its outcome decides."""
 
     tenant: str
@@ -96,6 +95,8 @@ class Breaker:
 
     def state(self, now: float) -> BreakerState:
         """The state of the engine as a whole: open or half open while any tenant's calls are refused."""
+        if self._engine.open_until is None and self._tenants_open_until is None:
+            return "open" if now < self._held_until else "closed"
         ends = [end for end in (self._engine.open_until, self._tenants_open_until) if end is not None]
         if now < max([self._held_until, *ends]):
             return "open"
@@ -103,9 +104,10 @@ class Breaker:
 
     def refuses_for_s(self, tenant: str, now: float) -> float:
         """Seconds for which the tenant's calls are refused; 0 when the next one may go. Asking changes nothing."""
-        failing = self._tenants.get(tenant)
-        own_s = failing.scope.refuses_for_s(now) if failing is not None else 0.0
-        return max(0.0, self._held_until - now, self._engine.refuses_for_s(now), own_s)
+        refused_s = max(self._held_until - now, self._engine.refuses_for_s(now))
+        if (failing := self._tenants.get(tenant)) is not None:
+            refused_s = max(refused_s, failing.scope.refuses_for_s(now))
+        return refused_s
 
     def begin(self, tenant: str, request_id: str, now: float) -> BreakerCall:
         """Let a call through, which `refuses_for_s` allowed. Report its outcome with what is returned."""

@@ -7,11 +7,10 @@ share one call. `Admission.settled` sets it for each request.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """The tenant and the id of a request. Both are empty for calls that the gateway makes by itself."""
 
     tenant: str = ""

@@ -6,7 +6,7 @@ are read in pieces by C functions, so other threads run in between.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.errors import InvalidRequest
 
@@ -29,6 +29,7 @@ INLINE_BYTES = 256_000
 
 _ENCODED_INLINE_CHARS = 200_000
 _ENTRY_CHARS = 40
+_HOLDS_ENTRIES = frozenset({dict, list, tuple})
 _CHUNK_BYTES = 1 << 17
 _SCANNED_BYTES = 2_000_000  # so many are encoded in a few milliseconds
 
@@ -67,21 +68,22 @@ def check_values(raw: bytes) -> int:
 def is_large(value: object) -> bool:
     """Return whether encoding a value as JSON takes more than about a millisecond."""
     room = _ENCODED_INLINE_CHARS
-    pending = [value]
+    pending: list[Any] = [(value,)]
     while pending:
         one = pending.pop()
-        if isinstance(one, str):
-            room -= len(one)
-        elif isinstance(one, dict):
-            room -= sum(map(len, one)) + _ENTRY_CHARS * len(one)
-            pending += one.values()
-        elif isinstance(one, list | tuple):
-            room -= _ENTRY_CHARS * len(one)
-            if room > 0:
-                pending += one
+        room -= _ENTRY_CHARS * len(one)
+        if isinstance(one, dict):
+            room -= sum(map(len, one))
+            one = one.values()
         if room < 0:
             return True
-    return False
+        for entry in one:
+            kind = type(entry)
+            if kind is str:
+                room -= len(entry)
+            elif kind in _HOLDS_ENTRIES:
+                pending.append(entry)
+    return room < 0
 
 
 def escape_safe_chunks(raw: bytes) -> Iterator[bytes]:
