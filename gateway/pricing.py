@@ -56,12 +56,12 @@ def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_t
     if min(input_tokens, output_tokens, cached_input_tokens) < 0:
         raise ValueError("token counts cannot be negative")
     cached = min(cached_input_tokens, input_tokens)
-    parts = (
-        _EXACT.multiply(price.input_usd, Decimal(input_tokens - cached)),
-        _EXACT.multiply(price.cached_input_usd, Decimal(cached)),
-        _EXACT.multiply(price.output_usd, Decimal(output_tokens)),
+    read, written = (
+        _EXACT.multiply(price.input_usd, input_tokens - cached),
+        _EXACT.multiply(price.output_usd, output_tokens),
     )
-    return _EXACT.add(_EXACT.add(parts[0], parts[1]), parts[2])
+    cost = _EXACT.add(read, written)
+    return _EXACT.add(cost, _EXACT.multiply(price.cached_input_usd, cached)) if cached else cost
 
 
 def quantized(amount_usd: Decimal) -> Decimal:

@@ -161,8 +161,10 @@ class Draft:
 
     @property
     def needs_estimate(self) -> bool:
-        calls = (self.teacher, self.student, self.probe, *(failed.call for failed in self.failed))
-        return any(call is not None and (call.usage is None or self._usage_error(call)) for call in calls)
+        for call in (self.teacher, self.student, self.probe, *(failed.call for failed in self.failed)):
+            if call is not None and (call.usage is None or self._usage_error(call)):
+                return True
+        return False
 
     @property
     def mode(self) -> str:

@@ -133,14 +133,15 @@ class Ledger:
             return draft.receipt
         if draft.caller_left:
             status = "client_gone"
-        if draft.needs_estimate and self._estimating >= MAX_ESTIMATES:
-            receipt = draft.sum_up(status, self._prices, None)
-        elif draft.needs_estimate:
-            self._estimating += 1
-            try:
-                receipt = await asyncio.to_thread(self._counted, draft, status)
-            finally:
-                self._estimating -= 1
+        if draft.needs_estimate:
+            if self._estimating >= MAX_ESTIMATES:
+                receipt = draft.sum_up(status, self._prices, None)
+            else:
+                self._estimating += 1
+                try:
+                    receipt = await asyncio.to_thread(self._counted, draft, status)
+                finally:
+                    self._estimating -= 1
         else:
             receipt = self._told(draft, status)
             if self._recounts(draft, receipt):
