@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from gateway.errors import InvalidRequest
 from gateway.protocol.elsewhere import elsewhere_in
 from gateway.protocol.structure import MAX_DEPTH, check_values
-from gateway.protocol.token_ids import take_token_ids
+from gateway.protocol.token_ids import FIELDS, take_token_ids
 from gateway.protocol.unicode import BOM, locate_invalid_utf8, replace_lone_surrogates
 
 Json = dict[str, Any]
@@ -89,7 +89,7 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
     try:
         openings = check_values(raw)
     except InvalidRequest:
-        if (taken := take_token_ids(raw)) is None:
+        if FIELDS.isdisjoint(known.__struct_fields__) or (taken := take_token_ids(raw)) is None:
             raise
         raw = taken.rest
         openings = check_values(raw)

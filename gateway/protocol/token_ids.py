@@ -27,6 +27,8 @@ class _Fields(Struct, frozen=True):
 
 
 _FIELDS = msgspec.json.Decoder(_Fields)
+FIELDS = frozenset(_Fields.__struct_fields__)
+"""Names of these fields."""
 
 
 class TokenIds(NamedTuple):

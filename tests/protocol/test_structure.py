@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import InvalidRequest
+from gateway.protocol import body as body_module
 from gateway.protocol import parse_chat
 from gateway.protocol.structure import MAX_VALUES, check_values, escape_safe_chunks, is_large, is_light
 from load_tests.hostile_bodies import MAX_BYTES, TEXTS, UNITS, list_body, text_body
@@ -57,6 +58,36 @@ def test_hostile_lists_are_refused_or_small(unit: bytes) -> None:
     raw = list_body(CHAT, "x", unit, MAX_BYTES)
     said = refusal(raw)
     assert raw.count(b",") < MAX_VALUES if said is None else str(MAX_VALUES) in said or "valid JSON" in said
+
+
+class Counted(bytes):
+    """A document that records how many of its bytes each count reads."""
+
+    read: list[int]
+
+    def count(self, sub: object, start: int = 0, end: int = -1) -> int:  # type: ignore[override]
+        self.read.append((len(self) if end < 0 else min(end, len(self))) - start)
+        return super().count(sub, start, end)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("body", [text_body(CHAT, "x", b"a", MAX_BYTES), list_body(CHAT, "x", b"[]", MAX_BYTES)])
+def test_no_call_reads_a_large_body_at_once(body: bytes) -> None:
+    """It would hold the interpreter lock. Of a hostile body, the beginning is read."""
+    raw = Counted(body)
+    raw.read = []
+    try:
+        check_values(raw)
+    except InvalidRequest:
+        assert sum(raw.read) < 1_500_000
+    assert max(raw.read) <= 1 << 17
+
+
+def test_a_chat_is_not_searched_for_token_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no field for them, and the search takes milliseconds."""
+    searched: list[bytes] = []
+    monkeypatch.setattr(body_module, "take_token_ids", searched.append)
+    assert refusal(list_body(CHAT, "x", b"[]", MAX_BYTES))
+    assert not searched
 
 
 def test_small_and_textual_bodies_are_light() -> None:
