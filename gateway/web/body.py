@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import ClientPayloadError, web
@@ -12,19 +13,26 @@ from gateway.errors import BodyTooSlow, InvalidRequest
 from gateway.web.connection import connection_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aiohttp import StreamReader
 
 _BODY_WITHIN_S = 30.0
 # A body that does not arrive at once must bring so much in each interval.
 _INTERVAL_S = 5.0
 _MIN_INTERVAL_BYTES = 5_000
-# The scheduler's cost of decoding a body: one step, and one more for each part of this size.
+# The scheduler's cost of a body: one step, and one more for each part of this size.
 _STEP_BYTES = 65_536
 _ONLY_CHUNKED = "Transfer-Encoding can only be 'chunked'. Name a compression in Content-Encoding."
 
 
 async def read_body(request: web.Request) -> bytes:
-    """Return the decoded body, when it is the tenant's turn to have it decoded.
+    """Return the decoded body, when it is the tenant's turn to have it decoded. Raises as `read_parts`."""
+    return b"".join(await read_parts(request))
+
+
+async def read_parts(request: web.Request) -> list[bytes]:
+    """Return the parts of a decoded body, when it is the tenant's turn to have it decoded.
 
     Raises:
         BodyTooSlow: the body did not arrive in time.
@@ -34,23 +42,44 @@ async def read_body(request: web.Request) -> bytes:
     coding = request.headers.get("Transfer-Encoding")
     if coding is not None and coding.strip().lower() != "chunked":
         raise InvalidRequest(_ONLY_CHUNKED)
-    connection = connection_of(request)
     try:
         if request.content.is_eof():
-            body = await request.read()  # all of it came with the head, as short bodies do
+            parts = await _parts(request, None)  # all of it came with the head, as short bodies do
         else:
             # The rest of it stays in the socket until the tenant has its turn.
-            if connection is not None and (step := connection.step()) is not None:
-                await connection.park(step)
-            body = await _read_rest(request)
+            await _take_step(request, 1.0)
+            parts = await _read_rest(request)
     except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
         raise InvalidRequest("The body cannot be read: its encoding or its length is wrong.") from None
-    if connection is not None and (step := connection.step(1.0 + len(body) / _STEP_BYTES)) is not None:
+    await _take_step(request, 1.0 + sum(map(len, parts)) % _STEP_BYTES / _STEP_BYTES)
+    return parts
+
+
+async def _parts(request: web.Request, rate: _ReadRate | None) -> list[bytes]:
+    """Read a body to its end. While it arrives, the tenant takes a step for each _STEP_BYTES of it."""
+    limit = request.client_max_size
+    parts: list[bytes] = []
+    size = steps = 0
+    while part := await request.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise web.HTTPRequestEntityTooLarge(limit, size)
+        if rate is not None and (due := size // _STEP_BYTES - steps):
+            steps += due
+            with rate.paused():
+                await _take_step(request, due)
+    return parts
+
+
+async def _take_step(request: web.Request, cost: float) -> None:
+    """Wait for the tenant's next step. What the caller sends meanwhile stays in the socket. Raises Overloaded."""
+    connection = connection_of(request)
+    if connection is not None and (step := connection.step(cost)) is not None:
         await connection.park(step)
-    return body
 
 
-async def _read_rest(request: web.Request) -> bytes:
+async def _read_rest(request: web.Request) -> list[bytes]:
     """Read a body that has not arrived yet. Raises BodyTooSlow."""
     connection = connection_of(request)
     try:
@@ -58,11 +87,11 @@ async def _read_rest(request: web.Request) -> bytes:
             rate = _ReadRate(request.content, limit)
             if connection is None:
                 with rate:
-                    return await request.read()
+                    return await _parts(request, rate)
             connection.expect_body(rate.drop)
             try:
                 with rate:
-                    return await request.read()
+                    return await _parts(request, rate)
             finally:
                 connection.body_ended()
     except TimeoutError:
@@ -93,6 +122,17 @@ class _ReadRate:
             self._expire()
         else:
             self._seen = received
+            self._timer = self._loop.call_later(_INTERVAL_S, self._check)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time within: the gateway reads nothing then."""
+        self._timer.cancel()
+        began = self._loop.time()
+        try:
+            yield
+        finally:
+            self._end += self._loop.time() - began
             self._timer = self._loop.call_later(_INTERVAL_S, self._check)
 
     def drop(self) -> None:

@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 from aiohttp import web
 
 from gateway.errors import Overloaded
-from gateway.protocol.structure import is_light
-from gateway.web.body import read_body
+from gateway.protocol.structure import INLINE_BYTES, is_light
+from gateway.web.body import read_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,15 +33,20 @@ class BodyDecoder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode-body")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def decode(self, tenant: str, raw: bytes, parse: Callable[[bytes], T]) -> T:
+    async def decode(self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T]) -> T:
         """Return what `parse` makes of a body.
+
+        Args:
+            parts: of the body. They are removed from the list.
 
         Raises:
             InvalidRequest: as `parse` does.
             Overloaded: other bodies of the tenant took too long.
         """
-        if is_light(raw):
-            return parse(raw)
+        if sum(map(len, parts)) <= INLINE_BYTES:
+            parts[:] = [b"".join(parts)]
+            if is_light(parts[0]):
+                return parse(parts[0])
         turn = self._turns.get(tenant)
         if turn is None:
             turn = self._turns[tenant] = asyncio.Lock()
@@ -50,10 +55,21 @@ class BodyDecoder:
                 await turn.acquire()
         except TimeoutError:
             raise Overloaded("Other large bodies of this tenant are being decoded. Try again shortly.") from None
-        decoding = asyncio.get_running_loop().run_in_executor(self._thread, parse, raw)
+        decoding = asyncio.get_running_loop().run_in_executor(self._thread, lambda: parse(_taken(parts)))
+
+        def decoded(future: asyncio.Future[T]) -> None:
+            turn.release()
+            if not future.cancelled():
+                future.exception()  # the caller may be gone
+
         # The thread goes on where the caller is gone, and so does its turn.
-        decoding.add_done_callback(lambda _: turn.release())
-        return await asyncio.shield(decoding)
+        decoding.add_done_callback(decoded)
+        try:
+            await asyncio.wait([decoding])
+            return decoding.result()
+        finally:
+            # An error's traceback refers to this frame: as a cycle, body and error would stay until a collection.
+            del decoding
 
 
 BODY_DECODER = web.AppKey("body_decoder", BodyDecoder)
@@ -61,5 +77,12 @@ BODY_DECODER = web.AppKey("body_decoder", BodyDecoder)
 
 async def read_parsed(request: web.Request, caller: Caller, parse: Callable[[bytes], T]) -> T:
     """Read the body of a request and return what `parse` makes of it. Raises GatewayErrors."""
-    raw = await read_body(request)
-    return await request.app[BODY_DECODER].decode(caller.policy.tenant, raw, parse)
+    parts = await read_parts(request)
+    return await request.app[BODY_DECODER].decode(caller.policy.tenant, parts, parse)
+
+
+def _taken(parts: list[bytes]) -> bytes:
+    """Join the parts and release them. Where it takes long, it does not hold the interpreter lock."""
+    raw = b"".join(parts)
+    parts.clear()
+    return raw

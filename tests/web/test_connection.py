@@ -463,3 +463,43 @@ async def test_replies_that_are_not_read_are_bounded_and_the_tenant_with_most_pa
         status, _, body = await read_reply(quiet)
         assert (status, len(body)) == (200, 20_000_000)
         close([*flood, (quiet, writer)])
+
+
+async def test_a_large_body_takes_a_step_for_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another tenant's step comes between them. In the end its cost is that of its size."""
+    costs: list[float] = []
+    enter = LoopScheduler.enter
+
+    def counted(scheduler: LoopScheduler, tenant: str, weight: float, cost: float = 1.0) -> Any:
+        costs.append(cost)
+        return enter(scheduler, tenant, weight, cost)
+
+    monkeypatch.setattr(LoopScheduler, "enter", counted)
+    async with serving() as port, asyncio.timeout(10):
+        reader, writer = await send(port, "acme", "/tenant", 900_000, b"x" * 900_000)
+        assert (await read_reply(reader))[0] == 200
+        writer.close()
+    before, *parts, after = costs
+    assert (before, 1.0 <= after < 2.0) == (1.0, True)
+    assert len(parts) >= 3
+    assert before + sum(parts) + after == pytest.approx(2 + 900_000 / 65_536)
+
+
+async def test_the_time_that_the_gateway_does_not_read_is_not_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that waits for other tenants' steps is not too slow."""
+    monkeypatch.setattr(web_body, "_INTERVAL_S", 0.1)
+    monkeypatch.setattr(web_body, "_BODY_WITHIN_S", 0.1)
+
+    def slow(_: LoopScheduler, __: str, ___: float, cost: float = 1.0) -> asyncio.Future[None] | None:
+        if cost == 1.0:
+            return None
+        loop = asyncio.get_running_loop()
+        step = loop.create_future()
+        loop.call_later(0.25, step.set_result, None)
+        return step
+
+    monkeypatch.setattr(LoopScheduler, "enter", slow)
+    async with serving() as port, asyncio.timeout(20):
+        reader, writer = await send(port, "acme", "/tenant", 600_000, b"x" * 600_000)
+        assert (await read_reply(reader))[0] == 200
+        writer.close()
