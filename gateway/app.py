@@ -37,6 +37,7 @@ from gateway.engines.build import build
 from gateway.engines.guard import show_calls
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.engines.watch import watch
+from gateway.fair_share import HARD_BOUND
 from gateway.finishing import Finisher
 from gateway.guarding import QualityGuard
 from gateway.guide import Guide
@@ -71,6 +72,7 @@ from gateway.rollups.roller import Roller
 from gateway.rollups.rollups import Retention, Rollups
 from gateway.rollups.state import LedgerState
 from gateway.shadowing import Shadows
+from gateway.slots import Slots
 from gateway.startup import Startup
 from gateway.tasks import Tasks
 from gateway.usage.reader import UsageReader
@@ -279,7 +281,8 @@ async def gateway(
             ledger=ledger,
         )
 
-        budgets = Budgets(redis.queries, redis_keys)
+        budgets = Budgets(redis.commands, redis_keys)
+        reads = Slots(max(1, redis.max_queries // HARD_BOUND), "reads", metrics)
         ring, keys_in_redis = Keyring(), RedisKeyring(redis.commands, redis_keys)
         follower = KeyFollower(redis, keys_in_redis, ring)
         await follower.start()
@@ -315,12 +318,16 @@ async def gateway(
             store,
             ledger,
             admission,
+            reads,
             metrics,
             tasks,
             prices=prices,
             within_s=receipts.ttl_s,
             max_output=max_output,
         )
+        public[keys.READS] = reads
+        public[keys.BUDGETS] = Budgets(redis.queries, redis_keys)
+        admin[keys.BUDGETS] = budgets
         public[keys.SPEEDS] = Speeds(redis.queries, redis_keys, lease_s)
         admin[keys.DEADLINES] = deadlines
         admin[keys.WORKER] = worker or 1
@@ -347,7 +354,6 @@ async def gateway(
             app[keys.ROLLUPS] = rollups
             # One each, so that callers who ask often take no operator's turn.
             app[keys.USAGE] = UsageReader(rollups, retention)
-            app[keys.BUDGETS] = budgets
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines

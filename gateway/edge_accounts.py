@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from gateway.ledger.store import ReceiptStore
     from gateway.metrics import Metrics
     from gateway.policy.book import Caller
-    from gateway.policy.schema import Route
+    from gateway.policy.schema import Route, TenantPolicy
     from gateway.pricing import Price
     from gateway.protocol.edge import EdgeUsage, OfflineUsage
     from gateway.redis_client import RedisClient
+    from gateway.slots import Slots
     from gateway.tasks import Tasks
 
 # A receipt is told to Redis a moment after its reply has left, and a device may be as fast as that.
@@ -54,6 +55,7 @@ _COUNTED: dict[Outcome, str] = {"closed": "closed_twice", "expired": "expired"}
 
 class EdgeAccounts:
     """Args:
+    reads: slots of the connections to Redis that this shares with reads.
     prices: USD per token by model.
     within_s: for how long after it ended an answer that was made offline may be reported.
     max_output: the largest answer of an engine.
@@ -67,6 +69,7 @@ class EdgeAccounts:
         store: ReceiptStore,
         ledger: Ledger,
         admission: Admission,
+        reads: Slots,
         metrics: Metrics,
         tasks: Tasks,
         *,
@@ -80,6 +83,7 @@ class EdgeAccounts:
         self._store = store
         self._ledger = ledger
         self._admission = admission
+        self._reads = reads
         self._outcomes = metrics.edge_closings
         self._tasks = tasks
         self._prices = prices
@@ -98,7 +102,7 @@ class EdgeAccounts:
             Overloaded, StoreUnavailable: not now; or the answer is so young that its guidance may yet become known.
         """
         with self._admission.place(caller):
-            guidance = await self._guidance(caller.policy.tenant, receipt_id, usage.at)
+            guidance = await self._guidance(caller.policy, receipt_id, usage.at)
             if guidance is None:
                 self._outcomes.labels("unknown").inc()
                 raise NotFound(
@@ -114,7 +118,7 @@ class EdgeAccounts:
                 raise
             assert guidance.close is not None, "which check_report has seen to"
             receipt = closing(guidance, usage, self._prices.get(guidance.baseline_model))
-            await self._write(receipt, guidance.close.by, "closed")
+            await self._write(caller.policy, receipt, guidance.close.by, "closed")
             return receipt
 
     async def add_offline(self, caller: Caller, report: OfflineUsage) -> Receipt:
@@ -140,7 +144,7 @@ class EdgeAccounts:
                 if wrong.param == "output_tokens":
                     self._outcomes.labels("too_many_tokens").inc()
                 raise
-            await self._write(receipt, None, "offline")
+            await self._write(policy, receipt, None, "offline")
             return receipt
 
     async def state(self, guidance: Receipt) -> State:
@@ -150,8 +154,8 @@ class EdgeAccounts:
         )
         return state_of(guidance, closed=closed, now=self._clock())
 
-    async def _guidance(self, tenant: str, receipt_id: str, at: float | None) -> Receipt | None:
-        """Its receipt; None: there is none. Raises StoreUnavailable, also where one may come yet.
+    async def _guidance(self, policy: TenantPolicy, receipt_id: str, at: float | None) -> Receipt | None:
+        """Its receipt; None: there is none. Raises Overloaded; and StoreUnavailable, also where one may come yet.
 
         at: when its answer ended, in Unix seconds, as its device says.
         """
@@ -160,18 +164,25 @@ class EdgeAccounts:
         for look in range(_LOOKS):
             if look:
                 await asyncio.sleep(_LOOK_AGAIN_S)
-            if (found := await self._store.get(tenant, receipt_id)) is not None:
+            with self._reads.hold(policy.tenant, policy.weight):
+                found = await self._store.get(policy.tenant, receipt_id)
+            if found is not None:
                 receipt = Receipt.from_json(found)
                 return receipt if receipt.mode == GUIDANCE else None
         if at is not None and abs(self._clock() - at) < _MAY_COME_S:
             raise StoreUnavailable("The receipt of this guidance is not known yet. Try again.")
         return None
 
-    async def _write(self, receipt: Receipt, by: int | None, outcome: str) -> None:
-        """Write a receipt once, and count it as `outcome`, whether or not its device still listens."""
+    async def _write(self, policy: TenantPolicy, receipt: Receipt, by: int | None, outcome: str) -> None:
+        """Write a receipt once, and count it as `outcome`, whether or not its device still listens.
+
+        The write holds its slot until it ends, also when the device disconnects.
+        """
         written = None
         if self._redis.up:
+            self._reads.acquire(policy.tenant, policy.weight)
             task = self._tasks.spawn(f"report:{receipt.id}", self._written(receipt, by, outcome))
+            task.add_done_callback(lambda _: self._reads.release(policy.tenant))
             written = await asyncio.shield(task)
         if written is None:
             raise StoreUnavailable("What a device reports cannot be kept while Redis is away. Try again.")

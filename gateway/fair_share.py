@@ -1,4 +1,4 @@
-"""Weighted fair shares of a bounded resource: what each tenant holds, and whose holding is dropped first.
+"""Fair shares of a bounded resource: what each tenant holds, whose holding is dropped first, and who is served next.
 
 A tenant that is alone may hold everything. While several tenants hold some, the share of each is the part of the
 capacity that its weight is of all their weights.
@@ -6,15 +6,21 @@ capacity that its weight is of all their weights.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+from collections import deque
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 ANONYMOUS = "(anonymous)"
 """Tenant of all requests and connections that have not authenticated. No policy can have a name with brackets."""
 ANONYMOUS_WEIGHT = 1.0
+
+HARD_BOUND = 2
+"""Times the capacity: what all tenants may hold together, those below their shares included."""
 
 _Held = TypeVar("_Held")
 
@@ -69,6 +75,16 @@ class FairShare:
         else:
             (count, weight), together = own, self._weight
         return (count + 1) * together <= self._capacity * weight or count == 0
+
+    def admits(self, tenant: str, weight: float) -> bool:
+        """Return whether the tenant may acquire one more.
+
+        While the capacity is reached, only tenants below their shares may, until all hold twice the capacity. So no
+        tenant can take everything.
+        """
+        if self.total < self._capacity:
+            return True
+        return self.total < HARD_BOUND * self._capacity and self.is_below(tenant, weight)
 
     def heaviest(self, most: int = 1) -> list[str]:
         """Return the tenants that hold most in proportion to their weights, heaviest first: at most `most`."""
@@ -143,3 +159,49 @@ class BoundedHoldings:
     def release(self, tenant: str, drop: Callable[[], object]) -> None:
         """End a holding. Nothing happens when it was dropped before."""
         self._holdings.remove(tenant, drop)
+
+
+class FairSemaphore:
+    """A semaphore that tenants acquire in turn, so that no tenant waits for the queue of another one.
+
+    Within a tenant the oldest waiter goes first. The caller bounds how many wait, and for how long.
+    """
+
+    def __init__(self, permits: int) -> None:
+        self._free = permits
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by tenant, the next one first
+
+    @asynccontextmanager
+    async def hold(self, tenant: str) -> AsyncIterator[None]:
+        """Hold a permit inside the block."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(tenant)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, tenant: str) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, deque()).append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():  # it had the permit already
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Give the permit to the next tenant's oldest waiter."""
+        while self._waiting:
+            tenant = next(iter(self._waiting))
+            queue = self._waiting.pop(tenant)
+            waiter = queue.popleft()
+            if queue:
+                self._waiting[tenant] = queue
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1

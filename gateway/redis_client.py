@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MINIMUM_VERSION = (7, 0)
+MAX_QUERIES = 200
+"""Connections of `queries`, unless the address says `max_connections`."""
 _LOOK_EVERY_S = 0.5
 # A peer that vanished without a word is given up after 5 + 3 * 2 seconds; the system's own patience is two hours. Not
 # every platform can be told.
@@ -70,7 +72,8 @@ class RedisClient:
 
     Attributes:
         queries: for what callers read as often as they like. Its connections are bounded apart, so that a crowd of
-            callers leaves `commands` the connections that requests need.
+            callers leaves `commands` the connections that requests need. Slots divide them between tenants.
+        max_queries: how many connections `queries` has at most.
         on_restart: called when Redis is another one than before, or was started anew: it may have forgotten something.
         up: False from the first failure until the watch has seen Redis answer, after a rest. Whoever is about to await
             Redis for a request asks this first, and goes on without Redis when it says False.
@@ -94,8 +97,9 @@ class RedisClient:
                 Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, **connecting)
             )
             self.queries = use_loop_deadlines(
-                Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, **connecting)
+                Redis.from_url(url, command_timeout_s=timeout_s, retry=retry, max_connections=MAX_QUERIES, **connecting)
             )
+            self.max_queries: int = self.queries.connection_pool.max_connections
             # Who listens connects anew by itself, and must know when it did.
             self.listening = use_loop_deadlines(
                 Redis.from_url(url, command_timeout_s=None, retry=Retry(NoBackoff(), 0), **connecting)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
 from gateway.edge_accounts import EdgeAccounts
-from gateway.errors import NotFound, StoreUnavailable
+from gateway.errors import NotFound, Overloaded, StoreUnavailable
 from gateway.metrics import Metrics
+from gateway.slots import Slots
+from gateway.tasks import Tasks
+from tests.batching.process import until
 from tests.ledger.test_edge import USAGE
 
 NOW = 1_700_000_000.0
@@ -61,6 +66,50 @@ async def test_a_guidance_that_may_become_known_is_not_said_to_be_none(
     assert counted == (refused is NotFound)
 
 
-def _accounts(store: Store, metrics: Metrics | None = None) -> EdgeAccounts:
-    parts: Any = (None, None, store, None, SimpleNamespace(place=nullcontext), metrics or Metrics(), None)
+class Book:
+    """It writes as soon as it may."""
+
+    def __init__(self) -> None:
+        self.may_write = asyncio.Event()
+
+    async def write(self, *_: object) -> None:
+        await self.may_write.wait()
+        raise RedisError
+
+
+async def test_a_report_has_a_read_slot_until_it_is_written_whether_or_not_its_device_waits() -> None:
+    """It has a connection for as long. Devices that hang up must not have more of them than their tenant's share."""
+    book, tasks, slots = Book(), Tasks(), Slots(1, "reads", Metrics())
+    accounts = _accounts(Store(), reads=slots, book=book, tasks=tasks)
+    receipt: Any = SimpleNamespace(id="edge_1")
+    writing = tasks.spawn("report", accounts._write(CALLER.policy, receipt, None, "offline"))
+    await until(lambda: slots.held == 1)
+    writing.cancel()
+    await asyncio.wait([writing])
+    assert slots.held == 1
+    for ask in (
+        accounts.close(CALLER, "req_" + "0" * 24, USAGE),
+        accounts._write(CALLER.policy, receipt, None, "offline"),
+    ):
+        with pytest.raises(Overloaded, match="1 reads, its limit"):
+            await ask
+    other = SimpleNamespace(tenant="globex", weight=1.0)
+    with slots.hold(other.tenant, other.weight):
+        assert slots.held == 2
+    book.may_write.set()
+    await tasks.drain(5)
+    assert slots.held == 0
+
+
+def _accounts(
+    store: Store,
+    metrics: Metrics | None = None,
+    *,
+    reads: Slots | None = None,
+    book: Book | None = None,
+    tasks: Tasks | None = None,
+) -> EdgeAccounts:
+    metrics = metrics or Metrics()
+    redis, admission = SimpleNamespace(up=True), SimpleNamespace(place=nullcontext)
+    parts: Any = (redis, book, store, None, admission, reads or Slots(100, "reads", metrics), metrics, tasks)
     return EdgeAccounts(*parts, prices={}, within_s=60.0, clock=lambda: NOW)

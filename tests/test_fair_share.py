@@ -1,10 +1,11 @@
-"""Fair shares of a bounded resource: by weight, and the oldest holding of the heaviest tenant goes first."""
+"""Fair shares of a bounded resource: by weight, the oldest holding of the heaviest tenant goes first; and turns."""
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
-from gateway.fair_share import BoundedHoldings, FairShare
+from gateway.fair_share import BoundedHoldings, FairSemaphore, FairShare
 
 
 def test_a_share_is_the_weights_part_of_the_capacity() -> None:
@@ -57,3 +58,41 @@ def test_one_holding_too_many_drops_the_oldest_of_the_heaviest_tenant() -> None:
     assert len(holdings) == 3
     holdings.release(*holds[2])
     assert len(holdings) == 2
+
+
+async def test_waiters_are_served_in_turn_by_tenant_and_in_order_within_one() -> None:
+    """A tenant that comes late does not wait for the queues of others."""
+    semaphore, served = FairSemaphore(1), list[str]()
+
+    async def take(tenant: str, name: str) -> None:
+        async with semaphore.hold(tenant):
+            served.append(name)
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for name in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
+            group.create_task(take(name[0], name))
+    assert served == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]
+
+
+async def test_a_waiter_that_is_cancelled_loses_no_permit() -> None:
+    """Neither while it waits, nor when it got the permit in the same moment."""
+    semaphore = FairSemaphore(1)
+
+    async def take() -> None:
+        async with semaphore.hold("acme"):
+            pass
+
+    held = semaphore.hold("acme")
+    await held.__aenter__()
+    waiting, granted, last = (asyncio.ensure_future(take()) for _ in range(3))  # noqa: TID251
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    await held.__aexit__(None, None, None)
+    granted.cancel()
+    async with asyncio.timeout(10):
+        await last
+        await take()
+    assert waiting.cancelled()
+    assert granted.cancelled()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gateway.archive.database import ArchiveDatabase, ArchiveError, Where
 from gateway.archive.tables import entry_id, entry_parts
 from gateway.errors import StoreUnavailable
+from gateway.fair_share import FairSemaphore
 from gateway.ledger.receipt import Receipt
 from gateway.rollups.rebuild import Archived
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from gateway.archive.database import Entry
 
 _Result = TypeVar("_Result")
-_MOST_LOOK_UPS = 16
+_READERS = 2
 _LOOK_UP_S = 5.0
 _END: Any = object()
 _ALL: Mapping[str, str] = MappingProxyType({})
@@ -37,8 +38,8 @@ class Archive:
         self.where = str(self._database)
         # Apart from the threads of requests: a database that hangs holds up nobody else. One of them is the writer's.
         self._writer = ThreadPoolExecutor(1, "archive")
-        self._readers = ThreadPoolExecutor(2, "archive-reads")
-        self._look_ups = 0
+        self._readers = ThreadPoolExecutor(_READERS, "archive-reads")
+        self._look_ups = FairSemaphore(_READERS)
 
     async def open(self) -> None:
         """See `ArchiveDatabase.open`."""
@@ -57,17 +58,12 @@ class Archive:
         return await self._in(self._writer, self._database.delete_before, created)
 
     async def find(self, tenant: str, receipt_id: str) -> bytes | None:
-        """A tenant's receipt as JSON, or None. Raises StoreUnavailable."""
-        if self._look_ups < _MOST_LOOK_UPS:
-            self._look_ups += 1
-            try:
-                async with asyncio.timeout(_LOOK_UP_S):
-                    return await self._in(self._readers, self._database.find, tenant, receipt_id)
-            except (*ArchiveError, TimeoutError):
-                pass
-            finally:
-                self._look_ups -= 1
-        raise StoreUnavailable("The archive of receipts cannot be read now. Try again.")
+        """Return a tenant's receipt as JSON, or None. Tenants are served in turn. Raises StoreUnavailable."""
+        try:
+            async with asyncio.timeout(_LOOK_UP_S), self._look_ups.hold(tenant):
+                return await self._in(self._readers, self._database.find, tenant, receipt_id)
+        except (*ArchiveError, TimeoutError):
+            raise StoreUnavailable("The archive of receipts cannot be read now. Try again.") from None
 
     async def count(self, where: Where) -> int:
         """See `ArchiveDatabase.count`."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from contextlib import suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -170,10 +171,9 @@ class ReceiptStore:
             return waiting.receipt.to_json() if waiting.receipt.tenant == tenant else None
         found, asked = None, False
         if self._redis.up:
-            try:
+            # The client is not told of a failure: no request is to go without Redis because a look was slow.
+            with suppress(RedisError, OSError):
                 found, asked = await self._ledger.receipt(tenant, receipt_id), True
-            except (RedisError, OSError) as error:
-                self._redis.failed(error)
         if found is None and self._older is not None:
             found = await self._older(tenant, receipt_id)
         if found is None and not asked:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from gateway.errors import Overloaded
+from gateway.fair_share import FairSemaphore, FairShare
 from gateway.usage.parts import Folding, Parts, question_of
 from gateway.usage.usage import Usage
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Added up at once, and here at once with those that wait: who asks often must not take all the processor's time.
 _AT_ONCE = 2
 _MOST, _MOST_OF_ONE = 64, 8
+_OPERATOR = ""
+"""Holds the questions of operators. No tenant has this name."""
 # How long to add up at a stretch, and to rest then.
 _STRETCH_S, _REST_S = 0.001, 0.0002
 # Decoded and merged at once on the event loop: some 3 ms.
@@ -38,8 +40,8 @@ class UsageReader:
         self.retention = retention
         self._rollups = rollups
         self._parts = Parts()
-        self._turns = asyncio.Semaphore(_AT_ONCE)
-        self._asking: Counter[str | None] = Counter()
+        self._turns = FairSemaphore(_AT_ONCE)
+        self._asking = FairShare(_MOST)
 
     async def read(
         self, ask: Ask, *, whose: str | None = None, shows_money: Callable[[Dims], bool] | None = None
@@ -84,17 +86,19 @@ class UsageReader:
 
     @asynccontextmanager
     async def _turn(self, whose: str | None) -> AsyncIterator[None]:
-        too_many = whose is not None and self._asking[whose] >= _MOST_OF_ONE
-        if too_many or self._asking.total() >= _MOST:
-            raise Overloaded("Too many ask for usage at this moment. Try again.")
-        self._asking[whose] += 1
+        asking, tenant = self._asking, whose or _OPERATOR
+        too_many = whose is not None and asking.held(tenant) >= _MOST_OF_ONE
+        if too_many or not asking.admits(tenant, 1.0):
+            raise Overloaded(
+                f"This process is answering {asking.held(tenant)} questions about usage of this tenant. Send fewer at "
+                "once, or try again after Retry-After."
+            )
+        asking.acquire(tenant, 1.0)
         try:
-            async with self._turns:
+            async with self._turns.hold(tenant):
                 yield
         finally:
-            self._asking[whose] -= 1
-            if not self._asking[whose]:
-                del self._asking[whose]
+            asking.release(tenant)
 
 
 def _add(usage: Usage, pages: list[Page]) -> None:

@@ -33,6 +33,7 @@ from gateway.redis_client import RedisClient
 from gateway.rollups.rollups import Rollups
 from gateway.rollups.state import LedgerState
 from gateway.sections import Defaults
+from gateway.slots import Slots
 from gateway.startup import Startup
 from gateway.usage.reader import UsageReader
 from gateway.usage.uptime import Uptime
@@ -65,6 +66,7 @@ BUDGETS = web.AppKey("budgets", Budgets)
 ROLLUPS = web.AppKey("rollups", Rollups)
 USAGE = web.AppKey("usage", UsageReader)
 UPTIME = web.AppKey("uptime", Uptime)
+READS = web.AppKey("reads", Slots)
 SPEEDS = web.AppKey("speeds", Speeds)
 DEFAULTS = web.AppKey("defaults", Defaults)
 CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)

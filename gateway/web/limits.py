@@ -14,7 +14,7 @@ from gateway.ledger.scopes import key_scope, tenant_scope
 from gateway.ledger.speeds import Speed
 from gateway.policy.routing import models_of
 from gateway.web.auth import authenticate
-from gateway.web.keys import BUDGETS, DEFAULTS, REDIS, SPEEDS
+from gateway.web.keys import BUDGETS, DEFAULTS, READS, REDIS, SPEEDS
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -34,7 +34,9 @@ async def show_limits(request: web.Request) -> web.Response:
     tenant = tenant_scope(caller.policy, defaults)
     key = key_scope(caller.policy, caller.key, defaults)
     shows_money = _shows_money(caller)
-    speeds, balances = await _look(request, caller.policy.tenant, [one for one in (tenant, key) if one], shows_money)
+    with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
+        scopes = [one for one in (tenant, key) if one]
+        speeds, balances = await _look(request, caller.policy.tenant, scopes, shows_money)
     body: Json = {"object": "limits"}
     for role, name, scope in (("tenant", caller.policy.tenant, tenant), ("key", caller.key_id, key)):
         told = body[role] = {"id": name, **_limits(scope, speeds)}

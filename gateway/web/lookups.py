@@ -13,10 +13,11 @@ from gateway.ledger.receipt import RECEIPT_ID, Receipt
 from gateway.policy.routing import models_of
 from gateway.version import STARTED
 from gateway.web.auth import authenticate
-from gateway.web.keys import EDGE_ACCOUNTS, RECEIPTS
+from gateway.web.keys import EDGE_ACCOUNTS, READS, RECEIPTS
 
 if TYPE_CHECKING:
     from gateway.policy.book import Caller
+    from gateway.protocol import Json
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -38,6 +39,12 @@ async def show_model(request: web.Request) -> web.Response:
 async def show_receipt(request: web.Request) -> web.Response:
     """GET /v1/receipts/{id}, where the id is the x-request-id of a reply. Another tenant's is not found."""
     caller = authenticate(request)
+    with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
+        return _json(await _receipt(request, caller))
+
+
+async def _receipt(request: web.Request, caller: Caller) -> Json:
+    """Return the receipt as the caller may see it. Raises NotFound and StoreUnavailable."""
     receipt_id = request.match_info["id"]
     found = None
     if RECEIPT_ID.fullmatch(receipt_id):  # whatever else a caller sends is none of Redis' business
@@ -51,7 +58,7 @@ async def show_receipt(request: web.Request) -> web.Response:
     told = receipt.as_dict(show_cost=shows_cost(caller, receipt))
     if receipt.mode == GUIDANCE:
         told["edge"] = await request.app[EDGE_ACCOUNTS].state(receipt)
-    return _json(told)
+    return told
 
 
 def shows_cost(caller: Caller, receipt: Receipt) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import stat
 import sys
+import threading
 import time
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -29,6 +31,7 @@ from gateway.rollups.rebuild import Archived
 from gateway.rollups.rollup import Row, pico
 from gateway.units import Wrong
 from tests.archive.archives import address, entry
+from tests.batching.process import until
 from tests.ledger.drafts import call, closed, draft, guided, intent, plan
 
 if TYPE_CHECKING:
@@ -287,6 +290,27 @@ async def test_an_archive_that_is_away_says_so_to_who_looks_for_a_receipt(tmp_pa
                 await archive.write([entry(closed(guided()), "1-0")])
             assert "s3cret" not in str(failed.value)
             assert "s3cret" not in archive.where
+
+
+async def test_look_ups_of_one_tenant_do_not_keep_another_one_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is slow, and a tenant asks for more than it answers. Another tenant is served next but one."""
+    may_find, asked = threading.Semaphore(0), list[str]()
+
+    def find(tenant: str, _: str) -> None:
+        asked.append(tenant)
+        may_find.acquire()
+
+    async with an_archive(f"sqlite:///{tmp_path}/archive.db", tmp_path) as archive:
+        monkeypatch.setattr(archive._database, "find", find)
+        crowd = [asyncio.ensure_future(archive.find("flood", "one")) for _ in range(40)]  # noqa: TID251
+        await until(lambda: len(asked) == 2)
+        other = asyncio.ensure_future(archive.find("quiet", "one"))  # noqa: TID251
+        await asyncio.sleep(0)
+        may_find.release(41)
+        assert await asyncio.gather(other, *crowd) == [None] * 41
+    assert asked.index("quiet") <= 3
 
 
 async def test_without_the_extra_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,14 @@ async def kept(
         await looking.aclose()
 
 
+async def test_a_read_that_fails_opens_no_breaker() -> None:
+    """Callers read as often as they like. No request is to go without Redis because of them."""
+    async with EmbeddedRedis() as server, kept(server.url, running=False, timeout_s=0.1) as part, paused(server.url):
+        with pytest.raises(StoreUnavailable):
+            await part.store.get("acme", "one")
+        assert part.client.up
+
+
 async def test_a_receipt_is_written_soon_and_found_by_its_tenant(redis_url: str) -> None:
     """What is found is what was put, and it stays for its time."""
     async with kept(redis_url) as part:

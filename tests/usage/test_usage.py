@@ -302,6 +302,20 @@ async def test_few_questions_of_one_asker_are_under_way(redis_url: str, monkeypa
         assert isinstance(await reader.read(question, whose="acme"), Usage)
 
 
+async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tenants have all questions that there may be; a third one, which has none, still gets an answer."""
+    monkeypatch.setattr(usage_reader, "_MOST", 4)
+    async with Redis.from_url(redis_url) as redis:
+        reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
+        now = time.time()
+        question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+        asked = [reader.read(question, whose=whose) for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")]
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(one) for one in done] == [Usage] * 4 + [Overloaded, Usage]
+
+
 def test_a_receipts_cost_is_whole_picodollars() -> None:
     """So nothing is lost when they are added up."""
     one = closed(guided())
