@@ -39,6 +39,9 @@ class Kind:
     reports: bool = False
 
 
+_WITHOUT_RECEIPT = {"rate_limit_exceeded", "insufficient_quota", "invalid_api_key", "overloaded"}
+
+
 @dataclass(slots=True)
 class Visit:
     """One request.
@@ -65,8 +68,11 @@ class Visit:
 
     @property
     def refused(self) -> bool:
-        """Whether the reply says that there is no receipt: what is wrong or over a limit has none."""
-        return self.kind.needless or self.code in {"rate_limit_exceeded", "insufficient_quota", "invalid_api_key"}
+        """Return whether the reply says that there is no receipt: the request is wrong, over a limit or without a slot.
+
+        No gateway of the soak is stopped while callers wait, so `overloaded` is never an answer that was cut.
+        """
+        return self.kind.needless or self.code in _WITHOUT_RECEIPT
 
 
 @dataclass(slots=True)

@@ -53,6 +53,7 @@ def test_each_way_to_end_is_counted_once() -> None:
         answered(JSON),
         answered(JSON, 502, "engine_failed"),
         answered(JSON, 429, "rate_limit_exceeded"),
+        answered(JSON, 503, "overloaded"),
         answered(WRONG, 400),
         Visit(JSON, new_id(), 200),  # left midway: it knows its id
         Visit(LEAVES, heard=True),
@@ -61,8 +62,8 @@ def test_each_way_to_end_is_counted_once() -> None:
     ]
     for visit in visits:
         tally.note(visit)
-    assert (tally.replies, tally.left, tally.broken) == (4, 3, 1)
-    assert (len(tally.kept), len(tally.refused)) == (4, 2)
+    assert (tally.replies, tally.left, tally.broken) == (5, 3, 1)
+    assert (len(tally.kept), len(tally.refused)) == (4, 3)
     assert (tally.left_heard, dict(tally.left_unheard)) == (1, {"leaver": 0, "hasty": 1})
     assert tally.ids_twice == 0
     tally.note(visits[0])
