@@ -59,7 +59,7 @@ _BUSY_LOOK_S = 0.02
 _CONNECT_S = 5
 _STATEMENT_MS = 30_000
 _DELETED_AT_ONCE = 1_000
-_TWO_STARTED_AT_ONCE = 3
+_PREPARE_LOCK = 0x676B745F64620001  # the key of PostgreSQL's advisory lock
 # No receipt's fault: it is away, or read only, or its tables are not as they were.
 _DOWN = (OperationalError, InterfaceError, NoConnection, ProgrammingError, InternalError)
 
@@ -332,24 +332,20 @@ def _begin(connection: Connection) -> None:
 
 
 def _prepare(engine: Engine) -> None:
-    for attempt in range(_TWO_STARTED_AT_ONCE):
-        try:
-            with engine.execution_options(writes=True).begin() as connection:
-                METADATA.create_all(connection, tables=[VERSION])
-                version = connection.execute(select(func.max(VERSION.c.version))).scalar()
-                if version is not None and version > SCHEMA:
-                    raise NewerArchive(
-                        f"The archive's tables have version {version}, and this gateway knows {SCHEMA}: start the "
-                        "newer version of the gateway that made them, or name another archive.url."
-                    )
-                METADATA.create_all(connection)
-                if version is None:
-                    connection.execute(insert(VERSION).values(version=SCHEMA))
-            return
-        except DBAPIError as error:
-            # Another process makes them at this very moment.
-            if isinstance(error, _DOWN) or attempt == _TWO_STARTED_AT_ONCE - 1:
-                raise
+    with engine.execution_options(writes=True).begin() as connection:
+        if connection.dialect.name == "postgresql":
+            # CREATE TABLE IF NOT EXISTS fails where another process creates the table at the same time.
+            connection.execute(select(func.pg_advisory_xact_lock(_PREPARE_LOCK)))
+        METADATA.create_all(connection, tables=[VERSION])
+        version = connection.execute(select(func.max(VERSION.c.version))).scalar()
+        if version is not None and version > SCHEMA:
+            raise NewerArchive(
+                f"The archive's tables have version {version}, and this gateway knows {SCHEMA}: start the "
+                "newer version of the gateway that made them, or name another archive.url."
+            )
+        METADATA.create_all(connection)
+        if version is None:
+            connection.execute(insert(VERSION).values(version=SCHEMA))
 
 
 def _write(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
