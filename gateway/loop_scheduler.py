@@ -74,6 +74,11 @@ class LoopScheduler:
         self._loop = asyncio.get_running_loop()
         self._time = self._loop.time
 
+    @property
+    def contended(self) -> bool:
+        """Whether several tenants asked for steps a moment ago."""
+        return self._time() < self._contended_until
+
     def enter(self, tenant: str, weight: float, cost: float = 1.0) -> asyncio.Future[None] | None:
         """Ask for one step of the tenant.
 

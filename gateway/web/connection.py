@@ -225,6 +225,11 @@ class _Connection(web.RequestHandler):
         scheduler = self._server.scheduler
         return None if scheduler is None else scheduler.enter(self.tenant, self.weight, cost)
 
+    def contended(self) -> bool:
+        """Return whether several tenants use the event loop."""
+        scheduler = self._server.scheduler
+        return scheduler is not None and scheduler.contended
+
     async def next_step(self) -> None:
         """Wait for the next step of a request that goes on in any case, however long the wait is."""
         if (step := self.step()) is not None:

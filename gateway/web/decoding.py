@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
@@ -12,6 +13,7 @@ from aiohttp import web
 from gateway.errors import Overloaded
 from gateway.protocol.structure import INLINE_BYTES, is_light
 from gateway.web.body import read_parts
+from gateway.web.connection import connection_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,10 +24,16 @@ T = TypeVar("T")
 _WAIT_S = 30.0
 
 
+def _never() -> bool:
+    return False
+
+
 class BodyDecoder:
     """Decodes light bodies on the event loop and others in one thread, which tenants take turns to use.
 
     A tenant that floods the gateway with large bodies waits for its own bodies. Other tenants wait for one of them.
+    While tenants contend, the tenant's next body waits as long as the last one took: the decoder holds the interpreter
+    lock, which the event loop needs for other tenants.
     """
 
     def __init__(self) -> None:
@@ -33,11 +41,14 @@ class BodyDecoder:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode-body")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def decode(self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T]) -> T:
+    async def decode(
+        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], contended: Callable[[], bool] = _never
+    ) -> T:
         """Return what `parse` makes of a body.
 
         Args:
             parts: of the body. They are removed from the list.
+            contended: whether other tenants use the event loop.
 
         Raises:
             InvalidRequest: as `parse` does.
@@ -55,13 +66,25 @@ class BodyDecoder:
                 await turn.acquire()
         except TimeoutError:
             raise Overloaded("Other large bodies of this tenant are being decoded. Try again shortly.") from None
-        decoding = asyncio.get_running_loop().run_in_executor(self._thread, lambda: parse(_taken(parts)))
+        loop, took_s = asyncio.get_running_loop(), 0.0
+
+        def decode() -> T:
+            nonlocal took_s
+            began = time.perf_counter()
+            try:
+                return parse(_taken(parts))
+            finally:
+                took_s = time.perf_counter() - began
 
         def decoded(future: asyncio.Future[T]) -> None:
-            turn.release()
             if not future.cancelled():
                 future.exception()  # the caller may be gone
+            if contended():
+                loop.call_later(took_s, turn.release)
+            else:
+                turn.release()
 
+        decoding = loop.run_in_executor(self._thread, decode)
         # The thread goes on where the caller is gone, and so does its turn.
         decoding.add_done_callback(decoded)
         try:
@@ -78,7 +101,9 @@ BODY_DECODER = web.AppKey("body_decoder", BodyDecoder)
 async def read_parsed(request: web.Request, caller: Caller, parse: Callable[[bytes], T]) -> T:
     """Read the body of a request and return what `parse` makes of it. Raises GatewayErrors."""
     parts = await read_parts(request)
-    return await request.app[BODY_DECODER].decode(caller.policy.tenant, parts, parse)
+    connection = connection_of(request)
+    contended = connection.contended if connection is not None else _never
+    return await request.app[BODY_DECODER].decode(caller.policy.tenant, parts, parse, contended)
 
 
 def _taken(parts: list[bytes]) -> bytes:

@@ -15,6 +15,7 @@ FLOOD_KEY, VICTIM_KEY = "gk-flood", "gk-victim"
 _MAX_BYTES = 8_000_000 - 1000  # of the default of server.max_body
 _PROMPT_BYTES = 64_000
 _DEPTH = 200
+_ESCAPES = (_MAX_BYTES - 200) // len("\\u00e9")
 
 # whole: callers read each reply and ask again. unread: they read its first bytes. unfinished: they send half a body.
 Manner = Literal["whole", "unread", "unfinished"]
@@ -89,6 +90,13 @@ FLOODS = (
     _hostile("nested lists", "4 callers, 8 MB of [],[],...", b"[]"),
     _hostile("nested lists, gzip", "4 callers, the same in 8 kB", b"[]", gzipped=True),
     _hostile("deep nesting", "4 callers, 8 MB of lists 200 deep", b"[" * _DEPTH + b"]" * _DEPTH),
+    Flood(
+        "escapes",
+        "4 callers, 8 MB of escaped text, accepted",
+        4,
+        lambda: chat("json", prompt="é" * _ESCAPES),
+        hostile_body=True,
+    ),
     _hostile("small nodes", "4 callers, 8 MB of objects, numbers and texts", b'{"a":1},"b",2'),
 )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from contextlib import suppress
 from weakref import ref
 
@@ -88,6 +89,19 @@ async def test_another_tenant_waits_for_one_body_of_a_flood() -> None:
     gate.set()
     await asyncio.gather(*flood, other)
     assert order == ["acme", "globex", "acme", "acme", "acme", "acme"]
+
+
+async def test_while_tenants_contend_the_event_loop_has_the_lock_as_long_as_the_decoder() -> None:
+    """The tenant's next body waits as long as the last one took."""
+    decoder, took_s = BodyDecoder(), 0.1
+    began: list[float] = []
+
+    def parse(_: bytes) -> None:
+        began.append(time.perf_counter())
+        time.sleep(took_s)
+
+    await asyncio.gather(*(decoder.decode("acme", [HEAVY], parse, lambda: True) for _ in range(2)))
+    assert began[1] - began[0] >= 2 * took_s * 0.9
 
 
 async def test_a_caller_that_leaves_keeps_its_turn_until_its_body_is_decoded() -> None:
