@@ -47,25 +47,25 @@ class FairShare:
         """Return how many the tenant holds."""
         return self._held[tenant][0] if tenant in self._held else 0
 
-    def acquire(self, tenant: str, weight: float) -> None:
-        """Count one more for the tenant. A tenant keeps the weight of its first holding until it holds nothing."""
+    def acquire(self, tenant: str, weight: float, amount: int = 1) -> None:
+        """Count so many more for the tenant. A tenant keeps the weight of its first holding until it holds nothing."""
         own = self._held.get(tenant)
         if own is None:
-            self._held[tenant] = (1, weight)
+            self._held[tenant] = (amount, weight)
             self._weight += weight
         else:
-            self._held[tenant] = (own[0] + 1, own[1])
-        self.total += 1
+            self._held[tenant] = (own[0] + amount, own[1])
+        self.total += amount
 
-    def release(self, tenant: str) -> None:
-        """Count one less for the tenant."""
+    def release(self, tenant: str, amount: int = 1) -> None:
+        """Count so many less for the tenant."""
         count, weight = self._held[tenant]
-        if count > 1:
-            self._held[tenant] = (count - 1, weight)
+        if count > amount:
+            self._held[tenant] = (count - amount, weight)
         else:
             del self._held[tenant]
             self._weight = self._weight - weight if self._held else 0.0  # rounding errors must not add up
-        self.total -= 1
+        self.total -= amount
 
     def is_below(self, tenant: str, weight: float) -> bool:
         """Return whether the tenant would stay within its share with one more."""
@@ -105,32 +105,36 @@ class Holdings(Generic[_Held]):
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.share = FairShare(capacity)
-        self._by_tenant: dict[str, dict[_Held, None]] = {}
+        self._by_tenant: dict[str, dict[_Held, int]] = {}
 
     def __len__(self) -> int:
         return self.share.total
 
-    def add(self, tenant: str, weight: float, one: _Held) -> None:
-        """Add the tenant's newest holding."""
-        self._by_tenant.setdefault(tenant, {})[one] = None
-        self.share.acquire(tenant, weight)
+    def add(self, tenant: str, weight: float, one: _Held, amount: int = 1) -> None:
+        """Add the tenant's newest holding, or an amount to one that is there."""
+        own = self._by_tenant.setdefault(tenant, {})
+        own[one] = own.get(one, 0) + amount
+        self.share.acquire(tenant, weight, amount)
 
     def remove(self, tenant: str, one: _Held) -> bool:
         """Remove a holding; return whether it was there."""
         own = self._by_tenant.get(tenant)
         if own is None or one not in own:
             return False
-        del own[one]
+        amount = own.pop(one)
         if not own:
             del self._by_tenant[tenant]
-        self.share.release(tenant)
+        self.share.release(tenant, amount)
         return True
+
+    def amount(self, tenant: str, one: _Held) -> int:
+        """Return how much one holding holds."""
+        return self._by_tenant[tenant][one]
 
     def move_to_end(self, tenant: str, one: _Held) -> None:
         """Make a holding the tenant's newest."""
         own = self._by_tenant[tenant]
-        del own[one]
-        own[one] = None
+        own[one] = own.pop(one)
 
     def of(self, tenant: str) -> Iterator[_Held]:
         """Return the tenant's holdings, oldest first."""
@@ -138,7 +142,10 @@ class Holdings(Generic[_Held]):
 
 
 class BoundedHoldings:
-    """At most `capacity` holdings. One more drops the oldest one of the tenant that is farthest above its share."""
+    """Holdings of at most `capacity` together. Beyond it, the tenant that is farthest above its share loses its oldest.
+
+    A single holding may exceed the capacity.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._holdings: Holdings[Callable[[], object]] = Holdings(capacity)
@@ -146,13 +153,15 @@ class BoundedHoldings:
     def __len__(self) -> int:
         return len(self._holdings)
 
-    def hold(self, tenant: str, weight: float, drop: Callable[[], object]) -> None:
-        """Hold one until `release(tenant, drop)`. The call `drop()` ends a holding early, and releases it."""
+    def hold(self, tenant: str, weight: float, drop: Callable[[], object], amount: int = 1) -> None:
+        """Hold an amount, or more of it, until `release(tenant, drop)`. A call of `drop()` ends the holding early."""
         holdings = self._holdings
-        holdings.add(tenant, weight, drop)
-        if len(holdings) > holdings.capacity:
+        holdings.add(tenant, weight, drop, amount)
+        while len(holdings) > holdings.capacity:
             (heaviest,) = holdings.share.heaviest()
             oldest = next(holdings.of(heaviest))
+            if len(holdings) == holdings.amount(heaviest, oldest):
+                break
             holdings.remove(heaviest, oldest)
             oldest()
 

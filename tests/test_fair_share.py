@@ -96,3 +96,16 @@ async def test_a_waiter_that_is_cancelled_loses_no_permit() -> None:
         await take()
     assert waiting.cancelled()
     assert granted.cancelled()
+
+
+def test_holdings_count_by_their_amounts_and_a_single_one_may_exceed_the_bound() -> None:
+    holdings = BoundedHoldings(10)
+    dropped: list[str] = []
+    first, second = partial(dropped.append, "first"), partial(dropped.append, "second")
+    holdings.hold("acme", 1.0, first, 20)
+    assert (len(holdings), dropped) == (20, [])
+    holdings.hold("acme", 1.0, second, 4)
+    holdings.hold("acme", 1.0, second, 5)
+    assert (len(holdings), dropped) == (9, ["first"])
+    holdings.release("acme", second)
+    assert len(holdings) == 0

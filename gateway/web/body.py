@@ -57,7 +57,7 @@ async def read_parts(request: web.Request) -> list[bytes]:
 
 async def _parts(request: web.Request, rate: _ReadRate | None) -> list[bytes]:
     """Read a body to its end. While it arrives, the tenant takes a step for each _STEP_BYTES of it."""
-    limit = request.client_max_size
+    connection, limit = connection_of(request), request.client_max_size
     parts: list[bytes] = []
     size = steps = 0
     while part := await request.content.readany():
@@ -67,6 +67,8 @@ async def _parts(request: web.Request, rate: _ReadRate | None) -> list[bytes]:
             raise web.HTTPRequestEntityTooLarge(limit, size)
         if rate is not None and (due := size // _STEP_BYTES - steps):
             steps += due
+            if connection is not None:
+                connection.body_grew(due * _STEP_BYTES)
             with rate.paused():
                 await _take_step(request, due)
     return parts

@@ -46,6 +46,8 @@ READ_WITHIN_S = 30.0
 # Parts of max_connections: bodies that have not arrived, and replies that their callers do not read.
 _UNFINISHED_PART = 4
 _UNREAD_PART = 16
+# The most bytes of bodies that have not arrived in full.
+_UNFINISHED_BYTES = 256_000_000
 
 # Where there are too many connections: how many tenants, and connections of each, are checked for one to close.
 _TENANTS_CHECKED = 4
@@ -135,6 +137,7 @@ class _Server(web.Server):
         self.scheduler = scheduler
         self.by_tenant: Holdings[_Connection] = Holdings(max_connections)
         self.unfinished_bodies = BoundedHoldings(max(1, max_connections // _UNFINISHED_PART))
+        self.unfinished_bytes = BoundedHoldings(_UNFINISHED_BYTES)
         self.unread_replies = BoundedHoldings(max(1, max_connections // _UNREAD_PART))
         self.dropped = metrics.holdings_dropped
 
@@ -255,8 +258,13 @@ class _Connection(web.RequestHandler):
         self._body_late = too_late
         self._server.unfinished_bodies.hold(self.tenant, self.weight, self._drop_body)
 
+    def body_grew(self, size: int) -> None:
+        """Count the bytes of an unfinished body until `body_ended`."""
+        self._server.unfinished_bytes.hold(self.tenant, self.weight, self._drop_body, size)
+
     def body_ended(self) -> None:
         """The body arrived, or failed."""
+        self._server.unfinished_bytes.release(self.tenant, self._drop_body)
         self._server.unfinished_bodies.release(self.tenant, self._drop_body)
         self._body_late = None
 

@@ -422,6 +422,23 @@ async def test_unfinished_bodies_do_not_take_all_connections() -> None:
         close(opened)
 
 
+async def test_unfinished_bodies_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of bytes the oldest of the tenant with most is 408; another tenant's stays, and a newer one."""
+    monkeypatch.setattr(web_connection, "_UNFINISHED_BYTES", 600_000)
+    async with serving() as port, asyncio.timeout(10):
+        opened = [await send(port, "quiet", "/tenant", 200_001, b"x" * 200_000)]
+        await asyncio.sleep(0.1)
+        for _ in range(2):
+            opened.append(await send(port, "flood", "/tenant", 300_001, b"x" * 300_000))
+            await asyncio.sleep(0.1)
+        status, _, body = await read_reply(opened[1][0])
+        assert (status, orjson.loads(body)["error"]["code"]) == (408, "request_timeout")
+        for reader, writer in (opened[0], opened[2]):
+            writer.write(b"x")
+            assert (await read_reply(reader))[0] == 200
+        close(opened)
+
+
 async def test_a_body_that_trickles_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each interval must bring its bytes, also after the first."""
     monkeypatch.setattr(web_body, "_INTERVAL_S", 0.2)
