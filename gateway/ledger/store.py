@@ -254,6 +254,7 @@ class ReceiptStore:
             if not self._redis.up:
                 self._answer(list(self._admitting), None)
                 await self._redis.wait_up()
+            await asyncio.sleep(0)  # requests that are ready now come along
             self._news.clear()
             if not await self._exchange():
                 self._look_in(_RETRY_S)

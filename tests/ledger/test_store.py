@@ -260,6 +260,17 @@ async def test_requests_that_come_together_are_admitted_together(redis_url: str)
         assert len(await part.intents()) == 101
 
 
+async def test_a_request_that_is_ready_when_an_exchange_is_due_joins_it(redis_url: str) -> None:
+    """The store wakes up before the task of the second request, and lets it run first."""
+    async with kept(redis_url) as part:
+        await asyncio.sleep(0.01)  # the store waits for news
+        first = asyncio.ensure_future(part.admit(intent("req_1")))  # noqa: TID251
+        await asyncio.sleep(0)
+        second = asyncio.ensure_future(part.admit(intent("req_2")))  # noqa: TID251
+        await asyncio.gather(first, second)
+        assert part.exchanges == 1
+
+
 async def test_a_receipt_goes_with_the_next_request(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It could wait for a minute; the request that is admitted takes it along in its own round trip."""
     monkeypatch.setattr(store_module, "_LINGER_S", 60)
