@@ -10,6 +10,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 
+from gateway.ledger.max_output import DEFAULT_MAX_OUTPUT_TOKENS
 from gateway.protocol.elsewhere import NOT_THE_CALLERS
 from gateway.web.openapi.document import document
 from gateway.web.routes import ROUTES
@@ -25,7 +26,8 @@ KEYED = schemathesis.Config.from_dict({"generation": {"with-security-parameters"
 API = schemathesis.openapi.from_dict(json.loads(WRITTEN.body), config=KEYED)
 OPENAPI = "/openapi.json"
 DOCUMENTED_DEPTH = 2
-ANYTHING = {"modes": ["student", "teacher"], "guidance_tokens": 4096}
+MODES = ["student", "teacher"]
+ANYTHING = {"modes": MODES, "guidance_tokens": 4096}
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,13 @@ def _no_orders(value: Any, depth: int = 0) -> Any:
     return value
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_count(value: Any) -> bool:
     """As `n` and `best_of` may be."""
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 128
+    return _is_whole(value) and 1 <= value <= 128
 
 
 def _is_text(value: Any) -> bool:
@@ -93,8 +99,11 @@ def conforms(case: schemathesis.Case, gate: GatewayProcess) -> None:
         # JSON Schema compares no two fields: that it may be neither below `n` nor, streamed, above it.
         wanted = case.body.get("n")
         case.body["best_of"] = wanted if _is_count(wanted) else 1
-    if case.path == "/v1/guidance" and case.headers is not None and "x-gkt-mode" in case.headers:
-        del case.headers["x-gkt-mode"]  # any other mode than the route's gives no guidance
+    if case.path == "/v1/guidance" and case.headers is not None and case.headers.get("x-gkt-mode") in MODES:
+        del case.headers["x-gkt-mode"]  # a mode other than the route's gives no guidance; an unknown mode is refused
+    if case.path == "/v1/guidance/usage" and isinstance(case.body, dict) and _is_whole(case.body.get("output_tokens")):
+        # The engine has the maximum, not the document.
+        case.body["output_tokens"] = min(case.body["output_tokens"], DEFAULT_MAX_OUTPUT_TOKENS)
     if isinstance(case.body, dict) and isinstance(case.body.get("at"), int | float):
         case.body["at"] = None  # nor does JSON Schema know what time it is
     if case.path == "/v1/completions" and case.headers is not None and case.headers.get("x-gkt-mode") == "teacher":
