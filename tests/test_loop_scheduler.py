@@ -13,9 +13,26 @@ from gateway.loop_scheduler import LoopScheduler
 from gateway.metrics import Metrics
 
 
+class Clock:
+    """A clock that stands still until a test moves it: a busy machine must not pass a millisecond in between."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
 @pytest.fixture
-async def scheduler() -> LoopScheduler:
-    return LoopScheduler(Metrics())
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def scheduler(clock: Clock) -> LoopScheduler:
+    made = LoopScheduler(Metrics())
+    made._time = clock
+    return made
 
 
 def contend(scheduler: LoopScheduler, tenant: str, count: int, weight: float = 1.0, cost: float = 1.0) -> None:
@@ -42,18 +59,20 @@ async def until(count: int) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_step_starts_at_once_while_nobody_contends(scheduler: LoopScheduler) -> None:
+async def test_a_step_starts_at_once_while_nobody_contends(scheduler: LoopScheduler, clock: Clock) -> None:
     for _ in range(20):
         assert scheduler.enter("acme", 1.0) is None
-        await asyncio.sleep(0.0011)
+        clock.now_s += 0.0011
 
 
-async def test_a_tenant_alone_waits_for_nobody_and_a_second_one_ends_that(scheduler: LoopScheduler) -> None:
+async def test_a_tenant_alone_waits_for_nobody_and_a_second_one_ends_that(
+    scheduler: LoopScheduler, clock: Clock
+) -> None:
     contend(scheduler, "acme", 30)
     assert len(started) == 30
-    await asyncio.sleep(0.002)
+    clock.now_s += 0.002
     contend(scheduler, "other", 1)
-    await asyncio.sleep(0.002)
+    clock.now_s += 0.002
     contend(scheduler, "acme", 30)
     assert len(started) < 40
     await until(61)
@@ -107,13 +126,14 @@ async def test_a_tenant_alone_gets_a_step_in_every_iteration(scheduler: LoopSche
     assert iterations < 60
 
 
-async def test_steps_of_requests_that_were_cancelled_take_no_turn(scheduler: LoopScheduler) -> None:
+async def test_steps_of_requests_that_were_cancelled_take_no_turn(scheduler: LoopScheduler, clock: Clock) -> None:
     steps = [step for step in (scheduler.enter("acme", 1.0) for _ in range(50)) if step is not None]
     for step in steps[:-1]:
         step.cancel()
     async with asyncio.timeout(1):
         await steps[-1]
-    await asyncio.sleep(0.002)
+    clock.now_s += 0.002
+    await asyncio.sleep(0)
     assert scheduler.enter("other", 1.0) is None  # nothing is left of them
 
 
