@@ -528,6 +528,7 @@ class Metrics:
         for spool in ("own", "dead"):
             self.spool_told.labels(spool)
         self.steps_delayed.labels(ANONYMOUS)
+        self.refused.labels("overloaded")
 
     def _of_worker(self, name: str, what: str) -> Gauge:
         return Gauge(name, what, ("worker",), registry=self.registry, multiprocess_mode="livemax")

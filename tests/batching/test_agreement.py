@@ -138,7 +138,7 @@ async def agree(redis_url: str, limits: Limits, steps: list[Step]) -> None:
             assert said == await model.exchange(step.owner, news, limits, now)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(limits=limits, steps=steps)
 def test_script_and_model_agree(
     redis_url: str, in_loop: Callable[..., None], limits: Limits, steps: list[Step]

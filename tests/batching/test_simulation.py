@@ -259,7 +259,7 @@ def run(schedule: Schedule, board: AnyBoard) -> Story:
     return story
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(schedule=schedules)
 def test_whatever_happens_the_rules_hold(schedule: Schedule) -> None:
     """One answer for each request, never more calls than the teacher takes, none after its deadline, nothing left."""
@@ -489,7 +489,7 @@ def test_two_processes_at_50_requests_a_second_fill_the_batches_of_one_at_100(
     assert all(abs(first - second) < 0.005 for (first, _), (second, _) in zip(one, two, strict=True))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     weights=st.tuples(st.sampled_from([0.3, 1.0, 7.0]), st.sampled_from([0.3, 1.0, 7.0])),
     cap=st.integers(1, 8),

@@ -44,7 +44,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([section(read_run(folder), seed=1) for folder in folders], base / "report", seed=1)[0]
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", ["light", *(pytest.param(view, marks=pytest.mark.long) for view in ("dark", "phone"))])
 async def test_a_report_can_be_read(browser: Browser, page_file: Path, view: str) -> None:
     context = await browser.new_context(**VIEWS[view])
     try:

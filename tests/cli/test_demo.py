@@ -96,6 +96,7 @@ def _wide() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signals) -> None:
     """Without --ask it serves until then."""

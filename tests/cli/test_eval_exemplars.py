@@ -97,6 +97,7 @@ def test_exemplars_that_help_are_written_with_where_they_come_from(tmp_path: Pat
     assert exemplars(tmp_path / "exemplars.yaml") == found
 
 
+@pytest.mark.long
 @pytest.mark.models
 def test_where_none_helps_it_says_so_and_leaves_no_file_unless_forced(tmp_path: Path, engines: LocalStack) -> None:
     """Three questions are too few for any gain to be beyond noise."""

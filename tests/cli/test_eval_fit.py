@@ -66,6 +66,7 @@ def test_a_model_that_beats_the_fixed_length_is_written_and_said_to(tmp_path: Pa
         assert f"\n {name} " in done.stdout or f"\n{name} " in done.stdout
 
 
+@pytest.mark.long
 def test_one_that_does_not_says_so_plainly_and_leaves_with_3(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "chat.json"
     done = run(folder(tmp_path / "run", told=False), "--data", data, "--out", out)

@@ -120,6 +120,7 @@ def _rows(printed: str) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines if line[0] in {"acme", "globex"}}
 
 
+@pytest.mark.long
 async def test_what_waits_is_shown_by_tenant_and_is_gone_when_it_is_done(tmp_path: Path, redis_url: str) -> None:
     """Printed once on a pipe, as a table and as JSON; the student, which nobody asks for guidance, has no queue."""
     teacher = SlowTeacher()
@@ -193,6 +194,7 @@ async def test_a_redis_that_stands_still_is_not_waited_for(tmp_path: Path) -> No
             assert {answer.json()["teachers"]["big"]["alone"] for answer in answers} == {True}
 
 
+@pytest.mark.long
 async def test_a_terminal_sees_it_change_until_ctrl_c(tmp_path: Path, redis_url: str) -> None:
     """Drawn anew; a gateway that goes away is said, and what was last seen stays."""
     teacher = SlowTeacher()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.clients.tap import Call
 
-pytestmark = pytest.mark.timeout(300)  # it is installed on first use
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]  # it is installed on first use
 
 WEATHER = 'def weather(city: str) -> str:\n    "The weather in a city."\n    return "sunny in " + city\n'
 # What is asked of which model, with which options. All are asked at once: the command takes a second to start.

@@ -72,6 +72,7 @@ async def live(
     return told
 
 
+@pytest.mark.long
 async def test_a_live_run_and_a_staged_run_give_the_same_answers(tmp_path: Path, engines: LocalStack) -> None:
     """Greedy, and one at a time: so the staged path is the gateway's path."""
     await staged(tmp_path / "staged", pair_of(engines), LIVE, QUESTIONS[:1], concurrency=1)

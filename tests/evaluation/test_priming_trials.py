@@ -110,6 +110,7 @@ async def test_the_teacher_alone_sees_exemplars_and_none_of_them_is_asked(tmp_pa
     assert any(", primed " in name for name in settings)
 
 
+@pytest.mark.long
 async def test_a_search_that_was_killed_goes_on_and_one_that_ended_asks_nobody(
     tmp_path: Path, engines: LocalStack
 ) -> None:

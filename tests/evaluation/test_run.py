@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.models, pytest.mark.timeout(300)]  # a busy machine is slow
 
 
+@pytest.mark.long
 async def test_every_question_is_answered_under_every_setting(tmp_path: Path, engines: LocalStack) -> None:
     told = await staged(tmp_path, pair_of(engines))
     found: list[Example] = list(read_lines(tmp_path / EXAMPLES, Example))
