@@ -137,6 +137,7 @@ class Completions:
         with self._admission.place(visit.caller), self._admission.settled(draft):
             plan = await self._admission.reserve(draft, asked, visit.caller)
             await visit.next_step()
+            self._finisher.check_available(plan, draft)
             opening = await self._guide.open(plan, asked, draft)
             if opening.whole is not None:
                 reply = _whole_reply(opening)
@@ -194,6 +195,7 @@ class Completions:
     ) -> AsyncGenerator[list[Json], None]:
         """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
         opening = UNGUIDED
+        self._finisher.check_available(plan, draft)
         async with aclosing(self._guide.stream(plan, asked, draft)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):

@@ -58,6 +58,20 @@ class Finisher:
         state = guarded.state
         return Look(state.continuation, guarded.rests_for(tenant), state.reasoning, takes_prompts=state.takes_prompts)
 
+    def check_available(self, plan: Plan, draft: Draft) -> None:
+        """Check that a finisher can use the guidance. Call it before the teacher.
+
+        Raises EngineResting if every finisher refuses the tenant's calls now.
+        """
+        if plan.guidance is None:
+            return
+        refusals = [self._engines[one.engine].refusal(draft.tenant) for one in plan.finishers]
+        resting = [one for one in refusals if one is not None]
+        if resting and len(resting) == len(refusals):
+            for one in resting:
+                note_failure(one, draft.id, self._metrics)
+            raise min(resting, key=lambda one: one.retry_after_s or 0.0)
+
     async def complete(self, plan: Plan, asked: CompletionRequest, opening: Opening, draft: Draft) -> Json:
         """A finisher's reply, with shown guidance in front. Raises EngineErrors and InvalidRequest.
 

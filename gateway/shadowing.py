@@ -85,6 +85,7 @@ class Shadows:
             if plan.guidance is None:
                 draft.unguided = plan.unguided
                 return "refused"  # a budget leaves room for the student alone: that one needs no shadow
+            self._finisher.check_available(plan, draft)
             opening = await self._guide.open(plan, asked, draft)
             if opening.whole is None:
                 reply = await self._finisher.complete(plan, asked, opening, draft)

@@ -135,6 +135,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     engine("fragile", first.url, breaker=fast),
                     engine("busy", first.url),
                     engine("gone", "http://127.0.0.1:9"),
+                    engine("down", "http://127.0.0.1:9", breaker={"failures": 2, "rest": "60s", "longest_rest": "60s"}),
                 ],
                 routes=[
                     route("alone", ["first"]),
@@ -142,6 +143,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                     route("guided", ["first", "second"], "guided"),
                     route("guided-mute", ["first", "mute"], "guided"),
                     route("guided-gone", ["gone", "second"], "guided"),
+                    route("guided-down", ["down"], "guided", retries={"num_retries": 0}),
                     route("fragile", ["fragile"], retries={"num_retries": 0}),
                     route("busy", ["busy", "second"]),
                 ],
@@ -253,6 +255,18 @@ def test_a_student_that_is_not_there_costs_nothing(world: World) -> None:
     assert text_of(answer) == KEPT + " there."
     assert {attempt["error"] for attempt in receipt["attempts"]} == {"engine_unreachable"}
     assert not any("share" in attempt for attempt in receipt["attempts"])
+
+
+def test_no_teacher_is_called_while_every_student_rests(world: World) -> None:
+    for _ in range(2):
+        assert world.ask("guided-down").json()["error"]["code"] == "engine_unreachable"
+    assert len(world.teacher.asked) == 2
+    for stream in (False, True):
+        refused = world.ask("guided-down", stream=stream)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_resting")
+        assert int(refused.headers["Retry-After"]) > 1
+        assert world.receipt(refused)["cost_usd"] == "0"
+    assert len(world.teacher.asked) == 2
 
 
 def test_a_role_alone_is_no_word_yet(world: World) -> None:

@@ -109,6 +109,10 @@ class GuardedEngine:
         """Return whether a call of the tenant would be refused now."""
         return self._breaker.refuses_for_s(tenant, self._clock()) > 0
 
+    def refusal(self, tenant: str) -> EngineResting | None:
+        """Return the error that a call of the tenant would raise now, without a call; None: the call may go."""
+        return _refusal(self.name, self._breaker, tenant, self._clock())
+
     async def opening(
         self, request: OpeningRequest, *, batch: str | None = None, tell: Callable[[str], None] | None = None
     ) -> OpeningReply:
@@ -180,6 +184,17 @@ class GuardedEngine:
         log.log(logging.WARNING if state == "open" else logging.INFO, "breaker", engine=self.name, state=state)
 
 
+def _refusal(engine: str, breaker: Breaker, tenant: str, now: float) -> EngineResting | None:
+    wait_s = breaker.refuses_for_s(tenant, now)
+    if wait_s <= 0:
+        return None
+    return EngineResting(
+        f"Engine '{engine}' failed again and again, or asked to be left alone: for now it is not called.",
+        engine=engine,
+        retry_after_s=wait_s,
+    )
+
+
 class UnderWay:
     """How many calls there are. A gauge that each call moved would cost more than all else that is done here."""
 
@@ -237,13 +252,8 @@ class _Verdict:
     async def __aenter__(self) -> Self:
         self._sent_at = now = self._clock()
         asked = origin()
-        wait_s = self._breaker.refuses_for_s(asked.tenant, now)
-        if wait_s > 0:
-            raise EngineResting(
-                f"Engine '{self._engine}' failed again and again, or asked to be left alone: for now it is not called.",
-                engine=self._engine,
-                retry_after_s=wait_s,
-            )
+        if (refusal := _refusal(self._engine, self._breaker, asked.tenant, now)) is not None:
+            raise refusal
         self._call = self._breaker.begin(asked.tenant, asked.request_id, now)
         self._under_way.calls += 1
         self._tell()
