@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -39,10 +38,8 @@ _MAX_ERROR_BYTES = 64_000
 LAST_EVENT = b"[DONE]"
 REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
 _COUNT_WITHIN_S = 2.0  # after the last word some engines still count
-# Below the 5 s after which uvicorn hangs up on an idle connection: a call sent while it does so is lost.
+# Below the 5 s after which uvicorn closes an idle connection: a call sent at that moment is lost.
 _KEEP_ALIVE_S = 4.0
-# After that long it was no idle connection that broke: the engine had the call, and may have worked on it.
-_LOST_WITHIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +60,6 @@ class _Due:
     at: float
 
 
-# Whether the call under way made the connection that it uses. (aiohttp's traces tell too, at six microseconds a call.)
-_made_anew: ContextVar[bool] = ContextVar("made_anew")
-
-
 class _Protocol(ResponseHandler):
     """aiohttp (3.14) does not tell whoever reads a body that its framing broke: they would wait until a deadline."""
 
@@ -82,9 +75,11 @@ class _Connector(aiohttp.TCPConnector):
         super().__init__(**options)
         self._factory = partial(_Protocol, loop=self._loop)  # type: ignore[assignment]
 
-    async def _create_connection(self, *args: Any) -> Any:
-        _made_anew.set(True)
-        return await super()._create_connection(*args)
+    def close_idle(self) -> None:
+        """Close the connections that no call uses."""
+        for idle in self._conns.values():
+            for protocol, _ in idle:
+                protocol.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +119,10 @@ class EngineHttp:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
+        # No limit of its own: admission bounds what is in flight, and a hidden queue here would hide in no metric.
+        self._connector = _Connector(limit=0, ttl_dns_cache=30, keepalive_timeout=_KEEP_ALIVE_S)
         self._session = aiohttp.ClientSession(
-            # No limit of its own: admission bounds what is in flight, and a hidden queue here would hide in no metric.
-            connector=_Connector(limit=0, ttl_dns_cache=30, keepalive_timeout=_KEEP_ALIVE_S),
+            connector=self._connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
             trust_env=False,
@@ -276,22 +272,18 @@ class EngineHttp:
     async def _send(self, method: str, url: str, payload: Json | None, due: _Due | None) -> aiohttp.ClientResponse:
         """Send, and wait for the reply's head.
 
-        An engine may hang up on an idle connection in the moment in which it is used again, before it has read the
-        call. So a call that breaks at once over a used connection goes out again; one over a new connection, or one
-        that the engine had for a while, does not: that is a failure, which costs, and is counted.
+        An engine may close an idle connection at the moment at which a call goes out over it. Whether it has read the
+        call is unknown, so the call is not sent again here: a retry is counted, and each call that may have been read
+        is charged. The other idle connections are closed, so that the retry opens a new one.
         """
         data = None if payload is None else await encoded(payload)
         headers = None if self._outgoing is None else self._outgoing()
-        loop = asyncio.get_running_loop()
-        while True:
-            _made_anew.set(False)
-            lost_until = loop.time() + _LOST_WITHIN_S
-            sending = self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
-            try:
-                return await (sending if due is None else self._by(due, sending))
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-                if _made_anew.get() or loop.time() > lost_until:
-                    raise
+        sending = self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
+        try:
+            return await (sending if due is None else self._by(due, sending))
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            self._connector.close_idle()
+            raise
 
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
         raw = await self._read(response, self._max_reply_bytes)

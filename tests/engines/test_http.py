@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
@@ -279,42 +279,34 @@ async def test_a_connection_that_breaks_before_the_reply_is_unreachable() -> Non
     assert isinstance(await failed_talk(break_off), EngineUnreachable)
 
 
-async def test_a_call_over_a_connection_that_the_engine_just_closed_goes_out_again() -> None:
-    """Once an idle connection turns out to be dead; a new connection that is hung up on is an error at once."""
-    calls: list[int] = []
+async def test_a_call_that_an_idle_connection_loses_goes_out_once_and_its_retry_opens_a_new_connection() -> None:
+    """The engine may have read it. Whether it goes out again is decided where retries are counted and charged."""
+    calls = connections = 0
+    all_came, hangs_up = asyncio.Event(), False
 
-    async def one_call_each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"{}")
-        calls.append(1)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
-        await writer.drain()
-        await reader.read(1)  # the second call has begun to arrive, and is never answered
-        writer.close()
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls, connections
+        connections += 1
+        is_new = True
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"{}"):
+                calls += 1
+                if hangs_up and not is_new:
+                    return
+                is_new = False
+                if calls == 5:
+                    all_came.set()
+                await all_came.wait()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+                await writer.drain()
 
-    async with listening(one_call_each) as url, engine_http(url) as http:
-        for _ in range(3):
-            assert (await http.post("/v1", {})).body == {}
-    assert len(calls) == 3
-
-
-async def test_a_call_that_the_engine_had_for_a_while_does_not_go_out_again_unseen() -> None:
-    """It may have worked on it: making it anew is for those who count attempts, and what they cost."""
-    calls: list[int] = []
-
-    async def dies_at_the_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"{}")
-        calls.append(1)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
-        await writer.drain()
-        await reader.readuntil(b"{}")
-        calls.append(2)
-        await asyncio.sleep(0.7)
-        writer.close()
-
-    async with listening(dies_at_the_second) as url, engine_http(url) as http:
-        assert (await http.post("/v1", {})).body == {}
+    async with listening(talk) as url, engine_http(url) as http:
+        await asyncio.gather(*(http.post("/v1", {}) for _ in range(5)))
+        calls, hangs_up = 0, True
         error = await failure(http.post("/v1", {}), url)
-    assert (type(error), error.heard, calls) == (EngineUnreachable, True, [1, 2])
+        assert (type(error), error.heard, error.again, calls) == (EngineUnreachable, True, True, 1)
+        assert (await http.post("/v1", {})).body == {}
+        assert (calls, connections) == (2, 6)
 
 
 async def test_a_reply_that_breaks_off_is_unreachable() -> None:
