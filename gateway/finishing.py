@@ -227,12 +227,11 @@ def _continues(finisher: FinisherPlan) -> bool:
 
 def _preface(finisher: FinisherPlan, asked: CompletionRequest, sent: Sent) -> str | None:
     """Text that the engine may repeat before its own; None: more than can be told here."""
-    if asked.body.get("echo"):
-        return None
-    if sent.prefill is not None:
-        return sent.prefill.text if finisher.continuation is None or finisher.continuation.echo else ""
+    echo = bool(asked.body.get("echo"))
     if isinstance(asked, TextRequest):
-        return ""
+        return None if echo else ""
+    if sent.prefill is not None:
+        return sent.prefill.text if finisher.continuation is None or finisher.continuation.echo or echo else ""
     last = asked.messages[-1]  # some engines repeat a caller's prefill
     return words(last.get("content")) or "" if last["role"] == "assistant" else ""
 

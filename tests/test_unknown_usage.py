@@ -167,13 +167,24 @@ def test_usage_that_cannot_be_costs_what_was_reserved_at_most(
     """Nor less than the answer: the receipt, the reply and the metric tell of it."""
     world.engine.usage = {"prompt_tokens": read, "completion_tokens": written}
     caller = world.callers["initech"]
-    answer = caller.post("/v1/chat/completions", json=ASKED)
+    body = ASKED | {"echo": True}  # which says nothing of a chat's counts
+    answer = caller.post("/v1/chat/completions", json=body)
     assert answer.headers["x-gkt-estimated"] == "true"
     receipt = caller.get(f"/v1/receipts/{answer.headers['x-request-id']}").json()
     metrics = httpx.get(f"{world.process.admin_url}/metrics").text
     assert receipt["estimated"]
     share = receipt["student"]
     assert share["usage_error"] == error
-    assert share["input_tokens"] <= len(json.dumps(ASKED)) + 512
+    assert share["input_tokens"] <= len(json.dumps(body)) + 512
     assert (5 if error == "too_high" else 20) <= share["output_tokens"] <= 50
     assert f'gkt_engine_usage_errors_total{{engine="small",reason="{error}"}} 1.0' in metrics
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_echo_in_a_chat_does_not_lift_the_token_limit(world: World, stream: bool) -> None:
+    """The engine ignores the limit, and its text has 20 words."""
+    answer = world.callers["initech"].post(
+        "/v1/chat/completions", json=ASKED | {"echo": True, "max_tokens": 3, "stream": stream}
+    )
+    assert '"finish_reason":"length"' in answer.text
+    assert answer.text.count("word") == 3

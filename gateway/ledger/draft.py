@@ -24,6 +24,7 @@ from gateway.ledger.savings import counted, measure, savings_class, with_savings
 from gateway.ledger.shares import share_call, usage_error
 from gateway.ledger.verdict import Allowance
 from gateway.pricing import total_usd
+from gateway.protocol import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -278,9 +279,10 @@ class Draft:
         return None if self.reserved is None else self.reserved.bounds.get((call.role, call.model))
 
     def _usage_error(self, call: Call) -> UsageError:
-        if self.request is None or self.request.body.get("echo"):  # what it was asked to repeat it need not count
+        if self.request is None:
             return ""
-        shown = len(self.opening) if call is self.student else 0
+        repeats_prompt = isinstance(self.request, TextRequest) and bool(self.request.body.get("echo"))
+        shown = None if repeats_prompt else len(self.opening) if call is self.student else 0
         return usage_error(call, self._bound(call), choices=self.request.drafts, shown_chars=shown)
 
     def facts(self) -> Json:

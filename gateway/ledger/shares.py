@@ -47,19 +47,20 @@ class Shares(NamedTuple):
     likely: EngineShare
 
 
-def usage_error(call: Call, bound: CallBound | None, *, choices: int = 1, shown_chars: int = 0) -> UsageError:
+def usage_error(call: Call, bound: CallBound | None, *, choices: int = 1, shown_chars: int | None = 0) -> UsageError:
     """Return why the usage that an engine reported for a call is impossible; "" where it is possible.
 
     Args:
         choices: the number of answers. An engine may count the token that ends one beyond the limit; nobody pays that.
-        shown_chars: the length of the text before the call's own, which some engines repeat without counting it.
+        shown_chars: the length of the text before the call's own, which some engines repeat without counting it; None:
+            it is unknown, and the text says nothing of the count.
     """
     usage = call.usage
     if usage is None or bound is None:
         return ""
     if usage.input_tokens > bound.input_tokens or usage.output_tokens > bound.output_tokens + max(1, choices):
         return "too_high"
-    if len(call.text.getvalue()) - shown_chars > usage.output_tokens * MAX_CHARS_PER_TOKEN:
+    if shown_chars is not None and len(call.text.getvalue()) - shown_chars > usage.output_tokens * MAX_CHARS_PER_TOKEN:
         return "too_low"
     return ""
 
@@ -82,9 +83,11 @@ def share_call(
     """
     usage = call.usage
     if usage is not None and not error:
-        written = usage.output_tokens if bound is None else min(usage.output_tokens, bound.output_tokens)
+        read, written = usage.input_tokens, usage.output_tokens
+        if bound is not None:
+            read, written = min(read, bound.input_tokens), min(written, bound.output_tokens)
         cached = usage.cached_input_tokens
-        share = _share(call, usage.input_tokens, written, prices, cached=cached, estimated=usage.estimated)
+        share = _share(call, read, written, prices, cached=cached, estimated=usage.estimated)
         return Shares(share, share)
     likely = _likely(call, request, encodings)
     if bound is None:

@@ -175,6 +175,20 @@ def test_a_prompt_that_was_to_be_repeated_is_not_a_part_of_the_answer() -> None:
     assert (receipt.student.output_tokens, receipt.student.usage_error) == (0, "")
 
 
+def test_echo_does_not_lift_the_cap_on_a_count() -> None:
+    """In a chat the text still tells that a count is too low: no engine repeats a prompt there."""
+    raw = parse_text_completion(b'{"model": "chat", "prompt": "Why?", "max_tokens": 9, "echo": true}')
+    vectors = parse_embeddings(b'{"model": "chat", "input": "Why?", "echo": true}')
+    for request in (raw, vectors, chat(echo=True)):
+        receipt = student(request, Usage(2_000_000_000, 0))
+        assert receipt.student is not None
+        assert receipt.student.usage_error == "too_high"
+        assert receipt.student.input_tokens < 1000
+    short = student(chat(echo=True), Usage(9, 0), text=StringIO("Because.")).student
+    assert short is not None
+    assert short.usage_error == "too_low"
+
+
 def test_a_count_that_is_possible_is_taken_as_it_is() -> None:
     receipt = student(chat(), Usage(9, 5, 3), text=StringIO("Because."))
     assert receipt.student is not None
