@@ -28,11 +28,14 @@ _ONLY_CHUNKED = "Transfer-Encoding can only be 'chunked'. Name a compression in 
 
 async def read_body(request: web.Request) -> bytes:
     """Return the decoded body, when it is the tenant's turn to have it decoded. Raises as `read_parts`."""
-    return b"".join(await read_parts(request))
+    try:
+        return b"".join(await read_parts(request))
+    finally:
+        end_body(request)
 
 
 async def read_parts(request: web.Request) -> list[bytes]:
-    """Return the parts of a decoded body, when it is the tenant's turn to have it decoded.
+    """Return the parts of a decoded body, when it is the tenant's turn to have it decoded. Call `end_body` afterwards.
 
     Raises:
         BodyTooSlow: the body did not arrive in time.
@@ -53,6 +56,13 @@ async def read_parts(request: web.Request) -> list[bytes]:
         raise InvalidRequest("The body cannot be read: its encoding or its length is wrong.") from None
     await _take_step(request, 1.0 + sum(map(len, parts)) % _STEP_BYTES / _STEP_BYTES)
     return parts
+
+
+def end_body(request: web.Request) -> None:
+    """Count the body no longer among those that arrive, or wait to be decoded."""
+    connection = connection_of(request)
+    if connection is not None:
+        connection.body_ended()
 
 
 async def _parts(request: web.Request, rate: _ReadRate | None) -> list[bytes]:
@@ -95,7 +105,7 @@ async def _read_rest(request: web.Request) -> list[bytes]:
                 with rate:
                     return await _parts(request, rate)
             finally:
-                connection.body_ended()
+                connection.body_arrived()
     except TimeoutError:
         raise BodyTooSlow(rate.problem) from None
 

@@ -43,10 +43,10 @@ IDLE_S = 620.0
 READ_WITHIN_S = 30.0
 """A caller that reads too slowly is disconnected when the transport's buffer was full for so long. It holds 64 KiB."""
 
-# Parts of max_connections: bodies that have not arrived, and replies that their callers do not read.
+# Parts of max_connections: bodies that arrive or wait to be decoded, and replies that their callers do not read.
 _UNFINISHED_PART = 4
 _UNREAD_PART = 16
-# The most bytes of bodies that have not arrived in full.
+# The most bytes of such bodies.
 _UNFINISHED_BYTES = 256_000_000
 
 # Where there are too many connections: how many tenants, and connections of each, are checked for one to close.
@@ -181,7 +181,8 @@ class _Connection(web.RequestHandler):
 
     __slots__ = (
         "_authenticated",
-        "_body_late",
+        "_counts_body",
+        "_drop_body",
         "_head_bytes",
         "_head_due",
         "_lingers",
@@ -200,7 +201,8 @@ class _Connection(web.RequestHandler):
         self.tenant, self.weight = ANONYMOUS, ANONYMOUS_WEIGHT
         self._authenticated = self._took_turn = self._lingers = False  # of the request under way
         self._parked: asyncio.Future[None] | None = None
-        self._body_late: Callable[[], object] | None = None
+        self._counts_body = False
+        self._drop_body: Callable[[], object] | None = None
         self._unread_due: asyncio.TimerHandle | None = None
         self._head_due: asyncio.TimerHandle | None = None
         self._head_bytes = 0
@@ -253,25 +255,52 @@ class _Connection(web.RequestHandler):
             if not (self._reading_paused or self._buffer_paused):
                 self._resume_transport_reading()
 
-    def expect_body(self, too_late: Callable[[], object]) -> None:
-        """Count an unfinished body until `body_ended`. `too_late` is called where there are too many."""
-        self._body_late = too_late
-        self._server.unfinished_bodies.hold(self.tenant, self.weight, self._drop_body)
+    def expect_body(self, drop: Callable[[], object], size: int = 0) -> None:
+        """Count the request's body until `body_ended`: while it arrives, and while it waits to be decoded.
+
+        Args:
+            drop: ends the request. It is called where the bodies of all requests are too many, or a connection is
+                needed. A second call replaces it.
+            size: bytes of the body, where it is not counted yet.
+        """
+        self._drop_body = drop
+        if not self._counts_body:
+            self._counts_body = True
+            self._server.unfinished_bodies.hold(self.tenant, self.weight, self._end_body)
+            self.body_grew(size)
 
     def body_grew(self, size: int) -> None:
-        """Count the bytes of an unfinished body until `body_ended`."""
-        self._server.unfinished_bytes.hold(self.tenant, self.weight, self._drop_body, size)
+        """Count so many more bytes of the body until `body_ended`."""
+        if size:
+            self._server.unfinished_bytes.hold(self.tenant, self.weight, self._end_body, size)
+
+    def body_arrived(self) -> None:
+        """The body arrived, or failed: `drop` must not be called. It counts on while it waits for the next step."""
+        self._drop_body = None
 
     def body_ended(self) -> None:
-        """The body arrived, or failed."""
-        self._server.unfinished_bytes.release(self.tenant, self._drop_body)
-        self._server.unfinished_bodies.release(self.tenant, self._drop_body)
-        self._body_late = None
+        """The body is being decoded, or the request failed."""
+        self._drop_body = None
+        if self._counts_body:
+            self._counts_body = False
+            self._server.unfinished_bytes.release(self.tenant, self._end_body)
+            self._server.unfinished_bodies.release(self.tenant, self._end_body)
 
-    def _drop_body(self) -> None:
-        self._server.dropped.labels("unfinished_bodies").inc()
-        if self._body_late is not None:
-            self._body_late()
+    def _end_body(self) -> None:
+        if self._end_request():
+            self._server.dropped.labels("unfinished_bodies").inc()
+
+    def _end_request(self) -> bool:
+        """End a request that waits for its step, or whose body arrives or waits; return whether it ends."""
+        if self._parked is not None and not self._parked.done():
+            self._parked.set_exception(Overloaded("Other requests need this connection. Try again soon."))
+        elif self._drop_body is not None:
+            drop, self._drop_body = self._drop_body, None
+            drop()
+        else:
+            return False
+        self._close = True
+        return True
 
     def pause_writing(self) -> None:
         """The transport's buffer is full: count an unread reply, and disconnect a caller that does not read it."""
@@ -302,14 +331,8 @@ class _Connection(web.RequestHandler):
         """End the connection where no request runs on it; return whether it ends."""
         if self.waits or (self._lingers and not self._request_in_progress and not self._messages):
             self.force_close()
-        elif self._parked is not None and not self._parked.done():
-            self._parked.set_exception(Overloaded("Other tenants need this connection. Try again soon."))
-            self._close = True
-        elif self._body_late is not None:
-            self._body_late()
-        else:
-            return False
-        return True
+            return True
+        return self._end_request()
 
     def data_received(self, data: bytes) -> None:
         received = self._head_bytes + len(data)

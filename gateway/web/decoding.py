@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from aiohttp import web
 
 from gateway.errors import Overloaded
 from gateway.protocol.structure import INLINE_BYTES, is_light
-from gateway.web.body import read_parts
+from gateway.web.body import end_body, read_parts
 from gateway.web.connection import connection_of
 
 if TYPE_CHECKING:
@@ -24,8 +24,17 @@ T = TypeVar("T")
 _WAIT_S = 30.0
 
 
-def _never() -> bool:
-    return False
+class Holder(Protocol):
+    """The connection whose request has the body."""
+
+    def contended(self) -> bool:
+        """Return whether other tenants use the event loop."""
+
+    def expect_body(self, drop: Callable[[], object], size: int) -> None:
+        """Count the body; `drop` ends the wait for its turn."""
+
+    def body_ended(self) -> None:
+        """Count the body no longer: it has its turn, as one body of each tenant has."""
 
 
 class BodyDecoder:
@@ -42,19 +51,19 @@ class BodyDecoder:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def decode(
-        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], contended: Callable[[], bool] = _never
+        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], holder: Holder | None = None
     ) -> T:
         """Return what `parse` makes of a body.
 
         Args:
             parts: of the body. They are removed from the list.
-            contended: whether other tenants use the event loop.
 
         Raises:
             InvalidRequest: as `parse` does.
-            Overloaded: other bodies of the tenant took too long.
+            Overloaded: other bodies of the tenant took too long, or the holder dropped this one.
         """
-        if sum(map(len, parts)) <= INLINE_BYTES:
+        size = sum(map(len, parts))
+        if size <= INLINE_BYTES:
             parts[:] = [b"".join(parts)]
             if is_light(parts[0]):
                 return parse(parts[0])
@@ -62,10 +71,15 @@ class BodyDecoder:
         if turn is None:
             turn = self._turns[tenant] = asyncio.Lock()
         try:
-            async with asyncio.timeout(_WAIT_S):
+            async with asyncio.timeout(_WAIT_S) as limit:
+                if holder is not None:
+                    holder.expect_body(lambda: limit.reschedule(0.0), size)
                 await turn.acquire()
         except TimeoutError:
+            parts.clear()
             raise Overloaded("Other large bodies of this tenant are being decoded. Try again shortly.") from None
+        if holder is not None:
+            holder.body_ended()
         loop, took_s = asyncio.get_running_loop(), 0.0
 
         def decode() -> T:
@@ -79,7 +93,7 @@ class BodyDecoder:
         def decoded(future: asyncio.Future[T]) -> None:
             if not future.cancelled():
                 future.exception()  # the caller may be gone
-            if contended():
+            if holder is not None and holder.contended():
                 loop.call_later(took_s, turn.release)
             else:
                 turn.release()
@@ -100,10 +114,12 @@ BODY_DECODER = web.AppKey("body_decoder", BodyDecoder)
 
 async def read_parsed(request: web.Request, caller: Caller, parse: Callable[[bytes], T]) -> T:
     """Read the body of a request and return what `parse` makes of it. Raises GatewayErrors."""
-    parts = await read_parts(request)
-    connection = connection_of(request)
-    contended = connection.contended if connection is not None else _never
-    return await request.app[BODY_DECODER].decode(caller.policy.tenant, parts, parse, contended)
+    try:
+        parts = await read_parts(request)
+        decoder = request.app[BODY_DECODER]
+        return await decoder.decode(caller.policy.tenant, parts, parse, connection_of(request))
+    finally:
+        end_body(request)
 
 
 def _taken(parts: list[bytes]) -> bytes:

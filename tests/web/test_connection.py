@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import threading
 import zlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,14 @@ from aiohttp import web
 from gateway.admission import Admission
 from gateway.loop_scheduler import LoopScheduler
 from gateway.metrics import Metrics
+from gateway.policy.book import Caller
 from gateway.policy.schema import TenantPolicy
 from gateway.web import body as web_body
 from gateway.web import connection as web_connection
 from gateway.web import keys
 from gateway.web.body import read_body
 from gateway.web.connection import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LINE_BYTES, Runner, connection_of
+from gateway.web.decoding import BODY_DECODER, BodyDecoder, read_parsed
 from gateway.web.error_body import errors_as_openai
 
 if TYPE_CHECKING:
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 async def hello(request: web.Request) -> web.Response:
     return web.Response(body=await read_body(request))
+
+
+GATE = web.AppKey("gate", threading.Event)
 
 
 async def holds(_: web.Request) -> web.Response:
@@ -45,6 +51,9 @@ async def serving(*, max_connections: int = 100, head_within_s: float = 60.0) ->
     app.router.add_post("/", hello)
     app.router.add_post("/holds", holds)
     app.router.add_post("/tenant", of_tenant)
+    app.router.add_post("/decoded", decoded)
+    app[BODY_DECODER] = BodyDecoder()
+    app[GATE] = gate = threading.Event()
     runner = Runner(
         app,
         metrics=metrics,
@@ -61,6 +70,7 @@ async def serving(*, max_connections: int = 100, head_within_s: float = 60.0) ->
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         yield runner.addresses[0][1]
     finally:
+        gate.set()
         await runner.cleanup()
 
 
@@ -374,6 +384,15 @@ async def of_tenant(request: web.Request) -> web.Response:
     return web.Response(body=bytes(int(request.query.get("size", 0))))
 
 
+async def decoded(request: web.Request) -> web.Response:
+    """Decode the body of a tenant that names itself. It takes until the listener ends."""
+    connection, tenant = connection_of(request), policy(request.headers["X-Tenant"])
+    assert connection is not None
+    connection.authenticated(tenant)
+    await read_parsed(request, Mock(Caller, policy=tenant), lambda _: request.app[GATE].wait(20))
+    return web.Response()
+
+
 Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -436,6 +455,55 @@ async def test_unfinished_bodies_do_not_fill_the_memory(monkeypatch: pytest.Monk
         for reader, writer in (opened[0], opened[2]):
             writer.write(b"x")
             assert (await read_reply(reader))[0] == 200
+        close(opened)
+
+
+MANY_VALUES = b"1," * 20_000
+"""A body that arrives with its head and is decoded in the thread."""
+
+
+async def waiting(port: int, tenant: str, body: bytes = MANY_VALUES) -> Opened:
+    """Send a body that waits to be decoded."""
+    opened = await send(port, tenant, "/decoded", len(body), body)
+    await asyncio.sleep(0.05)
+    return opened
+
+
+async def is_not_decoded(opened: Opened) -> None:
+    status, _, body = await read_reply(opened[0])
+    assert (status, orjson.loads(body)["error"]["code"]) == (503, "overloaded")
+    assert await opened[0].read() == b""
+
+
+async def test_a_body_that_waits_to_be_decoded_makes_room_for_another_tenant() -> None:
+    """Its request has the tenant's place in no other bound. One that is being decoded goes on."""
+    async with serving(max_connections=8) as port, asyncio.timeout(10):
+        opened = [await waiting(port, "flood") for _ in range(2)]
+        opened += [await send(port, "flood", "/tenant?seconds=60") for _ in range(6)]
+        await asyncio.sleep(0.05)
+        opened.append(await send(port, "quiet", "/tenant"))
+        assert (await read_reply(opened[-1][0]))[0] == 200
+        await is_not_decoded(opened[1])
+        close(opened)
+
+
+async def test_bodies_that_wait_to_be_decoded_are_bounded_as_unfinished_ones() -> None:
+    """The oldest that waits, of the tenant with most, is 503; another tenant's stays."""
+    async with serving(max_connections=16) as port, asyncio.timeout(10):
+        quiet = [await waiting(port, "quiet") for _ in range(2)]
+        flood = [await waiting(port, "flood") for _ in range(5)]
+        await is_not_decoded(flood[1])
+        assert not any(reader._buffer for reader, _ in [*quiet, flood[0], *flood[2:]])  # type: ignore[attr-defined]
+        close(quiet + flood)
+
+
+async def test_bodies_that_wait_to_be_decoded_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bytes count from the first one that arrived on."""
+    monkeypatch.setattr(web_connection, "_UNFINISHED_BYTES", 1_000_000)
+    async with serving() as port, asyncio.timeout(10):
+        opened = [await waiting(port, "flood", b" " * 400_000) for _ in range(4)]
+        await is_not_decoded(opened[1])
+        assert not any(reader._buffer for reader, _ in [opened[0], *opened[2:]])  # type: ignore[attr-defined]
         close(opened)
 
 
