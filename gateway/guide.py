@@ -226,7 +226,13 @@ class Guide:
         draft.guided = time.perf_counter()
         reply = landing.reply
         if not landing.shared and draft.shadow_of is None:
-            self._deadlines.arrived(draft.tenant, draft.route, guidance, draft.guided - draft.asked)
+            self._deadlines.arrived(
+                draft.route,
+                guidance,
+                draft.guided - draft.asked,
+                draft.guided - (draft.granted or draft.asked),
+                stopped=reply.finish == "stop" and bool(request.stop),
+            )
         draft.teacher = answered_call(guidance, request, reply, landing.shared)
         return reply
 
@@ -235,12 +241,11 @@ class Guide:
         if draft.asked is None or draft.guided is None or draft.shadow_of is not None:
             return  # the probe used up the time, or nobody waited
         draft.hint = self._deadlines.missed(
-            draft.tenant,
             draft.route,
             guidance,
             draft.guided - draft.asked,
             heard.tokens if heard is not None else 0,
-            granted=draft.granted is not None,
+            called_s=draft.guided - draft.granted if draft.granted is not None else None,
         )
 
     def _without(

@@ -70,8 +70,28 @@ def test_a_route_that_is_often_late_names_its_setting_and_auto_ends_the_lateness
             assert answer.json()["choices"][0]["message"]["content"] == "The answer to your question here."
 
 
-def ask(gateway: GatewayProcess) -> httpx.Response:
-    body = {"model": "chat", "messages": [{"role": "user", "content": f"What is number {next(_numbers)}?"}]}
+async def slow_without_stop(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return await (says("The answer", "stop") if body.get("stop") else slow)(request, body)
+
+
+def test_answers_that_callers_stop_early_do_not_lower_the_deadline(redis_url: str, tmp_path: Path) -> None:
+    with FakeEngine(slow_without_stop).running() as teacher, FakeEngine(says(" here.")).running() as student:
+        models = [
+            model("big", "tgi", teacher.url),
+            model("small", "openai", f"{student.url}/v1", continuation="trailing", echo=False),
+        ]
+        auto = {"tokens": 6, "deadline": "auto", "auto_deadline": {"min": "100ms", "max": "20s"}, "max_wait": "1ms"}
+        with running_gateway(
+            tmp_path, redis_url=redis_url, redis={"prefix": "stopped"}, models=models, routes=[guided(**auto)]
+        ) as gateway:
+            wait_until_probed(gateway.admin_url)
+            stopped = {ask(gateway, stop=["begins"]).headers["x-gkt-mode"] for _ in range(6)}
+            assert stopped == {"teacher_complete"}
+            assert ask(gateway).headers["x-gkt-mode"] == "guided"
+
+
+def ask(gateway: GatewayProcess, **more: Any) -> httpx.Response:
+    body = {"model": "chat", "messages": [{"role": "user", "content": f"What is number {next(_numbers)}?"}]} | more
     headers = {"Authorization": f"Bearer {KEY}"}
     answer = httpx.post(f"{gateway.url}/v1/chat/completions", headers=headers, json=body, timeout=30)
     assert answer.status_code == 200

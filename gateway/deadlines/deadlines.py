@@ -61,44 +61,54 @@ class GuidanceDeadlines:
     def deadline_s(self, guidance: GuidancePlan) -> float:
         """Return how long this guidance may take.
 
-        `auto` follows the measured 95th percentile with headroom, within its bounds. While nothing is measured the
-        upper bound holds, so that the first requests measure the teacher instead of missing it.
+        `auto` follows the tenant's measured 95th percentile with headroom, within its bounds. While nothing is measured
+        the upper bound holds, so that the first requests measure the teacher instead of missing it.
         """
         bounds = guidance.auto_deadline
         if bounds is None:
             return guidance.deadline_s
-        p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens)
+        p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens, guidance.tenant)
         if p95_s is None:
             return bounds.max_s
         return min(bounds.max_s, max(bounds.min_s, recommended_s(p95_s)))
 
-    def arrived(self, tenant: str, route: str, guidance: GuidancePlan, seconds: float) -> None:
-        """Record guidance that a teacher wrote for this request in time."""
-        self.times.add(guidance.teacher, guidance.asked_tokens, seconds)
-        self._record(tenant, route, guidance, late=False)
+    def arrived(
+        self, route: str, guidance: GuidancePlan, waited_s: float, called_s: float, *, stopped: bool = False
+    ) -> None:
+        """Record guidance that a teacher wrote for this request in time.
+
+        Args:
+            waited_s: from the ticket's arrival in the queue to the last token.
+            called_s: from the grant to the last token.
+            stopped: whether a stop text of the caller may have ended it. Then its time does not count.
+        """
+        if not stopped:
+            self._add(guidance, waited_s, called_s)
+        self._record(route, guidance, late=False)
 
     def missed(
-        self, tenant: str, route: str, guidance: GuidancePlan, waited_s: float, tokens: int, *, granted: bool
+        self, route: str, guidance: GuidancePlan, waited_s: float, tokens: int, *, called_s: float | None
     ) -> str | None:
         """Record guidance that was late. Returns the setting to change and its value, if the route is often late.
 
         Args:
+            waited_s: from the ticket's arrival in the queue.
             tokens: how many tokens had arrived; 0 for a teacher that does not stream.
-            granted: whether the teacher was called. If not, the time was spent in the queue.
+            called_s: from the grant; None: the teacher was not called, and all the time was spent in the queue.
         """
-        if tokens > 0:
-            took_s = waited_s * max(1.0, guidance.asked_tokens / tokens)
+        if called_s is None:
+            self._add(guidance, waited_s, None)
         else:
-            took_s = waited_s * (_UNKNOWN_FACTOR if granted else 1.0)
-        self.times.add(guidance.teacher, guidance.asked_tokens, took_s)
-        record = self._record(tenant, route, guidance, late=True)
+            factor = max(1.0, guidance.asked_tokens / tokens) if tokens > 0 else _UNKNOWN_FACTOR
+            self._add(guidance, waited_s + called_s * (factor - 1), called_s * factor)
+        record = self._record(route, guidance, late=True)
         if not record.often_late:
             return None
         if not record.warned:
             record.warned = True
             log.warning(
                 "guidance_often_late",
-                tenant=tenant,
+                tenant=guidance.tenant,
                 route=route,
                 teacher=guidance.teacher,
                 late=record.late,
@@ -117,8 +127,13 @@ class GuidanceDeadlines:
             if record.guidance.teacher == teacher and record.often_late and record.seen >= since
         ]
 
-    def _record(self, tenant: str, route: str, guidance: GuidancePlan, *, late: bool) -> _RouteRecord:
-        name = (tenant, route)
+    def _add(self, guidance: GuidancePlan, waited_s: float, called_s: float | None) -> None:
+        self.times.add(guidance.teacher, guidance.asked_tokens, waited_s, guidance.tenant)
+        if called_s is not None:
+            self.times.add(guidance.teacher, guidance.asked_tokens, called_s)
+
+    def _record(self, route: str, guidance: GuidancePlan, *, late: bool) -> _RouteRecord:
+        name = (guidance.tenant, route)
         record = self._routes.get(name)
         if record is None:
             record = self._routes[name] = _RouteRecord(deque(maxlen=RECENT), 0.0, guidance)
@@ -129,12 +144,12 @@ class GuidanceDeadlines:
         record.seen, record.guidance = self._clock(), guidance
         if record.warned and not record.often_late:
             record.warned = False
-            log.info("guidance_in_time_again", tenant=tenant, route=route, teacher=guidance.teacher)
+            log.info("guidance_in_time_again", tenant=guidance.tenant, route=route, teacher=guidance.teacher)
         return record
 
     def _setting(self, guidance: GuidancePlan) -> str:
         """Return the setting of the policy file that ends the lateness, as `name=value`."""
-        p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens)
+        p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens, guidance.tenant)
         wanted_s = recommended_s(guidance.deadline_s if p95_s is None else max(p95_s, guidance.deadline_s))
         name = "guidance.deadline" if guidance.auto_deadline is None else "guidance.auto_deadline.max"
         return f"{name}={as_duration(wanted_s)}"

@@ -1,12 +1,13 @@
-"""Measured times of guidance, by teacher and length. Pure.
+"""Measured times of guidance, by tenant, teacher and length. Pure.
 
-A time counts from the ticket's arrival in the queue to the last token of the guidance, as `guidance.deadline` does.
+A tenant's time counts from the ticket's arrival in the queue to the last token of the guidance, as `guidance.deadline`
+does. The fleet's time counts from the grant: a tenant's wait in its own queue says nothing about the teacher.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -15,21 +16,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 WINDOW = 100
-"""The number of times that count for one teacher and length class."""
+"""The number of times that count for one class."""
 ENOUGH = 5
-"""With fewer times than this, the times of the process before this one count as well."""
+"""With fewer times than this, the fleet's count as well; and for the fleet, those of the process before this one."""
+MAX_CLASSES = 2_000
+"""The classes that are kept: those with the latest times."""
+FLEET = ""
+"""In the place of a tenant: all of them."""
 KEEP_S = 1800.0
 """A time counts for this long, so that the deadline recovers after an incident."""
 HEADROOM = 1.25
 """The deadline that is recommended is this multiple of the 95th percentile."""
 _PERCENTILE = 0.95
 
-Class: TypeAlias = tuple[str, int]
-"""A teacher and the number of bits of the token count: 33 to 63 tokens are one class."""
+Class: TypeAlias = tuple[str, str, int]
+"""A tenant, a teacher and the number of bits of the token count: 33 to 63 tokens are one class."""
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """The 95th percentile of one class.
+    """The 95th percentile of one class of the fleet.
 
     Attributes:
         tokens: the largest guidance of the class, in the teacher's tokens.
@@ -51,30 +56,53 @@ class GuidanceTimes:
 
     def __init__(self, clock: Callable[[], float], before: tuple[Measured, ...] = ()) -> None:
         self._clock = clock
-        self._before = {_class_of(one.teacher, one.tokens): one for one in before}
-        self._seen: dict[Class, deque[tuple[float, float]]] = {}
+        self._before = {_class_of(FLEET, one.teacher, one.tokens): one for one in before}
+        self._seen: OrderedDict[Class, deque[tuple[float, float]]] = OrderedDict()
         self._p95_s: dict[Class, float] = {}
 
-    def add(self, teacher: str, tokens: int, seconds: float) -> None:
+    def add(self, teacher: str, tokens: int, seconds: float, tenant: str = FLEET) -> None:
         """Count one guidance.
 
         Args:
             tokens: the limit that the teacher was given.
             seconds: its time; for one that did not arrive in time, an estimate that is no smaller than the wait.
         """
-        one, now = _class_of(teacher, tokens), self._clock()
+        one, now = _class_of(tenant, teacher, tokens), self._clock()
         seen = self._seen.setdefault(one, deque(maxlen=WINDOW))
+        self._seen.move_to_end(one)
         seen.append((now, seconds))
         while seen[0][0] < now - KEEP_S:
             seen.popleft()
         self._p95_s.pop(one, None)
+        if len(self._seen) > MAX_CLASSES:
+            oldest, _ = self._seen.popitem(last=False)
+            self._p95_s.pop(oldest, None)
 
-    def p95_s(self, teacher: str, tokens: int) -> float | None:
-        """Return the 95th percentile of the class, or None if nothing was measured."""
-        one = _class_of(teacher, tokens)
-        seen = self._seen.get(one, ())
-        if len(seen) < ENOUGH and (before := self._before.get(one)) is not None:
-            return before.p95_s
+    def p95_s(self, teacher: str, tokens: int, tenant: str = FLEET) -> float | None:
+        """Return the 95th percentile of the class, or None if nothing was measured.
+
+        For a tenant with fewer times than `ENOUGH` it is at least the fleet's.
+        """
+        one = _class_of(tenant, teacher, tokens)
+        count = len(self._seen.get(one, ()))
+        if tenant == FLEET:
+            before = self._before.get(one)
+            return before.p95_s if before is not None and count < ENOUGH else self._percentile_s(one)
+        own_s = self._percentile_s(one)
+        fleet_s = self.p95_s(teacher, tokens) if count < ENOUGH else None
+        return max((found for found in (own_s, fleet_s) if found is not None), default=None)
+
+    def measured(self) -> tuple[Measured, ...]:
+        """Return all classes of the fleet with enough times, those of the process before this one included."""
+        found: Mapping[Class, Measured] = self._before | {
+            (tenant, teacher, bits): Measured(teacher, 2**bits - 1, self.p95_s(teacher, 2**bits - 1) or 0.0, len(seen))
+            for (tenant, teacher, bits), seen in self._seen.items()
+            if tenant == FLEET and len(seen) >= ENOUGH
+        }
+        return tuple(sorted(found.values(), key=lambda one: (one.teacher, one.tokens)))
+
+    def _percentile_s(self, one: Class) -> float | None:
+        seen = self._seen.get(one)
         if not seen:
             return None
         if one not in self._p95_s:
@@ -82,18 +110,9 @@ class GuidanceTimes:
             self._p95_s[one] = ordered[math.ceil(_PERCENTILE * len(ordered)) - 1]
         return self._p95_s[one]
 
-    def measured(self) -> tuple[Measured, ...]:
-        """Return all classes with enough times, those of the process before this one included."""
-        found: Mapping[Class, Measured] = self._before | {
-            (teacher, bits): Measured(teacher, 2**bits - 1, self.p95_s(teacher, 2**bits - 1) or 0.0, len(seen))
-            for (teacher, bits), seen in self._seen.items()
-            if len(seen) >= ENOUGH
-        }
-        return tuple(sorted(found.values(), key=lambda one: (one.teacher, one.tokens)))
 
-
-def _class_of(teacher: str, tokens: int) -> Class:
-    return teacher, tokens.bit_length()
+def _class_of(tenant: str, teacher: str, tokens: int) -> Class:
+    return tenant, teacher, tokens.bit_length()
 
 
 def recommended_s(p95_s: float) -> float:

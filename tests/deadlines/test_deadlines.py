@@ -12,7 +12,16 @@ from structlog.testing import capture_logs
 
 from gateway.deadlines.deadlines import RECENT, GuidanceDeadlines
 from gateway.deadlines.file import NAME, read_times, write_times
-from gateway.deadlines.times import ENOUGH, KEEP_S, WINDOW, GuidanceTimes, Measured, as_duration, recommended_s
+from gateway.deadlines.times import (
+    ENOUGH,
+    KEEP_S,
+    MAX_CLASSES,
+    WINDOW,
+    GuidanceTimes,
+    Measured,
+    as_duration,
+    recommended_s,
+)
 from gateway.policy.deadline_rules import AutoDeadline
 from tests.ledger.drafts import plan
 
@@ -44,13 +53,13 @@ def test_auto_waits_as_long_as_it_may_until_the_teacher_is_measured_and_then_fol
     asked = guidance(auto=AUTO)
     assert deadlines.deadline_s(asked) == 10.0
     for _ in range(WINDOW):
-        deadlines.arrived("acme", "chat", asked, 2.0)
+        deadlines.arrived("chat", asked, 2.0, 2.0)
     assert deadlines.deadline_s(asked) == 2.5
     for _ in range(WINDOW):
-        deadlines.arrived("acme", "chat", asked, 0.01)
+        deadlines.arrived("chat", asked, 0.01, 0.01)
     assert deadlines.deadline_s(asked) == 0.5
     for _ in range(WINDOW):
-        deadlines.arrived("acme", "chat", asked, 60.0)
+        deadlines.arrived("chat", asked, 60.0, 60.0)
     assert deadlines.deadline_s(asked) == 10.0
     assert deadlines.deadline_s(guidance(3.0)) == 3.0
 
@@ -61,13 +70,13 @@ def test_auto_rises_until_a_slow_teacher_that_does_not_stream_is_in_time() -> No
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     asked = guidance(auto=AUTO)
     for _ in range(WINDOW):
-        deadlines.arrived("acme", "chat", asked, 0.4)
+        deadlines.arrived("chat", asked, 0.4, 0.4)
     missed = 0
     for _ in range(WINDOW):
         deadline_s = deadlines.deadline_s(asked)
         if deadline_s >= 4.0:
             break
-        deadlines.missed("acme", "chat", asked, deadline_s, 0, granted=True)
+        deadlines.missed("chat", asked, deadline_s, 0, called_s=deadline_s)
         missed += 1
     assert deadlines.deadline_s(asked) >= 4.0
     assert missed < WINDOW / 4
@@ -77,7 +86,7 @@ def test_what_a_late_teacher_had_streamed_tells_how_long_it_takes() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     asked = guidance(2.0)
-    hints = [deadlines.missed("acme", "chat", asked, 2.0, asked.asked_tokens // 2, granted=True) for _ in range(3)]
+    hints = [deadlines.missed("chat", asked, 2.0, asked.asked_tokens // 2, called_s=2.0) for _ in range(3)]
     assert hints == [None, None, "guidance.deadline=5s"]
 
 
@@ -87,8 +96,8 @@ def test_a_route_that_is_often_late_is_logged_once_and_warned_of_until_it_is_in_
     asked = guidance(2.0)
     with capture_logs() as lines:
         for _ in range(6):
-            deadlines.missed("acme", "chat", asked, 2.0, 0, granted=True)
-        deadlines.arrived("acme", "other", asked, 1.0)
+            deadlines.missed("chat", asked, 2.0, 0, called_s=2.0)
+        deadlines.arrived("other", asked, 1.0, 1.0)
     assert [line["event"] for line in lines] == ["guidance_often_late"]
     assert (lines[0]["tenant"], lines[0]["route"], lines[0]["set"]) == ("acme", "chat", "guidance.deadline=5s")
     (warning,) = deadlines.warnings("big")
@@ -99,7 +108,7 @@ def test_a_route_that_is_often_late_is_logged_once_and_warned_of_until_it_is_in_
     assert deadlines.warnings("another") == []
     with capture_logs() as lines:
         for _ in range(RECENT):
-            deadlines.arrived("acme", "chat", asked, 1.0)
+            deadlines.arrived("chat", asked, 1.0, 1.0)
     assert [line["event"] for line in lines] == ["guidance_in_time_again"]
     assert deadlines.warnings("big") == []
 
@@ -108,7 +117,7 @@ def test_a_route_that_nobody_calls_any_more_is_not_warned_of() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     for _ in range(5):
-        deadlines.missed("acme", "chat", guidance(2.0), 2.0, 0, granted=True)
+        deadlines.missed("chat", guidance(2.0), 2.0, 0, called_s=2.0)
     clock.now += 3600.0
     assert deadlines.warnings("big") == []
 
@@ -116,7 +125,7 @@ def test_a_route_that_nobody_calls_any_more_is_not_warned_of() -> None:
 def test_with_auto_the_hint_names_the_bound() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    hints = [deadlines.missed("acme", "chat", guidance(auto=AUTO), 10.0, 0, granted=True) for _ in range(3)]
+    hints = [deadlines.missed("chat", guidance(auto=AUTO), 10.0, 0, called_s=10.0) for _ in range(3)]
     assert hints[-1] == "guidance.auto_deadline.max=25s"
 
 
@@ -161,6 +170,54 @@ def test_a_new_process_starts_from_the_times_of_the_one_before(tmp_path: Path) -
         times.add("big", 40, 1.0)
     assert times.p95_s("big", 40) == 1.0
     assert times.measured() == (Measured("big", 63, 1.0, ENOUGH),)
+
+
+def test_one_tenants_times_do_not_set_another_tenants_deadline() -> None:
+    clock = Clock()
+    deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
+    acme = guidance(auto=AUTO)
+    globex = replace(acme, tenant="globex")
+    for _ in range(ENOUGH):
+        deadlines.arrived("chat", acme, 2.0, 2.0)
+    for _ in range(2 * WINDOW):
+        deadlines.arrived("chat", globex, 0.05, 0.05)
+    assert (deadlines.deadline_s(acme), deadlines.deadline_s(globex)) == (2.5, 0.5)
+
+
+def test_a_wait_in_the_queue_raises_the_deadline_of_its_own_tenant_alone() -> None:
+    clock = Clock()
+    deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
+    flood, new = guidance(auto=AUTO), replace(guidance(auto=AUTO), tenant="new")
+    for _ in range(WINDOW):
+        deadlines.arrived("chat", flood, 7.0, 1.0)
+        deadlines.missed("chat", flood, 8.0, 0, called_s=None)
+    assert (deadlines.deadline_s(flood), deadlines.deadline_s(new)) == (10.0, 1.3)
+
+
+def test_a_new_tenant_starts_with_the_fleets_times_and_its_first_late_guidance_raises_them() -> None:
+    clock = Clock()
+    deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
+    new = replace(guidance(auto=AUTO), tenant="new")
+    for _ in range(WINDOW):
+        deadlines.arrived("chat", guidance(auto=AUTO), 1.0, 1.0)
+    deadlines.missed("chat", new, 1.3, 0, called_s=1.3)
+    assert deadlines.deadline_s(new) == 3.3
+
+
+def test_guidance_that_a_stop_text_of_the_caller_ended_is_in_time_and_not_measured() -> None:
+    clock = Clock()
+    deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
+    for _ in range(WINDOW):
+        deadlines.arrived("chat", guidance(auto=AUTO), 0.05, 0.05, stopped=True)
+    assert deadlines.deadline_s(guidance(auto=AUTO)) == 10.0
+
+
+def test_the_number_of_classes_is_bounded() -> None:
+    times = GuidanceTimes(Clock())
+    for number in range(MAX_CLASSES + 1):
+        times.add("big", 40, 2.0, f"tenant-{number}")
+    assert times.p95_s("big", 40, "tenant-0") is None
+    assert times.p95_s("big", 40, f"tenant-{MAX_CLASSES}") == 2.0
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"measured": 3}', b"\xff"])
