@@ -198,10 +198,11 @@ class Guide:
         async def ask(grant: Grant) -> OpeningReply:
             retries = min(TEACHER_RETRIES, plan.retries.num_retries)
             bound = RequestRetries(plan, draft, self._budgets, self._metrics)
+            batch: str | None = grant.batch_id
             while True:
                 try:
                     tell = heard.tell if heard is not None else None
-                    return await open_to_end(engine, request, grant.batch_id, ends, tell)
+                    return await open_to_end(engine, request, batch, ends, tell)
                 except EngineError as error:
                     # Here, since there may be many who hear of it, or nobody any more.
                     note_failure(error, draft.id, self._metrics)
@@ -214,6 +215,7 @@ class Guide:
                         raise
                     draft.failed.append(FailedCall(error.engine, error.label, draft.teacher if error.heard else None))
                     self._metrics.retries.labels(error.engine, error.label).inc()
+                batch = None  # another prompt of the batch may have made its call fail
                 retries -= 1
                 await asyncio.sleep(plan.retries.backoff_s * (0.5 + random.random() / 2))  # noqa: S311  spreads, hides nothing
 

@@ -13,6 +13,7 @@ import pytest
 from gateway.batching.flights import Landing
 from gateway.batching.ticket import Grant
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
+from gateway.errors import EngineFailed
 from gateway.guide import Guide
 from gateway.metrics import Metrics
 from gateway.opening import Opening, opened
@@ -20,6 +21,7 @@ from gateway.policy.conditions import to_pattern
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule
 from gateway.policy.projections import CUTOFF, Skip
+from gateway.policy.resolve import RetryPlan
 from gateway.protocol import parse_chat
 from gateway.tasks import Tasks
 from tests.ledger.drafts import draft, plan
@@ -114,6 +116,36 @@ class OwnFlight:
         grant = Grant("batch", 1)
         granted(grant)
         return Landing(await ask(grant), "")
+
+
+class FailsBatches:
+    """Fails at each call for a batch, as at a list with a bad prompt in it."""
+
+    name = "big"
+    state = EngineState(revision="first")
+
+    def __init__(self) -> None:
+        self.batches: list[str | None] = []
+
+    async def opening(self, _: Any, *, batch: str | None, tell: Any) -> OpeningReply:
+        self.batches.append(batch)
+        if batch is not None:
+            raise EngineFailed("It failed.", engine="big", status_sent=500)
+        return OpeningReply("The answer is", "length", Usage(10, 3))
+
+
+@pytest.mark.parametrize(("num_retries", "batches"), [(0, ["batch"]), (2, ["batch", None])])
+async def test_the_retry_of_a_failed_list_is_a_call_of_its_own_and_both_are_charged(
+    num_retries: int, batches: list[str | None]
+) -> None:
+    teacher = FailsBatches()
+    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guided = replace(plan(), retries=RetryPlan(num_retries, 0.001))
+    one = draft(guided)
+    await guide.open(guided, CHAT, one)
+    assert teacher.batches == batches
+    assert [failed.call and failed.call.lost_tokens for failed in one.failed] == [40] * (len(batches) - 1)
+    assert one.unguided == (None if num_retries else "teacher_failed")
 
 
 def until_a_sentence(tokens: int, least: int, skip: Skip | None = SKIP) -> Plan:

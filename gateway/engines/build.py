@@ -9,7 +9,6 @@ from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
-from gateway.engines.origin import origin
 from gateway.engines.tgi import TGIEngine
 from gateway.genai_names import provider_of
 
@@ -41,7 +40,7 @@ async def build(
     library = await _litellm(through_litellm) if through_litellm else None
     engines = {}
     for model in models:
-        engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing, budgets)
+        engine = _engine(model, policies, library, None if tracing is None else tracing.outgoing)
         engine.state.reasoning = model.reasoning
         if tracing is not None:
             engine = _traced(engine, model)
@@ -88,7 +87,6 @@ def _engine(
     policies: Policies,
     library: Library | None,
     outgoing: Callable[[], Mapping[str, str] | None] | None,
-    budgets: RetryBudgets | None,
 ) -> Engine:
     timeouts = model.timeouts
     deadlines = Deadlines(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s)
@@ -130,5 +128,4 @@ def _engine(
         echo=echo,
         lists=lists,
         only_embeds=lambda: policies.book.only_embeds(model.name),
-        may_retry=lambda: budgets is None or budgets.take(model.name, origin().tenant),
     )

@@ -35,19 +35,12 @@ _PROBES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _FailedList:
-    """The engine failed at a list, perhaps at one prompt of it: each member may be retried alone."""
-
-    error: EngineError
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Member:
     """An opening in a list. Its reply is None when it must ask alone."""
 
     request: OpeningRequest
-    reply: asyncio.Future[OpeningReply | _FailedList | None]
+    reply: asyncio.Future[OpeningReply | None]
 
 
 class Lists:
@@ -57,7 +50,6 @@ class Lists:
         http: the engine's pool.
         model: what the server calls the model.
         alone: asks for one opening in a call of its own.
-        may_retry: whether a member of a list that failed may be asked for alone; takes it from a budget.
     """
 
     def __init__(
@@ -65,12 +57,10 @@ class Lists:
         http: EngineHttp,
         model: str,
         alone: Callable[[OpeningRequest], Awaitable[OpeningReply]],
-        may_retry: Callable[[], bool] = lambda: True,
     ) -> None:
         self._http = http
         self._model = model
         self._alone = alone
-        self._may_retry = may_retry
         self._wire: ListWire | None = None
         self._gathering: dict[tuple[Any, ...], list[_Member]] = {}
         self._tasks = Tasks()  # a call belongs to all its members: it may not end with the one that came first
@@ -92,21 +82,9 @@ class Lists:
         if self._wire is None or kind not in self.taken or not self._wire.takes(request):
             return await self._alone(request)
         reply = await self._join(request, (batch, kind, *_parameters(request)))
-        if isinstance(reply, _FailedList):
-            return await self._retried_alone(request, reply.error)
         return await self._alone(request) if reply is None else reply
 
-    async def _retried_alone(self, request: OpeningRequest, error: EngineError) -> OpeningReply:
-        """Find out whether this member made the list fail. It is retried once, and in no list."""
-        if not self._may_retry():
-            raise error
-        try:
-            return await self._alone(request)
-        except EngineError as own:
-            own.again = False
-            raise
-
-    def _join(self, request: OpeningRequest, key: tuple[Any, ...]) -> asyncio.Future[OpeningReply | _FailedList | None]:
+    def _join(self, request: OpeningRequest, key: tuple[Any, ...]) -> asyncio.Future[OpeningReply | None]:
         loop = asyncio.get_running_loop()
         member = _Member(request, loop.create_future())
         members = self._gathering.setdefault(key, [])
@@ -137,7 +115,7 @@ class Lists:
 
     async def _call(self, members: Sequence[_Member]) -> None:
         assert self._wire is not None
-        outcomes: Sequence[OpeningReply | _FailedList | Exception | None]
+        outcomes: Sequence[OpeningReply | Exception | None]
         try:
             rendered = await self._wire.render([member.request for member in members])
             # Rendering takes calls of its own: who left meanwhile would be written for in vain.
@@ -148,13 +126,12 @@ class Lists:
                 return
             outcomes = await self._wire.send([member.request for member in members], [one for _, one in left])
         except EngineError as error:
-            if isinstance(error, EngineFailed) and error.may_blame_request:
-                self._settle(members, [_FailedList(error.for_others()) for _ in members])
-                return
             refused = isinstance(error, EngineRejected) and error.status_sent in _EACH_ALONE
             outcomes = [None if refused else error.for_others() for _ in members]
-            # Of one call one failure is counted: by the first of those who wait.
-            first = next((member for member in members if not member.reply.done()), None)
+            # The first member that waits reports the failure to the breaker. Where a prompt may be at fault none does:
+            # it may be another member's.
+            blames_prompt = isinstance(error, EngineFailed) and error.may_blame_request
+            first = None if blames_prompt else next((one for one in members if not one.reply.done()), None)
             for member, outcome in zip(members, outcomes, strict=True):
                 if isinstance(outcome, EngineError):
                     outcome.is_twin = member is not first
@@ -168,7 +145,7 @@ class Lists:
         self._settle(members, outcomes)
 
     @staticmethod
-    def _settle(members: Sequence[_Member], outcomes: Sequence[OpeningReply | _FailedList | Exception | None]) -> None:
+    def _settle(members: Sequence[_Member], outcomes: Sequence[OpeningReply | Exception | None]) -> None:
         for member, outcome in zip(members, outcomes, strict=True):
             if member.reply.done():
                 continue  # it left

@@ -48,7 +48,6 @@ class OpenAIEngine:
         lists: whether the openings of one batch go out in one call, where the server is found to take lists.
         only_embeds: whether it is asked for nothing but embeddings, as policies say now. Such a server answers no chat,
             so a probe of one would take it for a server that is down.
-        may_retry: whether a member of a list that failed may be asked for alone; takes it from a budget.
     """
 
     def __init__(
@@ -61,7 +60,6 @@ class OpenAIEngine:
         echo: bool | None = None,
         lists: bool = False,
         only_embeds: Callable[[], bool] = lambda: False,
-        may_retry: Callable[[], bool] = lambda: True,
     ) -> None:
         self._name = name
         self._model = model
@@ -73,7 +71,7 @@ class OpenAIEngine:
         self._configured = continuation
         self._only_embeds = only_embeds
         self._echo = echo
-        self._lists = Lists(http, model, self._opening, may_retry) if lists else None
+        self._lists = Lists(http, model, self._opening) if lists else None
         self._looked = False  # whether what it can do was looked at since it is up
         self._doubt: str | None = None  # what that look found wanting
         self._state = EngineState()

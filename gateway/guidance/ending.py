@@ -105,7 +105,7 @@ class Ending:
 
 
 async def open_to_end(
-    engine: Engine, request: OpeningRequest, batch: str, rule: EndRule | None, tell: Callable[[str], None] | None
+    engine: Engine, request: OpeningRequest, batch: str | None, rule: EndRule | None, tell: Callable[[str], None] | None
 ) -> OpeningReply:
     """What the teacher writes, and no more of it than to the sentence or line with which it may end: `ends_at` of it.
 

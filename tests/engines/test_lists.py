@@ -268,31 +268,18 @@ async def test_a_refused_list_is_asked_one_by_one(kind: str, status: int) -> Non
     assert fake.paths.count(CHAT) == 5
 
 
-async def test_a_prompt_at_which_the_engine_fails_fails_alone() -> None:
-    """A list of it fails as a whole. Its other members are answered, and none is in a list with it again."""
+async def test_a_list_at_which_the_engine_fails_is_one_call_and_no_members_failure() -> None:
+    """One prompt of it may be at fault. Retries belong to those who count and charge them."""
     server = ListServer()
     async with listing(server) as (engine, fake):
         server.refuse = lambda body, _: 500 if "three" in str(body) else None
         outcomes = await ask(engine, QUESTIONS)
-    bad = outcomes.pop(2)
-    assert isinstance(bad, EngineFailed)
-    assert (bad.is_twin, bad.again) == (False, False)
-    assert texts(outcomes) == [said for said in SAID if "three" not in said]
-    assert (fake.paths.count(LIST_PATHS["vllm"]), fake.paths.count(CHAT)) == (1, 5)
-
-
-async def test_members_of_a_failed_list_are_asked_alone_as_often_as_the_retry_budget_allows() -> None:
-    """A broken engine would get a call for each of them. The failure of the list counts against no member."""
-    server = ListServer()
-    async with listing(server) as (engine, fake):
-        server.refuse = lambda *_: 500
-        left = iter([True, True])
-        assert engine._lists is not None
-        engine._lists._may_retry = lambda: next(left, False)
-        outcomes = await ask(engine, QUESTIONS)
-    assert fake.paths.count(CHAT) == 2
-    assert {type(outcome) for outcome in outcomes} == {EngineFailed}
-    assert [outcome.is_twin for outcome in outcomes].count(False) == 2
+        assert (fake.paths.count(LIST_PATHS["vllm"]), fake.paths.count(CHAT)) == (1, 0)
+        again = await ask(engine, QUESTIONS, None)
+    assert [(type(outcome), outcome.is_twin, outcome.again) for outcome in outcomes] == [(EngineFailed, True, True)] * 5
+    bad = again.pop(2)
+    assert (type(bad), bad.is_twin) == (EngineFailed, False)
+    assert texts(again) == [said for said in SAID if "three" not in said]
 
 
 async def test_a_member_asked_alone_ends_when_its_caller_leaves() -> None:
