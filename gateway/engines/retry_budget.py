@@ -2,7 +2,9 @@
 
 While an engine is down nearly every call fails, and retries would multiply its load. The bound is that of Finagle and
 Envoy: 20 % of the successes of the last ten seconds, plus a floor that lets idle engines be retried at all. Each tenant
-has a budget of its own at each engine, so that one tenant's failures use up no other tenant's retries.
+has a budget of its own at each engine. All tenants together have one more: the same share of all successes, and twice
+the floor. So the retries at an engine that is down do not grow with the number of tenants. One tenant's failures alone
+use up no other tenant's retries, and no failures of others use up the share that a tenant's own successes earned.
 
 Pure, but for the clock that it is given.
 """
@@ -23,11 +25,13 @@ DEFAULT_FLOOR = 10
 # Successes and retries count for about this long: their weight falls to 1/e.
 _WINDOW_S = 10.0
 _MOST = 10_000
+# Tenants that may use up their floors at one engine at the same time.
+_FLOORS_OF_ALL = 2
 
 
 @dataclass(slots=True)
 class _Recent:
-    """The successes and retries of one tenant at one engine, each weighted by its age."""
+    """The successes and retries of one tenant, or of all, at one engine, each weighted by its age."""
 
     at: float
     successes: float = 0.0
@@ -48,26 +52,35 @@ class RetryBudgets:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._recent: dict[tuple[str, str], _Recent] = {}
+        self._of_all: dict[str, _Recent] = {}
 
     def succeeded(self, engine: str, tenant: str) -> None:
         """Note a call that succeeded."""
-        self._recent_of(engine, tenant).successes += 1
+        for recent in self._recent_of(engine, tenant):
+            recent.successes += 1
 
     def take(self, engine: str, tenant: str, share: float = DEFAULT_SHARE, floor: int = DEFAULT_FLOOR) -> bool:
-        """Take one retry from the budget. Returns False where none is left.
+        """Take one retry from the budgets of the tenant and of the engine. Returns False where either has none left.
 
         Args:
             share: retries per success.
             floor: retries in ten seconds without any success.
         """
-        recent = self._recent_of(engine, tenant)
-        if recent.retries + 1 > floor + share * recent.successes:
+        own, total = self._recent_of(engine, tenant)
+        if own.retries + 1 > floor + share * own.successes:
             return False
-        recent.retries += 1
+        is_earned = own.retries + 1 <= share * own.successes
+        if not is_earned and total.retries + 1 > _FLOORS_OF_ALL * floor + share * total.successes:
+            return False
+        own.retries += 1
+        total.retries += 1
         return True
 
-    def _recent_of(self, engine: str, tenant: str) -> _Recent:
+    def _recent_of(self, engine: str, tenant: str) -> tuple[_Recent, _Recent]:
+        """Return the counts of a tenant, and those of all tenants."""
         now = self._clock()
+        total = self._of_all.setdefault(engine, _Recent(now))
+        total.age(now)
         key = engine, tenant
         recent = self._recent.get(key)
         if recent is None:
@@ -76,4 +89,4 @@ class RetryBudgets:
             recent = self._recent[key] = _Recent(now)
         else:
             recent.age(now)
-        return recent
+        return recent, total

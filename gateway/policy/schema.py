@@ -224,7 +224,7 @@ class RetryRule(Shape):
     share: Annotated[Number, Field(ge=0, le=10)] = 0.2
     """Retries of a tenant at one engine, as a share of its calls there that succeeded in the last 10 s."""
     floor: Annotated[Whole, Field(ge=0, le=10_000)] = 10
-    """And as many in 10 s besides, however few calls succeeded."""
+    """And as many in 10 s besides, however few calls succeeded. All tenants of one engine have twice as many."""
 
 
 class StudentRule(Shape):

@@ -51,6 +51,20 @@ def test_nobody_takes_another_tenants_retries_or_another_engines() -> None:
     assert taken(budgets, engine="big") == 10
 
 
+def test_the_retries_of_all_tenants_at_a_dead_engine_do_not_grow_with_their_number() -> None:
+    budgets = RetryBudgets(Clock())
+    assert sum(taken(budgets, tenant=str(number)) for number in range(100)) == 20
+
+
+def test_the_share_that_a_tenant_earned_is_its_own() -> None:
+    """Others that fail cannot use it up."""
+    budgets = RetryBudgets(Clock())
+    for _ in range(100):
+        budgets.succeeded("small", "acme")
+    assert sum(taken(budgets, tenant=str(number)) for number in range(100)) == 20 + 20
+    assert taken(budgets) == 20
+
+
 def test_the_tenants_that_are_remembered_are_bounded() -> None:
     budgets = RetryBudgets(Clock())
     for number in range(10_100):
