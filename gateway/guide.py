@@ -141,7 +141,7 @@ class Guide:
                 reply = await self._ask(plan, guidance, asked, draft, deadline, deadline_s, heard)
         except TimeoutError:
             draft.guided = time.perf_counter()
-            self._missed(guidance, draft, heard)
+            self._missed(guidance, deadline_s, draft, heard)
             return self._without(plan, guidance, draft, "teacher_late", None, heard)
         except QueueFull as full:
             draft.guided = time.perf_counter()
@@ -238,13 +238,14 @@ class Guide:
         draft.teacher = answered_call(guidance, request, reply, landing.shared)
         return reply
 
-    def _missed(self, guidance: GuidancePlan, draft: Draft, heard: Hearing | None) -> None:
+    def _missed(self, guidance: GuidancePlan, deadline_s: float, draft: Draft, heard: Hearing | None) -> None:
         """Record late guidance, and tell the caller which setting to change if the route's guidance is often late."""
         if draft.asked is None or draft.guided is None or draft.shadow_of is not None:
             return  # the probe used up the time, or nobody waited
         draft.hint = self._deadlines.missed(
             draft.route,
             guidance,
+            deadline_s,
             draft.guided - draft.asked,
             heard.tokens if heard is not None else 0,
             called_s=draft.guided - draft.granted if draft.granted is not None else None,

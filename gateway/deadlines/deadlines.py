@@ -34,6 +34,7 @@ class _RouteRecord:
     recent: deque[bool]
     seen: float
     guidance: GuidancePlan
+    held_s: float = 0.0  # the deadline of the last late guidance
     warned: bool = False
 
     @property
@@ -87,11 +88,19 @@ class GuidanceDeadlines:
         self._record(route, guidance, late=False)
 
     def missed(
-        self, route: str, guidance: GuidancePlan, waited_s: float, tokens: int, *, called_s: float | None
+        self,
+        route: str,
+        guidance: GuidancePlan,
+        held_s: float,
+        waited_s: float,
+        tokens: int,
+        *,
+        called_s: float | None,
     ) -> str | None:
         """Record guidance that was late. Returns the setting to change and its value, if the route is often late.
 
         Args:
+            held_s: the deadline that it missed.
             waited_s: from the ticket's arrival in the queue.
             tokens: how many tokens had arrived; 0 for a teacher that does not stream.
             called_s: from the grant; None: the teacher was not called, and all the time was spent in the queue.
@@ -102,6 +111,7 @@ class GuidanceDeadlines:
             factor = max(1.0, guidance.asked_tokens / tokens) if tokens > 0 else _UNKNOWN_FACTOR
             self._add(guidance, waited_s + called_s * (factor - 1), called_s * factor)
         record = self._record(route, guidance, late=True)
+        record.held_s = held_s
         if not record.often_late:
             return None
         if not record.warned:
@@ -113,16 +123,16 @@ class GuidanceDeadlines:
                 teacher=guidance.teacher,
                 late=record.late,
                 of=len(record.recent),
-                set=self._setting(guidance),
+                set=self._setting(guidance, held_s),
             )
-        return self._setting(guidance)
+        return self._setting(guidance, held_s)
 
     def warnings(self, teacher: str) -> list[str]:
         """Return one sentence for each route of this teacher whose guidance is often late now."""
         since = self._clock() - _FORGET_S
         return [
             f"route {route} of tenant {tenant}: {record.late} of its last {len(record.recent)} answers went without "
-            f"guidance because the teacher was late: set {self._setting(record.guidance)}"
+            f"guidance because the teacher was late: set {self._setting(record.guidance, record.held_s)}"
             for (tenant, route), record in self._routes.items()
             if record.guidance.teacher == teacher and record.often_late and record.seen >= since
         ]
@@ -147,9 +157,16 @@ class GuidanceDeadlines:
             log.info("guidance_in_time_again", tenant=guidance.tenant, route=route, teacher=guidance.teacher)
         return record
 
-    def _setting(self, guidance: GuidancePlan) -> str:
-        """Return the setting of the policy file that ends the lateness, as `name=value`."""
-        p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens, guidance.tenant)
-        wanted_s = recommended_s(guidance.deadline_s if p95_s is None else max(p95_s, guidance.deadline_s))
-        name = "guidance.deadline" if guidance.auto_deadline is None else "guidance.auto_deadline.max"
-        return f"{name}={as_duration(wanted_s)}"
+    def _setting(self, guidance: GuidancePlan, held_s: float) -> str:
+        """Return the setting of the policy file that ends the lateness, as `name=value`.
+
+        Args:
+            held_s: the deadline that was missed. The value is larger.
+        """
+        p95_s = self.times.p95_s(guidance.teacher, guidance.asked_tokens, guidance.tenant) or held_s
+        wanted_s, bounds = recommended_s(max(p95_s, held_s)), guidance.auto_deadline
+        if bounds is None:
+            return f"guidance.deadline={as_duration(wanted_s)}"
+        if held_s >= bounds.max_s or recommended_s(p95_s) > bounds.max_s:
+            return f"guidance.auto_deadline.max={as_duration(wanted_s)}"
+        return f"guidance.auto_deadline.min={as_duration(min(wanted_s, bounds.max_s))}"

@@ -76,7 +76,7 @@ def test_auto_rises_until_a_slow_teacher_that_does_not_stream_is_in_time() -> No
         deadline_s = deadlines.deadline_s(asked)
         if deadline_s >= 4.0:
             break
-        deadlines.missed("chat", asked, deadline_s, 0, called_s=deadline_s)
+        deadlines.missed("chat", asked, deadline_s, deadline_s, 0, called_s=deadline_s)
         missed += 1
     assert deadlines.deadline_s(asked) >= 4.0
     assert missed < WINDOW / 4
@@ -86,7 +86,7 @@ def test_what_a_late_teacher_had_streamed_tells_how_long_it_takes() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     asked = guidance(2.0)
-    hints = [deadlines.missed("chat", asked, 2.0, asked.asked_tokens // 2, called_s=2.0) for _ in range(3)]
+    hints = [deadlines.missed("chat", asked, 2.0, 2.0, asked.asked_tokens // 2, called_s=2.0) for _ in range(3)]
     assert hints == [None, None, "guidance.deadline=5s"]
 
 
@@ -96,7 +96,7 @@ def test_a_route_that_is_often_late_is_logged_once_and_warned_of_until_it_is_in_
     asked = guidance(2.0)
     with capture_logs() as lines:
         for _ in range(6):
-            deadlines.missed("chat", asked, 2.0, 0, called_s=2.0)
+            deadlines.missed("chat", asked, 2.0, 2.0, 0, called_s=2.0)
         deadlines.arrived("other", asked, 1.0, 1.0)
     assert [line["event"] for line in lines] == ["guidance_often_late"]
     assert (lines[0]["tenant"], lines[0]["route"], lines[0]["set"]) == ("acme", "chat", "guidance.deadline=5s")
@@ -117,7 +117,7 @@ def test_a_route_that_nobody_calls_any_more_is_not_warned_of() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     for _ in range(5):
-        deadlines.missed("chat", guidance(2.0), 2.0, 0, called_s=2.0)
+        deadlines.missed("chat", guidance(2.0), 2.0, 2.0, 0, called_s=2.0)
     clock.now += 3600.0
     assert deadlines.warnings("big") == []
 
@@ -125,8 +125,18 @@ def test_a_route_that_nobody_calls_any_more_is_not_warned_of() -> None:
 def test_with_auto_the_hint_names_the_bound() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    hints = [deadlines.missed("chat", guidance(auto=AUTO), 10.0, 0, called_s=10.0) for _ in range(3)]
+    hints = [deadlines.missed("chat", guidance(auto=AUTO), 10.0, 10.0, 0, called_s=10.0) for _ in range(3)]
     assert hints[-1] == "guidance.auto_deadline.max=25s"
+
+
+def test_with_auto_the_hint_names_the_lower_bound_where_the_upper_one_did_not_hold() -> None:
+    clock = Clock()
+    deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
+    asked = guidance(auto=AUTO)
+    hints = [deadlines.missed("chat", asked, 1.0, 1.0, 0, called_s=1.0) for _ in range(3)]
+    assert hints[-1] == "guidance.auto_deadline.min=2.5s"
+    hint = deadlines.missed("chat", asked, 9.0, 9.0, 0, called_s=None)
+    assert hint == "guidance.auto_deadline.max=12s", "95 % of the times need more than the upper bound"
 
 
 def test_a_time_counts_for_half_an_hour_and_for_guidance_of_its_length() -> None:
@@ -190,7 +200,7 @@ def test_a_wait_in_the_queue_raises_the_deadline_of_its_own_tenant_alone() -> No
     flood, new = guidance(auto=AUTO), replace(guidance(auto=AUTO), tenant="new")
     for _ in range(WINDOW):
         deadlines.arrived("chat", flood, 7.0, 1.0)
-        deadlines.missed("chat", flood, 8.0, 0, called_s=None)
+        deadlines.missed("chat", flood, 8.0, 8.0, 0, called_s=None)
     assert (deadlines.deadline_s(flood), deadlines.deadline_s(new)) == (10.0, 1.3)
 
 
@@ -200,7 +210,7 @@ def test_a_new_tenant_starts_with_the_fleets_times_and_its_first_late_guidance_r
     new = replace(guidance(auto=AUTO), tenant="new")
     for _ in range(WINDOW):
         deadlines.arrived("chat", guidance(auto=AUTO), 1.0, 1.0)
-    deadlines.missed("chat", new, 1.3, 0, called_s=1.3)
+    deadlines.missed("chat", new, 1.3, 1.3, 0, called_s=1.3)
     assert deadlines.deadline_s(new) == 3.3
 
 
