@@ -77,7 +77,8 @@ class Breaker:
     """Closed, calls go through. Open, none does. Half open, one call is the trial, and the others wait for its outcome.
 
     Times are seconds on one clock of the caller's choice. An engine that was overloaded and said for how long has not
-    failed: it is left alone until then, and no trial is needed.
+    failed: calls are refused until then, and no trial is needed. Providers say so to a single large request as well, so
+    only the tenant that was told is refused; all are while two tenants are.
 
     Args:
         draw: a number from 0 to 1, for rests that differ from process to process.
@@ -91,20 +92,23 @@ class Breaker:
         self._tenants: dict[str, _Tenant] = {}
         self._failed_calls = 0  # of all tenants, since any call last succeeded
         self._tenants_open_until: float | None = None  # the latest end of a tenant's rest; None: no tenant is refused
-        self._held_until = 0.0
+        self._held: dict[str, float] = {}  # the end of the pause of each tenant that the engine asked for one
+        self._some_held_until = 0.0  # the latest of these
+        self._held_until = 0.0  # the end of the pause of all tenants
 
     def state(self, now: float) -> BreakerState:
         """The state of the engine as a whole: open or half open while any tenant's calls are refused."""
         if self._engine.open_until is None and self._tenants_open_until is None:
-            return "open" if now < self._held_until else "closed"
+            return "open" if now < self._some_held_until else "closed"
         ends = [end for end in (self._engine.open_until, self._tenants_open_until) if end is not None]
-        if now < max([self._held_until, *ends]):
+        if now < max([self._some_held_until, *ends]):
             return "open"
         return "half_open" if ends else "closed"
 
     def refuses_for_s(self, tenant: str, now: float) -> float:
         """Seconds for which the tenant's calls are refused; 0 when the next one may go. Asking changes nothing."""
-        refused_s = max(self._held_until - now, self._engine.refuses_for_s(now))
+        held_until = max(self._held_until, self._held.get(tenant, 0.0))
+        refused_s = max(held_until - now, self._engine.refuses_for_s(now))
         if (failing := self._tenants.get(tenant)) is not None:
             refused_s = max(refused_s, failing.scope.refuses_for_s(now))
         return refused_s
@@ -166,9 +170,14 @@ class Breaker:
         self._tenants_open_until = max(self._tenants_open_until or 0.0, failing.scope.open_until or 0.0)
         return True
 
-    def asked_to_wait(self, now: float, seconds: float) -> None:
-        """The engine is overloaded, and said for how long."""
-        self._held_until = max(self._held_until, now + min(seconds, _LONGEST_ASKED_S))
+    def asked_to_wait(self, tenant: str, now: float, seconds: float) -> None:
+        """The engine answered a call of the tenant that it is overloaded, and for how long."""
+        until = max(now + min(seconds, _LONGEST_ASKED_S), self._held.get(tenant, 0.0))
+        others = {other: end for other, end in self._held.items() if end > now and other != tenant}
+        self._held = {**others, tenant: until}
+        self._some_held_until = max(self._some_held_until, until)
+        # Not longer than the engine asked of each of two: one of them may have brought its pause upon itself.
+        self._held_until = max(self._held_until, min(until, max(others.values(), default=0.0)))
 
     def abandoned(self, call: BreakerCall) -> None:
         """The call ended without an outcome: its caller has gone. Another one may be the trial."""

@@ -289,8 +289,8 @@ class _Verdict:
             case EngineOverloaded():
                 # It lives: how much it is given is the batcher's to mend, and the caller's.
                 breaker.abandoned(self._call)
-                if error.asked_s is not None:
-                    breaker.asked_to_wait(self._clock(), error.asked_s)
+                if error.asked_s is not None and not error.is_twin:
+                    breaker.asked_to_wait(self._call.tenant, self._clock(), error.asked_s)
             case EngineRejected() if error.blames_request and not isinstance(error, EngineCannot):
                 breaker.refused(self._call)
             case EngineError() if not (error.is_twin or isinstance(error, EngineCannot)):

@@ -108,15 +108,39 @@ def test_calls_from_before_it_opened_say_nothing_of_the_trial() -> None:
 
 def test_an_engine_that_asked_for_a_pause_gets_it_and_needs_no_trial() -> None:
     one = breaker()
-    one.asked_to_wait(0, 2.5)
+    one.asked_to_wait("a", 0, 2.5)
     assert (one.state(2.0), one.refuses_for_s("a", 2.0)) == ("open", pytest.approx(0.5))
     assert (one.state(2.5), one.begin("a", "r", 2.5)) == ("closed", BreakerCall("a", "r"))
 
 
 def test_no_engine_is_left_alone_for_longer_than_a_minute_because_it_asked() -> None:
     one = breaker()
-    one.asked_to_wait(0, 86_400)
+    one.asked_to_wait("a", 0, 86_400)
     assert one.refuses_for_s("a", 0) == 60
+
+
+def test_a_pause_that_one_tenant_met_holds_no_other() -> None:
+    """Providers answer 429 with `Retry-After` to one request that is too large, so a caller can bring it about."""
+    one = breaker()
+    one.asked_to_wait("a", 0, 60)
+    one.asked_to_wait("a", 1, 60)
+    assert (one.refuses_for_s("a", 1), one.refuses_for_s("b", 1)) == (60, 0)
+    assert one.state(1) == "open"
+
+
+def test_pauses_that_two_tenants_met_hold_all_for_as_long_as_both() -> None:
+    one = breaker()
+    one.asked_to_wait("a", 0, 60)
+    one.asked_to_wait("b", 1, 5)
+    assert [one.refuses_for_s(tenant, 2) for tenant in "abc"] == [58, 4, 4]
+    assert [one.refuses_for_s(tenant, 6) for tenant in "abc"] == [54, 0, 0]
+
+
+def test_a_pause_that_is_over_says_nothing_of_the_next_tenants() -> None:
+    one = breaker()
+    one.asked_to_wait("a", 0, 1)
+    one.asked_to_wait("b", 2, 5)
+    assert one.refuses_for_s("c", 2) == 0
 
 
 @pytest.mark.parametrize("connected", [True, False])

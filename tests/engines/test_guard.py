@@ -62,9 +62,9 @@ class World:
         breaker = Breaker(RULE, draw=lambda: 0.5)
         self.engine = GuardedEngine(Scripted(plays), breaker, self.metrics, clock=lambda: self.now)  # type: ignore[arg-type]
 
-    async def call(self, *, most: int = 99) -> EngineError | None:
+    async def call(self, tenant: str = "acme", *, most: int = 99) -> EngineError | None:
         """A stream read to its end, or left after so many chunks; each is of a request of its own."""
-        call_for("acme", f"request-{next(_ids)}")
+        call_for(tenant, f"request-{next(_ids)}")
         try:
             async with aclosing(self.engine.stream({})) as groups:
                 async for _ in groups:
@@ -319,6 +319,16 @@ async def test_a_request_at_which_a_broken_engine_failed_thrice_is_not_retried_w
     assert [type(outcome) for outcome in outcomes] == [EngineFailed] * 3
     assert [outcome.again for outcome in outcomes if outcome is not None] == [True, True, False]
     assert world.fake.controls == 1, "the outcome holds for a while"
+
+
+async def test_a_pause_that_a_call_for_several_met_holds_one_tenant() -> None:
+    """A large prompt of one of them may have brought it about."""
+    busy = EngineOverloaded("429", engine="small", retry_after_s=60.0)
+    world = World([busy], [busy.twin()])
+    await world.call()
+    await world.call("globex")
+    assert world.engine.rests_for("acme")
+    assert not world.engine.rests_for("globex")
 
 
 async def test_bad_requests_of_one_tenant_never_shut_out_another() -> None:
