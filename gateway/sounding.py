@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.engines.failures import note_failure
@@ -40,40 +41,59 @@ after all."""
 _REFUSALS = frozenset({400, 422})
 
 
+AGREEING_TENANTS = 2
+"""An engine that gave no tenant probabilities, and so many none or refusals alone, is asked for none."""
+
+
 @dataclass(slots=True)
 class _Known:
-    """Whether an engine tells probabilities, asked in one way and as long as its weights stay."""
+    """Whether an engine gives probabilities, asked in one way and as long as its weights stay.
+
+    What one tenant sends may be the reason for a reply without them, so each tenant is judged by its own calls.
+    """
 
     revision: str | None
-    silent: bool = False  # it has answered without
-    refusals: int = 0  # since it answered last
-    passed_by: int = 0  # requests, since it was asked last
+    given: bool = False  # some tenant got probabilities
+    silent: set[str] = field(default_factory=set)  # tenants that got an answer without
+    refusals: Counter[str] = field(default_factory=Counter)  # by tenant, since the engine last answered it
+    refused: set[str] = field(default_factory=set)  # tenants with ENOUGH_REFUSALS
+    passed_by: Counter[str] = field(default_factory=Counter)  # requests by tenant, since the engine was last asked
 
-    def is_to_be_asked(self) -> bool:
-        """Of one more request."""
-        if self.silent:
+    def is_to_be_asked(self, tenant: str) -> bool:
+        """Return whether to ask the engine for one more request of the tenant. Counts the request if not."""
+        if self._holds(self.silent, tenant):
             return False
-        if self.refusals < ENOUGH_REFUSALS:
+        if not self._holds(self.refused, tenant):
             return True
-        self.passed_by = (self.passed_by + 1) % ASKED_AGAIN
-        return not self.passed_by
+        self.passed_by[tenant] = (self.passed_by[tenant] + 1) % ASKED_AGAIN
+        return not self.passed_by[tenant]
 
-    def has_answered(self, *, told: bool) -> None:
+    def has_answered(self, tenant: str, *, told: bool) -> None:
         """told: with probabilities."""
-        self.silent = self.silent or not told  # a call that was under way by then does not undo it
-        self.refusals = 0
+        if told:
+            self.given = True
+        else:
+            self.silent.add(tenant)  # a call that was under way by then does not undo it
+        self.refusals.pop(tenant, None)
+        self.refused.discard(tenant)
 
-    def has_failed(self, error: EngineError) -> None:
-        """Of all failures a refusal alone says something of what was asked for."""
+    def has_failed(self, tenant: str, error: EngineError) -> None:
+        """Count a refusal. No other failure indicates that the engine lacks probabilities."""
         if isinstance(error, EngineRejected) and not isinstance(error, EngineCannot):
-            self.refusals += error.status_sent in _REFUSALS
+            self.refusals[tenant] += error.status_sent in _REFUSALS
+            if self.refusals[tenant] >= ENOUGH_REFUSALS:
+                self.refused.add(tenant)
+
+    def _holds(self, tenants: set[str], tenant: str) -> bool:
+        return tenant in tenants or (not self.given and len(tenants) >= AGREEING_TENANTS)
 
 
 class Sounding:
     """Asks students for their first token.
 
-    An engine that told no probabilities is not asked again by this process, and one that refused `ENOUGH_REFUSALS`
-    times in a row hardly ever; until its weights change.
+    An engine that gave a tenant no probabilities is not asked again for that tenant by this process, and one that
+    refused `ENOUGH_REFUSALS` calls of a tenant in a row hardly ever; until its weights change. Several such tenants
+    decide for all, as long as no tenant got probabilities.
     """
 
     def __init__(self, engines: Mapping[str, Engine], metrics: Metrics) -> None:
@@ -93,7 +113,7 @@ class Sounding:
         finisher = plan.finishers[0]
         engine = self._engines[finisher.engine]
         known = self._known_of(engine, asked, rule)
-        if not known.is_to_be_asked():
+        if not known.is_to_be_asked(draft.tenant):
             draft.probed = ProbeFacts("no_logprobs")
             return False
         began = time.perf_counter()
@@ -109,12 +129,12 @@ class Sounding:
             outcome = "late"
         except EngineError as error:
             note_failure(error, draft.id, self._metrics)
-            known.has_failed(error)
+            known.has_failed(draft.tenant, error)
             outcome = "no_logprobs" if isinstance(error, EngineCannot) else "failed"
             if not error.heard:
                 draft.probe = None
         else:
-            known.has_answered(told=found is not None)
+            known.has_answered(draft.tenant, told=found is not None)
         sure = found is not None and found.is_sure(rule)
         if found is not None:
             outcome = "confident" if sure else "unsure"

@@ -251,8 +251,8 @@ class Asked:
         self.student, self.engine = student, engine
         self._sounding = Sounding({"small": engine}, Metrics())
 
-    async def outcomes(self, behave: Handler, times: int, top: int = 5) -> list[str]:
-        """Of so many requests, for as many of the likeliest tokens."""
+    async def outcomes(self, behave: Handler, times: int, top: int = 5, tenant: str = "acme") -> list[str]:
+        """Of so many requests of the tenant, for as many of the likeliest tokens."""
         self.student.behave = behave
         length = choose_length(
             AutoRule(probe=ProbeRule.model_validate({"top_logprobs": top, "deadline": "10s"})), chat(), None, {}
@@ -260,7 +260,7 @@ class Asked:
         probed = replace(plan(), length=length)
         found = []
         for _ in range(times):
-            one = draft(probed)
+            one = replace(draft(probed), tenant=tenant)
             await self._sounding.is_sure(probed, chat(), one, asyncio.get_running_loop().time() + 10)
             assert one.probed is not None
             found.append(one.probed.outcome)
@@ -316,3 +316,19 @@ async def test_other_weights_and_another_number_of_tokens_are_asked_anew(alone: 
         assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["no_logprobs"]
         alone.engine.state.revision += " anew"  # type: ignore[operator]
         assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, top=20) == ["unsure"]
+
+
+@pytest.mark.parametrize("behave", [refuses(400), says_with_odds("Yes", None)])
+async def test_one_tenant_does_not_end_the_probes_of_another(alone: Asked, behave: Handler) -> None:
+    await alone.outcomes(behave, ENOUGH_REFUSALS, tenant="globex")
+    assert await alone.outcomes(says_with_odds("Yes", 0.4), 2) == ["unsure"] * 2
+    assert await alone.outcomes(says_with_odds("Yes", 0.4), 1, tenant="globex") == ["no_logprobs"]
+    await alone.outcomes(behave, ENOUGH_REFUSALS, tenant="initech")
+    assert await alone.outcomes(says_with_odds("Yes", 0.4), 2) == ["unsure"] * 2, "it got probabilities before"
+
+
+@pytest.mark.parametrize("behave", [refuses(400), says_with_odds("Yes", None)])
+async def test_two_tenants_without_probabilities_end_the_probes_of_all(alone: Asked, behave: Handler) -> None:
+    for tenant in ("globex", "initech"):
+        await alone.outcomes(behave, ENOUGH_REFUSALS, tenant=tenant)
+    assert await alone.outcomes(says_with_odds("Yes", 0.4), 1) == ["no_logprobs"]

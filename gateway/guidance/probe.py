@@ -28,11 +28,12 @@ Outcome = Literal["confident", "unsure", "no_logprobs", "late", "failed"]
 
 # What engines may write where they mean "as good as 0", or 1 by a rounding.
 _LEAST_LOGPROB, _MOST_LOGPROB = -1e4, 1e-3
-# The caller's own, which make one answer of many or ask for more than one token; and what is asked for here.
-_LEFT_OUT = frozenset({
-    "stream", "stream_options", "n", "best_of", "stop", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-    "n_predict", "max_new_tokens", "min_tokens", "echo", "logprobs", "top_logprobs", "logit_bias",
-    "seed", "presence_penalty", "frequency_penalty", "response_format",
+# The caller's fields that decide what the student reads, whether it reasons first, and where the call goes.
+_KEPT = frozenset({
+    "model", "messages", "prompt", "tools", "functions", "tool_choice", "function_call", "chat_template",
+    "chat_template_kwargs", "documents", "add_special_tokens", "mm_processor_kwargs", "media_io_kwargs", "lora",
+    "lora_path", "adapter_id", "reasoning", "reasoning_effort", "thinking", "enable_thinking", "think", "user",
+    "cache_salt", "prompt_cache_key", "priority", "provider", "service_tier",
 })  # fmt: skip
 
 
@@ -62,8 +63,11 @@ async def first_token(
 
 
 def probe_body(asked: CompletionRequest, reasoning: Reasoning, top: int) -> Json:
-    """The caller's body, for one token without a draw."""
-    kept = {name: value for name, value in asked.body.items() if name not in _LEFT_OUT}
+    """Return a body that asks for one token without sampling, with the caller's fields of `_KEPT` alone.
+
+    Any other field may change what the reply tells of the token, or make the engine refuse it.
+    """
+    kept = {name: value for name, value in asked.body.items() if name in _KEPT}
     body: Json = {**kept, asked.limit_field: 1, "temperature": 0}
     if isinstance(asked, TextRequest):
         return {**body, "logprobs": top}

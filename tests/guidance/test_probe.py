@@ -89,6 +89,9 @@ def test_the_student_is_asked_the_callers_question_for_one_token() -> None:
         "stream_options": {"include_usage": True},
         "n": 2,
         "n_predict": 500,
+        "post_sampling_probs": True,
+        "grammar": "root ::= x",
+        "unknown": 1,
         "user": "ann",
     }
     asked = parse_chat(orjson.dumps(body))
