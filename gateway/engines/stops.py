@@ -43,7 +43,10 @@ class StopFilter:
 
 def _begun(stop: str, text: str) -> int:
     """How many characters at the end of `text` may be the beginning of `stop`."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+    at = max(0, len(text) - len(stop) + 1)
+    while (at := text.find(stop[0], at)) >= 0 and not stop.startswith(text[at:]):
+        at += 1
+    return 0 if at < 0 else len(text) - at
 
 
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

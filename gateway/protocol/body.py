@@ -22,6 +22,8 @@ Json = dict[str, Any]
 _Known = TypeVar("_Known", bound=Struct)
 
 _MAX_STOPS = 4
+MAX_STOP_CHARS = 1000
+"""The longest stop text: some engines leave it to the gateway to find it in what they write."""
 _EXACT = 2.0**53  # beyond it a float stands for several integers
 _SURROGATE = "surrogate"  # in what orjson says of one without its other half
 
@@ -37,7 +39,8 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 # What the decoder reads as an integer: of more than 64 bits it makes a number.
 Seed = Annotated[int, Meta(extra_json_schema={"minimum": -(2**63), "maximum": 2**64 - 1})]
 Choices = Annotated[int, Meta(ge=1, le=128)]
-Stop = str | Annotated[list[str], Meta(max_length=_MAX_STOPS)]
+_StopText = Annotated[str, Meta(max_length=MAX_STOP_CHARS)]
+Stop = _StopText | Annotated[list[_StopText], Meta(max_length=_MAX_STOPS)]
 
 
 class StreamOptions(Struct, frozen=True):

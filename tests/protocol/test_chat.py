@@ -123,6 +123,8 @@ def test_a_body_that_is_no_json_object_names_no_field(raw: bytes) -> None:
         ({"stop": 5}, "stop"),
         ({"stop": ["1", "2", "3", "4", "5"]}, "stop"),
         ({"stop": ["1", 2]}, "stop[1]"),
+        ({"stop": "x" * 1001}, "stop"),
+        ({"stop": ["1", "x" * 1001]}, "stop[1]"),
         ({"stop": {}}, "stop"),
         ({"stream": "true"}, "stream"),
         ({"stream": 1}, "stream"),
