@@ -10,20 +10,27 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import _ErrInfo
 
-from gateway.errors import GatewayError, HeadTooLarge, HeadTooSlow, InvalidRequest, Overloaded
+from gateway.errors import GatewayError, HeadTooSlow, InvalidRequest, Overloaded
 from gateway.fair_share import ANONYMOUS, ANONYMOUS_WEIGHT, BoundedHoldings, Holdings
 from gateway.web.error_body import error_response, new_request_id
+from gateway.web.head import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    MAX_LINE_BYTES,
+    head_too_large,
+    parse_error,
+    problem_of,
+)
 from gateway.web.reading_on import ReadingOn
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
 
-    from aiohttp.http_parser import RawRequestMessage
+    from aiohttp import StreamReader
 
     from gateway.loop_scheduler import LoopScheduler
     from gateway.metrics import Metrics
@@ -32,10 +39,6 @@ if TYPE_CHECKING:
 SERVER = "gkt-gateway"
 """The header `Server`, in the place of Python's and aiohttp's versions. A stream sets it where it begins."""
 
-MAX_LINE_BYTES = 8190
-MAX_HEADERS = 128
-# Many long lines are none too long by themselves. What has not been read as a request yet counts.
-MAX_HEAD_BYTES = 65_536
 HEAD_WITHIN_S = 10.0
 # Load balancers keep connections for up to 600 s, and want to be the ones who hang up.
 IDLE_S = 620.0
@@ -53,8 +56,6 @@ _UNFINISHED_BYTES = 256_000_000
 _TENANTS_CHECKED = 4
 _CONNECTIONS_CHECKED = 64
 _EXPECTATION_FAILED = 417
-_HEAD_TOO_LARGE = f"The request's head is larger than {MAX_HEAD_BYTES} bytes, the limit here."
-_UNREADABLE = "The request is not HTTP, or not as RFC 9112 wants it."
 _NO_SUCH_EXPECT = "Of the header Expect only '100-continue' is known."
 
 
@@ -186,6 +187,7 @@ class _Connection(web.RequestHandler):
         "_head_bytes",
         "_head_due",
         "_lingers",
+        "_newest_body",
         "_parked",
         "_reads_on",
         "_server",
@@ -205,7 +207,8 @@ class _Connection(web.RequestHandler):
         self._drop_body: Callable[[], object] | None = None
         self._unread_due: asyncio.TimerHandle | None = None
         self._head_due: asyncio.TimerHandle | None = None
-        self._head_bytes = 0
+        self._head_bytes = 0  # since the newest request ended
+        self._newest_body: StreamReader = EMPTY_PAYLOAD  # it may be the running request's, or one's behind it
         self._reads_on = False
 
     @property
@@ -335,31 +338,32 @@ class _Connection(web.RequestHandler):
         return self._end_request()
 
     def data_received(self, data: bytes) -> None:
-        received = self._head_bytes + len(data)
-        queued = len(self._messages)
+        if self._close:
+            return
+        queued, in_head = len(self._messages), self._newest_body.is_eof()
         super().data_received(data)
-        if received > MAX_HEAD_BYTES:
-            self._check_new_heads(queued)
-        if self.waits and data:
-            self._head_bytes = received
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.refuse(HeadTooLarge(_HEAD_TOO_LARGE))
-            elif self._head_due is None:
-                self._head_due = self._loop.call_later(self._server.head_within_s, self._head_is_late)
-        elif self._head_due is not None:
+        if len(self._messages) > queued:
             self._head_is_done()
+            self._newest_body = self._messages[-1][1]
+            self._check_heads(queued)
+        elif in_head and data:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.refuse(head_too_large())
+            elif self.waits and self._head_due is None:
+                self._head_due = self._loop.call_later(self._server.head_within_s, self._head_is_late)
 
-    def _check_new_heads(self, queued: int) -> None:
-        """Replace the first head over the limit, and all that follows it, by the error.
+    def _check_heads(self, queued: int) -> None:
+        """Replace the first head that is refused, and all that follows it, by the error.
 
         Args:
             queued: how many messages were checked before.
         """
         for place, (message, _) in enumerate(list(self._messages)[queued:], start=queued):
-            if not isinstance(message, _ErrInfo) and _size_bytes(message) > MAX_HEAD_BYTES:
+            if not isinstance(message, _ErrInfo) and (problem := problem_of(message)) is not None:
                 while len(self._messages) > place:
                     self._messages.pop()
-                self.refuse(HeadTooLarge(_HEAD_TOO_LARGE))
+                self.refuse(problem)
                 return
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -408,7 +412,7 @@ class _Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """A request that cannot be parsed, or a handler that broke. aiohttp would quote the line: a key, perhaps."""
         super().handle_error(request, status, exc, message)  # what it logs, and when it gives up
-        error = _read_as(exc) if status < 500 else GatewayError("The gateway made a mistake.")
+        error = parse_error(exc) if status < 500 else GatewayError("The gateway made a mistake.")
         if isinstance(exc, GatewayError):
             error = exc
         self._server.refused.labels(error.label).inc()
@@ -447,21 +451,3 @@ def connection_of(request: web.BaseRequest) -> _Connection | None:
     """Return the request's connection; None where the listener is not the gateway's, as in tests of handlers."""
     connection = request.protocol
     return connection if isinstance(connection, _Connection) else None
-
-
-def _size_bytes(head: RawRequestMessage) -> int:
-    """Return the size of a head as RFC 9112 writes it."""
-    line = len(head.method) + len(head.path) + len("  HTTP/1.1\r\n")
-    return line + sum(len(name) + len(value) + len(": \r\n") for name, value in head.raw_headers)
-
-
-def _read_as(exc: BaseException | None) -> GatewayError:
-    """What was wrong with a head, without a word of it."""
-    if isinstance(exc, LineTooLong):
-        return HeadTooLarge(
-            f"The request line or a header is longer than {MAX_LINE_BYTES} bytes, the limit here. "
-            "What is long belongs into the body."
-        )
-    if exc is not None and exc.args == ("Too many headers received",):
-        return HeadTooLarge(f"The request has more than {MAX_HEADERS} headers, the limit here.")
-    return InvalidRequest(_UNREADABLE)

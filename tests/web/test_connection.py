@@ -235,6 +235,33 @@ async def test_a_head_that_arrives_at_once_is_431_as_well(first: bytes) -> None:
     assert len(received) == bool(first)
 
 
+async def test_a_head_behind_a_running_request_has_the_same_limit() -> None:
+    """Its bytes count while the request before it runs. The connection ends after that request's reply."""
+    async with serving() as port, asyncio.timeout(10):
+        reader, writer = await send(port, "acme", "/tenant?seconds=0.5")
+        writer.write(b"POST /tenant HTTP/1.1\r\nHost: x\r\nX-Tenant: acme\r\nContent-Length: 0\r\n")
+        for _ in range(4):
+            await asyncio.sleep(0.01)  # or it comes as one
+            writer.write((b"X-Long: " + b"x" * 8000 + b"\r\n") * 4)
+        writer.write(b"\r\n")
+        assert (await read_reply(reader))[0] == 200
+        assert b" 200 " not in await reader.readline()
+        writer.close()
+
+
+async def test_a_request_behind_a_large_body_is_answered() -> None:
+    """The body's bytes do not count as the next head's."""
+    async with serving() as port, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(request(b"Content-Length: 600000"))
+            for _ in range(12):
+                await asyncio.sleep(0.001)
+                writer.write(b"x" * 50_000)
+        assert [(await read_reply(reader))[0] for _ in range(2)] == [200, 200]
+        writer.close()
+
+
 @pytest.mark.parametrize("part", [b"POST /", b"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: canary"])
 async def test_a_head_that_does_not_come_to_its_end_is_408(part: bytes) -> None:
     """However much of it there is, and though a byte comes now and then."""

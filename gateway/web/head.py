@@ -1,0 +1,51 @@
+"""Heads of requests: how large they may be, and the errors for those that are refused."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from aiohttp.http_exceptions import LineTooLong
+
+from gateway.errors import GatewayError, HeadTooLarge, InvalidRequest
+
+if TYPE_CHECKING:
+    from aiohttp.http_parser import RawRequestMessage
+
+MAX_LINE_BYTES = 8190
+MAX_HEADERS = 128
+# Many long lines are none too long by themselves.
+MAX_HEAD_BYTES = 65_536
+
+_TOO_LARGE = f"The request's head is larger than {MAX_HEAD_BYTES} bytes, the limit here."
+_UNREADABLE = "The request is not HTTP, or not as RFC 9112 wants it."
+
+
+def head_too_large() -> HeadTooLarge:
+    """Return the error for a head above MAX_HEAD_BYTES."""
+    return HeadTooLarge(_TOO_LARGE)
+
+
+def problem_of(head: RawRequestMessage) -> GatewayError | None:
+    """Return the error for a head that aiohttp accepts and the gateway refuses; None for any other."""
+    if _size_bytes(head) > MAX_HEAD_BYTES:
+        return head_too_large()
+    return None
+
+
+def parse_error(exc: BaseException | None) -> GatewayError:
+    """Return the error for a head that aiohttp refused. It quotes nothing: the line may hold a key."""
+    if isinstance(exc, LineTooLong):
+        return HeadTooLarge(
+            f"The request line or a header is longer than {MAX_LINE_BYTES} bytes, the limit here. "
+            "What is long belongs into the body."
+        )
+    if exc is not None and exc.args == ("Too many headers received",):
+        return HeadTooLarge(f"The request has more than {MAX_HEADERS} headers, the limit here.")
+    return InvalidRequest(_UNREADABLE)
+
+
+def _size_bytes(head: RawRequestMessage) -> int:
+    """Return the size of a head as RFC 9112 writes it."""
+    line = len(head.method) + len(head.path) + len("  HTTP/1.1\r\n")
+    return line + sum(map(len, chain.from_iterable(head.raw_headers))) + len(": \r\n") * len(head.raw_headers)
