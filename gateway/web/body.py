@@ -23,7 +23,6 @@ _INTERVAL_S = 5.0
 _MIN_INTERVAL_BYTES = 5_000
 # The scheduler's cost of a body: one step, and one more for each part of this size.
 _STEP_BYTES = 65_536
-_ONLY_CHUNKED = "Transfer-Encoding can only be 'chunked'. Name a compression in Content-Encoding."
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -42,9 +41,6 @@ async def read_parts(request: web.Request) -> list[bytes]:
         InvalidRequest: the body cannot be decoded. aiohttp rejects a body over the limit.
         Overloaded: other requests of the tenant keep the worker busy.
     """
-    coding = request.headers.get("Transfer-Encoding")
-    if coding is not None and coding.strip().lower() != "chunked":
-        raise InvalidRequest(_ONLY_CHUNKED)
     try:
         if request.content.is_eof():
             parts = await _parts(request, None)  # all of it came with the head, as short bodies do

@@ -18,6 +18,7 @@ MAX_HEADERS = 128
 MAX_HEAD_BYTES = 65_536
 
 _TOO_LARGE = f"The request's head is larger than {MAX_HEAD_BYTES} bytes, the limit here."
+_ONLY_CHUNKED = "Transfer-Encoding can only be 'chunked'. Name a compression in Content-Encoding."
 _UNREADABLE = "The request is not HTTP, or not as RFC 9112 wants it."
 
 
@@ -30,6 +31,9 @@ def problem_of(head: RawRequestMessage) -> GatewayError | None:
     """Return the error for a head that aiohttp accepts and the gateway refuses; None for any other."""
     if _size_bytes(head) > MAX_HEAD_BYTES:
         return head_too_large()
+    # aiohttp accepts any coding before `chunked` and does not decode it.
+    if head.chunked and head.headers.get("Transfer-Encoding", "").strip().lower() != "chunked":
+        return InvalidRequest(_ONLY_CHUNKED)
     return None
 
 

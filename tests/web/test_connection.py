@@ -43,6 +43,10 @@ async def holds(_: web.Request) -> web.Response:
     return web.Response()
 
 
+async def reads_no_body(_: web.Request) -> web.Response:
+    return web.Response()
+
+
 @asynccontextmanager
 async def serving(*, max_connections: int = 100, head_within_s: float = 60.0) -> AsyncIterator[int]:
     app = web.Application(middlewares=[errors_as_openai], client_max_size=1_000_000)
@@ -50,6 +54,7 @@ async def serving(*, max_connections: int = 100, head_within_s: float = 60.0) ->
     app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
     app.router.add_post("/", hello)
     app.router.add_post("/holds", holds)
+    app.router.add_get("/open", reads_no_body)
     app.router.add_post("/tenant", of_tenant)
     app.router.add_post("/decoded", decoded)
     app[BODY_DECODER] = BodyDecoder()
@@ -150,6 +155,7 @@ def request(*headers: bytes, line: bytes = b"POST / HTTP/1.1", body: bytes = b""
     return b"\r\n".join([line, b"Host: x", *headers, b"", body])
 
 
+CHUNKED = b"5\r\nHello\r\n0\r\n\r\n"
 HEADERS = [b"X-%d: canary" % number for number in range(MAX_HEADERS)]
 LONG = b"canary" + b"x" * MAX_LINE_BYTES
 
@@ -341,6 +347,8 @@ async def test_a_connection_too_many_is_503_while_all_others_are_at_work() -> No
         [b"Content-Length : 5"],
         [b"Transfer-Encoding: chunked, identity"],
         [b"Transfer-Encoding: xchunked"],
+        [b"Transfer-Encoding: chunked, chunked"],
+        [b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"],
         [b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"],
         [b"Content-Length: 5\nX: y"],
         [b"X: y\rContent-Length: 5"],
@@ -356,13 +364,17 @@ async def test_a_request_that_two_servers_could_read_differently_is_refused(head
     assert status == 400
 
 
-async def test_a_body_in_a_transfer_coding_that_is_not_decoded_is_refused() -> None:
-    """aiohttp accepts any coding before `chunked` and does not decode it."""
-    chunked = b"5\r\nHello\r\n0\r\n\r\n"
-    status, headers, body = await exchange(request(b"Transfer-Encoding: gzip, chunked", body=chunked))
+@pytest.mark.parametrize("line", [b"POST / HTTP/1.1", b"GET /open HTTP/1.1"])
+async def test_a_transfer_coding_that_is_not_decoded_is_refused(line: bytes) -> None:
+    """Whether or not the handler reads the body. aiohttp accepts any coding before `chunked` and does not decode it."""
+    raw = request(b"Transfer-Encoding: gzip, chunked", line=line, body=CHUNKED)
+    status, headers, body = await exchange(raw, hung_up=True)
     assert status == 400
     assert "Content-Encoding" in openai_error(headers, body)["message"]
-    status, _, body = await exchange(request(b"Transfer-Encoding: Chunked", body=chunked))
+
+
+async def test_a_chunked_body_is_read() -> None:
+    status, _, body = await exchange(request(b"Transfer-Encoding: Chunked", body=CHUNKED))
     assert (status, body) == (200, b"Hello")
 
 
