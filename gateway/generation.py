@@ -138,7 +138,7 @@ class Generation:
         if self._stops_within_s is not None:
             if not call.ended:
                 spent_s = now - self._read_at + self._stops_within_s
-                call.lost_tokens = max(MIN_UNREAD_TOKENS, math.ceil(spent_s * MAX_TOKENS_PER_S)) * self._drafts
+                call.lost_tokens = unread_tokens(spent_s) * self._drafts
         elif limit is None:
             call.unbounded = True
         else:
@@ -196,6 +196,16 @@ class Generation:
             choice["logprobs"] = None
         self._cut = self._cut or not choice.get("finish_reason")  # else the engine has ended by itself
         choice["finish_reason"] = "length"
+
+
+def unread_tokens(seconds: float) -> int:
+    """Return the most tokens that an engine generates for one choice within so many seconds after the last read."""
+    return max(MIN_UNREAD_TOKENS, math.ceil(seconds * MAX_TOKENS_PER_S))
+
+
+def unread_once_ended(stops_within_s: float | None) -> int | None:
+    """Return the most tokens of one choice that an engine generates after the gateway ended its call; None: unknown."""
+    return None if stops_within_s is None else unread_tokens(stops_within_s)
 
 
 class _Count:

@@ -28,6 +28,7 @@ from gateway.errors import (
     QueueFull,
     TicketUnreadable,
 )
+from gateway.generation import unread_once_ended
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.guidance.keep import GrowingKeep
 from gateway.guidance.projection import added_bytes
@@ -235,7 +236,8 @@ class Guide:
                 draft.guided - (draft.granted or draft.asked),
                 stopped=reply.finish == "stop" and bool(request.stop),
             )
-        draft.teacher = answered_call(guidance, request, reply, landing.shared)
+        unread = unread_once_ended(engine.state.stops_within_s)
+        draft.teacher = answered_call(guidance, request, reply, landing.shared, unread)
         return reply
 
     def _missed(self, guidance: GuidancePlan, deadline_s: float, draft: Draft, heard: Hearing | None) -> None:

@@ -11,7 +11,6 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from gateway.engines.base import OpeningRequest
-from gateway.guidance.ending import lost_tokens
 from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
 from gateway.ledger.draft import Call
@@ -150,18 +149,25 @@ def read_by(request: OpeningRequest) -> Sequence[Json]:
     return request.messages if request.messages is not None else [{"role": "user", "content": request.prompt}]
 
 
-def answered_call(guidance: GuidancePlan, request: OpeningRequest, reply: OpeningReply, shared: str = "") -> Call:
+def answered_call(
+    guidance: GuidancePlan, request: OpeningRequest, reply: OpeningReply, shared: str = "", unread: int | None = None
+) -> Call:
     """Return the teacher's call as the receipt charges it.
 
     Args:
         shared: as in `Call`.
+        unread: tokens that the teacher may have written after the gateway ended its call with a sentence or step; None:
+            the teacher is not known to stop, and may have written as many as it was asked for.
     """
+    was_ended = reply.usage is None and reply.ends_at is not None
+    most = guidance.asked_tokens
     return Call(
         guidance.teacher,
         read_by(request),
         reply.usage,
         StringIO(reply.text),
-        lost_tokens=lost_tokens(reply),
+        lost_tokens=(most if unread is None else unread) if was_ended else 0,
+        limit_tokens=most,
         shared=shared,
         span=reply.span,
         role="guidance",

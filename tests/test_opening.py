@@ -187,6 +187,22 @@ async def test_where_boilerplate_is_skipped_an_opening_ends_as_it_would_without(
     assert (one.teacher.usage is None) == (ended is not None)
 
 
+@pytest.mark.parametrize(("stops_within_s", "lost"), [(None, 400), (0.1, 100)])
+async def test_a_teacher_that_was_ended_is_charged_for_what_it_may_have_written_since(
+    stops_within_s: float | None, lost: int
+) -> None:
+    """One that is not known to stop writes on, to the length that it was asked for."""
+    teacher = Talker("The answer is short. And then it goes on and on")
+    teacher.state = EngineState(revision="first", stops_within_s=stops_within_s)
+    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guided = until_a_sentence(400, 2, skip=None)
+    one = draft(guided)
+    await guide.open(guided, CHAT, one)
+    assert one.ended_at == "sentence"
+    assert one.teacher is not None
+    assert (one.teacher.usage, one.teacher.lost_tokens, one.teacher.limit_tokens) == (None, lost, 400)
+
+
 def test_of_an_opening_that_nobody_counted_no_more_is_kept_than_was_asked_for() -> None:
     """Long words are more than four bytes each; the student is still owed what is left of the limit."""
     guided = until_a_sentence(8, 4, skip=None)

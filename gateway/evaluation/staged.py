@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway.continuation import Continuation
 from gateway.errors import StartupError
+from gateway.generation import unread_once_ended
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.ledger.draft import Call, Draft
 from gateway.ledger.worst_case import worst_case
@@ -126,7 +127,8 @@ async def answer(
             request = opening_request(plan.guidance, asked)
             reply, teacher_s = await _opening(plan, plan.guidance, request, teacher)
             draft.asked = draft.granted = draft.guided = started
-            draft.teacher = answered_call(plan.guidance, request, reply)
+            unread = unread_once_ended(teacher.state.stops_within_s)
+            draft.teacher = answered_call(plan.guidance, request, reply, unread=unread)
             found = opened(plan, plan.guidance, asked, draft, reply)
             if isinstance(found, Opening):
                 opening = found

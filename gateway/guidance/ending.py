@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Skip
     from gateway.policy.resolve import GuidancePlan, Plan
 
-# What a teacher may write between the moment in which it is hung up on and the one in which it notices.
-_MAY_RUN_ON = 4
-
 
 @dataclass(frozen=True, slots=True)
 class EndRule:
@@ -135,11 +132,6 @@ async def open_to_end(
     # Nothing was told while it wrote.
     written = reply.usage.output_tokens if reply.usage is not None else request.max_tokens
     return replace(reply, ends_at=ends_at(reply.text, written, rule))
-
-
-def lost_tokens(reply: OpeningReply) -> int:
-    """How many more than were heard its teacher may have written, where the call was ended with a sentence or step."""
-    return _MAY_RUN_ON if reply.usage is None and reply.ends_at is not None else 0
 
 
 def ends_at(text: str, tokens: int, rule: EndRule) -> int | None:
