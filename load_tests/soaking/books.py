@@ -64,6 +64,7 @@ class Archived:
 
     Attributes:
         found: ids of callers' requests that have a receipt.
+        either: those of requests that may have one (tally.py).
         left: receipts whose callers left before they knew the id, by key.
         shadows: receipts of what was made beside an answer.
         reported: ids of guidance of which a device's report has a receipt.
@@ -72,6 +73,7 @@ class Archived:
 
     receipts: int = 0
     found: set[bytes] = field(default_factory=set)
+    either: set[bytes] = field(default_factory=set)
     twice: int = 0
     needless: int = 0
     left: dict[str, int] = field(default_factory=dict)
@@ -106,6 +108,9 @@ class Archived:
         elif known in tally.kept:
             self.twice += known in self.found
             self.found.add(known)
+        elif known in tally.either:
+            self.twice += known in self.either
+            self.either.add(known)
         elif known in tally.refused:
             self.needless += 1
         elif receipt.key in {"leaver", "hasty"}:
@@ -163,6 +168,7 @@ class Books:
                   len(tally.reported | tally.unsure)),
             none("reports that were taken and have no receipt", len(tally.reported - archived.reported)),
             none("receipts of what was refused", archived.needless),
+            Check("receipts of what needs Redis while it is away", len(archived.either), 0, len(tally.either)),
             Check("receipts of those who left when heard", archived.left.get("leaver", 0), heard,
                   heard + unsure["leaver"]),
             Check("receipts of those who left in haste", archived.left.get("hasty", 0), 0, unsure["hasty"]),
@@ -174,7 +180,7 @@ class Books:
         """Each counts by itself: what was settled or added up twice shows here."""
         tally, archived, total = self._tally, self.archived, await self._total()
         refused = int(await self._sum(session, "gkt_refused_total"))
-        least = len(tally.refused) + tally.not_taken
+        least = len(tally.refused) + len(tally.either - archived.either) + tally.not_taken
         return [
             same("requests in the sums = receipts", total.requests, archived.requests),
             same("USD in the sums = receipts'", usd(total.cost_pico), archived.cost_usd),

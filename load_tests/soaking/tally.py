@@ -40,6 +40,8 @@ class Kind:
 
 
 _WITHOUT_RECEIPT = {"rate_limit_exceeded", "insufficient_quota", "invalid_api_key", "overloaded"}
+_EITHER = "store_unavailable"
+"""The code of a request that needs Redis while Redis is away. It has a receipt only where Redis may have reserved."""
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class Tally:
     Attributes:
         kept: ids for which there must be a receipt, and
         refused: those for which there must be none; each 12 bytes, since there may be millions.
+        either: those for which there may be one.
         left_heard, left_unheard: callers who hung up and never knew their id: of the first each has a receipt, of the
             others, who are counted by key, each may have one.
         reported, unsure: ids of guidance of which there must be a report, or may be one.
@@ -96,6 +99,7 @@ class Tally:
     left_unheard: Counter[str] = field(default_factory=Counter)
     kept: set[bytes] = field(default_factory=set)
     refused: set[bytes] = field(default_factory=set)
+    either: set[bytes] = field(default_factory=set)
     reported: set[bytes] = field(default_factory=set)
     unsure: set[bytes] = field(default_factory=set)
     not_taken: int = 0
@@ -121,8 +125,8 @@ class Tally:
                 self.left_unheard[visit.kind.who[1]] += not visit.heard
         if visit.request_id is not None:
             known = short_id(visit.request_id)
-            self.ids_twice += known in self.kept or known in self.refused
-            (self.refused if visit.refused else self.kept).add(known)
+            self.ids_twice += any(known in held for held in (self.kept, self.refused, self.either))
+            (self.refused if visit.refused else self.either if visit.code == _EITHER else self.kept).add(known)
             if visit.reported:
                 (self.reported if visit.reported == "taken" else self.unsure).add(known)
 

@@ -54,6 +54,7 @@ def test_each_way_to_end_is_counted_once() -> None:
         answered(JSON, 502, "engine_failed"),
         answered(JSON, 429, "rate_limit_exceeded"),
         answered(JSON, 503, "overloaded"),
+        answered(JSON, 503, "store_unavailable"),
         answered(WRONG, 400),
         Visit(JSON, new_id(), 200),  # left midway: it knows its id
         Visit(LEAVES, heard=True),
@@ -62,12 +63,23 @@ def test_each_way_to_end_is_counted_once() -> None:
     ]
     for visit in visits:
         tally.note(visit)
-    assert (tally.replies, tally.left, tally.broken) == (5, 3, 1)
-    assert (len(tally.kept), len(tally.refused)) == (4, 3)
+    assert (tally.replies, tally.left, tally.broken) == (6, 3, 1)
+    assert (len(tally.kept), len(tally.refused), len(tally.either)) == (4, 3, 1)
     assert (tally.left_heard, dict(tally.left_unheard)) == (1, {"leaver": 0, "hasty": 1})
     assert tally.ids_twice == 0
     tally.note(visits[0])
     assert tally.ids_twice == 1
+
+
+def test_a_request_that_needs_redis_while_it_is_away_may_have_a_receipt_once() -> None:
+    tally = Tally()
+    one = answered(JSON, 503, "store_unavailable")
+    tally.note(one)
+    assert one.request_id is not None
+    assert len(archived(tally).either) == 0
+    assert len(archived(tally, receipt(one.request_id)).either) == 1
+    twice = archived(tally, receipt(one.request_id), receipt(one.request_id))
+    assert (twice.twice, twice.strangers, twice.needless) == (1, 0, 0)
 
 
 def test_a_receipt_is_of_a_reply_of_a_caller_who_left_or_of_a_shadow() -> None:
