@@ -135,7 +135,8 @@ def holds_figures(row: dict[str, Any], expected: Told) -> None:
         assert Decimal(row[name]) == micro(usd), name
     assert row["savings_about_zero"] is (expected.shown == "about 0")
     left = Decimal(expected.baseline) - Decimal(expected.savings)
-    assert row["cost_share"] == round(float(left / Decimal(expected.baseline)), 6)
+    share = None if expected.shown == "about 0" else round(float(left / Decimal(expected.baseline)), 6)
+    assert row["cost_share"] == share
     assert row["savings_classes"].get("teacher_unavailable", {}).get("requests", 0) == expected.teacher_away
 
 
@@ -202,6 +203,14 @@ def holds_prometheus(month: list[Receipt], folder: Path) -> None:
             expr = expr.replace("$tenant", tenant).replace("$route", ".*")
             samples_ = [] if usd is None else [{"labels": "{}", "value": int(micro(usd).scaleb(12))}]
             tests.append({"expr": f"round(({expr}) * 1e12)", "eval_time": "0m", "exp_samples": samples_})
+    by_route = (queries["Who spent what"][2].expr, queries["Saved per hour, by route"][0].expr + " / 3600")
+    for tenant, told in MONTH.items():
+        picodollars = 0 if told.shown == "about 0" else int(micro(told.savings).scaleb(12))
+        for query in by_route:
+            expr = re.sub(r"(?:increase|rate)\((gkt_\w+\{[^}]*\})\[\$__\w+\]\)", r"\1", query)
+            expr = expr.replace("$tenant", tenant).replace("$route", ".*")
+            samples_ = [{"labels": "{}", "value": picodollars}]
+            tests.append({"expr": f"sum(round(({expr}) * 1e12))", "eval_time": "0m", "exp_samples": samples_})
     file = folder / "month.yml"
     with file.open("w", encoding="utf-8") as opened:
         YAML().dump({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": tests}]}, opened)

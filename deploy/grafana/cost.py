@@ -21,10 +21,21 @@ def _less(more: str, less: str, reach: str, by: str = "") -> str:
 
 _RANGE = f"increase(METRIC{_WHO}[$__range])"
 _RATE = f"rate(METRIC{_WHO}[$__rate_interval])"
-_SAVED = _less("gkt_savings_usd_total", "gkt_losses_usd_total", _RANGE)
-_ERROR = _less("gkt_savings_error_usd_total", "gkt_savings_error_removed_usd_total", _RANGE)
-_SURE = f"{_SAVED} * (abs({_SAVED}) > bool {_ERROR})"
-"""The savings that count, or 0 where their error is as large."""
+
+
+def _error(reach: str, by: str = "") -> str:
+    return _less("gkt_savings_error_usd_total", "gkt_savings_error_removed_usd_total", reach, by)
+
+
+def _sure(reach: str, by: str = "") -> str:
+    """Return the savings that count, or 0 where their error is as large."""
+    saved = _less("gkt_savings_usd_total", "gkt_losses_usd_total", reach, by)
+    return f"{saved} * (abs({saved}) > bool {_error(reach, by)})"
+
+
+_ERROR = _error(_RANGE)
+_SURE = _sure(_RANGE)
+_BY_ROUTE = " by (tenant, route)"
 _SMALL: dict[str, Any] = {"kind": "stat", "width": 4, "height": 4}
 
 
@@ -133,14 +144,10 @@ COST = Dashboard(
         ),
         Panel(
             "Saved per hour, by route",
-            "The savings that count. Below zero, a route costs more than its baseline: short answers read two prompts.",
+            "The savings that count, and 0 where their error is as large. Below zero, a route costs more than its "
+            "baseline: short answers read two prompts.",
             "currencyUSD",
-            (
-                Query(
-                    f"{_less('gkt_savings_usd_total', 'gkt_losses_usd_total', _RATE, ' by (tenant, route)')} * 3600",
-                    "{{tenant}} {{route}}",
-                ),
-            ),
+            (Query(f"{_sure(_RATE, _BY_ROUTE)} * 3600", "{{tenant}} {{route}}"),),
             width=12,
             least=None,
             falling=True,
@@ -186,15 +193,8 @@ COST = Dashboard(
             (
                 Query(_by("tenant, route", "gkt_cost_usd_total")),
                 Query(_by("tenant, route", "gkt_baseline_usd_total")),
-                Query(_less("gkt_savings_usd_total", "gkt_losses_usd_total", _RANGE, " by (tenant, route)")),
-                Query(
-                    _less(
-                        "gkt_savings_error_usd_total",
-                        "gkt_savings_error_removed_usd_total",
-                        _RANGE,
-                        " by (tenant, route)",
-                    )
-                ),
+                Query(_sure(_RANGE, _BY_ROUTE)),
+                Query(_error(_RANGE, _BY_ROUTE)),
                 Query(_by("tenant, route", "gkt_requests_total")),
             ),
             kind="table",
@@ -202,6 +202,7 @@ COST = Dashboard(
             height=9,
             least=None,
             columns=("Cost, USD", "Baseline, USD", "Saved, USD", "Error, USD", "Requests"),
+            column_words={"Saved, USD": {0: ("about 0", "text")}},
         ),
         "Quality of what guidance buys",
         Panel(

@@ -21,6 +21,12 @@ class Query:
     name: str = ""
 
 
+def _mappings(words: dict[int, tuple[str, str]]) -> list[Json]:
+    """Return Grafana's value mappings for texts and their colors."""
+    told = {str(value): {"text": text, "color": colour} for value, (text, colour) in words.items()}
+    return [{"type": "value", "options": told}]
+
+
 @dataclass(frozen=True)
 class Panel:
     """One picture.
@@ -28,6 +34,7 @@ class Panel:
     Attributes:
         warn, bad: from here on it is yellow, or red; `falling` where small values are the bad ones.
         words: what to say in the place of numbers.
+        column_words: the same, by the column of a table.
         plain: no value is good or bad.
     """
 
@@ -46,6 +53,7 @@ class Panel:
     most: float | None = None
     words: dict[int, tuple[str, str]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
+    column_words: dict[str, dict[int, tuple[str, str]]] = field(default_factory=dict)
     plain: bool = False
 
     def json(self, number: int, x: int, y: int) -> Json:
@@ -80,8 +88,7 @@ class Panel:
         defaults: Json = {"unit": self.unit, "color": {"mode": colour}, "thresholds": self._thresholds()}
         defaults |= {name: bound for name, bound in (("min", self.least), ("max", self.most)) if bound is not None}
         if self.words:
-            told = {str(value): {"text": text, "color": colour} for value, (text, colour) in self.words.items()}
-            defaults["mappings"] = [{"type": "value", "options": told}]
+            defaults["mappings"] = _mappings(self.words)
         if self.kind == "timeseries":
             defaults["custom"] = {
                 "drawStyle": "line",
@@ -111,10 +118,15 @@ class Panel:
     def _overrides(self) -> list[Json]:
         """In a table, what is money is shown as money."""
         return [
-            {"matcher": {"id": "byName", "options": name}, "properties": [{"id": "unit", "value": "currencyUSD"}]}
+            {"matcher": {"id": "byName", "options": name}, "properties": self._properties(name)}
             for name in self.columns
             if name.endswith("USD")
         ]
+
+    def _properties(self, column: str) -> list[Json]:
+        words = self.column_words.get(column)
+        mappings = [] if words is None else [{"id": "mappings", "value": _mappings(words)}]
+        return [{"id": "unit", "value": "currencyUSD"}, *mappings]
 
     def _options(self) -> Json:
         match self.kind:

@@ -207,6 +207,7 @@ def figures(row: Row, *, money: bool = True) -> Json:
         "latency_ms": {stage: _latency(row, place) for place, stage in enumerate(STAGES)},
     }
     if money:
+        about_zero = is_about_zero(usd(row.savings_pico), usd(row.savings_error_pico))
         told |= {
             "cost_usd": text(row.cost_pico),
             "teacher_cost_usd": text(row.teacher_pico),
@@ -215,12 +216,12 @@ def figures(row: Row, *, money: bool = True) -> Json:
             "baseline_usd": text(row.baseline_pico),
             "savings_usd": text(row.savings_pico),
             "savings_error_usd": text(row.savings_error_pico),
-            "savings_about_zero": is_about_zero(usd(row.savings_pico), usd(row.savings_error_pico)),
+            "savings_about_zero": about_zero,
             "measuring_usd": text(row.classes.get(MEASURING, ClassSum()).cost_pico),
             "savings_classes": {name: _class_sum(one) for name, one in classes_of(row).items()},
             "baseline_estimated": row.baseline_estimated,
             "baseline_error_usd": text(row.baseline_error_pico),
-            "cost_share": _share(row.baseline_pico - row.savings_pico, row.baseline_pico),
+            "cost_share": None if about_zero else _share(row.baseline_pico - row.savings_pico, row.baseline_pico),
         }
     return told
 

@@ -38,7 +38,7 @@ function errorSeries(rows) {
   return series;
 }
 
-// `of` is a figure of one period's row; `line` draws a line, all others are bars upon each other.
+// `of` is a figure of one period's row, and `text` its text in the table alone; `line` draws a line, all others are bars upon each other.
 const CHARTS = [
   {
     id: "money", title: "Cost against the teacher alone", wide: true, show: money,
@@ -46,7 +46,7 @@ const CHARTS = [
       { title: "Cost", token: "--series-cost", line: true, of: (row) => Number(row.cost_usd) },
       { title: "Teacher alone", token: "--series-baseline", line: true, dashed: true, of: (row) => Number(row.baseline_usd) },
       { title: "Band", token: "--series-saved", line: true, band: true, table: false, of: (row) => Number(row.cost_usd) + (row.savings_about_zero ? 0 : Number(row.savings_usd)), fillTo: 0 },
-      { title: "Saved", token: "--series-saved", legend: true, of: (row) => Number(row.savings_usd) },
+      { title: "Saved", token: "--series-saved", legend: true, text: savedText },
       { title: "Cost more", token: "--series-lost", legend: true, table: false },
     ],
     words(rows, all) {
@@ -176,7 +176,7 @@ class Figure {
     this.body.replaceChildren(h("table", {}, h("caption", { class: "visually-hidden" }, `${this.spec.title}, ${range.words}`),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, `From, by the ${range.granularity}${range.granularity === "day" ? " of UTC" : ""}`), columns.map((one) => h("th", { scope: "col", class: "num" }, one.title)))),
       h("tbody", {}, lines.map(([start, row]) => h("tr", {}, h("th", { scope: "row" }, label(start, range)),
-        columns.map((one) => h("td", { class: "num" }, (one.right ? this.spec.showRight : this.spec.show)(one.of(row)))))))));
+        columns.map((one) => h("td", { class: "num" }, one.text ? one.text(row) : (one.right ? this.spec.showRight : this.spec.show)(one.of(row)))))))));
   }
 
   paint(starts, found, series, range, empty) {
