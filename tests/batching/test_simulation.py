@@ -289,19 +289,19 @@ def test_the_same_in_redis(script: BlockingBoard, schedule: Schedule) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=4_000, deadline=None)
 @given(schedule=schedules)
 def test_whatever_happens_the_rules_hold_at_length(schedule: Schedule) -> None:
-    """The same, ten thousand times."""
+    """The same, four thousand times."""
     run(schedule, MemoryBoard())
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=schedules)
 def test_the_same_in_redis_at_length(script: BlockingBoard, schedule: Schedule) -> None:
-    """The same, a thousand times on a real Redis."""
+    """The same, four hundred times on a real Redis."""
     run(schedule, script)
 
 

@@ -47,6 +47,7 @@ def test_ask_prints_a_guided_answer_its_receipt_and_how_to_call_and_leaves() -> 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(150)
 def test_the_same_model_in_both_roles_stays_two_engines_each_at_its_price() -> None:
     """A model's file may be called anything, too."""
     with tempfile.TemporaryDirectory() as folder:
