@@ -22,7 +22,7 @@ from gateway.web.usage_query import DIMENSIONS, FILTERS, read_ask
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.usage.usage import Ask
+    from gateway.usage.usage import Ask, Usage
 
 _PAGE = 50
 _FORMATS = ("json", "csv")
@@ -42,12 +42,14 @@ async def show_usage(request: web.Request) -> web.Response:
     form = request.query.get("format", "json")
     if form not in _FORMATS:
         raise InvalidRequest(f"'format' must be {' or '.join(_FORMATS)}.{meant(form, [*_FORMATS])}", param="format")
-    usage = await reader.read(ask)
-    if usage.is_empty:
-        _check_tenant(request, ask.only.get("tenant"))
-    if form == "csv":
-        return _download(await asyncio.to_thread(as_csv, usage), ask)
-    return _json(await asyncio.to_thread(encoded, usage))
+
+    def written(usage: Usage) -> bytes:
+        if usage.is_empty:
+            _check_tenant(request, ask.only.get("tenant"))
+        return as_csv(usage) if form == "csv" else encoded(usage)
+
+    body = await reader.read(ask, written)
+    return _download(body, ask) if form == "csv" else _json(body)
 
 
 @needs_redis

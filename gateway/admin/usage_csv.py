@@ -1,4 +1,4 @@
-"""Usage as CSV, for spreadsheets. Pure.
+"""Usage as CSV, for spreadsheets.
 
 A cell that a program would run as a formula gets an apostrophe before it; only names can be such. Amounts are plain
 numbers, negative ones too.
@@ -11,6 +11,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from gateway.ledger.savings import CLASSES
+from gateway.usage.rests import with_rests
 from gateway.usage.span import shown
 from gateway.usage.usage import UNCLASSIFIED, figures
 
@@ -57,11 +58,11 @@ COLUMNS = (
 
 
 def as_csv(usage: Usage) -> bytes:
-    """With a line of titles, in UTF-8, as RFC 4180 has it. Without a total, which would be added up once more."""
+    """Return lines of RFC 4180 in UTF-8, titles first, without a total. Call it in a thread: there may be many rows."""
     out = StringIO()
     writer = csv.writer(out)
     writer.writerow(["start", "end", *usage.by, *COLUMNS])
-    for group, row in usage.rows():
+    for group, row in with_rests(usage.rows()):
         times = [shown(moment) for moment in usage.ends(group)]
         writer.writerow([*times, *(safe(name) for name in group.names), *_cells(row)])
     return out.getvalue().encode()

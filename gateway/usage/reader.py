@@ -1,15 +1,16 @@
-"""Reads from Redis what answers a question of usage, and adds it up off the event loop."""
+"""Reads from Redis what answers a question of usage; adds it up and writes the answer off the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import Overloaded
 from gateway.fair_share import FairSemaphore, FairShare
 from gateway.usage.parts import Folding, Parts, question_of
+from gateway.usage.rests import with_rests
 from gateway.usage.usage import Usage
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from gateway.usage.parts import Part
     from gateway.usage.usage import Ask
 
-# Added up at once, and here at once with those that wait: who asks often must not take all the processor's time.
+T = TypeVar("T")
+
+# Answered at once, and here at once with those that wait: who asks often must not take all the processor's time.
 _AT_ONCE = 2
 _MOST, _MOST_OF_ONE = 64, 8
 _OPERATOR = ""
 """Holds the questions of operators. No tenant has this name."""
-# How long to add up at a stretch, and to rest then.
-_STRETCH_S, _REST_S = 0.001, 0.0002
 # Decoded and merged at once on the event loop: some 3 ms.
 _TOTALS_PER_PAGE = 60
 
@@ -44,27 +45,41 @@ class UsageReader:
         self._asking = FairShare(_MOST)
 
     async def read(
-        self, ask: Ask, *, whose: str | None = None, shows_money: Callable[[Dims], bool] | None = None
-    ) -> Usage:
-        """The answer. Raises InvalidRequest where it is too long, Overloaded, RedisError and OSError.
+        self,
+        ask: Ask,
+        write: Callable[[Usage], T],
+        *,
+        whose: str | None = None,
+        shows_money: Callable[[Dims], bool] | None = None,
+    ) -> T:
+        """Return what `write` makes of the answer.
 
         Args:
-            whose: who asks, where there are few questions of each at once.
-            shows_money: whether money of such rows may be told; None: of all.
+            write: runs in a thread, within the turn of the tenant that asks.
+            whose: the tenant that asks; None: an operator, without a bound of its own.
+            shows_money: whether money of such rows may be shown; None: of all.
+
+        Raises:
+            InvalidRequest: the answer is too long.
+            Overloaded: too many questions are being answered.
+            RedisError, OSError: Redis cannot be read.
         """
         async with self._turn(whose):
-            usage, periods = Usage(ask) if shows_money is None else Usage(ask, shows_money), ask.span.periods
-            if ask.is_plain:
-                for start in range(0, len(periods), _TOTALS_PER_PAGE):
-                    for period, row in await self._rollups.totals(periods[start : start + _TOTALS_PER_PAGE]):
-                        usage.add_total(period, row)
-                return usage
-            if shows_money is None and "tenant" not in ask.only:
-                await self._fold(usage, ask)
-                return usage
+            usage = Usage(ask) if shows_money is None else Usage(ask, shows_money)
+            await self._add_up(usage, ask, of_all=shows_money is None and "tenant" not in ask.only)
+            return await asyncio.to_thread(write, usage)
+
+    async def _add_up(self, usage: Usage, ask: Ask, *, of_all: bool) -> None:
+        periods = ask.span.periods
+        if ask.is_plain:
+            for start in range(0, len(periods), _TOTALS_PER_PAGE):
+                for period, row in await self._rollups.totals(periods[start : start + _TOTALS_PER_PAGE]):
+                    usage.add_total(period, row)
+        elif of_all:
+            await self._fold(usage, ask)
+        else:
             async for pages in self._rollups.pages(periods, ask.only.get("tenant")):
                 await asyncio.to_thread(_add, usage, pages)
-            return usage
 
     async def _fold(self, usage: Usage, ask: Ask) -> None:
         """Count the rows of all tenants: of what was folded before, and has not changed since, only what it came to."""
@@ -102,10 +117,5 @@ class UsageReader:
 
 
 def _add(usage: Usage, pages: list[Page]) -> None:
-    rested = time.perf_counter()
-    for page in pages:
+    for page in with_rests(pages):
         usage.add_page(page)
-        if time.perf_counter() - rested > _STRETCH_S:
-            # The event loop must not wait for its turn as long as the interpreter would let it: 5 ms each time.
-            time.sleep(_REST_S)
-            rested = time.perf_counter()

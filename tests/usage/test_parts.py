@@ -15,7 +15,7 @@ from gateway.usage import parts as usage_parts
 from gateway.usage.parts import Part, Parts
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
-from gateway.usage.usage import Ask
+from gateway.usage.usage import Ask, Usage
 from tests.ledger.drafts import closed, guided
 
 if TYPE_CHECKING:
@@ -64,16 +64,16 @@ async def test_of_what_has_not_changed_no_row_is_read_again(redis_url: str) -> N
         now = time.time()
         await rollups.add(*((receipt(now - back * 3600, f"t{back % 3}", back), 1) for back in range(20)))
         reader = UsageReader(rollups, KEPT)
-        first = (await reader.read(asked())).as_dict()
+        first = await reader.read(asked(), Usage.as_dict)
         assert first["total"]["requests"] == 20
         full = {Period.of("hour", now - back * 3600) for back in range(20)}
         assert full <= set(rollups.read)
         rollups.read.clear()
-        assert (await reader.read(asked())).as_dict()["rows"] == first["rows"]
+        assert (await reader.read(asked(), Usage.as_dict))["rows"] == first["rows"]
         assert not full & set(rollups.read)
         for other in (asked(("route",)), asked(("tenant",), route="chat")):  # another question is not that one
             rollups.read.clear()
-            await reader.read(other)
+            await reader.read(other, Usage.as_dict)
             assert full <= set(rollups.read)
 
 
@@ -90,7 +90,7 @@ async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(
         reader = UsageReader(rollups, KEPT)
 
         async def told() -> dict[str, tuple[int, dict[str, int]]]:
-            rows = (await reader.read(asked())).as_dict()["rows"]
+            rows = (await reader.read(asked(), Usage.as_dict))["rows"]
             return {row["tenant"]: (row["requests"], row["errors"]) for row in rows}
 
         assert await told() == {"acme": (1, {}), "beta": (1, {"abandoned": 1})}

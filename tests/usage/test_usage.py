@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import secrets
+import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime
@@ -24,13 +25,17 @@ from gateway.redis_keys import RedisKeys
 from gateway.rollups.rollup import ClassSum, Dims, Row, pico
 from gateway.rollups.rollups import SECONDS, Granularity, Page, Period, Retention, Rollups, Sums
 from gateway.usage import reader as usage_reader
+from gateway.usage import rests as usage_rests
 from gateway.usage import usage as of_usage
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import GRANULARITIES, Asked, Span, asked_range, in_short, span
 from gateway.usage.usage import Ask, Usage, figures
+from gateway.web.usage import encoded
 from tests.ledger.drafts import call, closed, draft, guided, plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.ledger.receipt import Receipt
 
 DEFAULT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)
@@ -276,7 +281,7 @@ async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(redis_url:
                     (("tenant", "key"), {}),
                     (("key",), {"key": "k1"}),
                 ):
-                    told = (await reader.read(Ask(found, granularity, by, only))).as_dict()  # type: ignore[arg-type]
+                    told = await reader.read(Ask(found, granularity, by, only), Usage.as_dict)  # type: ignore[arg-type]
                     wanted = shelf.of(found, **only)
                     assert told["total"]["requests"] == len(wanted)
                     cost = sum((one.cost_usd for one in wanted), Decimal(0))
@@ -296,10 +301,12 @@ async def test_few_questions_of_one_asker_are_under_way(redis_url: str, monkeypa
         reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
         now = time.time()
         question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-        asked = [reader.read(question, whose="acme") for _ in range(5)] + [reader.read(question, whose="beta")]
+        asked = [reader.read(question, Usage.as_dict, whose="acme") for _ in range(5)] + [
+            reader.read(question, Usage.as_dict, whose="beta")
+        ]
         done = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(one) for one in done] == [Usage] * 3 + [Overloaded] * 2 + [Usage]
-        assert isinstance(await reader.read(question, whose="acme"), Usage)
+        assert [type(one) for one in done] == [dict] * 3 + [Overloaded] * 2 + [dict]
+        assert await reader.read(question, Usage.as_dict, whose="acme")
 
 
 async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
@@ -311,9 +318,49 @@ async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
         reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
         now = time.time()
         question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-        asked = [reader.read(question, whose=whose) for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")]
+        asked = [
+            reader.read(question, Usage.as_dict, whose=whose)
+            for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")
+        ]
         done = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(one) for one in done] == [Usage] * 4 + [Overloaded, Usage]
+        assert [type(one) for one in done] == [dict] * 4 + [Overloaded, dict]
+
+
+async def test_an_answer_is_written_within_its_turn(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a tenant's long answers would be written all at once."""
+    monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 1)
+    began, gate = threading.Event(), threading.Event()
+
+    def write(_: Usage) -> bool:
+        began.set()
+        return gate.wait(10)
+
+    async with Redis.from_url(redis_url) as redis:
+        reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
+        now = time.time()
+        question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(reader.read(question, write, whose="acme"))
+            await asyncio.to_thread(began.wait, 10)
+            with pytest.raises(Overloaded):
+                await reader.read(question, Usage.as_dict, whose="acme")
+            gate.set()
+        assert first.result()
+        assert await reader.read(question, Usage.as_dict, whose="acme")
+
+
+@pytest.mark.parametrize("write", [encoded, as_csv])
+def test_a_thread_that_writes_an_answer_rests_between_rows(
+    write: Callable[[Usage], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop needs the interpreter lock."""
+    rests: list[float] = []
+    monkeypatch.setattr(usage_rests, "_STRETCH_S", -1.0)
+    monkeypatch.setattr(usage_rests.time, "sleep", rests.append)
+    answer = Usage(ask("route"))
+    answer.add_page(page("acme", 5))
+    write(answer)
+    assert len(rests) >= len(answer.rows())
 
 
 def test_a_receipts_cost_is_whole_picodollars() -> None:

@@ -1,0 +1,24 @@
+"""Rests of threads that use the processor for long, so that the event loop gets the interpreter lock at once."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+T = TypeVar("T")
+
+# The interpreter would let the event loop wait for 5 ms each time.
+_STRETCH_S, _REST_S = 0.001, 0.0002
+
+
+def with_rests(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, and sleep after each stretch of 1 ms. Call it in a thread."""
+    rested = time.perf_counter()
+    for item in items:
+        yield item
+        if time.perf_counter() - rested > _STRETCH_S:
+            time.sleep(_REST_S)
+            rested = time.perf_counter()
