@@ -146,7 +146,7 @@ NEUTRAL: tuple[NeutralFields, ...] = (
         ("reasoning", "reasoning_effort", "thinking", "enable_thinking", "think", "thinking_budget",
          "thinking_budget_tokens", "thinking_token_budget", "max_thinking_tokens", "reasoning_budget",
          "reasoning_budget_tokens", "include_reasoning", "separate_reasoning", "stream_reasoning", "reasoning_format",
-         "chat_template_kwargs", "verbosity"),
+         "verbosity"),
         "A student that reasons first gets the guidance in its prompt, whatever the placement."),
     NeutralFields(("tool_choice", "function_call", "parallel_tool_calls", "tool_prompt"),
         "Without `tools` they mean nothing."),
@@ -168,8 +168,10 @@ NEUTRAL: tuple[NeutralFields, ...] = (
          "timings_per_token", "return_progress", "return_cached_tokens_details"),
         "Accounting, caches, scheduling and transport."),
 )  # fmt: skip
-HOLDERS = ("extra_body", "nvext")
-"""Objects whose fields some engines or clients take for fields of the body. They are looked into, one level deep."""
+HOLDERS = ("extra_body", "nvext", "chat_template_kwargs")
+"""Objects whose fields some engines or clients take for fields of the body. They are looked into, one level deep.
+
+Engines pass `chat_template_kwargs` to the chat template beside their own arguments, or in their place."""
 MAX_ALLOWED_FIELDS = 64
 """How many names one policy may add."""
 MAX_FIELDS = 1024

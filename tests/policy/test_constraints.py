@@ -113,6 +113,21 @@ def test_fields_in_a_holder_constrain_as_at_the_top(holder: str) -> None:
     assert placements({holder: {holder: {"grammar": "g"}}}, "chat").context == FIELD_NOT_KNOWN
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({"enable_thinking": False, "thinking": True, "reasoning_effort": "low"}, UNCONSTRAINED),
+        ({"documents": [{"text": "x"}]}, Placements("prompt_control", "prompt_control")),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, Placements("tools", None)),
+        ({"continue_final_message": True}, Placements("caller_prefill", "caller_prefill")),
+        ({"add_generation_prompt": False}, Placements("caller_prefill", "caller_prefill")),
+        ({"messages": [], "enable_thinking": False}, Placements(FIELD_NOT_KNOWN, FIELD_NOT_KNOWN)),
+    ],
+)
+def test_arguments_of_the_chat_template_constrain_as_fields_do(kwargs: dict[str, Any], expected: Placements) -> None:
+    assert placements({"messages": MESSAGES, "chat_template_kwargs": kwargs}, "chat") == expected
+
+
 def test_the_reason_is_that_of_the_first_row_that_excludes_the_placement() -> None:
     found = placements({"messages": MESSAGES, "zebra": 1, "documents": [{}], "n": 2, "tools": [{}]}, "chat")
     assert found == Placements("tools", "prompt_control")
