@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from gateway.attempts import Attempts, RequestRetries, go_on
 from gateway.engines.base import Usage
+from gateway.engines.embeddings import write_embeddings
 from gateway.engines.failures import note_failure
 from gateway.errors import EngineError
 from gateway.ledger.draft import Call
@@ -69,8 +68,7 @@ class Embeddings:
             await self._admission.reserve(draft, asked, visit.caller)
             reply = await self._embed(plan, asked, draft)
             receipt = await self._ledger.close(draft, shown=plan.show_cost)
-            named = {**reply.fields, "model": asked.model}
-            return Vectors(msgspec.json.encode(named), receipt, plan.show_cost)
+            return Vectors(await write_embeddings(reply, asked.model), receipt, plan.show_cost)
 
     async def _embed(self, plan: Plan, asked: EmbeddingsRequest, draft: Draft) -> EmbeddingsReply:
         retries = RequestRetries(plan, draft, self._budgets, self._metrics)

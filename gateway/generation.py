@@ -242,9 +242,11 @@ class _Count:
             before = "".join(self._pending)
             self._pending.clear()
             self.add(before, limit)
-        count = self._words + _words_in(text, within=self._in_word)
         size = self._bytes + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
-        if count > limit or size > limit * MAX_TOKEN_BYTES:
+        if size > limit * MAX_TOKEN_BYTES:
+            return False
+        count = self._words + _words_in(text, within=self._in_word)
+        if count > limit:
             return False
         self._words, self._bytes = count, size
         last = text.rpartition(" ")
@@ -259,8 +261,9 @@ class _Count:
         most = limit * MAX_TOKEN_BYTES - self._bytes
         if text.count(" ") < left and len(text) * _MAX_CHAR_BYTES <= most:
             return len(text)  # as nearly every reply is: a text has at most one word more than spaces
+        text = text[: max(0, most)]  # a character has at least one byte
         for part in text.split(" "):
-            if part.strip():
+            if part and part.strip():
                 left -= not within
                 if left < 0:
                     break

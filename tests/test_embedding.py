@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
+import orjson
 import pytest
 from aiohttp import web
 from openai import OpenAI
@@ -97,6 +98,23 @@ def test_nothing_of_the_reply_is_written_anew_but_the_models_name(gate: GatewayP
         "model": "vectors",
         "usage": {"prompt_tokens": 5, "total_tokens": 5},
     }
+
+
+def test_a_large_reply_is_sent_whole(gate: GatewayProcess, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves in parts, with its length."""
+    raw = embedded(20_000)
+
+    async def embed(_: web.Request, __: dict[str, Any]) -> web.Response:
+        return web.Response(body=raw, content_type="application/json")
+
+    monkeypatch.setattr(engine, "embed", embed)
+    answer = httpx.post(
+        f"{gate.url}/v1/embeddings", json={"model": "vectors", "input": "a"}, headers={"Authorization": f"Bearer {KEY}"}
+    )
+    assert answer.json() == {**orjson.loads(raw), "model": "vectors"}
+    assert int(answer.headers["content-length"]) == len(answer.content) > 1_000_000
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-gkt-mode"] == "embeddings"
 
 
 def test_what_it_cost_is_hidden_where_the_route_says_so(client: OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""No request body blocks the event loop: the CPU time of each callback of a running gateway is measured."""
+"""No request body and no engine's reply blocks the event loop: the CPU time of each callback is measured."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import random
 from typing import TYPE_CHECKING
 
 import httpx
+import orjson
 import pytest
+from aiohttp import web
 
 from load_tests.hostile_bodies import ENCODINGS, MAX_BYTES, PLACES, TEXTS, UNITS, list_body, names_body, text_body
-from tests.fakes import FakeEngine, says
+from tests.fakes import FakeEngine, begin_events, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import Any
 
 BOUND_MS = 20.0
 TRIES = 4
@@ -33,27 +36,69 @@ LEAST: dict[str, tuple[str, dict[str, bytes]]] = {
                                       "student": b'"phone"', "id": b'"6f1b3f0e-4c1c-4b5e-9d53-2f6d0c7c9a11"'}),
 }  # fmt: skip
 
+REPLY_BYTES = 8_000_000
+VECTORS_BYTES = 40_000_000
+TOP = b'{"token":" word","logprob":-1.2345678901,"bytes":[32,119,111,114]}'
+TOKEN = TOP[:-1] + b',"top_logprobs":[' + b",".join([TOP] * 20) + b"]}"
+USAGE = b'"usage":{"prompt_tokens":9,"completion_tokens":9}'
+CHOICE = b'{"choices":[{"index":0,"finish_reason":"stop",%b:{"role":"assistant","content":"%b"},%b}],' + USAGE + b"}"
+VECTOR = b'{"object":"embedding","index":0,"embedding":%b}'
+VECTOR_LISTS = {
+    "numbers": VECTOR % (b"[" + b"-0.012345678," * 1535 + b"0]"),
+    "base64": VECTOR % (b'"' + b"QUJD" * 2048 + b'"'),
+    "lists": VECTOR % (b"[[" + b"1,2],[" * 1000 + b"3]]"),
+}
+
+
+class LargeReplies:
+    """An engine that sends `raw` in the place of an answer, where it is set."""
+
+    def __init__(self) -> None:
+        self.raw: bytes | None = None
+        self.sent = 0
+
+    async def behave(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if self.raw is None:
+            return await says("Hi there")(request, body)
+        self.sent += 1
+        if not body.get("stream"):
+            return web.Response(body=self.raw, content_type="application/json")
+        response = await begin_events(request)
+        await response.write(self.raw + b"data: [DONE]\n\n")
+        return response
+
 
 @pytest.fixture(scope="module")
-def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    yield from _timed(redis_url, tmp_path_factory.mktemp("timed"))
+def replies() -> LargeReplies:
+    return LargeReplies()
 
 
-def _timed(redis_url: str, folder: Path) -> Iterator[GatewayProcess]:
+@pytest.fixture(scope="module")
+def gate(redis_url: str, tmp_path_factory: pytest.TempPathFactory, replies: LargeReplies) -> Iterator[GatewayProcess]:
+    yield from _timed(redis_url, tmp_path_factory.mktemp("timed"), replies)
+
+
+def _timed(redis_url: str, folder: Path, replies: LargeReplies) -> Iterator[GatewayProcess]:
     matching = guided() | {"when": {"matches": "never there"}}
     with (
         FakeEngine(says("Hi there")).running() as engine,
+        FakeEngine(replies.behave, replies.behave).running() as large,
         running_gateway(
             folder,
             redis_url=redis_url,
             models=[
                 model("big", "tgi", engine.url),
                 model("small", "openai", f"{engine.url}/v1", continuation="trailing", echo=False),
+                model("large", "openai", f"{large.url}/v1", breaker={"failures": 1000}),
+                model("large-tgi", "tgi", large.url, breaker={"failures": 1000}),
             ],
             routes=[
                 matching,
                 guided() | {"quality": {"sample": 1, "compare": "words"}},
                 {"model": "vectors", "mode": "embeddings", "student": "small"},
+                {"model": "large", "mode": "student", "student": "large"},
+                {"model": "large-tgi", "mode": "student", "student": "large-tgi"},
+                {"model": "large-vectors", "mode": "embeddings", "student": "large"},
             ],
             tenants={"acme": {"log_content": True, "budget": {"max_budget": 1000000}}},
             entry=("-m", "tests.timed_gateway"),
@@ -138,3 +183,73 @@ def test_no_random_body_blocks_the_event_loop(meter: Meter) -> None:
             body = text_body(least, place, TEXTS[name], size)
         meter.send(f"{kind}: {place} of {name}", path, body, draw.choice(list(ENCODINGS)))
     assert not meter.slow
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_no_reply_of_an_engine_blocks_the_event_loop(meter: Meter, replies: LargeReplies) -> None:
+    """Each kind of value and text, whole and in events, as large as a reply may be."""
+    chat = ("/v1/chat/completions", {"messages": USER})
+    try:
+        for name, raw, text in _whole_replies():
+            replies.raw = raw
+            path, least = ("/v1/completions", {"prompt": b'"Q: Why?"'}) if text else chat
+            meter.send(f"reply: {name} ({len(raw)} bytes)", path, _body({**least, "model": b'"large"'}))
+        for name, raw in _streams():
+            replies.raw = raw
+            body = _body({**chat[1], "model": b'"large"', "stream": b"true"})
+            meter.send(f"stream: {name} ({len(raw)} bytes)", chat[0], body)
+        replies.raw = CHOICE % (b'"message"', b"word " * 1_500_000, b'"x":0')
+        body = _body({**chat[1], "model": b'"large-tgi"', "stop": orjson.dumps(["Z" * 1000, "word" * 250])})
+        meter.send("reply of TGI with stop texts", chat[0], body)
+        for name, vector in VECTOR_LISTS.items():
+            replies.raw = b'{"object":"list","data":[%b],"usage":{"prompt_tokens":5,"total_tokens":5}}' % b",".join(
+                [vector] * (VECTORS_BYTES // len(vector))
+            )
+            meter.send(f"vectors: {name}", "/v1/embeddings", _body({"model": b'"large-vectors"', "input": b'"Why?"'}))
+    finally:
+        replies.raw = None
+    assert not meter.slow
+    assert 200 in meter.statuses
+    assert replies.sent
+
+
+def _body(fields: dict[str, bytes]) -> bytes:
+    return b"{%b}" % b",".join(b'"%b":%b' % (name.encode(), value) for name, value in fields.items())
+
+
+def _filled(pattern: Callable[[bytes], bytes], unit: bytes, size: int) -> bytes:
+    return pattern(b",".join([unit] * ((size - 200) // (len(unit) + 1))))
+
+
+def _whole_replies() -> Iterator[tuple[str, bytes, bool]]:
+    units = {**UNITS, "tokens": TOKEN, "choices": b'{"message":{"content":""}}'}
+    for name, unit in units.items():
+        for size in (REPLY_BYTES, 2_000_000, 250_000):
+            for field in (b"logprobs", b"x"):
+                raw = _filled(lambda many: CHOICE % (b'"message"', b"Hi", b'"%b":[%b]' % (field, many)), unit, size)  # noqa: B023
+                yield f"{field.decode()} of {name}", raw, False
+            raw = _filled(lambda many: b'{"choices":[%b]}' % many, unit, size)
+            yield f"choices of {name}", raw, False
+    legacy = b'{"choices":[{"index":0,"finish_reason":"stop","text":"Hi","logprobs":{"top_logprobs":[%b]}}]}'
+    yield "text with logprobs", _filled(lambda many: legacy % many, b'{" a":-0.5," b":-1.5}', REPLY_BYTES), True
+    for name, text in TEXTS.items():
+        for size in (REPLY_BYTES, 250_000):
+            yield f"text of {name}", CHOICE % (b'"message"', text * (size // len(text) - 30), b'"x":0'), False
+
+
+def _streams() -> Iterator[tuple[str, bytes]]:
+    for name, unit in {**UNITS, "tokens": TOKEN}.items():
+        for size in (900_000, 100_000):
+            for field in (b"logprobs", b"x"):
+                event = _filled(lambda many: CHOICE % (b'"delta"', b"Hi", b'"%b":[%b]' % (field, many)), unit, size)  # noqa: B023
+                yield f"{field.decode()} of {name}", b"data: %b\n\n" % event
+    for name, text in TEXTS.items():
+        event = CHOICE % (b'"delta"', text * (900_000 // len(text)), b'"x":0')
+        yield f"text of {name}", b"data: %b\n\n" % event
+    small = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    last = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+    yield "small events", small * 20_000 + last
+    yield "empty lines", b"\n" * 1_000_000 + last
+    yield "comments", b":\n" * 500_000 + last
+    yield "no choices", b'data: {"choices":[]}\n\n' * 40_000 + last

@@ -64,9 +64,10 @@ class OpeningReply:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsReply:
-    """Vectors: the fields of OpenAI's reply, each in the bytes in which the engine wrote it."""
+    """Vectors: the fields of OpenAI's reply, in the bytes in which the engine wrote them; those of `data` in parts."""
 
     fields: dict[str, msgspec.Raw]
+    data: list[bytes]
     usage: Usage | None
 
 

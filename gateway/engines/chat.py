@@ -7,15 +7,14 @@ from io import StringIO
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import orjson
-
 from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.http import LAST_EVENT
 from gateway.engines.refusal import reported
 from gateway.engines.replies import first_choice
-from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
+from gateway.engines.reply_json import Unreadable, decode, decoded_events
+from gateway.errors import EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
 from gateway.messages import words
-from gateway.protocol import MAX_CHOICES, MAX_DEPTH, MAX_TOKENS, too_deep
+from gateway.protocol import MAX_CHOICES, MAX_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -59,7 +58,9 @@ class ChatWire:
         try:
             async with aclosing(self._http.events(self._path, body, is_said=lambda: not unfinished)) as groups:
                 async for events in groups:
-                    chunks, failure = self._chunks(events)
+                    if LAST_EVENT in events:
+                        return
+                    chunks, failure = await decoded_events(events, self._chunk)
                     for chunk in chunks:
                         unfinished -= {
                             choice.get("index", 0) for choice in chunk["choices"] if choice.get("finish_reason")
@@ -70,8 +71,6 @@ class ChatWire:
                     if failure is not None:
                         failure.heard = failure.heard or begun
                         raise failure
-                    if LAST_EVENT in events:
-                        return
         except (EngineTimeout, EngineUnreachable):
             if unfinished:
                 raise
@@ -83,27 +82,13 @@ class ChatWire:
         """How many answers a body asks for."""
         return body.get("n") or 1
 
-    def _chunks(self, events: list[bytes]) -> tuple[list[Json], EngineError | None]:
-        """The chunks up to the last event or the first that is wrong, and what is wrong with that."""
-        chunks: list[Json] = []
-        for data in events:
-            if data == LAST_EVENT:
-                break
-            try:
-                chunks.append(self._chunk(data))
-            except EngineError as error:
-                return chunks, error
-        return chunks, None
-
     def _chunk(self, data: bytes) -> Json:
         try:
-            chunk: Any = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            raise self._garbled("an event that is not JSON") from None
+            chunk: Any = decode(data)
+        except Unreadable as error:
+            raise EngineGarbled(f"Engine '{self._name}' {error}.", engine=self._name) from None
         if isinstance(chunk, dict) and chunk.get("error"):
             raise reported(self._name, self._http.said(chunk), "failed in the middle of its answer")
-        if len(data) > 2 * MAX_DEPTH and too_deep(data, chunk):
-            raise self._garbled(f"an event deeper than {MAX_DEPTH} levels")
         if not self._are_parts(chunk.get("choices") if isinstance(chunk, dict) else None):
             raise self._garbled("an event without choices")
         return chunk  # type: ignore[no-any-return]
@@ -143,13 +128,17 @@ def are_choices(choices: Any, says: Callable[[Json], bool]) -> bool:
 
     says: whether what one of them says has the shape that is wanted there.
     """
-    return isinstance(choices, list) and all(
-        isinstance(choice, dict)
-        and isinstance(index := choice.get("index", 0), int)
-        and 0 <= index < MAX_CHOICES
-        and isinstance(choice.get("finish_reason"), _REASON)
-        and says(choice)
-        for choice in choices
+    return (
+        isinstance(choices, list)
+        and len(choices) <= MAX_CHOICES
+        and all(
+            isinstance(choice, dict)
+            and isinstance(index := choice.get("index", 0), int)
+            and 0 <= index < MAX_CHOICES
+            and isinstance(choice.get("finish_reason"), _REASON)
+            and says(choice)
+            for choice in choices
+        )
     )
 
 

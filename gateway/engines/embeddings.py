@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.engines.base import EmbeddingsReply, Usage
 from gateway.engines.chat import is_count
+from gateway.engines.reply_json import in_thread
 from gateway.errors import EngineGarbled
+from gateway.protocol.structure import INLINE_BYTES, MAX_VALUES, count_values
 
 if TYPE_CHECKING:
     from gateway.protocol import Json
@@ -17,20 +20,65 @@ MAX_REPLY_BYTES = 64_000_000
 """2048 vectors of 3072 numbers, the most that OpenAI gives at once, are 34 MB in base64; in decimals half fit."""
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_RAW = msgspec.json.Decoder(msgspec.Raw)
+_NAME = b'"embedding"'
+_BEFORE_VECTOR = re.compile(_NAME + rb'[ \n\r\t]{0,99}:[ \n\r\t]{0,99}(?=["\[])')
+_MARK = rb'"\u0000vector"'  # takes the place of a vector
 
 
-def read_embeddings(raw: bytes, engine: str) -> EmbeddingsReply:
-    """Raises EngineGarbled where there is no list of vectors in it."""
+async def read_embeddings(raw: bytes, engine: str) -> EmbeddingsReply:
+    """Read a reply; a large one is read in a thread. Raises EngineGarbled where there is no list of vectors in it."""
+    if len(raw) <= INLINE_BYTES:
+        return _read(raw, engine)
+    return await in_thread(_read, raw, engine)
+
+
+async def write_embeddings(reply: EmbeddingsReply, model: str) -> bytes:
+    """Return the reply's bytes, under another name of the model; a large one is written in a thread."""
+    rest = msgspec.json.encode({**reply.fields, "model": model})
+    parts = [b'{"data":', *reply.data, b",", rest[1:]]
+    return b"".join(parts) if sum(map(len, parts)) <= INLINE_BYTES else await in_thread(b"".join, parts)
+
+
+def _read(raw: bytes, engine: str) -> EmbeddingsReply:
+    """Read a reply vector by vector: one C call for all of a large reply would hold the interpreter lock."""
+    rest, vectors = _take_vectors(raw)
+    if count_values(rest, MAX_VALUES)[1] > MAX_VALUES:
+        raise EngineGarbled(f"Engine '{engine}' sent more than {MAX_VALUES} JSON values, the limit.", engine=engine)
     try:
-        fields = _FIELDS.decode(raw)
-        if not raw.isascii():
-            raw.decode()  # what is skipped over is not looked at, and the caller's own decoder would stumble
+        fields = _FIELDS.decode(rest)
+        for part in (rest, *vectors):
+            if not part.isascii():
+                part.decode()  # the decoder does not check what it skips, and the caller's decoder would refuse it
         usage = _read_usage(msgspec.json.decode(fields["usage"])) if "usage" in fields else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         fields, usage = {}, None
-    if bytes(memoryview(fields.get("data", b""))[:1]) != b"[":
+    data = bytes(fields.pop("data", b"")).split(_MARK)
+    if not data[0].startswith(b"[") or len(data) != len(vectors) + 1:
         raise EngineGarbled(f"Engine '{engine}' sent a reply without embeddings.", engine=engine)
-    return EmbeddingsReply(fields, usage)
+    return EmbeddingsReply(fields, [part for both in zip(data, [*vectors, b""], strict=True) for part in both], usage)
+
+
+def _take_vectors(raw: bytes) -> tuple[bytes, list[bytes]]:
+    """Return a reply with a mark in the place of each vector, and the vectors: flat lists, or strings in base64."""
+    rest: list[bytes] = []
+    vectors: list[bytes] = []
+    at = done = 0
+    while (at := raw.find(_NAME, at)) >= 0:
+        if (found := _BEFORE_VECTOR.match(raw, at)) is None:
+            at += len(_NAME)
+            continue
+        start = found.end()
+        end = raw.find(b"]" if raw.startswith(b"[", start) else b'"', start + 1) + 1
+        vector = raw[start:end]
+        try:
+            _RAW.decode(vector)
+        except (msgspec.DecodeError, RecursionError):
+            break  # neither
+        vectors.append(vector)
+        rest.append(raw[done:start])
+        done = at = end
+    return _MARK.join([*rest, raw[done:]]), vectors
 
 
 def _read_usage(usage: Json | None) -> Usage | None:

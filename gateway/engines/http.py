@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
-import orjson
 from aiohttp.client_proto import ResponseHandler
 
 from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, hidden_in, refusal, reported, said_error
+from gateway.engines.reply_json import Unreadable, decoded, encoded, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
-from gateway.protocol import MAX_DEPTH, too_deep
-from gateway.protocol.structure import is_large
 from gateway.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -32,7 +30,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_MAX_REPLY_BYTES = 32_000_000
+_MAX_REPLY_BYTES = 8_000_000  # so much text is decoded in 20 ms
+_JOINED_INLINE_BYTES = 1_000_000
+_READ_BYTES = 16_384  # of a stream at once: so the events of one read take a few milliseconds at most
 _MAX_ERROR_BYTES = 64_000
 
 LAST_EVENT = b"[DONE]"
@@ -188,7 +188,7 @@ class EngineHttp:
                 try:
                     while True:
                         silence.watch(due.at)
-                        received = await response.content.readany()
+                        received = await self._read_part(response)
                         silence.rest()
                         if not received:
                             break
@@ -212,6 +212,14 @@ class EngineHttp:
                     raise
                 if silence.bit:
                     raise self._silent(due)
+
+    @staticmethod
+    async def _read_part(response: aiohttp.ClientResponse) -> bytes:
+        """Return bytes of a stream; none: it has ended. Other callbacks run before the rest of many is read."""
+        received = await response.content.read(_READ_BYTES)
+        if len(received) == _READ_BYTES:
+            await asyncio.sleep(0)
+        return received
 
     @staticmethod
     async def _read_rest(response: aiohttp.ClientResponse) -> None:
@@ -288,12 +296,9 @@ class EngineHttp:
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
         raw = await self._read(response, self._max_reply_bytes)
         try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError:
-            raise EngineGarbled(f"Engine '{self._name}' answered 200 without JSON.", engine=self._name) from None
-        if too_deep(raw, body):
-            raise EngineGarbled(f"Engine '{self._name}' sent JSON deeper than {MAX_DEPTH} levels.", engine=self._name)
-        return JsonReply(body, response.headers)
+            return JsonReply(await decoded(raw), response.headers)
+        except Unreadable as error:
+            raise EngineGarbled(f"Engine '{self._name}' {error}.", engine=self._name) from None
 
     async def _read(self, response: aiohttp.ClientResponse, max_reply_bytes: int) -> bytes:
         parts: list[bytes] = []
@@ -303,7 +308,7 @@ class EngineHttp:
             if size > max_reply_bytes:
                 raise EngineGarbled(f"Engine '{self._name}' sent more than {max_reply_bytes} bytes.", engine=self._name)
             parts.append(part)
-        return b"".join(parts)
+        return b"".join(parts) if size <= _JOINED_INLINE_BYTES else await in_thread(b"".join, parts)
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> EngineError:
         said = SaidError()
@@ -322,8 +327,3 @@ class EngineHttp:
                     if len(raw) > _MAX_ERROR_BYTES:
                         break
         return raw[:_MAX_ERROR_BYTES]
-
-
-async def encoded(value: object) -> bytes:
-    """Return a value as JSON. A large one is encoded in a thread."""
-    return await asyncio.to_thread(orjson.dumps, value) if is_large(value) else orjson.dumps(value)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.chat import opening_body, opening_finish, read_usage
-from gateway.engines.http import encoded
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, all_of
+from gateway.engines.reply_json import encoded
 from gateway.engines.shares import shares
 from gateway.errors import EngineError, EngineFailed, EngineGarbled
 from gateway.messages import only_text

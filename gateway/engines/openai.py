@@ -179,7 +179,7 @@ class OpenAIEngine:
     async def embed(self, body: Json) -> EmbeddingsReply:
         asked = {**body, "model": self._model}
         raw = await self._http.post_raw("/embeddings", asked, max_reply_bytes=MAX_REPLY_BYTES)
-        return read_embeddings(raw, self._name)
+        return await read_embeddings(raw, self._name)
 
     async def probe(self) -> None:
         """Ask /models whether the server is there, and, once while it stays up, try what it can do."""

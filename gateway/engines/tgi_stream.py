@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import orjson
 
 from gateway.engines.chat import read_usage
 from gateway.engines.http import REST_WITHIN_S
 from gateway.engines.refusal import reported
+from gateway.engines.reply_json import Unreadable, decode, decoded_events
 from gateway.errors import EngineError, EngineFailed, EngineGarbled
 
 if TYPE_CHECKING:
@@ -43,22 +43,16 @@ async def token_events(http: EngineHttp, payload: Json) -> AsyncGenerator[list[J
     begun = False
     async with aclosing(http.events("/generate_stream", payload)) as groups:
         async for group in groups:
-            events: list[Json] = []
-            failed: EngineError | None = None
-            for data in group:
-                try:
-                    events.append(_read(http, data))
-                except EngineError as error:
-                    failed = error
-                    break
-                if isinstance(events[-1].get("generated_text"), str):
-                    yield events
-                    # Its connection can serve the next call only when the end was seen.
-                    with suppress(TimeoutError, EngineError):
-                        async with asyncio.timeout(REST_WITHIN_S):
-                            async for _ in groups:
-                                pass
-                    return
+            events, failed = await decoded_events(group, partial(_read, http))
+            last = next((at for at, one in enumerate(events) if isinstance(one.get("generated_text"), str)), None)
+            if last is not None:
+                yield events[: last + 1]
+                # Its connection can serve the next call only when the end was seen.
+                with suppress(TimeoutError, EngineError):
+                    async with asyncio.timeout(REST_WITHIN_S):
+                        async for _ in groups:
+                            pass
+                return
             if events:
                 begun = True
                 yield events
@@ -89,9 +83,9 @@ async def generate_stream(http: EngineHttp, payload: Json, tell: Callable[[str],
 
 def _read(http: EngineHttp, data: bytes) -> Json:
     try:
-        event: Any = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        raise _garbled(http, "an event that is not JSON") from None
+        event: Any = decode(data)
+    except Unreadable as error:
+        raise EngineGarbled(f"Engine '{http.name}' {error}.", engine=http.name) from None
     if isinstance(event, dict) and event.get("error"):
         raise reported(http.name, http.said(event), "failed in the middle of its answer")
     if not isinstance(event, dict) or not isinstance(event.get("token"), dict):

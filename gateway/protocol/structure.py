@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from gateway.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ INLINE_BYTES = 256_000
 _ENCODED_INLINE_CHARS = 200_000
 _ENTRY_CHARS = 40
 _HOLDS_ENTRIES = frozenset({dict, list, tuple})
+_FRAGMENT = orjson.Fragment  # holds JSON that was too large to be decoded
 _CHUNK_BYTES = 1 << 17
 _SCANNED_BYTES = 2_000_000  # so many are encoded in a few milliseconds
 
@@ -44,24 +47,33 @@ def is_light(raw: bytes) -> bool:
 def check_values(raw: bytes) -> int:
     """Refuse a document with too many values; return an upper bound of its opening brackets.
 
-    The bytes are counted first with the text in them, which gives an upper bound. Only a document above it, or one so
-    large that encoding it again takes long, is read in full. The decoder refuses what is no JSON.
-
     Raises:
         InvalidRequest: the message names the limit.
     """
-    openings, most = _bounds(raw)
-    if most < MAX_VALUES and (openings <= MAX_DEPTH or len(raw) <= _SCANNED_BYTES):
-        return openings
+    openings, values = count_values(raw, MAX_VALUES)
+    if values > MAX_VALUES:
+        raise InvalidRequest(
+            f"The body holds more than {MAX_VALUES} JSON values, the limit. Send fewer list entries and fields."
+        )
+    return openings
+
+
+def count_values(raw: bytes, most: int) -> tuple[int, int]:
+    """Return upper bounds of the opening brackets and of the values of a document. Counting ends above `most` values.
+
+    The bytes are counted first with the text in them, which gives an upper bound. Only a document above it, or one so
+    large that encoding it again takes long, is read in full. The decoder refuses what is no JSON.
+    """
+    openings, values = _bounds(raw, most)
+    if values < most and (openings <= MAX_DEPTH or len(raw) <= _SCANNED_BYTES):
+        return openings, values
     values, openings = 1, 0
     for outside in _outside_strings(raw):
         openings += (opened := _openings(outside))
         values += opened + outside.count(b",")
-        if values > MAX_VALUES:
-            raise InvalidRequest(
-                f"The body holds more than {MAX_VALUES} JSON values, the limit. Send fewer list entries and fields."
-            )
-    return openings
+        if values > most:
+            break
+    return openings, values
 
 
 def is_large(value: object) -> bool:
@@ -82,6 +94,8 @@ def is_large(value: object) -> bool:
                 room -= len(entry)
             elif kind in _HOLDS_ENTRIES:
                 pending.append(entry)
+            elif kind is _FRAGMENT:
+                return True
     return room < 0
 
 
@@ -102,8 +116,8 @@ def _openings(raw: bytes) -> int:
     return raw.count(b"[") + raw.count(b"{")
 
 
-def _bounds(raw: bytes) -> tuple[int, int]:
-    """Return upper bounds of the opening brackets and of the values, text included; stop at MAX_VALUES.
+def _bounds(raw: bytes, most: int) -> tuple[int, int]:
+    """Return upper bounds of the opening brackets and of the values, text included; stop at `most` values.
 
     One call for a large document would hold the interpreter lock for 20 ms.
     """
@@ -112,7 +126,7 @@ def _bounds(raw: bytes) -> tuple[int, int]:
         end = start + _CHUNK_BYTES
         openings += raw.count(b"[", start, end) + raw.count(b"{", start, end)
         commas += raw.count(b",", start, end)
-        if openings + commas >= MAX_VALUES:
+        if openings + commas >= most:
             break
     return openings, openings + commas
 

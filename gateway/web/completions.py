@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import orjson
 from aiohttp import web
 
 from gateway.completion import Visit
+from gateway.engines.reply_json import encoded
 from gateway.protocol import ChatRequest, TextRequest, parse_chat, parse_text_completion
 from gateway.web.auth import authenticate
 from gateway.web.connection import connection_of
@@ -68,7 +68,7 @@ async def answered(request: web.Request, path: Path[_Asked], caller: Caller, ask
         answer = await path.answer(visit, asked)
     require_caller(visit.opened)
     return web.Response(
-        body=orjson.dumps(answer.body),
+        body=await encoded(answer.body),
         content_type="application/json",
         headers=fact_headers(answer.receipt.facts(show_cost=answer.show_cost)),
     )

@@ -9,13 +9,16 @@ from aiohttp import web
 from gateway.completion import Visit
 from gateway.protocol import parse_embeddings
 from gateway.web.auth import authenticate
+from gateway.web.connection import SERVER
 from gateway.web.decoding import read_parsed
-from gateway.web.events import require_caller
+from gateway.web.events import reads, require_caller, send
 from gateway.web.headers import fact_headers
 from gateway.web.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, OPENED, REQUEST_ID, STARTED
 
+_PART_BYTES = 1 << 18
 
-async def embeddings(request: web.Request) -> web.Response:
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
     """POST /v1/embeddings"""
     caller = authenticate(request)
     asked = await read_parsed(request, caller, parse_embeddings)
@@ -25,8 +28,19 @@ async def embeddings(request: web.Request) -> web.Response:
     async with request.app[ADMISSION].until_cut():
         vectors = await request.app[EMBEDDINGS].answer(visit, asked)
     require_caller(visit.opened)
-    return web.Response(
-        body=vectors.body,
-        content_type="application/json",
-        headers=fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost)),
-    )
+    headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))
+    if len(vectors.body) <= _PART_BYTES:
+        return web.Response(body=vectors.body, content_type="application/json", headers=headers)
+    return await _in_parts(request, vectors.body, headers)
+
+
+async def _in_parts(request: web.Request, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
+    """Send a large reply as the caller reads it: to write all of it at once would block the event loop."""
+    response = web.StreamResponse(headers={**headers, "Content-Type": "application/json", "Server": SERVER})
+    response.content_length = len(body)
+    await response.prepare(request)
+    with reads(request) as reading:
+        for start in range(0, len(body), _PART_BYTES):
+            await send(response, body[start : start + _PART_BYTES], reading)
+    await response.write_eof()
+    return response

@@ -26,7 +26,7 @@ async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_c
         reply = await OpenAIEngine(NAME, "org/model", http).embed(body)
     assert fake.bodies == [{**body, "model": "org/model"}]
     assert reply.usage == Usage(10, 0)
-    assert b'"embedding": [1e-05, 0.50]' in msgspec.json.encode(reply.fields["data"])
+    assert b'"embedding": [1e-05, 0.50]' in b"".join(reply.data)
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,10 @@ async def test_the_body_goes_out_with_the_engines_own_model_and_all_else_as_it_c
         b'{"data": ["\xff"]}',
     ],
 )
-def test_what_holds_no_list_of_vectors_is_garbled(raw: bytes) -> None:
+async def test_what_holds_no_list_of_vectors_is_garbled(raw: bytes) -> None:
     """Also where the mistake lies in what is passed on unread."""
     with pytest.raises(EngineGarbled):
-        read_embeddings(raw, NAME)
+        await read_embeddings(raw, NAME)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_what_holds_no_list_of_vectors_is_garbled(raw: bytes) -> None:
         {"prompt_tokens": 2**31},
     ],
 )
-def test_a_count_that_cannot_be_used_is_none(usage: Any) -> None:
+async def test_a_count_that_cannot_be_used_is_none(usage: Any) -> None:
     """The gateway then counts by itself."""
-    assert read_embeddings(msgspec.json.encode({"data": [], "usage": usage}), NAME).usage is None
+    assert (await read_embeddings(msgspec.json.encode({"data": [], "usage": usage}), NAME)).usage is None
 
 
 async def test_a_reply_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

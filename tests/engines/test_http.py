@@ -344,7 +344,7 @@ async def test_a_200_without_json_is_garbled(body: bytes | str) -> None:
     """A success that cannot be read is none."""
     error = await failed_call(replying(body))
     assert isinstance(error, EngineGarbled)
-    assert error.message == "Engine 'the-engine' answered 200 without JSON."
+    assert error.message == "Engine 'the-engine' sent no valid JSON."
 
 
 async def test_json_too_deep_to_be_written_again_is_garbled() -> None:

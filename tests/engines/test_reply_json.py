@@ -1,0 +1,186 @@
+"""Large replies of engines are decoded and encoded in a thread, within bounds; small ones on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from aiohttp import web
+
+from gateway.engines import chat, embeddings, reply_json, tgi_stream
+from gateway.engines.chat import ChatWire
+from gateway.engines.embeddings import read_embeddings, write_embeddings
+from gateway.engines.reply_json import MAX_REPLY_VALUES, Unreadable, decode, encoded
+from gateway.engines.tgi_stream import token_events
+from gateway.errors import EngineGarbled
+from gateway.protocol.structure import MAX_VALUES, is_large
+from tests.engines.fake_server import NAME, engine_http, failure, replying, serving
+from tests.fakes import embedded
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+TOKEN = {"token": " wörd", "logprob": -0.5, "bytes": [32, 119], "top_logprobs": [{"token": "a", "logprob": -1}] * 20}
+
+
+def completion(tokens: int) -> dict[str, Any]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+    return {"choices": [{**choice, "logprobs": {"content": [TOKEN] * tokens}}], "usage": {"prompt_tokens": 9}}
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the threads that decode, in their order."""
+    names: list[str] = []
+
+    def record(module: ModuleType, name: str) -> None:
+        work = getattr(module, name)
+
+        def recorded(*args: Any) -> Any:
+            names.append(threading.current_thread().name)
+            return work(*args)
+
+        monkeypatch.setattr(module, name, recorded)
+
+    for module, name in ((reply_json, "decode"), (chat, "decode"), (tgi_stream, "decode"), (embeddings, "_read")):
+        record(module, name)
+    return names
+
+
+@pytest.mark.parametrize(("tokens", "thread"), [(1, "MainThread"), (200, "reply-json_0")])
+async def test_a_large_reply_is_decoded_in_a_thread(threads: list[str], tokens: int, thread: str) -> None:
+    reply = completion(tokens)
+    async with serving({"/x": replying(reply)}) as fake, engine_http(fake.url) as http:
+        assert orjson.loads(orjson.dumps((await http.post("/x", {})).body)) == reply
+    assert threads == [thread]
+
+
+@pytest.mark.parametrize(("text", "thread"), [("Hi", "MainThread"), ("Hi" * 20_000, "reply-json_0")])
+async def test_a_large_event_is_decoded_in_a_thread(threads: list[str], text: str, thread: str) -> None:
+    chunk = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}
+    event = {"token": {"text": text}, "generated_text": text}
+
+    def says(value: Any) -> Any:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await response.write(b"data: " + orjson.dumps(value) + b"\n\n")
+            return response
+
+        return handler
+
+    routes = {"/x": says(chunk), "/generate_stream": says(event)}
+    async with serving(routes) as fake, engine_http(fake.url) as http:
+        async with aclosing(ChatWire(http, "/x").stream({})) as groups:
+            assert [group async for group in groups] == [[chunk]]
+        async with aclosing(token_events(http, {})) as groups:
+            assert [group async for group in groups] == [[event]]
+    assert threads == [thread, thread]
+
+
+@pytest.mark.parametrize("encoding", [None, "base64"])
+@pytest.mark.parametrize(("vectors", "thread"), [(1, "MainThread"), (5_000, "reply-json_0")])
+async def test_large_embeddings_are_read_in_a_thread(
+    threads: list[str], vectors: int, thread: str, encoding: str | None
+) -> None:
+    """Every vector keeps its bytes and its place."""
+    raw = embedded(vectors, encoding)
+    reply = await read_embeddings(raw, NAME)
+    assert threads == [thread]
+    written = await write_embeddings(reply, "shown")
+    assert orjson.loads(written) == {**orjson.loads(raw), "model": "shown"}
+    assert (b"[1e-05, 0.50]" in written) is (encoding is None)
+
+
+async def test_vectors_that_are_no_flat_lists_are_passed_on_as_well() -> None:
+    raw = b'{"data": [{"embedding": [[1, 2], [3]]}, {"embedding" :\n"AA=="}, {"x": "embedding"}], "model": "m"}'
+    assert orjson.loads(await write_embeddings(await read_embeddings(raw, NAME), "m")) == orjson.loads(raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"data": [{"embedding": [1, 2, }]}',
+        b'{"data": [{"embedding": "\xff"}]}',
+        b'{"data": [{"embedding": [1]}], "data": [{"embedding": [1]}]}',
+        b'{"data": [{"embedding": [' + b"[" * 5_000 + b"]" * 5_000 + b"}]}",
+        b'{"data": [' + b"{}," * MAX_VALUES + b"{}]}",
+    ],
+)
+async def test_vectors_that_are_wrong_are_garbled(raw: bytes) -> None:
+    with pytest.raises(EngineGarbled):
+        await read_embeddings(raw, NAME)
+
+
+async def test_log_probabilities_of_a_large_reply_are_not_decoded() -> None:
+    """They are most of its values. Small ones are decoded: the confidence probe reads them."""
+    large = decode(orjson.dumps(completion(500)))
+    assert type(large["choices"][0]["logprobs"]) is orjson.Fragment
+    assert is_large(large)
+    assert orjson.loads(await encoded(large)) == completion(500)
+    assert decode(orjson.dumps(completion(1))) == completion(1)
+
+
+@pytest.mark.parametrize("many", [b"[]", b'{"a":1}', b'"a"'])
+def test_values_of_a_reply_are_bounded(many: bytes) -> None:
+    for where, most in ((b"logprobs", MAX_REPLY_VALUES), (b"x", MAX_VALUES)):
+        raw = b'{"choices":[{"%b":[' % where + (many + b",") * most + b"0]}]}"
+        with pytest.raises(Unreadable, match=f"more than {most} JSON values"):
+            decode(raw)
+
+
+def test_many_token_ids_are_no_more_than_a_long_prompt_has() -> None:
+    tokens = {"count": 300_000, "tokens": list(range(300_000))}
+    assert decode(orjson.dumps(tokens))["tokens"] == tokens["tokens"]
+
+
+@pytest.mark.parametrize("logprobs", [b'"\xff"', b"[1,}", b"[" * 5_000 + b"]" * 5_000])
+def test_log_probabilities_that_are_wrong_are_found(logprobs: bytes) -> None:
+    raw = b'{"choices":[{"logprobs":%b,"x":[%b]}]}' % (logprobs, b"1," * 40_000 + b"1")
+    with pytest.raises(Unreadable, match="no valid JSON"):
+        decode(raw)
+
+
+async def test_too_many_choices_are_garbled() -> None:
+    reply = {"choices": [{"message": {"content": ""}}] * 5_000}
+    async with serving({"/x": replying(reply)}) as fake, engine_http(fake.url) as http:
+        assert isinstance(await failure(ChatWire(http, "/x").complete({}), fake.url), EngineGarbled)
+
+
+async def test_events_that_wait_together_are_read_in_parts() -> None:
+    """Other callbacks run in between."""
+    event = b"data: " + b"x" * 90 + b"\n\n"
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(event * 1_000)
+        return response
+
+    sizes: list[int] = []
+    turns = [0]
+
+    async def others() -> None:
+        while True:
+            turns.append(len(sizes))
+            await asyncio.sleep(0)
+
+    async with (
+        serving({"/x": handler}) as fake,
+        engine_http(fake.url) as http,
+        aclosing(http.events("/x", {})) as groups,
+        asyncio.TaskGroup() as tasks,
+    ):
+        async for events in groups:
+            if not sizes:
+                await asyncio.sleep(0.1)  # the rest arrives
+                other = tasks.create_task(others())
+            sizes.append(len(events))
+        other.cancel()
+    assert sum(sizes) == 1_000
+    assert max(sizes) <= 16_384 // len(event) + 1
+    assert len(set(turns)) >= len(sizes) - 2
