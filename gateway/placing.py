@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from gateway.protocol import CompletionRequest, Json
 
 
-# Names of the token limit that some engine puts before the one that was asked for: llama.cpp before `max_tokens`, TGI's
-# route for chats as well. With a second one a caller would write more than was reserved.
-_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict", "max_new_tokens")
+# An engine may put one before the other: with both a caller would write more than was reserved.
+_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,7 @@ VALUES: dict[str, Any] = {
     "echo": True,
     "use_beam_search": True,
     "n": 2,
-    "n_cmpl": 2,
     "best_of": 2,
-    "num_return_sequences": 2,
 }
 CASES = [
     (api, rule.reason, rule.placement, field)

@@ -23,10 +23,9 @@ def _asked(*, raw: bool, **limits: int) -> CompletionRequest:
     ("raw", "limits", "field"),
     [
         (False, {}, "max_tokens"),
-        (False, {"max_tokens": 7, "n_predict": 100_000}, "max_tokens"),
-        (False, {"max_completion_tokens": 7, "max_new_tokens": 100_000}, "max_completion_tokens"),
+        (False, {"max_tokens": 100_000, "max_completion_tokens": 7}, "max_completion_tokens"),
         (True, {"max_tokens": 7, "max_completion_tokens": 100_000}, "max_tokens"),
-        (True, {"n_predict": -1}, "max_tokens"),
+        (True, {}, "max_tokens"),
     ],
 )
 def test_an_engine_is_told_of_one_limit_which_is_the_one_that_was_reserved_for(

@@ -9,6 +9,7 @@ package only; inside, it is `input_tokens` and `output_tokens`.
     token_ids.py    long lists of token ids
     unicode.py      repair of text that is no valid Unicode
     elsewhere.py    what no body may say: where a call goes, or as whom
+    field_names.py  other names of the fields that the gateway reads
     chat.py         /v1/chat/completions
     text.py         /v1/completions
     embeddings.py   /v1/embeddings

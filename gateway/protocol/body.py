@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.elsewhere import elsewhere_in
+from gateway.protocol.field_names import check_names
 from gateway.protocol.structure import MAX_DEPTH, check_values
 from gateway.protocol.token_ids import FIELDS, take_token_ids
 from gateway.protocol.unicode import BOM, locate_invalid_utf8, replace_lone_surrogates
@@ -106,6 +107,7 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
             f"'{field}' is not taken from callers: where the gateway calls, and as whom, its configuration says.",
             param=field,
         )
+    check_names(body, known.__struct_fields__)
     fields = _convert(body, known)
     if taken is not None:
         body[taken.name] = taken.ids

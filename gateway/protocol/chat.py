@@ -54,6 +54,7 @@ class ChatBody(Struct, frozen=True):
     frequency_penalty: Penalty | None = None
     seed: Seed | None = None
     n: Choices | None = None
+    best_of: Choices | None = None
     stop: Stop | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
@@ -92,8 +93,8 @@ class ChatRequest:
 
     @property
     def drafts(self) -> int:
-        """How many of them are written."""
-        return self.choices
+        """Number of answers that are generated; with beam search, the width of the beam."""
+        return max(self.choices, self.body.get("best_of") or 1)
 
     @property
     def limit_field(self) -> str:

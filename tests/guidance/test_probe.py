@@ -88,7 +88,6 @@ def test_the_student_is_asked_the_callers_question_for_one_token() -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
         "n": 2,
-        "n_predict": 500,
         "post_sampling_probs": True,
         "grammar": "root ::= x",
         "unknown": 1,

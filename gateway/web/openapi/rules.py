@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from gateway.protocol.chat import ROLES_WITHOUT_TEXT
 from gateway.protocol.elsewhere import CALLERS_OWN, NOT_THE_CALLERS
 from gateway.protocol.embeddings import MAX_INPUTS
+from gateway.protocol.field_names import HOLDERS, REFUSED, REFUSED_IN_HOLDER
 
 if TYPE_CHECKING:
     from gateway.protocol import Json
@@ -44,6 +45,11 @@ UNKNOWN: Json = {
     **_NAMES,
     "additionalProperties": {**_NAMES, "items": _NAMES},
 }
+_HELD: Json = {"properties": {name: {"type": "null"} for name in REFUSED_IN_HOLDER}}
+_OTHER_NAMES: Json = {
+    "description": "Other names of the number of answers and of the token limit are not accepted, in any case.",
+    "properties": {**{name: {"type": "null"} for name in REFUSED}, **dict.fromkeys(HOLDERS, _HELD)},
+}
 _OTHERS: Json = {"$ref": "#/components/schemas/Unknown"}
 
 RULES: dict[str, Json] = {
@@ -56,12 +62,14 @@ RULES: dict[str, Json] = {
     "ChatBody": {
         "allOf": [
             _OTHERS,
+            _OTHER_NAMES,
             _OPTIONS_OF_STREAMS,
         ]
     },
     "TextBody": {
         "allOf": [
             _OTHERS,
+            _OTHER_NAMES,
             _OPTIONS_OF_STREAMS,
             {
                 "anyOf": [

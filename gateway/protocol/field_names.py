@@ -1,0 +1,72 @@
+"""Refuse names that an engine takes for the number of answers, the token limit or another field that the gateway reads.
+
+The gateway reserves and counts what the fields of its structs ask for. A field that it passes on unread may not change
+that. docs/limits.md shows the table; a test compares.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ALIASES = {
+    # llama.cpp; Transformers; TensorRT-LLM.
+    "n": ("n_cmpl", "num_return_sequences", "num_beams", "beam_width"),
+    # llama.cpp; Ollama; TGI and Transformers; SGLang, LMDeploy and KoboldCpp; Anthropic.
+    "max_tokens": (
+        "n_predict", "num_predict", "max_new_tokens", "max_output_tokens", "max_length", "max_tokens_to_sample",
+        "generation_config",
+    ),
+}  # fmt: skip
+"""The names of some engines for a field, by that field. `generation_config` is an object or text with several."""
+HOLDERS = ("extra_body", "nvext", "options", "parameters", "sampling_params")
+"""Objects whose fields some engines or clients take for fields of the body."""
+_NOT_HELD = ("model", "n", "best_of", "max_tokens", "max_completion_tokens")
+REFUSED = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
+"""The field to send, by the alias."""
+REFUSED_IN_HOLDER = {**REFUSED, **{name: name for name in _NOT_HELD}}
+"""The same in a holder, where the gateway reads nothing."""
+
+
+def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:
+    """Refuse other names of the fields that the gateway reads.
+
+    Some engines ignore the case of names, so another case is another name.
+
+    Args:
+        body: as the caller sent it. An alias whose value is null counts as absent.
+        fields: the fields that the gateway reads on this route.
+
+    Raises:
+        InvalidRequest: `param` is the refused field; the message names the one to send.
+    """
+    meant = _meant(fields)
+    for name, value in body.items():
+        if name not in fields and (use := meant.get(name.casefold())) and not (value is None and name in REFUSED):
+            raise _refusal(name, use)
+    if "max_tokens" not in fields:
+        return  # the route generates no tokens
+    for holder in HOLDERS:
+        if isinstance(held := body.get(holder), dict):
+            for name, value in held.items():
+                if value is not None and (use := REFUSED_IN_HOLDER.get(name.casefold())):
+                    raise _refusal(f"{holder}.{name}", use)
+
+
+@cache
+def _meant(fields: tuple[str, ...]) -> Mapping[str, str]:
+    """Return the field that each name means, in lower case."""
+    own = {name: name for name in fields}
+    return {**REFUSED, **own} if "max_tokens" in fields else own
+
+
+def _refusal(path: str, use: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{path}' is not accepted: some engines take it for '{use}', and the gateway does not. Send '{use}'.",
+        param=path,
+    )

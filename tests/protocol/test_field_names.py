@@ -1,0 +1,95 @@
+"""No field changes the number of answers or of tokens behind the back of the reservation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import orjson
+import pytest
+
+from gateway.errors import InvalidRequest
+from gateway.opening import UNGUIDED
+from gateway.placing import send
+from gateway.policy.resolve import FinisherPlan
+from gateway.protocol import AnyRequest, parse_chat, parse_embeddings, parse_text_completion
+from gateway.protocol.edge import parse_edge_usage
+from gateway.protocol.field_names import ALIASES, HOLDERS
+from tests.ledger.drafts import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAGE = (Path(__file__).parents[2] / "docs/limits.md").read_text("utf-8")
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Why?"}]}
+TEXT: dict[str, Any] = {"model": "m", "prompt": "Why?"}
+VECTORS: dict[str, Any] = {"model": "m", "input": "Why?"}
+GENERATING = [pytest.param(parse_chat, CHAT, id="chat"), pytest.param(parse_text_completion, TEXT, id="completions")]
+ALL = [*GENERATING, pytest.param(parse_embeddings, VECTORS, id="embeddings")]
+Parse: TypeAlias = "Callable[[bytes], AnyRequest]"
+
+
+def refused(parse: Parse, body: dict[str, Any]) -> tuple[str | None, str]:
+    with pytest.raises(InvalidRequest) as refusal:
+        parse(orjson.dumps(body))
+    return refusal.value.param, str(refusal.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("parse", "body"), GENERATING)
+@pytest.mark.parametrize(("use", "alias"), [(use, alias) for use, aliases in ALIASES.items() for alias in aliases])
+def test_other_names_of_counts_are_refused(
+    parse: Parse, body: dict[str, Any], use: str, alias: str, stream: bool
+) -> None:
+    for value in (64, 1, "64"):
+        assert refused(parse, {**body, "stream": stream, "max_tokens": 9, alias: value}) == (
+            alias,
+            f"'{alias}' is not accepted: some engines take it for '{use}', and the gateway does not. Send '{use}'.",
+        )
+    assert parse(orjson.dumps({**body, alias: None})).drafts == 1
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize(("parse", "body"), GENERATING)
+def test_counts_in_a_holder_are_refused(parse: Parse, body: dict[str, Any], holder: str) -> None:
+    for name in ("model", "n", "best_of", "max_tokens", "max_completion_tokens", "n_cmpl", "max_new_tokens", "N"):
+        assert refused(parse, {**body, holder: {"top_k": 5, name: 64}})[0] == f"{holder}.{name}"
+    assert parse(orjson.dumps({**body, holder: {"top_k": 5, "n": None}})).drafts == 1
+
+
+@pytest.mark.parametrize(("parse", "body"), ALL)
+def test_a_field_in_another_case_is_refused(parse: Parse, body: dict[str, Any]) -> None:
+    """Ollama's decoder ignores the case, also of the Kelvin sign, and takes the last one: null lifts a limit."""
+    assert refused(parse, {**body, "MODEL": "dear"})[0] == "MODEL"
+    if body is not VECTORS:
+        for name in ("Max_Tokens", "max_to\u212aens", "N", "N_CMPL"):
+            assert refused(parse, {**body, "max_tokens": 9, name: 64})[0] == name
+        assert refused(parse, {**body, "max_tokens": 9, "Max_Tokens": None})[0] == "Max_Tokens"
+
+
+def test_a_report_of_a_device_has_one_name_for_each_count() -> None:
+    body = {"input_tokens": 1, "output_tokens": 1, "Output_Tokens": 2, "student": "s"}
+    with pytest.raises(InvalidRequest, match="'Output_Tokens' is not accepted"):
+        parse_edge_usage(orjson.dumps(body))
+
+
+def test_texts_to_embed_have_no_answers_to_count() -> None:
+    """Servers of embeddings take `max_length` for where they cut a text."""
+    assert parse_embeddings(orjson.dumps({**VECTORS, "max_length": 512, "n_cmpl": 64})).drafts == 0
+
+
+@pytest.mark.parametrize("more", [{}, {"use_beam_search": True}])
+@pytest.mark.parametrize(("parse", "body"), GENERATING)
+def test_drafts_and_beams_are_counted(parse: Any, body: dict[str, Any], more: dict[str, Any]) -> None:
+    """Of a beam search, `n` or `best_of` is the width."""
+    for counts, drafts in (({"best_of": 8}, 8), ({"n": 2, "best_of": 8}, 8), ({"n": 8}, 8)):
+        asked = parse(orjson.dumps({**body, **counts, **more}))
+        assert asked.drafts == drafts
+        sent = send(plan("student"), FinisherPlan("small", None), asked, UNGUIDED).body
+        assert {name: sent[name] for name in counts} == counts
+
+
+def test_the_page_has_the_table() -> None:
+    for name, aliases in ALIASES.items():
+        assert f"| `{name}` | {', '.join(f'`{alias}`' for alias in aliases)} |" in PAGE
+    assert "in " + ", ".join(f"`{holder}`" for holder in HOLDERS[:-1]) in PAGE.replace("\n", " ")
