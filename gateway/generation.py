@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.engines.chat import is_count, read_usage
 from gateway.messages import words, written
+from gateway.protocol import MAX_TOKENS
 
 if TYPE_CHECKING:
     from gateway.ledger.draft import Call
@@ -72,6 +73,8 @@ class Generation:
         self._over = False  # the engine's own count exceeds the limit
         self._cut = False
         self._total = False  # the usage is that of all choices, and no text came after it
+        self._totals = 0  # events that count the output and belong to no choice
+        self._texts: dict[int, list[str]] = {}  # of each choice, where there are several
         self._complete = False
         call.limit_tokens = None if limit is None else limit * drafts
 
@@ -87,11 +90,14 @@ class Generation:
         if (usage := chunk.get("usage")) and (read := read_usage(usage)) is not None:
             self._call.usage = read
             self._total = not choices
+            self._totals += self._total and read.output_tokens > 0
             self._over = self._exceeds(usage)
         for choice in choices:
             index = choice.get("index", 0)
             if text := written(choice.get("delta") or {}):
                 self._call.text.write(text)
+                if self._choices > 1:
+                    self._texts.setdefault(index, []).append(text)
                 self._total = False
                 if self._limit is not None and index not in self._ended:
                     self._hold(choice, index, text)
@@ -110,6 +116,7 @@ class Generation:
         self._call.usage = usage = read_usage(raw)
         texts = [written(choice["message"]) for choice in reply["choices"]]
         self._call.text.write("".join(texts))
+        self._texts = {index: [text] for index, text in enumerate(texts)}
         if self._limit is None or self._preface is None:
             return
         size = sum(map(len, texts))
@@ -132,6 +139,9 @@ class Generation:
         """Bound the tokens that were generated and never read, unless the usage is final."""
         call = self._call
         call.lost_tokens, call.unbounded = 0, False
+        if self._choices > 1 and self._totals > 1:
+            call.usage = None  # each event may count one choice, or all of them until then
+        call.least_tokens = self._least_tokens()
         if self._complete or self._counted():
             return
         limit = None if self._cut else call.limit_tokens  # an engine that passed its limit has none
@@ -146,6 +156,28 @@ class Generation:
         if self._cut:
             call.limit_tokens = None
         self._add_to_running_count(call, limit)
+
+    def _least_tokens(self) -> int:
+        """Return a lower bound on the output tokens; 0 where it is clearly below the engine's count.
+
+        Some engines report the count of one choice for all of them.
+        """
+        call = self._call
+        if call.usage is None or self._preface is None:
+            return 0
+        texts = {index: "".join(parts) for index, parts in self._texts.items()} or {0: call.text.getvalue()}
+        most_words = sum(text.count(" ") + 1 for text in texts.values())
+        if (
+            max(most_words, sum(map(len, texts.values())) * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES)
+            <= call.usage.output_tokens
+        ):
+            return 0
+        least = 0
+        for index, text in texts.items():
+            count = _Count("" if index else self._preface)
+            count.add(text, MAX_TOKENS)
+            least += count.tokens
+        return least
 
     def _counted(self) -> bool:
         """Return whether the engine has counted the whole reply.

@@ -276,3 +276,48 @@ def test_text_is_cut_at_the_same_place_however_it_arrives(size: int) -> None:
     assert whole.endswith("|length")
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     assert read(generation(17), *map(says, pieces)) == whole
+
+
+@pytest.mark.parametrize(("text", "least"), [("word " * 100, 800), ("Yes", 8), ("界" * 6000, 8 * 141)])
+@pytest.mark.parametrize("choices", [8])
+def test_the_count_of_one_choice_is_not_taken_for_all_of_them(text: str, least: int, choices: int) -> None:
+    """llama.cpp merges the choices of a reply and keeps the usage of the first."""
+    call = Call("small", ())
+    one = generation(5000, choices=choices, call=call)
+    replies = [answer(text, 5)["choices"][0] | {"index": index} for index in range(choices)]
+    one.read_reply({"choices": replies, "usage": {"prompt_tokens": 9, "completion_tokens": 5}})
+    one.close(1.0)
+    assert call.least_tokens == least
+
+
+@pytest.mark.parametrize("tokens", [800, 799])
+def test_a_streams_count_is_held_against_the_words_of_all_choices(tokens: int) -> None:
+    """Letters of different choices come by turns; what the engine repeats is not counted."""
+    call = Call("small", ())
+    one = generation(None, choices=8, preface="It is", call=call)
+    for letter in "It is":
+        one.read(says(letter), 0.1)
+    for letter in " word" * 100:
+        for index in range(8):
+            one.read(says(letter, index=index), 0.1)
+    for index in range(8):
+        one.read(says("", "stop", index), 0.1)
+    one.read({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": tokens}}, 0.1)
+    one.finish()
+    one.close(1.0)
+    assert call.least_tokens == 800
+    assert call.usage == Usage(9, tokens)
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_several_counts_of_several_choices_are_no_count(choices: int) -> None:
+    """llama.cpp ends each choice with a usage event. An event before the output counts the prompt alone."""
+    call = Call("small", ())
+    one = generation(9, choices=choices, call=call)
+    one.read({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}}, 0.1)
+    for index in range(choices):
+        one.read(says("a b", "stop", index), 0.1)
+        one.read({"choices": [], "usage": COUNTED}, 0.1)
+    one.finish()
+    one.close(1.0)
+    assert call.usage == (Usage(9, 4) if choices == 1 else None)

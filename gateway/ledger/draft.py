@@ -58,6 +58,7 @@ class Call:
     span: Any = None  # where traces are on: that of the call, whoever made it
     limit_tokens: int | None = None  # output tokens, over all choices, that the engine was told to generate at most
     seen_tokens: int = 0  # a lower bound on the output tokens that arrived
+    least_tokens: int = 0  # a lower bound on the output tokens; 0 where it is clearly below the reported count
     ended: bool = False  # every choice has its finish_reason; the usage may still be missing
     role: Role = "finisher"
 

@@ -60,6 +60,8 @@ def usage_error(call: Call, bound: CallBound | None, *, choices: int = 1, shown_
         return ""
     if usage.input_tokens > bound.input_tokens or usage.output_tokens > bound.output_tokens + max(1, choices):
         return "too_high"
+    if call.least_tokens > usage.output_tokens:
+        return "too_low"
     if shown_chars is not None and len(call.text.getvalue()) - shown_chars > usage.output_tokens * MAX_CHARS_PER_TOKEN:
         return "too_low"
     return ""

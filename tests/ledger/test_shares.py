@@ -175,6 +175,14 @@ def test_a_prompt_that_was_to_be_repeated_is_not_a_part_of_the_answer() -> None:
     assert (receipt.student.output_tokens, receipt.student.usage_error) == (0, "")
 
 
+def test_a_count_below_the_words_of_all_answers_is_not_taken() -> None:
+    """Eight answers of 100 words each, and the count of the first."""
+    receipt = student(chat(n=8), Usage(9, 100), text=StringIO("word " * 800), least_tokens=800)
+    assert receipt.student is not None
+    assert (receipt.student.output_tokens, receipt.student.usage_error) == (800, "too_low")
+    assert receipt.estimated
+
+
 def test_echo_does_not_lift_the_cap_on_a_count() -> None:
     """In a chat the text still tells that a count is too low: no engine repeats a prompt there."""
     raw = parse_text_completion(b'{"model": "chat", "prompt": "Why?", "max_tokens": 9, "echo": true}')
