@@ -73,6 +73,12 @@ class Content:
     async def readany(self) -> bytes:
         return self._packets.pop(0) if self._packets else b""
 
+    async def read(self, most: int) -> bytes:
+        packet = await self.readany()
+        if len(packet) > most:
+            self._packets.insert(0, packet[most:])
+        return packet[:most]
+
     async def iter_any(self) -> AsyncIterator[bytes]:
         while packet := await self.readany():
             yield packet
