@@ -164,12 +164,17 @@ def opening_finish(reason: Any) -> Finish:
 
 
 def read_usage(usage: Any) -> Usage | None:
-    """OpenAI's `usage` object as an engine sent it, or None when it holds no usable counts."""
+    """OpenAI's `usage` object as an engine sent it, or None when it holds no usable counts.
+
+    Some engines count hidden reasoning in `total_tokens` alone: the output is at least the total less the prompt.
+    """
     if not isinstance(usage, dict):
         return None
     read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if not (is_count(read) and is_count(written)) or read == 0:
         return None  # no chat has an empty prompt: an engine that says 0 did not count
+    if is_count(total := usage.get("total_tokens")):
+        written = max(written, total - read)
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return Usage(read, written, min(cached, read) if is_count(cached) else 0)

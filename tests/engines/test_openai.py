@@ -334,6 +334,9 @@ async def test_a_chunk_need_not_say_anything(choice: dict[str, Any]) -> None:
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": None}}, Usage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": None}, Usage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": [5]}, Usage(9, 4)),
+        ({**COUNTED, "total_tokens": 5013}, Usage(9, 5004)),  # hidden reasoning stands in the total alone
+        ({**COUNTED, "total_tokens": 10}, Usage(9, 4)),
+        ({**COUNTED, "total_tokens": 2**64 - 1}, Usage(9, 4)),
         (None, None),
         ({}, None),
         ([9, 4], None),
