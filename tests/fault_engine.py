@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
     Play = Callable[["Wire"], Awaitable[None]]
 
-PIECES = ("The sky", " is blue", " — 青い光", " scatters", " most 🌈", " — and", " so it goes.")
+# As tokens are: no space between two other characters.
+PIECES = ("The", " sky—is", " 青い光", " scatters", " most🌈", " and", " so.")
 TEXT = "".join(PIECES)
 COUNTED = {"prompt_tokens": 10, "completion_tokens": 7, "total_tokens": 17}
 OPENING_TOKENS = 7

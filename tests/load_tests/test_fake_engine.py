@@ -51,7 +51,7 @@ async def engine(protocol: str, url: str, **more: Any) -> AsyncIterator[Engine]:
     """The gateway's own, made as the gateway makes it."""
     base = url if protocol == "tgi" else url + "/v1"
     settings = {"name": "it", "protocol": protocol, "api_base": base, "price": {"input_per_1m": 1, "output_per_1m": 1}}
-    made = _engine(ModelSettings.model_validate(settings | more), Policies(PolicyBook.of(())), None, None, None)
+    made = _engine(ModelSettings.model_validate(settings | more), Policies(PolicyBook.of(())), None, None)
     try:
         yield made
     finally:
