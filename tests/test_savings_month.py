@@ -90,14 +90,16 @@ async def holds_usage(rollups: Rollups) -> dict[str, Any]:
     """The admin API's JSON and CSV, and GET /v1/usage."""
     reader = UsageReader(rollups, RETENTION)
     when = span(Asked(SINCE, UNTIL), None, RETENTION, time.time())
-    usage = await reader.read(Ask(when, None, ("tenant",), {}))
+    usage = await reader.read(Ask(when, None, ("tenant",), {}), lambda told: told)
     told: dict[str, Any] = json.loads(encoded(usage))
     assert {row["tenant"] for row in told["rows"]} == MONTH.keys()
     lines = {row["tenant"]: row for row in csv.DictReader(io.StringIO(as_csv(usage).decode()))}
     for row in told["rows"]:
         expected = MONTH[row["tenant"]]
         holds_figures(row, expected)
-        own = await reader.read(Ask(when, None, (), {}).of_tenant(row["tenant"]), whose=row["tenant"])
+        own = await reader.read(
+            Ask(when, None, (), {}).of_tenant(row["tenant"]), lambda told: told, whose=row["tenant"]
+        )
         holds_figures(json.loads(encoded(own))["total"], expected)
         line = lines[row["tenant"]]
         for name in ("requests", "cost_usd", "measuring_usd", "baseline_usd", "savings_usd", "savings_error_usd"):
