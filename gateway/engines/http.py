@@ -280,18 +280,29 @@ class EngineHttp:
     async def _send(self, method: str, url: str, payload: Json | None, due: _Due | None) -> aiohttp.ClientResponse:
         """Send, and wait for the reply's head.
 
-        An engine may close an idle connection at the moment at which a call goes out over it. Whether it has read the
-        call is unknown, so the call is not sent again here: a retry is counted, and each call that may have been read
-        is charged. The other idle connections are closed, so that the retry opens a new one.
+        An engine may close an idle connection at the moment at which a call goes out over it. Where the call was not
+        written to its end, the engine cannot have answered it, and the call is sent again, once. Otherwise the engine
+        may have read the call, so it fails here: a retry is counted, and each call that may have been read is charged.
+        The other idle connections are closed, so that the next call opens a new one.
         """
         data = None if payload is None else await encoded(payload)
         headers = None if self._outgoing is None else self._outgoing()
-        sending = self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
+
+        async def send() -> aiohttp.ClientResponse:
+            sending = self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
+            try:
+                return await (sending if due is None else self._by(due, sending))
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError):
+                self._connector.close_idle()
+                raise
+
         try:
-            return await (sending if due is None else self._by(due, sending))
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            self._connector.close_idle()
-            raise
+            return await send()
+        except (aiohttp.ClientOSError, aiohttp.ClientConnectionResetError) as error:
+            # aiohttp raises ClientConnectionResetError where it cannot write.
+            if not any(isinstance(one, aiohttp.ClientConnectionResetError) for one in (error, error.__cause__)):
+                raise
+        return await send()
 
     async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
         raw = await self._read(response, self._max_reply_bytes)

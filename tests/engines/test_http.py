@@ -309,6 +309,38 @@ async def test_a_call_that_an_idle_connection_loses_goes_out_once_and_its_retry_
         assert (calls, connections) == (2, 6)
 
 
+async def test_a_call_that_could_not_be_written_is_sent_once_more() -> None:
+    """The connection closes after the call got it and before the call is written: no engine has read the call."""
+    calls = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        with suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            while await reader.readuntil(b"{}"):
+                calls += 1
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+                await writer.drain()
+
+    async with listening(talk) as url, engine_http(url) as http:
+        connect, closing = http._connector.connect, 0
+
+        async def closes(*args: Any, **options: Any) -> Any:
+            nonlocal closing
+            connection = await connect(*args, **options)
+            if closing:
+                closing -= 1
+                connection.transport.is_closing = lambda: True  # as until the event loop sees it closed
+            return connection
+
+        http._connector.connect = closes  # type: ignore[method-assign]
+        closing = 1
+        assert (await http.post("/v1", {})).body == {}
+        assert calls == 1
+        closing = 2
+        assert isinstance(await failure(http.post("/v1", {}), url), EngineUnreachable)
+        assert calls == 1
+
+
 async def test_a_reply_that_breaks_off_is_unreachable() -> None:
     """A part of a reply is none, even when it happens to be JSON."""
 
