@@ -76,7 +76,7 @@ class LoopScheduler:
 
     @property
     def contended(self) -> bool:
-        """Whether several tenants asked for steps a moment ago."""
+        """Return whether several tenants asked for steps a moment ago."""
         return self._time() < self._contended_until
 
     def enter(self, tenant: str, weight: float, cost: float = 1.0) -> asyncio.Future[None] | None:

@@ -29,7 +29,7 @@ class Slots:
 
     @property
     def held(self) -> int:
-        """How many slots all tenants hold."""
+        """The number of slots that all tenants hold."""
         return self._share.total
 
     def acquire(self, tenant: str, weight: float) -> None:

@@ -47,7 +47,7 @@ AGREEING_TENANTS = 2
 
 @dataclass(slots=True)
 class _Known:
-    """Whether an engine gives probabilities, asked in one way and as long as its weights stay.
+    """The replies of an engine to probes of one form, while its weights stay: with or without probabilities.
 
     What one tenant sends may be the reason for a reply without them, so each tenant is judged by its own calls.
     """

@@ -40,6 +40,8 @@ class NoEnd:
 
     open = complete
 
+    def check_available(self, *_: object) -> None: ...
+
 
 class OpenLedger:
     """It has room for all, and notes what is settled."""

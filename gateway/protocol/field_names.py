@@ -30,7 +30,7 @@ _NOT_HELD = ("model", "n", "best_of", "max_tokens", "max_completion_tokens")
 REFUSED = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
 """The field to send, by the alias."""
 REFUSED_IN_HOLDER = {**REFUSED, **{name: name for name in _NOT_HELD}}
-"""The same in a holder, where the gateway reads nothing."""
+"""The field to send, by its name in a holder. The gateway reads nothing there."""
 
 
 def check_names(body: Mapping[str, Any], fields: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gateway.rollups.rollup import Row
+from gateway.usage.rests import Rests
 from gateway.usage.usage import MOST_ROWS, too_much
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ _MOST_BYTES = 32_000_000
 _GROUP_BYTES = 250
 # A period that grows is folded for a fifth of the time at most, and told as it was up to so long ago.
 _REST_TIMES, _LONGEST_REST_S = 4, 2.0
-# How long to add up at a stretch, and to rest then.
-_STRETCH_S, _REST_S = 0.001, 0.0002
 
 
 def question_of(ask: Ask) -> Question:
@@ -100,16 +99,16 @@ class Folding:
         self._period: Period | None = None
         self._groups: dict[Names, Row] = {}
         self._cpu_s = 0.0
-        self._rested = 0.0
+        self._rests = Rests()
 
     def kept(self, parts: Iterable[Part]) -> None:
         """Count what was folded before. Raises InvalidRequest where the answer becomes too long."""
-        self._rested = time.perf_counter()
+        self._rests = Rests()
         for part in parts:
             self._usage.adds(len(part.groups))
             for names, raw in part.groups:
                 self._usage.add_part(part.period, names, Row.from_bytes(raw))
-                self._pace()
+                self._rests.take_if_due()
 
     def pages(self, pages: Iterable[Page]) -> list[Part]:
         """Fold rows, which come period by period: the periods before the last, of which there is no more.
@@ -117,7 +116,7 @@ class Folding:
         Raises as `kept`.
         """
         done: list[Part] = []
-        self._rested, began = time.perf_counter(), time.thread_time()
+        self._rests, began = Rests(), time.thread_time()
         for page in pages:
             if page.period != self._period:
                 self._cpu_s += time.thread_time() - began
@@ -133,13 +132,13 @@ class Folding:
                     self._groups[names] = row
                 else:
                     raise too_much(f"the answer would have more than {MOST_ROWS:,} rows")
-                self._pace()
+                self._rests.take_if_due()
         self._cpu_s += time.thread_time() - began
         return done
 
     def end(self) -> list[Part]:
         """The last period, after all pages. Raises as `kept`."""
-        self._rested = time.perf_counter()
+        self._rests = Rests()
         return self._finished()
 
     def _finished(self) -> list[Part]:
@@ -149,13 +148,7 @@ class Folding:
         for names, row in self._groups.items():
             groups.append((names, row.to_bytes()))
             self._usage.add_part(self._period, names, row)  # which the row is part of from here on
-            self._pace()
+            self._rests.take_if_due()
         part = Part(self._period, groups, self._cpu_s)
         self._period, self._groups, self._cpu_s = None, {}, 0.0
         return [part]
-
-    def _pace(self) -> None:
-        """The event loop must not wait for its turn as long as the interpreter would let it: 5 ms each time."""
-        if time.perf_counter() - self._rested > _STRETCH_S:
-            time.sleep(_REST_S)
-            self._rested = time.perf_counter()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from gateway.errors import Overloaded
 from gateway.fair_share import FairSemaphore, FairShare
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.usage.parts import Part
     from gateway.usage.usage import Ask
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # Answered at once, and here at once with those that wait: who asks often must not take all the processor's time.
@@ -67,7 +68,7 @@ class UsageReader:
         async with self._turn(whose):
             usage = Usage(ask) if shows_money is None else Usage(ask, shows_money)
             await self._add_up(usage, ask, of_all=shows_money is None and "tenant" not in ask.only)
-            return await asyncio.to_thread(write, usage)
+            return await _in_thread(write, usage)
 
     async def _add_up(self, usage: Usage, ask: Ask, *, of_all: bool) -> None:
         periods = ask.span.periods
@@ -79,7 +80,7 @@ class UsageReader:
             await self._fold(usage, ask)
         else:
             async for pages in self._rollups.pages(periods, ask.only.get("tenant")):
-                await asyncio.to_thread(_add, usage, pages)
+                await _in_thread(_add, usage, pages)
 
     async def _fold(self, usage: Usage, ask: Ask) -> None:
         """Count the rows of all tenants: of what was folded before, and has not changed since, only what it came to."""
@@ -88,7 +89,7 @@ class UsageReader:
         marks = dict(zip(ask.span.periods, await self._rollups.marks(ask.span.periods), strict=True))
         kept = {one: part for one in marks if (part := self._parts.get(question, one, marks[one])) is not None}
         if kept:
-            await asyncio.to_thread(folding.kept, kept.values())
+            await _in_thread(folding.kept, kept.values())
 
         def keep(parts: list[Part]) -> None:
             for part in parts:
@@ -96,8 +97,8 @@ class UsageReader:
                     self._parts.put(question, mark, part, read_at)
 
         async for pages in self._rollups.pages([one for one in marks if one not in kept]):
-            keep(await asyncio.to_thread(folding.pages, pages))
-        keep(await asyncio.to_thread(folding.end))
+            keep(await _in_thread(folding.pages, pages))
+        keep(await _in_thread(folding.end))
 
     @asynccontextmanager
     async def _turn(self, whose: str | None) -> AsyncIterator[None]:
@@ -114,6 +115,20 @@ class UsageReader:
                 yield
         finally:
             asking.release(tenant)
+
+
+async def _in_thread(work: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
+    """Return the result of a call that is made in a thread.
+
+    Where the caller disconnects, the thread goes on and the turn lasts until it ends. Otherwise one tenant's callers
+    could fill the threads that all tenants share.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, work, *args)
+    try:
+        return await asyncio.shield(running)
+    finally:
+        if not running.done():
+            await asyncio.wait([running])
 
 
 def _add(usage: Usage, pages: list[Page]) -> None:

@@ -14,11 +14,22 @@ T = TypeVar("T")
 _STRETCH_S, _REST_S = 0.001, 0.0002
 
 
+class Rests:
+    """Let the thread that calls it sleep after each stretch of 1 ms. The first stretch begins at once."""
+
+    def __init__(self) -> None:
+        self._rested = time.perf_counter()
+
+    def take_if_due(self) -> None:
+        """Sleep where the stretch is over."""
+        if time.perf_counter() - self._rested > _STRETCH_S:
+            time.sleep(_REST_S)
+            self._rested = time.perf_counter()
+
+
 def with_rests(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, and sleep after each stretch of 1 ms. Call it in a thread."""
-    rested = time.perf_counter()
+    rests = Rests()
     for item in items:
         yield item
-        if time.perf_counter() - rested > _STRETCH_S:
-            time.sleep(_REST_S)
-            rested = time.perf_counter()
+        rests.take_if_due()

@@ -292,7 +292,7 @@ def test_the_same_in_redis(script: BlockingBoard, schedule: Schedule) -> None:
 @settings(max_examples=4_000, deadline=None)
 @given(schedule=schedules)
 def test_whatever_happens_the_rules_hold_at_length(schedule: Schedule) -> None:
-    """The same, four thousand times."""
+    """Check four thousand schedules."""
     run(schedule, MemoryBoard())
 
 
@@ -301,7 +301,7 @@ def test_whatever_happens_the_rules_hold_at_length(schedule: Schedule) -> None:
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=schedules)
 def test_the_same_in_redis_at_length(script: BlockingBoard, schedule: Schedule) -> None:
-    """The same, four hundred times on a real Redis."""
+    """Check four hundred schedules on a real Redis."""
     run(schedule, script)
 
 

@@ -98,7 +98,7 @@ def _wide() -> dict[str, str]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_demo_and_everything_it_started(number: signal.Signals) -> None:
     """Without --ask it serves until then."""
     process = subprocess.Popen([*DEMO, *SMALL], stdout=subprocess.PIPE, text=True, env=_wide(), start_new_session=True)

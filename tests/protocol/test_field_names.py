@@ -81,7 +81,7 @@ def test_texts_to_embed_have_no_answers_to_count() -> None:
 @pytest.mark.parametrize("more", [{}, {"use_beam_search": True}])
 @pytest.mark.parametrize(("parse", "body"), GENERATING)
 def test_drafts_and_beams_are_counted(parse: Any, body: dict[str, Any], more: dict[str, Any]) -> None:
-    """Of a beam search, `n` or `best_of` is the width."""
+    """The larger of `n` and `best_of` is the width of a beam search."""
     for counts, drafts in (({"best_of": 8}, 8), ({"n": 2, "best_of": 8}, 8), ({"n": 8}, 8)):
         asked = parse(orjson.dumps({**body, **counts, **more}))
         assert asked.drafts == drafts

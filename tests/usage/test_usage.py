@@ -349,6 +349,33 @@ async def test_an_answer_is_written_within_its_turn(redis_url: str, monkeypatch:
         assert await reader.read(question, Usage.as_dict, whose="acme")
 
 
+async def test_a_caller_that_leaves_keeps_its_turn_until_its_thread_ends(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else callers that ask and leave would fill the threads that all tenants share."""
+    monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 1)
+    began, gate = threading.Event(), threading.Event()
+
+    def write(_: Usage) -> bool:
+        began.set()
+        return gate.wait(10)
+
+    async with Redis.from_url(redis_url) as redis:
+        reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
+        now = time.time()
+        question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(reader.read(question, write, whose="acme"))
+            await asyncio.to_thread(began.wait, 10)
+            first.cancel()
+            await asyncio.sleep(0.01)
+            with pytest.raises(Overloaded):
+                await reader.read(question, Usage.as_dict, whose="acme")
+            gate.set()
+        assert first.cancelled()
+        assert await reader.read(question, Usage.as_dict, whose="acme")
+
+
 @pytest.mark.parametrize("write", [encoded, as_csv])
 def test_a_thread_that_writes_an_answer_rests_between_rows(
     write: Callable[[Usage], bytes], monkeypatch: pytest.MonkeyPatch
