@@ -113,9 +113,9 @@ def faulty_gateway(folder: Path, redis_url: str) -> Iterator[GatewayProcess]:
         yield gateway
 
 
-async def load(gateway: GatewayProcess, half: int, statuses: dict[int, int]) -> None:
-    """Ask for all sorts of things; count the replies of each status. 0: the caller hung up."""
-    numbers = iter(range(half * _REQUESTS, (half + 1) * _REQUESTS))
+async def load(gateway: GatewayProcess, part: int, statuses: dict[int, int]) -> None:
+    """Send requests of every kind, others in each part; count the replies of each status. 0: the caller hung up."""
+    numbers = iter(range(part * _REQUESTS, (part + 1) * _REQUESTS))
     async with aiohttp.ClientSession(
         # Each on a connection of its own, so that both workers get some.
         connector=aiohttp.TCPConnector(force_close=True),
