@@ -40,6 +40,8 @@ REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to
 _COUNT_WITHIN_S = 2.0  # after the last word some engines still count
 # Below the 5 s after which uvicorn closes an idle connection: a call sent at that moment is lost.
 _KEEP_ALIVE_S = 4.0
+# llama.cpp's header `Server`. It closes a connection some 50 ms after a stream has ended, and announces keep-alive.
+_CLOSES_AFTER_STREAMS = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class EngineHttp:
         self._deadlines = deadlines
         self._max_reply_bytes = max_reply_bytes
         self._outgoing = outgoing
+        self._closes_after_streams = False
         self._host = urlsplit(base_url).hostname or ""
         self._hidden = hidden_in(self._base_url, api_key)
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
@@ -256,6 +259,7 @@ class EngineHttp:
         base = self._base_url.removesuffix("/v1") if native else self._base_url
         try:
             async with await self._send(method, base + path, payload, due) as response:
+                self._closes_after_streams = response.headers.get("Server") == _CLOSES_AFTER_STREAMS
                 if response.status != HTTPStatus.OK:
                     raise await self._refusal(response)
                 yield response
@@ -278,7 +282,7 @@ class EngineHttp:
             raise broke from error
 
     async def _send(self, method: str, url: str, payload: Json | None, due: _Due | None) -> aiohttp.ClientResponse:
-        """Send, and wait for the reply's head.
+        """Send, and wait for the reply's head. A call with a deadline `due` is a stream's.
 
         An engine may close an idle connection at the moment at which a call goes out over it. Where the call was not
         written to its end, the engine cannot have answered it, and the call is sent again, once. Otherwise the engine
@@ -287,6 +291,8 @@ class EngineHttp:
         """
         data = None if payload is None else await encoded(payload)
         headers = None if self._outgoing is None else self._outgoing()
+        if due is not None and self._closes_after_streams:
+            headers = {**(headers or {}), "Connection": "close"}
 
         async def send() -> aiohttp.ClientResponse:
             sending = self._session.request(method, url, data=data, headers=headers, allow_redirects=False)

@@ -130,3 +130,12 @@ async def test_the_stand_in_for_tgi_continues_a_raw_prompt_as_it_does_a_chat(sta
             await engine.close()
     assert found["trailing"] == found["completions"]
     assert all(answer.startswith(opening) for (answer, _), (_, opening) in zip(found["trailing"], BEGUN, strict=True))
+
+
+async def test_a_call_right_after_a_stream_is_not_lost(stack: LocalStack) -> None:
+    """llama.cpp closes a connection some 50 ms after a stream has ended, and announces keep-alive."""
+    async with student(stack, "none") as engine:
+        for _ in range(40):
+            async with aclosing(engine.stream(asked("Why?", max_tokens=1, stream=True))) as groups:
+                assert [chunks async for chunks in groups]
+            assert (await engine.complete(asked("Why?", max_tokens=1)))["choices"]
