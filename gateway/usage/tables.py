@@ -1,0 +1,114 @@
+"""The tables of receipts and of their sums. Migrations create and change them (gateway/usage/migrations).
+
+Money is whole picodollars (1e-12 USD), so sums are exact in any database.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+
+from gateway.ledger.edge import student_of
+from gateway.ledger.savings import savings_of
+from gateway.rollups.rollup import pico
+from gateway.usage.packing import pack
+
+if TYPE_CHECKING:
+    from gateway.ledger.receipt import Receipt
+
+DAY_S = 86_400
+_ID_PREFIX = "req_"
+_TIME_DIGITS = 8
+# An id without a time has any digits in its place. Few of them come so close to the receipt's own time.
+_MAX_SKEW_S = DAY_S
+
+METADATA = MetaData()
+
+RECEIPTS = Table(
+    "usage_receipts",
+    METADATA,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
+    Column("id", Text, primary_key=True),
+    Column("created", BigInteger, nullable=False),  # Unix seconds
+    Column("tenant", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("teacher", Text, nullable=False),  # empty: none
+    Column("student", Text, nullable=False),
+    Column("cost_pico", BigInteger, nullable=False),
+    Column("baseline_pico", BigInteger, nullable=False),
+    Column("savings_pico", BigInteger, nullable=False),
+    Column("receipt", LargeBinary, nullable=False),  # packing.py
+    Index("usage_receipts_by_tenant", "tenant", "day"),
+    sqlite_with_rowid=False,
+)
+"""One row for each receipt."""
+
+SUMS = Table(
+    "usage_sums",
+    METADATA,
+    Column("seconds", Integer, primary_key=True, autoincrement=False),  # length of the period: 60, 3600 or 86400
+    Column("start", BigInteger, primary_key=True, autoincrement=False),  # Unix seconds
+    Column("tenant", Text, primary_key=True),  # empty: all tenants together
+    Column("key", Text, primary_key=True),
+    Column("route", Text, primary_key=True),
+    Column("mode", Text, primary_key=True),
+    Column("teacher", Text, primary_key=True),
+    Column("student", Text, primary_key=True),
+    Column("row", LargeBinary, nullable=False),  # Row (rollup.py) as MessagePack
+    sqlite_with_rowid=False,
+)
+"""The sums of the receipts of one period, tenant, key, route, mode, teacher and student."""
+
+UNREADABLE = Table(
+    "usage_unreadable",
+    METADATA,
+    Column("tenant", Text, primary_key=True),
+    Column("entry", Text, primary_key=True),
+    Column("error", Text, nullable=False),
+    Column("receipt", LargeBinary, nullable=False),
+)
+"""Entries of outboxes that this version cannot read, as they came."""
+
+SUM_KEY = tuple(column.name for column in SUMS.primary_key)
+
+
+def day_of(receipt: Receipt) -> int:
+    """Return the day of a receipt, in days since the Unix epoch: the same one whenever the same receipt comes.
+
+    A request's id begins with its time. An id of an earlier version or of a device has none: then `created` decides.
+    """
+    digits = receipt.id.removeprefix(_ID_PREFIX)[:_TIME_DIGITS]
+    try:
+        seconds = int(digits, 16) if receipt.id.startswith(_ID_PREFIX) else receipt.created
+    except ValueError:
+        seconds = receipt.created
+    if abs(seconds - receipt.created) > _MAX_SKEW_S:
+        seconds = receipt.created
+    return seconds // DAY_S
+
+
+def row_of(receipt: Receipt, raw: bytes) -> dict[str, Any]:
+    """Return the row of a receipt; `raw` is its JSON."""
+    student = student_of(receipt)
+    # A shadow spares nothing: its request was answered and paid for as well.
+    baseline = pico(receipt.baseline_usd) if receipt.shadow_of is None else 0
+    return {
+        "day": day_of(receipt),
+        "id": receipt.id,
+        "created": receipt.created,
+        "tenant": receipt.tenant,
+        "key": receipt.key,
+        "route": receipt.route,
+        "mode": receipt.mode,
+        "status": receipt.status,
+        "teacher": receipt.teacher.model if receipt.teacher is not None else "",
+        "student": student.model if student is not None else "",
+        "cost_pico": pico(receipt.cost_usd),
+        "baseline_pico": baseline,
+        "savings_pico": pico(savings_of(receipt).usd),
+        "receipt": pack(raw),
+    }
