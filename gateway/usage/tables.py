@@ -1,6 +1,7 @@
-"""The tables of receipts and of their sums. Migrations create and change them (gateway/usage/migrations).
+"""The tables of receipts, their sums, comparisons and the uptime of engines.
 
-Money is whole picodollars (1e-12 USD), so sums are exact in any database.
+Migrations create and change the tables (gateway/usage/migrations). Money is whole picodollars (1e-12 USD), so sums are
+exact in any database.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ RECEIPTS = Table(
     Column("baseline_pico", BigInteger, nullable=False),
     Column("savings_pico", BigInteger, nullable=False),
     Column("receipt", LargeBinary, nullable=False),  # packing.py
-    Index("usage_receipts_by_tenant", "tenant", "day"),
+    Index("usage_receipts_by_tenant", "tenant", "day", "id"),
     sqlite_with_rowid=False,
 )
 """One row for each receipt."""
@@ -62,6 +63,34 @@ SUMS = Table(
     sqlite_with_rowid=False,
 )
 """The sums of the receipts of one period, tenant, key, route, mode, teacher and student."""
+
+COMPARISONS = Table(
+    "usage_comparisons",
+    METADATA,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
+    Column("id", Text, primary_key=True),
+    Column("created", BigInteger, nullable=False),  # Unix seconds
+    Column("tenant", Text, nullable=False),
+    Column("compare", Text, nullable=False),
+    Column("length", Text, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("guided", Integer, nullable=False),  # agreement with the teacher's answer, in units of 1/SCALE (tally.py)
+    Column("student", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""One row for each comparison of a guided answer with those of both engines alone (gateway/quality)."""
+
+UPTIME = Table(
+    "usage_uptime",
+    METADATA,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
+    Column("engine", Text, primary_key=True),
+    Column("hourly_pico", BigInteger, nullable=False),  # price of an hour
+    Column("up", LargeBinary, nullable=False),  # bitmaps of minutes, as Redis has them (uptime.py)
+    Column("seen", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""The minutes of a day in which an engine that is paid by the hour was up, and in which any process checked it."""
 
 UNREADABLE = Table(
     "usage_unreadable",
