@@ -27,6 +27,7 @@ GatewayError                     label, status, type, code: the same label names
 │   ├── BudgetSpent              429 insufficient_quota: the request does not fit into the budget
 │   ├── TicketUnreadable         503, Retry-After: what Redis kept of the request's ticket cannot be read
 │   └── StoreUnavailable         503, Retry-After: Redis is away, and the configuration forbids going without
+│       └── UsageUnavailable     503, Retry-After: the usage database cannot be read
 ├── EngineError                  an engine (teacher or student) did not do its part: 502
 │   ├── EngineUnreachable        no connection, or it broke before the reply
 │   ├── EngineTimeout            connected, but silent for too long: 504
@@ -236,6 +237,13 @@ class TicketUnreadable(ServiceError):
 class StoreUnavailable(ServiceError):
     label = "store_unavailable"
     code = "store_unavailable"
+
+
+class UsageUnavailable(StoreUnavailable):
+    """The usage database cannot be read. Only queries of usage and of receipts fail."""
+
+    def __init__(self) -> None:
+        super().__init__("The usage database cannot be read now. Try again.")
 
 
 class EngineError(GatewayError):

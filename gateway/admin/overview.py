@@ -1,7 +1,7 @@
 """GET /overview and GET /policies: what the dashboard shows of now, in one call, and what holds.
 
-The sums are the fleet's, out of Redis. Engines, breakers and what is in flight are the process's that answers, which
-says which one it is.
+The sums are the fleet's, from the usage database. Engines, breakers and what is in flight are the process's that
+answers, which says which one it is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from gateway.admin.bodies import only_query
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
+from gateway.errors import UsageUnavailable
 from gateway.rollups.rollup import Row
 from gateway.rollups.rollups import Period, periods
 from gateway.usage.usage import figures
@@ -60,7 +61,7 @@ class Overview:
         self._past: _Past | None = None
 
     async def sums(self) -> dict[str, Any]:
-        """`at`, `live`, `today` and `month`. Raises RedisError and OSError."""
+        """Return `at`, `live`, `today` and `month`. Raises UsageUnavailable."""
         async with self._reading:
             now = self._clock()
             if not 0 <= now - self._read_at < _FRESH_S:
@@ -96,15 +97,14 @@ OVERVIEW = web.AppKey("overview", Overview)
 
 
 async def show_overview(request: web.Request) -> web.Response:
-    """GET /overview: without Redis, too; then the sums are null."""
+    """GET /overview. The sums are null where the usage database cannot be read."""
     only_query(request)
     app = request.app
     sums: dict[str, Any] = {"live": None, "today": None, "month": None}
-    # Nobody's request is to go without Redis because an operator's look failed: the client is not told of it.
     try:
         async with asyncio.timeout(_LIMIT_S):
             sums = await app[OVERVIEW].sums()
-    except (RedisError, OSError, TimeoutError):
+    except (RedisError, OSError, UsageUnavailable):
         pass
     return json_reply(
         {
@@ -114,7 +114,8 @@ async def show_overview(request: web.Request) -> web.Response:
             "worker": app[WORKER],
             "process": app[OWNER],
             "in_flight": app[ADMISSION].in_flight,
-            "redis": {"up": app[REDIS].up, "answered": sums["live"] is not None},
+            "redis": {"up": app[REDIS].up},
+            "usage": {"answered": sums["live"] is not None},
             **sums,
             "max_batch_size": max(
                 (app[OVERVIEW].max_batch.get(name, 0) for name in app[POLICIES].book.teachers()), default=None

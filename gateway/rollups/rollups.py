@@ -6,17 +6,18 @@ the other in one step, and the other stays for a minute for whoever still reads 
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from gateway.rollups.adder import KEPT_LATEST, Adder, Mark, batched
 from gateway.rollups.rollup import Dims, Row
-from gateway.rollups.sums import OTHER, SECONDS, Granularity, Period, Retention, Sums, periods
+from gateway.rollups.sums import ALL_TENANTS, OTHER, SECONDS, Granularity, Period, Retention, StoredRow, Sums, periods
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -28,7 +29,6 @@ __all__ = [
     "SECONDS",
     "Granularity",
     "Mark",
-    "Page",
     "Period",
     "Retention",
     "Rollups",
@@ -36,23 +36,9 @@ __all__ = [
     "periods",
 ]
 
+T = TypeVar("T")
+
 _KEYS_PER_CALL = 2_000
-_FIRST_KEYS, _PARTS_PER_PAGE = 10, 1_000
-
-
-class Page(NamedTuple):
-    """The rows of one tenant and period, as they are kept."""
-
-    period: Period
-    tenant: str
-    fields: Mapping[bytes, bytes]
-
-    def rows(self, only: Mapping[str, str]) -> Iterator[tuple[Dims, Row]]:
-        """Those of these dims. Raises msgspec.DecodeError."""
-        for field, raw in self.fields.items():
-            where = _dims(self.tenant, field)
-            if all(getattr(where, name) == wanted for name, wanted in only.items()):
-                yield where, Row.from_bytes(raw)
 
 
 class Rollups:
@@ -67,17 +53,7 @@ class Rollups:
 
     async def rows(self, wanted: Sequence[Period], tenant: str | None = None) -> list[tuple[Period, Dims, Row]]:
         """The rows of these periods, of one tenant or of all. Raises RedisError and OSError."""
-        keys = await self._current()
-        places = [(period, tenant) for period in wanted] if tenant is not None else await self._places(keys, wanted)
-        found = []
-        for some in batched(places, _KEYS_PER_CALL):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for period, whose in some:
-                    pipe.hgetall(keys.rows(period.granularity, period.start, whose))
-                held = await pipe.execute()
-            for (period, whose), fields in zip(some, held, strict=True):
-                found += [(period, _dims(whose, field), Row.from_bytes(raw)) for field, raw in fields.items()]
-        return found
+        return [(period, where, Row.from_bytes(raw)) for period, where, raw in await self._stored(wanted, tenant)]
 
     async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, Row]]:
         """Of each period all tenants together; a period without receipts has an empty row. Raises as `rows`."""
@@ -104,30 +80,35 @@ class Rollups:
             found += [None if raw is None else blake2b(raw, digest_size=16, key=generation).digest() for raw in held]
         return found
 
-    async def pages(self, wanted: Sequence[Period], tenant: str | None = None) -> AsyncIterator[list[Page]]:
-        """The same rows as `rows`, as they are kept and some at a time: whoever reads many decodes them in a thread.
+    async def read(
+        self, work: Callable[[Iterator[StoredRow]], T], wanted: Sequence[Period], tenant: str | None = None
+    ) -> T:
+        """Return the result of `work`, which runs in a thread and gets the rows of these periods.
 
         Raises as `rows`.
-        """
-        keys = await self._current()
-        done, most = 0, _FIRST_KEYS
-        while some := wanted[done : done + most]:
-            places = [(one, tenant) for one in some] if tenant is not None else await self._places(keys, some)
-            async for page in self._pages(keys, places):
-                yield page
-            done += len(some)
-            most = _at_once(len(some), len(places))
 
-    async def _pages(self, keys: LedgerKeys, places: Sequence[tuple[Period, str]]) -> AsyncIterator[list[Page]]:
-        done, most = 0, _FIRST_KEYS
-        while some := places[done : done + most]:
+        Args:
+            tenant: None: all tenants. `ALL_TENANTS`: the totals.
+        """
+        if tenant == ALL_TENANTS:
+            total = Dims(ALL_TENANTS, "", "", "", "", "")
+            rows = [StoredRow(period, total, row.to_bytes()) for period, row in await self.totals(wanted)]
+        else:
+            rows = await self._stored(wanted, tenant)
+        return await asyncio.to_thread(work, iter(rows))
+
+    async def _stored(self, wanted: Sequence[Period], tenant: str | None) -> list[StoredRow]:
+        keys = await self._current()
+        places = [(period, tenant) for period in wanted] if tenant is not None else await self._places(keys, wanted)
+        found = []
+        for some in batched(places, _KEYS_PER_CALL):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for period, whose in some:
                     pipe.hgetall(keys.rows(period.granularity, period.start, whose))
                 held = await pipe.execute()
-            yield [Page(period, whose, fields) for (period, whose), fields in zip(some, held, strict=True)]
-            done += len(some)
-            most = _at_once(len(some), sum(map(len, held)))
+            for (period, whose), fields in zip(some, held, strict=True):
+                found += [StoredRow(period, _dims(whose, field), raw) for field, raw in fields.items()]
+        return found
 
     async def latest(self, most: int, tenant: str | None = None) -> list[bytes]:
         """The last receipts that were added up, the newest first, as JSON. Raises as `rows`."""
@@ -184,11 +165,3 @@ class _Whose(msgspec.Struct):
 def _dims(tenant: str, field: bytes) -> Dims:
     key, route, mode, teacher, student = msgspec.msgpack.decode(field, type=tuple[str, str, str, str, str])
     return Dims(tenant, key, route, mode, teacher, student)
-
-
-def _at_once(asked: int, came: int) -> int:
-    """How many to ask for next: few where each holds many, since what comes at once is parsed on the event loop.
-
-    Not many more than before, since the next ones may hold more.
-    """
-    return max(1, min(_KEYS_PER_CALL, 4 * asked, asked * _PARTS_PER_PAGE // max(1, came)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,9 @@ SECONDS: dict[Granularity, int] = {"minute": 60, "hour": 3600, "day": 86_400}
 
 OTHER = "(other)"
 """The key, and the route, of what is beyond the bound of rows. It has brackets, so nothing else is called so."""
+
+ALL_TENANTS = ""
+"""The tenant of the totals: the sums over all tenants. No tenant has this name."""
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -64,6 +67,14 @@ class Period:
         """The one in which a moment lies."""
         length = SECONDS[granularity]
         return cls(granularity, int(moment // length * length))
+
+
+class StoredRow(NamedTuple):
+    """The sums of one period and these dimensions; `row` is an encoded `Row`."""
+
+    period: Period
+    where: Dims
+    row: bytes
 
 
 def periods(granularity: Granularity, since: float, until: float) -> Iterator[Period]:

@@ -1,27 +1,28 @@
-"""Reads from Redis what answers a question of usage; adds it up and writes the answer off the event loop."""
+"""Answer questions of usage: add rows up and write the answer in threads, in fair turns."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import Overloaded
 from gateway.fair_share import FairSemaphore, FairShare
-from gateway.usage.parts import Folding, Parts, question_of
-from gateway.usage.rests import with_rests
+from gateway.rollups.sums import ALL_TENANTS
+from gateway.usage.parts import Parts, add_parts, fold, question_of
+from gateway.usage.threads import in_thread
 from gateway.usage.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from gateway.rollups.rollup import Dims
-    from gateway.rollups.rollups import Page, Retention, Rollups
+    from gateway.rollups.rollups import Retention, Rollups
+    from gateway.rollups.sums import StoredRow
     from gateway.usage.parts import Part
+    from gateway.usage.sums_reader import SumsReader
     from gateway.usage.usage import Ask
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 # Answered at once, and here at once with those that wait: who asks often must not take all the processor's time.
@@ -29,8 +30,6 @@ _AT_ONCE = 2
 _MOST, _MOST_OF_ONE = 64, 8
 _OPERATOR = ""
 """Holds the questions of operators. No tenant has this name."""
-# Decoded and merged at once on the event loop: some 3 ms.
-_TOTALS_PER_PAGE = 60
 
 
 class UsageReader:
@@ -38,9 +37,9 @@ class UsageReader:
     retention: for how long which rows are kept.
     """
 
-    def __init__(self, rollups: Rollups, retention: Retention) -> None:
+    def __init__(self, sums: SumsReader | Rollups, retention: Retention) -> None:
         self.retention = retention
-        self._rollups = rollups
+        self._sums = sums
         self._parts = Parts()
         self._turns = FairSemaphore(_AT_ONCE)
         self._asking = FairShare(_MOST)
@@ -63,42 +62,35 @@ class UsageReader:
         Raises:
             InvalidRequest: the answer is too long.
             Overloaded: too many questions are being answered.
-            RedisError, OSError: Redis cannot be read.
+            UsageUnavailable: the usage database cannot be read.
         """
         async with self._turn(whose):
             usage = Usage(ask) if shows_money is None else Usage(ask, shows_money)
             await self._add_up(usage, ask, of_all=shows_money is None and "tenant" not in ask.only)
-            return await _in_thread(write, usage)
+            return await in_thread(write, usage)
 
     async def _add_up(self, usage: Usage, ask: Ask, *, of_all: bool) -> None:
-        periods = ask.span.periods
-        if ask.is_plain:
-            for start in range(0, len(periods), _TOTALS_PER_PAGE):
-                for period, row in await self._rollups.totals(periods[start : start + _TOTALS_PER_PAGE]):
-                    usage.add_total(period, row)
-        elif of_all:
+        if of_all and not ask.is_plain:
             await self._fold(usage, ask)
         else:
-            async for pages in self._rollups.pages(periods, ask.only.get("tenant")):
-                await _in_thread(_add, usage, pages)
+            tenant = ALL_TENANTS if ask.is_plain else ask.only.get("tenant")
+            await self._sums.read(usage.add_rows, ask.span.periods, tenant)
 
     async def _fold(self, usage: Usage, ask: Ask) -> None:
         """Count the rows of all tenants: of what was folded before, and has not changed since, only what it came to."""
-        folding, question = Folding(usage, ask), question_of(ask)
-        read_at = time.monotonic()
-        marks = dict(zip(ask.span.periods, await self._rollups.marks(ask.span.periods), strict=True))
+        question, read_at = question_of(ask), time.monotonic()
+        marks = dict(zip(ask.span.periods, await self._sums.marks(ask.span.periods), strict=True))
         kept = {one: part for one in marks if (part := self._parts.get(question, one, marks[one])) is not None}
-        if kept:
-            await _in_thread(folding.kept, kept.values())
 
-        def keep(parts: list[Part]) -> None:
-            for part in parts:
-                if (mark := marks[part.period]) is not None:
-                    self._parts.put(question, mark, part, read_at)
+        def keep(part: Part) -> None:
+            if (mark := marks[part.period]) is not None:
+                self._parts.put(question, mark, part, read_at)
 
-        async for pages in self._rollups.pages([one for one in marks if one not in kept]):
-            keep(await _in_thread(folding.pages, pages))
-        keep(await _in_thread(folding.end))
+        def add(rows: Iterable[StoredRow]) -> None:
+            add_parts(usage, kept.values())
+            fold(usage, ask, rows, keep)
+
+        await self._sums.read(add, [one for one in marks if one not in kept])
 
     @asynccontextmanager
     async def _turn(self, whose: str | None) -> AsyncIterator[None]:
@@ -115,22 +107,3 @@ class UsageReader:
                 yield
         finally:
             asking.release(tenant)
-
-
-async def _in_thread(work: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
-    """Return the result of a call that is made in a thread.
-
-    Where the caller disconnects, the thread goes on and the turn lasts until it ends. Otherwise one tenant's callers
-    could fill the threads that all tenants share.
-    """
-    running = asyncio.get_running_loop().run_in_executor(None, work, *args)
-    try:
-        return await asyncio.shield(running)
-    finally:
-        if not running.done():
-            await asyncio.wait([running])
-
-
-def _add(usage: Usage, pages: list[Page]) -> None:
-    for page in with_rests(pages):
-        usage.add_page(page)

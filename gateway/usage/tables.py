@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-from gateway.ledger.edge import student_of
+from gateway.ledger.edge import EDGE, student_of
 from gateway.ledger.savings import savings_of
 from gateway.rollups.rollup import pico
 from gateway.usage.packing import pack
@@ -23,6 +23,9 @@ _ID_PREFIX = "req_"
 _TIME_DIGITS = 8
 # An id without a time has any digits in its place. Few of them come so close to the receipt's own time.
 _MAX_SKEW_S = DAY_S
+
+OF_DEVICES = text(f"mode = '{EDGE}'")
+"""The condition of the index of receipts that devices report. It is literal, so that a query can use the index."""
 
 METADATA = MetaData()
 
@@ -43,7 +46,9 @@ RECEIPTS = Table(
     Column("baseline_pico", BigInteger, nullable=False),
     Column("savings_pico", BigInteger, nullable=False),
     Column("receipt", LargeBinary, nullable=False),  # packing.py
-    Index("usage_receipts_by_tenant", "tenant", "day", "id"),
+    Index("usage_receipts_by_tenant", "tenant", "created"),
+    # Ids of devices' receipts have no time, so the primary key does not order them.
+    Index("usage_receipts_of_devices", "created", sqlite_where=OF_DEVICES, postgresql_where=OF_DEVICES),
     sqlite_with_rowid=False,
 )
 """One row for each receipt."""
@@ -118,6 +123,11 @@ def day_of(receipt: Receipt) -> int:
     if abs(seconds - receipt.created) > _MAX_SKEW_S:
         seconds = receipt.created
     return seconds // DAY_S
+
+
+def id_before(moment: float) -> str:
+    """Return a bound of ids: those with a time before that moment, in Unix seconds, sort below it."""
+    return f"{_ID_PREFIX}{int(moment):0{_TIME_DIGITS}x}"
 
 
 def row_of(receipt: Receipt, raw: bytes) -> dict[str, Any]:

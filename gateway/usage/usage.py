@@ -12,15 +12,16 @@ import msgspec
 from gateway.errors import InvalidRequest
 from gateway.ledger.savings import CLASSES, MEASURING, is_about_zero
 from gateway.rollups.rollup import STAGES, ClassSum, Dims, Row, usd
-from gateway.rollups.rollups import SECONDS, Period
+from gateway.rollups.sums import SECONDS, Period
+from gateway.usage.rests import with_rests
 from gateway.usage.span import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gateway.protocol import Json
     from gateway.rollups.rollup import Tokens
-    from gateway.rollups.rollups import Granularity, Page
+    from gateway.rollups.sums import Granularity, StoredRow
     from gateway.usage.span import Span
 
 MOST_ROWS = 10_000
@@ -56,6 +57,10 @@ class Ask(NamedTuple):
         """Whether the sums of all tenants together answer it."""
         return not self.by and not self.only
 
+    def counts(self, where: Dims) -> bool:
+        """Return whether rows of these dimensions belong to the answer."""
+        return all(getattr(where, name) == wanted for name, wanted in self.only.items())
+
     def of_tenant(self, tenant: str) -> Ask:
         """The same, asked of one tenant."""
         return self._replace(only={**self.only, "tenant": tenant})
@@ -81,15 +86,16 @@ class Usage:
         self._rows: dict[Group, Row] = {}
         self._mute: set[Group] = set()
         self._added = 0
-        if ask.granularity is not None and not ask.by:
+        if not ask.by and (ask.is_plain or ask.granularity is not None):
             # A chart has a place for every period, whether anything happened or not.
-            self._rows = {Group(one.start, ()): Row() for one in ask.span.periods}
+            self._rows = {Group(self._start(one), ()): Row() for one in ask.span.periods}
 
-    def add_page(self, page: Page) -> None:
-        """Count what belongs to the answer. Raises InvalidRequest where it becomes too long."""
-        self.adds(len(page.fields))
-        for where, row in page.rows(self._ask.only):
-            self._add(page.period, where, row)
+    def add_rows(self, rows: Iterable[StoredRow]) -> None:
+        """Add rows that match the question. Call it in a thread. Raises InvalidRequest where the answer is too long."""
+        for period, where, raw in with_rests(rows):
+            self.adds(1)
+            if self._ask.counts(where):
+                self._add(period, where, Row.from_bytes(raw))
 
     def adds(self, rows: int) -> None:
         """So many rows are about to be added up. Raises InvalidRequest where they become too many."""
@@ -101,10 +107,6 @@ class Usage:
     def add_part(self, period: Period, names: tuple[str, ...], row: Row) -> None:
         """Count what a period's rows of these names came to; the row is the answer's from here on. All is told."""
         self._merge(Group(self._start(period), names), row)
-
-    def add_total(self, period: Period, row: Row) -> None:
-        """Count all tenants of a period together: for a question that is plain."""
-        self._merge(Group(self._start(period), ()), row)
 
     def _add(self, period: Period, where: Dims, row: Row) -> None:
         group = Group(self._start(period), tuple(getattr(where, name) for name in self._ask.by))

@@ -8,11 +8,11 @@ import orjson
 from aiohttp import web
 from redis.exceptions import RedisError
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import UsageUnavailable
 from gateway.rollups.rollups import OTHER
 from gateway.usage.rests import with_rests
 from gateway.web.auth import authenticate
-from gateway.web.keys import REDIS, USAGE
+from gateway.web.keys import USAGE
 from gateway.web.usage_query import read_ask
 
 if TYPE_CHECKING:
@@ -24,18 +24,14 @@ if TYPE_CHECKING:
 async def show_usage(request: web.Request) -> web.Response:
     """GET /v1/usage. Of the caller's tenant, all its keys together unless they are told apart; of nobody else."""
     policy = authenticate(request).policy
-    reader, redis = request.app[USAGE], request.app[REDIS]
+    reader = request.app[USAGE]
     ask = read_ask(request, reader.retention).of_tenant(policy.tenant)
-    away = StoreUnavailable("Usage cannot be read while Redis is away. Try again.")
-    if not redis.up:
-        raise away
     try:
         body = await reader.read(
             ask, encoded, whose=policy.tenant, shows_money=lambda where: shows_money(policy, where)
         )
     except (RedisError, OSError) as error:
-        # The client is not told of it: no request is to go without Redis because a look was slow.
-        raise away from error
+        raise UsageUnavailable from error
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 

@@ -160,7 +160,7 @@ def test_it_tells_of_engines_and_policies_and_only_to_who_has_the_key(idle: Any)
             "big": ("closed", 0),
         }
         assert (seen["policies"]["files"], seen["policies"]["stale"]) == (2, False)
-        assert seen["redis"] == {"up": True, "answered": True}
+        assert (seen["redis"], seen["usage"]) == ({"up": True}, {"answered": True})
         policies = httpx.get(f"{gateway.admin_url}/policies", headers=shown).json()
         assert [(one["tenant"], one["routes"][0]["model"]) for one in policies["data"]] == [
             ("acme", "chat-student"),

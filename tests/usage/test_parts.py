@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
-from redis.asyncio import Redis
 
-from gateway.redis_keys import RedisKeys
-from gateway.rollups.rollups import Period, Retention, Rollups, Sums
+from gateway.rollups.sums import Period, Retention
 from gateway.usage import parts as usage_parts
 from gateway.usage.parts import Part, Parts
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
+from gateway.usage.sums_reader import SumsReader
 from gateway.usage.usage import Ask, Usage
 from tests.ledger.drafts import closed, guided
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import pytest
 
     from gateway.ledger.receipt import Receipt
-    from gateway.rollups.rollups import Page
+    from gateway.rollups.sums import StoredRow
+    from tests.usage.databases import UsageBook
 
 KEPT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)
 QUESTION = (("tenant",), ())
 
 
-class Counting(Rollups):
+class Counting(SumsReader):
     """Knows of which periods rows were read."""
 
-    def __init__(self, redis: Redis) -> None:
-        super().__init__(redis, RedisKeys(f"t{secrets.token_hex(6)}"), KEPT)
-        self.read: list[Period] = []
+    def __init__(self, book: UsageBook) -> None:
+        super().__init__(book.threads)
+        self.periods: list[Period] = []
 
-    def pages(self, wanted: Sequence[Period], tenant: str | None = None) -> AsyncIterator[list[Page]]:
-        self.read += wanted
-        return super().pages(wanted, tenant)
-
-    async def add(self, *receipts: tuple[Receipt, int]) -> None:
-        sums = Sums()
-        for receipt, times in receipts:
-            sums.add(receipt, times)
-        assert await self.write(await self.mark(), sums.spread(), {}, [], time.time()) is not None
+    async def read(
+        self, work: Callable[[Iterator[StoredRow]], Any], wanted: Sequence[Period], tenant: str | None = None
+    ) -> Any:
+        self.periods += wanted
+        return await super().read(work, wanted, tenant)
 
 
 def receipt(created: float, tenant: str, number: int, status: str = "ok") -> Receipt:
@@ -58,53 +53,41 @@ def asked(by: tuple[str, ...] = ("tenant",), **only: str) -> Ask:
     return Ask(span(Asked(now - 30 * 3600, now), "hour", KEPT, now), "hour", by, only)
 
 
-async def test_of_what_has_not_changed_no_row_is_read_again(redis_url: str) -> None:
-    async with Redis.from_url(redis_url) as redis:
-        rollups = Counting(redis)
-        now = time.time()
-        await rollups.add(*((receipt(now - back * 3600, f"t{back % 3}", back), 1) for back in range(20)))
-        reader = UsageReader(rollups, KEPT)
-        first = await reader.read(asked(), Usage.as_dict)
-        assert first["total"]["requests"] == 20
-        full = {Period.of("hour", now - back * 3600) for back in range(20)}
-        assert full <= set(rollups.read)
-        rollups.read.clear()
-        assert (await reader.read(asked(), Usage.as_dict))["rows"] == first["rows"]
-        assert not full & set(rollups.read)
-        for other in (asked(("route",)), asked(("tenant",), route="chat")):  # another question is not that one
-            rollups.read.clear()
-            await reader.read(other, Usage.as_dict)
-            assert full <= set(rollups.read)
+async def test_of_what_has_not_changed_no_row_is_read_again(sqlite_book: UsageBook) -> None:
+    sums, now = Counting(sqlite_book), time.time()
+    sqlite_book.add(receipt(now - back * 3600, f"t{back % 3}", back) for back in range(20))
+    reader = UsageReader(sums, KEPT)
+    first = await reader.read(asked(), Usage.as_dict)
+    assert first["total"]["requests"] == 20
+    full = {Period.of("hour", now - back * 3600) for back in range(20)}
+    assert full <= set(sums.periods)
+    sums.periods.clear()
+    assert (await reader.read(asked(), Usage.as_dict))["rows"] == first["rows"]
+    assert not full & set(sums.periods)
+    for other in (asked(("route",)), asked(("tenant",), route="chat")):  # another question is not that one
+        sums.periods.clear()
+        await reader.read(other, Usage.as_dict)
+        assert full <= set(sums.periods)
 
 
 async def test_what_comes_late_to_a_period_that_is_over_is_told_at_once(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    book: UsageBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One more, and a true one in an abandoned one's place; and after rows were read from another generation."""
+    """One more, and a true one in an abandoned one's place."""
     monkeypatch.setattr(usage_parts, "_REST_TIMES", 0)
-    async with Redis.from_url(redis_url) as redis:
-        rollups = Counting(redis)
-        old = time.time() - 5 * 3600
-        abandoned = receipt(old, "beta", 2, "abandoned")
-        await rollups.add((receipt(old, "acme", 1), 1), (abandoned, 1))
-        reader = UsageReader(rollups, KEPT)
+    old = time.time() - 5 * 3600
+    book.add([receipt(old, "acme", 1), receipt(old, "beta", 2, "abandoned")])
+    reader = UsageReader(book.sums, KEPT)
 
-        async def told() -> dict[str, tuple[int, dict[str, int]]]:
-            rows = (await reader.read(asked(), Usage.as_dict))["rows"]
-            return {row["tenant"]: (row["requests"], row["errors"]) for row in rows}
+    async def told() -> dict[str, tuple[int, dict[str, int]]]:
+        rows = (await reader.read(asked(), Usage.as_dict))["rows"]
+        return {row["tenant"]: (row["requests"], row["errors"]) for row in rows}
 
-        assert await told() == {"acme": (1, {}), "beta": (1, {"abandoned": 1})}
-        await rollups.add((receipt(old, "acme", 3), 1))
-        assert await told() == {"acme": (2, {}), "beta": (1, {"abandoned": 1})}
-        await rollups.add((receipt(old, "beta", 2), 1), (abandoned, -1))
-        assert await told() == {"acme": (2, {}), "beta": (1, {})}
-        marks = await rollups.marks([Period.of("hour", old)])
-        raw = await redis.get(rollups._keys.total("hour", Period.of("hour", old).start))
-        assert raw is not None
-        await redis.set(rollups._keys.of(1).total("hour", Period.of("hour", old).start), raw)
-        await redis.hset(rollups._keys.state, "generation", "1")  # type: ignore[misc]
-        assert await rollups.marks([Period.of("hour", old)]) != marks
-        assert await told() == {}
+    assert await told() == {"acme": (1, {}), "beta": (1, {"abandoned": 1})}
+    book.add([receipt(old, "acme", 3)])
+    assert await told() == {"acme": (2, {}), "beta": (1, {"abandoned": 1})}
+    book.add([receipt(old, "beta", 2)])
+    assert await told() == {"acme": (2, {}), "beta": (1, {})}
 
 
 def part(start: int, size: int, cpu_s: float = 0.0) -> Part:

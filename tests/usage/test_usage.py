@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import secrets
 import threading
 import time
 from collections import Counter
@@ -17,13 +16,11 @@ import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from redis.asyncio import Redis
 
 from gateway.admin.usage_csv import COLUMNS, as_csv, safe
 from gateway.errors import InvalidRequest, Overloaded
-from gateway.redis_keys import RedisKeys
 from gateway.rollups.rollup import ClassSum, Dims, Row, pico
-from gateway.rollups.rollups import SECONDS, Granularity, Page, Period, Retention, Rollups, Sums
+from gateway.rollups.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage import reader as usage_reader
 from gateway.usage import rests as usage_rests
 from gateway.usage import usage as of_usage
@@ -37,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.ledger.receipt import Receipt
+    from tests.usage.databases import UsageBook
 
 DEFAULT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)
 NOW = datetime(2026, 11, 25, 18, 24, 30, tzinfo=UTC).timestamp()
@@ -188,25 +186,25 @@ def ask(*by: str, granularity: Granularity | None = None, **only: str) -> Ask:
     return Ask(span(Asked(NOW - 3600, NOW), granularity, DEFAULT, NOW), granularity, by, only)
 
 
-def page(tenant: str, count: int, start: int = 0) -> Page:
-    names = [("k", f"r{place}", "guided", "big", "small") for place in range(start, start + count)]
+def rows(tenant: str, count: int, start: int = 0) -> list[StoredRow]:
     raw = Row(requests=1).to_bytes()
-    return Page(Period.of("hour", NOW), tenant, {msgspec.msgpack.encode(one): raw for one in names})
+    routes = [f"r{place}" for place in range(start, start + count)]
+    return [StoredRow(Period.of("hour", NOW), Dims(tenant, "k", one, "guided", "big", "small"), raw) for one in routes]
 
 
 def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """In what it tells, and in what it is added up from; the error says how to ask for less."""
     monkeypatch.setattr(of_usage, "MOST_ROWS", 30)
     answer = Usage(ask("route"))
-    answer.add_page(page("acme", 30))
-    answer.add_page(page("beta", 30))
+    answer.add_rows(rows("acme", 30))
+    answer.add_rows(rows("beta", 30))
     assert len(answer.rows()) == 30
     with pytest.raises(InvalidRequest, match=r"more than 30 rows. Ask for a shorter time") as refused:
-        answer.add_page(page("beta", 1, start=30))
+        answer.add_rows(rows("beta", 1, start=30))
     assert refused.value.param == "by"
     monkeypatch.setattr(of_usage, "MOST_ADDED_OF_ALL", 50)
     with pytest.raises(InvalidRequest, match="more than 50 sums"):
-        Usage(ask()).add_page(page("acme", 51))
+        Usage(ask()).add_rows(rows("acme", 51))
 
 
 def test_a_name_is_no_formula() -> None:
@@ -214,8 +212,7 @@ def test_a_name_is_no_formula() -> None:
     row = Row(requests=1, cost_pico=5 * 10**11, classes={"guided": ClassSum(1, 5 * 10**11, 0, -5 * 10**11)})
     answer = Usage(ask("tenant", "key", "route", "teacher"))
     names = ('=HYPERLINK("x")', "+1", "-1", "", "@x", "")
-    fields = {msgspec.msgpack.encode(names[1:]): row.to_bytes()}
-    answer.add_page(Page(Period.of("hour", NOW), names[0], fields))
+    answer.add_rows([StoredRow(Period.of("hour", NOW), Dims(*names), row.to_bytes())])
     (line,) = csv.DictReader(io.StringIO(as_csv(answer).decode()))
     assert [line[name] for name in answer.by] == ['\'=HYPERLINK("x")', "'+1", "'-1", "'@x"]
     assert (line["savings_usd"], line["cost_usd"], line["cost_share"]) == ("-0.5", "0.5", "")
@@ -225,21 +222,20 @@ def test_a_name_is_no_formula() -> None:
 
 def test_money_that_is_not_told_is_not_told_by_the_order() -> None:
     """Rows without money come last, by their names."""
-    names = [("k", route, "guided", "big", "small") for route in ("dear", "cheap", "b-hidden", "a-hidden")]
-    rows = [Row(requests=1, cost_pico=cost).to_bytes() for cost in (9, 1, 99, 5)]
-    fields = {msgspec.msgpack.encode(one): row for one, row in zip(names, rows, strict=True)}
+    costs = {"dear": 9, "cheap": 1, "b-hidden": 99, "a-hidden": 5}
     answer = Usage(ask("route"), lambda where: "hidden" not in where.route)
-    answer.add_page(Page(Period.of("hour", NOW), "acme", fields))
+    for route, cost in costs.items():
+        where, row = Dims("acme", "k", route, "guided", "big", "small"), Row(requests=1, cost_pico=cost)
+        answer.add_rows([StoredRow(Period.of("hour", NOW), where, row.to_bytes())])
     told = answer.as_dict()
     assert [row["route"] for row in told["rows"]] == ["dear", "cheap", "a-hidden", "b-hidden"]
     assert ["cost_usd" in row for row in (*told["rows"], told["total"])] == [True, True, False, False, False]
 
 
 class Shelf:
-    """Some receipts of three tenants over the last days, in Redis as rows."""
+    """Some receipts of three tenants over the last days, in a usage database."""
 
-    def __init__(self, redis: Redis) -> None:
-        self.rollups = Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT)
+    def __init__(self, book: UsageBook) -> None:
         now = time.time()
         self.receipts = [
             msgspec.structs.replace(
@@ -253,80 +249,72 @@ class Shelf:
             )
             for place in range(90)
         ]
-
-    async def fill(self) -> None:
-        sums = Sums()
-        for one in self.receipts:
-            sums.add(one)
-        assert await self.rollups.write(await self.rollups.mark(), sums.spread(), {}, [], time.time())
+        book.add(self.receipts)
 
     def of(self, found: Span, **only: str) -> list[Receipt]:
         within = [one for one in self.receipts if found.since <= one.created < found.until]
         return [one for one in within if all(getattr(one, name) == wanted for name, wanted in only.items())]
 
 
-async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(redis_url: str) -> None:
+async def test_an_answer_is_the_sum_of_the_receipts_in_what_it_covers(book: UsageBook) -> None:
     """For all together out of their totals, for one tenant, and told apart."""
-    async with Redis.from_url(redis_url) as redis:
-        shelf = Shelf(redis)
-        await shelf.fill()
-        reader = UsageReader(shelf.rollups, DEFAULT)
-        for back_s in (3600, 5 * 3600, 30 * 3600, 4 * 86_400):
-            for granularity in (None, "hour", "day"):
-                now = time.time()
-                found = span(Asked(now - back_s, now), granularity, DEFAULT, now)  # type: ignore[arg-type]
-                for by, only in (
-                    ((), {}),
-                    ((), {"tenant": "beta"}),
-                    (("tenant", "key"), {}),
-                    (("key",), {"key": "k1"}),
-                ):
-                    told = await reader.read(Ask(found, granularity, by, only), Usage.as_dict)  # type: ignore[arg-type]
-                    wanted = shelf.of(found, **only)
-                    assert told["total"]["requests"] == len(wanted)
-                    cost = sum((one.cost_usd for one in wanted), Decimal(0))
-                    assert Decimal(told["total"]["cost_usd"]) == cost
-                    assert sum(Decimal(row["cost_usd"]) for row in told["rows"]) == cost
-                    error = sum((one.baseline_error_usd or Decimal(0) for one in wanted), Decimal(0))
-                    assert Decimal(told["total"]["baseline_error_usd"]) == error
-                    assert sum(Decimal(row["baseline_error_usd"]) for row in told["rows"]) == error
-                    if granularity and not by:
-                        assert len(told["rows"]) == len(found.periods)
+    shelf = Shelf(book)
+    reader = UsageReader(book.sums, DEFAULT)
+    for back_s in (3600, 5 * 3600, 30 * 3600, 4 * 86_400):
+        for granularity in (None, "hour", "day"):
+            now = time.time()
+            found = span(Asked(now - back_s, now), granularity, DEFAULT, now)  # type: ignore[arg-type]
+            for by, only in (
+                ((), {}),
+                ((), {"tenant": "beta"}),
+                (("tenant", "key"), {}),
+                (("key",), {"key": "k1"}),
+            ):
+                told = await reader.read(Ask(found, granularity, by, only), Usage.as_dict)  # type: ignore[arg-type]
+                wanted = shelf.of(found, **only)
+                assert told["total"]["requests"] == len(wanted)
+                cost = sum((one.cost_usd for one in wanted), Decimal(0))
+                assert Decimal(told["total"]["cost_usd"]) == cost
+                assert sum(Decimal(row["cost_usd"]) for row in told["rows"]) == cost
+                error = sum((one.baseline_error_usd or Decimal(0) for one in wanted), Decimal(0))
+                assert Decimal(told["total"]["baseline_error_usd"]) == error
+                assert sum(Decimal(row["baseline_error_usd"]) for row in told["rows"]) == error
+                if granularity and not by:
+                    assert len(told["rows"]) == len(found.periods)
 
 
-async def test_few_questions_of_one_asker_are_under_way(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_few_questions_of_one_asker_are_under_way(
+    sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another one still gets an answer."""
     monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 3)
-    async with Redis.from_url(redis_url) as redis:
-        reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
-        now = time.time()
-        question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-        asked = [reader.read(question, Usage.as_dict, whose="acme") for _ in range(5)] + [
-            reader.read(question, Usage.as_dict, whose="beta")
-        ]
-        done = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(one) for one in done] == [dict] * 3 + [Overloaded] * 2 + [dict]
-        assert await reader.read(question, Usage.as_dict, whose="acme")
+    reader = UsageReader(sqlite_book.sums, DEFAULT)
+    now = time.time()
+    question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    asked = [reader.read(question, Usage.as_dict, whose="acme") for _ in range(5)] + [
+        reader.read(question, Usage.as_dict, whose="beta")
+    ]
+    done = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in done] == [dict] * 3 + [Overloaded] * 2 + [dict]
+    assert await reader.read(question, Usage.as_dict, whose="acme")
 
 
 async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tenants have all questions that there may be; a third one, which has none, still gets an answer."""
     monkeypatch.setattr(usage_reader, "_MOST", 4)
-    async with Redis.from_url(redis_url) as redis:
-        reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
-        now = time.time()
-        question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-        asked = [
-            reader.read(question, Usage.as_dict, whose=whose)
-            for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")
-        ]
-        done = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(one) for one in done] == [dict] * 4 + [Overloaded, dict]
+    reader = UsageReader(sqlite_book.sums, DEFAULT)
+    now = time.time()
+    question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    asked = [
+        reader.read(question, Usage.as_dict, whose=whose) for whose in ("acme", "acme", "beta", "beta", "acme", "gamma")
+    ]
+    done = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in done] == [dict] * 4 + [Overloaded, dict]
 
 
-async def test_an_answer_is_written_within_its_turn(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_is_written_within_its_turn(sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a tenant's long answers would be written all at once."""
     monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 1)
     began, gate = threading.Event(), threading.Event()
@@ -335,22 +323,21 @@ async def test_an_answer_is_written_within_its_turn(redis_url: str, monkeypatch:
         began.set()
         return gate.wait(10)
 
-    async with Redis.from_url(redis_url) as redis:
-        reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
-        now = time.time()
-        question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-        async with asyncio.TaskGroup() as tasks:
-            first = tasks.create_task(reader.read(question, write, whose="acme"))
-            await asyncio.to_thread(began.wait, 10)
-            with pytest.raises(Overloaded):
-                await reader.read(question, Usage.as_dict, whose="acme")
-            gate.set()
-        assert first.result()
-        assert await reader.read(question, Usage.as_dict, whose="acme")
+    reader = UsageReader(sqlite_book.sums, DEFAULT)
+    now = time.time()
+    question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(reader.read(question, write, whose="acme"))
+        await asyncio.to_thread(began.wait, 10)
+        with pytest.raises(Overloaded):
+            await reader.read(question, Usage.as_dict, whose="acme")
+        gate.set()
+    assert first.result()
+    assert await reader.read(question, Usage.as_dict, whose="acme")
 
 
 async def test_a_caller_that_leaves_keeps_its_turn_until_its_thread_ends(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
+    sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else callers that ask and leave would fill the threads that all tenants share."""
     monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 1)
@@ -360,20 +347,19 @@ async def test_a_caller_that_leaves_keeps_its_turn_until_its_thread_ends(
         began.set()
         return gate.wait(10)
 
-    async with Redis.from_url(redis_url) as redis:
-        reader = UsageReader(Rollups(redis, RedisKeys(f"t{secrets.token_hex(6)}"), DEFAULT), DEFAULT)
-        now = time.time()
-        question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-        async with asyncio.TaskGroup() as tasks:
-            first = tasks.create_task(reader.read(question, write, whose="acme"))
-            await asyncio.to_thread(began.wait, 10)
-            first.cancel()
-            await asyncio.sleep(0.01)
-            with pytest.raises(Overloaded):
-                await reader.read(question, Usage.as_dict, whose="acme")
-            gate.set()
-        assert first.cancelled()
-        assert await reader.read(question, Usage.as_dict, whose="acme")
+    reader = UsageReader(sqlite_book.sums, DEFAULT)
+    now = time.time()
+    question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(reader.read(question, write, whose="acme"))
+        await asyncio.to_thread(began.wait, 10)
+        first.cancel()
+        await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded):
+            await reader.read(question, Usage.as_dict, whose="acme")
+        gate.set()
+    assert first.cancelled()
+    assert await reader.read(question, Usage.as_dict, whose="acme")
 
 
 @pytest.mark.parametrize("write", [encoded, as_csv])
@@ -385,7 +371,7 @@ def test_a_thread_that_writes_an_answer_rests_between_rows(
     monkeypatch.setattr(usage_rests, "_STRETCH_S", -1.0)
     monkeypatch.setattr(usage_rests.time, "sleep", rests.append)
     answer = Usage(ask("route"))
-    answer.add_page(page("acme", 5))
+    answer.add_rows(rows("acme", 5))
     write(answer)
     assert len(rests) >= len(answer.rows())
 
@@ -399,7 +385,6 @@ def test_a_receipts_cost_is_whole_picodollars() -> None:
 
 def test_names_a_question_does_not_ask_for_are_together() -> None:
     answer = Usage(ask("mode"))
-    answer.add_page(page("acme", 5))
+    answer.add_rows(rows("acme", 5))
     ((group, row),) = answer.rows()
     assert (group.names, row.requests) == (("guided",), 5)
-    assert Dims("acme", "k", "r0", "guided", "big", "small") in dict(page("acme", 1).rows({}))

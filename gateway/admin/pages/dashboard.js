@@ -41,8 +41,8 @@ const showPolicies = policies(byId("policies"));
 poll(async () => {
   const overview = await fetchJson("/overview");
   byId("pulse").textContent = isPaused() ? "paused" : `as of ${timeOfDay(overview.at)}`;
-  const away = !overview.redis.up || !overview.redis.answered;
-  say(away ? "Redis is away: sums stand still, and the gateway goes on as redis.on_failure says." : "", "bad", "redis");
+  say(overview.redis.up ? "" : "Redis is away: the gateway goes on as redis.on_failure says.", "bad", "redis");
+  say(overview.usage.answered ? "" : "The usage database cannot be read: sums, charts and receipts are not updated.", "bad", "usage");
   say(overview.status === "draining" ? "This gateway is shutting down." : "", "warn", "draining");
   showTiles(overview);
   showEngines.show(overview);

@@ -1,0 +1,95 @@
+"""Run blocking work of the usage database in threads of its own, so that a database that hangs delays nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.errors import StartupError, UsageUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Connection
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_SHORT_QUERIES, _SCANS = 2, 4
+_SHORT_QUERY_S = 5.0
+
+
+_FAILURES = (SQLAlchemyError, OSError, StartupError)
+"""StartupError: a newer version of the gateway has migrated the tables."""
+
+
+class Readable(Protocol):
+    """A database to read from."""
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """Begin a transaction that reads."""
+
+
+class QueryThreads:
+    """Threads for queries. Short queries do not wait for scans.
+
+    Args:
+        database: may be away. It limits the time of each statement.
+    """
+
+    def __init__(self, database: Readable) -> None:
+        self._database = database
+        self._short = ThreadPoolExecutor(_SHORT_QUERIES, "usage-query")
+        self._long = ThreadPoolExecutor(_SCANS, "usage-scan")
+
+    async def query(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs) -> T:
+        """Return the result of a short query.
+
+        Raises:
+            UsageUnavailable: the query failed, or took longer than 5 s.
+        """
+        try:
+            async with asyncio.timeout(_SHORT_QUERY_S):
+                run = partial(self._run, query, *args)
+                return await asyncio.get_running_loop().run_in_executor(self._short, run)
+        except _FAILURES as error:
+            raise UsageUnavailable from error
+
+    async def scan(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs) -> T:
+        """Return the result of a query of many rows. A call that is cancelled ends with the query.
+
+        Raises:
+            UsageUnavailable: the query failed.
+        """
+        try:
+            return await in_thread(self._run, query, *args, threads=self._long)
+        except _FAILURES as error:
+            raise UsageUnavailable from error
+
+    def close(self) -> None:
+        """Start no more queries, and do not wait for those that run."""
+        self._short.shutdown(wait=False, cancel_futures=True)
+        self._long.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, query: Callable[..., T], *args: Any) -> T:
+        with self._database.reading() as connection:
+            return query(connection, *args)
+
+
+async def in_thread(work: Callable[..., T], *args: Any, threads: Executor | None = None) -> T:
+    """Return the result of a call that is made in a thread. A call that is cancelled ends when the thread is free.
+
+    Otherwise callers that disconnect could fill the threads that all tenants share.
+    """
+    running = asyncio.get_running_loop().run_in_executor(threads, partial(work, *args))
+    try:
+        return await asyncio.shield(running)
+    finally:
+        if not running.done():
+            await asyncio.wait([running])

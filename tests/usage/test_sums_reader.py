@@ -1,0 +1,148 @@
+"""Sums and receipts read from a usage database are those of the receipts in it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.archive_address import address_of
+from gateway.errors import UsageUnavailable
+from gateway.ledger.edge import EDGE
+from gateway.ledger.receipt import Receipt
+from gateway.rollups.rollup import Row
+from gateway.rollups.sums import ALL_TENANTS, Period, Sums
+from gateway.usage import threads as usage_threads
+from load_tests.day_receipts import day_of_receipts
+from tests.archive.archives import new_database
+from tests.ledger.drafts import closed, guided
+from tests.usage.databases import UsageBook
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.rollups.sums import StoredRow
+    from tests.postgres import Postgres
+
+HOUR_S = 3600
+
+
+def receipt(created: float, number: int = 0, tenant: str = "acme", *, timed: bool = True) -> Receipt:
+    id_ = f"req_{int(created):08x}{number:016x}" if timed else f"req_{number:024x}"
+    return replace(closed(guided()), id=id_, created=int(created), tenant=tenant)
+
+
+async def test_rows_and_totals_are_those_of_the_receipts(book: UsageBook) -> None:
+    receipts = list(day_of_receipts(300, 5, time.time()))
+    book.add(receipts)
+    sums = Sums()
+    for one in receipts:
+        sums.add(one)
+    sums.spread()
+    periods = list(sums.rows)
+    found = await book.sums.rows(periods)
+    assert {(period, where): row for period, where, row in found} == {
+        (period, where): row for period, rows in sums.rows.items() for where, row in rows.items()
+    }
+    assert len(found) == sum(map(len, sums.rows.values()))
+    assert [period for period, *_ in found] == sorted((one[0] for one in found), key=periods.index)
+    of_one = await book.sums.rows(periods, "tenant-001")
+    assert sorted(of_one, key=str) == sorted((one for one in found if one[1].tenant == "tenant-001"), key=str)
+    nowhere = Period("hour", 0)
+    assert await book.sums.totals([*periods, nowhere]) == [
+        *((one, sums.totals[one]) for one in periods),
+        (nowhere, Row()),
+    ]
+    assert [(period, row) for period, _, row in await book.sums.rows(periods[:9], ALL_TENANTS)]
+
+
+async def test_each_addition_changes_the_marks_of_its_periods(book: UsageBook) -> None:
+    now = time.time()
+    hours = [Period.of("hour", now), Period.of("hour", now - HOUR_S)]
+    assert await book.sums.marks(hours) == [None, None]
+    marks = []
+    abandoned = replace(receipt(now, 2), status="abandoned")
+    for one in (receipt(now, 1), abandoned, receipt(now, 2), receipt(now, 3)):
+        book.add([one])
+        mark, other = await book.sums.marks(hours)
+        assert other is None
+        marks.append(mark)
+    assert len({*marks}) == 4
+    book.add([receipt(now, 3)])
+    assert (await book.sums.marks(hours))[0] == marks[-1]
+
+
+async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
+    """Ids without a time do not hide newer receipts, and receipts of devices stand in their place."""
+    now = time.time()
+    timed = [receipt(now - 10 * number, number, f"t{number % 3}") for number in range(30)]
+    before = [receipt(now - 3 * 86_400 - number, number) for number in range(3)]
+    untimed = [receipt(now - 400 - number, 0xF << 92 | number, "old", timed=False) for number in range(3)]
+    device = replace(receipt(now - 95), id="edge_" + "0" * 32, mode=EDGE, tenant="t1")
+    book.add([*before, *untimed, device, *timed])
+    expected = [*timed[:10], device, *timed[10:]]
+    found = [Receipt.from_json(raw) for raw in await book.sums.latest(50)]
+    assert [one.id for one in found[:31]] == [one.id for one in expected]
+    assert found[0] == timed[0]
+    assert {one.id for one in found[31:34]} == {one.id for one in untimed}
+    assert [one.id for one in found[34:]] == [one.id for one in before]
+    assert [Receipt.from_json(raw).id for raw in await book.sums.latest(12)] == [one.id for one in expected[:12]]
+    of_one = [one.id for one in expected if one.tenant == "t1"]
+    assert [Receipt.from_json(raw).id for raw in await book.sums.latest(50, "t1")] == of_one
+    assert [Receipt.from_json(raw).id for raw in await book.sums.latest(3, "t1")] == of_one[:3]
+    assert await book.sums.latest(50, "nobody") == []
+
+
+async def test_without_tables_it_is_unavailable_until_they_are_back(book: UsageBook) -> None:
+    with book.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE usage_sums RENAME TO away")
+    for call in (book.sums.totals, book.sums.marks, book.sums.rows):
+        with pytest.raises(UsageUnavailable, match="usage database cannot be read"):
+            await call([Period("hour", 0)])
+    with book.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE away RENAME TO usage_sums")
+    assert await book.sums.rows([Period("hour", 0)]) == []
+
+
+async def test_without_a_server_it_is_unavailable_until_it_is_back(postgres: Postgres) -> None:
+    book = UsageBook(address_of(new_database(postgres), Path()))
+    try:
+        book.add([receipt(time.time())])
+        assert len(await book.sums.latest(5)) == 1
+        postgres.stop()
+        try:
+            with pytest.raises(UsageUnavailable):
+                await book.sums.latest(5)
+            with pytest.raises(UsageUnavailable):
+                await book.sums.read(list, [Period("hour", 0)])
+        finally:
+            postgres.start()
+        assert len(await book.sums.latest(5)) == 1
+    finally:
+        book.close()
+
+
+async def test_scans_do_not_delay_short_queries(sqlite_book: UsageBook) -> None:
+    gate = threading.Event()
+
+    def wait(_: Iterator[StoredRow]) -> bool:
+        return gate.wait(20)
+
+    scans = [asyncio.ensure_future(sqlite_book.sums.read(wait, [])) for _ in range(8)]  # noqa: TID251
+    hour = Period("hour", 0)
+    assert await sqlite_book.sums.totals([hour]) == [(hour, Row())]
+    gate.set()
+    assert all(await asyncio.gather(*scans))
+
+
+async def test_a_short_query_has_a_limit_in_time(sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage_threads, "_SHORT_QUERY_S", 0.01)
+    gate = threading.Event()
+    with pytest.raises(UsageUnavailable):
+        await sqlite_book.threads.query(lambda _: gate.wait(20))
+    gate.set()
