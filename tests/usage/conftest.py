@@ -1,4 +1,4 @@
-"""One PostgreSQL for the run, and a usage database in it or in SQLite."""
+"""One PostgreSQL for the run, and an empty usage database in it or in SQLite."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.archive_address import address_of
 from tests.archive.archives import new_database
 from tests.postgres import running_postgres
-from tests.usage.databases import UsageBook
+from tests.usage.books import UsageBook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,16 +24,24 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def book(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[UsageBook]:
-    """A usage database."""
-    url = "sqlite" if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
-    book = UsageBook(address_of(url, tmp_path))
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An address for SQLAlchemy."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/usage.db"
+    url = new_database(request.getfixturevalue("postgres"))
+    return url.replace("postgresql:", "postgresql+psycopg:", 1)
+
+
+@pytest.fixture
+def book(address: str) -> Iterator[UsageBook]:
+    """A usage database with its reader."""
+    book = UsageBook(address)
     yield book
     book.close()
 
 
 @pytest.fixture
 def sqlite_book(tmp_path: Path) -> Iterator[UsageBook]:
-    book = UsageBook(address_of("sqlite", tmp_path))
+    book = UsageBook(f"sqlite:///{tmp_path}/usage.db")
     yield book
     book.close()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.ledger.receipt import Receipt
     from gateway.rollups.sums import StoredRow
-    from tests.usage.databases import UsageBook
+    from tests.usage.books import UsageBook
 
 KEPT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)
 QUESTION = (("tenant",), ())

@@ -21,7 +21,7 @@ from gateway.usage import threads as usage_threads
 from load_tests.day_receipts import day_of_receipts
 from tests.archive.archives import new_database
 from tests.ledger.drafts import closed, guided
-from tests.usage.databases import UsageBook
+from tests.usage.books import UsageBook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.ledger.receipt import Receipt
-    from tests.usage.databases import UsageBook
+    from tests.usage.books import UsageBook
 
 DEFAULT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)
 NOW = datetime(2026, 11, 25, 18, 24, 30, tzinfo=UTC).timestamp()
