@@ -9,36 +9,36 @@ whichever comes first, and the sums lose what the abandoned one had added.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import and_, func, insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import delete, insert, select, tuple_
+from sqlalchemy.exc import DBAPIError
 
 from gateway.ledger.receipt import Receipt
-from gateway.rollups.rollup import Dims, Row, merge_in
-from gateway.rollups.sums import OTHER, SECONDS, Period, Sums
+from gateway.rollups.sums import SECONDS, Sums
+from gateway.usage.engine import UNAVAILABLE
 from gateway.usage.packing import unpack
-from gateway.usage.tables import RECEIPTS, SUM_KEY, SUMS, UNREADABLE, row_of
+from gateway.usage.sql import sql_of
+from gateway.usage.sums_writer import add_sums
+from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, row_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Table
+
+    from gateway.rollups.sums import Retention
+    from gateway.usage.engine import UsageEngine
 
 ABANDONED = "abandoned"
-_ALL = ""
-"""The tenant of the sums over all tenants."""
-_TOTAL = Dims(_ALL, "", "", "", "", "")
-_WRITE_LOCK = 0x676B745F64620002  # the key of PostgreSQL's advisory lock: one writer at a time
-_KEYS_PER_QUERY = 200
+_DELETED_AT_ONCE = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of a tenant's outbox; `raw` is the receipt as JSON."""
 
     tenant: str
@@ -63,170 +63,132 @@ class Added:
     unreadable: int = 0
 
 
-@dataclass(slots=True)
-class _Batch:
-    """Decoded entries.
+class _Item(NamedTuple):
+    """A decoded entry and the row of its receipt."""
 
-    Attributes:
-        receipts: by day and id. Of several with one id the one that is not abandoned.
-        rows: the rows of the same receipts.
-    """
+    entry: Entry
+    receipt: Receipt
+    row: tuple[Any, ...]
 
-    receipts: dict[tuple[int, str], Receipt] = field(default_factory=dict)
-    rows: dict[tuple[int, str], dict[str, Any]] = field(default_factory=dict)
-    unreadable: list[tuple[Entry, str]] = field(default_factory=list)
 
-    def add(self, entry: Entry) -> None:
-        try:
-            receipt = Receipt.from_json(entry.raw)
-            row = row_of(receipt, entry.raw)
-        except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
-            self.unreadable.append((entry, type(error).__name__))
-            return
-        key = (row["day"], receipt.id)
-        held = self.receipts.get(key)
-        if held is None or (held.status == ABANDONED and receipt.status != ABANDONED):
-            self.receipts[key], self.rows[key] = receipt, row
+_Key = tuple[int, str]
+"""Day and id of a receipt."""
+_Refused = tuple[Entry, str]
+"""An entry and the name of the error."""
 
 
 class UsageDatabase:
-    """Add receipts to the database.
+    """Add receipts to the database, and delete old ones.
 
     Args:
-        engine: with the tables (migrations).
-        max_rows: sums of one tenant and period that are kept apart by key and route; others count together.
+        retention: receipts count in the sums of a period for as long as those are kept.
+        clock: Unix seconds.
     """
 
-    def __init__(self, engine: Engine, max_rows: int = 1_000) -> None:
+    def __init__(self, engine: UsageEngine, retention: Retention, clock: Callable[[], float] = time.time) -> None:
         self._engine = engine
-        self._max_rows = max_rows
+        self._retention = retention
+        self._clock = clock
 
     def add(self, entries: Iterable[Entry]) -> Added:
         """Add receipts that are not there yet, and count them in the sums.
 
-        Raises SQLAlchemyError; then nothing was added.
+        Entries that cannot be decoded, and those that the database refuses, go to the table of unreadable ones. Raises
+        UsageDatabaseError where the database is unavailable. Adding the same entries again is safe.
         """
-        batch = _Batch()
-        count = 0
-        for count, entry in enumerate(entries, 1):  # noqa: B007
-            batch.add(entry)
-        added = Added(unreadable=len(batch.unreadable))
-        with self._engine.execution_options(writes=True).begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(select(func.pg_advisory_xact_lock(_WRITE_LOCK)))
-            sums = Sums()
-            new = dict(batch.rows)
-            for key, held in _held(connection, list(batch.rows)).items():
-                row = new.pop(key)
-                receipt = batch.receipts[key]
-                if held.status == ABANDONED and receipt.status != ABANDONED:
-                    sums.add(Receipt.from_json(unpack(held.receipt)), -1)
-                    sums.add(receipt)
-                    connection.execute(
-                        update(RECEIPTS).where(RECEIPTS.c.day == key[0], RECEIPTS.c.id == key[1]).values(row)
-                    )
-                    added.replaced += 1
-            if new:
-                connection.execute(insert(RECEIPTS), list(new.values()))
-                for key in new:
-                    sums.add(batch.receipts[key])
-            added.inserted = len(new)
-            added.known = count - added.inserted - added.replaced - added.unreadable
-            self._add_sums(connection, sums.spread())
-            _put_aside(connection, batch.unreadable)
+        added = Added()
+        items: dict[_Key, _Item] = {}
+        unreadable: list[_Refused] = []
+        for entry in entries:
+            try:
+                receipt = Receipt.from_json(entry.raw)
+                item = _Item(entry, receipt, row_of(receipt, entry.raw))
+            except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
+                unreadable.append((entry, type(error).__name__))
+                continue
+            held = items.setdefault((item.row[0], receipt.id), item)
+            if held is not item:
+                added.known += 1
+                if held.receipt.status == ABANDONED:
+                    items[item.row[0], receipt.id] = item
+        self._add(list(items.items()), unreadable, added)
         return added
 
-    def _add_sums(self, connection: Connection, sums: Sums) -> None:
-        rows: dict[tuple[Any, ...], Row] = {}
-        for period, by_dims in sums.rows.items():
-            for where, row in by_dims.items():
-                rows[_key(period, where)] = row
-            rows[_key(period, _TOTAL)] = sums.totals[period]
-        if not rows:
+    def _add(self, items: Sequence[tuple[_Key, _Item]], unreadable: Sequence[_Refused], added: Added) -> None:
+        try:
+            with self._engine.writing() as connection:
+                inserted, replaced = self._write(connection, dict(items))
+                _put_aside(connection, unreadable)
+        except UNAVAILABLE:
+            raise
+        except (DBAPIError, OverflowError, ValueError) as error:
+            # The database refuses a row. It must not keep the others out.
+            if not items:
+                raise
+            half = len(items) // 2
+            if half:
+                self._add(items[:half], unreadable, added)
+                self._add(items[half:], (), added)
+            else:
+                self._add((), [*unreadable, (items[0][1].entry, type(error).__name__)], added)
             return
-        held = _held_sums(connection, list(rows))
-        self._fold(connection, rows, held)
-        for key, raw in held.items():
-            if key in rows:
-                row = Row.from_bytes(raw)
-                row.merge(rows[key])
-                rows[key] = row
-        build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-        statement = build(SUMS)
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=list(SUM_KEY), set_={"row": statement.excluded.row}),
-            [{**dict(zip(SUM_KEY, key, strict=True)), "row": row.to_bytes()} for key, row in rows.items()],
-        )
+        added.inserted += inserted
+        added.replaced += replaced
+        added.known += len(items) - inserted - replaced
+        added.unreadable += len(unreadable)
 
-    def _fold(
-        self, connection: Connection, rows: dict[tuple[Any, ...], Row], held: dict[tuple[Any, ...], bytes]
-    ) -> None:
-        """Count new sums beyond `max_rows` of a tenant and period with those of other keys and routes."""
-        new: dict[tuple[Any, ...], list[tuple[Any, ...]]] = defaultdict(list)
-        for key in rows:
-            if key not in held and key[2] != _ALL and key[3] != OTHER:
-                new[key[:3]].append(key)
-        others: list[tuple[Any, ...]] = []
-        for place, count in _counts(connection, list(new)).items():
-            for key in new[place][max(0, self._max_rows - count) :]:
-                other = (*key[:3], OTHER, OTHER, *key[5:])
-                merge_in(rows, other, rows.pop(key))
-                others.append(other)
-        held.update(_held_sums(connection, [key for key in dict.fromkeys(others) if key not in held]))
+    def _write(self, connection: Connection, items: dict[_Key, _Item]) -> tuple[int, int]:
+        """Return the numbers of receipts that were inserted and replaced."""
+        sql, sums, now = sql_of(connection), Sums(), self._clock()
+        ids: dict[int, list[str]] = defaultdict(list)
+        for day, id_ in items:
+            ids[day].append(id_)
+        replaced = 0
+        for day, of_day in ids.items():
+            for id_, status, packed in sql.held_receipts(day, of_day):
+                item = items[day, id_]
+                if status != ABANDONED or item.receipt.status == ABANDONED:
+                    del items[day, id_]
+                else:
+                    self._count(sums, Receipt.from_json(unpack(packed or b"")), now, -1)
+                    replaced += 1
+        sql.put_receipts([item.row for item in items.values()])
+        for item in items.values():
+            self._count(sums, item.receipt, now)
+        add_sums(connection, sums.spread(), self._retention.max_rows)
+        return len(items) - replaced, replaced
 
+    def _count(self, sums: Sums, receipt: Receipt, now: float, times: int = 1) -> None:
+        finest = self._retention.finest(receipt.created, now)
+        if finest is not None:
+            sums.add(receipt, times, finest)
 
-def _key(period: Period, where: Dims) -> tuple[Any, ...]:
-    return (SECONDS[period.granularity], period.start, *where)
+    def delete_receipts(self, before: float) -> int:
+        """Delete some receipts of days that ended before a moment in Unix seconds, and return their number.
 
+        Raises UsageDatabaseError.
+        """
+        return self._delete(RECEIPTS, RECEIPTS.c.day < int(before // DAY_S))
 
-def _held(connection: Connection, keys: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Any]:
-    """Return the rows that are there, by day and id."""
-    found = {}
-    for some in _batched(keys, _KEYS_PER_QUERY):
-        wanted = select(RECEIPTS.c.day, RECEIPTS.c.id, RECEIPTS.c.status, RECEIPTS.c.receipt)
-        by_day: dict[int, list[str]] = defaultdict(list)
-        for day, id_ in some:
-            by_day[day].append(id_)
-        for day, ids in by_day.items():
-            for row in connection.execute(wanted.where(RECEIPTS.c.day == day, RECEIPTS.c.id.in_(ids))):
-                found[row.day, row.id] = row
-    return found
+    def delete_sums(self) -> int:
+        """Delete some sums whose time is over, and return their number. Raises UsageDatabaseError."""
+        now, deleted = self._clock(), 0
+        for granularity, seconds in SECONDS.items():
+            before = now - self._retention.of(granularity) - seconds
+            deleted += self._delete(SUMS, SUMS.c.seconds == seconds, SUMS.c.start <= before)
+        return deleted
 
-
-def _held_sums(connection: Connection, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], bytes]:
-    """Return the sums that are there, by their keys, as MessagePack."""
-    by_period: dict[tuple[int, int], set[str]] = defaultdict(set)
-    for key in keys:
-        by_period[key[:2]].add(key[2])
-    wanted_keys, found = set(keys), {}
-    for (seconds, start), tenants in by_period.items():
-        for some in _batched(sorted(tenants), _KEYS_PER_QUERY):
-            wanted = select(SUMS).where(SUMS.c.seconds == seconds, SUMS.c.start == start, SUMS.c.tenant.in_(some))
-            for row in connection.execute(wanted):
-                if (key := tuple(row[:-1])) in wanted_keys:
-                    found[key] = row.row
-    return found
+    def _delete(self, table: Table, *where: Any) -> int:
+        key = list(table.primary_key)
+        old = select(*key).where(*where).order_by(*key).limit(_DELETED_AT_ONCE)
+        with self._engine.writing() as connection:
+            return connection.execute(delete(table).where(tuple_(*key).in_(old))).rowcount
 
 
-def _counts(connection: Connection, places: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
-    """Return the number of sums by key and route of each period and tenant, without those of all others."""
-    found: dict[tuple[Any, ...], int] = dict.fromkeys(places, 0)
-    place = (SUMS.c.seconds, SUMS.c.start, SUMS.c.tenant)
-    for some in _batched(places, _KEYS_PER_QUERY):
-        wanted = select(*place, func.count()).where(and_(tuple_(*place).in_(some), SUMS.c.key != OTHER))
-        for *where, count in connection.execute(wanted.group_by(*place)):
-            found[tuple(where)] = count
-    return found
-
-
-def _put_aside(connection: Connection, unreadable: Sequence[tuple[Entry, str]]) -> None:
-    build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+def _put_aside(connection: Connection, unreadable: Sequence[_Refused]) -> None:
+    """Keep entries as they came; those that are there stay."""
     for entry, error in unreadable:
+        place = (UNREADABLE.c.tenant == entry.tenant, UNREADABLE.c.entry == entry.id)
+        connection.execute(delete(UNREADABLE).where(*place))
         values = {"tenant": entry.tenant, "entry": entry.id, "error": error, "receipt": entry.raw}
-        connection.execute(build(UNREADABLE).values(values).on_conflict_do_nothing())
-
-
-def _batched(items: Sequence[Any], most: int) -> Iterator[list[Any]]:
-    rest = iter(items)
-    while some := list(islice(rest, most)):
-        yield some
+        connection.execute(insert(UNREADABLE).values(values))

@@ -110,19 +110,25 @@ UNREADABLE = Table(
 SUM_KEY = tuple(column.name for column in SUMS.primary_key)
 
 
+def time_of(receipt_id: str) -> int | None:
+    """Return the time that a request's id begins with, in Unix seconds. An id of another kind may yield any number."""
+    if not receipt_id.startswith(_ID_PREFIX):
+        return None
+    try:
+        return int(receipt_id[len(_ID_PREFIX) :][:_TIME_DIGITS], 16)
+    except ValueError:
+        return None
+
+
 def day_of(receipt: Receipt) -> int:
     """Return the day of a receipt, in days since the Unix epoch: the same one whenever the same receipt comes.
 
-    A request's id begins with its time. An id of an earlier version or of a device has none: then `created` decides.
+    An id of an earlier version or of a device has no time: then `created` decides.
     """
-    digits = receipt.id.removeprefix(_ID_PREFIX)[:_TIME_DIGITS]
-    try:
-        seconds = int(digits, 16) if receipt.id.startswith(_ID_PREFIX) else receipt.created
-    except ValueError:
-        seconds = receipt.created
-    if abs(seconds - receipt.created) > _MAX_SKEW_S:
-        seconds = receipt.created
-    return seconds // DAY_S
+    moment = time_of(receipt.id)
+    if moment is None or abs(moment - receipt.created) > _MAX_SKEW_S:
+        moment = receipt.created
+    return moment // DAY_S
 
 
 def id_before(moment: float) -> str:
@@ -130,24 +136,23 @@ def id_before(moment: float) -> str:
     return f"{_ID_PREFIX}{int(moment):0{_TIME_DIGITS}x}"
 
 
-def row_of(receipt: Receipt, raw: bytes) -> dict[str, Any]:
-    """Return the row of a receipt; `raw` is its JSON."""
+def row_of(receipt: Receipt, raw: bytes) -> tuple[Any, ...]:
+    """Return the row of a receipt, in the order of the columns; `raw` is its JSON."""
     student = student_of(receipt)
-    # A shadow spares nothing: its request was answered and paid for as well.
-    baseline = pico(receipt.baseline_usd) if receipt.shadow_of is None else 0
-    return {
-        "day": day_of(receipt),
-        "id": receipt.id,
-        "created": receipt.created,
-        "tenant": receipt.tenant,
-        "key": receipt.key,
-        "route": receipt.route,
-        "mode": receipt.mode,
-        "status": receipt.status,
-        "teacher": receipt.teacher.model if receipt.teacher is not None else "",
-        "student": student.model if student is not None else "",
-        "cost_pico": pico(receipt.cost_usd),
-        "baseline_pico": baseline,
-        "savings_pico": pico(savings_of(receipt).usd),
-        "receipt": pack(raw),
-    }
+    return (
+        day_of(receipt),
+        receipt.id,
+        receipt.created,
+        receipt.tenant,
+        receipt.key,
+        receipt.route,
+        receipt.mode,
+        receipt.status,
+        receipt.teacher.model if receipt.teacher is not None else "",
+        student.model if student is not None else "",
+        pico(receipt.cost_usd),
+        # A shadow spares nothing: its request was answered and paid for as well.
+        pico(receipt.baseline_usd) if receipt.shadow_of is None else 0,
+        pico(savings_of(receipt).usd),
+        pack(raw),
+    )

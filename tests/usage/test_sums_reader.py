@@ -99,12 +99,12 @@ async def test_the_newest_receipts_come_first(book: UsageBook) -> None:
 
 
 async def test_without_tables_it_is_unavailable_until_they_are_back(book: UsageBook) -> None:
-    with book.engine.begin() as connection:
+    with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE usage_sums RENAME TO away")
     for call in (book.sums.totals, book.sums.marks, book.sums.rows):
         with pytest.raises(UsageUnavailable, match="usage database cannot be read"):
             await call([Period("hour", 0)])
-    with book.engine.begin() as connection:
+    with book.engine.writing() as connection:
         connection.exec_driver_sql("ALTER TABLE away RENAME TO usage_sums")
     assert await book.sums.rows([Period("hour", 0)]) == []
 

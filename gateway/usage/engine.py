@@ -1,0 +1,247 @@
+"""Connect to the usage database, SQLite or PostgreSQL, and migrate its tables. All calls block: use threads."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, event, inspect, text
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as NoConnection
+
+from gateway.archive_address import shown
+from gateway.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
+
+UsageDatabaseError = (SQLAlchemyError, OSError)
+"""Errors of a database that is unavailable, full or damaged."""
+
+UNAVAILABLE = (OperationalError, InterfaceError, NoConnection, ProgrammingError, InternalError)
+"""Errors that no single row causes: the database is away, full or read-only, or its tables have changed."""
+
+VERSION_TABLE = "usage_version"
+HEAD = "0001"
+"""The newest migration (migrations/versions). Versions are numbers of four digits."""
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_BUSY_S = 5
+_BUSY_RETRY_S = 0.02
+_CONNECT_S = 5
+_STATEMENT_MS = 30_000
+_CACHE_KIB = 16_384
+# Keys of PostgreSQL's advisory locks.
+_MIGRATE_LOCK = 0x676B745F64620001
+_WRITE_LOCK = 0x676B745F64620002
+
+
+class NewerUsageDatabase(StartupError):
+    """A newer version of the gateway has migrated the tables."""
+
+
+class UsageEngine:
+    """Connections to one database. They open when first used, and again after `close`.
+
+    Args:
+        address: URL for SQLAlchemy.
+
+    Raises StartupError where the driver is not installed or the address is invalid.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._file = Path(address.removeprefix("sqlite:///")) if address.startswith("sqlite:") else None
+        self._file_id: tuple[int, int] | None = None
+        self._engine: Engine | None = None
+        self._opening = Lock()
+        self._tables_checked = True
+
+    def open(self) -> None:
+        """Connect, and create or migrate the tables. Does nothing where that was done.
+
+        Raises:
+            UsageDatabaseError: the database is unavailable.
+            NewerUsageDatabase: a newer version of the gateway has migrated it.
+            StartupError: the driver is not installed.
+        """
+        self._ready()
+
+    def exists(self) -> bool:
+        """Return whether the tables exist, without creating anything. Raises as `open` does."""
+        if self._engine is None and self._file is not None and not self._file.exists():
+            return False
+        engine = self._engine or self._connect()
+        try:
+            return inspect(engine).has_table(VERSION_TABLE)
+        finally:
+            if engine is not self._engine:
+                engine.dispose()
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.dispose()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Begin a transaction that writes. There is one at a time in all processes. Raises UsageDatabaseError."""
+        if self._engine is not None and self._file_id != _file_id(self._file):
+            self.close()  # the file was removed or replaced: nobody would find what is written to the open one
+        engine = self._ready()
+        try:
+            if not self._tables_checked:
+                migrate(engine)
+                self._tables_checked = True
+            with _begin(engine, _WRITE_LOCK) as connection:
+                yield connection
+        except SQLAlchemyError:
+            self._tables_checked = False  # the tables may be gone: the database was restored or replaced
+            raise
+        except Exception as error:
+            driver_error = engine.dialect.loaded_dbapi.Error  # of statements that went to the driver directly
+            if not isinstance(error, driver_error):
+                raise
+            self._tables_checked = False
+            raise DBAPIError.instance(None, None, error, driver_error, dialect=engine.dialect) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Begin a transaction that reads. Raises UsageDatabaseError."""
+        with self._ready().connect() as connection:
+            yield connection
+
+    def _ready(self) -> Engine:
+        with self._opening:
+            if self._engine is None:
+                engine = self._connect()
+                try:
+                    migrate(engine)
+                except BaseException:
+                    engine.dispose()
+                    raise
+                self._file_id = _file_id(self._file)
+                self._engine = engine
+            return self._engine
+
+    def _connect(self) -> Engine:
+        if self._file is not None:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file.touch(mode=0o600)
+            engine = create_engine(self._address, connect_args={"timeout": _BUSY_S}, pool_size=4)
+            event.listen(engine, "connect", _set_up_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+            return engine
+        options = {
+            "connect_timeout": _CONNECT_S,
+            "application_name": "gkt-gateway",
+            "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS}",
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15_000,
+        }
+        try:
+            return create_engine(
+                self._address, connect_args=options, pool_size=4, pool_timeout=_CONNECT_S, pool_pre_ping=True
+            )
+        except (ImportError, NoSuchModuleError):
+            raise StartupError(
+                "A usage database in PostgreSQL needs the extra `postgres`: pip install '.[postgres]', or set "
+                "'url: sqlite' under usage in config.yaml."
+            ) from None
+        except (SQLAlchemyError, ValueError):
+            # The error of SQLAlchemy quotes the address, which may hold a password.
+            raise StartupError("usage.url cannot be parsed: correct it in config.yaml or GKT_USAGE_URL.") from None
+
+    def __str__(self) -> str:
+        return shown(self._address)
+
+
+def migrate(engine: Engine) -> None:
+    """Create the tables, or migrate them to this version, in one transaction. One process at a time does so.
+
+    Raises NewerUsageDatabase where a newer version of the gateway has migrated them.
+    """
+    with engine.connect() as connection:
+        if _version(connection) == HEAD:
+            return
+    with _begin(engine, _MIGRATE_LOCK) as connection:
+        if _version(connection) == HEAD:  # another process was faster
+            return
+        from alembic import command  # imported here: it takes a second, and most processes need no migration
+        from alembic.config import Config
+
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        command.upgrade(config, "head")
+
+
+def _version(connection: Connection) -> str | None:
+    """Return the version of the tables, None where there are none. Raises NewerUsageDatabase."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    found = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
+    version = None if found is None else str(found)
+    if version is not None and version > HEAD:
+        raise NewerUsageDatabase(
+            f"The usage database has version {version}, and this gateway supports versions up to {HEAD}: start the "
+            "newer version of the gateway that migrated it, or set another usage.url."
+        )
+    return version
+
+
+@contextmanager
+def _begin(engine: Engine, lock: int) -> Iterator[Connection]:
+    with engine.execution_options(writes=True).begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (lock,))
+        yield connection
+
+
+def _file_id(file: Path | None) -> tuple[int, int] | None:
+    """Return device and inode of a file, None where there is none."""
+    try:
+        found = file.stat() if file is not None else None
+    except FileNotFoundError:
+        found = None
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # A commit is on the disk when it returns: entries are acknowledged in Redis after it.
+    connection.isolation_level = None
+    for pragma in ("synchronous=FULL", f"busy_timeout={_BUSY_S * 1000}", f"cache_size=-{_CACHE_KIB}"):
+        connection.execute(f"PRAGMA {pragma}").close()
+    give_up = time.monotonic() + _BUSY_S
+    while True:
+        # The busy timeout does not cover this pragma where two processes set it at once.
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_BUSY_RETRY_S)
+        else:
+            return
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Let a writer wait for its turn at BEGIN: a transaction that has read cannot wait any more."""
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

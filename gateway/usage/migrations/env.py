@@ -1,0 +1,13 @@
+"""Alembic runs this file for each command: it applies the migrations within the transaction of the caller."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from gateway.usage.engine import VERSION_TABLE
+from gateway.usage.tables import METADATA
+
+context.configure(
+    connection=context.config.attributes["connection"], target_metadata=METADATA, version_table=VERSION_TABLE
+)
+context.run_migrations()

@@ -1,0 +1,150 @@
+# ruff: noqa: S608 - statements are made of names of tables and columns alone
+"""The statements that write receipts and sums many at a time, for SQLite and PostgreSQL.
+
+They go to the driver without SQLAlchemy's statements, whose work for each row costs more than the database itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from gateway.usage.tables import RECEIPTS, SUM_KEY, SUMS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import Connection
+
+SumKey: TypeAlias = tuple[int, int, str, str, str, str, str, str]
+"""The primary key of a sum."""
+
+
+class Sql(Protocol):
+    """Statements of one transaction. Every method raises DBAPIError."""
+
+    def held_receipts(self, day: int, ids: Sequence[str]) -> list[tuple[str, str, bytes | None]]:
+        """Return id and status of the receipts that are there, and of abandoned ones the packed receipt."""
+
+    def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert receipts; those that are there are replaced."""
+
+    def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
+        """Return the sums that are there."""
+
+    def count_sums(self, seconds: int, start: int, tenant: str, without: str, most: int) -> int:
+        """Count the sums of a period and tenant, those of the key `without` left out, up to `most`."""
+
+    def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert sums; those that are there are replaced."""
+
+    def delete_sums(self, keys: Sequence[SumKey]) -> None:
+        """Delete sums."""
+
+
+_RECEIPT_COLUMNS = tuple(RECEIPTS.columns)
+_SUM_COLUMNS = tuple(SUMS.columns)
+_HELD = "SELECT id, status, CASE WHEN status = 'abandoned' THEN receipt END FROM usage_receipts"
+_COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM usage_sums WHERE {} LIMIT {}) AS held"
+
+
+class _Sqlite:
+    def __init__(self, connection: Connection) -> None:
+        self._run = connection.exec_driver_sql
+        self._cursor: Any = connection.connection.cursor
+
+    def held_receipts(self, day: int, ids: Sequence[str]) -> list[Any]:
+        execute, statement = self._cursor().execute, f"{_HELD} WHERE day = ? AND id = ?"
+        found = (execute(statement, (day, id_)).fetchone() for id_ in ids)
+        return [row for row in found if row is not None]
+
+    def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._put("usage_receipts", _RECEIPT_COLUMNS, rows)
+
+    def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
+        statement = f'SELECT "row" FROM usage_sums WHERE {_equal(SUM_KEY)}'
+        cursor = self._cursor()
+        found = ((key, cursor.execute(statement, key).fetchone()) for key in keys)
+        return {key: row[0] for key, row in found if row is not None}
+
+    def count_sums(self, *place: Any) -> int:
+        where = _equal(SUM_KEY[:3]) + ' AND "key" <> ?'
+        return int(self._run(_COUNT.format(where, "?"), place).scalar_one())
+
+    def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._put("usage_sums", _SUM_COLUMNS, rows)
+
+    def delete_sums(self, keys: Sequence[SumKey]) -> None:
+        self._cursor().executemany(f"DELETE FROM usage_sums WHERE {_equal(SUM_KEY)}", keys)
+
+    def _put(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> None:
+        values = ", ".join("?" * len(columns))
+        self._cursor().executemany(f"REPLACE INTO {table} VALUES ({values})", rows)
+
+
+class _Postgres:
+    def __init__(self, connection: Connection) -> None:
+        self._run = connection.exec_driver_sql
+
+    def held_receipts(self, day: int, ids: Sequence[str]) -> list[Any]:
+        return list(self._run(f"{_HELD} WHERE day = %s AND id = ANY(%s)", (day, list(ids))).all())
+
+    def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._put("usage_receipts", _RECEIPT_COLUMNS, rows)
+
+    def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
+        if not keys:
+            return {}
+        names = _names(SUM_KEY)
+        statement = f'SELECT {names}, "row" FROM usage_sums JOIN {_arrays(_SUM_COLUMNS[:-1])} USING ({names})'
+        return {row[:-1]: row[-1] for row in map(tuple, self._run(statement, _columns(keys)))}
+
+    def count_sums(self, *place: Any) -> int:
+        where = 'seconds = %s AND "start" = %s AND tenant = %s AND "key" <> %s'
+        return int(self._run(_COUNT.format(where, "%s"), place).scalar_one())
+
+    def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._put("usage_sums", _SUM_COLUMNS, rows)
+
+    def delete_sums(self, keys: Sequence[SumKey]) -> None:
+        if keys:
+            names = _names(SUM_KEY)
+            wanted = f"SELECT {names} FROM {_arrays(_SUM_COLUMNS[:-1])}"
+            self._run(f"DELETE FROM usage_sums WHERE ({names}) IN ({wanted})", _columns(keys))
+
+    def _put(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> None:
+        if not rows:
+            return
+        keys = _names(column.name for column in columns if column.primary_key)
+        updates = ", ".join(f'"{one.name}" = excluded."{one.name}"' for one in columns if not one.primary_key)
+        names = _names(column.name for column in columns)
+        self._run(
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM {_arrays(columns)} "
+            f"ON CONFLICT ({keys}) DO UPDATE SET {updates}",
+            _columns(rows),
+        )
+
+
+_ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "bytea"}
+
+
+def _arrays(columns: Sequence[Any]) -> str:
+    """Return a table of several arrays as parameters, one for each column."""
+    arrays = ", ".join(f"%b::{_ARRAY_TYPES[str(column.type)]}[]" for column in columns)
+    return f"unnest({arrays}) AS given({_names(column.name for column in columns)})"
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> tuple[list[Any], ...]:
+    return tuple(map(list, zip(*rows, strict=True)))
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _equal(names: Iterable[str]) -> str:
+    return " AND ".join(f'"{name}" = ?' for name in names)
+
+
+def sql_of(connection: Connection) -> Sql:
+    """Return the statements of the connection's database."""
+    return _Postgres(connection) if connection.dialect.name == "postgresql" else _Sqlite(connection)

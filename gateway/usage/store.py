@@ -1,0 +1,118 @@
+"""The usage database for the event loop: its calls run in threads of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from gateway.errors import StoreUnavailable
+from gateway.fair_share import FairSemaphore
+from gateway.usage import receipts_reader
+from gateway.usage.database import UsageDatabase
+from gateway.usage.engine import UsageDatabaseError, UsageEngine
+from gateway.usage.receipts_reader import Where
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from concurrent.futures import Executor
+
+    from gateway.rollups.sums import Retention
+    from gateway.usage.database import Added, Entry
+
+_Result = TypeVar("_Result")
+_READERS = 2
+_FIND_S = 5.0
+_EVERYTHING = Where()
+
+
+class UsageStore:
+    """All methods but `find` raise UsageDatabaseError where the database is unavailable, and StartupError as `open`.
+
+    Args:
+        address: URL for SQLAlchemy.
+
+    Raises StartupError where the driver is not installed or the address is invalid.
+    """
+
+    def __init__(self, address: str, retention: Retention) -> None:
+        self.engine = UsageEngine(address)
+        self._database = UsageDatabase(self.engine, retention)
+        # A database that hangs delays nothing else.
+        self._writer = ThreadPoolExecutor(1, "usage-writer")
+        self._readers = ThreadPoolExecutor(_READERS, "usage-reader")
+        self._finds = FairSemaphore(_READERS)
+
+    async def open(self) -> None:
+        """See `UsageEngine.open`."""
+        await self._in(self._writer, self.engine.open)
+
+    async def exists(self) -> bool:
+        """See `UsageEngine.exists`."""
+        return await self._in(self._readers, self.engine.exists)
+
+    async def write(self, entries: Sequence[Entry]) -> Added:
+        """See `UsageDatabase.add`."""
+        return await self._in(self._writer, self._database.add, entries)
+
+    async def delete_receipts(self, before: float) -> int:
+        """See `UsageDatabase.delete_receipts`."""
+        return await self._in(self._writer, self._database.delete_receipts, before)
+
+    async def delete_sums(self) -> int:
+        """See `UsageDatabase.delete_sums`."""
+        return await self._in(self._writer, self._database.delete_sums)
+
+    async def find(self, tenant: str, receipt_id: str) -> bytes | None:
+        """Return a tenant's receipt as JSON, None where there is none. Tenants take turns.
+
+        Raises StoreUnavailable where that takes more than 5 s or the database is unavailable.
+        """
+        try:
+            async with asyncio.timeout(_FIND_S), self._finds.hold(tenant):
+                return await self._read(receipts_reader.find, tenant, receipt_id)
+        except (*UsageDatabaseError, TimeoutError):
+            raise StoreUnavailable("The usage database cannot be read now. Try again.") from None
+
+    async def receipts(self, where: Where = _EVERYTHING, most: int = 1_000) -> AsyncIterator[list[bytes]]:
+        """Yield receipts as JSON in the order of day and id, in lists of `most` at most.
+
+        Each list is read in a transaction of its own.
+        """
+        after = None
+        while found := await self._read(receipts_reader.page, where, after, most):
+            yield [raw for _, _, raw in found]
+            after = found[-1][:2]
+
+    async def count(self, where: Where = _EVERYTHING) -> int:
+        """See `receipts_reader.count`."""
+        return await self._read(receipts_reader.count, where)
+
+    async def span(self) -> tuple[int, int] | None:
+        """See `receipts_reader.span`."""
+        return await self._read(receipts_reader.span)
+
+    async def count_unreadable(self) -> int:
+        """See `receipts_reader.count_unreadable`."""
+        return await self._read(receipts_reader.count_unreadable)
+
+    async def unreadable(self) -> list[Entry]:
+        """See `receipts_reader.unreadable`."""
+        return await self._read(receipts_reader.unreadable)
+
+    async def close(self) -> None:
+        """Close the database without waiting for calls that run."""
+        self._writer.shutdown(wait=False, cancel_futures=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.engine.close)
+
+    async def _read(self, query: Callable[..., _Result], *args: object) -> _Result:
+        def run() -> _Result:
+            with self.engine.reading() as connection:
+                return query(connection, *args)
+
+        return await self._in(self._readers, run)
+
+    @staticmethod
+    async def _in(threads: Executor, work: Callable[..., _Result], *args: object) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *args)

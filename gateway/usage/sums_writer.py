@@ -1,0 +1,75 @@
+"""Add sums to those in the database, within the transaction of the caller."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gateway.rollups.rollup import Dims, Row, merge_in
+from gateway.rollups.sums import ALL_TENANTS, OTHER, SECONDS
+from gateway.usage.sql import SumKey, sql_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from gateway.rollups.sums import Period, Sums
+
+
+TOTAL = Dims(ALL_TENANTS, "", "", "", "", "")
+"""The dimensions of the sums over all tenants."""
+
+_Place: TypeAlias = tuple[int, int, str]
+"""Length and start of a period, and a tenant."""
+_NOTHING = Row()
+
+
+def add_sums(connection: Connection, sums: Sums, max_rows: int) -> None:
+    """Add sums that have been spread.
+
+    Args:
+        max_rows: sums of one tenant and period that are kept apart by key and route; others count together.
+    """
+    rows: dict[SumKey, Row] = {}
+    for period, by_dims in sums.rows.items():
+        for dims, row in by_dims.items():
+            rows[_key(period, dims)] = row
+        rows[_key(period, TOTAL)] = sums.totals[period]
+    if not rows:
+        return
+    sql = sql_of(connection)
+    held = sql.held_sums(list(rows))
+    held |= _fold(connection, rows, held, max_rows)
+    for key, raw in held.items():
+        row = Row.from_bytes(raw)
+        row.merge(rows[key])
+        rows[key] = row
+    # A true receipt that replaces an abandoned one may leave nothing of a sum.
+    gone = [key for key, row in rows.items() if not row.requests and row == _NOTHING]
+    for key in gone:
+        del rows[key]
+    sql.put_sums([(*key, row.to_bytes()) for key, row in rows.items()])
+    sql.delete_sums([key for key in gone if key in held])
+
+
+def _fold(
+    connection: Connection, rows: dict[SumKey, Row], held: dict[SumKey, bytes], max_rows: int
+) -> dict[SumKey, bytes]:
+    """Merge new sums beyond `max_rows` with those of other keys and routes. Return the latter that are there."""
+    new: dict[_Place, list[SumKey]] = defaultdict(list)
+    for key in rows:
+        if key not in held and key[2] != ALL_TENANTS and key[3] != OTHER:
+            new[key[:3]].append(key)
+    sql = sql_of(connection)
+    others: dict[SumKey, None] = {}
+    for place, keys in new.items():
+        if len(keys) + (most := sql.count_sums(*place, OTHER, max_rows)) <= max_rows:
+            continue
+        for key in keys[max(0, max_rows - most) :]:
+            other: Any = (*place, OTHER, OTHER, *key[5:])
+            merge_in(rows, other, rows.pop(key))
+            others[other] = None
+    return sql.held_sums([key for key in others if key not in held])
+
+
+def _key(period: Period, dims: Dims) -> SumKey:
+    return (SECONDS[period.granularity], period.start, *dims)

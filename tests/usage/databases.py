@@ -1,0 +1,78 @@
+"""Usage databases for tests, and receipts to write to them."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway.ledger.receipt import Receipt
+from gateway.ledger.savings import with_savings
+from gateway.rollups.sums import Retention
+from gateway.usage.database import Entry, UsageDatabase
+from gateway.usage.engine import UsageEngine
+from gateway.usage.receipts_reader import Where, page
+from gateway.usage.tables import DAY_S
+from gateway.usage.verify import differences
+from load_tests.day_receipts import day_of_receipts
+from tests.ledger.drafts import closed, guided
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOW = 1_790_000_000
+DAY = NOW // DAY_S
+FOREVER = Retention(minute=1e9, hour=1e9, day=1e9)
+
+
+@contextmanager
+def opened(address: str) -> Iterator[UsageEngine]:
+    engine = UsageEngine(address)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def database(engine: UsageEngine, retention: Retention = FOREVER, now: float = NOW) -> UsageDatabase:
+    return UsageDatabase(engine, retention, lambda: now)
+
+
+def receipt(created: int = NOW, **more: Any) -> Receipt:
+    """A guided request, with an id of its own."""
+    id_ = f"req_{created:08x}{secrets.token_hex(8)}"
+    return with_savings(msgspec.structs.replace(closed(guided()), **{"id": id_, "created": created, **more}))
+
+
+def receipts_of_a_day(count: int, seed: int = 7, tenants: int = 5) -> list[Receipt]:
+    """Receipts of the day before `NOW` with many modes, keys and engines."""
+    made = random.Random(seed)
+    return [
+        with_savings(msgspec.structs.replace(one, id=f"req_{one.created:08x}{made.randbytes(8).hex()}"))
+        for one in day_of_receipts(count, tenants, NOW, seed)
+    ]
+
+
+def entry(receipt: Receipt, id_: str = "1-0") -> Entry:
+    return Entry(receipt.tenant, id_, receipt.to_json())
+
+
+def entries(receipts: list[Receipt]) -> list[Entry]:
+    return [entry(one, f"{place}-0") for place, one in enumerate(receipts)]
+
+
+def held(engine: UsageEngine) -> list[Receipt]:
+    """All receipts in the database, in the order of day and id."""
+    with engine.reading() as connection:
+        return [Receipt.from_json(raw) for _, _, raw in page(connection, Where(), None, 1_000_000)]
+
+
+def check_sums(engine: UsageEngine) -> None:
+    """Assert that the sums of all days are those of the receipts."""
+    days = {one.created // DAY_S for one in held(engine)} | {DAY - 1, DAY}
+    with engine.reading() as connection:
+        for day in sorted(days):
+            assert list(differences(connection, day)) == []

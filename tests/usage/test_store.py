@@ -1,0 +1,109 @@
+"""The event loop writes and finds receipts without waiting for the database."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import StoreUnavailable
+from gateway.usage.database import Added
+from gateway.usage.receipts_reader import Where
+from gateway.usage.store import UsageStore
+from gateway.usage.tables import DAY_S
+from tests.usage.databases import FOREVER, NOW, entries, entry, receipt
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from gateway.ledger.receipt import Receipt
+
+
+@asynccontextmanager
+async def a_store(address: str) -> AsyncIterator[UsageStore]:
+    store = UsageStore(address, FOREVER)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def test_a_receipt_is_found_by_its_tenant_alone(address: str) -> None:
+    """By ids with a time, without one, and of devices, on many days."""
+    kinds = (dict, lambda: {"id": f"req_{secrets.token_hex(12)}"}, lambda: {"id": f"edge_{secrets.token_hex(16)}"})
+    receipts = [receipt(NOW - days * DAY_S, tenant="acme", **kind()) for days in (0, 1, 600) for kind in kinds]
+    async with a_store(address) as store:
+        assert await store.find("acme", receipts[0].id) is None
+        assert await store.write(entries(receipts)) == Added(inserted=9)
+        for one in receipts:
+            assert await store.find("acme", one.id) == one.to_json()
+            assert await store.find("globex", one.id) is None
+        assert await store.find("acme", "req_" + "0" * 24) is None
+
+
+async def test_receipts_come_once_and_in_order_however_small_the_lists(address: str) -> None:
+    receipts = [receipt(NOW - 5_000 * (place // 10), tenant="beta" if place % 3 else "acme") for place in range(100)]
+    by_place = sorted(receipts, key=lambda one: (one.created // DAY_S, one.id))
+
+    async def found(where: Where = Where()) -> list[bytes]:  # noqa: B008 - frozen
+        return [raw async for some in store.receipts(where, 7) for raw in some]
+
+    def chosen(where: Where) -> list[Receipt]:
+        return [
+            one
+            for one in by_place
+            if (where.since or 0) <= one.created < (where.until or NOW + 1) and where.tenant in (None, one.tenant)
+        ]
+
+    async with a_store(address) as store:
+        assert await store.span() is None
+        await store.write(entries(receipts))
+        assert await found() == [one.to_json() for one in by_place]
+        assert await store.span() == (NOW - 45_000, NOW)
+        for where in (
+            Where(),
+            Where(tenant="beta"),
+            Where(NOW - 20_000, NOW - 5_000),
+            Where(NOW - 20_000, tenant="acme"),
+        ):
+            assert await found(where) == [one.to_json() for one in chosen(where)]
+            assert await store.count(where) == len(chosen(where))
+
+
+async def test_entries_that_cannot_be_read_can_be_listed(address: str) -> None:
+    bad = entry(receipt())._replace(raw=b"?")
+    async with a_store(address) as store:
+        assert await store.write([bad]) == Added(unreadable=1)
+        assert await store.count_unreadable() == 1
+        assert await store.unreadable() == [bad]
+
+
+async def test_a_writer_that_hangs_delays_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_store(f"sqlite:///{tmp_path}/usage.db") as store:
+        one = receipt()
+        await store.write([entry(one)])
+        with store.engine.writing():
+            writing = asyncio.ensure_future(store.write([entry(receipt())]))  # noqa: TID251
+            await asyncio.sleep(0.05)
+            assert await store.find(one.tenant, one.id) == one.to_json()
+            assert not writing.done()
+        assert await writing == Added(inserted=1)
+
+
+async def test_a_database_that_hangs_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.usage.store._FIND_S", 0.05)
+    monkeypatch.setattr("gateway.usage.receipts_reader.find", lambda *_: time.sleep(0.3))
+    async with a_store(f"sqlite:///{tmp_path}/usage.db") as store:
+        with pytest.raises(StoreUnavailable):
+            await store.find("acme", "req_" + "0" * 24)
+
+
+async def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:
+    async with a_store(f"postgresql+psycopg://gkt@/usage?host={tmp_path}") as store:
+        with pytest.raises(StoreUnavailable):
+            await store.find("acme", "req_" + "0" * 24)
