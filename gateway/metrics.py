@@ -331,7 +331,9 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.receipts_lost = Counter(
-            "gkt_receipts_lost", "Receipts dropped because too many were waiting for Redis.", registry=registry
+            "gkt_receipts_lost",
+            "Receipts dropped because too many were waiting for Redis, or in Redis for a usage worker.",
+            registry=registry,
         )
         self.receipts_retold = Counter(
             "gkt_receipts_retold",
@@ -387,6 +389,31 @@ class Metrics:
         )
         self.archive_deleted = Counter(
             "gkt_archive_deleted", "Receipts deleted from the archive after their time.", registry=registry
+        )
+        self.usage_up = Gauge(
+            "gkt_usage_up",
+            "1 while a usage worker writes receipts to the database, over the fleet.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.usage_lag = Gauge(
+            "gkt_usage_lag_seconds",
+            "Age of the oldest receipt in Redis that is not in the usage database yet, over the fleet.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.usage_waiting = Gauge(
+            "gkt_usage_waiting",
+            "Receipts in Redis that are not in the usage database yet, over the fleet.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
+        self.usage_receipts = Gauge(
+            "gkt_usage_receipts",
+            "Receipts that usage workers handled, by result, over the fleet; a counter that Redis holds.",
+            ("result",),
+            registry=registry,
+            multiprocess_mode="livemostrecent",
         )
         self.receipts_added_up = Counter(
             "gkt_receipts_added_up", "Receipts that this process added to the sums.", registry=registry

@@ -77,6 +77,8 @@ class LedgerKeys:
     holds: str  # hash: tenant -> the entry beyond which nothing goes from its outbox, while rows are made anew
     builds: str  # hash: generation of rows that is not read (any more) -> Unix second from which on it may go
     leaving: str  # sorted set: tenants that were quiet for long, by when they left `tenants`
+    trimmer: str  # the process that bounds outboxes now; gone when it does not renew it
+    written: str  # hash: result -> how many receipts the usage workers wrote with it
     base: str
     rows_base: str
 
@@ -87,6 +89,10 @@ class LedgerKeys:
     def build(self, generation: int) -> str:
         """Hash: the version of a generation that is being made, another one with each addition."""
         return f"{self.base}build:{generation}"
+
+    def worker(self, number: int) -> str:
+        """The state of the usage worker with this number, as JSON; gone when the worker does not renew it."""
+        return f"{self.base}worker:{number}"
 
     def rows(self, granularity: str, period: int, tenant: str) -> str:
         """Hash: dims -> row, of one tenant in the period that begins at that Unix second."""

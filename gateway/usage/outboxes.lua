@@ -1,0 +1,39 @@
+-- Acknowledges entries of outboxes, trims what is acknowledged, and returns what is left.
+--
+-- KEYS  outboxes
+-- ARGV  the consumer group, '1' to trim, then for each outbox the number of its entry ids and the ids
+-- Returns for each outbox that holds entries: its place in KEYS, the oldest entry that is not acknowledged or '', the last
+--         entry that was delivered, the number of entries, and how many of them are delivered and not acknowledged. A
+--         group that is missing is created.
+
+local group, trim, place = ARGV[1], ARGV[2] == '1', 3
+
+local function last_delivered(outbox)
+  for _, found in ipairs(redis.call('XINFO', 'GROUPS', outbox)) do
+    local facts = {}
+    for at = 1, #found, 2 do facts[found[at]] = found[at + 1] end
+    if facts['name'] == group then return facts['last-delivered-id'] end
+  end
+  redis.call('XGROUP', 'CREATE', outbox, group, '0')
+  return '0-0'
+end
+
+local left = {}
+for number, outbox in ipairs(KEYS) do
+  local count = tonumber(ARGV[place])
+  if count > 0 then redis.call('XACK', outbox, group, unpack(ARGV, place + 1, place + count)) end
+  place = place + 1 + count
+  if redis.call('XLEN', outbox) > 0 then
+    local delivered = last_delivered(outbox)
+    local pending = redis.call('XPENDING', outbox, group)
+    local oldest = pending[1] > 0 and pending[2]
+    if not oldest then
+      local undelivered = redis.call('XRANGE', outbox, '(' .. delivered, '+', 'COUNT', 1)
+      oldest = undelivered[1] and undelivered[1][1]
+    end
+    if trim and oldest then redis.call('XTRIM', outbox, 'MINID', oldest) end
+    if trim and not oldest then redis.call('XTRIM', outbox, 'MAXLEN', 0) end
+    left[#left + 1] = { number, oldest or '', delivered, redis.call('XLEN', outbox), pending[1] }
+  end
+end
+return left
