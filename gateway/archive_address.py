@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FILE = "gkt-archive.db"
 """What the file in the folder `data` is called, where the address is only `sqlite`."""
+USAGE_FILE = "usage.db"
+"""The file of the usage database in the folder `data`, where usage.url is only `sqlite`."""
 _ENCODE = "percent-encode what is special in the password: / is %2F, ? is %3F, # is %23, @ is %40"
 _SCHEMES = {
     "postgresql": "postgresql+psycopg",
@@ -46,10 +48,14 @@ def is_postgres(url: str) -> bool:
     return url.partition(":")[0] in _SCHEMES
 
 
-def address_of(url: str, data: Path) -> str:
-    """The address as SQLAlchemy takes it. A file without a whole path lies in the folder `data`."""
+def address_of(url: str, data: Path, file: str = FILE) -> str:
+    """The address as SQLAlchemy takes it. A file without a whole path lies in the folder `data`.
+
+    Args:
+        file: the name of the file where the URL is only `sqlite`.
+    """
     if url == "sqlite":
-        return f"sqlite:///{data / FILE}"
+        return f"sqlite:///{data / file}"
     if url.startswith("sqlite:///"):
         return f"sqlite:///{data / url.removeprefix('sqlite:///')}"
     scheme, _, rest = url.partition(":")

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from gateway.errors import ConfigError
 from gateway.model_settings import ModelSettings
@@ -31,6 +31,7 @@ from gateway.sections import (
     RollupSettings,
     Server,
     TracingSettings,
+    UsageSettings,
 )
 from gateway.units import Origin, Wrong, origin
 from gateway.yaml_source import Mistake, Shape, Source, in_file_order, read
@@ -53,6 +54,7 @@ OVERRIDES: Mapping[str, Loc] = {
     "GKT_POLICIES": ("policies",),
     "GKT_DATA": ("data",),
     "GKT_ARCHIVE_URL": ("archive", "url"),
+    "GKT_USAGE_URL": ("usage", "url"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
     "OTEL_SERVICE_NAME": ("tracing", "service"),
 }
@@ -60,6 +62,35 @@ _NUMBERS: Mapping[str | int, str] = {
     "port": "must be a port: a whole number up to 65535",
     "workers": f"must be a number of processes: a whole number up to {MAX_WORKERS}",
 }
+
+
+def _folder(value: object, info: ValidationInfo) -> object:
+    source = origin(info)
+    if source and isinstance(value, str | Path) and str(value):
+        return source.folder / value
+    if isinstance(value, Path):
+        return value
+    raise Wrong("must be the path of a folder")
+
+
+class WorkerSettings(Shape):
+    """The part of config.yaml that a usage worker needs. Build with `worker_settings`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    redis: RedisSettings = RedisSettings()
+    """Where the outboxes are."""
+    usage: UsageSettings = UsageSettings()
+    """The database."""
+    data: Path = Field(Path("data"), validate_default=True)
+    """The folder of the database's file."""
+    log: Log = Log()
+    """What the process logs."""
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _beside_the_file(cls, value: object, info: ValidationInfo) -> object:
+        return _folder(value, info)
 
 
 class Settings(Shape):
@@ -77,6 +108,8 @@ class Settings(Shape):
     """How long sums of receipts are kept."""
     archive: Archive = Archive()
     """Where receipts are kept for good."""
+    usage: UsageSettings = UsageSettings()
+    """The database of receipts and of their sums."""
     data: Path = Field(Path("data"), validate_default=True)
     """The folder of the gateway's own files: the archive, and receipts that Redis did not take yet."""
     log: Log = Log()
@@ -105,12 +138,7 @@ class Settings(Shape):
     @field_validator("policies", "data", mode="before")
     @classmethod
     def _beside_the_file(cls, value: object, info: ValidationInfo) -> object:
-        source = origin(info)
-        if source and isinstance(value, str | Path) and str(value):
-            return source.folder / value
-        if isinstance(value, Path):
-            return value
-        raise Wrong("must be the path of a folder")
+        return _folder(value, info)
 
     @field_validator("models")
     @classmethod
@@ -137,6 +165,23 @@ def admin_listener(path: Path, environ: Mapping[str, str] | None = None) -> tupl
     if listener is None:
         raise ConfigError([one for one in mistakes if one.field.startswith(("admin", "GKT_ADMIN"))] or mistakes)
     return listener
+
+
+def worker_settings(path: Path, environ: Mapping[str, str] | None = None) -> WorkerSettings:
+    """Return the sections that a usage worker needs. Raises ConfigError where one of them is invalid.
+
+    Mistakes in other sections do not matter: the worker's environment need not hold the engines' secrets.
+    """
+    environ = environment() if environ is None else environ
+    source, mistakes = read(path)
+    if source is None:
+        raise ConfigError(mistakes)
+    parts = tuple(WorkerSettings.model_fields)
+    mistakes = [one for one in [*mistakes, *override(source, environ)] if one.field.startswith(parts)]
+    settings, more = source.check(WorkerSettings, Origin(environ, path.absolute().parent))
+    if settings is None or mistakes:
+        raise ConfigError(in_file_order([*mistakes, *more]))
+    return settings
 
 
 def admin_key(path: Path, environ: Mapping[str, str] | None = None) -> SecretStr | None:

@@ -183,6 +183,31 @@ class Archive(Shape):
         return url
 
 
+class UsageSettings(Shape):
+    """The database of receipts and of their sums. `gkt-gateway usage-worker` writes it."""
+
+    url: SecretOrText = SecretStr("sqlite")
+    """sqlite (a file in the folder data), or an address like postgresql://host/name; with a password in it env:NAME."""
+    keep_s: Annotated[Duration, lasting("1d", "3660d")] | None = Field(400 * 86_400.0, alias="keep")
+    """How long receipts are kept; null: for ever."""
+    minutes_s: Annotated[Duration, lasting("1h", "2d")] = Field(6 * 3600.0, alias="minutes")
+    """How long sums by the minute are kept."""
+    hours_s: Annotated[Duration, lasting("2d", "100d")] = Field(14 * 86_400.0, alias="hours")
+    """How long sums by the hour are kept."""
+    days_s: Annotated[Duration, lasting("30d", "3660d")] = Field(400 * 86_400.0, alias="days")
+    """How long sums by the day, in UTC, are kept."""
+    max_rows: Annotated[Whole, Field(ge=10, le=100_000)] = 1_000
+    """Separate sums of each tenant and period: by key, route, mode, teacher and student. Others count together."""
+    run: Literal["host", "command"] = "command"
+    """host: `gkt-gateway serve` runs one usage worker. command: you run `gkt-gateway usage-worker`."""
+
+    @field_validator("url")
+    @classmethod
+    def _valid_url(cls, url: SecretStr) -> SecretStr:
+        check_archive(url.get_secret_value())
+        return url
+
+
 class MetricsSettings(Shape):
     """How much is told apart in metrics."""
 

@@ -20,6 +20,7 @@ COMMANDS = (
     "keys",
     "budgets",
     "usage",
+    "usage-worker",
     "reconcile",
     "plan",
     "archive",

@@ -14,7 +14,7 @@ from gateway.cli import SETTINGS
 class LazyGroup(TyperGroup):
     """Each of `names` is what a module calls so, a function or commands of its own, unless it is registered.
 
-    The module of a name is `prefix` and the name.
+    The module of a name is `prefix` and the name, with _ for -.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -32,7 +32,8 @@ class LazyGroup(TyperGroup):
 
 
 def _imported(prefix: str, name: str) -> Any:
-    found = getattr(import_module(prefix + name), name)
+    attribute = name.replace("-", "_")
+    found = getattr(import_module(prefix + attribute), attribute)
     if isinstance(found, typer.Typer):
         return typer.main.get_command(found)
     alone = typer.Typer(**SETTINGS)

@@ -1,0 +1,109 @@
+"""The usage worker's process: `gkt-gateway usage-worker`, and the child of `gkt-gateway serve`.
+
+    python -m gateway.workers.usage_worker CONFIG
+
+As a child it stops when its stdin ends. It finds the address of an embedded Redis in GKT_REDIS_URL.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import uvloop
+
+from gateway.archive_address import FILE, USAGE_FILE, address_of
+from gateway.config import worker_settings
+from gateway.errors import StartupError
+from gateway.logs import set_up_logs
+from gateway.metrics import Metrics
+from gateway.redis_client import RedisClient
+from gateway.redis_keys import RedisKeys
+from gateway.rollups.sums import Retention
+from gateway.tasks import Tasks
+from gateway.usage.archive_import import ArchiveImport
+from gateway.usage.feed import OutboxFeed
+from gateway.usage.state import WorkerSeat
+from gateway.usage.store import UsageStore
+from gateway.usage.worker import UsageWorker
+from gateway.version import __version__
+from gateway.workers.stopping import asked_to_stop, stop_at_end_of_stdin
+
+if TYPE_CHECKING:
+    from gateway.config import WorkerSettings
+
+log = structlog.get_logger()
+
+FINISH_S = 5.0
+"""How long the worker may write what waits after it was told to stop."""
+
+_REDIS_TIMEOUT_S = 5.0
+_NICE = 5
+
+
+def main(config: Path, *, child: bool) -> int:
+    """Run a usage worker until SIGTERM or SIGINT, and return the exit status. Raises StartupError.
+
+    Args:
+        child: stop also when stdin ends.
+    """
+    settings = worker_settings(config)
+    set_up_logs(settings.log.level, settings.log.format)
+    uvloop.run(_work(settings, child=child))
+    # A thread may hang in the database. To wait for it would keep this process from ending.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _work(settings: WorkerSettings, *, child: bool) -> None:
+    stop = asked_to_stop()
+    if child:
+        stop_at_end_of_stdin(stop)
+    url = settings.redis.url.get_secret_value()
+    if url == "embedded":
+        raise StartupError(
+            "redis.url is embedded: only the gateway's own worker can reach that Redis ('run: host' under usage in "
+            "config.yaml). For a worker of its own, start a Redis and set redis.url."
+        )
+    kept = settings.usage
+    async with AsyncExitStack() as stack:
+        client = RedisClient(url, timeout_s=max(_REDIS_TIMEOUT_S, settings.redis.timeout_s), metrics=Metrics())
+        stack.push_async_callback(client.close)
+        await client.require(embedded=False)
+        address = address_of(kept.url.get_secret_value(), settings.data, USAGE_FILE)
+        store = UsageStore(address, Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows))
+        stack.push_async_callback(store.close)
+        archives = dict.fromkeys((address, address_of("sqlite", settings.data, FILE)))
+        imports = [ArchiveImport(one) for one in archives]
+        for one in imports:
+            stack.push_async_callback(one.close)
+        keys = RedisKeys(settings.redis.prefix)
+        seat = WorkerSeat(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
+        await seat.join()
+        os.nice(_NICE)  # while it catches up, callers come first
+        feed = OutboxFeed(client.commands, keys, f"worker-{seat.number}")
+        worker = UsageWorker(client, feed, store, seat, keep_s=kept.keep_s, imports=imports)
+        tasks = Tasks()
+        stack.push_async_callback(tasks.close)
+        tasks.keep("redis", client.watch())
+        tasks.keep("publish", worker.publish())
+        log.info("usage_worker", number=seat.number, pid=os.getpid(), database=str(store.engine), version=__version__)
+        running = tasks.spawn("usage", worker.run(stop))
+        running.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+        await tasks.drain(FINISH_S)
+        log.info("usage_worker_stopped", finished=running.done())
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1]), child=True))
+    except StartupError as error:
+        sys.stderr.write(f"gkt-gateway: {error.message}\n")
+        sys.exit(1)

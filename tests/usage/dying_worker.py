@@ -1,0 +1,25 @@
+"""A usage worker that is killed at a chosen place: `python -m tests.usage.dying_worker CONFIG PLACE`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from gateway.usage import database
+from gateway.usage.feed import OutboxFeed
+from gateway.workers.usage_worker import main
+
+
+def _die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "in_transaction":  # receipts are inserted, and no sums
+        database.add_sums = _die  # type: ignore[attr-defined]
+    else:  # the transaction is committed, and Redis does not know
+        OutboxFeed.acknowledge = _die  # type: ignore[assignment,method-assign]
+    main(Path(sys.argv[1]), child=False)

@@ -1,0 +1,133 @@
+"""A Redis with a ledger that settles into outboxes, and usage workers that write to one database."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+from redis.asyncio import Redis
+
+from gateway.ledger.intent import abandoned
+from gateway.ledger.redis_ledger import RedisLedger, Settlement
+from gateway.ledger.savings import with_savings
+from gateway.metrics import Metrics
+from gateway.redis_client import RedisClient
+from gateway.redis_keys import RedisKeys
+from gateway.rollups.rollup import Row
+from gateway.rollups.sums import Retention
+from gateway.usage.feed import OutboxFeed
+from gateway.usage.state import WorkerSeat
+from gateway.usage.store import UsageStore
+from gateway.usage.tables import SUMS
+from gateway.usage.worker import UsageWorker
+from tests.ledger.drafts import closed, guided
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from gateway.ledger.intent import Intent
+    from gateway.ledger.receipt import Receipt
+    from gateway.usage.archive_import import ArchiveImport
+
+RETENTION = Retention(minute=1e9, hour=1e9, day=1e9)
+
+
+class Outboxes:
+    def __init__(self, redis: Redis, client: RedisClient, address: str) -> None:
+        self.redis = redis
+        self.client = client
+        self.address = address
+        self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
+        self.ledger = RedisLedger(redis, self.keys, "ann", 100, 10)
+        self.metrics = Metrics()
+        self.stores: list[UsageStore] = []
+        self.store = self.new_store()
+
+    def new_store(self) -> UsageStore:
+        self.stores.append(UsageStore(self.address, RETENTION))
+        return self.stores[-1]
+
+    def feed(self, consumer: str = "worker-1") -> OutboxFeed:
+        return OutboxFeed(self.redis, self.keys, consumer)
+
+    async def worker(
+        self,
+        name: str = "ann",
+        store: UsageStore | None = None,
+        keep_s: float | None = None,
+        imports: Sequence[ArchiveImport] = (),
+    ) -> UsageWorker:
+        seat = WorkerSeat(self.redis, self.keys.ledger(), name)
+        await seat.join()
+        feed = self.feed(f"worker-{seat.number}")
+        return UsageWorker(self.client, feed, store or self.store, seat, keep_s=keep_s, imports=imports)
+
+    async def settle(self, *receipts: Receipt) -> None:
+        await self.ledger.exchange([], [Settlement(one, None) for one in receipts])
+
+    async def abandon(self, one: Intent) -> Receipt:
+        receipt = abandoned(one, time.time())
+        await self.ledger.abandon(one.tenant, "ann", {one.id: Settlement(receipt, one)})
+        return receipt
+
+    async def lengths(self) -> dict[str, int]:
+        tenants = sorted(raw.decode() for raw in await self.redis.smembers(self.keys.ledger().tenants))
+        return {one: await self.redis.xlen(self.keys.outbox(one)) for one in tenants}
+
+    async def pending(self, tenant: str = "acme") -> int:
+        return int((await self.redis.xpending(self.keys.outbox(tenant), "archive"))["pending"])
+
+    async def ids(self) -> list[str]:
+        """The ids of all receipts in the database, sorted."""
+        found = [msgspec.json.decode(raw)["id"] async for some in self.store.receipts() for raw in some]
+        return sorted(found)
+
+    async def counted(self) -> int:
+        """The number of requests in the sums of all days."""
+
+        def read() -> int:
+            with self.store.engine.reading() as connection:
+                rows = connection.execute(SUMS.select().where(SUMS.c.seconds == 86_400, SUMS.c.tenant == "")).all()
+            return sum(Row.from_bytes(row.row).requests for row in rows)
+
+        return await asyncio.to_thread(read)
+
+    async def check(self, receipts: Sequence[Receipt]) -> None:
+        """Assert that exactly these receipts are in the database, and that the sums count each once."""
+        assert await self.ids() == sorted(one.id for one in receipts)
+        assert await self.counted() == len(receipts)
+
+    async def forget_all(self) -> None:
+        """Do what a Redis without a disk does when it restarts."""
+        await self.redis.delete(*await self.redis.keys(f"*{self.keys.prefix}*"))
+        self.ledger.forget()
+
+
+@asynccontextmanager
+async def open_outboxes(redis_url: str, address: str) -> AsyncIterator[Outboxes]:
+    client = RedisClient(redis_url, timeout_s=5, metrics=Metrics())
+    async with Redis.from_url(redis_url) as redis:
+        outboxes = Outboxes(redis, client, address)
+        try:
+            yield outboxes
+        finally:
+            for store in outboxes.stores:
+                await store.close()
+            await client.close()
+
+
+def receipts(count: int, tenant: str = "acme") -> list[Receipt]:
+    """Receipts of now, each with an id of its own."""
+    now = int(time.time())
+    return [
+        with_savings(
+            msgspec.structs.replace(
+                closed(guided()), id=f"req_{now:08x}{secrets.token_hex(8)}", tenant=tenant, created=now
+            )
+        )
+        for _ in range(count)
+    ]

@@ -1,0 +1,178 @@
+"""The feed reads every outbox, starves no tenant, trims what is acknowledged, and survives whatever Redis forgets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest_asyncio
+
+from gateway.rollups.entries import before
+from gateway.usage import feed as feed_module
+from gateway.usage.feed import GROUP, Backlog, OutboxFeed
+from tests.usage.outboxes import Outboxes, open_outboxes, receipts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import pytest
+
+
+@pytest_asyncio.fixture
+async def outboxes(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
+    async with open_outboxes(redis_url, f"sqlite:///{tmp_path}/usage.db") as one:
+        yield one
+
+
+async def test_what_is_acknowledged_is_trimmed(outboxes: Outboxes) -> None:
+    feed = outboxes.feed()
+    await outboxes.settle(*receipts(10), *receipts(3, "beta"))
+    taken = await feed.take(100)
+    assert not taken.more
+    assert len(taken.entries) == 13
+    assert await outboxes.lengths() == {"acme": 10, "beta": 3}
+    await feed.acknowledge(taken.entries)
+    assert await outboxes.lengths() == {"acme": 0, "beta": 0}
+    assert await feed.backlog() == Backlog()
+
+
+async def test_what_another_worker_holds_stays_with_all_that_came_later(outboxes: Outboxes) -> None:
+    ann, bob = outboxes.feed(), outboxes.feed("worker-2")
+    await outboxes.settle(*receipts(6))
+    first, rest = await ann.take(2), await bob.take(10)
+    await bob.acknowledge(rest.entries)
+    assert await outboxes.lengths() == {"acme": 6}
+    await ann.acknowledge(first.entries[:1])
+    assert await outboxes.lengths() == {"acme": 5}
+    backlog = await bob.backlog()
+    assert backlog.pending == ("acme",)
+    await ann.acknowledge(first.entries[1:])
+    assert await outboxes.lengths() == {"acme": 0}
+
+
+async def test_entries_that_came_during_the_write_stay(outboxes: Outboxes) -> None:
+    feed = outboxes.feed()
+    await outboxes.settle(*receipts(3))
+    taken = await feed.take(100)
+    await outboxes.settle(*(later := receipts(2)))
+    await feed.acknowledge(taken.entries)
+    assert (await feed.backlog()).waiting == 2
+    await asyncio.sleep(0)
+    found = await feed.take(100, everywhere=True)
+    assert [one.raw for one in found.entries] == [one.to_json() for one in later]
+
+
+async def test_the_entries_of_a_dead_worker_are_claimed(outboxes: Outboxes) -> None:
+    ann, bob = outboxes.feed(), outboxes.feed("worker-2")
+    await outboxes.settle(*receipts(4), *receipts(2, "beta"))
+    taken = await ann.take(100)
+    assert (await bob.take(100)).entries == []
+    pending = (await bob.backlog()).pending
+    assert sorted(pending) == ["acme", "beta"]
+    assert (await bob.claim(pending, 60, 100)).entries == []
+    claimed = await bob.claim(pending, 0, 100)
+    assert sorted(claimed.entries) == sorted(taken.entries)
+    consumers = await outboxes.redis.xinfo_consumers(outboxes.keys.outbox("acme"), GROUP)
+    assert {one["name"]: one["pending"] for one in consumers} == {b"worker-1": 0, b"worker-2": 4}
+
+
+async def test_what_was_trimmed_before_it_was_acknowledged_is_counted(outboxes: Outboxes) -> None:
+    feed = outboxes.feed()
+    await outboxes.settle(*receipts(5))
+    await feed.take(3)
+    await outboxes.redis.xtrim(outboxes.keys.outbox("acme"), maxlen=4, approximate=False)
+    claimed = await outboxes.feed("worker-2").claim(["acme"], 0, 100)
+    assert (len(claimed.entries), claimed.gone) == (2, 1)
+
+
+async def test_redis_forgets_between_taking_and_acknowledging(outboxes: Outboxes) -> None:
+    feed = outboxes.feed()
+    await outboxes.settle(*receipts(3), *receipts(2, "beta"))
+    taken = await feed.take(100)
+    await outboxes.forget_all()
+    await outboxes.settle(*(new := receipts(4)))
+    await feed.acknowledge(taken.entries)
+    assert await outboxes.lengths() == {"acme": 4}
+    found = await feed.take(100, everywhere=True)
+    assert [one.raw for one in found.entries] == [one.to_json() for one in new]
+
+
+async def test_while_an_old_process_adds_up_it_trims_and_the_feed_notes(outboxes: Outboxes) -> None:
+    """And for a minute after it was last seen: its lease may be between two processes."""
+    now = [1_000.0]
+    feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0])
+    keys = outboxes.keys.ledger()
+    await outboxes.redis.set(keys.lease, "old", px=3_000)
+    await outboxes.settle(*receipts(6))
+    first, rest = await feed.take(4), await feed.take(2)
+    await feed.acknowledge(first.entries)
+    assert await outboxes.lengths() == {"acme": 6}
+    assert (await outboxes.redis.hget(keys.archived, "acme")).decode() == before(rest.entries[0].id)
+    await outboxes.redis.delete(keys.lease)
+    now[0] += 59
+    await feed.acknowledge(rest.entries)
+    assert await outboxes.lengths() == {"acme": 6}
+    assert (await outboxes.redis.hget(keys.archived, "acme")).decode() == rest.entries[-1].id
+    assert (await feed.backlog()).waiting == 0
+    now[0] += 2
+    await feed.backlog()
+    assert await outboxes.lengths() == {"acme": 0}
+
+
+async def test_a_loud_tenant_among_quiet_ones_is_read_as_fast_as_alone(outboxes: Outboxes) -> None:
+    await outboxes.settle(*(one for place in range(120) for one in receipts(1, f"quiet-{place}")))
+    await outboxes.settle(*receipts(2_000, "loud"))
+    feed = outboxes.feed()
+    first, second = await feed.take(1_000), await feed.take(1_000)
+    assert len(first.entries) + len(second.entries) >= 1_900
+    assert len({entry.tenant for entry in first.entries}) == 121
+    assert first.more
+    assert second.more
+    while (rest := await feed.take(1_000)).more:
+        pass
+    assert len({entry.id for entry in rest.entries}) == len(rest.entries)
+    assert (await feed.take(1_000)).entries == []
+
+
+async def test_loud_tenants_at_the_front_do_not_keep_the_others_out(
+    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_TENANTS_PER_CALL", 2)
+    await outboxes.settle(*receipts(100, "a-loud"), *receipts(100, "b-loud"), *receipts(1, "z-quiet"))
+    feed = outboxes.feed()
+    seen = [entry.tenant for _ in range(3) for entry in (await feed.take(10)).entries]
+    assert "z-quiet" in seen
+
+
+async def test_with_many_tenants_the_active_are_read_each_time_and_all_once_a_second(
+    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_TENANTS_PER_CALL", 2)
+    now = [1_000.0]
+    feed = OutboxFeed(outboxes.redis, outboxes.keys, "worker-1", lambda: now[0])
+    for name in "abcdef":
+        await outboxes.settle(*receipts(1, name))
+    assert len((await feed.take(100)).entries) == 6
+    now[0] += 61
+    assert (await feed.take(100)).entries == []
+    await outboxes.settle(*receipts(1, "c"))
+    assert (await feed.take(100)).entries == [], "no tenant is active, and a second has not passed"
+    now[0] += 1
+    assert [one.tenant for one in (await feed.take(100)).entries] == ["c"]
+    await outboxes.settle(*receipts(1, "c"), *receipts(1, "d"))
+    assert [one.tenant for one in (await feed.take(100)).entries] == ["c"]
+    now[0] += 1
+    assert [one.tenant for one in (await feed.take(100)).entries] == ["d"]
+
+
+async def test_many_ids_are_acknowledged_in_several_calls(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed_module, "_IDS_PER_CALL", 7)
+    await outboxes.settle(*receipts(50), *receipts(5, "beta"), *receipts(1, "gamma"))
+    feed = outboxes.feed()
+    taken = await feed.take(100)
+    while taken.more:
+        more = await feed.take(100)
+        taken = type(taken)([*taken.entries, *more.entries], more=more.more)
+    await feed.acknowledge(taken.entries)
+    assert await outboxes.lengths() == {"acme": 0, "beta": 0, "gamma": 0}

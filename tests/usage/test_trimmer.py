@@ -1,0 +1,147 @@
+"""Without a usage worker the outboxes stay within their bound, and what is lost is counted."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from gateway.ledger.redis_ledger import RedisLedger
+from gateway.usage.inactive import QUIET_S, STEP_S, InactiveTenants
+from gateway.usage.state import WorkerState
+from gateway.usage.trimmer import OutboxTrimmer, level
+from tests.usage.outboxes import Outboxes, open_outboxes, receipts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+DOWN = WorkerState(up=False, error="no usage worker runs")
+
+
+@pytest_asyncio.fixture
+async def outboxes(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
+    async with open_outboxes(redis_url, f"sqlite:///{tmp_path}/usage.db") as one:
+        yield one
+
+
+def trimmer(outboxes: Outboxes, most: int, state: WorkerState = DOWN, owner: str = "ann") -> OutboxTrimmer:
+    return OutboxTrimmer(
+        outboxes.client,
+        outboxes.redis,
+        outboxes.keys,
+        owner,
+        most=most,
+        state=lambda: state,
+        metrics=outboxes.metrics,
+    )
+
+
+def lost(outboxes: Outboxes) -> float:
+    return outboxes.metrics.registry.get_sample_value("gkt_receipts_lost_total") or 0.0
+
+
+@given(st.lists(st.integers(0, 1_000), max_size=12), st.integers(1, 3_000))
+def test_the_longest_give_way_first_and_no_further_than_they_must(lengths: list[int], most: int) -> None:
+    cut_to = level(lengths, most)
+    assert sum(min(one, cut_to) for one in lengths) <= most
+    if sum(lengths) > most:
+        assert sum(min(one, cut_to + 1) for one in lengths) > most
+    else:
+        assert cut_to == max(lengths, default=0)
+
+
+async def test_a_loud_tenant_takes_no_room_of_others_and_the_loss_is_logged_once(outboxes: Outboxes) -> None:
+    await outboxes.settle(*receipts(1_200, "loud"), *receipts(30, "quiet"))
+    one = trimmer(outboxes, most=80)
+    with capture_logs() as logs:
+        assert await one.trim() == 1_150
+        assert await outboxes.lengths() == {"loud": 50, "quiet": 30}
+        await outboxes.settle(*receipts(1, "loud"))
+        assert await one.trim() == 1
+        assert await one.trim() == 0
+        await outboxes.settle(*receipts(1, "loud"))
+        assert await one.trim() == 1
+    assert lost(outboxes) == 1_152
+    assert [(line["event"], line["count"], line["most"]) for line in logs] == [
+        ("receipts_lost", 1_150, 80),
+        ("receipts_lost", 1, 80),
+    ]
+
+
+async def test_the_newest_stay_and_reach_the_database(outboxes: Outboxes) -> None:
+    told = receipts(100)
+    await outboxes.settle(*told)
+    await trimmer(outboxes, most=40).trim()
+    worker = await outboxes.worker()
+    await worker.round()
+    await outboxes.check(told[60:])
+
+
+async def test_entries_that_a_worker_has_taken_are_not_counted_as_lost(outboxes: Outboxes) -> None:
+    """The worker has them in its memory; where it died, whoever claims them counts them."""
+    await outboxes.settle(*receipts(100))
+    await outboxes.feed().take(30)
+    assert await trimmer(outboxes, most=40).trim() == 30
+    claimed = await outboxes.feed("worker-2").claim(["acme"], 0, 1_000)
+    assert claimed.gone == 30
+
+
+async def test_nothing_is_measured_while_a_worker_keeps_up(outboxes: Outboxes) -> None:
+    await outboxes.settle(*receipts(100))
+    assert await trimmer(outboxes, most=80, state=WorkerState(up=True, waiting=40)).trim() == 0
+    assert await outboxes.lengths() == {"acme": 100}
+    assert await trimmer(outboxes, most=80, state=WorkerState(up=True, waiting=41)).trim() == 20
+
+
+async def test_while_an_old_process_adds_up_that_one_keeps_the_bound(outboxes: Outboxes) -> None:
+    await outboxes.settle(*receipts(100))
+    await outboxes.redis.set(outboxes.keys.ledger().lease, "old")
+    assert await trimmer(outboxes, most=80).trim() == 0
+    assert await outboxes.lengths() == {"acme": 100}
+
+
+async def test_one_process_trims_at_a_time(outboxes: Outboxes) -> None:
+    ann, bob = trimmer(outboxes, most=80), trimmer(outboxes, most=80, owner="bob")
+    assert [await ann._leads(), await bob._leads(), await ann._leads()] == [True, False, True]
+
+
+async def test_a_tenant_that_was_quiet_for_long_is_forgotten_and_comes_back(outboxes: Outboxes) -> None:
+    keys, now = outboxes.keys.ledger(), time.time()
+    told = receipts(3)
+    await outboxes.settle(*told)
+    worker = await outboxes.worker()
+    await worker.round()
+    inactive = InactiveTenants(outboxes.redis, outboxes.keys)
+    assert await inactive.begin(["acme"], now) == []
+    assert await inactive.begin(["acme"], now + QUIET_S + 60) == ["acme"]
+    later = now + QUIET_S + 60 + STEP_S
+    assert await inactive.end(later - 1) == []
+
+    # A process that takes the tenant for named settles meanwhile: its outbox is read again.
+    await outboxes.settle(*(more := receipts(2)))
+    assert await inactive.end(later) == []
+    assert await outboxes.lengths() == {"acme": 2}
+    worker._feed._all_at = 0.0  # a second later
+    await worker.round()
+
+    assert await inactive.begin(["acme"], now + 2 * QUIET_S) == ["acme"]
+    assert await inactive.end(now + 3 * QUIET_S) == ["acme"]
+    for name in (keys.leaving, keys.tenants, outboxes.keys.outbox("acme")):
+        assert not await outboxes.redis.exists(name)
+    outboxes.ledger = RedisLedger(outboxes.redis, outboxes.keys, "ann", 100, 10)
+    await outboxes.settle(*(new := receipts(4)))
+    worker._feed._all_at = 0.0
+    await worker.round()
+    await outboxes.check([*told, *more, *new])
+
+
+async def test_a_new_tenant_does_not_leave_before_its_first_receipt_is_there(outboxes: Outboxes) -> None:
+    await outboxes.ledger._name_tenants({"acme"})
+    await outboxes.feed().take(10)
+    inactive = InactiveTenants(outboxes.redis, outboxes.keys)
+    assert await inactive.begin(["acme"], time.time() + 2 * QUIET_S) == []

@@ -1,0 +1,315 @@
+"""Each receipt comes into the database once and is counted once, whoever dies and whatever Redis forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+from sqlalchemy.exc import OperationalError
+from structlog.testing import capture_logs
+
+from gateway.archive.database import ArchiveDatabase
+from gateway.archive.database import Entry as ArchiveEntry
+from gateway.errors import StartupError
+from gateway.usage import state as state_module
+from gateway.usage import worker as worker_module
+from gateway.usage.archive_import import ArchiveImport
+from gateway.usage.database import Entry
+from gateway.usage.state import NO_WORKER, WorkerBoard, WorkerSeat, WorkerState
+from tests.ledger.drafts import candidate, closed, guided, intent
+from tests.usage.outboxes import Outboxes, open_outboxes, receipts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from gateway.usage.worker import UsageWorker
+
+
+@pytest_asyncio.fixture
+async def outboxes(redis_url: str, address: str) -> AsyncIterator[Outboxes]:
+    async with open_outboxes(redis_url, address) as one:
+        yield one
+
+
+@pytest_asyncio.fixture
+async def in_sqlite(redis_url: str, tmp_path: Path) -> AsyncIterator[Outboxes]:
+    async with open_outboxes(redis_url, f"sqlite:///{tmp_path}/usage.db") as one:
+        yield one
+
+
+async def claim_now(worker: UsageWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute later."""
+    monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
+    await worker._publish()
+    await worker.round()
+
+
+async def test_what_is_settled_is_written_once_and_its_outbox_is_empty(outboxes: Outboxes) -> None:
+    told = [*receipts(30), *receipts(7, "beta")]
+    await outboxes.settle(*told)
+    worker = await outboxes.worker()
+    await worker.round()
+    await outboxes.check(told)
+    assert await outboxes.lengths() == {"acme": 0, "beta": 0}
+    await worker._publish()
+    board = WorkerBoard(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here")
+    assert await board.read() == WorkerState(up=True, by="ann")
+    value = outboxes.metrics.registry.get_sample_value
+    assert value("gkt_usage_up") == 1
+    assert value("gkt_usage_receipts", {"result": "inserted"}) == 37
+
+
+async def test_a_worker_that_died_before_it_wrote_and_one_before_it_acknowledged(
+    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = receipts(10)
+    await outboxes.settle(*told)
+    dead = outboxes.feed("worker-9")
+    assert len((await dead.take(4)).entries) == 4
+    await outboxes.store.write((await dead.take(3)).entries)
+    worker = await outboxes.worker()
+    await worker.round()
+    assert await outboxes.pending() == 7
+    await claim_now(worker, monkeypatch)
+    await outboxes.check(told)
+    assert await outboxes.lengths() == {"acme": 0}
+
+
+async def test_three_workers_at_once_write_each_once(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which each claims what the others have taken a moment ago."""
+    monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
+    monkeypatch.setattr(worker_module, "MAX_ENTRIES", 7)
+    told = receipts(200)
+    workers = [await outboxes.worker(name, outboxes.new_store()) for name in ("ann", "bob", "carl")]
+    for start in range(0, 200, 20):
+        await outboxes.settle(*told[start : start + 20])
+        for one in workers:
+            one._due["look"] = one._due["claim"] = 0.0
+            await one._publish()
+        await asyncio.gather(*(one.round() for one in workers))
+    for one in workers:
+        while not await one.round():
+            pass
+    await outboxes.check(told)
+    assert [one._seat.number for one in workers] == [1, 2, 3]
+
+
+async def test_a_true_receipt_takes_an_abandoned_ones_place(outboxes: Outboxes) -> None:
+    one = intent(created=int(time.time()))
+    true = msgspec.structs.replace(closed(guided()), id=one.id, tenant=one.tenant, created=one.created)
+    await outboxes.ledger.exchange([candidate(one)], [])
+    await outboxes.abandon(one)
+    worker = await outboxes.worker()
+    await worker.round()
+    assert await outboxes.counted() == 1
+    await outboxes.settle(true)
+    await worker.round()
+    await outboxes.check([true])
+    assert await outboxes.store.find(one.tenant, one.id) == true.to_json()
+
+
+async def test_what_redis_forgets_and_is_told_again_counts_once(outboxes: Outboxes) -> None:
+    told = receipts(5)
+    await outboxes.settle(*told)
+    worker = await outboxes.worker()
+    await worker.round()
+    await outboxes.forget_all()
+    await outboxes.settle(*told[2:], *(more := receipts(3)))
+    worker._feed._all_at = 0.0  # a second later
+    await worker.round()
+    await outboxes.check([*told, *more])
+
+
+async def test_redis_fails_between_commit_and_acknowledgement(
+    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = receipts(5)
+    await outboxes.settle(*told)
+    worker = await outboxes.worker()
+
+    async def fail(_: Any) -> None:
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._feed, "acknowledge", fail)
+        with pytest.raises(ConnectionResetError):
+            await worker.round()
+    assert worker._error is None, "the database did not fail"
+    await outboxes.check(told)
+    assert await outboxes.pending() == 5
+    await worker.round()
+    await outboxes.check(told)
+    assert await outboxes.lengths() == {"acme": 0}
+
+
+async def test_while_the_database_is_away_entries_are_kept_and_one_line_is_logged(
+    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = receipts(5)
+    await outboxes.settle(*told)
+    worker = await outboxes.worker()
+    write = outboxes.store.write
+
+    async def fail(_: Any) -> Any:
+        raise OperationalError("secret", {}, sqlite3.OperationalError("disk is full"))
+
+    with capture_logs() as logs:
+        monkeypatch.setattr(outboxes.store, "write", fail)
+        rests = [await worker.round() for _ in range(6)]
+        await worker._publish()
+        assert await WorkerBoard(outboxes.redis, outboxes.keys.ledger(), outboxes.metrics, "here").read() == (
+            WorkerState(False, worker._backlog.lag_s and round(worker._backlog.lag_s, 3), 5, "OperationalError", "ann")
+        )
+        monkeypatch.setattr(outboxes.store, "write", write)
+        while await worker.round() == 0:
+            pass
+    assert 0.4 <= rests[0] <= 0.5
+    assert rests[:4] == sorted(rests[:4])
+    assert 4 <= rests[-1] <= 5
+    assert [line["event"] for line in logs] == ["usage_database_away", "usage_database_back"]
+    assert "secret" not in str(logs)
+    await outboxes.check(told)
+
+
+async def test_a_worker_that_starts_without_its_database_finds_it_later(in_sqlite: Outboxes, tmp_path: Path) -> None:
+    worker = await in_sqlite.worker()
+    (tmp_path / "usage.db").mkdir()
+    await worker.round()
+    assert worker._up is False
+    (tmp_path / "usage.db").rmdir()
+    await worker.round()
+    assert worker._up is True
+
+
+async def test_a_locked_database_is_waited_for(in_sqlite: Outboxes, tmp_path: Path) -> None:
+    """A backup or a person holds SQLite's lock."""
+    worker = await in_sqlite.worker()
+    await worker.round()
+    told = receipts(5)
+    await in_sqlite.settle(*told)
+    lock = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    worker._feed._all_at = 0.0
+    await worker.round()
+    assert worker._error == "OperationalError"
+    lock.execute("COMMIT")
+    lock.close()
+    await worker.round()
+    await in_sqlite.check(told)
+
+
+async def test_unreadable_entries_hold_nobody_up(outboxes: Outboxes) -> None:
+    told = receipts(3)
+    await outboxes.settle(*told)
+    await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"receipt": b'{"id": "of a newer version"}'})
+    worker = await outboxes.worker()
+    await worker.round()
+    await outboxes.check(told)
+    assert await outboxes.store.count_unreadable() == 1
+    assert await outboxes.lengths() == {"acme": 0}
+
+
+async def test_on_stop_what_waits_is_written(outboxes: Outboxes) -> None:
+    """Also of tenants that the worker has not read before, and the seat is free at once."""
+    worker = await outboxes.worker()
+    await worker.round()
+    told = [*receipts(5), *receipts(5, "beta")]
+    await outboxes.settle(*told)
+    stop = asyncio.Event()
+    stop.set()
+    await worker.run(stop)
+    await outboxes.check(told)
+    assert await outboxes.redis.get(outboxes.keys.ledger().worker(1)) is None
+
+
+async def test_old_receipts_are_deleted(outboxes: Outboxes) -> None:
+    now = time.time()
+    old = [
+        msgspec.structs.replace(one, id=f"req_{int(now) - 9 * 86_400:08x}{place:016x}", created=int(now) - 9 * 86_400)
+        for place, one in enumerate(receipts(1_200))
+    ]
+    await outboxes.store.write([Entry("acme", f"{place}-1", one.to_json()) for place, one in enumerate(old)])
+    told = receipts(3)
+    await outboxes.settle(*told)
+    worker = await outboxes.worker(keep_s=5 * 86_400)
+    while await worker.round() == 0:
+        pass
+    assert await outboxes.ids() == sorted(one.id for one in told)
+    assert await outboxes.counted() == 1_203, "sums are kept for longer"
+
+
+async def test_seats_and_states_of_a_fleet(in_sqlite: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, redis = in_sqlite.keys.ledger(), in_sqlite.redis
+    board = WorkerBoard(redis, keys, in_sqlite.metrics, "here")
+    assert (await board.read()).up is None
+    assert await board.read() == WorkerState(up=False, error=NO_WORKER)
+    monkeypatch.setattr(state_module, "MAX_WORKERS", 2)
+    ann, bob, carl = (WorkerSeat(redis, keys, name) for name in ("ann", "bob", "carl"))
+    await ann.join()
+    await bob.join()
+    with pytest.raises(StartupError, match="2 usage workers"):
+        await carl.join()
+    await ann.publish(WorkerState(False, 3.0, 9, "OperationalError", "ann"), {"inserted": 2, "known": 0})
+    await bob.publish(WorkerState(True, 1.0, 12, None, "bob"), {"inserted": 3})
+    assert await board.read() == WorkerState(True, 3.0, 12, "OperationalError", "ann, bob")
+    assert in_sqlite.metrics.registry.get_sample_value("gkt_usage_receipts", {"result": "inserted"}) == 5
+    await ann.leave()
+    await carl.join()
+    assert carl.number == 1
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same", "beside"])
+async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tmp_path: Path, same: bool) -> None:
+    """While its archiver still writes to it, and in a database of its own or in the same one."""
+    address = outboxes.address if same else f"sqlite:///{tmp_path}/gkt-archive.db"
+    archive = ArchiveDatabase(address)
+    old, both, late = receipts(50), receipts(20), receipts(5)
+    one = intent(created=int(time.time()))
+    true = msgspec.structs.replace(closed(guided()), id=one.id, tenant=one.tenant, created=one.created)
+
+    def archived(some: list[Any], ms: int) -> list[ArchiveEntry]:
+        return [ArchiveEntry(one.tenant, f"{ms}-{place}", one.to_json()) for place, one in enumerate(some)]
+
+    try:
+        await asyncio.to_thread(archive.write, archived([*old, *both], 5))
+        await asyncio.to_thread(archive.write, [ArchiveEntry("acme", "6-0", b'{"id": "newer"}')])
+        await outboxes.ledger.exchange([candidate(one)], [])
+        gone = await outboxes.abandon(one)
+        await asyncio.to_thread(archive.write, archived([gone], 7))
+        await outboxes.settle(*both)
+        moving = ArchiveImport(address)
+        worker = await outboxes.worker(imports=[moving])
+
+        # A row that changes after it was taken stays, and is taken again.
+        taken = await moving.take(1_000)
+        assert len(taken) == 72
+        await outboxes.store.write(taken)
+        await asyncio.to_thread(archive.write, archived([true], 8))
+        await moving.delete_taken()
+        while await worker.round() == 0:
+            pass
+        await outboxes.check([*old, *both, true])
+
+        await asyncio.to_thread(archive.write, archived([*late, *old[:3]], 9))
+        worker._due["import"] = 0.0
+        while await worker.round() == 0:
+            pass
+        await outboxes.check([*old, *both, true, *late])
+        assert await outboxes.store.count_unreadable() == 1
+        assert await moving.take(10) == []
+    finally:
+        await moving.close()
+        archive.close()
+
+
+async def test_an_import_makes_no_file(tmp_path: Path) -> None:
+    moving = ArchiveImport(f"sqlite:///{tmp_path}/gkt-archive.db")
+    assert await moving.take(10) == []
+    await moving.close()
+    assert list(tmp_path.iterdir()) == []
