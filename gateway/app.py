@@ -18,7 +18,7 @@ from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
 from gateway.admin.login import ATTEMPTS, Attempts
 from gateway.admin.overview import OVERVIEW, Overview
-from gateway.admin.quality import QUALITY
+from gateway.admin.quality import COMPARISONS, QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.session import SESSIONS, EndedSessions, Sessions
@@ -302,7 +302,7 @@ async def gateway(
         admin[keys.TRY] = "GET /readyz"
         admin[SESSIONS] = sessions
         admin[OVERVIEW] = Overview(rollups, {model.name: model.batch.max_size for model in settings.models})
-        admin[QUALITY] = quality
+        admin[QUALITY] = admin[COMPARISONS] = quality
         admin[ATTEMPTS] = Attempts()
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DISCONNECTS] = Disconnects(prices)
@@ -351,7 +351,7 @@ async def gateway(
             app[keys.COMPLETIONS] = completions
             app[keys.RECEIPTS] = store
             app[keys.DEFAULTS] = settings.defaults
-            app[keys.ROLLUPS] = rollups
+            app[keys.SUMS] = rollups
             # One each, so that callers who ask often take no operator's turn.
             app[keys.USAGE] = UsageReader(rollups, retention)
             app[keys.ADMISSION] = admission

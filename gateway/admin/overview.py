@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from gateway.policy.schema import TenantPolicy
     from gateway.rollups.rollups import Rollups
+    from gateway.usage.sums_reader import SumsReader
 
 _FRESH_S = 0.9
 _PAST_FRESH_S = 60.0
@@ -51,9 +52,11 @@ class Overview:
         clock: Unix seconds.
     """
 
-    def __init__(self, rollups: Rollups, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, sums: SumsReader | Rollups, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time
+    ) -> None:
         self.max_batch = max_batch
-        self._rollups = rollups
+        self._sums = sums
         self._clock = clock
         self._reading = asyncio.Lock()
         self._read_at = 0.0
@@ -77,7 +80,7 @@ class Overview:
         if past is None or past.until != today.start or not 0 <= now - past.read_at < _PAST_FRESH_S:
             past = None
             wanted += periods("day", first, today.start)
-        found = dict(await self._rollups.totals(wanted))
+        found = dict(await self._sums.totals(wanted))
         if past is None:
             past = self._past = _Past(now, today.start, _together(found[day] for day in wanted[3:]))
         month = _together([found[today], past.month])

@@ -17,7 +17,10 @@ from gateway.quality.tally import LENGTHS, Tally
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from gateway.usage.comparisons import ComparisonReader
+
 QUALITY = web.AppKey("quality", QualityBook)
+COMPARISONS: web.AppKey[ComparisonReader | QualityBook] = web.AppKey("comparisons")
 ALL = "all"
 """In the place of a length: of all lengths together."""
 _DAYS = 7
@@ -33,7 +36,7 @@ async def show_quality(request: web.Request) -> web.Response:
     days = _days(request.query.get("days"))
     book = request.app[QUALITY]
     today = book.today()
-    tallies = await book.look(days)
+    tallies = await request.app[COMPARISONS].look(days)
     spent = await book.spent_today()
     return json_reply(
         {

@@ -12,7 +12,7 @@ from gateway.errors import InvalidRequest
 from gateway.rollups.rollups import Period
 from gateway.usage.reconcile import engine_view, reconciled, totals
 from gateway.usage.uptime import DAY_S
-from gateway.web.keys import ROLLUPS, UPTIME
+from gateway.web.keys import SUMS, UPTIME
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -27,7 +27,7 @@ async def reconciliation(request: web.Request) -> web.Response:
     uptime = request.app[UPTIME]
     now = uptime.clock()
     starts = _asked(request, now, uptime.kept_s)
-    sums = await request.app[ROLLUPS].totals([Period("day", start) for start in starts])
+    sums = await request.app[SUMS].totals([Period("day", start) for start in starts])
     watched = await uptime.look(starts)
     days = [
         reconciled(period.start, now, row.engines, of_day) for (period, row), of_day in zip(sums, watched, strict=True)

@@ -15,7 +15,7 @@ from gateway.errors import InvalidRequest, NotFound
 from gateway.ledger.receipt import Receipt
 from gateway.rollups.rollups import KEPT_LATEST
 from gateway.usage.span import shown
-from gateway.web.keys import POLICIES, ROLLUPS, USAGE
+from gateway.web.keys import POLICIES, SUMS, USAGE
 from gateway.web.usage import encoded
 from gateway.web.usage_query import DIMENSIONS, FILTERS, read_ask
 
@@ -58,7 +58,7 @@ async def list_receipts(request: web.Request) -> web.Response:
     only_query(request, "limit", "tenant")
     most = number_of(request, "limit", default=_PAGE, most=KEPT_LATEST)
     tenant = request.query.get("tenant") or None
-    found = await request.app[ROLLUPS].latest(most, tenant)
+    found = await request.app[SUMS].latest(most, tenant)
     if not found:
         _check_tenant(request, tenant)
     return _json(await asyncio.to_thread(_listed, found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -30,13 +31,17 @@ from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
-from gateway.rollups.rollups import Rollups
 from gateway.rollups.state import LedgerState
 from gateway.sections import Defaults
 from gateway.slots import Slots
 from gateway.startup import Startup
 from gateway.usage.reader import UsageReader
-from gateway.usage.uptime import Uptime
+
+if TYPE_CHECKING:
+    from gateway.rollups.rollups import Rollups
+    from gateway.usage.sums_reader import SumsReader
+    from gateway.usage.uptime import Uptime
+    from gateway.usage.uptime_table import UptimeReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,9 @@ KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
 KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
 AUDIT = web.AppKey("audit", AuditTrail)
 BUDGETS = web.AppKey("budgets", Budgets)
-ROLLUPS = web.AppKey("rollups", Rollups)
+SUMS: web.AppKey[SumsReader | Rollups] = web.AppKey("sums")
 USAGE = web.AppKey("usage", UsageReader)
-UPTIME = web.AppKey("uptime", Uptime)
+UPTIME: web.AppKey[UptimeReader | Uptime] = web.AppKey("uptime")
 READS = web.AppKey("reads", Slots)
 SPEEDS = web.AppKey("speeds", Speeds)
 DEFAULTS = web.AppKey("defaults", Defaults)

@@ -21,6 +21,7 @@ class UsageBook:
 
     def __init__(self, address: str) -> None:
         self.engine = UsageEngine(address)
+        self.engine.open()  # now: migrations take longer than a query may
         self.database = UsageDatabase(self.engine, FOREVER)
         self.threads = QueryThreads(self.engine)
         self.sums = SumsReader(self.threads)

@@ -1,0 +1,121 @@
+"""Uptime of engines in the usage database: a worker copies the bitmaps of the last days there from Redis."""
+
+from __future__ import annotations
+
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gateway.rollups.rollup import pico, usd
+from gateway.usage.tables import DAY_S, UPTIME
+from gateway.usage.uptime import MINUTES_A_DAY, Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from redis.asyncio import Redis
+    from sqlalchemy import Connection
+
+    from gateway.redis_keys import LedgerKeys
+    from gateway.usage.threads import QueryThreads
+
+_BYTES = MINUTES_A_DAY // 8
+
+
+class EngineMinutes(NamedTuple):
+    """The bitmaps of an engine and day. The first minute is the highest bit of the first byte, as in Redis.
+
+    Attributes:
+        day: days since the Unix epoch.
+        hourly_pico: price of an hour on that day.
+        up: minutes in which the engine was up.
+        seen: minutes in which any process checked it.
+    """
+
+    day: int
+    engine: str
+    hourly_pico: int
+    up: bytes
+    seen: bytes
+
+
+class UptimeReader:
+    """Args:
+    kept_s: how long days can be read.
+    clock: Unix seconds.
+    """
+
+    def __init__(self, threads: QueryThreads, kept_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._threads = threads
+        self.kept_s = kept_s
+        self.clock = clock
+
+    async def look(self, days: Sequence[int]) -> list[dict[str, Watched]]:
+        """Return the minutes by day, given as the Unix second it begins with, and engine. Raises UsageUnavailable."""
+        return await self._threads.query(_watched, days)
+
+
+async def minutes_in_redis(redis: Redis, keys: LedgerKeys, starts: Sequence[int]) -> list[EngineMinutes]:
+    """Return the bitmaps of the days that begin at these Unix seconds. Raises RedisError and OSError."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for start in starts:
+            pipe.hgetall(keys.rates(start))
+        rates = await pipe.execute()
+    found = [
+        (start, name.decode(), Decimal(rate.decode()))
+        for start, of_day in zip(starts, rates, strict=True)
+        for name, rate in of_day.items()
+    ]
+    if not found:
+        return []
+    async with redis.pipeline(transaction=False) as pipe:
+        for start, name, _ in found:
+            pipe.get(keys.up(name, start))
+            pipe.get(keys.seen_up(name, start))
+        held = iter(await pipe.execute())
+    return [
+        EngineMinutes(start // DAY_S, name, pico(rate), next(held) or b"", next(held) or b"")
+        for start, name, rate in found
+    ]
+
+
+def add_minutes(connection: Connection, minutes: Iterable[EngineMinutes]) -> None:
+    """Add minutes to those that are there; the price is replaced. Raises SQLAlchemyError."""
+    new = {(one.day, one.engine): one for one in minutes}
+    wanted = select(UPTIME).where(UPTIME.c.day.in_({day for day, _ in new}))
+    held = {(row.day, row.engine): EngineMinutes(*row) for row in connection.execute(wanted)} if new else {}
+    rows: list[dict[str, Any]] = []
+    for place, one in new.items():
+        old = held.get(place)
+        merged = one._replace(
+            up=_either(one.up, old.up if old else b""), seen=_either(one.seen, old.seen if old else b"")
+        )
+        if merged != old:
+            rows.append(merged._asdict())
+    if rows:
+        build = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        statement = build(UPTIME)
+        values = {name: statement.excluded[name] for name in ("hourly_pico", "up", "seen")}
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=[UPTIME.c.day, UPTIME.c.engine], set_=values), rows
+        )
+
+
+def _either(one: bytes, other: bytes) -> bytes:
+    both = zip(one[:_BYTES].ljust(_BYTES, b"\0"), other[:_BYTES].ljust(_BYTES, b"\0"), strict=True)
+    return bytes(mine | theirs for mine, theirs in both)
+
+
+def _watched(connection: Connection, starts: Sequence[int]) -> list[dict[str, Watched]]:
+    found: dict[int, dict[str, Watched]] = {start: {} for start in starts}
+    days = [start // DAY_S for start in starts]
+    for row in connection.execute(select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)):
+        found[row.day * DAY_S][row.engine] = Watched(usd(row.hourly_pico), _count(row.up), _count(row.seen))
+    return [found[start] for start in starts]
+
+
+def _count(bitmap: bytes) -> int:
+    return int.from_bytes(bitmap).bit_count()

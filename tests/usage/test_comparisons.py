@@ -1,0 +1,65 @@
+"""Comparisons of answers in a usage database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from gateway.quality.book import DAY_S, Compared
+from gateway.quality.comparison import Comparison
+from gateway.quality.tally import SCALE, Tally
+from gateway.usage.comparisons import ComparisonReader, add_comparisons
+
+if TYPE_CHECKING:
+    from tests.usage.books import UsageBook
+
+NOON = 20_000 * DAY_S + DAY_S // 2
+ROW = Compared("acme", "words", "64", "org/chat:v1")
+
+
+def comparison(number: int, guided: float, student: float, created: int = NOON, row: Compared = ROW) -> Comparison:
+    return Comparison(
+        id=f"req_{number:024x}",
+        created=created,
+        **row._asdict(),
+        guided=round(guided * SCALE),
+        student=round(student * SCALE),
+    )
+
+
+def add(book: UsageBook, *comparisons: Comparison) -> None:
+    with book.engine.writing() as connection:
+        add_comparisons(connection, comparisons)
+
+
+async def test_each_comparison_counts_once(book: UsageBook) -> None:
+    """The sums are those of `Tally`, exactly, however often an entry is delivered."""
+    reader = ComparisonReader(book.threads, lambda: NOON)
+    assert await reader.look(1) == {}
+    other = ROW._replace(length="16")
+    made = [comparison(number, number / 40, 0.25) for number in range(40)]
+    add(book, *made, comparison(40, 1, 0, row=other))
+    add(book, *made[:20])
+    add(book)
+    assert await reader.look(1) == {
+        ROW: sum((Tally.of(number / 40, 0.25) for number in range(40)), Tally()),
+        other: Tally.of(1, 0),
+    }
+
+
+async def test_days_are_those_of_utc_with_today(book: UsageBook) -> None:
+    reader = ComparisonReader(book.threads, lambda: NOON + DAY_S)
+    midnight = NOON + DAY_S // 2
+    add(book, comparison(1, 1, 1, midnight - 1), comparison(2, 0, 1, midnight))
+    assert (await reader.look(1))[ROW] == Tally.of(0, 1)
+    assert (await reader.look(2))[ROW] == Tally.of(0, 1) + Tally.of(1, 1)
+
+
+def test_an_entry_is_read_as_it_was_written() -> None:
+    one = comparison(1, 0.5, 0.25)
+    assert Comparison.from_json(one.to_json()) == one
+    for wrong in (b"", b"{}", one.to_json().replace(b"5000", b"10001"), one.to_json().replace(b"5000", b"-1")):
+        with pytest.raises(msgspec.MsgspecError):
+            Comparison.from_json(wrong)

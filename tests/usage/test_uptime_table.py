@@ -1,0 +1,68 @@
+"""Minutes of engines in a usage database, as a worker copies them from Redis."""
+
+from __future__ import annotations
+
+import secrets
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
+
+from gateway.metrics import Metrics
+from gateway.redis_client import RedisClient
+from gateway.redis_keys import RedisKeys
+from gateway.usage.uptime import DAY_S, Uptime, Watched
+from gateway.usage.uptime_table import UptimeReader, add_minutes, minutes_in_redis
+
+if TYPE_CHECKING:
+    from tests.usage.books import UsageBook
+
+DAY = 20_000 * DAY_S
+PRICES = {"small": Decimal("1.20"), "big": Decimal(8)}
+KEPT_S = 100_000 * DAY_S
+
+
+class Clock:
+    now = float(DAY)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_the_database_has_the_minutes_of_redis_and_keeps_them(book: UsageBook, redis_url: str) -> None:
+    """A Redis that lost its data adds minutes and removes none. The last price of a day counts."""
+    client = RedisClient(redis_url, timeout_s=1, metrics=Metrics())
+    clock, reader = Clock(), UptimeReader(book.threads, KEPT_S)
+    async with Redis.from_url(redis_url) as redis:
+
+        async def copied(
+            prices: dict[str, Decimal], keys: RedisKeys, minutes: dict[int, bool]
+        ) -> list[dict[str, Watched]]:
+            uptime = Uptime(client, redis, keys, prices, KEPT_S, clock)
+            for minute, up in minutes.items():
+                clock.now = DAY + 60.0 * minute
+                uptime.saw("small", up)
+                uptime.saw("big", up=True)
+            await uptime.tell()
+            for _ in range(2):
+                found = await minutes_in_redis(redis, keys.ledger(), [DAY, DAY + DAY_S])
+                with book.engine.writing() as connection:
+                    add_minutes(connection, found)
+            days = [DAY + DAY_S, DAY]
+            in_redis = await uptime.look(days)
+            in_sql = await reader.look(days)
+            assert [set(one) for one in in_redis] == [set(one) for one in in_sql]
+            return in_sql
+
+        keys, lost = (RedisKeys(f"u{secrets.token_hex(6)}") for _ in range(2))
+        first = await copied(PRICES, keys, {1: True, 2: True, 3: False, 1439: True, 1440: False})
+        assert first == [
+            {"small": Watched(Decimal("1.2"), 0, 1), "big": Watched(Decimal(8), 1, 1)},
+            {"small": Watched(Decimal("1.2"), 3, 4), "big": Watched(Decimal(8), 4, 4)},
+        ]
+        again = await copied({"small": Decimal(2), "big": Decimal(8)}, lost, {2: True, 3: True, 1440: True})
+        assert again == [
+            {"small": Watched(Decimal(2), 1, 1), "big": Watched(Decimal(8), 1, 1)},
+            {"small": Watched(Decimal(2), 4, 4), "big": Watched(Decimal(8), 4, 4)},
+        ]
+    await client.close()
