@@ -174,9 +174,7 @@ class OutboxFeed:
         left: list[tuple[str, str, int, int]] = []
         reached: Any = {}
         for some in _calls(parts):
-            values = [GROUP.encode(), b"1" if trim else b"0"]
-            for _, ids in some:
-                values += [str(len(ids)).encode(), *(one.encode() for one in ids)]
+            values = [GROUP.encode(), b"1" if trim else b"0", *(" ".join(ids).encode() for _, ids in some)]
             names = [self._all_keys.outbox(tenant) for tenant, _ in some]
             (found,) = await self._script.run([(names, values)])
             for place, first, delivered, length, pending in found:

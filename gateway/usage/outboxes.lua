@@ -1,12 +1,12 @@
 -- Acknowledges entries of outboxes, trims what is acknowledged, and returns what is left.
 --
 -- KEYS  outboxes
--- ARGV  the consumer group, '1' to trim, then for each outbox the number of its entry ids and the ids
+-- ARGV  the consumer group, '1' to trim, then for each outbox its entry ids with spaces between them
 -- Returns for each outbox that holds entries: its place in KEYS, the oldest entry that is not acknowledged or '', the last
 --         entry that was delivered, the number of entries, and how many of them are delivered and not acknowledged. A
 --         group that is missing is created.
 
-local group, trim, place = ARGV[1], ARGV[2] == '1', 3
+local group, trim = ARGV[1], ARGV[2] == '1'
 
 local function last_delivered(outbox)
   for _, found in ipairs(redis.call('XINFO', 'GROUPS', outbox)) do
@@ -20,9 +20,9 @@ end
 
 local left = {}
 for number, outbox in ipairs(KEYS) do
-  local count = tonumber(ARGV[place])
-  if count > 0 then redis.call('XACK', outbox, group, unpack(ARGV, place + 1, place + count)) end
-  place = place + 1 + count
+  local ids = {}
+  for id in string.gmatch(ARGV[2 + number], '[^ ]+') do ids[#ids + 1] = id end
+  if #ids > 0 then redis.call('XACK', outbox, group, unpack(ids)) end
   if redis.call('XLEN', outbox) > 0 then
     local delivered = last_delivered(outbox)
     local pending = redis.call('XPENDING', outbox, group)

@@ -84,7 +84,8 @@ async def test_a_worker_that_died_before_it_wrote_and_one_before_it_acknowledged
 async def test_three_workers_at_once_write_each_once(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which each claims what the others have taken a moment ago."""
     monkeypatch.setattr(worker_module, "_CLAIM_AFTER_S", 0.0)
-    monkeypatch.setattr(worker_module, "MAX_ENTRIES", 7)
+    monkeypatch.setattr(worker_module, "MAX_ENTRIES", 10)
+    monkeypatch.setattr(worker_module, "_TAKE_ENTRIES", 7)
     told = receipts(200)
     workers = [await outboxes.worker(name, outboxes.new_store()) for name in ("ann", "bob", "carl")]
     for start in range(0, 200, 20):
