@@ -36,6 +36,12 @@ _ACTIVE_FOR_S = 60.0
 _OLD_FOR_S = 60.0
 
 
+class ComparisonEntry(Entry):
+    """An entry that holds a comparison of answers; `raw` is a Comparison as JSON."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """Entries to write.
@@ -240,7 +246,11 @@ class OutboxFeed:
 
 def _entries(tenant: str, found: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> Iterator[Entry]:
     for entry, fields in found:
-        yield Entry(tenant, entry.decode(), (fields or {}).get(b"receipt", b""))
+        known = fields or {}
+        if b"comparison" in known:
+            yield ComparisonEntry(tenant, entry.decode(), known[b"comparison"])
+        else:
+            yield Entry(tenant, entry.decode(), known.get(b"receipt", b""))
 
 
 def _full(taken: Iterable[Entry], each: int) -> list[str]:

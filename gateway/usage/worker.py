@@ -16,16 +16,23 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import structlog
 from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
+from gateway.quality.comparison import Comparison
+from gateway.usage.comparisons import add_comparisons
 from gateway.usage.engine import UsageDatabaseError
-from gateway.usage.feed import Backlog, Taken
+from gateway.usage.feed import Backlog, ComparisonEntry, Taken
 from gateway.usage.state import HEAR_EVERY_S, WorkerState
+from gateway.usage.tables import DAY_S
+from gateway.usage.uptime_table import add_minutes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sqlalchemy import Connection
 
     from gateway.redis_client import RedisClient
     from gateway.usage.archive_import import ArchiveImport
@@ -33,10 +40,12 @@ if TYPE_CHECKING:
     from gateway.usage.feed import OutboxFeed
     from gateway.usage.state import WorkerSeat
     from gateway.usage.store import UsageStore
+    from gateway.usage.uptime_table import EngineMinutes
 
 log = structlog.get_logger()
 
 _Result = TypeVar("_Result")
+_Rows = TypeVar("_Rows")
 
 MAX_ENTRIES = 5_000
 """Entries of one transaction: an entry costs half as much in one of 5,000 as in one of 500."""
@@ -50,6 +59,9 @@ _LOOK_EVERY_S = 10.0
 _CLAIM_AFTER_S = 60.0
 _DELETE_EVERY_S = 600.0
 _IMPORT_EVERY_S = 10.0
+_UPTIME_EVERY_S = 60.0
+_UPTIME_DAYS = 2
+_FIRST_UPTIME_DAYS = 40
 
 
 class _DatabaseFailed(Exception):
@@ -61,6 +73,7 @@ class _DatabaseFailed(Exception):
 class UsageWorker:
     """Args:
     seat: joined.
+    minutes: returns the uptime of engines on days, given as the Unix seconds they begin with, from Redis.
     keep_s: how long receipts are kept; None: for ever.
     imports: archives of an earlier version.
     """
@@ -71,6 +84,7 @@ class UsageWorker:
         feed: OutboxFeed,
         store: UsageStore,
         seat: WorkerSeat,
+        minutes: Callable[[Sequence[int]], Awaitable[Sequence[EngineMinutes]]],
         *,
         keep_s: float | None,
         imports: Sequence[ArchiveImport] = (),
@@ -79,6 +93,8 @@ class UsageWorker:
         self._feed = feed
         self._store = store
         self._seat = seat
+        self._minutes = minutes
+        self._uptime_copied = False
         self._keep_s = keep_s
         self._imports = imports
         self._held: list[Entry] = []  # taken, and not acknowledged
@@ -146,6 +162,8 @@ class UsageWorker:
             await self._write()
         elif not self._up or self._error is not None:
             await _database(self._store.write([]))
+        if self._is_due("uptime", _UPTIME_EVERY_S):
+            await self._copy_uptime()
         if not more:
             more = await self._import()
         if not more and self._is_due("delete", _DELETE_EVERY_S):
@@ -169,13 +187,44 @@ class UsageWorker:
         return taken
 
     async def _write(self) -> None:
-        added = await _database(self._store.write(self._held))
+        entries = [one for one in self._held if not isinstance(one, ComparisonEntry)]
+        if len(entries) < len(self._held):
+            entries += await self._compared([one for one in self._held if isinstance(one, ComparisonEntry)])
+        added = await _database(self._store.write(entries))
         for result in ("inserted", "replaced", "known", "unreadable"):
             self._counts[result] += getattr(added, result)
         if added.unreadable:
             log.error("receipts_unreadable", count=added.unreadable, table="usage_unreadable")
         await self._feed.acknowledge(self._held)  # where this fails they are written again, and are known
         self._held = []
+
+    async def _compared(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Write comparisons. Return the entries that cannot be read."""
+        unreadable: list[Entry] = []
+        comparisons: list[Comparison] = []
+        for entry in entries:
+            try:
+                comparisons.append(Comparison.from_json(entry.raw))
+            except msgspec.MsgspecError:
+                unreadable.append(entry)
+        await self._in_transaction(add_comparisons, comparisons)
+        return unreadable
+
+    async def _copy_uptime(self) -> None:
+        """Copy the minutes in which engines were up: of the last days, and at first of all that Redis may hold."""
+        today = int(time.time()) // DAY_S
+        days = _UPTIME_DAYS if self._uptime_copied else _FIRST_UPTIME_DAYS
+        minutes = await self._minutes([day * DAY_S for day in range(today - days + 1, today + 1)])
+        if minutes:
+            await self._in_transaction(add_minutes, minutes)
+        self._uptime_copied = True
+
+    async def _in_transaction(self, work: Callable[[Connection, _Rows], None], rows: _Rows) -> None:
+        def run() -> None:
+            with self._store.engine.writing() as connection:
+                work(connection, rows)
+
+        await _database(asyncio.to_thread(run))
 
     async def _import(self) -> bool:
         """Move some receipts of an earlier version's archive. Return whether there may be more."""

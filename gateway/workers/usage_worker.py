@@ -12,6 +12,7 @@ import secrets
 import socket
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
+from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
 from gateway.version import __version__
 from gateway.workers.stopping import asked_to_stop, stop_at_end_of_stdin
@@ -88,7 +90,8 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
         await seat.join()
         os.nice(_NICE)  # while it catches up, callers come first
         feed = OutboxFeed(client.commands, keys, f"worker-{seat.number}")
-        worker = UsageWorker(client, feed, store, seat, keep_s=kept.keep_s, imports=imports)
+        minutes = partial(minutes_in_redis, client.commands, keys.ledger())
+        worker = UsageWorker(client, feed, store, seat, minutes, keep_s=kept.keep_s, imports=imports)
         tasks = Tasks()
         stack.push_async_callback(tasks.close)
         tasks.keep("redis", client.watch())

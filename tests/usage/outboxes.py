@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +24,7 @@ from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import SUMS
+from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
 from tests.ledger.drafts import closed, guided
 
@@ -64,7 +66,8 @@ class Outboxes:
         seat = WorkerSeat(self.redis, self.keys.ledger(), name)
         await seat.join()
         feed = self.feed(f"worker-{seat.number}")
-        return UsageWorker(self.client, feed, store or self.store, seat, keep_s=keep_s, imports=imports)
+        minutes = partial(minutes_in_redis, self.redis, self.keys.ledger())
+        return UsageWorker(self.client, feed, store or self.store, seat, minutes, keep_s=keep_s, imports=imports)
 
     async def settle(self, *receipts: Receipt) -> None:
         await self.ledger.exchange([], [Settlement(one, None) for one in receipts])

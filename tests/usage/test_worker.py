@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,11 +17,14 @@ from structlog.testing import capture_logs
 from gateway.archive.database import ArchiveDatabase
 from gateway.archive.database import Entry as ArchiveEntry
 from gateway.errors import StartupError
+from gateway.quality.comparison import Comparison
 from gateway.usage import state as state_module
 from gateway.usage import worker as worker_module
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.database import Entry
 from gateway.usage.state import NO_WORKER, WorkerBoard, WorkerSeat, WorkerState
+from gateway.usage.tables import COMPARISONS, DAY_S, UPTIME
+from gateway.usage.uptime import Uptime
 from tests.ledger.drafts import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
@@ -214,6 +218,41 @@ async def test_unreadable_entries_hold_nobody_up(outboxes: Outboxes) -> None:
     await outboxes.check(told)
     assert await outboxes.store.count_unreadable() == 1
     assert await outboxes.lengths() == {"acme": 0}
+
+
+async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
+    """Beside receipts; one that cannot be read stands aside."""
+    one = Comparison("req_1", int(time.time()), "acme", "token_f1", "short", "chat", guided=9, student=8)
+    told = receipts(2)
+    await outboxes.settle(*told)
+    for raw in (one.to_json(), one.to_json(), b'{"id": "newer"}'):
+        await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"comparison": raw})
+    await (await outboxes.worker()).round()
+    await outboxes.check(told)
+    with outboxes.store.engine.reading() as connection:
+        rows = connection.execute(COMPARISONS.select()).mappings().all()
+    assert [{**row} for row in rows] == [{**msgspec.structs.asdict(one), "day": one.created // DAY_S}]
+    assert await outboxes.store.count_unreadable() == 1
+    assert await outboxes.lengths() == {"acme": 0}
+
+
+async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
+    """At first of the last weeks, then of the last days."""
+    now = [time.time() - 20 * DAY_S]
+    uptime = Uptime(outboxes.client, outboxes.redis, outboxes.keys, {"big": Decimal(2)}, 400 * DAY_S, lambda: now[0])
+    uptime.saw("big", up=True)
+    await uptime.tell()
+    worker = await outboxes.worker()
+    await worker.round()
+    now[0] += 20 * DAY_S
+    uptime.saw("big", up=False)
+    await uptime.tell()
+    worker._due["uptime"] = 0.0
+    await worker.round()
+    with outboxes.store.engine.reading() as connection:
+        rows = connection.execute(UPTIME.select().order_by(UPTIME.c.day)).all()
+    minutes = [(sum(map(int.bit_count, row.up)), sum(map(int.bit_count, row.seen))) for row in rows]
+    assert minutes == [(1, 1), (0, 1)]
 
 
 async def test_on_stop_what_waits_is_written(outboxes: Outboxes) -> None:
