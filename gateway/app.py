@@ -67,15 +67,11 @@ from gateway.policy.reload import Reloader
 from gateway.quality.book import QualityBook
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.janitor import Janitor
-from gateway.rollups.roller import Roller
-from gateway.rollups.rollups import Retention, Rollups
-from gateway.rollups.state import LedgerState
 from gateway.shadowing import Shadows
 from gateway.slots import Slots
 from gateway.startup import Startup
 from gateway.tasks import Tasks
-from gateway.usage.reader import UsageReader
+from gateway.usage.access import usage_access
 from gateway.usage.uptime import Uptime
 from gateway.vitals import VitalSigns
 from gateway.web import keys
@@ -85,7 +81,6 @@ from gateway.web.headers import name_reply
 from gateway.web.openapi.document import document
 from gateway.web.routes import ROUTES
 from gateway.wiring import (
-    archive_of,
     hourly_of,
     init_engine_series,
     leases_of,
@@ -103,7 +98,6 @@ from gateway.wiring import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.archive.archiver import Archiver
     from gateway.config import Settings
     from gateway.policy.book import PolicyBook
     from gateway.policy.files import PolicyFiles
@@ -117,7 +111,7 @@ _ADMIN_BODY_BYTES = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One process's parts that serving needs. `archiver` is None where this process does not fill the archive."""
+    """One process's parts that serving needs."""
 
     public: web.Application
     admin: web.Application
@@ -125,7 +119,6 @@ class Gateway:
     batcher: Batcher
     store: ReceiptStore
     spooler: Spooler
-    archiver: Archiver | None
     tasks: Tasks
 
 
@@ -178,24 +171,13 @@ async def gateway(
             metrics=metrics,
         )
         lease_s = settings.redis.lease_s
-        receipts, kept = settings.receipts, settings.rollups
+        receipts = settings.receipts
         in_redis = RedisLedger(
             redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, receipts.max_buffered, redis.queries
         )
-        retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
-        rollups = Rollups(redis.commands, redis_keys, retention)
-        ledger_state = LedgerState(metrics)
-        roller = Roller(redis, redis.commands, redis_keys, rollups, owner, ledger_state)
-        janitor = Janitor(
-            redis,
-            redis.commands,
-            redis_keys,
-            ledger_state,
-            most=receipts.max_buffered,
-            archived=settings.archive.url is not None,
-            retention=retention,
-        )
-        uptime = Uptime(redis, redis.commands, redis_keys, hourly_of(settings), kept.days_s)
+        usage = usage_access(settings, redis, redis_keys, owner, metrics)
+        stack.push_async_callback(usage.close)
+        uptime = Uptime(redis, redis.commands, redis_keys, hourly_of(settings))
         encodings = {
             model.name: Encoding(model.tokenizer or FALLBACK, own=model.tokenizer is not None)
             for model in settings.models
@@ -204,16 +186,13 @@ async def gateway(
         await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
         alarm = Alarm(*webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
-        archive = archive_of(settings, redis, redis_keys, owner, metrics)
-        if archive is not None:
-            stack.push_async_callback(archive.close)
         local_limits = LocalLimits(batcher.processes)
         store = ReceiptStore(
             redis,
             in_redis,
             local=local_limits,
             on_event=alarm.tell,
-            older=archive.archive.find if archive is not None else None,
+            older=usage.store.find,
             metrics=metrics,
         )
         redis.on_restart = store.tell_again
@@ -261,7 +240,7 @@ async def gateway(
         deadlines = GuidanceDeadlines(times)
         guide = Guide(engines, batcher, Flights(tasks), metrics, tasks, deadlines, retry_budgets)
         finisher = Finisher(engines, metrics, retry_budgets)
-        quality = QualityBook(redis.commands, redis_keys)
+        quality = QualityBook(redis.commands, redis_keys, receipts.max_buffered)
         completions = Completions(
             guide=guide,
             finisher=finisher,
@@ -301,8 +280,8 @@ async def gateway(
         admin.add_routes(ADMIN_ROUTES)
         admin[keys.TRY] = "GET /readyz"
         admin[SESSIONS] = sessions
-        admin[OVERVIEW] = Overview(rollups, {model.name: model.batch.max_size for model in settings.models})
-        admin[QUALITY] = admin[COMPARISONS] = quality
+        admin[OVERVIEW] = Overview(usage.sums, {model.name: model.batch.max_size for model in settings.models})
+        admin[QUALITY], admin[COMPARISONS] = quality, usage.comparisons
         admin[ATTEMPTS] = Attempts()
         admin[ASSETS] = await asyncio.to_thread(Assets.read)
         public[keys.DISCONNECTS] = Disconnects(prices)
@@ -333,10 +312,8 @@ async def gateway(
         admin[keys.WORKER] = worker or 1
         admin[keys.OWNER] = owner
         admin[keys.BATCHER] = batcher
-        if archive is not None:
-            admin[keys.ARCHIVE_BOARD] = archive.board
-        admin[keys.LEDGER_STATE] = ledger_state
-        admin[keys.UPTIME] = uptime
+        admin[keys.USAGE_BOARD] = usage.board
+        admin[keys.UPTIME] = usage.uptime
         admin[keys.LEDGER] = ledger
         admin[keys.CALLERS_LISTENER] = keys.CallersListener()
         public[keys.CALLERS] = Callers(policies, ring, follower)
@@ -351,9 +328,9 @@ async def gateway(
             app[keys.COMPLETIONS] = completions
             app[keys.RECEIPTS] = store
             app[keys.DEFAULTS] = settings.defaults
-            app[keys.SUMS] = rollups
+            app[keys.SUMS] = usage.sums
             # One each, so that callers who ask often take no operator's turn.
-            app[keys.USAGE] = UsageReader(rollups, retention)
+            app[keys.USAGE] = usage.reader()
             app[keys.ADMISSION] = admission
             app[keys.METRICS] = metrics
             app[keys.ENGINES] = engines
@@ -372,10 +349,8 @@ async def gateway(
         tasks.keep("guidance_times", keep_written(settings.data, times))
         tasks.keep("heartbeat", heartbeat.run())
         tasks.keep("sweeper", sweeper.run())
-        tasks.keep("roller", roller.run())
-        if archive is not None:
-            tasks.keep("archive", archive.archiver.run() if archive.fills else archive.board.follow(redis))
-        tasks.keep("janitor", janitor.run())
+        tasks.keep("usage_board", usage.board.follow(redis))
+        tasks.keep("outbox_trimmer", usage.trimmer.run())
         watch_budgets = BudgetWatch(redis, budgets, policies, settings.defaults, metrics, local_limits)
         tasks.keep("budgets", watch_budgets.run())
         signs = VitalSigns(metrics)
@@ -390,5 +365,4 @@ async def gateway(
             at_once = role_changed[engine.name]
             tasks.keep(f"engine:{engine.name}", watch(engine, metrics, at_once=at_once, saw=uptime.saw))
         tasks.spawn("startup", startup.run())
-        archiver = archive.archiver if archive is not None and archive.fills else None
-        yield Gateway(public, admin, admission, batcher, store, spooler, archiver, tasks)
+        yield Gateway(public, admin, admission, batcher, store, spooler, tasks)

@@ -22,13 +22,11 @@ from gateway.sections import (
     MAX_WORKERS,
     Admin,
     Alerts,
-    Archive,
     Defaults,
     Log,
     MetricsSettings,
     Receipts,
     RedisSettings,
-    RollupSettings,
     Server,
     TracingSettings,
     UsageSettings,
@@ -53,11 +51,11 @@ OVERRIDES: Mapping[str, Loc] = {
     "GKT_REDIS_URL": ("redis", "url"),
     "GKT_POLICIES": ("policies",),
     "GKT_DATA": ("data",),
-    "GKT_ARCHIVE_URL": ("archive", "url"),
     "GKT_USAGE_URL": ("usage", "url"),
     "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
     "OTEL_SERVICE_NAME": ("tracing", "service"),
 }
+_RENAMED = {"GKT_ARCHIVE_URL": "GKT_USAGE_URL"}
 _NUMBERS: Mapping[str | int, str] = {
     "port": "must be a port: a whole number up to 65535",
     "workers": f"must be a number of processes: a whole number up to {MAX_WORKERS}",
@@ -104,14 +102,10 @@ class Settings(Shape):
     """Where replicas share batches, limits and receipts."""
     receipts: Receipts = Receipts()
     """What is kept of each request."""
-    rollups: RollupSettings = RollupSettings()
-    """How long sums of receipts are kept."""
-    archive: Archive = Archive()
-    """Where receipts are kept for good."""
     usage: UsageSettings = UsageSettings()
     """The database of receipts and of their sums."""
     data: Path = Field(Path("data"), validate_default=True)
-    """The folder of the gateway's own files: the archive, and receipts that Redis did not take yet."""
+    """The folder of the gateway's own files: the usage database, and receipts that Redis did not take yet."""
     log: Log = Log()
     """What the process says."""
     metrics: MetricsSettings = MetricsSettings()
@@ -131,6 +125,8 @@ class Settings(Shape):
         "general_settings": "its settings stand under server, admin and redis here",
         "router_settings": "routes stand in the policy files here",
         "litellm_settings": "its settings stand in the policy files here",
+        "archive": "it is called usage now: usage.url, usage.keep and usage.run (docs/upgrading.md)",
+        "rollups": "its settings stand under usage now: minutes, hours, days and max_rows (docs/upgrading.md)",
         "include": "every file in the policies folder is read",
         "environment_variables": "set them where the gateway is started; a secret here refers to one as env:NAME",
     }
@@ -227,7 +223,11 @@ def check_settings(
 
 def override(source: Source, environ: Mapping[str, str]) -> list[Mistake]:
     """Put the values of OVERRIDES that are set into the data."""
-    mistakes = []
+    mistakes = [
+        Mistake("environment", 0, 0, old, f"is called {new} now (docs/upgrading.md)")
+        for old, new in _RENAMED.items()
+        if environ.get(old, "").strip()
+    ]
     for variable, loc in OVERRIDES.items():
         text = environ.get(variable, "").strip()
         if not text:

@@ -21,7 +21,7 @@ from gateway.errors import GatewayError, Overloaded
 from gateway.messages import words
 from gateway.opening import UNGUIDED
 from gateway.policy.resolve import NO_RETRIES
-from gateway.quality.book import Compared
+from gateway.quality.comparison import Comparison
 from gateway.quality.judging import grade_in, grading
 from gateway.quality.tally import Tally, length_of
 from gateway.scoring.agreement import agreement
@@ -174,14 +174,25 @@ class QualityGuard:
         guided = await self._agreement(sample, sample.answer, teacher, "guided")
         alone = await self._agreement(sample, student, teacher, "student")
         served = sample.served
-        compared = Compared(served.tenant, sample.quality.rule.compare, length_of(served.kept_tokens), served.route)
+        length = length_of(served.kept_tokens)
+        tally = Tally.of(guided, alone)
+        comparison = Comparison(
+            id=served.id,
+            created=served.created,
+            tenant=served.tenant,
+            compare=sample.quality.rule.compare,
+            length=length,
+            route=served.route,
+            guided=tally.guided,
+            student=tally.student,
+        )
         with self._asking_redis():
-            await self._book.add(compared, Tally.of(guided, alone))
+            await self._book.add(comparison)
         # Behind the row, so that both tell of the same comparisons.
         series = self._metrics.series
         labels = series.tenant(served.tenant), series.route(served.tenant, served.route)
         for pair, score in (("guided_teacher", guided), ("student_teacher", alone)):
-            self._metrics.quality_agreement.labels(*labels, pair, compared.length).observe(score)
+            self._metrics.quality_agreement.labels(*labels, pair, length).observe(score)
 
     async def _agreement(self, sample: _Sample, answer: str, teacher: str, whose: str) -> float:
         rule, judge = sample.quality.rule, sample.quality.judge

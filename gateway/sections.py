@@ -140,47 +140,15 @@ class RedisSettings(Shape):
 
 
 class Receipts(Shape):
-    """What is kept of each request, until it is in the archive."""
+    """What Redis keeps of each request."""
 
     ttl_s: Annotated[Duration, lasting("1m", "30d")] = Field(86_400.0, alias="ttl")
     """How long a receipt can be asked for."""
     max_buffered: Annotated[Whole, Field(ge=1_000, le=100_000_000)] = 200_000
-    """Receipts in Redis, of all tenants, that wait to be added up and archived. Beyond, the oldest of whoever has most
-    go."""
+    """Receipts in Redis, of all tenants, that wait for a usage worker. Beyond, the oldest of the tenants with most are
+    deleted."""
     spool_bytes: Annotated[Size, sized("1MB", "100GB")] = Field(64_000_000, alias="spool")
     """What each process may write to disk while Redis is away, for receipts to outlive it."""
-
-
-class RollupSettings(Shape):
-    """How long sums of receipts are kept in Redis, by how fine they are. They can be made anew from the archive."""
-
-    minutes_s: Annotated[Duration, lasting("1h", "2d")] = Field(6 * 3600.0, alias="minutes")
-    """Sums by the minute."""
-    hours_s: Annotated[Duration, lasting("2d", "100d")] = Field(14 * 86_400.0, alias="hours")
-    """Sums by the hour."""
-    days_s: Annotated[Duration, lasting("30d", "3660d")] = Field(400 * 86_400.0, alias="days")
-    """Sums by the day, in UTC."""
-    max_rows: Annotated[Whole, Field(ge=10, le=100_000)] = 1_000
-    """Sums told apart for each tenant and time: by key, route, mode, teacher and student. Others count together."""
-
-
-class Archive(Shape):
-    """Where receipts are kept for good."""
-
-    url: SecretOrText | None = SecretStr("sqlite")
-    """sqlite (a file in the folder data), an address like postgresql://host/name, or null for no archive; with a
-    password in it env:NAME."""
-    keep_s: Annotated[Duration, lasting("1d", "3660d")] | None = Field(400 * 86_400.0, alias="keep")
-    """How long; null: for ever."""
-    run: Literal["gateway", "command"] = "gateway"
-    """Who fills it: the gateway's own processes, or `gkt-gateway archive run`."""
-
-    @field_validator("url")
-    @classmethod
-    def _can_be_read(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None:
-            check_archive(url.get_secret_value())
-        return url
 
 
 class UsageSettings(Shape):
@@ -198,7 +166,7 @@ class UsageSettings(Shape):
     """How long sums by the day, in UTC, are kept."""
     max_rows: Annotated[Whole, Field(ge=10, le=100_000)] = 1_000
     """Separate sums of each tenant and period: by key, route, mode, teacher and student. Others count together."""
-    run: Literal["host", "command"] = "command"
+    run: Literal["host", "command"] = "host"
     """host: `gkt-gateway serve` runs one usage worker. command: you run `gkt-gateway usage-worker`."""
 
     @field_validator("url")

@@ -107,8 +107,6 @@ async def serve(
         await parts.batcher.stop()
         kept = await parts.store.flush()
         spooled = 0 if kept else await parts.spooler.save()
-        if parts.archiver is not None:
-            await parts.archiver.finish()
         log.info("stopped", cut=cut, receipts_kept=kept, receipts_spooled=spooled)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
-    from gateway.archive.building import Archiving
     from gateway.config import Settings
     from gateway.engines.base import Engine
     from gateway.ledger.spans import ReceiptSpans
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.policies import Policies
-    from gateway.redis_client import RedisClient
-    from gateway.redis_keys import RedisKeys
     from gateway.tracing import Tracing
 
 _MAX_SHADOWS = 64
@@ -66,17 +63,6 @@ def traces_of(settings: Settings, owner: str, metrics: Metrics) -> Traces | None
         ) from error
     tracing = Tracing(settings.tracing, owner, metrics)
     return Traces(tracing, ReceiptSpans(), traced(tracing))
-
-
-def archive_of(
-    settings: Settings, client: RedisClient, redis_keys: RedisKeys, owner: str, metrics: Metrics
-) -> Archiving | None:
-    """None where there is none: then SQLAlchemy, half a second and 30 MB, is not imported."""
-    if settings.archive.url is None:
-        return None
-    from gateway.archive.building import archiving
-
-    return archiving(settings, client, redis_keys, owner, metrics)
 
 
 def name_series(metrics: Metrics, book: PolicyBook) -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from gateway.policy.schema import TenantPolicy
-    from gateway.rollups.rollups import Rollups
     from gateway.usage.sums_reader import SumsReader
 
 _FRESH_S = 0.9
@@ -52,9 +51,7 @@ class Overview:
         clock: Unix seconds.
     """
 
-    def __init__(
-        self, sums: SumsReader | Rollups, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, sums: SumsReader, max_batch: Mapping[str, int], clock: Callable[[], float] = time.time) -> None:
         self.max_batch = max_batch
         self._sums = sums
         self._clock = clock

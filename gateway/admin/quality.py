@@ -13,14 +13,13 @@ from gateway.admin.replies import json_reply, needs_redis
 from gateway.errors import InvalidRequest
 from gateway.quality.book import DAY_S, KEPT_DAYS, Compared, QualityBook
 from gateway.quality.tally import LENGTHS, Tally
+from gateway.usage.comparisons import ComparisonReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.usage.comparisons import ComparisonReader
-
 QUALITY = web.AppKey("quality", QualityBook)
-COMPARISONS: web.AppKey[ComparisonReader | QualityBook] = web.AppKey("comparisons")
+COMPARISONS = web.AppKey("comparisons", ComparisonReader)
 ALL = "all"
 """In the place of a length: of all lengths together."""
 _DAYS = 7
@@ -37,6 +36,8 @@ async def show_quality(request: web.Request) -> web.Response:
     book = request.app[QUALITY]
     today = book.today()
     tallies = await request.app[COMPARISONS].look(days)
+    for compared, tally in (await book.look(days)).items():
+        tallies[compared] = tallies.get(compared, Tally()) + tally
     spent = await book.spent_today()
     return json_reply(
         {

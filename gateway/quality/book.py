@@ -1,15 +1,13 @@
-"""What comparisons came to, in Redis by the day of UTC, and what they may still cost. Figures and names, no texts."""
+"""Post comparisons to the usage database through the outboxes, and keep what comparisons may still cost in Redis."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.ledger.scopes import dollars, in_short, picodollars
 from gateway.quality.tally import Tally
 from gateway.redis_script import Script
-from gateway.series import OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,12 +15,11 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from gateway.quality.comparison import Comparison
     from gateway.redis_keys import RedisKeys
 
 DAY_S = 86_400
 KEPT_DAYS = 35
-MOST_ROWS = 10_000
-"""Rows of one day: beyond, tenants and routes that have none yet share one. The policies bound them; edits do not."""
 
 
 class Compared(NamedTuple):
@@ -47,16 +44,20 @@ class QualityBook:
     """Its methods await Redis, and raise RedisError and OSError when that cannot be.
 
     Args:
+        max_buffered: entries that an outbox may hold.
         clock: Unix seconds.
     """
 
-    def __init__(self, redis: Redis, keys: RedisKeys, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, redis: Redis, keys: RedisKeys, max_buffered: int, clock: Callable[[], float] = time.time
+    ) -> None:
         self._redis = redis
+        self._all_keys = keys
         self._keys = keys.ledger()
+        self._max_buffered = max_buffered
         self._clock = clock
         self._take = Script(redis, "gateway.quality", "take.lua")
         self._settle = Script(redis, "gateway.quality", "settle.lua")
-        self._add = Script(redis, "gateway.quality", "add.lua")
 
     def today(self) -> int:
         """The beginning of this day of UTC, in Unix seconds."""
@@ -78,14 +79,16 @@ class QualityBook:
         arguments = [f"{taken.tenant}/{taken.route}".encode(), str(unspent).encode()]
         await self._settle.run([([self._keys.quality_spent(taken.day)], arguments)])
 
-    async def add(self, compared: Compared, tally: Tally) -> None:
-        """Add to the row of today."""
-        other = "/".join(compared._replace(tenant=OTHER, route=OTHER))
-        arguments = ["/".join(compared), other, MOST_ROWS, KEPT_DAYS * DAY_S, *astuple(tally)]
-        await self._add.run([([self._keys.quality(self.today())], [str(one).encode() for one in arguments])])
+    async def add(self, comparison: Comparison) -> None:
+        """Post a comparison to its tenant's outbox. A usage worker writes it to the usage database."""
+        fields: Any = {b"comparison": comparison.to_json()}
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.sadd(self._keys.tenants, comparison.tenant)
+            pipe.xadd(self._all_keys.outbox(comparison.tenant), fields, maxlen=self._max_buffered)
+            await pipe.execute()
 
     async def look(self, days: int) -> dict[Compared, Tally]:
-        """The rows of the last days together, today's included."""
+        """Return what an earlier version added in the last days, including today: it kept sums by day in Redis."""
         today = self.today()
         async with self._redis.pipeline(transaction=False) as pipe:
             for back in range(days):

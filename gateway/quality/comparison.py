@@ -16,7 +16,7 @@ class Comparison(msgspec.Struct, frozen=True):
 
     Attributes:
         id: the request's id: an answer is compared once.
-        created: when it was compared, in Unix seconds.
+        created: when the request came, in Unix seconds.
         compare: the kind of comparison (policy/schema.py).
         length: the bucket of the guidance (`length_of`).
         guided, student: agreement in units of 1/SCALE.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from gateway.rollups.rollup import Dims
-    from gateway.rollups.rollups import Retention, Rollups
+    from gateway.rollups.rollups import Retention
     from gateway.rollups.sums import StoredRow
     from gateway.usage.parts import Part
     from gateway.usage.sums_reader import SumsReader
@@ -37,7 +37,7 @@ class UsageReader:
     retention: for how long which rows are kept.
     """
 
-    def __init__(self, sums: SumsReader | Rollups, retention: Retention) -> None:
+    def __init__(self, sums: SumsReader, retention: Retention) -> None:
         self.retention = retention
         self._sums = sums
         self._parts = Parts()

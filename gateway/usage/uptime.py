@@ -1,8 +1,9 @@
-"""In which minutes engines that are paid by the hour were up: two bitmaps in Redis for each engine and UTC day.
+"""The minutes in which engines that are paid by the hour were up: two bitmaps in Redis for each engine and UTC day.
 
-Every process looks at every engine twice a minute; whichever sees it up, sets that minute's bit. A second bitmap says
-in which minutes anybody looked, so that a gateway that was not there is not taken for an engine that was not. The price
-of that day stands beside them: it may be another one tomorrow. Days go by this machine's clock, as receipts do.
+Every process checks every engine twice a minute, and sets the bit of that minute where the engine is up. A second
+bitmap holds the minutes in which any process checked: the absence of a gateway does not count as that of an engine.
+The price of the day stands beside them, for it may change. Days follow the clock of this machine, as receipts do. Usage
+workers copy the bitmaps to the usage database (uptime_table.py).
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+    from decimal import Decimal
 
     from redis.asyncio import Redis
 
@@ -30,6 +31,7 @@ log = structlog.get_logger()
 DAY_S = 86_400
 MINUTES_A_DAY = 1_440
 _REST_S = 1.0
+_KEPT_S = 8 * DAY_S
 _MOST_DAYS = 3
 """How many days wait for a Redis that is away; of those before, it is never known."""
 
@@ -54,7 +56,6 @@ class Watched:
 class Uptime:
     """Args:
     hourly_usd: by engine, for those that are paid by the hour; others are not written down.
-    kept_s: how long, after the day.
     clock: Unix seconds.
     """
 
@@ -64,14 +65,12 @@ class Uptime:
         redis: Redis,
         keys: RedisKeys,
         hourly_usd: Mapping[str, Decimal],
-        kept_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
         self._redis = redis
         self._keys = keys.ledger()
         self._hourly_usd = hourly_usd
-        self.kept_s = kept_s
         self.clock = clock
         self._untold: dict[int, dict[str, Minutes]] = {}
         self._news = asyncio.Event()
@@ -115,7 +114,7 @@ class Uptime:
             raise
 
     def _put(self, pipe: Any, day: int, engines: Mapping[str, Minutes]) -> None:
-        ends = round(day + DAY_S + self.kept_s)
+        ends = round(day + DAY_S + _KEPT_S)
         for engine, minutes in engines.items():
             for key, some in (
                 (self._keys.up(engine, day), minutes.up),
@@ -136,23 +135,3 @@ class Uptime:
                 now[engine].up |= minutes.up
                 now[engine].seen |= minutes.seen
         self._news.set()
-
-    async def look(self, days: Sequence[int]) -> list[dict[str, Watched]]:
-        """By day, in Unix seconds of its beginning, and by engine. Raises RedisError and OSError."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for day in days:
-                pipe.hgetall(self._keys.rates(day))
-            rates = await pipe.execute()
-        places = [(day, name) for day, of_day in zip(days, rates, strict=True) for name in of_day]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for day, name in places:
-                pipe.bitcount(self._keys.up(name.decode(), day))
-                pipe.bitcount(self._keys.seen_up(name.decode(), day))
-            counted = iter(await pipe.execute() if places else ())
-        return [
-            {
-                name.decode(): Watched(Decimal(rate.decode()), next(counted), next(counted))
-                for name, rate in of_day.items()
-            }
-            for of_day in rates
-        ]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from gateway.admission import Admission
-from gateway.archive.state import ArchiveBoard
 from gateway.audit import AuditTrail
 from gateway.batching.batcher import Batcher
 from gateway.completion import Completions, Opened
@@ -31,17 +29,13 @@ from gateway.metrics import Metrics
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.redis_client import RedisClient
-from gateway.rollups.state import LedgerState
 from gateway.sections import Defaults
 from gateway.slots import Slots
 from gateway.startup import Startup
 from gateway.usage.reader import UsageReader
-
-if TYPE_CHECKING:
-    from gateway.rollups.rollups import Rollups
-    from gateway.usage.sums_reader import SumsReader
-    from gateway.usage.uptime import Uptime
-    from gateway.usage.uptime_table import UptimeReader
+from gateway.usage.state import WorkerBoard
+from gateway.usage.sums_reader import SumsReader
+from gateway.usage.uptime_table import UptimeReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +62,10 @@ KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
 KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
 AUDIT = web.AppKey("audit", AuditTrail)
 BUDGETS = web.AppKey("budgets", Budgets)
-SUMS: web.AppKey[SumsReader | Rollups] = web.AppKey("sums")
+SUMS = web.AppKey("sums", SumsReader)
 USAGE = web.AppKey("usage", UsageReader)
-UPTIME: web.AppKey[UptimeReader | Uptime] = web.AppKey("uptime")
+UPTIME = web.AppKey("uptime", UptimeReader)
+USAGE_BOARD = web.AppKey("usage_board", WorkerBoard)
 READS = web.AppKey("reads", Slots)
 SPEEDS = web.AppKey("speeds", Speeds)
 DEFAULTS = web.AppKey("defaults", Defaults)
@@ -81,7 +76,6 @@ DISCONNECTS = web.AppKey("disconnects", Disconnects)
 EMBEDDINGS = web.AppKey("embeddings", Embeddings)
 HANDOVER = web.AppKey("handover", Handover)
 EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeAccounts)
-ARCHIVE_BOARD = web.AppKey("archive_board", ArchiveBoard)  # there where an archive is configured
 DEADLINES = web.AppKey("deadlines", GuidanceDeadlines)
 LEDGER = web.AppKey("ledger", Ledger)
 RECEIPTS = web.AppKey("receipts", ReceiptStore)
@@ -94,7 +88,6 @@ OWNER = web.AppKey("owner", str)  # this process's name in Redis
 TRY = web.AppKey("try", str)  # what a listener names to who asks for something that it has not
 STARTUP = web.AppKey("startup", Startup)
 BATCHER = web.AppKey("batcher", Batcher)
-LEDGER_STATE = web.AppKey("ledger_state", LedgerState)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it

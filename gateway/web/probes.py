@@ -18,26 +18,25 @@ from gateway.continuation import Continuation, Known
 from gateway.policy.reload import ConfigEdit
 from gateway.web.keys import (
     ADMISSION,
-    ARCHIVE_BOARD,
     DEADLINES,
     ENGINES,
     KEYRING,
-    LEDGER_STATE,
     OWNER,
     POLICIES,
     REDIS,
     RELOADER,
     STARTUP,
+    USAGE_BOARD,
     WORKER,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.archive.state import ArchiveBoard
     from gateway.keyring.ring import Keyring
     from gateway.policy.policies import Policies
     from gateway.policy.reload import Reloader
+    from gateway.usage.state import WorkerBoard
 
 _NOT_READY = frozenset({"starting", "draining"})
 _MOST_MISTAKES = 50
@@ -74,11 +73,10 @@ async def readyz_in_detail(request: web.Request) -> web.Response:
         "process": request.app[OWNER],
         "in_flight": request.app[ADMISSION].in_flight,
         "redis": {"up": request.app[REDIS].up},
-        "archive": _archive(request.app.get(ARCHIVE_BOARD)),
+        "usage": _usage(request.app[USAGE_BOARD]),
         "policies": policies_shown(request.app[POLICIES]),
         "config": config_shown(request.app.get(RELOADER)),
         "keys": _keys(request.app[KEYRING]),
-        "ledger": request.app[LEDGER_STATE].as_dict(),
         "engines": engines,
     }
     return web.Response(
@@ -93,8 +91,8 @@ def warnings_of(app: web.Application, engine: str) -> list[str]:
     return [*app[ENGINES][engine].state.warnings, *app[DEADLINES].warnings(engine)]
 
 
-def _archive(board: ArchiveBoard | None) -> object:
-    return None if board is None else {"where": board.where, **msgspec.to_builtins(board.state)}
+def _usage(board: WorkerBoard) -> object:
+    return {"where": board.where, **msgspec.to_builtins(board.state)}
 
 
 def policies_shown(policies: Policies) -> dict[str, object]:
