@@ -3,7 +3,7 @@
 #
 # Run, with your own configuration in ./gkt (config.yaml with its redis.url, and policies/):
 #   docker run -p 8080:8080 -v "$PWD/gkt":/etc/gkt:ro -v gkt-data:/var/lib/gkt gkt-gateway
-# With -e GKT_WORKERS=4 it uses four cores.
+# With -e GKT_WORKERS=4 it uses four cores. The usage worker as a service of its own: gkt-gateway usage-worker.
 # The image holds no configuration: the sample's development key is known to everybody.
 ARG PYTHON=3.13.9-slim-bookworm
 
@@ -47,7 +47,7 @@ CMD ["gateway.local.teacher", "--help"]
 # The gateway. There is no Redis to embed in this image: config.yaml or GKT_REDIS_URL must name one.
 FROM base
 COPY --from=build /opt/gkt /opt/gkt
-# The archive, and what Redis did not take yet: they must outlive the container.
+# The usage database where it is SQLite, and receipts that Redis did not take yet: they must outlive the container.
 ENV GKT_DATA=/var/lib/gkt
 VOLUME /var/lib/gkt
 USER 10001

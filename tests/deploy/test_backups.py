@@ -1,4 +1,4 @@
-"""The guide's edits for backups: with them `backup` and `restore` find Redis and the archive while no gateway runs."""
+"""The guide's edits for backups: with them `backup` and `restore` find Redis and the usage database while no gateway runs."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_with_kubernetes_it_comes_through_tunnels_from_the_clone(
     lines = re.findall(r"^(?:sed|export) .*$", SECTION.partition("**Kubernetes.**")[2], re.MULTILINE)
     told = run("\n".join([*lines, "env"]), tmp_path)
     environ = {name: value for name, _, value in (line.partition("=") for line in told.splitlines())}
-    for name in ("GKT_REDIS_URL", "GKT_ARCHIVE_URL"):
+    for name in ("GKT_REDIS_URL", "GKT_USAGE_URL"):
         monkeypatch.setenv(name, environ[name])
     settings, _, mistakes = check_all(tmp_path / "deploy/secrets/from-here.yaml")
     assert list(mistakes) == []
     assert settings is not None
     assert re.fullmatch(r"redis://:\w+@127\.0\.0\.1:6379/0", settings.redis.url.get_secret_value())
-    assert re.fullmatch(r"postgresql://gkt:\w+@127\.0\.0\.1:5432/gkt", environ["GKT_ARCHIVE_URL"])
+    assert re.fullmatch(r"postgresql://gkt:\w+@127\.0\.0\.1:5432/gkt", environ["GKT_USAGE_URL"])
     forwarded = dict(re.findall(r"port-forward svc/(\w+) (\d+)", SECTION))
     services = {
         one["metadata"]["name"]: str(one["spec"]["ports"][0]["port"])

@@ -14,6 +14,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.cli.check import warnings_of
+from gateway.cli.commands import COMMANDS
+from gateway.config import worker_settings
 from gateway.local.redis import find_server
 from gateway.version import __version__
 from gateway.web.routes import ROUTES
@@ -109,8 +111,33 @@ def test_every_secret_is_made_declared_and_mounted_where_it_is_read(tmp_path: Pa
     for service, said in SERVICES.items():
         files = [DEPLOY / what for what in mounts(service).values() if what.startswith("./compose/")]
         text = f"{said}" + "".join(file.read_text("utf-8") for file in files)
-        if service != "gateway":
+        if service not in {"gateway", "usage-worker"}:
             assert set(re.findall(r"/run/secrets/(\w+)", text)) == set(said.get("secrets", ()))
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_usage_worker_runs_with_the_secrets_of_its_own_sections_alone(name: str, tmp_path: Path) -> None:
+    settings, _ = site(name, tmp_path)
+    assert settings.usage.run == "command"
+    worker = SERVICES["usage-worker"]
+    assert worker["image"] == SERVICES["gateway"]["image"]
+    command, _, config = worker["command"]
+    assert command in COMMANDS
+    assert config == "/etc/gkt/config.yaml"
+    assert worker["healthcheck"] == {"disable": True}, "the image's asks for a port"
+    assert mounts("usage-worker")[str(settings.data)] == "gateway-data"
+    for secret in set(secrets_of(name)) - set(worker["secrets"]):
+        (tmp_path / "secrets" / secret).unlink()
+    read = worker_settings(tmp_path / name / "config.yaml")
+    assert read.usage == settings.usage
+    assert read.redis.url == settings.redis.url
+
+
+def test_a_secret_of_the_earlier_name_is_kept(tmp_path: Path) -> None:
+    made_secrets(tmp_path)
+    (tmp_path / "usage_url").rename(tmp_path / "archive_url")
+    assert made_secrets(tmp_path) == []
+    assert (tmp_path / "usage_url").read_text("utf-8") == (tmp_path / "archive_url").read_text("utf-8")
 
 
 def test_no_secret_stands_in_a_file_that_is_kept() -> None:
@@ -132,7 +159,7 @@ def test_what_was_made_is_kept_and_nobody_else_gets_at_it(tmp_path: Path) -> Non
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert not any(text.strip() and text.strip() in "\n".join(made) for text in before.values())
     assert before["redis_url"] == f"redis://:{before['valkey_auth'].split()[1]}@valkey:6379/0\n"
-    assert before["archive_url"] == f"postgresql://gkt:{before['postgres_password'].strip()}@postgres:5432/gkt\n"
+    assert before["usage_url"] == f"postgresql://gkt:{before['postgres_password'].strip()}@postgres:5432/gkt\n"
 
 
 def test_half_a_secret_is_said_and_not_mended(tmp_path: Path) -> None:

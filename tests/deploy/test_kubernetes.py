@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ruamel.yaml import YAML
 
+from gateway.cli.commands import COMMANDS
+from gateway.config import worker_settings
 from gateway.metrics import Metrics
 from gateway.version import __version__
 from gateway.web.routes import ROUTES
@@ -31,6 +33,7 @@ WORKLOADS = [one for one in MANIFESTS if one["kind"] in {"Deployment", "Stateful
 POLICIES = [one for one in MANIFESTS if one["kind"] == "NetworkPolicy"]
 SERVICES = [one for one in MANIFESTS if one["kind"] == "Service"]
 DEPLOYMENT = manifest("Deployment")
+WORKER = manifest("Deployment", "gkt-usage-worker")
 POD: dict[str, Any] = DEPLOYMENT["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 
@@ -46,7 +49,7 @@ def pods(selector: dict[str, str]) -> list[dict[str, Any]]:
 
 def ports_of(workload: dict[str, Any]) -> dict[str, int]:
     containers = workload["spec"]["template"]["spec"]["containers"]
-    return {port["name"]: port["containerPort"] for one in containers for port in one["ports"]}
+    return {port["name"]: port["containerPort"] for one in containers for port in one.get("ports", ())}
 
 
 def mounted(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -124,6 +127,21 @@ def test_every_secret_that_is_read_is_mounted_and_stands_in_the_example(tmp_path
             assert key in example[name]
 
 
+def test_the_usage_worker_runs_as_the_gateway_does_with_fewer_secrets(tmp_path: Path) -> None:
+    pod = WORKER["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == CONTAINER["image"]
+    assert container["args"][0] in COMMANDS
+    for key in ("serviceAccountName", "automountServiceAccountToken", "securityContext"):
+        assert pod[key] == POD[key]
+    assert container["securityContext"] == CONTAINER["securityContext"]
+    site("gateway", tmp_path)
+    handed = {item["path"] for item in mounted(WORKER)["/run/secrets"]["secret"]["items"]}
+    for secret in secrets_of("gateway") - handed:
+        (tmp_path / "secrets" / secret).unlink()
+    assert worker_settings(tmp_path / "gateway" / "config.yaml").usage.run == "command"
+
+
 def test_the_example_of_the_secrets_holds_none() -> None:
     for one in MANIFESTS:
         if one["kind"] == "Secret":
@@ -195,19 +213,19 @@ def _reached(source: dict[str, Any], target: dict[str, Any], port: int) -> bool:
     return lets(source, "egress", target) and lets(target, "ingress", source)
 
 
-def test_the_gateway_gets_out_to_what_it_calls_and_nobody_else_does(tmp_path: Path) -> None:
+def test_gateway_and_worker_get_out_to_what_they_call_and_nobody_else_does(tmp_path: Path) -> None:
     settings, _ = site("gateway", tmp_path)
-    addresses = [model.api_base or "" for model in settings.models]
-    addresses += [(tmp_path / "secrets" / name).read_text("utf-8").strip() for name in ("redis_url", "archive_url")]
-    for address in addresses:
+    engines = [model.api_base or "" for model in settings.models]
+    stores = [(tmp_path / "secrets" / name).read_text("utf-8").strip() for name in ("redis_url", "usage_url")]
+    for address in [*engines, *stores]:
+        callers = [DEPLOYMENT, WORKER] if address in stores else [DEPLOYMENT]
         found = re.search(r"(?:@|//)([a-z]+):(\d+)(?:/|$)", address)
         assert found is not None
         (service,) = (one for one in SERVICES if one["metadata"]["name"] == found[1])
         (target,) = pods(service["spec"]["selector"])
         (port,) = service["spec"]["ports"]
         assert port["port"] == int(found[2])
-        assert _reached(DEPLOYMENT, target, ports_of(target)[port["targetPort"]])
-        assert not any(_reached(one, target, int(found[2])) for one in WORKLOADS if one is not DEPLOYMENT)
+        assert [one for one in WORKLOADS if _reached(one, target, ports_of(target)[port["targetPort"]])] == callers
 
 
 def test_nothing_is_let_in_or_out_that_no_policy_names() -> None:

@@ -12,20 +12,22 @@ import pytest
 
 from gateway.cli.check import warnings_of
 from gateway.cli.commands import COMMANDS
+from gateway.config import worker_settings
 from gateway.policy.book import check_all
 from tests.deploy.written import AFTER_DRAIN_S, DEPLOY, ROOT, made_secrets, secrets_of, site
 from tests.installed import program
 
 UNIT = DEPLOY / "systemd" / "gkt-gateway.service"
 TEXT = UNIT.read_text("utf-8")
+WORKER = DEPLOY / "systemd" / "gkt-usage-worker.service"
 UNITS = Path("/usr/lib/systemd/system")
 
 
-def values(key: str) -> list[str]:
-    return re.findall(rf"^{key}=(.*)$", TEXT, re.MULTILINE)
+def values(key: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)
 
 
-def verified(text: str, root: Path) -> subprocess.CompletedProcess[str]:
+def verified(text: str, root: Path, unit: Path = UNIT) -> subprocess.CompletedProcess[str]:
     """What systemd says of a unit on a machine on which everything is installed where the unit says."""
     for command in ("opt/gkt/bin/gkt-gateway", "bin/kill"):
         path = root / command
@@ -34,17 +36,18 @@ def verified(text: str, root: Path) -> subprocess.CompletedProcess[str]:
         path.chmod(0o755)
     shutil.copytree(UNITS, root / "usr/lib/systemd/system", symlinks=True, dirs_exist_ok=True)
     (root / "lib").symlink_to("usr/lib")
-    there = root / "etc/systemd/system" / UNIT.name
+    there = root / "etc/systemd/system" / unit.name
     there.parent.mkdir(parents=True)
     there.write_text(text, "utf-8")
     return subprocess.run(
-        [program("systemd-analyze"), f"--root={root}", "verify", f"/etc/systemd/system/{UNIT.name}"],
+        [program("systemd-analyze"), f"--root={root}", "verify", f"/etc/systemd/system/{unit.name}"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
 
-def test_systemd_finds_nothing_to_say_of_it(tmp_path: Path) -> None:
-    done = verified(TEXT, tmp_path)
+@pytest.mark.parametrize("unit", [UNIT, WORKER], ids=lambda unit: unit.stem)
+def test_systemd_finds_nothing_to_say_of_it(unit: Path, tmp_path: Path) -> None:
+    done = verified(unit.read_text("utf-8"), tmp_path, unit)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -61,10 +64,11 @@ def test_a_mistake_in_it_is_named(old: str, new: str, said: str, tmp_path: Path)
     assert said in verified(TEXT.replace(old, new), tmp_path).stderr
 
 
-def test_it_may_do_little_more_than_talk() -> None:
+@pytest.mark.parametrize("unit", [UNIT, WORKER], ids=lambda unit: unit.stem)
+def test_it_may_do_little_more_than_talk(unit: Path) -> None:
     """systemd's own count of what a service could do: from 0 to 10, here at most 1.5."""
     done = subprocess.run(
-        [program("systemd-analyze"), "security", "--offline=yes", "--threshold=15", "--no-pager", UNIT],
+        [program("systemd-analyze"), "security", "--offline=yes", "--threshold=15", "--no-pager", unit],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-300:]
@@ -85,6 +89,30 @@ def test_it_starts_commands_that_there_are() -> None:
 
 def test_it_is_handed_the_secrets_that_the_configuration_names() -> None:
     assert {line.partition(":")[0] for line in values("LoadCredential")} == secrets_of("gateway")
+
+
+def test_the_worker_shares_the_gateways_user_and_reads_credentials_of_its_own(tmp_path: Path) -> None:
+    text = WORKER.read_text("utf-8")
+    (start,) = values("ExecStart", text)
+    assert start.split()[1] in COMMANDS
+    for key in ("DynamicUser", "User", "StateDirectory"):
+        assert values(key, text) == values(key)
+    settings, _ = site("gateway", tmp_path)
+    environ = dict(line.split("=", 1) for line in values("Environment", text))
+    there = f"/run/credentials/{WORKER.name}"
+    handed = {line.partition(":")[0] for line in values("LoadCredential", text)}
+    assert {value for value in environ.values() if there in value} == {f"file:{there}/{name}" for name in handed}
+    config = tmp_path / "gateway" / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace(str(tmp_path / "secrets"), "/run/credentials/of-another"))
+    moved = {name: value.replace(there, str(tmp_path / "secrets")) for name, value in environ.items()}
+    read = worker_settings(config, moved)
+    assert read.redis.url == settings.redis.url
+    assert read.usage.url == settings.usage.url
+
+
+def test_both_units_let_the_worker_lower_its_priority() -> None:
+    for unit in (UNIT, WORKER):
+        assert values("SystemCallFilter", unit.read_text("utf-8"))[-1] == "setpriority"
 
 
 def test_the_guides_edit_makes_a_configuration_that_fits(tmp_path: Path) -> None:
