@@ -357,39 +357,6 @@ class Metrics:
             ("spool",),
             registry=registry,
         )
-        self.archive_configured = Gauge(
-            "gkt_archive_configured",
-            "1 where config.yaml names an archive.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.archive_up = Gauge(
-            "gkt_archive_up",
-            "1 while the archive takes receipts.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self.archive_lag = Gauge(
-            "gkt_archive_lag_seconds",
-            "For how long the oldest receipt waits for the archive, over the fleet.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self.archive_waiting = Gauge(
-            "gkt_archive_waiting",
-            "Receipts that wait in Redis for the archive, over the fleet.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self.archived = Counter(
-            "gkt_archived", "Receipts that this process brought into the archive.", registry=registry
-        )
-        self.archive_missed = Counter(
-            "gkt_archive_missed", "Receipts that were trimmed before they were archived.", registry=registry
-        )
-        self.archive_deleted = Counter(
-            "gkt_archive_deleted", "Receipts deleted from the archive after their time.", registry=registry
-        )
         self.usage_up = Gauge(
             "gkt_usage_up",
             "1 while a usage worker writes receipts to the database, over the fleet.",
@@ -415,32 +382,11 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
-        self.receipts_added_up = Counter(
-            "gkt_receipts_added_up", "Receipts that this process added to the sums.", registry=registry
-        )
-        self.receipts_not_added_up = Gauge(
-            "gkt_receipts_not_added_up",
-            "Receipts in Redis that are not in the sums yet, over the fleet.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
-        self.rollup_lag = Gauge(
-            "gkt_rollup_lag_seconds",
-            "The age of the oldest receipt in Redis that is not in the sums yet.",
-            registry=registry,
-            multiprocess_mode="livemostrecent",
-        )
         self.receipts_buffered = Gauge(
             "gkt_receipts_buffered",
-            "Receipts in Redis that wait to be added up or archived, over the fleet.",
+            "Receipts in the outboxes in Redis, over the fleet.",
             registry=registry,
             multiprocess_mode="livemostrecent",
-        )
-        self.receipts_unkept = Counter(
-            "gkt_receipts_unkept",
-            "Receipts that went from Redis before they were in the sums (sums), or in the archive (archive).",
-            ("of",),
-            registry=registry,
         )
         self.limited = Counter(
             "gkt_limited",
@@ -550,8 +496,6 @@ class Metrics:
             self.policy_reloads.labels(result)
         for result in ("made", "unscored", "failed", "refused", "over_budget", "dropped"):
             self.quality_samples.labels(result)
-        for of in ("sums", "archive"):
-            self.receipts_unkept.labels(of)
         for spool in ("own", "dead"):
             self.spool_told.labels(spool)
         self.steps_delayed.labels(ANONYMOUS)

@@ -252,16 +252,17 @@ def test_what_grows_for_an_alert_is_there_before_it_grows() -> None:
     init_engine_series(metrics, ["big"])
     told = {family.name: family.samples for family in metrics.registry.collect()}
     grows = {name for rule in alerts() for name in re.findall(r"increase\((gkt_\w+)_total", rule["expr"])}
-    assert grows > {"gkt_archive_missed", "gkt_receipts_unkept", "gkt_spool_failures"}
+    assert grows > {"gkt_receipts_lost", "gkt_spool_failures"}
     assert {name for name in grows if not told[name]} == {"gkt_intents_abandoned"}
     assert [name for name in grows if any(sample.value for sample in told[name])] == []
 
 
-def test_the_archive_is_told_as_it_is(world: World) -> None:
-    """There is one, it is up, and all receipts come into it and into the sums."""
-    assert (world.sum("gkt_archive_configured"), world.sum("gkt_archive_up")) == (1, 1)
-    for name in ("gkt_archived_total", "gkt_receipts_added_up_total"):
-        until(lambda name=name: _told(world.prometheus, f"sum({name})") >= len(world.receipts), name)
+def test_metrics_report_the_usage_worker(world: World) -> None:
+    """It is up, it writes all receipts, and every gateway reports the fleet's counts."""
+    assert world.sum("gkt_usage_up") == 1
+    written = 'max(gkt_usage_receipts{result="inserted"})'
+    until(lambda: _told(world.prometheus, written) >= len(world.receipts), written)
+    until(lambda: _told(world.prometheus, "max(gkt_usage_waiting)") == 0, "receipts wait")
 
 
 def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> None:
@@ -274,11 +275,10 @@ def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> 
         "GktRedisDown",
         "GktReceiptsLost",
         "GktSpoolFailing",
-        "GktSumsLate",
-        "GktArchiveDown",
-        "GktArchiveLate",
-        "GktReceiptsUnkept",
-        "GktArchiveMissed",
+        "GktUsageWorkerDown",
+        "GktUsageLate",
+        "GktUsageBacklog",
+        "GktUsageReceiptsMissed",
         "GktBudgetNearlySpent",
         "GktPolicyStale",
     }

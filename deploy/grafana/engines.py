@@ -231,55 +231,56 @@ ENGINES = Dashboard(
             "short",
             (Query("sum by (instance) (rate(gkt_log_requests_left_out_total[$__rate_interval]))", "{{instance}}"),),
         ),
-        "Ledger and archive",
+        "Usage worker",
         Panel(
-            "Archive",
-            "Whether it takes receipts. Where config.yaml names none, there is none to be up.",
+            "Usage worker",
+            "Whether a worker writes receipts to the usage database, over the fleet.",
             "short",
-            (Query("min by (instance) (gkt_archive_up + 2 * (1 - gkt_archive_configured))", "{{instance}}"),),
+            (Query("min by (instance) (gkt_usage_up)", "{{instance}}"),),
             kind="state-timeline",
-            words={0: ("away", "red"), 1: ("takes receipts", "green"), 2: ("none", "blue")},
+            words={0: ("does not write", "red"), 1: ("writes", "green")},
         ),
         Panel(
-            "How far behind",
-            "sums: the oldest receipt that is not added up, and not in usage yet. archive: the oldest that waits. "
-            "Both are about a second where all is well.",
+            "Age of the oldest waiting receipt",
+            "Usage and the dashboard lag behind by this much. About a second is usual.",
             "s",
-            (
-                Query("max(gkt_rollup_lag_seconds)", "sums"),
-                Query("max(gkt_archive_lag_seconds)", "archive"),
-            ),
+            (Query("max(gkt_usage_lag_seconds)", "lag"),),
             warn=60,
             bad=300,
         ),
         Panel(
-            "Receipts in Redis that wait",
-            "To be added up, to be archived, and for either: the bound of that is receipts.max_buffered, 200,000 by "
-            "default. Beyond, the oldest go.",
+            "Receipts in Redis",
+            "waiting: not in the usage database. buffered: in the outboxes, bounded by receipts.max_buffered (200,000 by "
+            "default). Beyond the bound the oldest are lost.",
             "short",
             (
-                Query("max(gkt_receipts_not_added_up)", "to be added up"),
-                Query("max(gkt_archive_waiting)", "to be archived"),
-                Query("max(gkt_receipts_buffered)", "either"),
+                Query("max(gkt_usage_waiting)", "waiting"),
+                Query("max(gkt_receipts_buffered)", "buffered"),
             ),
         ),
         Panel(
-            "Receipts added up and archived, per second",
-            "Each once. Archived ones are counted where a gateway fills the archive, not a command.",
+            "Receipts handled by usage workers, per second",
+            "By result: inserted, replaced an abandoned one, known already, imported from an archive, deleted after "
+            "usage.keep.",
             "short",
             (
-                Query("sum(rate(gkt_receipts_added_up_total[$__rate_interval]))", "added up"),
-                Query("sum(rate(gkt_archived_total[$__rate_interval]))", "archived"),
+                Query(
+                    'max by (result) (rate(gkt_usage_receipts{result!~"missed|unreadable"}[$__rate_interval]))',
+                    "{{result}}",
+                ),
             ),
         ),
         Panel(
-            "Receipts that went too early",
-            "sums: before they were added up. archive: before they were archived. trimmed: after they had been taken "
-            "for the archive. The last may be among those of the archive.",
+            "Receipts lost, missed or unreadable",
+            "lost: more waited than memory, spool or Redis may hold. missed: trimmed after a worker had read them. "
+            "unreadable: kept in the table usage_unreadable.",
             "short",
             (
-                Query("sum by (of) (increase(gkt_receipts_unkept_total[$__rate_interval]))", "{{of}}"),
-                Query("sum(increase(gkt_archive_missed_total[$__rate_interval]))", "trimmed"),
+                Query("sum(increase(gkt_receipts_lost_total[$__rate_interval]))", "lost"),
+                Query(
+                    'max by (result) (increase(gkt_usage_receipts{result=~"missed|unreadable"}[$__rate_interval]))',
+                    "{{result}}",
+                ),
             ),
             bad=1,
         ),
