@@ -186,11 +186,13 @@ def _round(case: Case, system: System, seconds: int, first: int) -> Round:
     used, all_used, ours, began = system.cpu_s(), proc.busy_s(), proc.ours_s(), time.monotonic()
     reading = wrk.run(system.targets[case.kind], case.kind, concurrency=case.concurrency, seconds=seconds, first=first)
     took = time.monotonic() - began
+    backlog_s = system.backlog_s() if system.backlog_s is not None else 0.0
     return Round(
         reading,
         cores=(system.cpu_s() - used) / took,
         others=max(0.0, (proc.busy_s() - all_used) - (proc.ours_s() - ours)) / took,
         unguided=system.unguided() - unguided if system.unguided is not None else 0,
+        backlog_s=backlog_s,
     )
 
 
@@ -205,7 +207,17 @@ def _table(
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("system", no_wrap=True)
     table.add_column("at a time", justify="right", no_wrap=True)
-    for name in ("requests/s", "of bare", "p50, ms", "p99, ms", "added p50, ms", "cores", "per CPU s", "errors"):
+    for name in (
+        "requests/s",
+        "of bare",
+        "p50, ms",
+        "p99, ms",
+        "added p50, ms",
+        "cores",
+        "per CPU s",
+        "backlog, s",
+        "errors",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for name in wanted:
         for level in levels:
@@ -227,6 +239,7 @@ def _table(
                 _ms(added) if added is not None and name != systems.UPSTREAM else "",
                 f"{seen.cores:.2f}" if system.children else "",
                 f"{seen.per_cpu_s:.0f}" if seen.per_cpu_s is not None else "",
+                f"{seen.backlog_s:.2f}" if system.backlog_s is not None else "",
                 str(seen.errors),
             )
     return table

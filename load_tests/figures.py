@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Where the gates are measured.
 THROUGHPUT_AT = 32
 LATENCY_AT = 1
+# A larger backlog is work that the measured throughput left for later.
+BACKLOG_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Round:
         cores: CPU seconds that the system's processes used for each second of the round.
         others: the same for processes that have nothing to do with this comparison.
         unguided: requests that went without the guidance they were to have.
+        backlog_s: age of the oldest receipt that was not in the database at the end, in seconds.
     """
 
     reading: Reading
     cores: float
     others: float = 0.0
     unguided: int = 0
+    backlog_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Figures:
     refused: int
     broken: int
     unguided: int
+    backlog_s: float = 0.0
 
     @property
     def errors(self) -> int:
@@ -108,6 +113,7 @@ def over_rounds(rounds: Sequence[Round]) -> Figures:
         refused=sum(one.refused for one in readings),
         broken=sum(one.broken for one in readings),
         unguided=sum(one.unguided for one in rounds),
+        backlog_s=max(one.backlog_s for one in rounds),
     )
 
 
@@ -142,7 +148,9 @@ def gates(figures: Mapping[Case, Figures]) -> list[Gate]:
         if added is None:
             raise KeyError(Case(UPSTREAM, "json", LATENCY_AT))
         found.append(Gate(f"{name}: added p50, ms, at {LATENCY_AT}", added, limit, limit, at_least=False))
-    return found
+    backlog_s = max(figures[Case(name, "json", THROUGHPUT_AT)].backlog_s for name in throughput)
+    name = f"usage worker: backlog at the end of a round, s, at {THROUGHPUT_AT}"
+    return [*found, Gate(name, backlog_s, BACKLOG_S, BACKLOG_S, at_least=False)]
 
 
 def needed_by_gates() -> set[Case]:

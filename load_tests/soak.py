@@ -159,13 +159,13 @@ async def _under_way(asked: Soak, world: World, stop: asyncio.Event) -> Found:
         sent=traffic.tally.sent,
         left=traffic.tally.left,
         checks=checks,
-        shadows=books.archived.shadows,
+        shadows=books.stored.shadows,
         trends=sampler.trends(_WARM_UP_PART * ended_s),
         minutes=sampler.minutes,
         broken=traffic.tally.shown,
         errors=books.errors[:_MOST_ERRORS],
         replies=traffic.tally.statuses,
-        statuses=books.archived.statuses,
+        statuses=books.stored.statuses,
         disturbed=disturbances.met,
     )
 

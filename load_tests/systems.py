@@ -7,6 +7,7 @@ targets, one for JSON and one for streams, because the upstream has a port for e
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import sys
@@ -15,8 +16,11 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from redis import Redis
+
+from gateway.redis_keys import RedisKeys
 from load_tests.children import Child, free_ports, running
 from load_tests.installs import PEERS
 from load_tests.wrk import Kind, Target
@@ -36,6 +40,7 @@ _START_WITHIN_S = 90.0
 _KEY, _LIMITED_KEY = "gk-bench", "gk-bench-limited"
 _SAID = {"json": "and the rest of it follows here", "stream": "[DONE]"}
 _TEACHER_SAID = "The teacher begins"
+_PREFIX = "gkt"  # the default of redis.prefix
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class System:
     Attributes:
         child: the process that is measured; None for the upstream itself.
         unguided: how many requests went without guidance so far, for a system that guides.
+        backlog_s: returns the age of the oldest receipt that is not in the database, in seconds.
     """
 
     name: str
@@ -52,6 +58,7 @@ class System:
     targets: Mapping[Kind, Target]
     children: tuple[Child, ...] = ()
     unguided: Callable[[], int] | None = None
+    backlog_s: Callable[[], float] | None = None
 
     def cpu_s(self) -> float:
         return sum(child.cpu_s() for child in self.children)
@@ -154,9 +161,10 @@ def start_gateway(site: Site) -> tuple[System, ...]:
     """One gateway process; its two ways are two rows, without limits and budgets and with all of them."""
     ours = run_gateway(site)
     limited = {"Authorization": f"Bearer {_LIMITED_KEY}"}
+    redis = redis_of(ours.child)
     systems: list[System] = []
     for student, guided, headers, note in (
-        (STUDENT, GUIDED, ours.headers, "keys, admission, receipts, a Redis of its own; 1 process"),
+        (STUDENT, GUIDED, ours.headers, "keys, admission, receipts, a Redis and a usage worker of its own; 1 process"),
         (STUDENT_LIMITED, GUIDED_LIMITED, limited, "the same process; limits and budgets of the tenant and the key"),
     ):
         alone = System(
@@ -164,6 +172,7 @@ def start_gateway(site: Site) -> tuple[System, ...]:
             f"gkt-gateway serve: {note}",
             _targets(ours.url, ours.url, "student-json", "student-stream", headers),
             (ours.child,),
+            backlog_s=lambda: backlog_s(redis),
         )
         opened = System(
             guided,
@@ -171,6 +180,7 @@ def start_gateway(site: Site) -> tuple[System, ...]:
             _targets(ours.url, ours.url, "guided-json", "guided-stream", headers),
             (ours.child,),
             lambda: unguided_so_far(ours.admin_url),
+            lambda: backlog_s(redis),
         )
         _wait_until_it_answers(alone, ours.child)
         _wait_until_it_answers(opened, ours.child, _TEACHER_SAID)
@@ -333,6 +343,27 @@ def unguided_so_far(admin_url: str) -> int:
     with urllib.request.urlopen(f"{admin_url}/metrics", timeout=5) as reply:
         text = reply.read().decode()
     return sum(int(float(value)) for value in re.findall(r"^gkt_unguided_total\{.*\} (\S+)$", text, re.MULTILINE))
+
+
+def redis_of(child: Child) -> Redis:
+    """Return a client of the Redis that a gateway has embedded."""
+    for pid in child.pids():
+        found = re.search(rb"unixsocket[:\0]([^\0 ]+)", Path(f"/proc/{pid}/cmdline").read_bytes())
+        if found is not None:
+            return Redis(unix_socket_path=found[1].decode())
+    raise LookupError("the gateway has no Redis of its own")
+
+
+def backlog_s(redis: Redis) -> float:
+    """Return the age of the oldest receipt in the outboxes, in seconds: usage workers trim those that they wrote."""
+    keys, oldest_ms = RedisKeys(_PREFIX), math.inf
+    tenants: Any = redis.smembers(keys.ledger().tenants)
+    for tenant in tenants:
+        first: Any = redis.xrange(keys.outbox(tenant.decode()), count=1)
+        if first:
+            oldest_ms = min(oldest_ms, int(first[0][0].partition(b"-")[0]))
+    seconds, micros = cast("tuple[int, int]", redis.time())
+    return max(0.0, seconds + micros / 1e6 - oldest_ms / 1000)
 
 
 def _version(peer: str, package: str) -> str:

@@ -29,8 +29,8 @@ def reading(requests: int = 100, p50_ms: float = 1.0, p99_ms: float = 2.0, **err
     return wrk.Reading(requests, 2.0, p50_ms, p99_ms, errors.get("refused", 0), errors.get("broken", 0))
 
 
-def figures(per_second: float = 100.0, p50_ms: float = 1.0) -> Figures:
-    return Figures(per_second, None, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0)
+def figures(per_second: float = 100.0, p50_ms: float = 1.0, backlog_s: float = 0.0) -> Figures:
+    return Figures(per_second, None, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0, backlog_s)
 
 
 def measured(
@@ -40,6 +40,7 @@ def measured(
     student_ms: float = 1.0,
     guided_ms: float = 2.0,
     limited: float = 500,
+    backlog_s: float = 0.0,
 ) -> dict[Case, Figures]:
     """All that gates need, with 1,000 requests/s of the bare pass-through and 0.1 ms of the upstream."""
     return {
@@ -52,7 +53,7 @@ def measured(
         Case(STUDENT_LIMITED, "json", 1): figures(p50_ms=1.0),
         Case(GUIDED_LIMITED, "json", 1): figures(p50_ms=2.0),
         Case(STUDENT_LIMITED, "json", 32): figures(limited),
-        Case(GUIDED_LIMITED, "json", 32): figures(250),
+        Case(GUIDED_LIMITED, "json", 32): figures(250, backlog_s=backlog_s),
     }
 
 
@@ -123,12 +124,13 @@ def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
 def test_a_case_is_the_median_of_its_rounds_and_the_sum_of_its_errors() -> None:
     rounds = [
         Round(reading(100, p50_ms=3, p99_ms=9, refused=20, broken=1), cores=0.9),
-        Round(reading(400, p50_ms=1, p99_ms=8), cores=0.5, unguided=4),
+        Round(reading(400, p50_ms=1, p99_ms=8), cores=0.5, unguided=4, backlog_s=0.7),
         Round(reading(300, p50_ms=2, p99_ms=7), cores=0.7),
     ]
     seen = over_rounds(rounds)
     assert (seen.per_second, seen.p50_ms, seen.p99_ms, seen.cores) == (150.0, 2.0, 8.0, 0.7)
     assert (seen.refused, seen.broken, seen.unguided, seen.errors) == (20, 1, 4, 25)
+    assert seen.backlog_s == 0.7
 
 
 def test_requests_for_a_cpu_second_are_those_of_the_systems_own_processes() -> None:
@@ -168,11 +170,13 @@ def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency(
         ({"student_ms": 1.6}, [STUDENT]),
         ({"guided_ms": 3.1}, [GUIDED]),
         ({"limited": 333}, [STUDENT_LIMITED]),
+        ({"backlog_s": 0.9}, []),
+        ({"backlog_s": 1.1}, ["usage worker"]),
     ],
 )
 def test_a_gate_fails_beyond_its_limit_and_only_there(worse: dict[str, float], failing: list[str]) -> None:
     judged = gates(measured(**worse))
-    assert len(judged) == 8
+    assert len(judged) == 9
     assert [gate.name.partition(":")[0] for gate in judged if not gate.holds] == failing
 
 

@@ -250,8 +250,8 @@ ENGINES = Dashboard(
         ),
         Panel(
             "Receipts in Redis",
-            "waiting: not in the usage database. buffered: in the outboxes, bounded by receipts.max_buffered (200,000 by "
-            "default). Beyond the bound the oldest are lost.",
+            "waiting: not in the usage database. buffered: in the outboxes, bounded by receipts.max_buffered. Beyond "
+            "the bound the oldest are lost.",
             "short",
             (
                 Query("max(gkt_usage_waiting)", "waiting"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,19 +13,21 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import RedisError
 
-from gateway.archive.archive import Archive
-from gateway.archive.database import ArchiveError, Where
-from gateway.archive_address import address_of
+from gateway.errors import StartupError
+from gateway.ledger.receipt import Receipt
 from gateway.redis_keys import RedisKeys
 from gateway.rollups.rollup import Row, usd
-from gateway.rollups.rollups import Retention, Rollups, periods
+from gateway.rollups.sums import Retention, periods
+from gateway.usage.engine import UsageDatabaseError
+from gateway.usage.store import UsageStore
+from gateway.usage.sums_reader import SumsReader
+from gateway.usage.threads import QueryThreads
 from load_tests.soaking.tally import short_id
 from load_tests.soaking.world import ADMIN_KEY, PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.ledger.receipt import Receipt
     from load_tests.soaking.tally import Tally
     from load_tests.soaking.world import Gateway, World
 
@@ -59,8 +62,8 @@ def none(name: str, found: Amount) -> Check:
 
 
 @dataclass
-class Archived:
-    """What the archive holds, against what callers know.
+class Stored:
+    """What the usage database holds, against what callers know.
 
     Attributes:
         found: ids of callers' requests that have a receipt.
@@ -130,61 +133,63 @@ class Books:
         self._world = world
         self._tally = tally
         self._patience_s = patience_s
-        self.archived = Archived()
+        self.stored = Stored()
         self.errors: list[str] = []
 
     async def checks(self) -> list[Check]:
         """Wait for what is under way, then compare."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session:
             await self._until(lambda: self._quiet(session))
-            archive = Archive(address_of("sqlite", self._world.data))
+            store = UsageStore(f"sqlite:///{self._world.database}", Retention(1, 1, 1))
+            threads = QueryThreads(store.engine)
             try:
-                await self._until(lambda: self._archived(session, archive))
-                async for some in archive.batches():
-                    for one in some:
-                        self.archived.add(one.receipt, self._tally)
+                await self._until(lambda: self._written(session, store))
+                async for some in store.receipts():
+                    for raw in some:
+                        self.stored.add(Receipt.from_json(raw), self._tally)
+                total = await _total(SumsReader(threads))
             finally:
-                await archive.close()
-            await self._until(self._added_up)
+                threads.close()
+                await store.close()
             self.errors = [line for gateway in self._world.gateways for line in _errors(gateway)]
             return [
                 *self._of_callers(),
-                *await self._of_sums(session),
+                *await self._of_sums(session, total),
                 *await self._of_leavings(session),
                 *await self._of_budgets(session),
             ]
 
     def _of_callers(self) -> list[Check]:
-        tally, archived = self._tally, self.archived
+        tally, stored = self._tally, self.stored
         heard, unsure = tally.left_heard, tally.left_unheard
         return [
             same("requests = replies + hang-ups", tally.replies + tally.left, tally.sent),
             none("replies broken off, without an end or of status 500", tally.broken),
             none("ids given twice", tally.ids_twice),
-            same("replies with a receipt = requests that need one", len(archived.found), len(tally.kept)),
-            none("receipts missing", len(tally.kept - archived.found)),
-            none("receipts twice", archived.twice),
-            Check("receipts of devices' reports", len(archived.reported), len(tally.reported),
+            same("replies with a receipt = requests that need one", len(stored.found), len(tally.kept)),
+            none("receipts missing", len(tally.kept - stored.found)),
+            none("receipts twice", stored.twice),
+            Check("receipts of devices' reports", len(stored.reported), len(tally.reported),
                   len(tally.reported | tally.unsure)),
-            none("reports that were taken and have no receipt", len(tally.reported - archived.reported)),
-            none("receipts of what was refused", archived.needless),
-            Check("receipts of what needs Redis while it is away", len(archived.either), 0, len(tally.either)),
-            Check("receipts of those who left when heard", archived.left.get("leaver", 0), heard,
+            none("reports that were taken and have no receipt", len(tally.reported - stored.reported)),
+            none("receipts of what was refused", stored.needless),
+            Check("receipts of what needs Redis while it is away", len(stored.either), 0, len(tally.either)),
+            Check("receipts of those who left when heard", stored.left.get("leaver", 0), heard,
                   heard + unsure["leaver"]),
-            Check("receipts of those who left in haste", archived.left.get("hasty", 0), 0, unsure["hasty"]),
-            none("receipts that nobody asked for", archived.strangers),
-            none("receipts of dead processes, where none died", archived.abandoned),
+            Check("receipts of those who left in haste", stored.left.get("hasty", 0), 0, unsure["hasty"]),
+            none("receipts that nobody asked for", stored.strangers),
+            none("receipts of dead processes, where none died", stored.abandoned),
         ]  # fmt: skip
 
-    async def _of_sums(self, session: aiohttp.ClientSession) -> list[Check]:
+    async def _of_sums(self, session: aiohttp.ClientSession, total: Row) -> list[Check]:
         """Each counts by itself: what was settled or added up twice shows here."""
-        tally, archived, total = self._tally, self.archived, await self._total()
+        tally, stored = self._tally, self.stored
         refused = int(await self._sum(session, "gkt_refused_total"))
-        least = len(tally.refused) + len(tally.either - archived.either) + tally.not_taken
+        least = len(tally.refused) + len(tally.either - stored.either) + tally.not_taken
         return [
-            same("requests in the sums = receipts", total.requests, archived.requests),
-            same("USD in the sums = receipts'", usd(total.cost_pico), archived.cost_usd),
-            same("gkt_requests_total = receipts", await self._counted(session), archived.requests),
+            same("requests in the sums = receipts", total.requests, stored.requests),
+            same("USD in the sums = receipts'", usd(total.cost_pico), stored.cost_usd),
+            same("gkt_requests_total = receipts", await self._counted(session), stored.requests),
             Check(
                 "gkt_refused_total = replies without a receipt",
                 refused,
@@ -212,7 +217,7 @@ class Books:
         async with session.get(url, headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as reply:
             told = json.loads(await reply.text(), parse_float=Decimal)
         for one in told["budgets"]:
-            wanted = self.archived.spent_usd.get((one["tenant"], one["key"]), Decimal(0))
+            wanted = self.stored.spent_usd.get((one["tenant"], one["key"]), Decimal(0))
             whose = f"{one['tenant']}, {one['key'] or 'all keys'}"
             checks.append(same(f"USD spent of the budget of {whose} = receipts'", Decimal(one["spent_usd"]), wanted))
             checks.append(none(f"USD still reserved of the budget of {whose}", Decimal(one["reserved_usd"])))
@@ -225,7 +230,7 @@ class Books:
             try:
                 if await true():
                     return
-            except (ArchiveError, RedisError, aiohttp.ClientError, OSError, TimeoutError):
+            except (UsageDatabaseError, StartupError, RedisError, aiohttp.ClientError, OSError, TimeoutError):
                 pass  # it is not there yet
             await asyncio.sleep(0.5)
 
@@ -235,21 +240,9 @@ class Books:
         redis: Any = self._world.redis
         return not any(waiting) and not await self._intents() and not await redis.hlen(_KEYS.teacher("big").tickets)
 
-    async def _archived(self, session: aiohttp.ClientSession, archive: Archive) -> bool:
-        reports = await archive.count(Where()) - await self._counted(session)
+    async def _written(self, session: aiohttp.ClientSession, store: UsageStore) -> bool:
+        reports = await store.count() - await self._counted(session)
         return len(self._tally.reported) <= reports <= len(self._tally.reported | self._tally.unsure)
-
-    async def _added_up(self) -> bool:
-        return (await self._total()).requests == self.archived.requests
-
-    async def _total(self) -> Row:
-        """Of all tenants, yesterday and today."""
-        rollups = Rollups(self._world.redis, _KEYS, Retention(1, 1, 1))
-        seconds, _ = await self._world.redis.time()
-        total = Row()
-        for _, row in await rollups.totals(list(periods("day", seconds - _DAY_S, seconds + 1))):
-            total.merge(row)
-        return total
 
     async def _intents(self) -> int:
         redis: Any = self._world.redis
@@ -273,6 +266,14 @@ class Books:
                     if one.name == name and (not leaving_out or one.labels.get("status") != leaving_out)
                 )
         return total
+
+
+async def _total(sums: SumsReader) -> Row:
+    """Return the sum of yesterday and today over all tenants."""
+    now, total = time.time(), Row()
+    for _, row in await sums.totals(list(periods("day", now - _DAY_S, now + 1))):
+        total.merge(row)
+    return total
 
 
 def _errors(gateway: Gateway) -> list[str]:

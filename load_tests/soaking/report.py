@@ -76,7 +76,7 @@ def shown(found: Found) -> Iterator[str]:
     yield ""
     each = -(-len(found.minutes) // _MOST_MINUTES) or 1
     yield markdown.table(
-        ("after", "ordinary answers", "p50", "p95", "p99", "Redis", "keys", "of these sums"),
+        ("after", "ordinary answers", "p50", "p95", "p99", "Redis", "keys"),
         map(_minute_row, found.minutes[each - 1 :: each]),
     )
     yield ""
@@ -131,8 +131,8 @@ def _trend_row(one: Trend) -> tuple[str, ...]:
 def _minute_row(one: Minute) -> tuple[str, ...]:
     times = ("" if value is None else f"{value * 1000:.1f} ms" for value in (one.p50_s, one.p95_s, one.p99_s))
     size = "away" if one.redis_bytes is None else f"{one.redis_bytes / 1e6:.1f} MB"
-    keys = ("" if value is None else f"{value:,}" for value in (one.redis_keys, one.sums_keys))
-    return f"{one.at_s / 60:.1f} min", f"{one.answers:,}", *times, size, *keys
+    keys = "" if one.redis_keys is None else f"{one.redis_keys:,}"
+    return f"{one.at_s / 60:.1f} min", f"{one.answers:,}", *times, size, keys
 
 
 def _value(measure: Measure, value: float, sign: str = "") -> str:

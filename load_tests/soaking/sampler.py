@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import aiohttp
 from redis.exceptions import RedisError
 
-from gateway.redis_keys import RedisKeys
 from load_tests import proc
 from load_tests.soaking.flatness import Measure, Trend, trend
 from load_tests.soaking.traffic import stopped
-from load_tests.soaking.world import PREFIX, RECEIPT_TTL_S
+from load_tests.soaking.world import RECEIPT_TTL_S
 
 if TYPE_CHECKING:
     from load_tests.soaking.world import Gateway, World
@@ -25,13 +24,12 @@ MEMORY = Measure("resident memory", "MB", 1e6, part=0.05, plus=3e6)
 FILES = Measure("open files", "", 1, part=0.1, plus=8)
 TASKS = Measure("tasks", "", 1, part=0.1, plus=8)
 THREADS = Measure("threads", "", 1, part=0, plus=4)
-REDIS_MEMORY = Measure("memory without sums", "MB", 1e6, part=0.1, plus=1e6, settles_s=_SETTLED_S)
-REDIS_KEYS = Measure("keys without sums", "", 1, part=0.1, plus=50, settles_s=_SETTLED_S)
+REDIS_MEMORY = Measure("memory", "MB", 1e6, part=0.1, plus=1e6, settles_s=_SETTLED_S)
+REDIS_KEYS = Measure("keys", "", 1, part=0.1, plus=50, settles_s=_SETTLED_S)
 P50 = Measure("p50", "ms", 1e-3, part=0.5, plus=0.010, settles_s=120)
 P95 = Measure("p95", "ms", 1e-3, part=1.0, plus=0.050, settles_s=120)
 
 _TASKS = re.compile(rb"^gkt_process_tasks\{[^}]*\} (\S+)$", re.MULTILINE)
-_SCANNED = 1000
 
 
 class Minute(NamedTuple):
@@ -45,8 +43,6 @@ class Minute(NamedTuple):
     p99_s: float | None
     redis_bytes: int | None = None
     redis_keys: int | None = None
-    sums_bytes: int | None = None
-    sums_keys: int | None = None
 
 
 class Sampler:
@@ -114,29 +110,18 @@ class Sampler:
             pass  # it is away, as it should be now and then
         else:
             assert minute.redis_bytes is not None
-            assert minute.sums_bytes is not None
             assert minute.redis_keys is not None
-            assert minute.sums_keys is not None
-            self._samples[REDIS_MEMORY, "Redis"].append((now, minute.redis_bytes - minute.sums_bytes))
-            self._samples[REDIS_KEYS, "Redis"].append((now, minute.redis_keys - minute.sums_keys))
+            self._samples[REDIS_MEMORY, "Redis"].append((now, minute.redis_bytes))
+            self._samples[REDIS_KEYS, "Redis"].append((now, minute.redis_keys))
         self.minutes.append(minute)
 
     async def _redis(self) -> dict[str, int]:
-        """Its memory and keys, and those of them that are the ledger's sums, which are kept for an hour and longer."""
-        redis = self._world.redis
-        sums = [name async for name in redis.scan_iter(f"{RedisKeys(PREFIX).ledger().base}*", count=_SCANNED)]
-        async with redis.pipeline(transaction=False) as pipe:
+        """Return its memory and keys."""
+        async with self._world.redis.pipeline(transaction=False) as pipe:
             pipe.info("memory")
             pipe.dbsize()
-            for name in sums:
-                pipe.memory_usage(name, samples=0)
-            info, keys, *sizes = await pipe.execute()
-        return {
-            "redis_bytes": info["used_memory"],
-            "redis_keys": keys,
-            "sums_bytes": sum(size or 0 for size in sizes),
-            "sums_keys": len(sums),
-        }
+            info, keys = await pipe.execute()
+        return {"redis_bytes": info["used_memory"], "redis_keys": keys}
 
     def trends(self, warm_up_s: float) -> list[Trend]:
         """What became of each measure."""

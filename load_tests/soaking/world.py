@@ -1,4 +1,4 @@
-"""What is soaked: two gateways over one Redis and one archive, before engines that fail in many ways."""
+"""What is soaked: two gateways over one Redis and one usage database, before engines that fail in many ways."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PREFIX = "soak"
 ADMIN_KEY = "gk-soak-of-the-operator"
 NAMES = ("one", "two")
 RECEIPT_TTL_S = 60.0
-SUMS_TTL_S = 3600.0
+DATABASE = "usage.db"
 ODD = ("reset-between", "closed-halfway", "stall-between", "status-429", "html-502", "no-end")
 """Faults of `tests/faults.py` that have an engine and a route each."""
 
@@ -125,6 +125,10 @@ class World:
     def data(self) -> Path:
         return self.folder / "data"
 
+    @property
+    def database(self) -> Path:
+        return self.folder / DATABASE
+
     def forget(self) -> None:
         """Engines of this process remember what they were asked; for hours that would be too much."""
         for engine in self.beside:
@@ -177,9 +181,9 @@ class _Start:
             "server": {"host": "127.0.0.1", "port": self._ports[0]},
             "admin": {"port": self._ports[1], "key": "env:SOAK_ADMIN_KEY"},
             "redis": {"url": redis_url, "prefix": PREFIX},
-            # What is kept for a day or for six hours could not be flat within one.
+            # Receipts of a day could not be flat within one.
             "receipts": {"ttl": f"{RECEIPT_TTL_S:.0f}s"},
-            "rollups": {"minutes": f"{SUMS_TTL_S:.0f}s"},
+            "usage": {"url": f"sqlite:///{folder / DATABASE}", "run": "host"},
             "log": {"format": "json", "requests": {"sample": 0.01}},
             "data": str(folder / "data"),
             "policies": str(folder / "policies"),

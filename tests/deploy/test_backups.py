@@ -1,4 +1,4 @@
-"""The guide's edits for backups: with them `backup` and `restore` find Redis and the usage database while no gateway runs."""
+"""The guide's edits for backups: with them `backup` and `restore` find Redis and the database while no gateway runs."""
 
 from __future__ import annotations
 

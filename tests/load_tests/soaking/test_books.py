@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from load_tests.soaking.books import Archived, Check, none, same
+from load_tests.soaking.books import Check, Stored, none, same
 from load_tests.soaking.tally import Kind, Tally, Visit, short_id
 from tests.ledger.drafts import closed, guided
 
@@ -40,8 +40,8 @@ def answered(kind: Kind, status: int = 200, code: str | None = None) -> Visit:
     return Visit(kind, new_id(), status, code, ended=True)
 
 
-def archived(tally: Tally, *receipts: Receipt) -> Archived:
-    found = Archived()
+def stored(tally: Tally, *receipts: Receipt) -> Stored:
+    found = Stored()
     for one in receipts:
         found.add(one, tally)
     return found
@@ -76,9 +76,9 @@ def test_a_request_that_needs_redis_while_it_is_away_may_have_a_receipt_once() -
     one = answered(JSON, 503, "store_unavailable")
     tally.note(one)
     assert one.request_id is not None
-    assert len(archived(tally).either) == 0
-    assert len(archived(tally, receipt(one.request_id)).either) == 1
-    twice = archived(tally, receipt(one.request_id), receipt(one.request_id))
+    assert len(stored(tally).either) == 0
+    assert len(stored(tally, receipt(one.request_id)).either) == 1
+    twice = stored(tally, receipt(one.request_id), receipt(one.request_id))
     assert (twice.twice, twice.strangers, twice.needless) == (1, 0, 0)
 
 
@@ -87,7 +87,7 @@ def test_a_receipt_is_of_a_reply_of_a_caller_who_left_or_of_a_shadow() -> None:
     one = answered(JSON)
     tally.note(one)
     assert one.request_id is not None
-    found = archived(
+    found = stored(
         tally,
         receipt(one.request_id),
         receipt(one.request_id, beside="-shadow"),
@@ -109,11 +109,11 @@ def test_a_report_of_a_device_is_no_request_and_has_one_receipt() -> None:
         tally.note(visit)
     assert (len(tally.kept), len(tally.reported), len(tally.unsure), tally.not_taken) == (3, 2, 1, 2)
     ids = [str(visit.request_id) for visit in (taken, unsure, lost)]
-    found = archived(tally, *map(receipt, ids), *(report(one) for one in (ids[0], ids[0], ids[1], new_id())))
+    found = stored(tally, *map(receipt, ids), *(report(one) for one in (ids[0], ids[0], ids[1], new_id())))
     assert (found.receipts, found.twice, found.strangers) == (7, 1, 1)
     assert found.found == tally.kept
     assert tally.reported - found.reported == {short_id(ids[2])}
-    assert archived(tally, *map(receipt, ids), report(ids[0]), report(ids[1])).requests == 3
+    assert stored(tally, *map(receipt, ids), report(ids[0]), report(ids[1])).requests == 3
 
 
 def test_what_is_missing_twice_needless_or_strange_shows() -> None:
@@ -123,7 +123,7 @@ def test_what_is_missing_twice_needless_or_strange_shows() -> None:
         tally.note(visit)
     assert kept.request_id is not None
     assert refused.request_id is not None
-    found = archived(
+    found = stored(
         tally,
         receipt(kept.request_id),
         receipt(kept.request_id, status="abandoned"),
