@@ -86,7 +86,8 @@ class GatewayProcess:
             "admin": {"port": 0, **sections.get("admin", {})},
             "redis": {"url": redis_url, "lease": "60s", **sections.get("redis", {})},
             "log": {"format": "json", **sections.get("log", {})},
-            "archive": {"url": None, **sections.get("archive", {})},  # a database is for those who look at one
+            # A usage worker takes a second of CPU to start: tests that read usage set `run: host`.
+            "usage": {"run": "command", **sections.get("usage", {})},
             "models": models,
         }
         yaml = YAML()

@@ -79,7 +79,7 @@ def faulty_gateway(folder: Path, redis_url: str) -> Iterator[GatewayProcess]:
         fake_engine(profiles["hung"]) as hung,
         running(
             folder / "gateway",
-            archive={"url": "sqlite"},
+            usage={"run": "host"},
             models=[
                 # So few at a time, and so many that hang, that tickets expire in its queue.
                 model("big", "tgi", teacher, max_concurrency=3, batch={"max_size": 2, "low_water": 1}, timeouts=_SHORT),

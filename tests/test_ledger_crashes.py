@@ -69,7 +69,7 @@ class Shop:
             self.folder / str(number),
             redis_url=self.server.url,
             redis={"prefix": self.prefix, "lease": f"{LEASE_S:g}s", "timeout": "500ms"},
-            archive={"url": None},
+            usage={"run": "host"},
             models=[
                 model("big", "tgi", self.student.url),
                 model("small", "openai", f"{self.student.url}/v1", continuation="trailing", echo=False),

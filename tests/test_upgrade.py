@@ -150,7 +150,7 @@ class World:
             self.folder / f"gateway-{len(self.gateways)}",
             redis_url=self.server.url,
             redis={"prefix": KEYS.prefix, "lease": "60s", "timeout": "5s"},
-            archive={"url": "sqlite"},
+            usage={"run": "host"},
             data=str(self.folder / "data"),
             models=[
                 model("big", "tgi", teacher, max_concurrency=CAP, batch={"max_size": CAP}),

@@ -143,7 +143,7 @@ class World:
             redis={"timeout": "300ms"},
             admin={"key": "env:ADMIN_KEY"},
             log={"level": "debug"},
-            archive={"url": "sqlite"},
+            usage={"run": "host"},
             tracing={"endpoint": self.collector.url, "headers": {"x-key": "env:COLLECTOR_KEY"}},
             server={"drain_timeout": "1s", "max_body": "20kB"},
             models=[
