@@ -41,7 +41,10 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
         place = bisect_left(_BOUNDS, spent_us)
         self.count += times
         self.sum_us += times * spent_us
-        self._put(place, times)
+        if left := self.buckets.get(place, 0) + times:
+            self.buckets[place] = left
+        else:
+            del self.buckets[place]
 
     def merge(self, other: Histogram) -> None:
         """Count all that another one has counted."""
@@ -77,13 +80,6 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
     def mean_us(self) -> float | None:
         """The mean, exactly; None where nothing was counted."""
         return self.sum_us / self.count if self.count > 0 else None
-
-    def _put(self, place: int, times: int) -> None:
-        left = self.buckets.get(place, 0) + times
-        if left:
-            self.buckets[place] = left
-        else:
-            del self.buckets[place]
 
 
 def middle_us(place: int) -> float:
