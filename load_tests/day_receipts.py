@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from gateway.ledger.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
+from gateway.ledger.savings import with_savings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
 DAY_S = 86_400
 
 
-def day_of_receipts(count: int, tenants: int, now: float, seed: int = 7) -> Iterator[Receipt]:
-    """In the order of their time: few tenants have most of them, at noon there are more than at night."""
+def day_of_receipts(
+    count: int, tenants: int, now: float, seed: int = 7, numbers: range | None = None
+) -> Iterator[Receipt]:
+    """Yield receipts in the order of their time. Few tenants have most of them. There are more at noon than at night.
+
+    Args:
+        count: receipts of the whole day, which ends at `now`.
+        numbers: receipts to yield, as a part of `range(count)`.
+    """
     dice = random.Random(seed)
     weights = [*itertools.accumulate(1 / (place + 1) for place in range(tenants))]
     names = [f"tenant-{place:03}" for place in range(tenants)]
     start = int(now) - DAY_S + 60
-    for number in range(count):
+    for number in range(count) if numbers is None else numbers:
         part = number / count
         moment = start + (DAY_S - 120) * (part - 0.12 * math.sin(2 * math.pi * part))
         tenant = bisect.bisect_left(weights, dice.random() * weights[-1])
@@ -44,8 +52,8 @@ def _receipt(dice: random.Random, number: int, created: int, tenant: str) -> Rec
     cost = sum((share.cost_usd for share in (teacher, student) if share is not None), Decimal(0))
     baseline = Decimal(read + written).scaleb(-6)
     first = dice.lognormvariate(6, 0.6)
-    return Receipt(
-        id=f"req_{number:024x}",
+    receipt = Receipt(
+        id=f"req_{created:08x}{dice.getrandbits(64):016x}",
         created=created,
         tenant=tenant,
         key=f"key-{dice.choices(range(5), (50, 25, 15, 8, 2))[0]}",
@@ -72,3 +80,4 @@ def _receipt(dice: random.Random, number: int, created: int, tenant: str) -> Rec
             first_token_ms=round(first, 3),
         ),
     )
+    return with_savings(receipt)

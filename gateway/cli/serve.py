@@ -76,13 +76,13 @@ async def run(settings: Settings, book: PolicyBook, files: PolicyFiles, config: 
             from gateway.local.redis import EmbeddedRedis
 
             embedded = (await stack.enter_async_context(EmbeddedRedis())).url
-        redis_url = embedded or settings.redis.url.get_secret_value()
         if settings.usage.run == "host":
             from gateway.workers.usage_child import usage_child
 
             # It ends after the listeners have drained, and writes their last receipts.
-            await stack.enter_async_context(usage_child(config, redis_url))
+            await stack.enter_async_context(usage_child(config, embedded))
         if workers > 1:
             return await Supervisor(settings, config, workers, redis_url=embedded).run(stop, reload)
+        redis_url = embedded or settings.redis.url.get_secret_value()
         await serve_gateway(settings, book, redis_url, stop=stop, announce=announce, watched=Watched(files, reload))
         return True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 RELATIVE_ERROR = 0.05
 """What is read off a histogram is off by no more than this part of it."""
@@ -41,7 +41,10 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
         place = bisect_left(_BOUNDS, spent_us)
         self.count += times
         self.sum_us += times * spent_us
-        self._put(place, times)
+        if left := self.buckets.get(place, 0) + times:
+            self.buckets[place] = left
+        else:
+            del self.buckets[place]
 
     def merge(self, other: Histogram) -> None:
         """Count all that another one has counted."""
@@ -64,26 +67,22 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
 
     def quantile_us(self, part: float) -> float | None:
         """The time that this part of all did not take longer than; None where nothing was counted."""
+        return self.quantiles_us([part])[0]
+
+    def quantiles_us(self, parts: Sequence[float]) -> list[float | None]:
+        """Return several quantiles, in one pass."""
         if self.count <= 0:
-            return None
-        rank, seen, place = max(1, -int(-part * self.count // 1)), 0, 0
-        for place in sorted(self.buckets):
-            seen += self.buckets[place]
-            if seen >= rank:
-                break
-        return middle_us(place)
+            return [None] * len(parts)
+        places = sorted(self.buckets)
+        seen = [*accumulate(map(self.buckets.__getitem__, places))]
+        ranks = (max(1, -int(-part * self.count // 1)) for part in parts)
+        # Without buckets, or where they hold fewer than `count`, the last place counts.
+        return [middle_us(places[min(bisect_left(seen, rank), len(places) - 1)] if places else 0) for rank in ranks]
 
     @property
     def mean_us(self) -> float | None:
         """The mean, exactly; None where nothing was counted."""
         return self.sum_us / self.count if self.count > 0 else None
-
-    def _put(self, place: int, times: int) -> None:
-        left = self.buckets.get(place, 0) + times
-        if left:
-            self.buckets[place] = left
-        else:
-            del self.buckets[place]
 
 
 def middle_us(place: int) -> float:

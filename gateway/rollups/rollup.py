@@ -8,13 +8,13 @@ again. Only what is read off a histogram is rounded (histogram.py).
 from __future__ import annotations
 
 from decimal import Decimal
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
 from gateway.ledger.edge import EDGE, GUIDANCE, student_of
 from gateway.ledger.savings import MEASURING, class_of, savings_of
-from gateway.ledger.scopes import picodollars
 from gateway.rollups.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -52,11 +52,18 @@ class Tokens(msgspec.Struct, array_like=True, gc=False):
     def copy(self) -> Tokens:
         return Tokens(self.input, self.cached, self.output)
 
-    def merge(self, other: Tokens, times: int = 1) -> None:
-        """Count another's too; with `times` -1 no longer."""
-        self.input += times * other.input
-        self.cached += times * other.cached
-        self.output += times * other.output
+    def add(self, share: EngineShare, times: int = 1) -> None:
+        """Count the tokens of a call; with `times` -1 no longer. A shared call is another receipt's."""
+        if not share.shared:
+            self.input += times * (share.input_tokens - share.cached_input_tokens)
+            self.cached += times * share.cached_input_tokens
+            self.output += times * share.output_tokens
+
+    def merge(self, other: Tokens) -> None:
+        """Count another's too."""
+        self.input += other.input
+        self.cached += other.cached
+        self.output += other.output
 
 
 class ClassSum(msgspec.Struct, array_like=True, gc=False):
@@ -172,17 +179,17 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         self._add_savings(receipt, cost, baseline, times)
         if receipt.shadow_of is None:
             self.baseline_estimated += times * (receipt.baseline_estimated and not reported)
-            self.baseline_error_pico += times * pico(receipt.baseline_error_usd or Decimal(0))
+            self.baseline_error_pico += times * pico(receipt.baseline_error_usd)
         if receipt.teacher is not None:
-            self.teacher.merge(_tokens(receipt.teacher), times)
+            self.teacher.add(receipt.teacher, times)
             self.teacher_pico += times * self._pay(receipt.teacher, times)
         for share in (receipt.student, receipt.probe):
             if share is not None:
-                self.student.merge(_tokens(share), times)
+                self.student.add(share, times)
                 self.student_pico += times * self._pay(share, times)
         for attempt in receipt.attempts:
             if attempt.share is not None:
-                self.failed.merge(_tokens(attempt.share), times)
+                self.failed.add(attempt.share, times)
                 self.failed_pico += times * self._pay(attempt.share, times)
         if receipt.mode != EDGE:  # a device's times are no stage's
             self._add_times(receipt.timings, times)
@@ -208,17 +215,14 @@ class Row(msgspec.Struct, array_like=True, gc=False):
             del self.classes[name]
 
     def _add_times(self, timings: Timings, times: int) -> None:
-        for stage, spent_ms in zip(
-            self.stages,
-            (
-                timings.admission_ms,
-                timings.batch_wait_ms,
-                timings.teacher_ms,
-                timings.first_token_ms,
-                timings.total_ms,
-            ),
-            strict=True,
-        ):
+        spent = (
+            timings.admission_ms,
+            timings.batch_wait_ms,
+            timings.teacher_ms,
+            timings.first_token_ms,
+            timings.total_ms,
+        )
+        for stage, spent_ms in zip(self.stages, spent, strict=True):
             if spent_ms is not None:
                 stage.add(round(spent_ms * 1000), times)
 
@@ -232,9 +236,12 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     def merge(self, other: Row) -> None:
         """Count all that another row does."""
         self.requests += other.requests
-        _merge(self.errors, other.errors)
-        _merge(self.unguided, other.unguided)
-        _merge(self.batches, other.batches)
+        if other.errors:
+            _merge(self.errors, other.errors)
+        if other.unguided:
+            _merge(self.unguided, other.unguided)
+        if other.batches:
+            _merge(self.batches, other.batches)
         self.teacher.merge(other.teacher)
         self.student.merge(other.student)
         self.failed.merge(other.failed)
@@ -246,7 +253,8 @@ class Row(msgspec.Struct, array_like=True, gc=False):
         self.baseline_pico += other.baseline_pico
         self.baseline_estimated += other.baseline_estimated
         for mine_us, theirs_us in zip(self.stages, other.stages, strict=True):
-            mine_us.merge(theirs_us)
+            if theirs_us.buckets or theirs_us.sum_us:
+                mine_us.merge(theirs_us)
         self.answer_tokens += other.answer_tokens
         self.teacher_answer_tokens += other.teacher_answer_tokens
         self.guided += other.guided
@@ -312,9 +320,9 @@ def merge_in(rows: MutableMapping[_Where, Row], where: _Where, row: Row) -> None
         held.merge(row)
 
 
-def pico(usd: Decimal) -> int:
-    """USD as it is added up: whole millionths of a millionth. Receipts have no finer ones."""
-    return int(picodollars(usd)) if usd else 0
+def pico(usd: Decimal | None) -> int:
+    """Return USD in whole picodollars, rounded up as `picodollars` does. Receipts have no finer amounts."""
+    return ceil(usd.scaleb(12)) if usd else 0
 
 
 def usd(picos: int) -> Decimal:
@@ -325,12 +333,6 @@ def usd(picos: int) -> Decimal:
 def _is_given(receipt: Receipt) -> bool:
     """Whether a device got guidance."""
     return receipt.mode == GUIDANCE and receipt.guidance is not None
-
-
-def _tokens(share: EngineShare) -> Tokens:
-    if share.shared:
-        return Tokens()
-    return Tokens(share.input_tokens - share.cached_input_tokens, share.cached_input_tokens, share.output_tokens)
 
 
 def _answer_tokens(receipt: Receipt) -> tuple[int, int]:

@@ -7,7 +7,6 @@ receipts, read from the archive, make the same rows.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -55,8 +54,7 @@ class Retention(msgspec.Struct, frozen=True):
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Period:
+class Period(NamedTuple):
     """Some time, from `start` in Unix seconds."""
 
     granularity: Granularity
@@ -97,8 +95,14 @@ class Sums:
         self.rows: dict[Period, dict[Dims, Row]] = defaultdict(dict)
         self.totals: dict[Period, Row] = {}
 
-    def add(self, receipt: Receipt, times: int = 1, finest: Granularity = "minute") -> None:
-        """Count a receipt in its minute, or in what else is the finest that counts; `spread` takes it to the others."""
+    def add(self, receipt: Receipt, times: int = 1, finest: Granularity | None = "minute") -> None:
+        """Count a receipt in its minute, or in what else is the finest that counts; `spread` takes it to the others.
+
+        Args:
+            finest: None: no period counts it.
+        """
+        if finest is None:
+            return
         row_in(self.rows[Period.of(finest, receipt.created)], dims(receipt)).add(receipt, times)
 
     @classmethod
@@ -117,6 +121,7 @@ class Sums:
 
     def spreading(self) -> Iterator[None]:
         """Do the same in steps of some microseconds."""
+        shared: set[int] = set()
         # The days first: what the minutes bring to the hours is brought to the days by the minutes.
         for period, rows in sorted(self.rows.items(), key=lambda one: -SECONDS[one[0].granularity]):
             wider = [Period.of(name, period.start) for name in SECONDS if SECONDS[name] > SECONDS[period.granularity]]
@@ -125,7 +130,23 @@ class Sums:
             for where, row in rows.items():
                 total.merge(row)
                 for by_dims in held:
-                    merge_in(by_dims, where, row)
+                    _share_in(by_dims, shared, where, row)
                 yield
             for one in (period, *wider):
                 merge_in(self.totals, one, total)
+
+
+def _share_in(rows: dict[Dims, Row], shared: set[int], where: Dims, row: Row) -> None:
+    """Count a row of a shorter period. Where it is the only one, both periods have the same row: copies cost most.
+
+    Args:
+        shared: ids of rows that several periods have. None of them changes.
+    """
+    held = rows.get(where)
+    if held is None:
+        rows[where] = row
+        shared.add(id(row))
+    else:
+        if id(held) in shared:
+            held = rows[where] = held.copy()
+        held.merge(row)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -139,7 +140,8 @@ class UsageDatabase:
 
     def _write(self, connection: Connection, items: dict[_Key, _Item]) -> tuple[int, int]:
         """Return the numbers of receipts that were inserted and replaced."""
-        sql, sums, now = sql_of(connection), Sums(), self._clock()
+        sql, sums = sql_of(connection), Sums()
+        finest = cache(partial(self._retention.finest, now=self._clock()))
         ids: dict[int, list[str]] = defaultdict(list)
         for day, id_ in items:
             ids[day].append(id_)
@@ -150,18 +152,14 @@ class UsageDatabase:
                 if status != ABANDONED or item.receipt.status == ABANDONED:
                     del items[day, id_]
                 else:
-                    self._count(sums, Receipt.from_json(unpack(packed or b"")), now, -1)
+                    old = Receipt.from_json(unpack(packed or b""))
+                    sums.add(old, -1, finest(old.created))
                     replaced += 1
         sql.put_receipts([item.row for item in items.values()])
         for item in items.values():
-            self._count(sums, item.receipt, now)
+            sums.add(item.receipt, 1, finest(item.receipt.created))
         add_sums(connection, sums.spread(), self._retention.max_rows)
         return len(items) - replaced, replaced
-
-    def _count(self, sums: Sums, receipt: Receipt, now: float, times: int = 1) -> None:
-        finest = self._retention.finest(receipt.created, now)
-        if finest is not None:
-            sums.add(receipt, times, finest)
 
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before a moment in Unix seconds, and return their number.

@@ -40,7 +40,7 @@ HEAD = "0001"
 """The newest migration (migrations/versions). Versions are numbers of four digits."""
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
-_BUSY_S = 5
+_BUSY_S = 30
 _BUSY_RETRY_S = 0.02
 _CONNECT_S = 5
 _STATEMENT_MS = 30_000

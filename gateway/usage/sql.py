@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SumKey: TypeAlias = tuple[int, int, str, str, str, str, str, str]
 """The primary key of a sum."""
 
+Place: TypeAlias = tuple[int, int, str]
+"""Length and start of a period, and a tenant."""
+
 
 class Sql(Protocol):
     """Statements of one transaction. Every method raises DBAPIError."""
@@ -31,8 +34,8 @@ class Sql(Protocol):
     def held_sums(self, keys: Sequence[SumKey]) -> dict[SumKey, bytes]:
         """Return the sums that are there."""
 
-    def count_sums(self, seconds: int, start: int, tenant: str, without: str, most: int) -> int:
-        """Count the sums of a period and tenant, those of the key `without` left out, up to `most`."""
+    def count_sums(self, places: Sequence[Place], without: str, most: int) -> dict[Place, int]:
+        """Count the sums of each period and tenant, those of the key `without` left out, up to `most`."""
 
     def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert sums; those that are there are replaced."""
@@ -49,7 +52,6 @@ _COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM usage_sums WHERE {} LIMIT {}) AS h
 
 class _Sqlite:
     def __init__(self, connection: Connection) -> None:
-        self._run = connection.exec_driver_sql
         self._cursor: Any = connection.connection.cursor
 
     def held_receipts(self, day: int, ids: Sequence[str]) -> list[Any]:
@@ -66,9 +68,10 @@ class _Sqlite:
         found = ((key, cursor.execute(statement, key).fetchone()) for key in keys)
         return {key: row[0] for key, row in found if row is not None}
 
-    def count_sums(self, *place: Any) -> int:
-        where = _equal(SUM_KEY[:3]) + ' AND "key" <> ?'
-        return int(self._run(_COUNT.format(where, "?"), place).scalar_one())
+    def count_sums(self, places: Sequence[Place], without: str, most: int) -> dict[Place, int]:
+        statement = _COUNT.format(f'{_equal(SUM_KEY[:3])} AND "key" <> ?', "?")
+        execute = self._cursor().execute
+        return {place: execute(statement, (*place, without, most)).fetchone()[0] for place in places}
 
     def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._put("usage_sums", _SUM_COLUMNS, rows)
@@ -98,9 +101,14 @@ class _Postgres:
         statement = f'SELECT {names}, "row" FROM usage_sums JOIN {_arrays(_SUM_COLUMNS[:-1])} USING ({names})'
         return {row[:-1]: row[-1] for row in map(tuple, self._run(statement, _columns(keys)))}
 
-    def count_sums(self, *place: Any) -> int:
-        where = 'seconds = %s AND "start" = %s AND tenant = %s AND "key" <> %s'
-        return int(self._run(_COUNT.format(where, "%s"), place).scalar_one())
+    def count_sums(self, places: Sequence[Place], without: str, most: int) -> dict[Place, int]:
+        if not places:
+            return {}
+        where = " AND ".join(f'usage_sums."{name}" = given."{name}"' for name in SUM_KEY[:3])
+        count = _COUNT.format(f'{where} AND "key" <> %s', "%s")
+        statement = f"SELECT {_names(SUM_KEY[:3])}, ({count}) FROM {_arrays(_SUM_COLUMNS[:3])}"
+        found = self._run(statement, (without, most, *_columns(places)))
+        return {(seconds, start, tenant): held for seconds, start, tenant, held in found}
 
     def put_sums(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._put("usage_sums", _SUM_COLUMNS, rows)

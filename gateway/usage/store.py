@@ -6,7 +6,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import StartupError, UsageUnavailable
 from gateway.fair_share import FairSemaphore
 from gateway.usage import receipts_reader
 from gateway.usage.database import UsageDatabase
@@ -66,13 +66,13 @@ class UsageStore:
     async def find(self, tenant: str, receipt_id: str) -> bytes | None:
         """Return a tenant's receipt as JSON, None where there is none. Tenants take turns.
 
-        Raises StoreUnavailable where that takes more than 5 s or the database is unavailable.
+        Raises UsageUnavailable where that takes more than 5 s or the database is unavailable.
         """
         try:
             async with asyncio.timeout(_FIND_S), self._finds.hold(tenant):
                 return await self._read(receipts_reader.find, tenant, receipt_id)
-        except (*UsageDatabaseError, TimeoutError):
-            raise StoreUnavailable("The usage database cannot be read now. Try again.") from None
+        except (*UsageDatabaseError, StartupError, TimeoutError) as error:
+            raise UsageUnavailable from error
 
     async def receipts(self, where: Where = _EVERYTHING, most: int = 1_000) -> AsyncIterator[list[bytes]]:
         """Yield receipts as JSON in the order of day and id, in lists of `most` at most.

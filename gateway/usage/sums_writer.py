@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from gateway.rollups.rollup import Dims, Row, merge_in
 from gateway.rollups.sums import ALL_TENANTS, OTHER, SECONDS
-from gateway.usage.sql import SumKey, sql_of
+from gateway.usage.sql import Place, SumKey, sql_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 TOTAL = Dims(ALL_TENANTS, "", "", "", "", "")
 """The dimensions of the sums over all tenants."""
 
-_Place: TypeAlias = tuple[int, int, str]
-"""Length and start of a period, and a tenant."""
 _NOTHING = Row()
 
 
@@ -55,16 +53,14 @@ def _fold(
     connection: Connection, rows: dict[SumKey, Row], held: dict[SumKey, bytes], max_rows: int
 ) -> dict[SumKey, bytes]:
     """Merge new sums beyond `max_rows` with those of other keys and routes. Return the latter that are there."""
-    new: dict[_Place, list[SumKey]] = defaultdict(list)
+    new: dict[Place, list[SumKey]] = defaultdict(list)
     for key in rows:
         if key not in held and key[2] != ALL_TENANTS and key[3] != OTHER:
             new[key[:3]].append(key)
     sql = sql_of(connection)
     others: dict[SumKey, None] = {}
-    for place, keys in new.items():
-        if len(keys) + (most := sql.count_sums(*place, OTHER, max_rows)) <= max_rows:
-            continue
-        for key in keys[max(0, max_rows - most) :]:
+    for place, count in sql.count_sums(list(new), OTHER, max_rows).items():
+        for key in new[place][max(0, max_rows - count) :]:
             other: Any = (*place, OTHER, OTHER, *key[5:])
             merge_in(rows, other, rows.pop(key))
             others[other] = None

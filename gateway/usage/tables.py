@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
 from gateway.ledger.edge import EDGE, student_of
-from gateway.ledger.savings import savings_of
 from gateway.rollups.rollup import pico
 from gateway.usage.packing import pack
 
@@ -153,6 +152,6 @@ def row_of(receipt: Receipt, raw: bytes) -> tuple[Any, ...]:
         pico(receipt.cost_usd),
         # A shadow spares nothing: its request was answered and paid for as well.
         pico(receipt.baseline_usd) if receipt.shadow_of is None else 0,
-        pico(savings_of(receipt).usd),
+        pico(receipt.savings_usd),
         pack(raw),
     )

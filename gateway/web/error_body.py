@@ -30,7 +30,11 @@ _MOST_OF_A_PATH = 100
 
 
 def new_request_id() -> str:
-    return f"req_{secrets.token_hex(12)}"
+    """Return `req_`, the time in Unix seconds as 8 hexadecimal digits, and 16 random ones.
+
+    So the ids of receipts are in the order of time, and a database appends them.
+    """
+    return f"req_{int(time.time()):08x}{secrets.token_hex(8)}"
 
 
 def error_body(error: GatewayError) -> Json:

@@ -32,14 +32,16 @@ _STOP_LIMIT_S = FINISH_S + 5.0
 
 
 @asynccontextmanager
-async def usage_child(config: Path, redis_url: str) -> AsyncIterator[None]:
+async def usage_child(config: Path, redis_url: str | None) -> AsyncIterator[None]:
     """Run a usage worker inside the block. On leaving it writes what waits, and ends.
 
     Args:
-        redis_url: the Redis of this gateway, embedded or not.
+        redis_url: the embedded Redis; None where the configuration names one.
     """
     stop, tasks = asyncio.Event(), Tasks()
-    environ = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path), "GKT_REDIS_URL": redis_url}
+    environ = {**environment(), "PYTHONPATH": os.pathsep.join(sys.path)}
+    if redis_url is not None:
+        environ["GKT_REDIS_URL"] = redis_url
     environ.pop(MULTIPROCESS_FOLDER, None)
     running = tasks.spawn("usage_worker", _keep(tasks, config, environ, stop))
     try:

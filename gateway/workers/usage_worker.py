@@ -7,6 +7,7 @@ As a child it stops when its stdin ends. It finds the address of an embedded Red
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import socket
@@ -47,6 +48,8 @@ FINISH_S = 5.0
 
 _REDIS_TIMEOUT_S = 5.0
 _NICE = 5
+_COLLECT_AFTER = 50_000
+"""Allocations between two runs of the garbage collector. A batch makes many objects, of which few are in cycles."""
 
 
 def main(config: Path, *, child: bool) -> int:
@@ -89,6 +92,8 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
         seat = WorkerSeat(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
         await seat.join()
         os.nice(_NICE)  # while it catches up, callers come first
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
         feed = OutboxFeed(client.commands, keys, f"worker-{seat.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
         worker = UsageWorker(client, feed, store, seat, minutes, keep_s=kept.keep_s, imports=imports)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.ledger.intent import abandoned
 from gateway.rollups.rollup import Row
-from gateway.rollups.sums import OTHER, Retention
+from gateway.rollups.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.database import Added, Entry
 from gateway.usage.packing import pack, unpack
 from gateway.usage.receipts_reader import count_unreadable, unreadable
@@ -39,6 +39,7 @@ from tests.usage.databases import (
 
 if TYPE_CHECKING:
     from gateway.ledger.receipt import Receipt
+    from gateway.rollups.sums import Granularity
 
 
 def pair() -> tuple[Receipt, Receipt]:
@@ -229,6 +230,27 @@ def check_folded(address: str, seed: int, max_rows: int, sizes: list[int]) -> No
             days = connection.scalars(select(SUMS.c.key).where(SUMS.c.seconds == DAY_S)).all()
         assert max(list(apart).count(one) for one in apart) <= max_rows
         assert OTHER in days
+
+
+def test_periods_that_share_a_row_count_apart() -> None:
+    """Of one key and hour, receipts whose minute is kept, and others whose hour or day alone is."""
+    created = [NOW - NOW % 3600 + 60 * place for place in (0, 0, 1, 2)]
+    receipts = [receipt(moment) for moment in created] * 3
+    kinds: list[Granularity] = [*["minute"] * 4, *["hour"] * 4, *["day"] * 4]
+    for seed in range(20):
+        sent = list(zip(receipts, kinds, strict=True))
+        random.Random(seed).shuffle(sent)
+        sums = Sums()
+        for one, finest in sent[: 3 + seed % 10]:
+            sums.add(one, 1, finest)
+        sums.spread()
+        lengths = list(SECONDS)
+        for length in lengths:
+            counted = [one for one, finest in sent[: 3 + seed % 10] if lengths.index(finest) <= lengths.index(length)]
+            rows = [by_dims for period, by_dims in sums.rows.items() if period.granularity == length]
+            assert sum(row.requests for by_dims in rows for row in by_dims.values()) == len(counted)
+            totals = [row for period, row in sums.totals.items() if period.granularity == length]
+            assert sum(row.cost_pico for row in totals) == sum_of(*counted).cost_pico
 
 
 def test_a_difference_is_found(address: str) -> None:

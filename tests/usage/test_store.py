@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.errors import StoreUnavailable
+from gateway.errors import UsageUnavailable
 from gateway.usage.database import Added
 from gateway.usage.receipts_reader import Where
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S
-from tests.usage.databases import FOREVER, NOW, entries, entry, receipt
+from tests.usage.databases import FOREVER, NOW, entries, entry, opened, receipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -99,11 +99,20 @@ async def test_a_database_that_hangs_is_unavailable(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("gateway.usage.store._FIND_S", 0.05)
     monkeypatch.setattr("gateway.usage.receipts_reader.find", lambda *_: time.sleep(0.3))
     async with a_store(f"sqlite:///{tmp_path}/usage.db") as store:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(UsageUnavailable):
+            await store.find("acme", "req_" + "0" * 24)
+
+
+async def test_a_newer_database_is_unavailable(tmp_path: Path) -> None:
+    address = f"sqlite:///{tmp_path}/usage.db"
+    with opened(address) as engine, engine.writing() as connection:
+        connection.exec_driver_sql("UPDATE usage_version SET version_num = '9999'")
+    async with a_store(address) as store:
+        with pytest.raises(UsageUnavailable):
             await store.find("acme", "req_" + "0" * 24)
 
 
 async def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:
     async with a_store(f"postgresql+psycopg://gkt@/usage?host={tmp_path}") as store:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(UsageUnavailable):
             await store.find("acme", "req_" + "0" * 24)

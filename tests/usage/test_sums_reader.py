@@ -18,6 +18,9 @@ from gateway.ledger.receipt import Receipt
 from gateway.rollups.rollup import Row
 from gateway.rollups.sums import ALL_TENANTS, Period, Sums
 from gateway.usage import threads as usage_threads
+from gateway.usage.engine import VERSION_TABLE, UsageEngine
+from gateway.usage.sums_reader import SumsReader
+from gateway.usage.threads import QueryThreads
 from load_tests.day_receipts import day_of_receipts
 from tests.archive.archives import new_database
 from tests.ledger.drafts import closed, guided
@@ -125,6 +128,25 @@ async def test_without_a_server_it_is_unavailable_until_it_is_back(postgres: Pos
         assert len(await book.sums.latest(5)) == 1
     finally:
         book.close()
+
+
+@pytest.mark.parametrize("address", ["postgresql+psycopg://nobody@127.0.0.1:9/none", "sqlite:////proc/none/usage.db"])
+async def test_a_database_that_was_never_there_is_unavailable(address: str) -> None:
+    threads = QueryThreads(UsageEngine(address))
+    with pytest.raises(UsageUnavailable):
+        await SumsReader(threads).latest(5)
+    with pytest.raises(UsageUnavailable):
+        await SumsReader(threads).rows([Period("hour", 0)])
+    threads.close()
+
+
+async def test_a_database_of_a_newer_version_is_unavailable(book: UsageBook, address: str) -> None:
+    with book.engine.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE {VERSION_TABLE} SET version_num = '9999'")
+    threads = QueryThreads(UsageEngine(address))
+    with pytest.raises(UsageUnavailable):
+        await SumsReader(threads).latest(5)
+    threads.close()
 
 
 async def test_scans_do_not_delay_short_queries(sqlite_book: UsageBook) -> None:

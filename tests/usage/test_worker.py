@@ -18,6 +18,7 @@ from gateway.archive.database import ArchiveDatabase
 from gateway.archive.database import Entry as ArchiveEntry
 from gateway.errors import StartupError
 from gateway.quality.comparison import Comparison
+from gateway.usage import engine as engine_module
 from gateway.usage import state as state_module
 from gateway.usage import worker as worker_module
 from gateway.usage.archive_import import ArchiveImport
@@ -192,8 +193,11 @@ async def test_a_worker_that_starts_without_its_database_finds_it_later(in_sqlit
     assert worker._up is True
 
 
-async def test_a_locked_database_is_waited_for(in_sqlite: Outboxes, tmp_path: Path) -> None:
+async def test_a_locked_database_is_waited_for(
+    in_sqlite: Outboxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A backup or a person holds SQLite's lock."""
+    monkeypatch.setattr(engine_module, "_BUSY_S", 1)
     worker = await in_sqlite.worker()
     await worker.round()
     told = receipts(5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -11,6 +12,8 @@ import pytest
 from aiohttp import web
 from openai import OpenAI
 
+from gateway.ledger.receipt import REQUEST_ID
+from gateway.usage.tables import time_of
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model, running_gateway
 
@@ -74,6 +77,14 @@ def test_every_api_reply_says_its_version_and_how_long_it_took(caller: httpx.Cli
     spent = [answer.headers.get("openai-processing-ms") for answer in answers]
     assert spent[-1] is None
     assert all(0 <= int(one or "-1") < 5_000 for one in spent[:-1])
+
+
+def test_a_request_id_begins_with_its_time(caller: httpx.Client) -> None:
+    began = int(time.time())
+    ids = [answer.headers["x-request-id"] for answer in replies(caller)]
+    assert all(REQUEST_ID.fullmatch(one) for one in ids)
+    assert len({one[12:] for one in ids}) == len(ids)
+    assert all(began <= (time_of(one) or 0) <= time.time() for one in ids)
 
 
 def test_the_time_of_a_stream_is_that_to_its_head(caller: httpx.Client, engine: FakeEngine) -> None:

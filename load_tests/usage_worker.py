@@ -1,0 +1,99 @@
+"""Receipts that the usage worker writes per second of CPU, and bytes of the database per receipt.
+
+    PYTHONPATH=. python load_tests/usage_worker.py --help
+
+The receipts are those of the busiest hours of a day, or of all of it. They are written in batches by
+`UsageDatabase.add`, as the worker does, without Redis. The database is SQLite in a temporary folder or,
+with `--address`, an empty one in PostgreSQL, whose own CPU does not count.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import json
+import pstats
+import time
+from contextlib import nullcontext
+from itertools import islice
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.rollups.sums import Retention
+from gateway.usage.database import Entry, UsageDatabase
+from gateway.usage.engine import UsageEngine
+from load_tests.day_receipts import DAY_S, day_of_receipts
+from load_tests.machine import machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# As config.yaml has them.
+_RETENTION = Retention(minute=6 * 3600, hour=14 * DAY_S, day=400 * DAY_S)
+_SQLITE = "SELECT name, SUM(pgsize) FROM dbstat GROUP BY name"
+_POSTGRES = "SELECT relname, pg_relation_size(oid) FROM pg_class WHERE relname LIKE 'usage%%' AND relkind IN ('r', 'i')"
+
+
+def main(
+    receipts: Annotated[int, typer.Option(min=1, help="Receipts to write.")] = 50_000,
+    per_day: Annotated[int, typer.Option(min=1, help="Receipts of a whole day.")] = 1_000_000,
+    tenants: Annotated[int, typer.Option(min=1, help="Tenants. Few have most of the receipts.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Receipts of one transaction.")] = 2_000,
+    address: Annotated[str, typer.Option(help="Address of an empty database for SQLAlchemy.")] = "sqlite",
+    profile: Annotated[bool, typer.Option("--profile", help="Show the functions that take most time.")] = False,
+) -> None:
+    """Write receipts as the usage worker does, and print the figures as JSON."""
+    with TemporaryDirectory() as folder:
+        engine = UsageEngine(f"sqlite:///{folder}/usage.db" if address == "sqlite" else address)
+        try:
+            engine.open()
+            figures = measure(engine, entries(min(receipts, per_day), per_day, tenants), batch, profile=profile)
+        finally:
+            engine.close()
+    typer.echo(json.dumps({"machine": machine(), **figures}, indent=2))
+
+
+def entries(receipts: int, per_day: int, tenants: int) -> Iterator[Entry]:
+    """Yield receipts from the middle of a day."""
+    first = (per_day - receipts) // 2
+    made = day_of_receipts(per_day, tenants, time.time(), numbers=range(first, first + receipts))
+    for number, one in enumerate(made):
+        yield Entry(one.tenant, f"{one.created * 1000}-{number}", one.to_json())
+
+
+def measure(engine: UsageEngine, sent: Iterator[Entry], batch: int, *, profile: bool) -> dict[str, Any]:
+    """Return the figures. The clock of the database is that of the receipts."""
+    now = 0.0
+    database = UsageDatabase(engine, _RETENTION, lambda: now)
+    count, cpu_s, wall_s = 0, 0.0, 0.0
+    profiler = cProfile.Profile()
+    while some := list(islice(sent, batch)):
+        now = int(some[-1].id.partition("-")[0]) / 1000
+        cpu, wall = time.process_time(), time.perf_counter()
+        with profiler if profile else nullcontext():
+            count += database.add(some).inserted
+        cpu_s += time.process_time() - cpu
+        wall_s += time.perf_counter() - wall
+    if profile:
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(30)
+    sizes = size_by_table(engine)
+    return {
+        "receipts_per_cpu_s": round(count / cpu_s),
+        "receipts_per_s": round(count / wall_s),
+        "bytes_per_receipt": round(sum(sizes.values()) / count),
+        "bytes_by_table": {name: round(size / count) for name, size in sizes.items() if size >= count},
+    }
+
+
+def size_by_table(engine: UsageEngine) -> dict[str, int]:
+    """Return the bytes of each table and index."""
+    with engine.reading() as connection:
+        query = _POSTGRES if connection.dialect.name == "postgresql" else _SQLITE
+        return {name: int(size) for name, size in connection.exec_driver_sql(query)}
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

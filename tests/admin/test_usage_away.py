@@ -1,0 +1,64 @@
+"""Replies of the admin API while the usage database cannot be read."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from redis.asyncio import Redis
+
+from gateway.admin.quality import COMPARISONS, QUALITY, show_quality
+from gateway.admin.reconciliation import reconciliation
+from gateway.admin.usage import list_receipts, show_usage
+from gateway.metrics import Metrics
+from gateway.quality.book import QualityBook
+from gateway.redis_keys import RedisKeys
+from gateway.rollups.sums import Retention
+from gateway.usage.comparisons import ComparisonReader
+from gateway.usage.engine import UsageEngine
+from gateway.usage.reader import UsageReader
+from gateway.usage.sums_reader import SumsReader
+from gateway.usage.threads import QueryThreads
+from gateway.usage.uptime_table import UptimeReader
+from gateway.web.error_body import errors_as_openai
+from gateway.web.keys import ADMISSION, METRICS, SUMS, UPTIME, USAGE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DAYS_S = 400 * 86_400.0
+KEPT = Retention(minute=3600, hour=86_400, day=DAYS_S)
+PATHS = {
+    "/usage": show_usage,
+    "/usage?by=tenant": show_usage,
+    "/usage?tenant=acme&format=csv": show_usage,
+    "/receipts": list_receipts,
+    "/receipts?tenant=acme": list_receipts,
+    "/reconciliation": reconciliation,
+    "/quality": show_quality,
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_it_is_unavailable_and_says_what(path: str, tmp_path: Path) -> None:
+    (tmp_path / "usage.db").mkdir()  # no database can be there
+    threads = QueryThreads(UsageEngine(f"sqlite:///{tmp_path}/usage.db"))
+    app = web.Application(middlewares=[errors_as_openai])
+    app.add_routes([web.get(path.partition("?")[0], PATHS[path])])
+    app[METRICS] = Metrics()
+    app[ADMISSION] = cast("Any", SimpleNamespace(draining=False))
+    app[SUMS] = SumsReader(threads)
+    app[USAGE] = UsageReader(app[SUMS], KEPT)
+    app[UPTIME] = UptimeReader(threads, DAYS_S)
+    app[QUALITY] = QualityBook(Redis(), RedisKeys("none"))
+    app[COMPARISONS] = ComparisonReader(threads)
+    async with TestClient(TestServer(app)) as client:
+        reply = await client.get(path)
+        error = (await reply.json())["error"]
+    threads.close()
+    assert (reply.status, error["code"], error["type"]) == (503, "store_unavailable", "server_error")
+    assert error["message"] == "The usage database cannot be read now. Try again."
+    assert reply.headers["Retry-After"] == "1"
