@@ -95,8 +95,7 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
     except InvalidRequest:
         if FIELDS.isdisjoint(known.__struct_fields__) or (taken := take_token_ids(raw)) is None:
             raise
-        raw = taken.rest
-        openings = check_values(raw)
+        raw, openings = taken.rest, taken.openings
     body = _decode(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")
