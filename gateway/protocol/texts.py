@@ -12,27 +12,36 @@ from gateway.protocol.token_ids import MAX_ID, TokenId
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.protocol.body import Json
+
 Text = str | list[int]
 
-_IDS = {"type": "integer", "minimum": 0, "maximum": MAX_ID}
-# What `each_text` asks for beyond the types: one kind only, and nothing empty.
-_ONE_KIND = {
-    "anyOf": [
-        {"items": {"type": "string", "minLength": 1}},
-        {"items": _IDS},
-        {"items": {"type": "array", "items": _IDS, "minItems": 1}},
-    ]
-}
-Texts = (
+_IDS: Json = {"type": "integer", "minimum": 0, "maximum": MAX_ID}
+
+
+def _of_one_kind(text: Json) -> Json:
+    """Return the JSON schema of what `each_text` requires of a list beyond its types."""
+    return {"anyOf": [{"items": text}, {"items": _IDS}, {"items": {"type": "array", "items": _IDS, "minItems": 1}}]}
+
+
+_NOT_EMPTY: Json = {"type": "string", "minLength": 1}
+_List = list[str | TokenId | list[TokenId]]
+Texts = str | Annotated[_List, Meta(min_length=1, extra_json_schema=_of_one_kind({"type": "string"}))]
+"""Texts that may be empty."""
+FilledTexts = (
     Annotated[str, Meta(extra_json_schema={"minLength": 1})]
-    | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1, extra_json_schema=_ONE_KIND)]
+    | Annotated[_List, Meta(min_length=1, extra_json_schema=_of_one_kind(_NOT_EMPTY))]
 )
 
 
-def each_text(texts: str | Sequence[str | int | list[int]], field: str) -> list[Text]:
-    """The texts one by one. Raises InvalidRequest where one is empty, or is of another kind than the first."""
+def each_text(texts: str | Sequence[str | int | list[int]], field: str, *, may_be_empty: bool = False) -> list[Text]:
+    """Return the texts one by one.
+
+    Raises:
+        InvalidRequest: a text is of another kind than the first, or empty. A list of token ids is never empty.
+    """
     if isinstance(texts, str):
-        return [_not_empty(texts, field)]
+        return [texts if may_be_empty else _not_empty(texts, field)]
     kind = type(texts[0])
     for index, text in enumerate(texts):
         if type(text) is not kind:
@@ -42,6 +51,8 @@ def each_text(texts: str | Sequence[str | int | list[int]], field: str) -> list[
         return [_token_ids(texts, field)]  # type: ignore[arg-type]
     if kind is list:
         return [_token_ids(ids, f"{field}[{index}]") for index, ids in enumerate(texts)]  # type: ignore[arg-type]
+    if may_be_empty:
+        return list(texts)  # type: ignore[arg-type]
     return [_not_empty(text, f"{field}[{index}]") for index, text in enumerate(texts)]  # type: ignore[arg-type]
 
 
