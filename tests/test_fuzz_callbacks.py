@@ -10,6 +10,7 @@ import orjson
 import pytest
 from aiohttp import web
 
+from gateway.protocol import MAX_CHOICES
 from load_tests.hostile_bodies import (
     ENCODINGS,
     LISTS_OF_IDS,
@@ -174,7 +175,10 @@ def test_no_list_or_text_blocks_the_event_loop(meter: Meter, kind: str) -> None:
             for size in (MAX_BYTES, 250_000):
                 meter.send(f"{kind}: {where} of {name}", path, text_body(least, where, text, size))
     for name, ids in LISTS_OF_IDS.items():
-        meter.send(f"{kind}: {place} of {name}", path, list_body(least, place, ids, MAX_BYTES))
+        for size in (MAX_BYTES, 3_950_000):
+            meter.send(f"{kind}: {place} of {name}", path, list_body(least, place, ids, size))
+    if kind == "text":
+        meter.send("text: most prompts", path, list_body(least, place, b'"abc"', 200 + MAX_CHOICES * len(b'"abc",')))
     for name_bytes in (6, 70, 1000):
         for where in ("x", "logit_bias"):
             body = names_body(least, where, name_bytes, min(MAX_BYTES, 99_000 * (name_bytes + 5)))

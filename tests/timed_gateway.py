@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
 import threading
@@ -48,6 +49,8 @@ _started = _Started()
 def _time_call(_: FrameType, event: str, called: Any) -> None:
     if event == "c_call":
         _started.times.append(time.thread_time())
+    elif event == "call" and _started.times:
+        _started.times[-1] = math.inf  # a C function that runs Python code lets other threads in
     elif event in {"c_return", "c_exception"} and _started.times:
         _log_slow(_started.times.pop(), "slow_call", called)
 
