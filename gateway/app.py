@@ -207,7 +207,7 @@ async def gateway(
         archive = archive_of(settings, redis, redis_keys, owner, metrics)
         if archive is not None:
             stack.push_async_callback(archive.close)
-        local_limits = LocalLimits(batcher.processes)
+        local_limits = LocalLimits(batcher.processes, batcher.joined_s)
         store = ReceiptStore(
             redis,
             in_redis,
