@@ -186,7 +186,7 @@ async def gateway(
         await asyncio.to_thread(load, [encoding.name for encoding in encodings.values() if encoding.own])
         alarm = Alarm(*webhook_of(settings), metrics=metrics, tasks=tasks)
         stack.push_async_callback(alarm.close)
-        local_limits = LocalLimits(batcher.processes)
+        local_limits = LocalLimits(batcher.processes, batcher.joined_s)
         store = ReceiptStore(
             redis,
             in_redis,

@@ -11,6 +11,7 @@ import random
 from typing import TYPE_CHECKING
 
 from gateway.errors import EngineCannot, EngineOverloaded, EngineRejected, InvalidRequest
+from gateway.protocol import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,12 +42,19 @@ async def go_on(
     if pause_s is None:
         # Not one with an opening in front of its answer: some engines refuse that alone, and it is the gateway's.
         if isinstance(error, EngineRejected) and error.blames_request and not placed:
-            raise InvalidRequest(error.message, param=error.param) from error
+            raise InvalidRequest(error.message, param=error.param or _refused_field(error, draft)) from error
         raise error
     draft.set_aside(plan, error)
     metrics.retries.labels(attempts.finisher.engine, error.label).inc()
     if pause_s:
         await asyncio.sleep(pause_s)
+
+
+def _refused_field(error: EngineRejected, draft: Draft) -> str | None:
+    """Return the field of an empty prompt that an engine refused: TGI calls it `inputs`, and vLLM names none."""
+    request = draft.request
+    refused = isinstance(request, TextRequest) and request.has_empty_prompt and "empty" in error.message
+    return "prompt" if refused else None
 
 
 class RequestRetries:

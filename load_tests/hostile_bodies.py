@@ -21,6 +21,7 @@ UNITS: dict[str, bytes] = {
     "empty strings": b'""',
     "strings": b'"abc"',
     "digits": b"1",
+    "short ids": b"300",
     "ids": b"128000",
     "lists of ids": b"[128000,7,91234]",
     "fractions": b"0.12345678901234567",
@@ -33,9 +34,15 @@ UNITS: dict[str, bytes] = {
     "messages in parts": b'{"role":"user","content":[{"type":"text","text":""},{"type":"image_url"}]}',
     "tools": b'{"type":"function","function":{"name":"f","parameters":{}}}',
     "parts": b'{"type":"text","text":"a"}',
+    "long parts": b'{"type":"text","text":"' + b"a" * 200 + b'"}',
     "pictures": b'{"type":"image_url","image_url":{"url":"data:,"}}',
 }
 """Entries of a list."""
+
+LISTS_OF_IDS: dict[str, bytes] = {
+    f"lists of {count} ids": b"[" + b",".join([b"300"] * count) + b"]" for count in (970, 19_000, 990_000, 1_900_000)
+}
+"""Long entries of a list. The last has more ids than a body may have."""
 
 TEXTS: dict[str, bytes] = {
     "prose": b"Birds, bees and [some] {other} things: ",

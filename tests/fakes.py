@@ -104,7 +104,7 @@ class FakeEngine:
 
     @contextmanager
     def running(self) -> Iterator[FakeEngine]:
-        app = web.Application()
+        app = web.Application(client_max_size=16 << 20)
         for route in self.ROUTES:
             app.router.add_post(route, self._behave)
         app.router.add_post("/v1/embeddings", self._embeddings)

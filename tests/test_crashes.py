@@ -331,7 +331,8 @@ async def test_killed_while_its_requests_wait(here: Fleet) -> None:
     for answers in second:
         assert set(await answers) <= {"guided", "teacher_late"}
     await here.settled(*here.others)
-    assert here.teacher.asked == await here.calls_on_receipts(*here.others), "nobody called the teacher for the dead"
+    # A call that its deadline cancels before the teacher has read it is on a receipt all the same.
+    assert here.teacher.asked <= await here.calls_on_receipts(*here.others), "nobody called the teacher for the dead"
     await here.accounted()
     await here.report()
 

@@ -6,11 +6,12 @@ import asyncio
 import itertools
 import json
 import time
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import httpx
 import pytest
 
@@ -20,11 +21,12 @@ from gateway.pricing import Price
 from tests.counting_engine import Books, CountingEngine
 from tests.fakes import FakeEngine
 from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.leaving import leave
 from tests.ledger.drafts import draft, plan
 from tests.readiness import wait_until_looked_at
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -79,41 +81,10 @@ def world(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield World(gateway, engines)
 
 
-async def lines(answer: httpx.Response) -> AsyncIterator[str]:
-    async for line in answer.aiter_lines():
-        if line:
-            yield line
-
-
-async def hang_up(client: httpx.AsyncClient, url: str, body: dict[str, Any], books: Books) -> None:
-    """Call, and disconnect as soon as the engine has the call."""
-    before = books.read
-    calling = asyncio.ensure_future(client.post(url, json=body))  # noqa: TID251
-    while books.read == before:
-        assert not calling.done()
-        await asyncio.sleep(0.005)
-    calling.cancel()
-    await asyncio.wait([calling])
-
-
-async def leave(world: World, at: str, name: str, body: dict[str, Any], engine: CountingEngine) -> None:
-    """Call, and disconnect at that point."""
-    async with httpx.AsyncClient(headers=HEADERS, timeout=10) as client:
-        url = f"{world.gateway.url}/v1/chat/completions"
-        if at in {"json", "before the first token"}:
-            await hang_up(client, url, body, engine.books[name])
-            return
-        async with client.stream("POST", url, json=body) as answer, aclosing(lines(answer)) as read:
-            words = 0
-            async for line in read:
-                words += '" word"' in line
-                if at == "in the middle" and words == 3:
-                    return
-                if at == "at finish_reason" and '"length"' in line:
-                    return
-                if at == "after the usage" and '"completion_tokens"' in line:
-                    return
-    raise AssertionError("the answer ended")
+async def leave_at(world: World, at: str, body: dict[str, Any], books: Books) -> None:
+    async with aiohttp.ClientSession(headers=HEADERS) as session:
+        status = await leave(session, f"{world.gateway.url}/v1/chat/completions", body, at, books)
+        assert status == (None if at in {"json", "before the first token"} else 200)
 
 
 def left(world: World, route: str, at: str, **more: Any) -> tuple[dict[str, Any], int, int]:
@@ -125,8 +96,8 @@ def left(world: World, route: str, at: str, **more: Any) -> tuple[dict[str, Any]
     if at == "after the usage":
         body["stream_options"] = {"include_usage": True}
     before, spent = len(world.receipts()), world.spent_usd()
-    asyncio.run(leave(world, at, name, body, engine))
     books = engine.books[name]
+    asyncio.run(leave_at(world, at, body, books))
     assert books.ended.wait(30)
     give_up = time.monotonic() + 60
     while len(world.receipts()) == before:
@@ -178,21 +149,16 @@ def test_a_dear_call_is_waited_for_where_its_usage_alone_is_missing(world: World
 def test_a_teacher_is_heard_to_its_end_and_no_student_is_asked(world: World) -> None:
     """Where it serves this request alone."""
     asked = sum(one.read > 0 for one in world.engines["stops"].books.values())
+    world.engines["runs-on"].books.pop("", None)
     teacher = world.engines["runs-on"].books[""]
-    generated = teacher.generated
     count = len(world.receipts())
-
-    async def call() -> None:
-        async with httpx.AsyncClient(headers=HEADERS, timeout=10) as client:
-            body = {"model": "guided", "messages": [{"role": "user", "content": "Is anybody there?"}]}
-            await hang_up(client, f"{world.gateway.url}/v1/chat/completions", body, teacher)
-
-    asyncio.run(call())
+    body = {"model": "guided", "messages": [{"role": "user", "content": "Is anybody there?"}]}
+    asyncio.run(leave_at(world, "json", body, teacher))
     while len(world.receipts()) == count:
         time.sleep(0.01)
     receipt = world.receipts()[-1]
     assert (receipt["status"], receipt["student"]) == ("client_gone", None)
-    assert receipt["teacher"]["output_tokens"] == teacher.generated - generated == 10
+    assert receipt["teacher"]["output_tokens"] == teacher.generated == 10
     assert "estimated" not in receipt["teacher"]
     assert sum(one.read > 0 for one in world.engines["stops"].books.values()) == asked
 
@@ -239,12 +205,7 @@ def test_a_shutdown_waits_for_calls_that_are_read_on(redis_url: str, tmp_path: P
         ) as gateway,
     ):
         body = {"model": "chat", "user": "a", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
-
-        async def call() -> None:
-            async with httpx.AsyncClient(headers=HEADERS, timeout=10) as client:
-                await hang_up(client, f"{gateway.url}/v1/chat/completions", body, engine.books["a"])
-
-        asyncio.run(call())
+        asyncio.run(leave_at(World(gateway, {}), "json", body, engine.books["a"]))
         assert gateway.terminate() == 0
         receipt = gateway.wait_for_log("request")
         share = receipt["student"]

@@ -307,6 +307,30 @@ def test_a_body_that_is_no_text_completion_is_a_400(world: World, body: dict[str
     assert world.teacher.asked == world.student.asked == []
 
 
+@pytest.mark.parametrize("prompt", ["", [""], None])
+def test_an_empty_prompt_is_the_students(world: World, prompt: Any) -> None:
+    assert world.answer("chat-student", prompt=prompt)["choices"][0]["text"] == REST
+    assert world.student.asked[0]["prompt"] == (prompt or "")
+
+
+@pytest.mark.parametrize(("route", "stream"), [("chat-student", False), ("chat-student", True), ("tgi", False)])
+def test_a_student_that_refuses_an_empty_prompt_makes_it_a_400_that_names_it(
+    world: World, route: str, *, stream: bool
+) -> None:
+    """As it is without a prompt. Engines name no field, or one of their own."""
+
+    async def refuse(_: web.Request, __: dict[str, Any]) -> web.Response:
+        said = "Input validation error: `inputs` cannot be empty"
+        return web.json_response({"error": said, "error_type": "validation"}, status=422)
+
+    world.student.behave = world.spare.behave = refuse
+    for prompt in ("", None, ["", "a"][: 1 if route == "tgi" else 2]):
+        reply = world.ask(route, prompt=prompt, stream=stream)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt"), reply.text
+        assert "cannot be empty" in reply.json()["error"]["message"]
+    assert world.ask(route, prompt="a").json()["error"]["param"] is None
+
+
 async def _out_of_order(_: web.Request, __: dict[str, Any]) -> web.Response:
     return web.json_response({"error": {"message": "out of order"}}, status=500)
 

@@ -1,36 +1,70 @@
-"""The gateway with a clock on its event loop: logs each callback that used more CPU time than a bound.
+"""The gateway with a clock on its event loop: logs whatever used more CPU time than a bound without a break.
 
-Run as `python -m tests.timed_gateway serve ...`. The bound is the environment variable `CALLBACK_BOUND_MS`.
-CPU time of the loop's thread is measured, so other processes hardly change it. uvloop has no hook for callbacks, so
-asyncio's own loop runs instead.
+Run as `python -m tests.timed_gateway serve ...`. Environment variables hold the bounds: `CALLBACK_BOUND_MS` for each
+callback of the event loop, `CALL_BOUND_MS` for each call of a C function in another thread. Such a call holds the
+interpreter lock, and the event loop waits. CPU time of the thread is measured, so other processes hardly change it.
+uvloop has no hook for callbacks, so asyncio's own loop runs instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
+import threading
 import time
 from asyncio import events
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-_BOUND_MS = float(os.environ["CALLBACK_BOUND_MS"])
+if TYPE_CHECKING:
+    from types import FrameType
+
+_BOUNDS_MS = {
+    "slow_callback": float(os.environ["CALLBACK_BOUND_MS"]),
+    "slow_call": float(os.environ["CALL_BOUND_MS"]),
+}
 _run_handle = events.Handle._run
 
 
 def _timed_run(handle: events.Handle) -> None:
     started = time.thread_time()
     _run_handle(handle)
+    _log_slow(started, "slow_callback", handle)
+
+
+class _Started(threading.local):
+    """Start times of the C functions that a thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+
+_started = _Started()
+
+
+def _time_call(_: FrameType, event: str, called: Any) -> None:
+    if event == "c_call":
+        _started.times.append(time.thread_time())
+    elif event == "call" and _started.times:
+        _started.times[-1] = math.inf  # a C function that runs Python code lets other threads in
+    elif event in {"c_return", "c_exception"} and _started.times:
+        _log_slow(_started.times.pop(), "slow_call", called)
+
+
+def _log_slow(started: float, event: str, what: object) -> None:
     spent_ms = (time.thread_time() - started) * 1000
-    if spent_ms > _BOUND_MS:
-        line = {"event": "slow_callback", "cpu_ms": round(spent_ms, 1), "callback": repr(handle)[:300]}
+    if spent_ms > _BOUNDS_MS[event]:
+        line = {"event": event, "cpu_ms": round(spent_ms, 1), "callback": repr(what)[:300]}
         sys.stderr.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
     events.Handle._run = _timed_run  # type: ignore[method-assign]
+    threading.setprofile(_time_call)
     uvloop.run = asyncio.run
     from gateway.cli import main
 

@@ -118,6 +118,11 @@ class TeacherQueue:
         """The processes of the fleet, as last known."""
         return self._membership.all
 
+    @property
+    def joined_s(self) -> float:
+        """When the process joined the fleet, on the clock of the event loop; infinite: not yet."""
+        return self._membership.joined_s
+
     def enter(self, turn: Turn) -> None:
         assert turn.ticket.id not in self._turns, "two tickets with one id"
         self._turns[turn.ticket.id] = turn
@@ -386,6 +391,10 @@ class Batcher:
     def processes(self) -> int:
         """The most gateway processes that any board had of late, this one included."""
         return max((queue.processes for queue in self._queues.values()), default=1)
+
+    def joined_s(self) -> float:
+        """Return when the process joined the fleet, on the clock of the event loop; infinite: not yet."""
+        return min((queue.joined_s for queue in self._queues.values()), default=math.inf)
 
     def start(self, tasks: Tasks) -> None:
         for teacher, queue in self._queues.items():

@@ -8,6 +8,7 @@ than it had when Redis went, nor than its share; then all have their shares.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 
@@ -37,6 +38,8 @@ class Membership:
         self._deadlines = _Most()
         self._alone_since: float | None = None
         self._held = 0
+        self.joined_s = math.inf
+        """When Redis first answered. The others learn of this process within a heartbeat."""
 
     @property
     def fleet(self) -> int:
@@ -54,6 +57,7 @@ class Membership:
 
     def saw(self, fleet: int, lease_s: float, now: float, beside: int = 0) -> None:
         """Redis told how many processes there are, and how many of them have another board."""
+        self.joined_s = min(self.joined_s, now)
         if self._alone_since is not None:
             # While it was away, nothing was forgotten.
             self._fleets.seen = deque([(now, self.fleet)])

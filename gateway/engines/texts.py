@@ -22,7 +22,7 @@ class TextWire(ChatWire):
     @staticmethod
     def _choices(body: Json) -> int:
         prompt = body.get("prompt")
-        several = isinstance(prompt, list) and not all(isinstance(token, int) for token in prompt)
+        several = isinstance(prompt, list) and not isinstance(prompt[0], int)  # all are of one kind
         return (len(prompt or ()) if several else 1) * (body.get("n") or 1)
 
     @staticmethod

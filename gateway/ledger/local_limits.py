@@ -26,6 +26,8 @@ _PART = 2
 process that has just joined the fleet."""
 FRESH_S = 30.0
 """A remainder that was older than this when Redis went away counts as unknown, and as 0."""
+KNOWN_AFTER_S = 3.0
+"""The other processes divide by a number without this one until it has been in the fleet for a heartbeat, a second."""
 _MOST_SCOPES = 10_000
 _MOST_REFRESHED = 1000
 _REFRESHED_FOR_S = 3600.0
@@ -82,10 +84,12 @@ class LocalLimits:
 
     Args:
         fleet: returns how many processes share the limits, as last known.
+        joined_s: returns when this process joined them; infinite: not yet.
     """
 
-    def __init__(self, fleet: Callable[[], int]) -> None:
+    def __init__(self, fleet: Callable[[], int], joined_s: Callable[[], float]) -> None:
         self._fleet = fleet
+        self._joined_s = joined_s
         self._remainders: OrderedDict[_Name, _Remainder] = OrderedDict()
         self._uses: dict[_Name, _Use] = {}
         self._holds: dict[str, _Hold] = {}
@@ -222,6 +226,8 @@ class LocalLimits:
         known = self._remainders.get(name)
         assert self._away_since_s is not None, "an allowance holds while Redis is away"
         if known is None or known.learned_s < self._away_since_s - FRESH_S:
+            return 0
+        if self._joined_s() > self._away_since_s - KNOWN_AFTER_S:
             return 0
         return max(0, known.pico) // (_PART * fleet)
 

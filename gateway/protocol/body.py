@@ -28,8 +28,8 @@ MAX_STOP_CHARS = 1000
 _EXACT = 2.0**53  # beyond it a float stands for several integers
 _SURROGATE = "surrogate"  # in what orjson says of one without its other half
 
-MAX_CHOICES = 4096
-"""The most answers to one request: each is kept in mind until its stream ends."""
+MAX_CHOICES = 1024
+"""The most answers to one request. Each is kept in mind until its stream ends, and read from one reply in 10 ms."""
 
 MAX_TOKENS = 2**31 - 1
 """More than any answer has, and few enough that sums of them stay numbers that JSON can carry."""
@@ -95,8 +95,7 @@ def read_body(raw: bytes, known: type[_Known], needs: str) -> tuple[Json, _Known
     except InvalidRequest:
         if FIELDS.isdisjoint(known.__struct_fields__) or (taken := take_token_ids(raw)) is None:
             raise
-        raw = taken.rest
-        openings = check_values(raw)
+        raw, openings = taken.rest, taken.openings
     body = _decode(raw, needs)
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body must be a JSON object with {needs}.")

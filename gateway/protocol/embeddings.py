@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.body import read_body
-from gateway.protocol.texts import Texts, each_text
+from gateway.protocol.texts import FilledTexts, each_text
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -23,7 +23,7 @@ class EmbeddingsBody(Struct, frozen=True):
     """The fields of /v1/embeddings that the gateway reads, with OpenAI's ranges."""
 
     model: Annotated[str, Meta(min_length=1)]
-    input: Texts
+    input: FilledTexts
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
     encoding_format: Annotated[str, Meta(extra_json_schema={"enum": list(_ENCODINGS)})] | None = None
     user: str | None = None

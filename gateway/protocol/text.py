@@ -32,7 +32,7 @@ class TextBody(Struct, frozen=True):
     """The fields of /v1/completions that the gateway reads, with OpenAI's ranges."""
 
     model: Annotated[str, Meta(min_length=1)]
-    prompt: Texts
+    prompt: Texts | None = None
     max_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -64,6 +64,7 @@ class TextRequest:
     stream: bool
     wants_usage: bool
     size_bytes: int
+    has_empty_prompt: bool = False
 
     @property
     def drafts(self) -> int:
@@ -89,7 +90,11 @@ def parse_text_completion(raw: bytes) -> TextRequest:
         InvalidRequest: with `param` naming the field.
     """
     body, known = read_body(raw, TextBody, "'model' and 'prompt'")
-    prompts = each_text(body["prompt"], "prompt")
+    if known.prompt is None:
+        if "messages" in body:
+            raise InvalidRequest("'prompt' is required. A chat goes to /v1/chat/completions.", param="prompt")
+        body["prompt"] = ""  # OpenAI: as from the beginning of a new document. Engines refuse null.
+    prompts = each_text(body["prompt"], "prompt", may_be_empty=True)
     wanted, best_of = known.n or 1, known.best_of
     if len(prompts) * wanted > MAX_CHOICES:
         raise InvalidRequest(
@@ -114,4 +119,5 @@ def parse_text_completion(raw: bytes) -> TextRequest:
         stream=bool(known.stream),
         wants_usage=wants_usage(known.stream_options, stream=known.stream),
         size_bytes=len(raw),
+        has_empty_prompt="" in prompts,
     )

@@ -235,7 +235,7 @@ def is_safe(outcome: Outcome) -> None:
         for one in said:
             orjson.dumps(one)
             for choice in one["choices"]:
-                assert 0 <= choice["index"] < 4096, "what is kept for each has a bound"
+                assert 0 <= choice["index"] < 1024, "what is kept for each has a bound"
                 assert isinstance(choice["delta"].get("content"), str | list | None)
 
 

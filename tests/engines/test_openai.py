@@ -301,7 +301,7 @@ async def test_an_error_event_is_shown_without_the_engines_address() -> None:
         {"choices": [{"delta": 5}]},
         {"choices": [{"delta": {}, "index": []}]},
         {"choices": [{"delta": {}, "index": -1}]},
-        {"choices": [{"delta": {}, "index": 4096}]},
+        {"choices": [{"delta": {}, "index": 1024}]},
         {"choices": [{"delta": {"content": 5}}]},
         {"choices": [{"delta": {}, "finish_reason": {}}]},
     ],

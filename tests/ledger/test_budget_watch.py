@@ -54,7 +54,7 @@ def watch(
         Policies(PolicyBook.of(policies)),
         defaults or Defaults(),
         metrics,
-        local or LocalLimits(lambda: 1),
+        local or LocalLimits(lambda: 1, lambda: 0.0),
     )
 
 
@@ -122,7 +122,7 @@ async def test_what_is_seen_is_shown_and_goes_when_redis_does(
 
 async def test_what_is_left_is_learned_for_when_redis_is_away(purse: Purse, redis_url: str) -> None:
     """Of every tenant, and of those keys that requests of this process used."""
-    local, now_s = LocalLimits(lambda: 1), asyncio.get_running_loop().time()
+    local, now_s = LocalLimits(lambda: 1, lambda: 0.0), asyncio.get_running_loop().time()
     used, other = budget("4", name="key:used"), budget("4", name="key:other")
     local.learn("acme", used, 0, now_s)
     watching = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, metrics=Metrics(), local=local)

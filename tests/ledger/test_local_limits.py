@@ -32,8 +32,8 @@ def asks(usd: str, *scopes: Scope, tokens: int = 0, more: dict[int, str] | None 
 class Alone:
     """One process that cannot ask Redis."""
 
-    def __init__(self, fleet: int = 1) -> None:
-        self.limits = LocalLimits(lambda: fleet)
+    def __init__(self, fleet: int = 1, joined_s: float = 0.0) -> None:
+        self.limits = LocalLimits(lambda: fleet, lambda: joined_s)
         self.now_s = 1000.0
         self.under_way: list[Candidate] = []
 
@@ -51,6 +51,14 @@ def test_a_fleet_shares_out_half_of_what_was_left(fleet: int, admitted: int) -> 
     one = Alone(fleet)
     one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
     assert [one.admits(asks("1", scope)) for _ in range(10)] == [True] * admitted + [False] * (10 - admitted)
+
+
+@pytest.mark.parametrize(("joined_ago_s", "admitted"), [(2.9, False), (3.0, True)])
+def test_a_process_that_the_others_may_not_know_yet_spends_nothing(joined_ago_s: float, admitted: bool) -> None:
+    scope = budget("20")
+    one = Alone(fleet=3, joined_s=1000.0 - joined_ago_s)
+    one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
+    assert one.admits(asks("1", scope)) is admitted
 
 
 def test_what_a_request_did_cost_takes_the_place_of_what_it_reserved() -> None:

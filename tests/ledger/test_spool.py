@@ -51,7 +51,11 @@ class Process:
         self.client = RedisClient(url, timeout_s=2, metrics=self.metrics)
         self.ledger = RedisLedger(self.client.commands, keys, owner, 100, 10.0)
         self.store = ReceiptStore(
-            self.client, self.ledger, local=LocalLimits(lambda: 1), on_event=lambda _: None, metrics=self.metrics
+            self.client,
+            self.ledger,
+            local=LocalLimits(lambda: 1, lambda: 0.0),
+            on_event=lambda _: None,
+            metrics=self.metrics,
         )
         self.client.on_restart = self.store.tell_again
         self.spooler = Spooler(self.client, self.ledger, self.store, folder, most_bytes, self.metrics)

@@ -60,7 +60,11 @@ class Kept:
         self.on_failure = on_failure
         self.events: list[TenantEvent] = []
         self.store = ReceiptStore(
-            client, self.in_redis, local=LocalLimits(lambda: 1), on_event=self.events.append, metrics=metrics
+            client,
+            self.in_redis,
+            local=LocalLimits(lambda: 1, lambda: 0.0),
+            on_event=self.events.append,
+            metrics=metrics,
         )
         self.exchanges = 0
         self.in_redis.exchange = self._counted(self.in_redis.exchange)  # type: ignore[method-assign]

@@ -51,7 +51,11 @@ class Process:
         self.redis = Redis.from_url(url)  # for looking
         self.in_redis = RedisLedger(self.client.commands, keys, owner, 100, LEASE_S)
         self.store = ReceiptStore(
-            self.client, self.in_redis, local=LocalLimits(lambda: 1), on_event=lambda _: None, metrics=self.metrics
+            self.client,
+            self.in_redis,
+            local=LocalLimits(lambda: 1, lambda: 0.0),
+            on_event=lambda _: None,
+            metrics=self.metrics,
         )
         self.ledger = Ledger(
             self.store,

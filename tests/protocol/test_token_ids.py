@@ -8,7 +8,7 @@ import pytest
 from gateway.errors import InvalidRequest
 from gateway.protocol import parse_embeddings, parse_text_completion
 from gateway.protocol.structure import MAX_VALUES
-from gateway.protocol.token_ids import take_token_ids
+from gateway.protocol.token_ids import MAX_IDS, take_token_ids
 
 IDS = [128_000 + index for index in range(2 * MAX_VALUES)]
 LISTS = [IDS[at : at + 8191] for at in range(0, len(IDS), 8191)]
@@ -65,3 +65,30 @@ def test_a_body_without_them_has_none() -> None:
     assert take_token_ids(b'{"x": [1]}') is None
     assert take_token_ids(body("Why?")) is None
     assert take_token_ids(body(["Why?"])) is None
+
+
+def test_there_may_be_a_million() -> None:
+    assert parse_text_completion(body([1] * MAX_IDS)).body["prompt"] == [1] * MAX_IDS
+    for ids in ([1] * (MAX_IDS + 1), [[1] * (MAX_IDS // 2)] * 3):
+        with pytest.raises(InvalidRequest, match=f"more than {MAX_IDS} token ids") as caught:
+            parse_text_completion(body(ids))
+        assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model": "m", "x": %b, "prompt": [0]}' % body(IDS),
+        b'{"model": "m", "x": %b, "\\u0070rompt": [0]}' % body(IDS),
+        body(IDS)[:-1] + b', "prompt": [0]}',
+    ],
+)
+def test_a_list_that_is_not_the_fields_is_not_taken(raw: bytes) -> None:
+    """It belongs to another object, or the field follows once more."""
+    with pytest.raises(InvalidRequest, match=f"more than {MAX_VALUES} JSON values"):
+        parse_text_completion(raw)
+
+
+def test_the_name_of_the_field_may_be_text_elsewhere() -> None:
+    raw = b'{"user": "prompt", "metadata": {"prompt": [1]}, ' + body(IDS)[1:]
+    assert parse_text_completion(raw).body["prompt"] == IDS
