@@ -8,6 +8,8 @@ import secrets
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import aiohttp
@@ -27,6 +29,7 @@ from gateway.policy.book import PolicyBook
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
 from gateway.policy.schema import GuidanceRule, TenantPolicy
 from gateway.workers.ports import kept_port
+from gateway.workers.usage_worker import usage_worker_beside
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
 STUDENT = "qwen2.5-coder-0.5b-instruct"
@@ -85,14 +88,14 @@ class _Setup:
         """What the engines call the models, by role. In the configuration they go by their roles: they may be one."""
         return {"teacher": weights.model_name(self.teacher), "student": weights.model_name(self.student)}
 
-    def settings(self, stack: LocalStack) -> Settings:
-        """As config.yaml would say it. The prices are examples: nobody bills a laptop."""
+    def settings(self, stack: LocalStack, folder: Path) -> Settings:
+        """Return what config.yaml would hold, with the gateway's files in `folder`. The prices are examples."""
         return Settings.model_validate(
             {
                 "server": {"host": "127.0.0.1", "port": self.port},
                 "admin": {"port": 0, "key": self.admin_key},
                 "redis": {"lease": _GUIDANCE_DEADLINE_S},
-                "archive": {"url": None},  # it leaves nothing behind
+                "data": folder,
                 "models": [
                     {
                         "name": "teacher",
@@ -132,7 +135,11 @@ async def _demo(setup: _Setup, ask: str | None, console: Console) -> None:
         with console.status("starting Redis, the teacher and the student") as starting:
             redis = await running.enter_async_context(EmbeddedRedis())
             stack = await running.enter_async_context(LocalStack(teacher=setup.teacher, student=setup.student))
-            at = await running.enter_async_context(gateway_beside(setup.settings(stack), setup.book(), redis.url))
+            # It leaves nothing behind.
+            folder = running.enter_context(TemporaryDirectory(prefix="gkt-demo-", ignore_cleanup_errors=True))
+            settings = setup.settings(stack, Path(folder))
+            await running.enter_async_context(usage_worker_beside(settings, redis.url))
+            at = await running.enter_async_context(gateway_beside(settings, setup.book(), redis.url))
             session = await running.enter_async_context(
                 aiohttp.ClientSession(headers={"Authorization": f"Bearer {setup.admin_key}"})
             )

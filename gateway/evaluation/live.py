@@ -151,7 +151,6 @@ async def gateway_of(pair: Pair, routes: Sequence[LiveRoute], folder: Path) -> A
                 "server": {"host": "127.0.0.1", "port": 0},
                 "admin": {"port": 0},
                 "redis": {"lease": _LEASE_S},
-                "archive": {"url": None},
                 "data": folder,
                 "models": engines.models,
             }

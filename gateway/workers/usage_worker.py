@@ -7,12 +7,13 @@ As a child it stops when its stdin ends. It finds the address of an embedded Red
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import secrets
 import socket
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +40,9 @@ from gateway.version import __version__
 from gateway.workers.stopping import asked_to_stop, stop_at_end_of_stdin
 
 if TYPE_CHECKING:
-    from gateway.config import WorkerSettings
+    from collections.abc import AsyncIterator
+
+    from gateway.config import Settings, WorkerSettings
 
 log = structlog.get_logger()
 
@@ -76,6 +79,29 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
             "redis.url is embedded: only the gateway's own worker can reach that Redis ('run: host' under usage in "
             "config.yaml). For a worker of its own, start a Redis and set redis.url."
         )
+    async with _running(settings, url, stop) as running:
+        os.nice(_NICE)  # while it catches up, callers come first
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
+        running.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+
+
+@asynccontextmanager
+async def usage_worker_beside(settings: WorkerSettings | Settings, redis_url: str) -> AsyncIterator[None]:
+    """Run a usage worker in this process while the context lasts. On leaving it writes what waits."""
+    async with _running(settings, redis_url, stop := asyncio.Event()):
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+@asynccontextmanager
+async def _running(
+    settings: WorkerSettings | Settings, url: str, stop: asyncio.Event
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a worker until `stop` is set; leaving the context waits for its last writes. Raises StartupError."""
     kept = settings.usage
     async with AsyncExitStack() as stack:
         client = RedisClient(url, timeout_s=max(_REDIS_TIMEOUT_S, settings.redis.timeout_s), metrics=Metrics())
@@ -91,9 +117,6 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
         keys = RedisKeys(settings.redis.prefix)
         seat = WorkerSeat(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
         await seat.join()
-        os.nice(_NICE)  # while it catches up, callers come first
-        gc.freeze()
-        gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
         feed = OutboxFeed(client.commands, keys, f"worker-{seat.number}")
         minutes = partial(minutes_in_redis, client.commands, keys.ledger())
         worker = UsageWorker(client, feed, store, seat, minutes, keep_s=kept.keep_s, imports=imports)
@@ -103,10 +126,11 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
         tasks.keep("publish", worker.publish())
         log.info("usage_worker", number=seat.number, pid=os.getpid(), database=str(store.engine), version=__version__)
         running = tasks.spawn("usage", worker.run(stop))
-        running.add_done_callback(lambda _: stop.set())
-        await stop.wait()
-        await tasks.drain(FINISH_S)
-        log.info("usage_worker_stopped", finished=running.done())
+        try:
+            yield running
+        finally:
+            await tasks.drain(FINISH_S)
+            log.info("usage_worker_stopped", finished=running.done())
 
 
 if __name__ == "__main__":

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 import pytest
-import pytest_asyncio
-from redis.asyncio import Redis
 
 from gateway.admin.overview import Overview
-from gateway.redis_keys import RedisKeys
-from gateway.rollups.rollups import Period, Retention, Rollups, Sums
+from gateway.rollups.sums import Period
 from tests.gateway_process import STUDENT_ONLY, model, running_gateway
 from tests.ledger.drafts import closed, guided
+from tests.usage.books import UsageBook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from gateway.rollups.rollup import Row
@@ -38,99 +36,98 @@ class Clock:
         return self.now
 
 
-class Counted(Rollups):
-    """Counts the sums that are asked for."""
+class Counted:
+    """Counts the totals that are read."""
 
-    asked = 0
+    def __init__(self, book: UsageBook) -> None:
+        self._book = book
+        self.read = 0
 
     async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, Row]]:
-        self.asked += len(wanted)
-        return await super().totals(wanted)
+        self.read += len(wanted)
+        return await self._book.sums.totals(wanted)
 
-
-@pytest_asyncio.fixture
-async def rollups(redis_url: str) -> AsyncIterator[Counted]:
-    async with Redis.from_url(redis_url) as redis:
-        keys = RedisKeys(f"t{secrets.token_hex(6)}")
-        yield Counted(redis, keys, Retention(minute=3600, hour=86_400, day=100 * 86_400))
-
-
-async def book(rollups: Rollups, *moments: float, status: str = "ok", baseline: str = "0.003") -> None:
-    """A receipt of each moment; each cost 0.001."""
-    sums = Sums()
-    for place, moment in enumerate(moments):
-        sums.add(
+    def add(self, *moments: float, status: str = "ok", baseline: str = "0.003") -> None:
+        """Add a receipt of each moment; each cost 0.001."""
+        self._book.add(
             msgspec.structs.replace(
                 closed(guided(), status),
-                id=f"req_{place}",
+                id=f"req_{int(moment):08x}{place:016x}",
                 created=int(moment),
                 cost_usd=Decimal("0.001"),
                 baseline_usd=Decimal(baseline),
             )
+            for place, moment in enumerate(moments)
         )
-    assert await rollups.write(await rollups.mark(), sums.spread(), {}, [], time.time())
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Iterator[Counted]:
+    book = UsageBook(f"sqlite:///{tmp_path}/usage.db")
+    yield Counted(book)
+    book.close()
 
 
 def month_start(now: float) -> float:
     return datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
-async def test_each_receipt_counts_in_the_time_in_which_it_came_in(rollups: Counted) -> None:
+async def test_each_receipt_counts_in_the_time_in_which_it_came_in(sums: Counted) -> None:
     clock = Clock()
     first, midnight = month_start(clock.now), Period.of("day", clock.now).start
     moments = [clock.now, clock.now - 30, clock.now - 600, midnight, first, first - 1]
-    await book(rollups, *moments)
-    sums = await Overview(rollups, {}, clock).sums()
+    sums.add(*moments)
+    found = await Overview(sums, {}, clock).sums()
     recent = Period.of("minute", clock.now - 60).start
-    assert sums["live"]["requests"] == sum(int(one) >= recent for one in moments)
-    assert sums["today"]["requests"] == sum(int(one) >= midnight for one in moments)
-    assert sums["month"]["requests"] == sum(int(one) >= first for one in moments) == 5
-    assert Decimal(sums["month"]["cost_usd"]) == Decimal("0.005")
-    assert Decimal(sums["month"]["savings_usd"]) == Decimal("0.010")
-    assert sums["live"]["guided"] == sums["live"]["requests"]
-    assert 60 <= sums["live"]["seconds"] < 120
+    assert found["live"]["requests"] == sum(int(one) >= recent for one in moments)
+    assert found["today"]["requests"] == sum(int(one) >= midnight for one in moments)
+    assert found["month"]["requests"] == sum(int(one) >= first for one in moments) == 5
+    assert Decimal(found["month"]["cost_usd"]) == Decimal("0.005")
+    assert Decimal(found["month"]["savings_usd"]) == Decimal("0.010")
+    assert found["live"]["guided"] == found["live"]["requests"]
+    assert 60 <= found["live"]["seconds"] < 120
 
 
-async def test_savings_may_be_negative(rollups: Counted) -> None:
+async def test_savings_may_be_negative(sums: Counted) -> None:
     clock = Clock()
-    await book(rollups, clock.now, baseline="0.0004")
-    sums = await Overview(rollups, {}, clock).sums()
-    assert sums["today"]["savings_usd"] == "-0.0006"
+    sums.add(clock.now, baseline="0.0004")
+    found = await Overview(sums, {}, clock).sums()
+    assert found["today"]["savings_usd"] == "-0.0006"
 
 
-async def test_nothing_yet_is_zero_and_latencies_are_unknown(rollups: Counted) -> None:
-    sums = await Overview(rollups, {}, Clock()).sums()
-    assert (sums["live"]["requests"], sums["month"]["cost_usd"]) == (0, "0")
-    assert sums["live"]["latency_ms"]["total"]["p95"] is None
-    assert sums["live"]["batches"]["mean_size"] is None
+async def test_nothing_yet_is_zero_and_latencies_are_unknown(sums: Counted) -> None:
+    found = await Overview(sums, {}, Clock()).sums()
+    assert (found["live"]["requests"], found["month"]["cost_usd"]) == (0, "0")
+    assert found["live"]["latency_ms"]["total"]["p95"] is None
+    assert found["live"]["batches"]["mean_size"] is None
 
 
-async def test_who_looks_at_the_same_time_shares_one_reading(rollups: Counted) -> None:
-    overview = Overview(rollups, {}, Clock())
+async def test_who_looks_at_the_same_time_shares_one_reading(sums: Counted) -> None:
+    overview = Overview(sums, {}, Clock())
     both = await asyncio.gather(*(overview.sums() for _ in range(20)))
     assert all(one == both[0] for one in both)
     days = datetime.now(UTC).day
-    assert rollups.asked == 2 + days
+    assert sums.read == 2 + days
 
 
-async def test_days_that_are_over_are_read_again_only_now_and_then(rollups: Counted) -> None:
+async def test_days_that_are_over_are_read_again_only_now_and_then(sums: Counted) -> None:
     clock = Clock()
-    overview = Overview(rollups, {}, clock)
+    overview = Overview(sums, {}, clock)
     await overview.sums()
-    rollups.asked = 0
+    sums.read = 0
     clock.now += 1
     await overview.sums()
-    assert rollups.asked <= 4  # two minutes, today, and a day that has just begun
+    assert sums.read <= 4  # two minutes, today, and a day that has just begun
 
 
-async def test_a_new_month_begins_at_nothing(rollups: Counted) -> None:
+async def test_a_new_month_begins_at_nothing(sums: Counted) -> None:
     clock = Clock()
-    overview = Overview(rollups, {}, clock)
-    await book(rollups, clock.now)
+    overview = Overview(sums, {}, clock)
+    sums.add(clock.now)
     assert (await overview.sums())["month"]["requests"] == 1
     clock.now = month_start(month_start(clock.now) + 40 * 86_400) + 5
     sums = await overview.sums()
-    assert (sums["month"]["requests"], sums["today"]["requests"]) == (0, 0)
+    assert (found["month"]["requests"], found["today"]["requests"]) == (0, 0)
 
 
 @pytest.fixture

@@ -336,19 +336,19 @@ async def test_who_pauses_is_asked_no_more(browser: Browser, pages: GatewayProce
         assert requests
 
 
-async def test_an_archive_that_is_down_is_told_with_what_waits_for_it(browser: Browser, pages: GatewayProcess) -> None:
+async def test_a_usage_database_that_is_not_written_is_shown_with_what_waits(
+    browser: Browser, pages: GatewayProcess
+) -> None:
     async def answer(route: Route) -> None:
-        archive = {"where": "sqlite", "up": False, "lag_s": 61.0, "waiting": 1234, "error": "disk full", "by": "p"}
-        ledger = {"adds_up": True, "lag_s": 95.0, "waiting": 5, "buffered": 9, "added": 7, "lost": {"archive": 2}}
-        await route.fulfill(json={"status": "ready", "archive": archive, "ledger": ledger})
+        usage = {"where": "sqlite", "up": False, "lag_s": 95.0, "waiting": 1234, "error": "disk full", "by": "p"}
+        await route.fulfill(json={"status": "ready", "usage": usage})
 
     async with opened(browser, pages, path="/login") as page:
         await page.route("**/readyz", answer)
         await log_in(page)
         line = page.get_by_role("status")
-        await expect(line).to_contain_text("The archive is down (disk full): 1,234 receipts wait for it")
-        await expect(line).to_contain_text("Sums lag by 1 min 35 s.")
-        await expect(line).to_contain_text("2 receipts went before they were counted or archived")
+        await expect(line).to_contain_text("The usage database is not written (disk full): 1,234 receipts wait for it")
+        await expect(line).to_contain_text("Usage lags by 1 min 35 s.")
         assert await accessible(page) == []
 
 
