@@ -126,7 +126,7 @@ async def test_a_new_month_begins_at_nothing(sums: Counted) -> None:
     sums.add(clock.now)
     assert (await overview.sums())["month"]["requests"] == 1
     clock.now = month_start(month_start(clock.now) + 40 * 86_400) + 5
-    sums = await overview.sums()
+    found = await overview.sums()
     assert (found["month"]["requests"], found["today"]["requests"]) == (0, 0)
 
 
