@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer
 
+from gateway.redis_keys import RedisKeys
 from load_tests import compare, installs, proc, systems, wrk
 from load_tests.children import NotStarted, free_ports, running
 from load_tests.figures import Case, Figures, Round, added_ms, gates, needed_by_gates, of_bare, over_rounds
@@ -217,6 +218,24 @@ def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
         systems.start_upstream(site)
         for student, guided in pairs(systems.start_gateway(site)):
             assert (student.unguided, guided.unguided and guided.unguided()) == (None, 0)
+
+
+def test_the_backlog_is_the_age_of_the_oldest_receipt_that_a_usage_worker_has_not_written(tmp_path: Path) -> None:
+    program("nginx")
+    with ExitStack() as stack:
+        site = systems.Site(tmp_path, stack)
+        systems.start_upstream(site)
+        ours = systems.run_gateway(site)
+        redis = systems.redis_of(ours.child)
+        assert systems.backlog_s(redis) == 0.0
+        redis.sadd(RedisKeys("gkt").ledger().tenants, "acme")
+
+        def post() -> float:
+            redis.xadd(RedisKeys("gkt").outbox("acme"), {"receipt": "{}"}, id=f"{int(time.time() - 90) * 1000}-*")
+            return systems.backlog_s(redis)
+
+        assert until(lambda: 89 < post() < 600)  # the worker may be faster than one look
+        assert until(lambda: systems.backlog_s(redis) == 0.0), "the usage worker does not read it"
 
 
 def test_a_text_becomes_one_word_of_nginxs_configuration() -> None:
