@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 
 from gateway.allowances import BudgetRule, LimitsRule, OnRedisFailure
-from gateway.archive_address import check_archive
 from gateway.redis_address import check_address
 from gateway.units import (
     Duration,
@@ -32,6 +31,7 @@ from gateway.units import (
     origin,
     sized,
 )
+from gateway.usage_address import check_usage_url
 from gateway.yaml_source import Shape
 
 MAX_WORKERS = 256
@@ -172,7 +172,7 @@ class UsageSettings(Shape):
     @field_validator("url")
     @classmethod
     def _valid_url(cls, url: SecretStr) -> SecretStr:
-        check_archive(url.get_secret_value())
+        check_usage_url(url.get_secret_value())
         return url
 
 

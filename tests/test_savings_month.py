@@ -6,28 +6,26 @@ import csv
 import io
 import json
 import re
-import secrets
 import time
-from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio import Redis
 from ruamel.yaml import YAML
+from sqlalchemy import func, select
 
 from deploy.grafana.cost import COST
 from gateway.admin.usage_csv import as_csv
-from gateway.archive.archive import Archive
-from gateway.archive.database import Entry, Where
-from gateway.archive_address import address_of
-from gateway.cli.archive_export import export
+from gateway.cli.usage_db_export import export
 from gateway.cli.usage_print import usage_shown
 from gateway.ledger.receipt import Receipt
-from gateway.redis_keys import RedisKeys
-from gateway.rollups.rebuild import Rebuild
-from gateway.rollups.rollups import Retention, Rollups, Sums
+from gateway.rollups.sums import Retention
+from gateway.usage.database import Entry
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
+from gateway.usage.store import UsageStore
+from gateway.usage.sums_reader import SumsReader
+from gateway.usage.tables import RECEIPTS
+from gateway.usage.threads import QueryThreads
 from gateway.usage.usage import Ask
 from gateway.web.usage import encoded
 from tests.ledger.test_ledger import Books
@@ -43,30 +41,20 @@ _LONG_S = 10_000 * 86_400
 RETENTION = Retention(minute=_LONG_S, hour=_LONG_S, day=_LONG_S)
 
 
-async def test_all_places_show_the_savings_of_a_month_alike(
-    redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_all_places_show_the_savings_of_a_month_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     month = receipts()
     holds_receipts(month)
-    async with Redis.from_url(redis_url) as redis:
-        keys = RedisKeys(f"t{secrets.token_hex(6)}")
-        rollups = Rollups(redis, keys, RETENTION)
-        sums = Sums()
-        for one in month:
-            sums.add(one)
-        assert await rollups.write(await rollups.mark(), sums.spread(), {}, [], time.time())
-        told = await holds_usage(rollups)
-        usage_shown(told)
+    store = UsageStore(f"sqlite:///{tmp_path}/usage.db", RETENTION)
+    threads = QueryThreads(store.engine)
+    try:
+        await store.open()
+        await store.write([Entry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
+        usage_shown(await holds_usage(SumsReader(threads)))
         holds_table(capsys.readouterr().out)
-        archive = Archive(address_of("sqlite", tmp_path))
-        try:
-            await archive.open()
-            await archive.write([Entry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
-            await holds_archive(archive, tmp_path / "month.csv")
-            assert await Rebuild(redis, keys, RETENTION, archive).run() == len(month)
-        finally:
-            await archive.close()
-        assert await holds_usage(Rollups(redis, keys, RETENTION)) == told
+        await holds_export(store, tmp_path / "month.csv")
+    finally:
+        threads.close()
+        await store.close()
     holds_prometheus(month, tmp_path)
 
 
@@ -86,9 +74,9 @@ def holds_receipts(month: list[Receipt]) -> None:
         assert facts["savings_usd"] == ("about 0" if about else f"{micro(usd).normalize():f}")
 
 
-async def holds_usage(rollups: Rollups) -> dict[str, Any]:
+async def holds_usage(sums: SumsReader) -> dict[str, Any]:
     """The admin API's JSON and CSV, and GET /v1/usage."""
-    reader = UsageReader(rollups, RETENTION)
+    reader = UsageReader(sums, RETENTION)
     when = span(Asked(SINCE, UNTIL), None, RETENTION, time.time())
     usage = await reader.read(Ask(when, None, ("tenant",), {}), lambda told: told)
     told: dict[str, Any] = json.loads(encoded(usage))
@@ -152,14 +140,12 @@ def holds_table(out: str) -> None:
         assert " ".join(wanted) in " ".join(lines[name]), name
 
 
-async def holds_archive(archive: Archive, file: Path) -> None:
-    """The archive's columns, and its export as CSV and as JSON lines."""
-    summed: dict[str, int] = defaultdict(int)
-    async for rows in archive.rows(Where()):
-        for row in rows:
-            summed[row.tenant] += row.savings_pico
+async def holds_export(store: UsageStore, file: Path) -> None:
+    """The column of savings, and exports as CSV and as JSON lines."""
+    by_tenant = select(RECEIPTS.c.tenant, func.sum(RECEIPTS.c.savings_pico)).group_by(RECEIPTS.c.tenant)
+    summed = {tenant: int(pico) for tenant, pico in await store.read(lambda one: one.execute(by_tenant).all())}
     assert summed == {tenant: int(micro(told.savings).scaleb(12)) for tenant, told in MONTH.items()}
-    await export(archive.rows(Where()), "csv", file, lambda _: None)
+    await export(store.receipts(), "csv", file, lambda _: None)
     with file.open(encoding="utf-8", newline="") as opened:
         lines = list(csv.DictReader(opened))
     assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in lines} == {
@@ -168,7 +154,7 @@ async def holds_archive(archive: Archive, file: Path) -> None:
     for tenant, told in MONTH.items():
         errors = (Decimal(one["savings_error_usd"]) for one in lines if one["tenant"] == tenant)
         assert sum(errors, Decimal(0)) == micro(told.error)
-    await export(archive.rows(Where()), "jsonl", file, lambda _: None)
+    await export(store.receipts(), "jsonl", file, lambda _: None)
     plain = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in plain} == {
         receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import typer
 
-from gateway.archive_address import is_postgres
 from gateway.deadlines.file import read_times
 from gateway.deadlines.times import GuidanceTimes, as_duration, recommended_s
 from gateway.keyring.callers import moment
@@ -19,6 +18,7 @@ from gateway.ledger.estimate import TOKENS_PER_MESSAGE
 from gateway.ledger.worst_case import BUDGET_MAX_TOKENS
 from gateway.policy.book import check_all, near_misses
 from gateway.policy.overrides import modes_of
+from gateway.usage_address import is_postgres
 from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
@@ -157,14 +157,13 @@ def warnings_of(settings: Settings, book: PolicyBook) -> Iterator[str]:
 
 def _extras_missing(settings: Settings) -> Iterator[str]:
     """No mistake of the files: the gateway may run where the extra is installed. Where it is not, it does not start."""
-    address = settings.archive.url
     for wanted, needs, extra, without in (
         (settings.tracing.endpoint is not None, _OTEL, "otel", "tracing.endpoint is set, and OpenTelemetry"),
         (
-            address is not None and is_postgres(address.get_secret_value()),
+            is_postgres(settings.usage.url.get_secret_value()),
             _POSTGRES,
             "postgres",
-            "archive.url is PostgreSQL, and psycopg",
+            "usage.url is PostgreSQL, and psycopg",
         ),
     ):
         if wanted and not all(map(_is_installed, needs)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -21,9 +21,9 @@ COMMANDS = (
     "budgets",
     "usage",
     "usage-worker",
+    "usage-db",
     "reconcile",
     "plan",
-    "archive",
     "backup",
     "restore",
     "queue",
@@ -34,6 +34,7 @@ COMMANDS = (
 class _Commands(LazyGroup):
     names = COMMANDS
     prefix = "gateway.cli."
+    renamed: ClassVar = {"archive": "usage-db"}
 
 
 app = typer.Typer(

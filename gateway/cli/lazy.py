@@ -19,11 +19,15 @@ class LazyGroup(TyperGroup):
 
     names: ClassVar[tuple[str, ...]]
     prefix: ClassVar[str]
+    renamed: ClassVar[dict[str, str]] = {}
+    """New names of commands by the old one. The old one is an error that gives the new one."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.names)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in self.renamed:
+            ctx.fail(f"The command '{cmd_name}' is called '{self.renamed[cmd_name]}' now.")
         # All of them for a misspelt one, so that the nearest can be named.
         for name in (cmd_name,) if cmd_name in self.names else self.names:
             if name not in self.commands:

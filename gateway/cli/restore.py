@@ -1,4 +1,4 @@
-"""`gkt-gateway restore`: what a backup holds, back into Redis and the archive."""
+"""`gkt-gateway restore`: write what a backup holds to Redis and the usage database."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import typer
 
 from gateway.backup.file import records, verify
 from gateway.backup.putting import Putting
-from gateway.cli.archive_export import progress
-from gateway.cli.backup_stores import CONFIG, ConfigOption, lines_of, moment, settings_of, stores
+from gateway.cli.backup_counts import lines_of
+from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores, utc
 from gateway.cli.stores_away import result_of
+from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:
@@ -22,89 +23,93 @@ if TYPE_CHECKING:
 
 
 class Only(StrEnum):
-    """What is restored alone."""
+    """The part that is restored alone."""
 
     REDIS = "redis"
-    ARCHIVE = "archive"
+    USAGE = "usage"
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(help="What `gkt-gateway backup` wrote.", metavar="FILE")],
+    file: Annotated[Path, typer.Argument(help="A file of `gkt-gateway backup`.", metavar="FILE")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the file, look at what is there, and change nothing.")
+        bool, typer.Option("--dry-run", help="Check the file, show what is there, and change nothing.")
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
-            help="Put it in the place of what is in Redis already, and add its receipts to the archive's.",
+            help="Delete what is in Redis first, and add the receipts to those of the usage database.",
         ),
     ] = False,
     only: Annotated[
         Only | None,
-        typer.Option("--only", help="Restore one of the two, and leave the other as it is: it was not lost."),
+        typer.Option("--only", help="Restore Redis or the usage database alone: the other one was not lost."),
     ] = None,
     config: ConfigOption = CONFIG,
 ) -> None:
-    """Put what a backup holds back into Redis and the archive, as config.yaml names them.
+    """Write what a backup holds to Redis and the usage database, as config.yaml names them.
 
-    No gateway may run on that Redis meanwhile; with `--only archive` they may.
+    No gateway and no usage worker may run on that Redis meanwhile; with `--only usage` they may.
 
-    The file is checked whole before anything is written. Where Redis or the archive hold anything already, nothing is
-    done without --overwrite. docs/backup.md tells the rest.
+    The file is checked whole before anything is written. Where Redis or the usage database hold anything already,
+    nothing is done without --overwrite. See docs/backup.md.
     """
     with progress("checking the file", file.stat().st_size if file.exists() else None) as told:
         found = verify(file, told)
-    typer.echo(f"{file}, made by gateway {found.header.gateway} at {moment(found.header.made)}, is whole")
-    typer.echo(lines_of(found.counts, redis=only != Only.ARCHIVE, archive=only != Only.REDIS))
+    typer.echo(f"{file}, made by gateway {found.header.gateway} at {utc(found.header.made)}, is whole")
+    typer.echo(lines_of(found.counts, redis=only != Only.USAGE, usage=only != Only.REDIS))
     typer.echo(result_of(_restore(settings_of(config), file, found, only, dry_run=dry_run, overwrite=overwrite)))
 
 
 async def _restore(
     settings: Settings, file: Path, found: Verified, only: Only | None, *, dry_run: bool, overwrite: bool
 ) -> str:
-    """What came of it, in a line."""
-    wanted = only != Only.REDIS and found.header.archive
-    async with stores(settings, archive=wanted) as here:
-        if only == Only.ARCHIVE and here.archive is None:
-            raise StartupError(
-                "There is no archive to restore: archive.url is null, or the backup was made without it."
-            )
-        putting = Putting(here.client.commands, here.keys, here.archive, redis_too=only != Only.ARCHIVE)
+    """Return the result for people."""
+    async with stores(settings) as here:
+        usage = here.usage if only != Only.REDIS and found.header.receipts else None
+        if only == Only.USAGE and usage is None:
+            raise StartupError("The backup was made without receipts: there is nothing to restore.")
+        putting = Putting(here.client.commands, here.keys, usage, redis_too=only != Only.USAGE)
         present = await putting.look()
         _check(present, overwrite=overwrite)
         if dry_run:
             return _foretold(present)
-        if here.archive is not None:
-            await here.archive.open()
+        if usage is not None:
+            await usage.open()
         try:
             await putting.clear(present)
             with progress("restoring", found.records) as told:
                 await putting.put(records(file), told)
         except BaseException:
-            typer.echo("The restore broke off: do it again, with --overwrite.", err=True)
+            typer.echo("The restore was interrupted: run it again, with --overwrite.", err=True)
             raise
-    return "Restored." if only == Only.ARCHIVE else "Restored. Start the gateways."
+    if only == Only.USAGE:
+        return "Restored."
+    if found.header.gkt_backup == 1:
+        return (
+            "Restored. Run `gkt-gateway usage-db migrate` for the sums of the earlier version; then start the gateways."
+        )
+    return "Restored. Start the gateways."
 
 
 def _foretold(present: Present) -> str:
-    """What would be done, and what becomes of what is there."""
+    """Return what a restore would do, and what becomes of what is there."""
     told = ["It would be restored."]
     if present.kept:
-        told += ["Before that, this would be taken away from Redis:", lines_of(present.counts, archive=False)]
+        told += ["Before that, this would be deleted from Redis:", lines_of(present.counts, usage=False)]
     if present.counts.receipts:
-        told.append(f"The {present.counts.receipts} receipts that the archive has would stay.")
+        told.append(f"The {present.counts.receipts} receipts in the usage database would stay.")
     return "\n".join([*told, "Nothing was changed."])
 
 
 def _check(present: Present, *, overwrite: bool) -> None:
     if present.alive:
         raise StartupError(
-            f"{present.alive} gateway processes run on this Redis, or ended within redis.lease of now: stop all of "
-            "them, and try again after that. Nothing was changed."
+            f"{present.alive} processes (gateways, usage workers) run on this Redis, or ended within redis.lease of "
+            "now: stop all of them, and try again after that. Nothing was changed."
         )
     if not present.nothing and not overwrite:
         raise StartupError(
             f"There is something already:\n{lines_of(present.counts)}\nNothing was changed. With --overwrite the "
-            "backup takes the place of what is in Redis, and its receipts join those of the archive."
+            "backup replaces what is in Redis, and its receipts are added to those of the usage database."
         )

@@ -1,4 +1,4 @@
-"""What commands say where Redis or the archive is away."""
+"""Errors of commands where Redis or the usage database is unavailable."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from redis.exceptions import RedisError
 
-from gateway.archive.database import ArchiveError
 from gateway.errors import StartupError
+from gateway.usage.engine import UsageDatabaseError
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 
 def result_of(work: Coroutine[Any, Any, Any]) -> Any:
-    """What comes of it; what is away is said in one line, which never holds an address. Raises StartupError."""
+    """Run a coroutine and return its result.
+
+    Raises StartupError with one line, which never contains an address, where Redis or the database is unavailable.
+    """
     try:
         return uvloop.run(work)
     except RedisError as error:
         raise StartupError(f"Redis failed ({type(error).__name__}). Try again.") from None
-    except ArchiveError as error:
+    except UsageDatabaseError as error:
         inner = getattr(error, "orig", None) or error
         raise StartupError(
-            f"The archive cannot be read or written ({type(inner).__name__}). Is it running? archive.url in "
-            "config.yaml or GKT_ARCHIVE_URL says where it is."
+            f"The usage database cannot be read or written ({type(inner).__name__}). Is it running? usage.url in "
+            "config.yaml or GKT_USAGE_URL says where it is."
         ) from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.archive_address import USAGE_FILE, address_of
 from gateway.rollups.sums import Retention
 from gateway.usage.comparisons import ComparisonReader
 from gateway.usage.reader import UsageReader
@@ -15,6 +14,7 @@ from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.trimmer import OutboxTrimmer
 from gateway.usage.uptime_table import UptimeReader
+from gateway.usage_address import USAGE_FILE, address_of
 
 if TYPE_CHECKING:
     from gateway.config import Settings

@@ -11,10 +11,23 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Column, MetaData, Table, Text, bindparam, create_engine, delete, inspect, select
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    create_engine,
+    delete,
+    func,
+    inspect,
+    select,
+)
 
-from gateway.archive_address import shown
 from gateway.usage.database import Entry
+from gateway.usage.tables import DAY_S
+from gateway.usage_address import shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -38,6 +51,7 @@ def _table(name: str) -> Table:
 _VERSION = "gkt_archive"
 _RECEIPTS = _table("receipts")
 _RECEIPTS.append_column(Column("id", Text, primary_key=True))
+_RECEIPTS.append_column(Column("created", BigInteger))
 _UNREADABLE = _table("unreadable")
 
 
@@ -64,23 +78,42 @@ class ArchiveImport:
         """Delete what the last `take` returned."""
         await asyncio.to_thread(self._delete_taken)
 
+    async def count(self) -> dict[int, int]:
+        """Return the number of receipts by the day of their requests, in days since the Unix epoch."""
+        return await asyncio.to_thread(self._count)
+
     async def close(self) -> None:
         """Close the connections."""
         if self._engine is not None:
             await asyncio.to_thread(self._engine.dispose)
 
+    def _open(self) -> Engine | None:
+        """Return the archive, None where there is none."""
+        if self._file is not None and not self._file.exists():
+            return None
+        if self._engine is None:
+            options = {"timeout": _BUSY_S} if self._file is not None else {"connect_timeout": _BUSY_S}
+            self._engine = create_engine(self._address, connect_args=options, pool_pre_ping=True)
+        return self._engine if inspect(self._engine).has_table(_VERSION) else None
+
+    def _count(self) -> dict[int, int]:
+        with self._lock:
+            engine = self._open()
+            if engine is None:
+                return {}
+            day = (_RECEIPTS.c.created // DAY_S).label("day")
+            with engine.connect() as connection:
+                found = connection.execute(select(day, func.count()).group_by(day))
+                return {int(of_day): many for of_day, many in found}
+
     def _take(self, most: int) -> list[Entry]:
         with self._lock:
             self._taken = []
-            if self._file is not None and not self._file.exists():
-                return []
-            if self._engine is None:
-                options = {"timeout": _BUSY_S} if self._file is not None else {"connect_timeout": _BUSY_S}
-                self._engine = create_engine(self._address, connect_args=options, pool_pre_ping=True)
-            if not inspect(self._engine).has_table(_VERSION):
+            engine = self._open()
+            if engine is None:
                 return []
             entries: list[Entry] = []
-            with self._engine.connect() as connection:
+            with engine.connect() as connection:
                 for table in (_RECEIPTS, _UNREADABLE):
                     for row in connection.execute(select(table).limit(most - len(entries))).mappings():
                         entries.append(

@@ -21,8 +21,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as NoConnection
 
-from gateway.archive_address import shown
 from gateway.errors import StartupError
+from gateway.usage_address import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

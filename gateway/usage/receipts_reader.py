@@ -73,6 +73,13 @@ def count(connection: Connection, where: Where) -> int:
     return connection.execute(select(func.count()).select_from(RECEIPTS).where(*where.terms())).scalar_one()
 
 
+def count_by_day(connection: Connection) -> dict[int, int]:
+    """Return the number of receipts by the day of their requests, in days since the Unix epoch."""
+    day = (RECEIPTS.c.created // DAY_S).label("day")
+    found = connection.execute(select(day, func.count()).group_by(day))
+    return {int(of_day): many for of_day, many in found}
+
+
 def span(connection: Connection) -> tuple[int, int] | None:
     """Return `created` of the first and the last receipt, None where there is none."""
     days = _days(connection)

@@ -70,7 +70,7 @@ class UsageStore:
         """
         try:
             async with asyncio.timeout(_FIND_S), self._finds.hold(tenant):
-                return await self._read(receipts_reader.find, tenant, receipt_id)
+                return await self.read(receipts_reader.find, tenant, receipt_id)
         except (*UsageDatabaseError, StartupError, TimeoutError) as error:
             raise UsageUnavailable from error
 
@@ -80,25 +80,34 @@ class UsageStore:
         Each list is read in a transaction of its own.
         """
         after = None
-        while found := await self._read(receipts_reader.page, where, after, most):
+        while found := await self.read(receipts_reader.page, where, after, most):
             yield [raw for _, _, raw in found]
             after = found[-1][:2]
 
     async def count(self, where: Where = _EVERYTHING) -> int:
         """See `receipts_reader.count`."""
-        return await self._read(receipts_reader.count, where)
+        return await self.read(receipts_reader.count, where)
 
     async def span(self) -> tuple[int, int] | None:
         """See `receipts_reader.span`."""
-        return await self._read(receipts_reader.span)
+        return await self.read(receipts_reader.span)
 
     async def count_unreadable(self) -> int:
         """See `receipts_reader.count_unreadable`."""
-        return await self._read(receipts_reader.count_unreadable)
+        return await self.read(receipts_reader.count_unreadable)
 
     async def unreadable(self) -> list[Entry]:
         """See `receipts_reader.unreadable`."""
-        return await self._read(receipts_reader.unreadable)
+        return await self.read(receipts_reader.unreadable)
+
+    async def change(self, work: Callable[..., _Result], *args: object) -> _Result:
+        """Return the result of `work`, which gets a connection with a transaction that writes, and these arguments."""
+
+        def run() -> _Result:
+            with self.engine.writing() as connection:
+                return work(connection, *args)
+
+        return await self._in(self._writer, run)
 
     async def close(self) -> None:
         """Close the database without waiting for calls that run."""
@@ -106,7 +115,9 @@ class UsageStore:
         self._readers.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.engine.close)
 
-    async def _read(self, query: Callable[..., _Result], *args: object) -> _Result:
+    async def read(self, query: Callable[..., _Result], *args: object) -> _Result:
+        """Return the result of a query, which gets a connection and these arguments."""
+
         def run() -> _Result:
             with self.engine.reading() as connection:
                 return query(connection, *args)

@@ -68,7 +68,7 @@ class SumsReader:
 
     async def totals(self, wanted: Sequence[Period]) -> list[tuple[Period, Row]]:
         """Return the sums over all tenants by period. A period without receipts has an empty row."""
-        held = await self._threads.query(_totals, wanted)
+        held = await self._threads.query(totals, wanted)
         return [(period, held.get(period) or Row()) for period in wanted]
 
     async def marks(self, wanted: Sequence[Period]) -> list[bytes | None]:
@@ -112,7 +112,8 @@ def _decoded(rows: Iterable[StoredRow]) -> list[tuple[Period, Dims, Row]]:
     return [(period, where, Row.from_bytes(row)) for period, where, row in with_rests(rows)]
 
 
-def _totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, Row]:
+def totals(connection: Connection, wanted: Sequence[Period]) -> dict[Period, Row]:
+    """Return the sums over all tenants by period; of a period without receipts there are none. It blocks."""
     return {one.period: Row.from_bytes(one.row) for one in with_rests(_of_tenant(connection, wanted, ALL_TENANTS))}
 
 

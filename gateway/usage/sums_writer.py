@@ -30,8 +30,8 @@ def add_sums(connection: Connection, sums: Sums, max_rows: int) -> None:
     rows: dict[SumKey, Row] = {}
     for period, by_dims in sums.rows.items():
         for dims, row in by_dims.items():
-            rows[_key(period, dims)] = row
-        rows[_key(period, TOTAL)] = sums.totals[period]
+            rows[key_of(period, dims)] = row
+        rows[key_of(period, TOTAL)] = sums.totals[period]
     if not rows:
         return
     sql = sql_of(connection)
@@ -67,5 +67,6 @@ def _fold(
     return sql.held_sums([key for key in others if key not in held])
 
 
-def _key(period: Period, dims: Dims) -> SumKey:
+def key_of(period: Period, dims: Dims) -> SumKey:
+    """Return the primary key of a sum."""
     return (SECONDS[period.granularity], period.start, *dims)

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import structlog
 import uvloop
 
-from gateway.archive_address import FILE, USAGE_FILE, address_of
 from gateway.config import worker_settings
 from gateway.errors import StartupError
 from gateway.logs import set_up_logs
@@ -36,6 +35,7 @@ from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
+from gateway.usage_address import ARCHIVE_FILE, USAGE_FILE, address_of
 from gateway.version import __version__
 from gateway.workers.stopping import asked_to_stop, stop_at_end_of_stdin
 
@@ -110,7 +110,7 @@ async def _running(
         address = address_of(kept.url.get_secret_value(), settings.data, USAGE_FILE)
         store = UsageStore(address, Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows))
         stack.push_async_callback(store.close)
-        archives = dict.fromkeys((address, address_of("sqlite", settings.data, FILE)))
+        archives = dict.fromkeys((address, address_of("sqlite", settings.data, ARCHIVE_FILE)))
         imports = [ArchiveImport(one) for one in archives]
         for one in imports:
             stack.push_async_callback(one.close)

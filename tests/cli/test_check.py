@@ -283,7 +283,7 @@ EXTRAS = [
         "tracing.endpoint is set",
         "otel",
     ),
-    ("psycopg", "  url: sqlite ", "  url: postgresql://me:s3cret@db/gkt ", "archive.url is PostgreSQL", "postgres"),
+    ("psycopg", "  url: sqlite ", "  url: postgresql://me:s3cret@db/gkt ", "usage.url is PostgreSQL", "postgres"),
 ]
 
 

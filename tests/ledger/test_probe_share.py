@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import msgspec
 
-from gateway.archive.tables import row_of
+from gateway.cli.usage_db_export import columns_of
 from gateway.ledger.receipt import ProbeFacts, Receipt
 from gateway.ledger.worst_case import worst_case
 from gateway.policy.length import choose_length
@@ -44,15 +44,15 @@ def test_sums_of_receipts_count_it_as_the_students() -> None:
     assert (row.student_pico, row.cost_pico) == (0, 0)
 
 
-def test_the_archives_columns_do_too() -> None:
+def test_the_columns_of_an_export_do_too() -> None:
     one = probed()
-    row = row_of(one, one.to_json(), "1-0")
-    assert row["teacher_cost_pico"] + row["student_cost_pico"] + row["failed_cost_pico"] == row["cost_pico"]
+    row = columns_of(one)
+    assert row["teacher_cost_usd"] + row["student_cost_usd"] + row["failed_cost_usd"] == row["cost_usd"]
     assert row["student_output_tokens"] == 161
     alone = msgspec.structs.replace(
         one, student=None, cost_usd=one.cost_usd - (one.student.cost_usd if one.student else 0)
     )
-    row = row_of(alone, alone.to_json(), "1-0")
+    row = columns_of(alone)
     assert (row["student"], row["student_output_tokens"]) == (None, 1)
 
 

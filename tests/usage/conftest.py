@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.archive.archives import new_database
-from tests.postgres import running_postgres
+from tests.postgres import new_database, running_postgres
 from tests.usage.books import UsageBook
 
 if TYPE_CHECKING:

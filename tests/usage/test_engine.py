@@ -19,7 +19,7 @@ import gateway.usage.engine
 from gateway.errors import StartupError
 from gateway.usage.engine import HEAD, VERSION_TABLE, UsageDatabaseError, UsageEngine
 from gateway.usage.tables import METADATA
-from tests.archive.archives import new_database
+from tests.postgres import new_database
 from tests.usage.databases import database, entry, held, opened, receipt
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from gateway.archive_address import address_of
 from gateway.errors import UsageUnavailable
 from gateway.ledger.edge import EDGE
 from gateway.ledger.receipt import Receipt
@@ -21,9 +20,10 @@ from gateway.usage import threads as usage_threads
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
+from gateway.usage_address import address_of
 from load_tests.day_receipts import day_of_receipts
-from tests.archive.archives import new_database
 from tests.ledger.drafts import closed, guided
+from tests.postgres import new_database
 from tests.usage.books import UsageBook
 
 if TYPE_CHECKING:

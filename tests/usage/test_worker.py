@@ -14,8 +14,6 @@ import pytest_asyncio
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
-from gateway.archive.database import ArchiveDatabase
-from gateway.archive.database import Entry as ArchiveEntry
 from gateway.errors import StartupError
 from gateway.quality.comparison import Comparison
 from gateway.usage import engine as engine_module
@@ -28,6 +26,7 @@ from gateway.usage.tables import COMPARISONS, DAY_S, UPTIME
 from gateway.usage.uptime import Uptime
 from tests.ledger.drafts import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
+from tests.usage.previous_version import add_to_archive, make_archive, put_aside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -243,7 +242,7 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
 async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
     """At first of the last weeks, then of the last days."""
     now = [time.time() - 20 * DAY_S]
-    uptime = Uptime(outboxes.client, outboxes.redis, outboxes.keys, {"big": Decimal(2)}, 400 * DAY_S, lambda: now[0])
+    uptime = Uptime(outboxes.client, outboxes.redis, outboxes.keys, {"big": Decimal(2)}, lambda: now[0])
     uptime.saw("big", up=True)
     await uptime.tell()
     worker = await outboxes.worker()
@@ -312,35 +311,29 @@ async def test_seats_and_states_of_a_fleet(in_sqlite: Outboxes, monkeypatch: pyt
 async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tmp_path: Path, same: bool) -> None:
     """While its archiver still writes to it, and in a database of its own or in the same one."""
     address = outboxes.address if same else f"sqlite:///{tmp_path}/gkt-archive.db"
-    archive = ArchiveDatabase(address)
     old, both, late = receipts(50), receipts(20), receipts(5)
     one = intent(created=int(time.time()))
     true = msgspec.structs.replace(closed(guided()), id=one.id, tenant=one.tenant, created=one.created)
-
-    def archived(some: list[Any], ms: int) -> list[ArchiveEntry]:
-        return [ArchiveEntry(one.tenant, f"{ms}-{place}", one.to_json()) for place, one in enumerate(some)]
-
+    await outboxes.ledger.exchange([candidate(one)], [])
+    gone = await outboxes.abandon(one)
+    await asyncio.to_thread(make_archive, address, [*old, *both, gone])
+    await asyncio.to_thread(put_aside, address, "acme", b'{"id": "newer"}')
+    await outboxes.settle(*both)
+    moving = ArchiveImport(address)
     try:
-        await asyncio.to_thread(archive.write, archived([*old, *both], 5))
-        await asyncio.to_thread(archive.write, [ArchiveEntry("acme", "6-0", b'{"id": "newer"}')])
-        await outboxes.ledger.exchange([candidate(one)], [])
-        gone = await outboxes.abandon(one)
-        await asyncio.to_thread(archive.write, archived([gone], 7))
-        await outboxes.settle(*both)
-        moving = ArchiveImport(address)
         worker = await outboxes.worker(imports=[moving])
 
         # A row that changes after it was taken stays, and is taken again.
         taken = await moving.take(1_000)
         assert len(taken) == 72
         await outboxes.store.write(taken)
-        await asyncio.to_thread(archive.write, archived([true], 8))
+        await asyncio.to_thread(add_to_archive, address, [true])
         await moving.delete_taken()
         while await worker.round() == 0:
             pass
         await outboxes.check([*old, *both, true])
 
-        await asyncio.to_thread(archive.write, archived([*late, *old[:3]], 9))
+        await asyncio.to_thread(add_to_archive, address, [*late, *old[:3]])
         worker._due["import"] = 0.0
         while await worker.round() == 0:
             pass
@@ -349,7 +342,6 @@ async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tm
         assert await moving.take(10) == []
     finally:
         await moving.close()
-        archive.close()
 
 
 async def test_an_import_makes_no_file(tmp_path: Path) -> None:

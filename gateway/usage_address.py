@@ -1,4 +1,4 @@
-"""Where the archive is: an address, looked at before anything connects. It may hold a password: nothing quotes it."""
+"""The address of the usage database, checked before anything connects. It may hold a password: no message quotes it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from gateway.units import Wrong, is_spelled_as_url
 if TYPE_CHECKING:
     from pathlib import Path
 
-FILE = "gkt-archive.db"
-"""What the file in the folder `data` is called, where the address is only `sqlite`."""
 USAGE_FILE = "usage.db"
-"""The file of the usage database in the folder `data`, where usage.url is only `sqlite`."""
+"""The file in the folder `data`, where usage.url is only `sqlite`."""
+ARCHIVE_FILE = "gkt-archive.db"
+"""The archive of the previous version in the folder `data`, where archive.url was only `sqlite`."""
 _ENCODE = "percent-encode what is special in the password: / is %2F, ? is %3F, # is %23, @ is %40"
 _SCHEMES = {
     "postgresql": "postgresql+psycopg",
@@ -23,15 +23,15 @@ _SCHEMES = {
 }
 
 
-def check_archive(url: str) -> None:
-    """Raises Wrong for an address that is none of SQLite or PostgreSQL."""
+def check_usage_url(url: str) -> None:
+    """Raise Wrong for an address that is none of SQLite or PostgreSQL."""
     if url == "sqlite":
         return
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
         whole = url.startswith("sqlite:///") and len(url) > len("sqlite:///") and url.isprintable()
         if not whole or "?" in url or "#" in url:
-            raise Wrong("must name a file, like sqlite:////var/lib/gkt/archive.db: without one write sqlite alone")
+            raise Wrong("must name a file, like sqlite:////var/lib/gkt/usage.db: without one write sqlite alone")
     elif scheme in _SCHEMES:
         with suppress(ValueError):  # no port, or a half of an IPv6 address
             parts = urlsplit(url)
@@ -40,16 +40,16 @@ def check_archive(url: str) -> None:
                 return
         raise Wrong(f"cannot be read: write it like postgresql://USER:PASSWORD@HOST:5432/DATABASE, and {_ENCODE}")
     else:
-        raise Wrong("must be sqlite, an address that starts with sqlite:/// or postgresql://, or null")
+        raise Wrong("must be sqlite, or an address that starts with sqlite:/// or postgresql://")
 
 
 def is_postgres(url: str) -> bool:
-    """Whether an address is of PostgreSQL, which needs an extra."""
+    """Return whether an address is one of PostgreSQL, which needs an extra."""
     return url.partition(":")[0] in _SCHEMES
 
 
-def address_of(url: str, data: Path, file: str = FILE) -> str:
-    """The address as SQLAlchemy takes it. A file without a whole path lies in the folder `data`.
+def address_of(url: str, data: Path, file: str = USAGE_FILE) -> str:
+    """Return the URL for SQLAlchemy. A relative path is one in the folder `data`.
 
     Args:
         file: the name of the file where the URL is only `sqlite`.
@@ -63,7 +63,7 @@ def address_of(url: str, data: Path, file: str = FILE) -> str:
 
 
 def shown(address: str) -> str:
-    """What may be said of an address: without its user, password and options."""
+    """Return an address without its user, password and options."""
     if address.startswith("sqlite:///"):
         return address
     parts = urlsplit(address)

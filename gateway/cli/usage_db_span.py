@@ -1,4 +1,4 @@
-"""Which receipts a command is about: --since, --until and --tenant."""
+"""The options --since, --until and --tenant of commands that read receipts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated, TypeAlias
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.archive.database import Where
 from gateway.policy.schema import Moment
 from gateway.units import Wrong, duration_s
+from gateway.usage.receipts_reader import Where
 
 _MOMENT: TypeAdapter[float] = TypeAdapter(Moment)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
@@ -31,7 +31,7 @@ TenantOption: TypeAlias = Annotated[str | None, typer.Option("--tenant", "-t", h
 
 
 def where_of(since: str | None, until: str | None, tenant: str | None) -> Where:
-    """Those receipts. A day of `until` counts whole. Raises BadParameter, with what to write."""
+    """Return the choice of receipts. A day of `until` counts whole. Raises BadParameter."""
     begin = None if since is None else _moment(since, "--since", whole_day=False)
     end = None if until is None else _moment(until, "--until", whole_day=True)
     if begin is not None and end is not None and begin >= end:

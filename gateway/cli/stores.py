@@ -1,0 +1,83 @@
+"""Redis and the usage database for commands that work without a running gateway."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+from gateway.errors import StartupError
+from gateway.metrics import Metrics
+from gateway.policy.files import PolicyFiles
+from gateway.redis_client import RedisClient
+from gateway.redis_keys import RedisKeys
+from gateway.rollups.sums import Retention
+from gateway.usage.store import UsageStore
+from gateway.usage_address import USAGE_FILE, address_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gateway.config import Settings
+
+ConfigOption: TypeAlias = Annotated[
+    Path, typer.Option("--config", "-c", help="The gateway's configuration file, for Redis and the usage database.")
+]
+CONFIG = Path("config.yaml")
+_REDIS_S = 60.0  # large reads and writes in one call
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Redis, which answers, and the usage database, which opens when first used."""
+
+    client: RedisClient
+    keys: RedisKeys
+    usage: UsageStore
+
+
+def settings_of(config: Path) -> Settings:
+    """Return the settings. Raises ConfigError, and StartupError where there is no such file."""
+    if not config.exists():
+        raise StartupError(f"There is no {config}. Name it with --config.")
+    settings, _, _ = PolicyFiles.open(config)
+    return settings
+
+
+@asynccontextmanager
+async def usage_store(settings: Settings) -> AsyncIterator[UsageStore]:
+    """Yield the usage database that config.yaml names. Raises StartupError."""
+    kept = settings.usage
+    store = UsageStore(
+        address_of(kept.url.get_secret_value(), settings.data, USAGE_FILE),
+        Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows),
+    )
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def stores(settings: Settings) -> AsyncIterator[Stores]:
+    """Yield Redis and the usage database that config.yaml names. Raises StartupError where Redis does not answer."""
+    url = settings.redis.url.get_secret_value()
+    if url == "embedded":
+        raise StartupError(
+            "redis.url is embedded: only the gateway itself can reach that Redis. Start a Redis and set redis.url."
+        )
+    async with AsyncExitStack() as stack:
+        client = RedisClient(url, timeout_s=max(_REDIS_S, settings.redis.timeout_s), metrics=Metrics())
+        stack.push_async_callback(client.close)
+        await client.require(embedded=False)
+        store = await stack.enter_async_context(usage_store(settings))
+        yield Stores(client, RedisKeys(settings.redis.prefix), store)
+
+
+def utc(unix_s: float) -> str:
+    """Return a time as ISO 8601, in UTC."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,238 @@
+"""`gkt-gateway usage-db`: show, export, verify and migrate the usage database."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import partial
+from pathlib import Path  # noqa: TC003  typer reads it
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gateway.cli import SETTINGS
+from gateway.cli.admin_commands import JsonOption, in_json
+from gateway.cli.stores import CONFIG, ConfigOption, settings_of, stores, usage_store, utc
+from gateway.cli.stores_away import result_of
+from gateway.cli.usage_db_export import export as export_receipts
+from gateway.cli.usage_db_export import progress
+from gateway.cli.usage_db_migrate import migrated
+from gateway.cli.usage_db_span import SinceOption, TenantOption, UntilOption, where_of
+from gateway.errors import StartupError
+from gateway.metrics import Metrics
+from gateway.usage.engine import UsageDatabaseError
+from gateway.usage.feed import OutboxFeed
+from gateway.usage.state import WorkerBoard
+from gateway.usage.tables import DAY_S
+from gateway.usage.verify import differences
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from gateway.config import Settings
+    from gateway.rollups.rollup import Row
+    from gateway.usage.receipts_reader import Where
+    from gateway.usage.verify import Place
+
+usage_db = typer.Typer(
+    name="usage-db",
+    help=(
+        "The database of receipts and their sums: SQLite or PostgreSQL, as `usage.url` of config.yaml says.\n\n"
+        "`gkt-gateway usage-worker` writes it. `status` shows its state, `export` writes receipts as CSV or JSON "
+        "lines, `verify` compares the sums with the receipts, and `migrate` completes the upgrade from a version "
+        "with an archive.\n\ndocs/usage-database.md describes the tables, with SQL to begin with."
+    ),
+    no_args_is_help=True,
+    **SETTINGS,
+)
+
+_MOST_DIFFERENCES = 20
+
+
+class Format(StrEnum):
+    """The format of exported receipts."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+@usage_db.command()
+def status(as_json: JsonOption = False, config: ConfigOption = CONFIG) -> None:
+    """Show where the database is, what it holds, and how many receipts wait to be written.
+
+    Exits with 1 where the database is unavailable or no usage worker writes it.
+    """
+    found = result_of(_status(settings_of(config)))
+    if as_json:
+        typer.echo(in_json(found))
+    else:
+        _show(found)
+    if not (found["up"] and found["reachable"]):
+        raise typer.Exit(1)
+
+
+@usage_db.command()
+def export(
+    since: SinceOption = None,
+    until: UntilOption = None,
+    tenant: TenantOption = None,
+    form: Annotated[
+        Format,
+        typer.Option("--format", "-f", help="csv: a line for each, money in USD. jsonl: whole receipts, as JSON."),
+    ] = Format.CSV,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write. Default: standard output.", metavar="FILE")
+    ] = None,
+    config: ConfigOption = CONFIG,
+) -> None:
+    """Write receipts to a file or to standard output, as a stream: any number of them, in little memory.
+
+    `gkt-gateway usage-db export --since 2026-11-01 --until 2026-11-30 -o november.csv` is a whole month, in UTC.
+
+    Times are those at which requests came. Progress is shown on standard error. Shadows are included, with the mode
+    `shadow`: their cost was paid, and their baseline is 0.
+    """
+    where = where_of(since, until, tenant)
+    count = result_of(_export(settings_of(config), where, form, output))
+    typer.echo(f"{count} receipts" + (f" in {output}" if output is not None else ""), err=True)
+
+
+@usage_db.command()
+def verify(config: ConfigOption = CONFIG) -> None:
+    """Compute the sums of each day again from its receipts, and compare them with those in the database.
+
+    Exits with 1 on a difference. Gateways and workers may run. Sums of days before the first receipt cannot be
+    compared.
+    """
+    days, found = result_of(_verify(settings_of(config)))
+    for place, held, computed in found[:_MOST_DIFFERENCES]:
+        typer.echo(_difference(place, held, computed))
+    if len(found) > _MOST_DIFFERENCES:
+        typer.echo(f"and {len(found) - _MOST_DIFFERENCES} more")
+    typer.echo(f"{days} days compared, {len(found)} sums differ")
+    if found:
+        raise typer.Exit(1)
+
+
+@usage_db.command()
+def migrate(
+    accept_differences: Annotated[
+        bool,
+        typer.Option("--accept-differences", help="Delete the old sums in Redis although they differ from the new."),
+    ] = False,
+    config: ConfigOption = CONFIG,
+) -> None:
+    """Complete the upgrade from a version that kept sums in Redis and receipts in an archive.
+
+    Run it once, soon after the last process of that version has ended. Gateways and workers may run.
+
+    It imports the rest of the archive, writes the receipts that wait in Redis, and takes sums that no receipt in the
+    database can give from Redis: those of times before the archive began, or from before it deleted receipts. Then it
+    compares counts, money and tokens of each month before and after, to the last digit, and prints both. Without a
+    difference it deletes the old sums in Redis; with one it keeps them and exits with 1.
+    """
+    result = result_of(_migrate(settings_of(config), accept=accept_differences))
+    table = Table("", "", *result.names, box=None)
+    for line in result.lines():
+        table.add_row(*line)
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    for note in result.notes:
+        typer.echo(note)
+    if not result.same:
+        typer.echo(
+            "The old sums in Redis were deleted although they differ."
+            if accept_differences
+            else "Before and after differ. The old sums in Redis are kept: docs/upgrading.md says what to do."
+        )
+        raise typer.Exit(0 if accept_differences else 1)
+    typer.echo("Before and after are the same. The old sums in Redis are deleted.")
+
+
+async def _migrate(settings: Settings, *, accept: bool) -> Any:
+    async with stores(settings) as here:
+        return await migrated(here, settings, accept=accept)
+
+
+async def _status(settings: Settings) -> dict[str, Any]:
+    async with stores(settings) as here:
+        redis, keys = here.client.commands, here.keys
+        board = WorkerBoard(redis, keys.ledger(), Metrics(), str(here.usage.engine))
+        await board.read()
+        await board.read()  # a worker that is missing twice is gone
+        backlog = await OutboxFeed(redis, keys, "status").backlog()
+        found: dict[str, Any] = {
+            "database": board.where,
+            "run": settings.usage.run,
+            "up": board.state.up is True,
+            "error": board.state.error,
+            "by": board.state.by,
+            "waiting": backlog.waiting,
+            "lag_s": round(backlog.lag_s, 3),
+            "reachable": True,
+        }
+        try:
+            if not await here.usage.exists():
+                return found | {"receipts": 0, "unreadable": 0, "first": None, "last": None}
+            span = await here.usage.span()
+            found |= {"receipts": await here.usage.count(), "unreadable": await here.usage.count_unreadable()}
+            found |= {"first": span and utc(span[0]), "last": span and utc(span[1])}
+        except UsageDatabaseError:
+            found["reachable"] = False
+        return found
+
+
+async def _export(settings: Settings, where: Where, form: Format, output: Path | None) -> int:
+    async with usage_store(settings) as store:
+        if not await store.exists():
+            raise StartupError(f"The usage database {store.engine} does not exist yet: a usage worker creates it.")
+        with progress("exporting", await store.count(where)) as told:
+            return await export_receipts(store.receipts(where), form.value, output, told)
+
+
+async def _verify(settings: Settings) -> tuple[int, list[tuple[Place, Row, Row]]]:
+    """Return the number of days and the sums that differ."""
+    async with usage_store(settings) as store:
+        span = await store.span() if await store.exists() else None
+        if span is None:
+            return 0, []
+        first, last = (moment // DAY_S for moment in span)
+        found: list[tuple[Place, Row, Row]] = []
+        with progress("verifying", last - first + 1) as told:
+            for day in range(first, last + 1):
+                found += await store.read(partial(_differences, day=day, first=day == first))
+                told(day - first + 1)
+        return last - first + 1, found
+
+
+def _differences(connection: Connection, day: int, *, first: bool) -> list[tuple[Place, Row, Row]]:
+    """Return the sums of a day that differ. Sums of the first day may count receipts that are deleted."""
+    if connection.dialect.name == "postgresql":
+        connection.execution_options(isolation_level="REPEATABLE READ")
+    found = differences(connection, day)
+    return [one for one in found if not (first and one[1].requests > one[2].requests)]
+
+
+def _difference(place: Place, held: Row, computed: Row) -> str:
+    seconds, start, dims = place
+    where = ", ".join(f"{name} {value}" for name, value in dims._asdict().items() if value) or "all tenants"
+    both = f"{held.requests} requests and {held.cost_pico} picodollars"
+    right = f"{computed.requests} and {computed.cost_pico} by the receipts"
+    return f"{utc(start)} + {seconds} s, {where}: {both}, {right}"
+
+
+def _show(found: dict[str, Any]) -> None:
+    table = Table(box=None, show_header=False)
+    rows = {
+        "database": found["database"],
+        "written": f"yes, by {found['by']}" if found["up"] else f"no: {found['error']}",
+        "waiting": f"{found['waiting']} receipts, the oldest for {found['lag_s']:.1f} s",
+        "holds": f"{found['receipts']} receipts" if found["reachable"] else "it is unavailable",
+    }
+    if found["reachable"] and found["receipts"]:
+        rows["from, to"] = f"{found['first']}, {found['last']}"
+    if found.get("unreadable"):
+        rows["unreadable"] = f"{found['unreadable']}, in the table `usage_unreadable`"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)

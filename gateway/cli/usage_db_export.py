@@ -1,0 +1,156 @@
+"""Write receipts as CSV or as JSON lines, as a stream."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from contextlib import contextmanager
+from decimal import Decimal
+from operator import attrgetter
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gateway.cli.stores import utc
+from gateway.errors import StartupError
+from gateway.ledger.receipt import Receipt
+from gateway.ledger.savings import class_of, savings_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from gateway.ledger.receipt import EngineShare
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_Column: TypeAlias = "Callable[[Receipt], Any]"
+
+
+def _as_they_are(*names: str) -> dict[str, _Column]:
+    return {name: attrgetter(name) for name in names}
+
+
+def _of_engine(role: str, *shares: str) -> dict[str, _Column]:
+    """Return the columns of an engine. Tokens that another request paid for are not counted."""
+
+    def found(receipt: Receipt) -> list[EngineShare]:
+        return [share for name in shares if (share := getattr(receipt, name)) is not None]
+
+    def tokens(of: Callable[[EngineShare], int]) -> _Column:
+        return lambda receipt: sum(of(share) for share in found(receipt) if not share.shared)
+
+    return {
+        role: lambda receipt: share.model if (share := getattr(receipt, role)) is not None else None,
+        f"{role}_input_tokens": tokens(lambda share: share.input_tokens - share.cached_input_tokens),
+        f"{role}_cached_tokens": tokens(lambda share: share.cached_input_tokens),
+        f"{role}_output_tokens": tokens(lambda share: share.output_tokens),
+        f"{role}_cost_usd": lambda receipt: sum((share.cost_usd for share in found(receipt)), Decimal(0)),
+    }
+
+
+def _failed_usd(receipt: Receipt) -> Decimal:
+    shares = (attempt.share for attempt in receipt.attempts)
+    return sum((share.cost_usd for share in shares if share is not None), Decimal(0))
+
+
+_COLUMNS: dict[str, _Column] = {
+    "id": attrgetter("id"),
+    "created": lambda one: utc(one.created),
+    **_as_they_are("tenant", "key", "route", "mode", "status", "stream", "finish_reason", "unguided"),
+    **_as_they_are("shadow_of", "budget"),
+    **_of_engine("teacher", "teacher"),
+    **_of_engine("student", "student", "probe"),
+    "failed_cost_usd": _failed_usd,
+    "kept_tokens": lambda one: one.guidance.kept_tokens if one.guidance is not None else 0,
+    "batch_size": lambda one: one.batch.size if one.batch is not None else None,
+    **_as_they_are("cost_usd", "baseline_model"),
+    # A shadow spares nothing: its request was answered and paid for as well.
+    "baseline_usd": lambda one: one.baseline_usd if one.shadow_of is None else Decimal(0),
+    "baseline_estimated": attrgetter("baseline_estimated"),
+    "savings_usd": lambda one: savings_of(one).usd,
+    "admission_ms": attrgetter("timings.admission_ms"),
+    "batch_wait_ms": attrgetter("timings.batch_wait_ms"),
+    "teacher_ms": attrgetter("timings.teacher_ms"),
+    "first_token_ms": attrgetter("timings.first_token_ms"),
+    "total_ms": attrgetter("timings.total_ms"),
+    "savings_error_usd": lambda one: savings_of(one).error_usd,
+    "savings_class": class_of,
+}
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error, where that is a terminal. Call the function that it yields with the number done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+async def export(
+    receipts: AsyncIterator[Sequence[bytes]], form: str, output: Path | None, on_progress: Callable[[int], None]
+) -> int:
+    """Write all receipts, given as JSON, and return their number. Raises StartupError where they cannot be written."""
+    count = 0
+    try:
+        with _opened(output) as file:
+            write = _csv(file) if form == "csv" else _jsonl(file)
+            async for some in receipts:
+                for raw in some:
+                    write(Receipt.from_json(raw))
+                count += len(some)
+                on_progress(count)
+            file.flush()
+    except BrokenPipeError:
+        raise StartupError("The output pipe was closed.") from None
+    except OSError as error:
+        if output is None or error.filename is None:
+            raise
+        raise StartupError(f"{output} cannot be written: {error.strerror}.") from None
+    return count
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[IO[str]]:
+    if output is None:
+        yield sys.stdout
+    else:
+        with output.open("w", encoding="utf-8", newline="") as file:
+            yield file
+
+
+def _jsonl(file: IO[str]) -> Callable[[Receipt], None]:
+    """Return a writer of receipts as GET /v1/receipts/{id} returns them, with their prices."""
+
+    def write(receipt: Receipt) -> None:
+        file.write(msgspec.json.encode(receipt.as_dict()).decode() + "\n")
+
+    return write
+
+
+def _csv(file: IO[str]) -> Callable[[Receipt], None]:
+    """Return a writer of one line for each receipt, with money in USD and times as ISO 8601."""
+    lines = csv.writer(file)
+    lines.writerow(_COLUMNS)
+
+    def write(receipt: Receipt) -> None:
+        lines.writerow(map(_cell, columns_of(receipt).values()))
+
+    return write
+
+
+def columns_of(receipt: Receipt) -> dict[str, Any]:
+    """Return the columns of a receipt by name, with money in USD."""
+    return {name: value_of(receipt) for name, value_of in _COLUMNS.items()}
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # A spreadsheet would run it.
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

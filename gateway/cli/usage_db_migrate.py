@@ -1,0 +1,230 @@
+"""Complete an upgrade from a version that kept sums in Redis and receipts in an archive, and compare both sides."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from gateway.cli.usage_db_export import progress
+from gateway.errors import StartupError
+from gateway.metrics import Metrics
+from gateway.rollups.rollup import Row, usd
+from gateway.rollups.sums import Period
+from gateway.usage.archive_import import ArchiveImport
+from gateway.usage.feed import OutboxFeed
+from gateway.usage.fill import ends, fill_sums
+from gateway.usage.previous_sums import PreviousSums
+from gateway.usage.receipts_reader import count_by_day
+from gateway.usage.state import WorkerBoard, WorkerSeat
+from gateway.usage.sums_reader import totals
+from gateway.usage.sums_writer import TOTAL
+from gateway.usage.tables import DAY_S
+from gateway.usage.uptime_table import minutes_in_redis
+from gateway.usage.worker import UsageWorker
+from gateway.usage_address import ARCHIVE_FILE, USAGE_FILE, address_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.cli.stores import Stores
+    from gateway.config import Settings
+    from gateway.usage.store import UsageStore
+
+_SETTLED_S = 3600.0
+"""A request is settled within this time. So receipts of a day may come until this long after its end."""
+_IMPORTED_AT_ONCE = 5_000
+
+
+class Figures(NamedTuple):
+    """Counts and money of some days. `receipts` counts receipts; the others come from sums by the day."""
+
+    receipts: int = 0
+    requests: int = 0
+    cost_pico: int = 0
+    baseline_pico: int = 0
+    savings_pico: int = 0
+    tokens: int = 0
+
+
+class Compared(NamedTuple):
+    """Figures of a month, or of the days since the upgrade.
+
+    Attributes:
+        growing: figures that may have become larger meanwhile.
+    """
+
+    name: str
+    before: Figures
+    after: Figures
+    growing: frozenset[str] = frozenset()
+
+    @property
+    def same(self) -> bool:
+        """Return whether nothing is missing, and nothing counts twice."""
+        for name, before, after in zip(Figures._fields, self.before, self.after, strict=True):
+            if before != after and (name not in self.growing or (after < before and name != "savings_pico")):
+                return False
+        return True
+
+
+@dataclass(slots=True)
+class Migrated:
+    """The result of a migration."""
+
+    compared: list[Compared] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    names = ("receipts", "requests", "cost USD", "baseline USD", "savings USD", "tokens")
+
+    @property
+    def same(self) -> bool:
+        return all(one.same for one in self.compared)
+
+    def lines(self) -> list[tuple[str, ...]]:
+        """Return a table: before and after of each month."""
+        found = []
+        for one in self.compared:
+            found.append((one.name, "before", *_texts(one.before)))
+            found.append(("" if one.same else "DIFFERS", "after", *_texts(one.after)))
+        return found
+
+
+async def migrated(here: Stores, settings: Settings, *, accept: bool) -> Migrated:
+    """Migrate an installation, and compare it before and after.
+
+    Args:
+        accept: delete the old sums although there is a difference.
+
+    Raises StartupError where a process of the previous version runs.
+    """
+    previous = PreviousSums(here.client.commands, here.keys)
+    if await previous.is_written():
+        raise StartupError("A process of the previous version still runs on this Redis: stop it, and try again.")
+    await previous.look()
+    await here.usage.open()
+    board = WorkerBoard(here.client.commands, here.keys.ledger(), Metrics(), "")
+    alone = (await board.read()).up is None
+    days = sorted((one for one in previous.tenants if one.granularity == "day"), key=lambda one: one.start)
+    old, until = await previous.totals(days), await previous.until()
+    closed = until - _SETTLED_S if until else math.inf
+    result = Migrated()
+    address = address_of(settings.usage.url.get_secret_value(), settings.data, USAGE_FILE)
+    file = address_of("sqlite", settings.data, ARCHIVE_FILE)
+    archives = [ArchiveImport(one) for one in dict.fromkeys((address, file))]
+    try:
+        await _write_outboxes(here, until)
+        stored, archived = Counter(await here.usage.read(count_by_day)), Counter[int]()
+        for archive in archives:
+            archived.update(await archive.count())
+        known = await _import(here.usage, archives, archived.total())
+    finally:
+        for archive in archives:
+            await archive.close()
+    filled = await _fill(here.usage, previous, days, closed)
+    after = await here.usage.read(count_by_day)
+    # Where a worker imported receipts too, some were counted in both places, or in none.
+    is_exact = alone and not known
+    before = stored + archived if is_exact else stored | archived
+    new = await here.usage.read(totals, list(old))
+    result.compared = _compared(old, new, before, after, closed)
+    if not is_exact:
+        result.compared = [one._replace(growing=one.growing | {"receipts"}) for one in result.compared]
+    result.notes.append(f"Sums of {filled} minutes, hours and days were taken from Redis.")
+    if result.same or accept:
+        await previous.delete()
+    return result
+
+
+async def _write_outboxes(here: Stores, until: float) -> None:
+    """Write the receipts that wait in Redis. Raises StartupError where some of the previous version cannot be."""
+    redis, keys = here.client.commands, here.keys
+    seat = WorkerSeat(redis, keys.ledger(), f"migrate-{secrets.token_hex(6)}")
+    await seat.join()
+    feed = OutboxFeed(redis, keys, f"worker-{seat.number}")
+    minutes = partial(minutes_in_redis, redis, keys.ledger())
+    stop = asyncio.Event()
+    stop.set()
+    await UsageWorker(here.client, feed, here.usage, seat, minutes, keep_s=None).run(stop)
+    backlog = await feed.backlog()
+    seconds, micros = await redis.time()
+    if backlog.waiting and seconds + micros / 1e6 - backlog.lag_s <= until:
+        raise StartupError(
+            f"{backlog.waiting} receipts wait that another usage worker has taken. It writes them, or a worker does so "
+            "a minute after that one ended. Try again then."
+        )
+
+
+async def _import(store: UsageStore, archives: Sequence[ArchiveImport], total: int) -> int:
+    """Move all receipts of the archives, and return the number of those that were in the database already."""
+    done = known = 0
+    with progress("importing the archive", total) as told:
+        for archive in archives:
+            while entries := await archive.take(_IMPORTED_AT_ONCE):
+                added = await store.write(entries)
+                await archive.delete_taken()
+                known += added.known + added.replaced
+                done += len(entries)
+                told(done)
+    return known
+
+
+async def _fill(store: UsageStore, previous: PreviousSums, days: Sequence[Period], closed: float) -> int:
+    """Take sums from Redis where the database lacks them. Return the number of periods."""
+    by_day: dict[int, list[Period]] = defaultdict(list)
+    for period in previous.tenants:
+        by_day[period.start // DAY_S].append(period)
+    span, filled = await store.span(), 0
+    first = math.inf if span is None else span[0]
+    with progress("comparing sums", len(days)) as told:
+        for done, day in enumerate(sorted(by_day), 1):
+            whole = await previous.totals(by_day[day])
+            rows = await previous.rows(whole)
+            sums = {period: rows.get(period, {}) | {TOTAL: row.to_bytes()} for period, row in whole.items()}
+            filled += await store.change(fill_sums, sums, closed, first)
+            told(done)
+    return filled
+
+
+def _compared(
+    old: Mapping[Period, Row],
+    new: Mapping[Period, Row],
+    before: Mapping[int, int],
+    after: Mapping[int, int],
+    closed: float,
+) -> list[Compared]:
+    """Compare by month. The days that were not over at the upgrade come last, together."""
+    found: dict[str, Compared] = {}
+    for day in sorted({*before, *(one.start // DAY_S for one in old)}):
+        period = Period("day", day * DAY_S)
+        is_open = ends(period) > closed
+        name = "since the upgrade" if is_open else f"{datetime.fromtimestamp(period.start, UTC):%Y-%m}"
+        one = found.get(name) or Compared(name, Figures(), Figures(), frozenset(Figures._fields if is_open else ()))
+        there = old.get(period)
+        # Without an old sum there is nothing to compare a new one with.
+        right = new.get(period) if there is not None else None
+        found[name] = one._replace(
+            before=_sum(one.before, _figures(before.get(day, 0), there)),
+            after=_sum(one.after, _figures(after.get(day, 0), right)),
+        )
+    return list(found.values())
+
+
+def _sum(one: Figures, other: Figures) -> Figures:
+    return Figures(*map(sum, zip(one, other, strict=True)))
+
+
+def _figures(receipts: int, row: Row | None) -> Figures:
+    if row is None:
+        return Figures(receipts)
+    tokens = sum(one.input + one.cached + one.output for one in (row.teacher, row.student, row.failed))
+    return Figures(receipts, row.requests, row.cost_pico, row.baseline_pico, row.savings_pico, tokens)
+
+
+def _texts(figures: Figures) -> list[str]:
+    money = ("cost_pico", "baseline_pico", "savings_pico")
+    return [f"{usd(value).normalize():f}" if name in money else str(value) for name, value in figures._asdict().items()]

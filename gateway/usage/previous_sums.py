@@ -1,0 +1,109 @@
+"""Read the sums that the previous version kept in Redis, and delete them. Their names are written here alone."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway.rollups.entries import made_ms
+from gateway.rollups.rollup import Dims, Row
+from gateway.rollups.sums import Period
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from redis.asyncio import Redis
+
+    from gateway.redis_keys import RedisKeys
+
+_SUMS = re.compile(r"(?:g(\d+):)?(rows|total|seen):(minute|hour|day):(\d+)(?::(.+))?", re.DOTALL)
+_OTHERS = ("state", "cursors", "counted", "archived", "archive", "latest", "builds", "holds")
+_KEYS_PER_SCAN = 1_000
+_KEYS_PER_CALL = 500
+_FIELDS: msgspec.msgpack.Decoder[tuple[str, str, str, str, str]] = msgspec.msgpack.Decoder(
+    tuple[str, str, str, str, str]
+)
+
+
+class PreviousSums:
+    """All methods raise RedisError and OSError.
+
+    Attributes:
+        tenants: of each period of which there are sums; after `look`.
+    """
+
+    def __init__(self, redis: Redis, keys: RedisKeys) -> None:
+        self._redis = redis
+        self._base = keys.ledger_base
+        self._names: list[str] = []
+        self._rows_base = self._base
+        self.tenants: dict[Period, list[str]] = {}
+
+    async def is_written(self) -> bool:
+        """Return whether a process of the previous version adds receipts up or archives them."""
+        return bool(await self._redis.exists(self._base + "lease", self._base + "archiver"))
+
+    async def look(self) -> None:
+        """Find all sums. Those of generations that were not read any more are only found to be deleted."""
+        generation = int(await self._text("state", "generation") or 0)
+        self._rows_base = f"{self._base}g{generation}:" if generation else self._base
+        tenants: dict[Period, list[str]] = defaultdict(list)
+        names: dict[str, None] = {}
+        pattern = re.sub(r"([\\*?\[\]^-])", r"\\\1", self._base) + "*"
+        async for raw in self._redis.scan_iter(pattern, count=_KEYS_PER_SCAN):
+            name = raw.decode()
+            own = name.removeprefix(self._base)
+            found = _SUMS.fullmatch(own)
+            if name in names or (found is None and own not in _OTHERS and not own.startswith("build:")):
+                continue
+            names[name] = None
+            if found is not None and int(found[1] or 0) == generation:
+                granularity: Any = found[3]
+                of_period = tenants[Period(granularity, int(found[4]))]
+                if found[2] == "rows":
+                    of_period.append(found[5])
+        self._names, self.tenants = list(names), dict(tenants)
+
+    async def until(self) -> float:
+        """Return when the last receipt that was added up was settled, in Unix seconds; 0: none was."""
+        cursors: Any = await self._redis.hvals(self._base + "cursors")
+        return max((made_ms(raw.decode()) for raw in cursors), default=0) / 1000
+
+    async def totals(self, periods: Sequence[Period]) -> dict[Period, Row]:
+        """Return the sums over all tenants; of a period without receipts there are none."""
+        found: dict[Period, Row] = {}
+        for start in range(0, len(periods), _KEYS_PER_CALL):
+            some = periods[start : start + _KEYS_PER_CALL]
+            held: Any = await self._redis.mget([self._name("total", period) for period in some])
+            found |= {period: Row.from_bytes(raw) for period, raw in zip(some, held, strict=True) if raw is not None}
+        return {period: row for period, row in found.items() if row != Row()}
+
+    async def rows(self, periods: Iterable[Period]) -> dict[Period, dict[Dims, bytes]]:
+        """Return the sums of these periods, encoded."""
+        places = [(period, tenant) for period in periods for tenant in self.tenants[period]]
+        found: dict[Period, dict[Dims, bytes]] = defaultdict(dict)
+        for start in range(0, len(places), _KEYS_PER_CALL):
+            some = places[start : start + _KEYS_PER_CALL]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for period, tenant in some:
+                    pipe.hgetall(f"{self._name('rows', period)}:{tenant}")
+                held: list[Mapping[bytes, bytes]] = await pipe.execute()
+            for (period, tenant), fields in zip(some, held, strict=True):
+                for field, raw in fields.items():
+                    found[period][Dims(tenant, *_FIELDS.decode(field))] = raw
+        return dict(found)
+
+    async def delete(self) -> None:
+        """Delete what `look` found, and what the previous version noted beside it."""
+        for start in range(0, len(self._names), _KEYS_PER_CALL):
+            await self._redis.unlink(*self._names[start : start + _KEYS_PER_CALL])
+
+    def _name(self, kind: str, period: Period) -> str:
+        return f"{self._rows_base}{kind}:{period.granularity}:{period.start}"
+
+    async def _text(self, name: str, field: str) -> str | None:
+        found: Any = await self._redis.hget(self._base + name, field)
+        return None if found is None else found.decode()

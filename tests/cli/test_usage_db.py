@@ -1,0 +1,163 @@
+"""`gkt-gateway usage-db` on a real database and a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import sqlite3
+from contextlib import closing
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from gateway.ledger.receipt import EngineShare
+from gateway.usage.state import WorkerSeat
+from tests.cli import in_process
+from tests.cli.usage_place import Place
+from tests.ledger.drafts import closed, guided
+from tests.usage.databases import receipt, receipts_of_a_day
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gateway.ledger.receipt import Receipt
+
+DAY = 1_764_547_200  # 2025-12-01
+COLUMNS = (
+    "id,created,tenant,key,route,mode,status,stream,finish_reason,unguided,shadow_of,budget,"
+    "teacher,teacher_input_tokens,teacher_cached_tokens,teacher_output_tokens,teacher_cost_usd,"
+    "student,student_input_tokens,student_cached_tokens,student_output_tokens,student_cost_usd,"
+    "failed_cost_usd,kept_tokens,batch_size,cost_usd,baseline_model,baseline_usd,baseline_estimated,savings_usd,"
+    "admission_ms,batch_wait_ms,teacher_ms,first_token_ms,total_ms,savings_error_usd,savings_class\n"
+)
+
+
+def receipts(count: int, tenant: str = "acme", at: int = DAY) -> list[Receipt]:
+    return [receipt(at + 60 * place, tenant=tenant, cost_usd=Decimal(f"0.{place + 1:012d}")) for place in range(count)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, redis_url: str) -> Place:
+    return Place(tmp_path, redis_url)
+
+
+def test_receipts_are_exported_as_csv_with_money_in_usd(place: Place) -> None:
+    """A month of one tenant; text that a spreadsheet would run is quoted."""
+    told = receipts(3)
+    odd = receipt(DAY, route="=HYPERLINK(1)", shadow_of="req_x")
+    place.add([*told, odd, *receipts(2, "beta"), *receipts(2, at=DAY - 86_400)])
+    done = place.run("export", "--since", "2025-12-01", "--until", "2025-12-01", "-t", "acme")
+    assert (done.returncode, done.stderr) == (0, "4 receipts\n")
+    rows = {row["id"]: row for row in csv.DictReader(io.StringIO(done.stdout))}
+    assert {name: row["cost_usd"] for name, row in rows.items()} == {
+        one.id: f"{one.cost_usd:f}" for one in (*told, odd)
+    }
+    assert rows[told[1].id]["created"] == "2025-12-01T00:01:00Z"
+    assert (rows[odd.id]["route"], Decimal(rows[odd.id]["baseline_usd"])) == ("'=HYPERLINK(1)", 0)
+
+
+def test_columns_of_a_csv_are_those_of_earlier_versions(place: Place) -> None:
+    """Tokens that another request paid for are not counted; those of the probe are the student's."""
+    probe = EngineShare("small", 30, 2, Decimal("0.000004"), 10)
+    base = closed(guided())
+    assert base.teacher is not None
+    assert base.student is not None
+    one = receipt(DAY, probe=probe, teacher=msgspec.structs.replace(base.teacher, shared="cache"))
+    place.add([one])
+    done = place.run("export")
+    assert done.stdout.startswith(COLUMNS)
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    fresh = base.student.input_tokens - base.student.cached_input_tokens + 20
+    assert (row["teacher"], row["teacher_input_tokens"]) == (base.teacher.model, "0")
+    assert (row["student_input_tokens"], Decimal(row["student_cost_usd"])) == (
+        str(fresh),
+        base.student.cost_usd + probe.cost_usd,
+    )
+    assert (row["stream"], row["shadow_of"]) == ("true" if one.stream else "false", "")
+    assert place.run("export", "-t", "nobody").stdout == COLUMNS
+
+
+def test_receipts_are_exported_whole_as_json_lines_into_a_file(place: Place, tmp_path: Path) -> None:
+    told = receipts(2_500)
+    place.add(told)
+    done = place.run("export", "--format", "jsonl", "--output", str(tmp_path / "all.jsonl"))
+    assert (done.returncode, done.stdout) == (0, "")
+    lines = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert sorted(lines, key=lambda one: one["created"]) == json.loads(json.dumps([one.as_dict() for one in told]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--since", "soon"), "duration like 24h or 7d"),
+        (("--since", "2025-13-01"), "duration like 24h or 7d"),
+        (("--since", "1d", "--until", "2d"), "must lie before --until"),
+        (("--format", "xlsx"), "jsonl"),
+    ],
+)
+def test_a_wrong_range_is_refused_in_one_line(place: Place, arguments: tuple[str, ...], said: str) -> None:
+    done = place.run("export", *arguments)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def test_a_file_that_cannot_be_written_is_named(place: Place, tmp_path: Path) -> None:
+    place.add(receipts(1))
+    done = place.run("export", "--output", str(tmp_path / "none" / "x.csv"))
+    assert (done.returncode, "x.csv cannot be written: No such file" in done.stderr) == (1, True)
+
+
+def test_without_a_database_export_says_so_and_creates_none(place: Place) -> None:
+    done = place.run("export")
+    assert (done.returncode, "does not exist yet" in done.stderr) == (1, True)
+    assert not place.data.exists()
+
+
+def test_status_shows_what_waits_and_which_worker_writes(place: Place) -> None:
+    async def work() -> None:
+        async with Redis.from_url(place.url) as redis:
+            await WorkerSeat(redis, place.keys.ledger(), "ann").join()
+
+    place.add(receipts(3))
+    asyncio.run(place.settle(receipts(4)))
+    done = place.run("status", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["up"], found["error"]) == (1, False, "no usage worker runs")
+    assert (found["waiting"], found["receipts"]) == (4, 3)
+    assert (found["first"], found["last"]) == ("2025-12-01T00:00:00Z", "2025-12-01T00:02:00Z")
+    asyncio.run(work())
+    done = place.run("status")
+    assert "4 receipts, the oldest for" in done.stdout
+    assert "no usage worker runs" not in done.stdout
+
+
+def test_verify_finds_a_sum_that_differs_from_its_receipts(place: Place) -> None:
+    place.add(receipts_of_a_day(60))
+    assert (place.run("verify").returncode, place.run("verify").stdout) == (0, "2 days compared, 0 sums differ\n")
+    with closing(sqlite3.connect(place.data / "usage.db")) as file:
+        (gone,) = file.execute("SELECT id FROM usage_receipts ORDER BY created DESC LIMIT 1").fetchone()
+        file.execute("DELETE FROM usage_receipts WHERE id = ?", (gone,))
+        file.commit()
+    done = place.run("verify")
+    assert done.returncode == 1
+    assert "2 days compared" in done.stdout
+    assert "all tenants" in done.stdout
+
+
+def test_a_password_is_never_shown(tmp_path: Path, redis_url: str) -> None:
+    place = Place(tmp_path, redis_url, "env:USAGE")
+    for command in ("status", "export", "verify", "migrate"):
+        done = place.run(command, USAGE="postgresql://gkt:s3cret-word@127.0.0.1:1/receipts")
+        assert done.returncode == 1
+        assert "s3cret-word" not in done.stdout + done.stderr
+        assert "unavailable" in done.stdout or "The usage database cannot be read or written" in done.stderr
+
+
+def test_the_old_name_of_the_commands_is_an_error_that_names_the_new_one() -> None:
+    done = in_process.run("archive", "status")
+    assert (done.returncode, "The command 'archive' is called 'usage-db' now." in done.stderr) == (2, True)
