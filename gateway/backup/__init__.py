@@ -1,1 +1,1 @@
-"""One file with what must outlive Redis and the archive: callers' keys, budgets, sums, receipts. And the way back."""
+"""Back up callers' keys, budgets and receipts to one file, and restore them."""

@@ -1,6 +1,6 @@
 """The file: one line that says what it is, the records, packed, and a checksum over all of it.
 
-{"gkt_backup": 1, "gateway": "0.1.0", ...}\\n
+{"gkt_backup": 2, "gateway": "0.1.0", ...}\\n
 gzip of, per record: its length in 4 bytes, big-endian, and itself as MessagePack
 SHA-256 of all before, 32 bytes
 """
@@ -25,8 +25,8 @@ from gateway.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-FORMAT = 1
-"""One more with each change of the file."""
+FORMAT = 2
+"""The version of the file. All earlier ones can be read."""
 LAYOUTS = {"keyring": KEYRING, "tenant": TENANT, "ledger": LEDGER}
 """Those of what it holds, as this version has them in Redis."""
 
@@ -45,14 +45,14 @@ class Header(msgspec.Struct, frozen=True):
         gateway: the version that made it.
         made: when, in Unix seconds by Redis' clock.
         layouts: of what it holds.
-        archive: whether it holds the archive's receipts.
+        receipts: whether it holds receipts of the usage database.
     """
 
     gkt_backup: int
     gateway: str
     made: int
     layouts: dict[str, int]
-    archive: bool
+    receipts: bool = msgspec.field(name="archive")  # the name in format 1
 
 
 class Verified(NamedTuple):
@@ -89,9 +89,9 @@ class _Summed:
 class Writer:
     """Takes records, and raises StartupError where they cannot be written. `counts` is what they came to."""
 
-    def __init__(self, packed: gzip.GzipFile, *, archive: bool) -> None:
+    def __init__(self, packed: gzip.GzipFile, *, receipts: bool) -> None:
         self._packed = packed
-        self.counts = Counts(receipts=0 if archive else None)
+        self.counts = Counts(receipts=0 if receipts else None)
 
     def put(self, record: Record) -> None:
         """One more record."""
@@ -101,7 +101,7 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path, made: int, *, archive: bool, overwrite: bool) -> Iterator[Writer]:
+def writing(path: Path, made: int, *, receipts: bool, overwrite: bool) -> Iterator[Writer]:
     """A new backup, for its owner alone (0600). It stands at `path` once it is whole and on disk, or not at all.
 
     Raises StartupError where there is a file already or none can be written.
@@ -114,7 +114,7 @@ def writing(path: Path, made: int, *, archive: bool, overwrite: bool) -> Iterato
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            yield from _written(_Summed(file, path), made, archive=archive)
+            yield from _written(_Summed(file, path), made, receipts=receipts)
             file.flush()
             os.fsync(file.fileno())
         _check_free(path, overwrite=overwrite)
@@ -128,10 +128,10 @@ def _check_free(path: Path, *, overwrite: bool) -> None:
         raise StartupError(f"{path} is there already. Name another file, or write over it with --overwrite.")
 
 
-def _written(summed: _Summed, made: int, *, archive: bool) -> Iterator[Writer]:
-    summed.write(msgspec.json.encode(Header(FORMAT, __version__, made, LAYOUTS, archive)) + b"\n")
+def _written(summed: _Summed, made: int, *, receipts: bool) -> Iterator[Writer]:
+    summed.write(msgspec.json.encode(Header(FORMAT, __version__, made, LAYOUTS, receipts)) + b"\n")
     with gzip.GzipFile(filename="", mode="wb", fileobj=summed, mtime=0, compresslevel=6) as packed:
-        writer = Writer(packed, archive=archive)
+        writer = Writer(packed, receipts=receipts)
         yield writer
         writer.put(End(writer.counts))
     summed.plain(summed.sum.digest())
@@ -185,7 +185,7 @@ def verify(path: Path, on_progress: Callable[[int], None]) -> Verified:
             on_progress(done)
         if size <= 0 or file.read() != summed.digest():
             raise StartupError(_damaged(path, "its checksum is another one"))
-    counts, many = Counts(receipts=0 if header.archive else None), 0
+    counts, many = Counts(receipts=0 if header.receipts else None), 0
     for record in records(path):
         count(counts, record)
         many += 1

@@ -1,7 +1,7 @@
-"""Which of what stands in Redis belongs to a backup. Pure.
+"""Decide which keys of Redis belong to a backup. Pure.
 
-What lives for a request or a lease alone does not: boards, limits by the minute, leases, receipts that callers can
-still ask for (the archive has those).
+Keys that live for a request or a lease do not: boards, limits by the minute, leases, and receipts that callers can
+still request (the usage database has those).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ if TYPE_CHECKING:
 
 _KEYRING = frozenset(part.name for part in fields(KeyringKeys))
 _TENANT = re.compile(r"(?:tenant|key:.+):budget(?::\d+)?|intents:.+|owners|outbox")
-_SUMS = frozenset({"tenants", "state", "cursors", "latest", "archived", "counted", "leaving"})
-_DAYS = re.compile(r"(?:up|looked|quality|quality_spent|rates):.+")
-_ROWS = re.compile(r"(?:g(\d+):)?(?:rows|total|seen):.+")
+_SUMS = frozenset({"tenants", "leaving", "state", "cursors"})
+_DAYS = re.compile(r"(?:up|looked|quality_spent|rates):.+")
+# With `state` and `cursors`, until `gkt-gateway usage-db migrate` has taken them.
+_PREVIOUS_SUMS = re.compile(r"(?:g\d+:)?(?:rows|total|seen):.+")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A key of Redis of this deployment. `kept`: whether it belongs to a backup, and not only where one would go."""
+    """A key of Redis of this deployment. `kept`: whether a backup holds it. A restore deletes the others too."""
 
     place: Place
     kept: bool
@@ -42,48 +43,43 @@ class Places:
         before, _, after = keys.tenant_base("\0").partition("\0")
         self._tenant = re.compile(re.escape(before) + "(.+?)" + re.escape(after) + "(.+)", re.DOTALL)
         self._alive = keys.heartbeat("")
+        self._worker = keys.ledger_base + "worker:"
 
     @property
     def pattern(self) -> str:
-        """For SCAN: finds all that `find` and `is_heartbeat` know, and more."""
+        """Return a pattern for SCAN that matches all keys of `find` and `is_heartbeat`, and more."""
         return f"*{self._escaped}:*"
 
     @property
     def receipts(self) -> str:
-        """For SCAN: receipts that callers can still ask for."""
+        """Return a pattern for SCAN: receipts that callers can still request."""
         return RedisKeys(self._escaped).receipt("*", "*")
 
     @property
     def _escaped(self) -> str:
         return re.sub(r"([\\*?\[\]^-])", r"\\\1", self._keys.prefix)
 
-    def find(self, key: str, generation: int = 0) -> Found | None:
-        """What a key of Redis is; None where it is of no part.
-
-        Args:
-            generation: of rows, the one that is read.
-        """
+    def find(self, key: str) -> Found | None:
+        """Return the place of a key of Redis; None where it belongs to no part."""
         for part, base in self._bases.items():
             if key.startswith(base):
                 name = key.removeprefix(base)
-                return Found(Place(part, "", name), _is_kept(part, name, generation))
+                return Found(Place(part, "", name), _is_kept(part, name))
         if (found := self._tenant.fullmatch(key)) is not None:
             return Found(Place("tenants", found[1], found[2]), _TENANT.fullmatch(found[2]) is not None)
         return None
 
     def is_heartbeat(self, key: str) -> bool:
-        """Whether it says that a gateway runs."""
-        return key.startswith(self._alive)
+        """Return whether a key says that a gateway or a usage worker runs."""
+        return key.startswith((self._alive, self._worker))
 
     def key(self, place: Place) -> str:
-        """The name in Redis."""
+        """Return the name in Redis."""
         base = self._keys.tenant_base(place.tenant) if place.part == "tenants" else self._bases[place.part]
         return base + place.name
 
 
-def _is_kept(part: Part, name: str, generation: int) -> bool:
+def _is_kept(part: Part, name: str) -> bool:
     if part == "keys":
         return name in _KEYRING
-    if (rows := _ROWS.fullmatch(name)) is not None:
-        return int(rows[1] or 0) == generation
-    return name in _SUMS or _DAYS.fullmatch(name) is not None
+    return name in _SUMS or any(pattern.fullmatch(name) is not None for pattern in (_DAYS, _PREVIOUS_SUMS))

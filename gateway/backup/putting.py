@@ -1,13 +1,13 @@
-"""Puts what a backup holds back into Redis and the archive, where no gateway runs."""
+"""Write what a backup holds to Redis and the usage database, where no gateway runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gateway.archive.database import Entry, Where
 from gateway.backup.places import Places
-from gateway.backup.records import Counts, Entries, Held, Receipts, StreamEnd
+from gateway.backup.records import Counts, Entries, Held, OldSums, Receipts, Rows, StreamEnd
+from gateway.backup.usage import put_usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -15,28 +15,26 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.client import Pipeline
 
-    from gateway.archive.archive import Archive
     from gateway.backup.records import Record
     from gateway.redis_keys import RedisKeys
+    from gateway.usage.store import UsageStore
 
 _KEYS_PER_SCAN = 1_000
 _KEYS_PER_CALL = 500
 _RECORDS_PER_CALL = 100
-# Outboxes were held for whoever made rows anew then.
-_STATE_NOT_KEPT = "held_until"
 _GROUP = "restore"
 
 
 @dataclass(slots=True)
 class Present:
-    """What is there before a restore.
+    """The contents of a deployment before a restore.
 
     Attributes:
-        counts: as a backup would count it.
-        names: of all keys in Redis that a restore takes away, leases and limits by the minute included, but for
-            receipts, which may be very many.
+        counts: as a backup would count them.
+        names: all keys in Redis that a restore deletes, leases and limits by the minute included, but not receipts,
+            which may be very many.
         kept: how many of them a backup would hold.
-        alive: how many gateway processes were heard of within the lease.
+        alive: gateway processes and usage workers that run, or ended within their lease.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -51,35 +49,33 @@ class Present:
 
 class Putting:
     """Args:
-    archive: None: receipts of the archive are left out.
-    redis_too: whether anything is put into Redis.
+    usage: None: receipts are not restored.
+    redis_too: whether anything is written to Redis.
 
-    Every method raises RedisError, OSError and ArchiveError.
+    Every method raises RedisError, OSError and UsageDatabaseError.
     """
 
-    def __init__(self, redis: Redis, keys: RedisKeys, archive: Archive | None, *, redis_too: bool = True) -> None:
+    def __init__(self, redis: Redis, keys: RedisKeys, usage: UsageStore | None, *, redis_too: bool = True) -> None:
         self._redis_too = redis_too
         self._redis = redis
         self._keys = keys
         self._places = Places(keys)
-        self._archive = archive
+        self._usage = usage
 
     async def look(self) -> Present:
-        """What is there now, where something is to be put. An archive that is not there is not made."""
+        """Return what is there where something is to be written. A usage database that is missing is not created."""
         found = Present()
         if self._redis_too:
             await self._look_at_redis(found)
-        if self._archive is not None:
-            found.counts.receipts = await self._archive.count(Where()) if await self._archive.is_there() else 0
+        if self._usage is not None:
+            found.counts.receipts = await self._usage.count() if await self._usage.exists() else 0
         return found
 
     async def _look_at_redis(self, found: Present) -> None:
-        names = self._keys.ledger()
-        generation: Any = await self._redis.hget(names.state, "generation")
         seen: set[bytes] = set()
         async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
             key = raw.decode(errors="replace")
-            one = self._places.find(key, int(generation or 0))
+            one = self._places.find(key)
             if raw in seen:
                 continue
             seen.add(raw)
@@ -97,10 +93,10 @@ class Putting:
         return int(await told)
 
     async def clear(self, present: Present) -> None:
-        """Take away what is there in Redis. The archive's receipts stay.
+        """Delete what is there in Redis. The receipts of the usage database stay.
 
-        Those that callers can still ask for go with it: by them, what was under way in the backup would pass for
-        settled.
+        Receipts that callers can still request are deleted too: with them, requests that were under way in the backup
+        would pass for settled.
         """
         if not self._redis_too:
             return
@@ -116,16 +112,17 @@ class Putting:
             await self._redis.unlink(*receipts)
 
     async def put(self, records: Iterable[Record], on_progress: Callable[[int], None]) -> None:
-        """Write all of it. What has ended since it was read is left out.
+        """Write all records but those that have expired since they were read.
 
         Args:
-            on_progress: told how many records are written.
+            on_progress: gets the number of records that are written.
         """
         seconds, _ = await self._redis.time()
         some: list[Record] = []
         for done, record in enumerate(records, 1):
-            if isinstance(record, Receipts):
-                await self._archived(record)
+            if isinstance(record, Receipts | Rows | OldSums):
+                if self._usage is not None:
+                    await put_usage(self._usage, record)
             elif self._redis_too and not _is_over(record, seconds * 1000):
                 some.append(record)
             if len(some) == _RECORDS_PER_CALL:
@@ -133,12 +130,6 @@ class Putting:
                 some.clear()
             on_progress(done)
         await self._write(some)
-        if self._redis_too:
-            await self._redis.hdel(self._keys.ledger().state, _STATE_NOT_KEPT)
-
-    async def _archived(self, record: Receipts) -> None:
-        if self._archive is not None:
-            await self._archive.write([Entry(*one) for one in record.receipts])
 
     async def _write(self, some: Sequence[Record]) -> None:
         if not some:
@@ -158,7 +149,7 @@ class Putting:
                 for one, fields in entries:
                     pipe.execute_command("XADD", self._places.key(place), one, *fields)
             case StreamEnd(place, expires, last, ever, deleted) if last != b"0-0":
-                # A stream that holds nothing still knows how far it went: what comes next must come after.
+                # An empty stream still has its last id: the next entry must come after it.
                 key = self._places.key(place)
                 pipe.execute_command("XGROUP", "CREATE", key, _GROUP, "$", "MKSTREAM")
                 pipe.execute_command("XGROUP", "DESTROY", key, _GROUP)

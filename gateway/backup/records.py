@@ -1,14 +1,14 @@
-"""What a backup holds, record by record."""
+"""The records of a backup."""
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 Part = Literal["keys", "tenants", "sums"]
-"""keys: the callers', and the trail of who did what. tenants: what each has spent, has under way and in its outbox.
-sums: what receipts add up to."""
+"""keys: callers' keys and the audit trail. tenants: budgets, requests under way and outboxes. sums: keys over all
+tenants; of an earlier version also its sums."""
 Kind = Literal["string", "hash", "set", "zset", "stream"]
 
 
@@ -53,20 +53,39 @@ class StreamEnd(msgspec.Struct, frozen=True, array_like=True, tag="stream"):
 
 
 class Receipts(msgspec.Struct, frozen=True, array_like=True, tag="receipts"):
-    """Some receipts out of the archive: tenant, entry of its outbox, and the receipt as JSON."""
+    """Some receipts of the usage database as JSON, each with its tenant and the entry of its outbox.
+
+    Both are empty for receipts that this version can read, as their JSON has the tenant.
+    """
 
     receipts: list[tuple[str, str, bytes]]
 
 
+class Rows(msgspec.Struct, frozen=True, array_like=True, tag="rows"):
+    """Some rows of a table of the usage database, in the order of its columns."""
+
+    table: str
+    rows: list[list[Any]]
+
+
+class OldSums(msgspec.Struct, frozen=True, array_like=True, tag="sums"):
+    """All sums of one period of which not all receipts are there: their dimensions, and an encoded sum."""
+
+    seconds: int
+    start: int
+    rows: list[tuple[tuple[str, str, str, str, str, str], bytes]]
+
+
 class Counts(msgspec.Struct, omit_defaults=True):
-    """How much a backup holds, or Redis does.
+    """Counts of what a backup, or a deployment, holds.
 
     Attributes:
         keys: callers' keys.
         budgets: of tenants and of their keys.
-        waiting: receipts in outboxes, which are not yet added up or archived.
-        sums: keys of Redis with sums.
-        receipts: of the archive; None: the backup was made without it.
+        waiting: receipts in outboxes, which no usage worker has written yet.
+        sums: keys of Redis that belong to no tenant.
+        receipts: in the usage database; None: the backup was made without it.
+        rows: other rows of the usage database: comparisons, uptime of engines, and sums that are older than receipts.
     """
 
     keys: int = 0
@@ -74,6 +93,7 @@ class Counts(msgspec.Struct, omit_defaults=True):
     waiting: int = 0
     sums: int = 0
     receipts: int | None = None
+    rows: int = 0
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
@@ -82,11 +102,11 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     counts: Counts
 
 
-Record: TypeAlias = Held | Entries | StreamEnd | Receipts | End
+Record: TypeAlias = Held | Entries | StreamEnd | Receipts | Rows | OldSums | End
 
 
 def count(counts: Counts, record: Record) -> None:
-    """Add what a record brings."""
+    """Add the contents of a record."""
     match record:
         case Held(place, "hash", _, values) if place.part == "keys" and place.name == "terms":
             counts.keys += len(values) // 2
@@ -98,5 +118,7 @@ def count(counts: Counts, record: Record) -> None:
             counts.waiting += len(entries)
         case Receipts(receipts):
             counts.receipts = (counts.receipts or 0) + len(receipts)
+        case Rows(_, rows) | OldSums(_, _, rows):
+            counts.rows += len(rows)
         case _:
             pass

@@ -1,8 +1,7 @@
-"""Reads what a backup holds out of Redis and the archive, while gateways go on.
+"""Read what a backup holds from Redis and the usage database, while gateways run.
 
-All of Redis is of one moment, as far as it hangs together: a tenant's budgets, requests under way and outbox are read
-in one transaction, and sums stay as they are meanwhile (pause.py). The archive is read afterwards, up to where each
-outbox ended in that moment.
+A tenant's budgets, requests under way and outbox are read in one transaction. The usage database is read afterwards: a
+receipt that leaves an outbox meanwhile is in both, and a restore keeps it once.
 
 A transaction must name its keys, and SCAN finds those of an earlier moment. A process' intents are there only while it
 has any: so what was read of a tenant says which keys must be there as well, and it is read again with those.
@@ -16,11 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from gateway.archive.database import Where
-from gateway.archive.tables import entry_id, entry_parts
 from gateway.backup.places import Places
-from gateway.backup.records import Entries, Held, Place, Receipts, StreamEnd
-from gateway.errors import StartupError
+from gateway.backup.records import Entries, Held, Place, StreamEnd
 from gateway.ledger.intent import Intent
 from gateway.ledger.scopes import ROLLING
 
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.client import Pipeline
 
-    from gateway.archive.archive import Archive
     from gateway.backup.records import Kind, Record
     from gateway.redis_keys import RedisKeys
 
@@ -39,17 +34,16 @@ _KEYS_PER_CALL = 200
 _VALUES_PER_RECORD = 2_000
 _ENTRIES_PER_CALL = 500
 _OWNERS, _OUTBOX, _INTENTS = "owners", "outbox", "intents:"
-_STREAMS = frozenset({_OUTBOX, "audit", "latest"})
+_STREAMS = frozenset({_OUTBOX, "audit"})
 _NEVER = (-1, -2)
 
 
 @dataclass(slots=True)
 class Inventory:
-    """What there is in Redis: by tenant, or by part where it is none's. `ends`: up to where each outbox went."""
+    """Keys of Redis by tenant, or by part where they belong to none."""
 
     tenants: dict[str, dict[Place, None]] = field(default_factory=lambda: defaultdict(dict))
     parts: dict[str, dict[Place, None]] = field(default_factory=lambda: defaultdict(dict))
-    ends: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return sum(map(len, [*self.tenants.values(), *self.parts.values()]))
@@ -67,54 +61,40 @@ class Taking:
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
-        self._keys = keys
         self._places = Places(keys)
 
     async def inventory(self) -> Inventory:
-        """What is to be read."""
-        generation: Any = await self._redis.hget(self._keys.ledger().state, "generation")
+        """Return the keys to read."""
         found = Inventory()
         async for raw in self._redis.scan_iter(self._places.pattern, count=_KEYS_PER_SCAN):
-            one = self._places.find(raw.decode(errors="replace"), int(generation or 0))
+            one = self._places.find(raw.decode(errors="replace"))
             if one is None or not one.kept:
                 continue
             group = found.tenants[one.place.tenant] if one.place.part == "tenants" else found.parts[one.place.part]
-            group[one.place] = None  # SCAN may tell a key twice
+            group[one.place] = None  # SCAN may return a key twice
         return found
 
     async def redis(self, inventory: Inventory, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
-        """All of Redis. Raises StartupError, too, where somebody added up meanwhile.
+        """Yield all of Redis.
 
         Args:
-            on_progress: told how many keys are read.
+            on_progress: gets the number of keys that are read.
         """
-        done, version = 0, await self._version()
-        async for record in self._records(await self._moment(inventory.parts["keys"])):
-            yield record
-        done += len(inventory.parts["keys"])
-        on_progress(done)
+        done = 0
+        for part in ("keys", "sums"):
+            for some in _batched(list(inventory.parts[part]), _KEYS_PER_CALL):
+                async for record in self._records(await self._moment(some)):
+                    yield record
+                done += len(some)
+                on_progress(done)
         for tenant, places in inventory.tenants.items():
-            moment = await self._of_tenant(tenant, places)
-            for place, _, facts in moment.streams:
-                inventory.ends[place.tenant] = entry_parts(facts["last-generated-id"].decode())
-            async for record in self._records(moment):
+            async for record in self._records(await self._of_tenant(tenant, places)):
                 yield record
             done += len(places)
             on_progress(done)
-        for some in _batched(list(inventory.parts["sums"]), _KEYS_PER_CALL):
-            async for record in self._records(await self._moment(some)):
-                yield record
-            done += len(some)
-            on_progress(done)
-        if await self._version() != version:
-            raise StartupError("Receipts were added up while the backup was made, and it would not fit. Make it again.")
-
-    async def _version(self) -> bytes | None:
-        found: Any = await self._redis.hget(self._keys.ledger().state, "version")
-        return found if found is None else bytes(found)
 
     async def _of_tenant(self, tenant: str, places: Iterable[Place]) -> _Moment:
-        """Of all that a tenant has, what belongs together."""
+        """Read the keys of a tenant that belong together."""
         asked = {*places, *(Place("tenants", tenant, name) for name in (_OWNERS, _OUTBOX))}
         while True:
             moment = await self._moment(asked)
@@ -172,36 +152,6 @@ class Taking:
             yield Entries(place, [(one, _flat(fields)) for one, fields in found])
             after = b"(" + found[-1][0]
         yield StreamEnd(place, _expiry(expires), last, facts["entries-added"], facts["max-deleted-entry-id"])
-
-
-async def receipts(
-    archive: Archive, ends: dict[str, tuple[int, int]], made_s: int, on_progress: Callable[[int], None]
-) -> AsyncIterator[Receipts]:
-    """What the archive had of each outbox when it was read. Raises ArchiveError.
-
-    Args:
-        ends: up to where each outbox went; of tenants that had none what came before `made_s` counts, in Unix seconds.
-        on_progress: told how many receipts were looked at.
-    """
-    otherwise, done = (made_s * 1000, 0), 0
-    async for rows in archive.rows(Where()):
-        found = [one for row in rows for one in _receipts_of(row, ends.get(row.tenant, otherwise))]
-        if found:
-            yield Receipts(found)
-        done += len(rows)
-        on_progress(done)
-    if aside := await archive.aside():
-        yield Receipts([(one.tenant, one.id, one.raw) for one in aside])
-
-
-def _receipts_of(row: Any, end: tuple[int, int]) -> Iterator[tuple[str, str, bytes]]:
-    """The receipt, and the abandoned one in whose place it came, in the order of their entries."""
-    brought = [(row.entry_ms, row.entry_seq, row.receipt)]
-    if row.instead is not None:
-        brought.append((row.instead_ms, row.instead_seq, row.instead))
-    for ms, seq, text in sorted(brought):
-        if (ms, seq) <= end:
-            yield row.tenant, entry_id(ms, seq), text.encode()
 
 
 def _names_in(moment: _Moment) -> Iterator[str]:

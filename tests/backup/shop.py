@@ -1,17 +1,20 @@
-"""A deployment as a backup finds it: a config.yaml, callers' keys, budgets, sums and an archive."""
+"""A deployment as a backup finds it: a config.yaml, callers' keys, budgets and a usage database."""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from redis.asyncio import Redis
+from sqlalchemy import select
 
 from gateway.allowances import Period
-from gateway.archive.archive import Archive
 from gateway.keyring.follower import KeyFollower
 from gateway.keyring.held import Terms
 from gateway.keyring.redis_keyring import NEVER, RedisKeyring
@@ -19,25 +22,40 @@ from gateway.keyring.ring import Keyring
 from gateway.keyring.token import digest_of, hint_of, new_token
 from gateway.ledger.budgets import Account, Budgets
 from gateway.ledger.intent import Intent, abandoned
-from gateway.ledger.redis_ledger import Settlement
+from gateway.ledger.redis_ledger import RedisLedger, Settlement
 from gateway.metrics import Metrics
+from gateway.quality.comparison import Comparison
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from tests.archive.archives import Fed, address
+from gateway.rollups.rollup import Row
+from gateway.rollups.sums import Period as SumPeriod
+from gateway.usage.comparisons import add_comparisons
+from gateway.usage.feed import OutboxFeed
+from gateway.usage.fill import fill_sums
+from gateway.usage.state import WorkerSeat
+from gateway.usage.store import UsageStore
+from gateway.usage.sums_writer import TOTAL
+from gateway.usage.tables import COMPARISONS, SUMS, UPTIME
+from gateway.usage.uptime_table import EngineMinutes, add_minutes, minutes_in_redis
+from gateway.usage.worker import UsageWorker
+from gateway.usage_address import address_of
 from tests.cli import in_process
 from tests.ledger.purse import Purse, budget
-from tests.rollups.books import Books, receipts
+from tests.usage.databases import FOREVER
+from tests.usage.outboxes import receipts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from decimal import Decimal
     from pathlib import Path
 
+    from sqlalchemy import Connection, Table
+
     from gateway.ledger.receipt import Receipt
 
 CONFIG = """
 redis: {{url: "{url}", prefix: "{prefix}"}}
-archive: {{run: command, url: {archive}}}
+usage: {{run: command, days: 3660d, url: "{usage}"}}
 data: {data}
 models:
   - {{name: big, protocol: openai, api_base: "http://big", price: {{input_per_1m: 1, output_per_1m: 1}}}}
@@ -46,79 +64,84 @@ POLICY = "tenant: acme\nroutes: [{model: chat, mode: student, student: big, base
 MONTH = budget("10", soft="1")
 ROLLING = budget("5", name="key:ci", period=Period(30, "d"), aligned=False)
 SCOPES = (MONTH, ROLLING)
+DAY_S = 86_400
+OLD_DAY = 1_699_900_000 // DAY_S * DAY_S
+"""A day of which no receipt is kept: the one before those of the purse."""
 
 
 @dataclass
 class Parts:
-    """What works on the Redis and the archive of a deployment."""
+    """What works on the Redis and the usage database of a deployment."""
 
     redis: Redis
     client: RedisClient
-    archive: Archive
+    store: UsageStore
     purse: Purse
-    books: Books
-    fed: Fed
     keyring: RedisKeyring
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a deployment stands: what a restore must bring back.
+    """The state of a deployment: what a restore must bring back.
 
     Attributes:
         keys: callers' keys by id, and whether they hold.
         money: of each scope what is spent and reserved.
-        sums: requests and picodollars of all rows of the last hours, by period and dims.
-        archived: ids in the archive with their entries, and how many cannot be read.
+        sums: by their primary keys.
+        stored: ids of the receipts in the usage database.
+        tables: rows of its other tables.
+        unreadable: the number of its entries that cannot be read.
     """
 
     keys: dict[str, str]
     money: list[tuple[Decimal, Decimal]]
-    sums: dict[Any, Any]
-    archived: list[tuple[str, str]]
-    aside: int
+    sums: dict[Any, Row]
+    stored: list[str]
+    tables: list[Any]
+    unreadable: int
+
+    @property
+    def by_day(self) -> dict[int, Row]:
+        """Sums over all tenants, without `OLD_DAY`."""
+        return {key[1]: row for key, row in self.sums.items() if key[0] == DAY_S and key[1] != OLD_DAY and not key[2]}
+
+    @property
+    def requests(self) -> int:
+        return sum(row.requests for row in self.by_day.values())
 
 
 class Shop:
     """Args:
-    archive: as config.yaml says it; None: there is none.
+    usage: usage.url of config.yaml.
     """
 
-    def __init__(self, folder: Path, url: str, archive: str | None = "sqlite") -> None:
-        self.url, self.archive = url, archive
+    def __init__(self, folder: Path, url: str, usage: str = "sqlite") -> None:
+        self.url = url
         self.keys = RedisKeys(f"b{secrets.token_hex(6)}")
         self.data = folder / "data"
+        self.address = address_of(usage, self.data)
         (folder / "policies").mkdir(parents=True)
         (folder / "policies" / "acme.yaml").write_text(POLICY)
         self.config = folder / "config.yaml"
-        said = "null" if archive is None else f'"{archive}"'
-        self.config.write_text(CONFIG.format(url=url, prefix=self.keys.prefix, archive=said, data=self.data))
+        self.config.write_text(CONFIG.format(url=url, prefix=self.keys.prefix, usage=usage, data=self.data))
 
     def run(self, command: str, *more: object) -> in_process.Done:
-        """`backup` or `restore` by its config.yaml."""
+        """Run a command by its config.yaml."""
         return in_process.run(command, *map(str, more), "--config", str(self.config))
 
     @asynccontextmanager
     async def parts(self) -> AsyncIterator[Parts]:
         client = RedisClient(self.url, timeout_s=20, metrics=Metrics())
-        archive = Archive(address(self.archive or "sqlite", self.data))
+        store = UsageStore(self.address, FOREVER)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(client.close)
-            stack.push_async_callback(archive.close)
+            stack.push_async_callback(store.close)
             redis = await stack.enter_async_context(Redis.from_url(self.url))
-            yield Parts(
-                redis,
-                client,
-                archive,
-                Purse(redis, self.keys),
-                Books(redis, client, keys=self.keys),
-                Fed(redis, client, archive, self.keys),
-                RedisKeyring(client.commands, self.keys),
-            )
+            yield Parts(redis, client, store, Purse(redis, self.keys), RedisKeyring(client.commands, self.keys))
 
     async def trade(self) -> str:
-        """What goes on in a deployment: keys are made and revoked, budgets are spent, receipts are added up and
-        archived, and some of all that is under way. Returns the key that holds, in plain.
+        """Do what goes on in a deployment: keys are made and revoked, budgets are spent, receipts are written to the
+        usage database, and some of all that is under way. Return the key that holds, in plain.
         """
         async with self.parts() as here:
             token = new_token()
@@ -129,38 +152,52 @@ class Shop:
             await here.purse.ask("0.5", *SCOPES)
             await here.purse.settle(here.purse.last, "0.25")
             await here.purse.ask("0.125", *SCOPES)  # and is under way
-            await here.books.settle(*receipts(30), *receipts(7, "globex"))
-            await here.books.roll_all()
-            if self.archive is not None:
-                await here.fed.ann._turn()
-                await here.redis.xadd(self.keys.outbox("acme"), {"receipt": b"of a later version"})
-                await here.fed.ann._turn()
-                await here.fed.ann._lease.leave()
-            await here.books.settle(*receipts(5), *receipts(2, "globex"))  # which wait
+            await self.settle(*receipts(30), *receipts(7, "globex"))
+            await here.redis.xadd(self.keys.outbox("acme"), {"receipt": b"of a later version"})
+            await self.work()
+            await self._put_what_is_beside_receipts(here.store)
+            await self.settle(*receipts(5), *receipts(2, "globex"))  # which wait
         return token
 
-    async def standing(self, *, caught_up: bool = False) -> Standing:
-        """How it stands; `caught_up`: when all that waits is added up and archived."""
+    async def _put_what_is_beside_receipts(self, store: UsageStore) -> None:
+        comparison = Comparison("req_1", OLD_DAY, "acme", "words", "short", "chat", 900, 800)
+        await store.change(add_comparisons, [comparison])
+        minutes = EngineMinutes(OLD_DAY // DAY_S, "big", 10**12, b"\xf0".ljust(180, b"\0"), bytes(180))
+        await store.change(add_minutes, [minutes])
+        sums = {TOTAL: Row(5, cost_pico=7).to_bytes(), TOTAL._replace(tenant="acme", mode="guided"): Row(5).to_bytes()}
+        await store.change(fill_sums, {SumPeriod("day", OLD_DAY): sums})
+
+    async def work(self) -> None:
+        """Write what waits to the usage database, as a usage worker that stops does."""
         async with self.parts() as here:
-            if caught_up:
-                await here.books.roll_all()
-            if caught_up and self.archive is not None:
-                await here.fed.ann._turn()
-                await here.fed.ann._lease.leave()
+            await here.client.require()
+            seat = WorkerSeat(here.redis, self.keys.ledger(), "ann")
+            await seat.join()
+            feed = OutboxFeed(here.redis, self.keys, f"worker-{seat.number}")
+            minutes = partial(minutes_in_redis, here.redis, self.keys.ledger())
+            stop = asyncio.Event()
+            stop.set()
+            await UsageWorker(here.client, feed, here.store, seat, minutes, keep_s=None).run(stop)
+
+    async def standing(self, *, caught_up: bool = False) -> Standing:
+        """Return the state; `caught_up`: when all that waits is written."""
+        if caught_up:
+            await self.work()
+        async with self.parts() as here:
             ring = Keyring()
             await KeyFollower(here.client, here.keyring, ring).catch_up()
             balances = await Budgets(here.redis, self.keys).look([Account("acme", scope) for scope in SCOPES])
-            sums = await here.books.rows()
-            archived, aside = [], 0
-            if self.archive is not None:
-                archived = [(one.receipt.id, one.entry) async for some in here.archive.batches() for one in some]
-                aside = await here.archive.unreadable()
+            tables = [await here.store.read(_rows, one) for one in (COMPARISONS, UPTIME)]
+            sums = {row[:-1]: Row.from_bytes(row[-1]) for row in await here.store.read(_rows, SUMS)}
+            stored = [msgspec.json.decode(raw)["id"] async for some in here.store.receipts() for raw in some]
+            unreadable = await here.store.count_unreadable()
         return Standing(
             {key.id: key.status(ring.now()) for key in ring.all()},
             [(balance.spent_usd, balance.reserved_usd) for balance in balances],
             sums,
-            sorted(archived),
-            aside,
+            sorted(stored),
+            tables,
+            unreadable,
         )
 
     async def names(self) -> set[bytes]:
@@ -169,8 +206,9 @@ class Shop:
             return {one async for one in redis.scan_iter(f"*{self.keys.prefix}:*")}
 
     async def settle(self, *receipts: Receipt) -> None:
-        async with self.parts() as here:
-            await here.books.settle(*receipts)
+        async with Redis.from_url(self.url) as redis:
+            ledger = RedisLedger(redis, self.keys, "ann", 100, 10)
+            await ledger.exchange([], [Settlement(one, None) for one in receipts])
 
     async def under_way(self) -> list[Intent]:
         """Requests that were let in and have no receipt, by the processes that Redis knows of."""
@@ -185,3 +223,7 @@ class Shop:
         async with self.parts() as here:
             settlement = Settlement(abandoned(one, time.time()), one)
             await here.purse.processes["bob"].abandon("acme", one.owner, {one.id: settlement})
+
+
+def _rows(connection: Connection, table: Table) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key))]

@@ -1,4 +1,4 @@
-"""`gkt-gateway backup` and `gkt-gateway restore`, from one real Redis and archive to others."""
+"""`gkt-gateway backup` and `gkt-gateway restore`, from one real Redis and usage database to others."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import gzip
 import io
 import time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from gateway.keyring.token import digest_of
-from gateway.rollups.roller import Roller
-from tests.archive.archives import new_database
 from tests.backup.shop import Shop
 from tests.canaries.search import Canaries
-from tests.rollups.books import receipts
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.cli import in_process
+from tests.postgres import new_database
+from tests.usage.outboxes import receipts
+from tests.usage.previous_version import RECORDED
 
 
 @pytest.fixture
@@ -45,29 +44,32 @@ def restored(shop: Shop, file: Path, *more: str) -> str:
 def test_in_an_empty_redis_keys_work_budgets_stand_and_sums_are_equal(
     shop: Shop, tmp_path: Path, empty_redis_url: str, file: Path, to: str, request: pytest.FixtureRequest
 ) -> None:
-    """Under another prefix, with the archive in the same kind of database or in another one."""
+    """Under another prefix, with the usage database of the same kind or of another one."""
     asyncio.run(shop.trade())
     before = asyncio.run(shop.standing())
     said = made(shop, file)
-    for line in ("callers' keys                2", "that wait in Redis  ", "receipts of the archive      39"):
+    for line in (
+        "callers' keys                2",
+        "that wait in Redis  ",
+        "receipts                     39",
+        "rows beside receipts         10",
+    ):
         assert line in said
-    archive = "sqlite" if to == "sqlite" else new_database(request.getfixturevalue("postgres"))
-    anew = Shop(tmp_path / "anew", empty_redis_url, archive)
+    usage = "sqlite" if to == "sqlite" else new_database(request.getfixturevalue("postgres"))
+    anew = Shop(tmp_path / "anew", empty_redis_url, usage)
     assert "Restored. Start the gateways." in restored(anew, file)
     after = asyncio.run(anew.standing())
     assert after == before
     assert after.keys == {"ci": "active", "old": "revoked"}
     assert after.money == [(Decimal("0.25"), Decimal("0.125"))] * 2
-    assert after.aside == 1
-    # What waited is added up and archived, here as there.
+    assert after.unreadable == 1
+    # Receipts that waited are written, here as there.
     caught_up = asyncio.run(anew.standing(caught_up=True))
     assert caught_up == asyncio.run(shop.standing(caught_up=True))
-    assert caught_up != after
-    assert sum(row.requests for period, rows in caught_up.sums.items() if period.granularity == "day"
-               for row in rows.values()) == 44  # fmt: skip
+    assert (after.requests, caught_up.requests) == (38, 45)
 
 
-def test_what_comes_after_a_restore_counts_once_and_is_archived(shop: Shop, anew: Shop, file: Path) -> None:
+def test_what_comes_after_a_restore_counts_once(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
     made(shop, file)
     restored(anew, file)
@@ -76,8 +78,7 @@ def test_what_comes_after_a_restore_counts_once_and_is_archived(shop: Shop, anew
     asyncio.run(anew.settle(*more))
     asyncio.run(shop.settle(*more))
     there, here = (asyncio.run(one.standing(caught_up=True)) for one in (shop, anew))
-    assert here.sums == there.sums
-    assert {name for name, _ in here.archived} == {name for name, _ in there.archived}
+    assert (here.sums, here.stored) == (there.sums, there.stored)
 
 
 def test_a_request_that_was_under_way_is_settled_as_abandoned(shop: Shop, anew: Shop, file: Path) -> None:
@@ -113,7 +114,9 @@ def test_a_request_that_has_ended_since_is_settled_as_abandoned_too(shop: Shop, 
         asyncio.run(of.abandon(one))
     there, here = (asyncio.run(of.standing(caught_up=True)) for of in (anew, shop))
     assert here.money == there.money == [(Decimal("0.375"), Decimal(0))] * 2
-    assert here.sums == there.sums
+    assert here.stored == there.stored
+    costs = ({day: row.cost_pico for day, row in one.by_day.items()} for one in (here, there))
+    assert next(costs) == next(costs)
 
 
 def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, file: Path) -> None:
@@ -123,9 +126,7 @@ def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, fi
         async with shop.parts() as here:
             far = f"{int(time.time() * 1000) + 3_600_000}-7"
             await here.redis.xadd(shop.keys.outbox("acme"), {"receipt": receipts(1)[0].to_json()}, id=far)
-            await here.books.roll_all()
-            await here.redis.xtrim(shop.keys.outbox("acme"), maxlen=0, approximate=False)
-            await here.redis.sadd(shop.keys.ledger().tenants, "acme")
+            await shop.work()
             return far.encode()
 
     async def facts(of: Shop) -> dict[str, Any]:
@@ -145,20 +146,16 @@ def test_an_outbox_that_is_empty_goes_on_where_it_was(shop: Shop, anew: Shop, fi
 
 @pytest.mark.timeout(300)
 async def test_a_backup_of_gateways_that_go_on_hangs_together(shop: Shop, anew: Shop, file: Path) -> None:
-    """Receipts come, are added up and archived all the while; in what is restored each counts once, in both."""
+    """Receipts come and are written all the while; after the restore each counts once."""
     stop = asyncio.Event()
 
     async def trading() -> int:
         count = 0
-        async with shop.parts() as here:
-            ann, archiver = Roller(here.client, here.redis, shop.keys, here.books.rollups, "ann"), here.fed.ann
-            rolling = asyncio.ensure_future(ann.run())  # noqa: TID251
-            while not stop.is_set():
-                await here.books.settle(*receipts(20), *receipts(3, "globex"))
-                await archiver._turn()
-                count += 23
-                await asyncio.sleep(0.01)
-            rolling.cancel()
+        while not stop.is_set():
+            await shop.settle(*receipts(20), *receipts(3, "globex"))
+            count += 23
+            if count % 4:
+                await shop.work()
         return count
 
     work = asyncio.ensure_future(trading())  # noqa: TID251
@@ -169,11 +166,8 @@ async def test_a_backup_of_gateways_that_go_on_hangs_together(shop: Shop, anew: 
     count = await work
     await asyncio.to_thread(restored, anew, file)
     there = await anew.standing(caught_up=True)
-    while (more := await anew.standing(caught_up=True)) != there:  # a turn archives so many at a time
-        there = more
-    days = [row for period, rows in there.sums.items() if period.granularity == "day" for row in rows.values()]
-    assert 0 < len(there.archived) < count
-    assert sum(row.requests for row in days) == len(there.archived) == len({name for name, _ in there.archived})
+    assert 0 < len(there.stored) < count
+    assert there.requests == len(there.stored) == len(set(there.stored))
 
 
 def test_no_secret_and_no_word_of_a_caller_is_in_it(shop: Shop, file: Path) -> None:
@@ -233,23 +227,24 @@ def test_what_is_there_is_never_written_over_unless_told_to(shop: Shop, anew: Sh
     assert (asyncio.run(anew.standing()), asyncio.run(anew.names())) == (there, names)
     restored(anew, file, "--overwrite")
     after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
-    assert (after.keys, after.money, after.sums) == (wanted.keys, wanted.money, wanted.sums)
-    assert set(after.archived) == set(wanted.archived) | set(there.archived), "receipts are never taken away"
+    assert (after.keys, after.money) == (wanted.keys, wanted.money)
+    assert after.stored == sorted({*wanted.stored, *there.stored}), "receipts are never deleted"
+    assert after.requests == len(after.stored)
 
 
-def test_an_archive_that_was_not_lost_is_left_alone(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_usage_database_that_was_not_lost_is_left_alone(shop: Shop, anew: Shop, file: Path) -> None:
     asyncio.run(shop.trade())
     made(shop, file)
     restored(anew, file, "--only", "redis")
     after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
-    assert (after.keys, after.money, after.sums) == (wanted.keys, wanted.money, wanted.sums)
-    assert after.archived == []
-    assert "left out" in made(shop, file, "--overwrite", "--without-archive")
+    assert (after.keys, after.money) == (wanted.keys, wanted.money)
+    assert (after.stored, after.sums) == ([], {})
+    assert "left out" in made(shop, file, "--overwrite", "--without-usage")
     restored(anew, file, "--overwrite")
-    assert asyncio.run(anew.standing()).archived == []
+    assert asyncio.run(anew.standing()).stored == []
 
 
-def test_an_archive_that_was_lost_alone_is_restored_beside_gateways(shop: Shop, anew: Shop, file: Path) -> None:
+def test_a_usage_database_that_was_lost_alone_is_restored_beside_gateways(shop: Shop, anew: Shop, file: Path) -> None:
     async def live() -> None:
         async with Redis.from_url(anew.url) as redis:
             await redis.set(anew.keys.heartbeat("ann"), b"")
@@ -258,21 +253,24 @@ def test_an_archive_that_was_lost_alone_is_restored_beside_gateways(shop: Shop, 
     made(shop, file)
     asyncio.run(live())
     names = asyncio.run(anew.names())
-    restored(anew, file, "--only", "archive")
+    restored(anew, file, "--only", "usage")
     assert asyncio.run(anew.names()) == names
     after, wanted = asyncio.run(anew.standing()), asyncio.run(shop.standing())
-    assert (after.archived, after.aside) == (wanted.archived, wanted.aside)
-    assert (after.keys, after.sums) == ({}, {})
-    made(shop, file, "--overwrite", "--without-archive")
-    assert "There is no archive to restore" in anew.run("restore", file, "--only", "archive").stderr
+    assert (after.stored, after.unreadable, after.sums) == (wanted.stored, wanted.unreadable, wanted.sums)
+    assert (after.keys, after.tables) == ({}, wanted.tables)
+    made(shop, file, "--overwrite", "--without-usage")
+    assert "made without receipts" in anew.run("restore", file, "--only", "usage").stderr
 
 
-def test_a_deployment_without_an_archive_has_a_backup_too(tmp_path: Path, redis_url: str, file: Path) -> None:
-    one, other = (Shop(tmp_path / name, redis_url, None) for name in ("one", "other"))
-    asyncio.run(one.trade())
-    made(one, file)
-    restored(other, file)
-    assert asyncio.run(other.standing()) == asyncio.run(one.standing())
+def test_a_backup_of_the_previous_version_is_restored(anew: Shop) -> None:
+    """It has sums in Redis and an archive that began later. tests/usage/previous has the same installation."""
+    assert "Run `gkt-gateway usage-db migrate`" in restored(anew, Path(__file__).with_name("previous.gkt"))
+    assert len(asyncio.run(anew.standing()).stored) == 11
+    done = in_process.run("usage-db", "migrate", "--config", str(anew.config))
+    assert done.returncode == 0, done
+    days = asyncio.run(anew.standing()).by_day.values()
+    assert sum(row.requests for row in days) == RECORDED["receipts"]
+    assert sum(row.cost_pico for row in days) == sum(month[1] for month in RECORDED["months"].values())
 
 
 def test_what_gateways_leave_behind_for_seconds_is_nothing_that_stands_in_the_way(
@@ -281,8 +279,7 @@ def test_what_gateways_leave_behind_for_seconds_is_nothing_that_stands_in_the_wa
     async def leave() -> None:
         async with Redis.from_url(anew.url) as redis:
             ledger = anew.keys.ledger()
-            for name in (ledger.lease, ledger.archiver, ledger.archive):
-                await redis.set(name, b"ann")
+            await redis.set(ledger.trimmer, b"ann")
             await redis.hset(anew.keys.scope("acme", "tenant")[0], "r1", 1)
 
     asyncio.run(shop.trade())
@@ -299,7 +296,7 @@ def test_a_dry_run_looks_and_changes_nothing(shop: Shop, anew: Shop, file: Path)
     assert "Nothing was changed" in said
     assert "budgets                      2" in said
     assert asyncio.run(anew.names()) == set()
-    assert not anew.data.exists(), "no archive was made either"
+    assert not anew.data.exists(), "no database was created either"
     asyncio.run(anew.settle(*receipts(1)))
     assert anew.run("restore", file, "--dry-run").returncode == 1, "as without"
     assert anew.run("restore", file).returncode == 1
@@ -311,13 +308,13 @@ def test_a_dry_run_says_what_would_be_taken_away(shop: Shop, anew: Shop, file: P
     made(shop, file)
     before = asyncio.run(shop.standing())
     _, _, said = restored(shop, file, "--dry-run", "--overwrite").partition("It would be restored.")
-    assert "taken away from Redis:\n  callers' keys                2\n  budgets                      2\n" in said
-    assert "The 38 receipts that the archive has would stay." in said
+    assert "deleted from Redis:\n  callers' keys                2\n  budgets                      2\n" in said
+    assert "The 38 receipts in the usage database would stay." in said
     assert asyncio.run(shop.standing()) == before
-    assert "taken away" not in restored(anew, file, "--dry-run", "--overwrite")
+    assert "would be deleted" not in restored(anew, file, "--dry-run", "--overwrite")
 
 
-@pytest.mark.parametrize(("only", "other"), [("redis", "receipts of the archive"), ("archive", "callers' keys")])
+@pytest.mark.parametrize(("only", "other"), [("redis", "  receipts   "), ("usage", "callers' keys")])
 def test_what_is_not_restored_is_not_listed(shop: Shop, anew: Shop, file: Path, only: str, other: str) -> None:
     asyncio.run(shop.trade())
     made(shop, file)
@@ -334,16 +331,14 @@ def test_who_backs_up_is_not_advised_a_redis_that_has_no_backup(shop: Shop, file
 def test_no_restore_while_gateways_run(shop: Shop, anew: Shop, file: Path) -> None:
     async def beat(*, lives: bool) -> None:
         async with Redis.from_url(anew.url) as redis:
-            if lives:
-                await redis.set(anew.keys.heartbeat("ann"), b"")
-            else:
-                await redis.delete(anew.keys.heartbeat("ann"))
+            names = (anew.keys.heartbeat("ann"), anew.keys.ledger().worker(1))
+            await (redis.mset(dict.fromkeys(names, b"")) if lives else redis.delete(*names))
 
     asyncio.run(shop.trade())
     made(shop, file)
     asyncio.run(beat(lives=True))
     done = anew.run("restore", file, "--overwrite")
-    assert (done.returncode, "1 gateway processes run on this Redis" in done.stderr) == (1, True)
+    assert (done.returncode, "2 processes (gateways, usage workers) run on this Redis" in done.stderr) == (1, True)
     asyncio.run(beat(lives=False))
     restored(anew, file)
 
@@ -375,7 +370,7 @@ def test_a_damaged_file_is_refused_by_name_and_nothing_is_written(shop: Shop, an
 @pytest.mark.parametrize(
     ("ours", "theirs", "says"),
     [
-        (b'"gkt_backup":1', b'"gkt_backup":2', "was made by a newer gateway"),
+        (b'"gkt_backup":2', b'"gkt_backup":3', "was made by a newer gateway"),
         (b'"ledger":1', b'"ledger":2', "its layout of the ledger is 2, and this one has 1"),
         (b'"keyring":1', b'"keyring":1,"more":1', "its layout of the more is 1, and this one has 0"),
         (b'"tenant":2', b'"tenant":1', "Restore it with that version, then upgrade"),

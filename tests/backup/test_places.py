@@ -22,16 +22,16 @@ LEDGER = KEYS.ledger()
         (KEYS.outbox("acme"), Place("tenants", "acme", "outbox")),
         (KEYS.intents("acme", "ann"), Place("tenants", "acme", "intents:ann")),
         (KEYS.owners("acme"), Place("tenants", "acme", "owners")),
-        (LEDGER.state, Place("sums", "", "state")),
-        (LEDGER.counted, Place("sums", "", "counted")),
+        (LEDGER.tenants, Place("sums", "", "tenants")),
+        (f"{LEDGER.base}state", Place("sums", "", "state")),
         (LEDGER.up("big", 86_400), Place("sums", "", "up:86400:big")),
         (LEDGER.quality_spent(86_400), Place("sums", "", "quality_spent:86400")),
-        (LEDGER.of(3).rows("day", 86_400, "acme"), Place("sums", "", "g3:rows:day:86400:acme")),
-        (LEDGER.of(3).total("day", 86_400), Place("sums", "", "g3:total:day:86400")),
+        (f"{LEDGER.base}g3:rows:day:86400:acme", Place("sums", "", "g3:rows:day:86400:acme")),
+        (f"{LEDGER.base}total:day:86400", Place("sums", "", "total:day:86400")),
     ],
 )
 def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, place: Place) -> None:
-    found = Places(KEYS).find(key, 3)
+    found = Places(KEYS).find(key)
     assert found is not None
     assert (found.place, found.kept) == (place, True)
     assert Places(KEYS).key(place) == key
@@ -43,19 +43,15 @@ def test_what_outlives_redis_is_found_and_comes_back_under_any_prefix(key: str, 
     [
         KEYS.scope("acme", "tenant")[0],
         KEYS.scope("acme", "tenant")[1],
-        LEDGER.lease,
-        LEDGER.archiver,
-        LEDGER.archive,
-        LEDGER.builds,
-        LEDGER.holds,
-        LEDGER.build(4),
-        LEDGER.of(4).rows("day", 86_400, "acme"),
-        LEDGER.rows("day", 86_400, "acme"),
+        LEDGER.trimmer,
+        LEDGER.written,
+        LEDGER.worker(1),
+        f"{LEDGER.base}latest",
+        f"{LEDGER.base}counted",
     ],
 )
 def test_what_lives_for_a_moment_goes_where_a_backup_is_restored_and_is_in_none(key: str) -> None:
-    """Rows that are not read (any more) too."""
-    found = Places(KEYS).find(key, 3)
+    found = Places(KEYS).find(key)
     assert found is not None
     assert not found.kept
 
@@ -68,12 +64,12 @@ def test_what_lives_for_a_moment_goes_where_a_backup_is_restored_and_is_in_none(
         KEYS.teacher("big").boards,
         KEYS.heartbeat("ann"),
         RedisKeys("gkt2").outbox("acme"),
-        RedisKeys("my:gkt").ledger().state,
+        RedisKeys("my:gkt").ledger().tenants,
         KEYS.outbox("acme").replace(":v2:", ":v1:"),
     ],
 )
 def test_what_is_anothers_is_left_alone(key: str) -> None:
-    assert Places(KEYS).find(key, 3) is None
+    assert Places(KEYS).find(key) is None
 
 
 def test_a_heartbeat_is_known_for_one() -> None:

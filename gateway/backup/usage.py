@@ -1,0 +1,90 @@
+"""The part of the usage database in a backup: receipts, comparisons, uptime, and sums that receipts do not give."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+
+from gateway.backup.records import OldSums, Receipts, Rows
+from gateway.quality.comparison import Comparison
+from gateway.rollups.rollup import Dims
+from gateway.rollups.sums import SECONDS, Period
+from gateway.usage.comparisons import add_comparisons
+from gateway.usage.database import Entry
+from gateway.usage.fill import fill_sums
+from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
+from gateway.usage.uptime_table import EngineMinutes, add_minutes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from sqlalchemy import Connection, Table
+
+    from gateway.backup.records import Record
+    from gateway.usage.store import UsageStore
+
+_ROWS_PER_RECORD = 2_000
+_SETTLED_S = 3_600
+
+
+async def usage_records(store: UsageStore, made_s: int, on_progress: Callable[[int], None]) -> AsyncIterator[Record]:
+    """Yield the records of the usage database. Raises UsageDatabaseError.
+
+    Sums are computed again from receipts when these are restored. Only sums of periods that may have more than their
+    receipts are records: those up to the day of the first receipt, an hour after their end.
+
+    Args:
+        made_s: when the backup is made, in Unix seconds.
+        on_progress: gets the number of receipts that are read.
+    """
+    span, done = await store.span(), 0
+    async for some in store.receipts():
+        yield Receipts([("", "", raw) for raw in some])
+        done += len(some)
+        on_progress(done)
+    if unreadable := await store.unreadable():
+        yield Receipts([(one.tenant, one.id, one.raw) for one in unreadable])
+    for table in (COMPARISONS, UPTIME):
+        for day in await store.read(_days, table):
+            rows = await store.read(_rows, table, day)
+            for start in range(0, len(rows), _ROWS_PER_RECORD):
+                yield Rows(str(table.name), rows[start : start + _ROWS_PER_RECORD])
+    first_day_end = math.inf if span is None else (span[0] // DAY_S + 1) * DAY_S
+    for seconds in SECONDS.values():
+        for start in await store.read(_starts, seconds, min(first_day_end, made_s - _SETTLED_S - seconds + 1)):
+            yield OldSums(seconds, start, await store.read(_sums, seconds, start))
+
+
+async def put_usage(store: UsageStore, record: Receipts | Rows | OldSums) -> None:
+    """Write a record to the usage database, beside what is there. Raises UsageDatabaseError."""
+    match record:
+        case Receipts(receipts):
+            await store.write([Entry(*one) for one in receipts])
+        case Rows("usage_comparisons", rows):
+            await store.change(add_comparisons, [Comparison(*row[1:]) for row in rows])
+        case Rows(_, rows):
+            await store.change(add_minutes, [EngineMinutes(*row) for row in rows])
+        case OldSums(seconds, start, rows):
+            granularity = next(name for name, length in SECONDS.items() if length == seconds)
+            sums = {Dims(*dims): raw for dims, raw in rows}
+            await store.change(fill_sums, {Period(granularity, start): sums})
+
+
+def _days(connection: Connection, table: Table) -> Sequence[int]:
+    return connection.scalars(select(table.c.day).distinct().order_by(table.c.day)).all()
+
+
+def _rows(connection: Connection, table: Table, day: int) -> list[list[Any]]:
+    return [list(row) for row in connection.execute(select(table).where(table.c.day == day))]
+
+
+def _starts(connection: Connection, seconds: int, before: float) -> Sequence[int]:
+    wanted = select(SUMS.c.start).distinct().where(SUMS.c.seconds == seconds, SUMS.c.start < before)
+    return connection.scalars(wanted.order_by(SUMS.c.start)).all()
+
+
+def _sums(connection: Connection, seconds: int, start: int) -> list[tuple[Any, bytes]]:
+    found = connection.execute(select(SUMS).where(SUMS.c.seconds == seconds, SUMS.c.start == start))
+    return [(tuple(dims), raw) for _, _, *dims, raw in found]
