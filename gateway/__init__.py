@@ -15,8 +15,8 @@ The path of one request, in the order of the rooms it walks through:
     8 record        ledger/                    Receipt: tokens, cost, baseline, savings, timings; settled exactly once,
                                                in the script that posts it to its tenant's outbox
 
-From there, off the path, `rollups/` adds receipts up, `archive/` keeps them for good, `backup/` writes all of that to
-one file, and `usage/` answers who used what; `guarding.py` and `quality/` compare a sample of the answers with each
+From there, off the path, `usage/` writes receipts and their sums to SQL and answers who used what, and `backup/` writes
+all of that to one file; `guarding.py` and `quality/` compare a sample of the answers with each
 engine's alone. `evaluation/` measures the same path over a data set, and `planning/` reckons how many GPUs a load
 needs.
 

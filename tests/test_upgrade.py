@@ -19,16 +19,17 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from gateway.archive.archive import Archive
-from gateway.archive.database import Where
-from gateway.archive_address import address_of
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis_keys import BOARD, RedisKeys
-from gateway.rollups.rollups import Retention, Rollups, periods
+from gateway.rollups.sums import periods
+from gateway.usage.store import UsageStore
+from gateway.usage.sums_reader import totals
+from gateway.usage_address import address_of
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model
 from tests.later_version import LAYOUT, MORE
 from tests.readiness import wait_until_up
+from tests.usage.databases import FOREVER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -220,7 +221,7 @@ async def test_a_rolling_upgrade_and_the_way_back_fail_no_request(tmp_path: Path
     """Two gateways are replaced one by one by two of a later version, and one of those by one of the old version again.
 
     At every moment at least two are in service. Each request has one answer, which is whole, and one receipt, which
-    any version shows, adds up and archives; and both versions together ask the teacher no more than it takes.
+    any version shows and writes; and both versions together ask the teacher no more than it takes.
     """
     async with world(tmp_path) as here:
         old = [await here.start() for _ in range(2)]
@@ -276,20 +277,17 @@ async def _receipts(here: World, process: GatewayProcess) -> list[dict[str, Any]
 
 
 async def _check_sums(here: World, requests: int) -> None:
-    """Both versions added up and archived, in turn; each request counts once."""
-    rollups, archive = (
-        Rollups(here.redis, KEYS, Retention(7200, 86_400, 86_400)),
-        Archive(address_of("sqlite", here.folder / "data")),
-    )
+    """Workers of both versions wrote receipts; each request counts once."""
+    store = UsageStore(address_of("sqlite", here.folder / "data"), FOREVER)
     now = time.time()
     try:
         give_up = time.monotonic() + 60
         while True:
-            totals = await rollups.totals(list(periods("day", now - 86_400, now + 1)))
-            added, archived = sum(row.requests for _, row in totals), await archive.count(Where())
-            if added == archived == requests:
+            days = await store.read(totals, list(periods("day", now - 86_400, now + 1)))
+            counted, stored = sum(row.requests for row in days.values()), await store.count()
+            if counted == stored == requests:
                 return
-            assert time.monotonic() < give_up, (added, archived, requests)
+            assert time.monotonic() < give_up, (counted, stored, requests)
             await asyncio.sleep(0.1)
     finally:
-        await archive.close()
+        await store.close()

@@ -1,4 +1,4 @@
-"""Gateways, archivers and Redis are killed under load, or are away: each request answered is in the archive once.
+"""Gateways, usage workers and Redis are killed under load, or are away: each answered request has one receipt in SQL.
 
 The counts stand in one line of output per test (`pytest -rP`, or `-s`).
 """
@@ -19,46 +19,47 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from gateway.archive.archive import Archive
-from gateway.archive.database import ArchiveError
-from gateway.archive_address import address_of
+from gateway.ledger.receipt import Receipt
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis_keys import RedisKeys
 from gateway.rollups.rollup import Row
-from gateway.rollups.rollups import Retention, Rollups, periods
+from gateway.rollups.sums import periods
+from gateway.usage.engine import UsageDatabaseError
+from gateway.usage.store import UsageStore
+from gateway.usage.sums_reader import totals
+from gateway.usage_address import address_of
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, GatewayProcess, model
+from tests.usage.databases import FOREVER
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-
-    from gateway.ledger.receipt import Receipt
 
 LEASE_S = 2.0
 _SEED = random.SystemRandom().randrange(10**6)
 
 
 class World:
-    """Gateways over one Redis and one archive, and what callers got."""
+    """Gateways over one Redis and one usage database, and what callers got."""
 
-    def __init__(self, folder: Path, server: EmbeddedRedis, redis: Redis, engine: str, archive: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, server: EmbeddedRedis, redis: Redis, engine: str, usage: dict[str, Any]) -> None:
         self.folder, self.server, self.redis = folder, server, redis
         self.keys = RedisKeys(f"a{os.urandom(4).hex()}")
         self.engine = engine
-        self.settings = archive
+        self.settings = usage
         self.gateways: list[GatewayProcess] = []
         self.answered: list[str] = []
         self.lost = 0
         self.done = asyncio.Event()
-        self.archive = Archive(address_of(archive.get("url", "sqlite"), folder / "data"))
+        self.store = UsageStore(address_of("sqlite", folder / "data"), FOREVER)
 
     async def add(self) -> GatewayProcess:
         process = GatewayProcess(
             self.folder / f"gateway-{len(self.gateways)}",
             redis_url=self.server.url,
             redis={"prefix": self.keys.prefix, "lease": f"{LEASE_S:g}s"},
-            archive={"url": "sqlite", **self.settings},
+            usage={"run": "host", **self.settings},
             data=str(self.folder / "data"),
             models=[model("small", "openai", f"{self.engine}/v1", continuation="trailing", echo=False)],
             routes=[STUDENT_ONLY | {"baseline": "small"}],
@@ -97,24 +98,24 @@ class World:
             finally:
                 self.done.set()
 
-    async def archived(self) -> list[Receipt]:
-        return [one.receipt async for some in self.archive.batches() for one in some]
+    async def stored(self) -> list[Receipt]:
+        return [Receipt.from_json(raw) async for some in self.store.receipts() for raw in some]
 
     async def in_redis(self) -> set[str]:
         names = await self.redis.keys(f"*{self.keys.prefix}:tenant:*:receipt:*")
         return {name.decode().rpartition(":")[2] for name in names}
 
     async def accounted(self, limit_s: float = 40.0, **said: Any) -> None:
-        """Every request answered is archived, once; the archive, Redis and the sums have the same receipts."""
+        """Assert that each answered request has one receipt, the same in SQL, in Redis and in the sums."""
 
         async def whole() -> bool:
             if await self.redis.keys(f"*{self.keys.prefix}:tenant:*:intents:*"):
                 return False
-            ids = {one.id for one in await self.archived()}
+            ids = {one.id for one in await self.stored()}
             return ids == await self.in_redis() and ids >= set(self.answered)
 
         await until(whole, limit_s)
-        found = await self.archived()
+        found = await self.stored()
         ids = Counter(one.id for one in found)
         assert set(ids.values()) == {1}
         assert len(self.answered) == len(set(self.answered))
@@ -128,16 +129,15 @@ class World:
         await until(added_up, 15)
         abandoned = sum(one.status == "abandoned" for one in found)
         print(
-            f"answered {len(self.answered)}, lost {self.lost}, archived {len(found)} ({abandoned} abandoned), "
+            f"answered {len(self.answered)}, lost {self.lost}, stored {len(found)} ({abandoned} abandoned), "
             f"twice {sum(count - 1 for count in ids.values())}, missing {len(set(self.answered) - set(ids))}, "
             f"added up {total.requests}" + "".join(f", {name} {value}" for name, value in said.items())
         )
 
     async def total(self) -> Row:
-        rollups = Rollups(self.redis, self.keys, Retention(1, 1, 1))
         seconds, _ = await self.redis.time()
         total = Row()
-        for _, row in await rollups.totals(list(periods("day", seconds - 86_400, seconds + 1))):
+        for row in (await self.store.read(totals, list(periods("day", seconds - 86_400, seconds + 1)))).values():
             total.merge(row)
         return total
 
@@ -151,10 +151,10 @@ class World:
         """The files that Redis writes to."""
         return list(self.server.socket_path.parent.glob("appendonlydir/*.incr.aof"))
 
-    def archiver(self) -> subprocess.Popen[bytes]:
+    def worker(self) -> subprocess.Popen[bytes]:
         config = self.folder / "gateway-0" / "config.yaml"
-        command = [sys.executable, "-m", "gateway", "archive", "run", "--config", config]
-        with (self.folder / "archiver.log").open("ab") as file:
+        command = [sys.executable, "-m", "gateway", "usage-worker", "--config", config]
+        with (self.folder / "worker.log").open("ab") as file:
             return subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL)
 
 
@@ -164,26 +164,26 @@ async def until(true: Callable[[], Any], limit_s: float) -> None:
         try:
             if await true():
                 return
-        except ArchiveError:
+        except UsageDatabaseError:
             pass  # it is not there yet
         assert asyncio.get_running_loop().time() < give_up, f"not within {limit_s:g} s"
         await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
-async def a_world(folder: Path, append_fsync: Any = None, **archive: Any) -> AsyncIterator[World]:
+async def a_world(folder: Path, append_fsync: Any = None, **usage: Any) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         engine = stack.enter_context(FakeEngine(says("An answer.")).running())
         server = await stack.enter_async_context(EmbeddedRedis(append_fsync=append_fsync))
         redis = await stack.enter_async_context(Redis.from_url(server.url))
-        world = World(folder, server, redis, engine.url, archive)
+        world = World(folder, server, redis, engine.url, usage)
         try:
             yield world
         finally:
             for process in world.gateways:
                 if process.url:
                     await asyncio.to_thread(process.close)
-            await world.archive.close()
+            await world.store.close()
 
 
 async def kill_redis(world: World) -> None:
@@ -217,47 +217,47 @@ async def test_what_a_process_spooled_before_it_died_is_told_by_the_next(tmp_pat
             assert second.wait_for_log("spool_of_the_dead_told")["receipts"] >= 40
             assert list((tmp_path / "data" / "spool").glob("*/*")) == []
 
-            # What Redis no longer has comes out of the archive, to its tenant.
+            # A receipt that Redis no longer has is read from the database, for its tenant.
             one = world.answered[0]
             await world.redis.delete(world.keys.receipt("acme", one))
             found = await client.get(f"{second.url}/v1/receipts/{one}")
             assert (found.status_code, found.json()["id"]) == (200, one)
             other = {"Authorization": f"Bearer {OTHER_KEY}"}
             assert (await client.get(f"{second.url}/v1/receipts/{one}", headers=other)).status_code == 404
-            state = (await client.get(f"{second.admin_url}/readyz")).json()["archive"]
+            state = (await client.get(f"{second.admin_url}/readyz")).json()["usage"]
             assert (state["up"], state["error"]) == (True, None)
             assert second.terminate() == 0
 
 
 @pytest.mark.long
 @pytest.mark.timeout(400)
-async def test_killed_gateways_and_archivers_lose_and_double_nothing(tmp_path: Path) -> None:
-    """kill -9 at random moments, three times each, under load; the archive is filled by a command of its own."""
+async def test_killed_gateways_and_workers_lose_and_double_nothing(tmp_path: Path) -> None:
+    """kill -9 at random moments, three times each, under load; a command of its own writes the database."""
     chance = random.Random(_SEED)
     async with a_world(tmp_path, run="command") as world:
         for _ in range(2):
             await world.add()
-        archiver = world.archiver()
+        worker = world.worker()
         try:
             async with world.under_load():
                 for _ in range(3):
                     await asyncio.sleep(chance.uniform(0.5, 3))
-                    archiver.kill()
-                    archiver.wait()
-                    archiver = world.archiver()
+                    worker.kill()
+                    worker.wait()
+                    worker = world.worker()
                     await asyncio.sleep(chance.uniform(0.5, 3))
                     victim = chance.choice(world.gateways)
                     victim.process.kill()
                     await asyncio.to_thread(victim.process.wait)
                     victim.close()
                     await asyncio.to_thread(victim.start)
-            await world.accounted(60, seed=_SEED, killed="3 gateways, 3 archivers")
-            archiver.send_signal(signal.SIGTERM)
-            assert archiver.wait(20) == 0
+            await world.accounted(60, seed=_SEED, killed="3 gateways, 3 workers")
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(20) == 0
         finally:
-            if archiver.poll() is None:
-                archiver.kill()
-                archiver.wait()
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
 
 
 @pytest.mark.long
@@ -270,7 +270,7 @@ async def test_killed_gateways_and_archivers_lose_and_double_nothing(tmp_path: P
 async def test_a_killed_redis_loses_and_doubles_nothing_while_the_gateways_live(
     tmp_path: Path, append_fsync: str, forgets_s: float
 ) -> None:
-    """kill -9 at random moments, four times, under load: two gateways fill the archive, one of them at a time.
+    """kill -9 at random moments, four times, under load: two gateways, each with a usage worker.
 
     What a killed process wrote stays with the kernel. So once the end of its file is cut off, as after a power cut.
     """
