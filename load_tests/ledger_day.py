@@ -28,11 +28,11 @@ from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.rollup import Row, usd
-from gateway.rollups.sums import Retention, periods
 from gateway.usage.feed import OutboxFeed
+from gateway.usage.rollup import Row, usd
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention, periods
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.uptime_table import minutes_in_redis

@@ -22,12 +22,12 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from gateway.admin.overview import Overview
-from gateway.rollups.sums import ALL_TENANTS, SECONDS, Retention, Sums
 from gateway.usage.database import Entry, UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
 from gateway.usage.sql import sql_of
+from gateway.usage.sums import ALL_TENANTS, SECONDS, Retention, Sums
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import DAY_S
 from gateway.usage.threads import QueryThreads

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.rollups.sums import Retention
 from gateway.usage.database import Entry, UsageDatabase
 from gateway.usage.engine import UsageEngine
+from gateway.usage.sums import Retention
 from load_tests.day_receipts import DAY_S, day_of_receipts
 from load_tests.machine import machine
 

@@ -18,11 +18,11 @@ from gateway.admin.usage_csv import as_csv
 from gateway.cli.usage_db_export import export
 from gateway.cli.usage_print import usage_shown
 from gateway.ledger.receipt import Receipt
-from gateway.rollups.sums import Retention
 from gateway.usage.database import Entry
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import RECEIPTS
 from gateway.usage.threads import QueryThreads

@@ -21,8 +21,8 @@ from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis_keys import BOARD, RedisKeys
-from gateway.rollups.sums import periods
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import periods
 from gateway.usage.sums_reader import totals
 from gateway.usage_address import address_of
 from tests.fakes import FakeEngine, begin_events, chunk, event, says

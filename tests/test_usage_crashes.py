@@ -22,10 +22,10 @@ from redis.asyncio import Redis
 from gateway.ledger.receipt import Receipt
 from gateway.local.redis import EmbeddedRedis
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.rollup import Row
-from gateway.rollups.sums import periods
 from gateway.usage.engine import UsageDatabaseError
+from gateway.usage.rollup import Row
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import periods
 from gateway.usage.sums_reader import totals
 from gateway.usage_address import address_of
 from tests.fakes import FakeEngine, says

@@ -18,8 +18,8 @@ from gateway.admin.bodies import only_query
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
 from gateway.errors import UsageUnavailable
-from gateway.rollups.rollup import Row
-from gateway.rollups.rollups import Period, periods
+from gateway.usage.rollup import Row
+from gateway.usage.sums import Period, periods
 from gateway.usage.usage import figures
 from gateway.web.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
 from gateway.web.probes import config_shown, policies_shown, status_of, warnings_of

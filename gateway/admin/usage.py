@@ -13,7 +13,6 @@ from gateway.admin.replies import needs_redis
 from gateway.admin.usage_csv import as_csv
 from gateway.errors import InvalidRequest, NotFound
 from gateway.ledger.receipt import Receipt
-from gateway.rollups.rollups import KEPT_LATEST
 from gateway.usage.span import shown
 from gateway.web.keys import POLICIES, SUMS, USAGE
 from gateway.web.usage import encoded
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.usage.usage import Ask, Usage
 
-_PAGE = 50
+_PAGE, _MAX_RECEIPTS = 50, 1_000
 _FORMATS = ("json", "csv")
 
 
@@ -56,7 +55,7 @@ async def show_usage(request: web.Request) -> web.Response:
 async def list_receipts(request: web.Request) -> web.Response:
     """GET /receipts: the last ones, the newest first, of all tenants or of one."""
     only_query(request, "limit", "tenant")
-    most = number_of(request, "limit", default=_PAGE, most=KEPT_LATEST)
+    most = number_of(request, "limit", default=_PAGE, most=_MAX_RECEIPTS)
     tenant = request.query.get("tenant") or None
     found = await request.app[SUMS].latest(most, tenant)
     if not found:

@@ -16,7 +16,7 @@ from gateway.usage.span import shown
 from gateway.usage.usage import UNCLASSIFIED, figures
 
 if TYPE_CHECKING:
-    from gateway.rollups.rollup import Row
+    from gateway.usage.rollup import Row
     from gateway.usage.usage import Usage
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

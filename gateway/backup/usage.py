@@ -9,11 +9,11 @@ from sqlalchemy import select
 
 from gateway.backup.records import OldSums, Receipts, Rows
 from gateway.quality.comparison import Comparison
-from gateway.rollups.rollup import Dims
-from gateway.rollups.sums import SECONDS, Period
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.database import Entry
 from gateway.usage.fill import fill_sums
+from gateway.usage.rollup import Dims
+from gateway.usage.sums import SECONDS, Period
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes
 

@@ -15,8 +15,8 @@ from gateway.metrics import Metrics
 from gateway.policy.files import PolicyFiles
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.sums import Retention
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention
 from gateway.usage_address import USAGE_FILE, address_of
 
 if TYPE_CHECKING:

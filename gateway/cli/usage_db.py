@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from gateway.config import Settings
-    from gateway.rollups.rollup import Row
     from gateway.usage.receipts_reader import Where
+    from gateway.usage.rollup import Row
     from gateway.usage.verify import Place
 
 usage_db = typer.Typer(

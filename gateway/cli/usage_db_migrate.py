@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
 from gateway.metrics import Metrics
-from gateway.rollups.rollup import Row, usd
-from gateway.rollups.sums import Period
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.fill import ends, fill_sums
 from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.receipts_reader import count_by_day
+from gateway.usage.rollup import Row, usd
 from gateway.usage.state import WorkerBoard, WorkerSeat
+from gateway.usage.sums import Period
 from gateway.usage.sums_reader import totals
 from gateway.usage.sums_writer import TOTAL
 from gateway.usage.tables import DAY_S

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.rollups.sums import Retention
 from gateway.usage.comparisons import ComparisonReader
 from gateway.usage.reader import UsageReader
 from gateway.usage.state import WorkerBoard
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.trimmer import OutboxTrimmer

@@ -20,10 +20,10 @@ from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.exc import DBAPIError
 
 from gateway.ledger.receipt import Receipt
-from gateway.rollups.sums import SECONDS, Sums
 from gateway.usage.engine import UNAVAILABLE
 from gateway.usage.packing import unpack
 from gateway.usage.sql import sql_of
+from gateway.usage.sums import SECONDS, Sums
 from gateway.usage.sums_writer import add_sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, row_of
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Table
 
-    from gateway.rollups.sums import Retention
     from gateway.usage.engine import UsageEngine
+    from gateway.usage.sums import Retention
 
 ABANDONED = "abandoned"
 _DELETED_AT_ONCE = 1_000

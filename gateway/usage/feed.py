@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from gateway.redis_script import Script
-from gateway.rollups.entries import NOTHING, before, made_ms
 from gateway.usage.database import Entry
+from gateway.usage.entries import NOTHING, before, made_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sqlalchemy import delete
 
-from gateway.rollups.rollup import Row
-from gateway.rollups.sums import SECONDS, Period
+from gateway.usage.rollup import Row
 from gateway.usage.sql import sql_of
+from gateway.usage.sums import SECONDS, Period
 from gateway.usage.sums_writer import TOTAL, key_of
 from gateway.usage.tables import SUMS
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from gateway.rollups.rollup import Dims
+    from gateway.usage.rollup import Dims
     from gateway.usage.sql import SumKey
 
 PeriodSums: TypeAlias = "Mapping[Dims, bytes]"

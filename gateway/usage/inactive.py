@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gateway.redis_script import Script
-from gateway.rollups.entries import NOTHING, made_ms
+from gateway.usage.entries import NOTHING, made_ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

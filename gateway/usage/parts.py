@@ -13,14 +13,14 @@ from operator import itemgetter
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from gateway.rollups.rollup import Row
 from gateway.usage.rests import Rests
+from gateway.usage.rollup import Row
 from gateway.usage.usage import MOST_ROWS, too_much
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from gateway.rollups.sums import Period, StoredRow
+    from gateway.usage.sums import Period, StoredRow
     from gateway.usage.usage import Ask, Usage
 
 Names: TypeAlias = tuple[str, ...]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.rollups.entries import made_ms
-from gateway.rollups.rollup import Dims, Row
-from gateway.rollups.sums import Period
+from gateway.usage.entries import made_ms
+from gateway.usage.rollup import Dims, Row
+from gateway.usage.sums import Period
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import Overloaded
 from gateway.fair_share import FairSemaphore, FairShare
-from gateway.rollups.sums import ALL_TENANTS
 from gateway.usage.parts import Parts, add_parts, fold, question_of
+from gateway.usage.sums import ALL_TENANTS
 from gateway.usage.threads import in_thread
 from gateway.usage.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from gateway.rollups.rollup import Dims
-    from gateway.rollups.rollups import Retention
-    from gateway.rollups.sums import StoredRow
     from gateway.usage.parts import Part
+    from gateway.usage.rollup import Dims
+    from gateway.usage.sums import Retention, StoredRow
     from gateway.usage.sums_reader import SumsReader
     from gateway.usage.usage import Ask
 

@@ -12,14 +12,14 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.errors import InvalidRequest
-from gateway.rollups.rollups import SECONDS, Period
 from gateway.units import duration_s
+from gateway.usage.sums import SECONDS, Period
 from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.rollups.rollups import Granularity, Retention
+    from gateway.usage.sums import Granularity, Retention
 
 GRANULARITIES: tuple[Granularity, ...] = ("minute", "hour", "day")
 """From the finest to the coarsest."""

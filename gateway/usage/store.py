@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from concurrent.futures import Executor
 
-    from gateway.rollups.sums import Retention
     from gateway.usage.database import Added, Entry
+    from gateway.usage.sums import Retention
 
 _Result = TypeVar("_Result")
 _READERS = 2

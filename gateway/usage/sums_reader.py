@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import and_, bindparam, select
 
 from gateway.ledger.edge import EDGE
-from gateway.rollups.rollup import Dims, Row
-from gateway.rollups.sums import ALL_TENANTS, SECONDS, Period, StoredRow
 from gateway.usage.packing import unpack
 from gateway.usage.rests import with_rests
+from gateway.usage.rollup import Dims, Row
+from gateway.usage.sums import ALL_TENANTS, SECONDS, Period, StoredRow
 from gateway.usage.tables import DAY_S, OF_DEVICES, RECEIPTS, SUMS, id_before
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from gateway.rollups.sums import Granularity
+    from gateway.usage.sums import Granularity
     from gateway.usage.threads import QueryThreads
 
 T = TypeVar("T")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from gateway.rollups.rollup import Dims, Row, merge_in
-from gateway.rollups.sums import ALL_TENANTS, OTHER, SECONDS
+from gateway.usage.rollup import Dims, Row, merge_in
 from gateway.usage.sql import Place, SumKey, sql_of
+from gateway.usage.sums import ALL_TENANTS, OTHER, SECONDS
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from gateway.rollups.sums import Period, Sums
+    from gateway.usage.sums import Period, Sums
 
 
 TOTAL = Dims(ALL_TENANTS, "", "", "", "", "")

@@ -11,18 +11,18 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.ledger.savings import CLASSES, MEASURING, is_about_zero
-from gateway.rollups.rollup import STAGES, ClassSum, Dims, Row, usd
-from gateway.rollups.sums import SECONDS, Period
 from gateway.usage.rests import with_rests
+from gateway.usage.rollup import STAGES, ClassSum, Dims, Row, usd
 from gateway.usage.span import shown
+from gateway.usage.sums import SECONDS, Period
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gateway.protocol import Json
-    from gateway.rollups.rollup import Tokens
-    from gateway.rollups.sums import Granularity, StoredRow
+    from gateway.usage.rollup import Tokens
     from gateway.usage.span import Span
+    from gateway.usage.sums import Granularity, StoredRow
 
 MOST_ROWS = 10_000
 """Rows of one answer."""

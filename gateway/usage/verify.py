@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from sqlalchemy import select
 
 from gateway.ledger.receipt import Receipt
-from gateway.rollups.rollup import Dims, Row, merge_in
-from gateway.rollups.sums import OTHER, SECONDS, Sums
 from gateway.usage.packing import unpack
+from gateway.usage.rollup import Dims, Row, merge_in
+from gateway.usage.sums import OTHER, SECONDS, Sums
 from gateway.usage.sums_writer import TOTAL
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS
 

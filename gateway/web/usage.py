@@ -9,15 +9,15 @@ from aiohttp import web
 from redis.exceptions import RedisError
 
 from gateway.errors import UsageUnavailable
-from gateway.rollups.rollups import OTHER
 from gateway.usage.rests import with_rests
+from gateway.usage.sums import OTHER
 from gateway.web.auth import authenticate
 from gateway.web.keys import USAGE
 from gateway.web.usage_query import read_ask
 
 if TYPE_CHECKING:
     from gateway.policy.schema import TenantPolicy
-    from gateway.rollups.rollup import Dims
+    from gateway.usage.rollup import Dims
     from gateway.usage.usage import Usage
 
 

@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, get_args
 
 from gateway.errors import InvalidRequest
-from gateway.rollups.rollups import Granularity
 from gateway.usage.span import TIMES, asked_range, span
+from gateway.usage.sums import Granularity
 from gateway.usage.usage import MODES, Ask
 from gateway.yaml_words import nearest
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gateway.protocol import Json
-    from gateway.rollups.rollups import Retention
+    from gateway.usage.sums import Retention
 
 DIMENSIONS = ("key", "route", "mode", "teacher", "student")
 """What a tenant may tell apart."""

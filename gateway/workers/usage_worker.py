@@ -27,12 +27,12 @@ from gateway.logs import set_up_logs
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.sums import Retention
 from gateway.tasks import Tasks
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
 from gateway.usage_address import ARCHIVE_FILE, USAGE_FILE, address_of

@@ -16,10 +16,10 @@ from redis.exceptions import RedisError
 from gateway.errors import StartupError
 from gateway.ledger.receipt import Receipt
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.rollup import Row, usd
-from gateway.rollups.sums import Retention, periods
 from gateway.usage.engine import UsageDatabaseError
+from gateway.usage.rollup import Row, usd
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention, periods
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from load_tests.soaking.tally import short_id

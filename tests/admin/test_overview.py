@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from gateway.admin.overview import Overview
-from gateway.rollups.sums import Period
+from gateway.usage.sums import Period
 from tests.gateway_process import STUDENT_ONLY, model, running_gateway
 from tests.ledger.drafts import closed, guided
 from tests.usage.books import UsageBook
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from gateway.rollups.rollup import Row
+    from gateway.usage.rollup import Row
 
 ADMIN_KEY = "an-admin-key-for-tests"
 

@@ -16,10 +16,10 @@ from gateway.admin.usage import list_receipts, show_usage
 from gateway.metrics import Metrics
 from gateway.quality.book import QualityBook
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.sums import Retention
 from gateway.usage.comparisons import ComparisonReader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.reader import UsageReader
+from gateway.usage.sums import Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.uptime_table import UptimeReader

@@ -27,13 +27,13 @@ from gateway.metrics import Metrics
 from gateway.quality.comparison import Comparison
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.rollup import Row
-from gateway.rollups.sums import Period as SumPeriod
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.fill import fill_sums
+from gateway.usage.rollup import Row
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Period as SumPeriod
 from gateway.usage.sums_writer import TOTAL
 from gateway.usage.tables import COMPARISONS, SUMS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes, minutes_in_redis

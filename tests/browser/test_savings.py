@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from gateway.admin.overview import summary
-from gateway.rollups.rollup import Row
+from gateway.usage.rollup import Row
 from gateway.usage.usage import figures
 from tests.browser.conftest import accessible, log_in, opened
 from tests.browser.test_dashboard import tile

@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.ledger.savings import with_savings
-from gateway.rollups.sums import Period, Sums
+from gateway.usage.sums import Period, Sums
 from gateway.usage.sums_reader import totals
 from gateway.usage_address import ARCHIVE_FILE
 from load_tests.day_receipts import day_of_receipts
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.ledger.receipt import Receipt
-    from gateway.rollups.rollup import Row
+    from gateway.usage.rollup import Row
     from tests.postgres import Postgres
 
 DAY_S = 86_400

@@ -18,7 +18,7 @@ from gateway.ledger.worst_case import worst_case
 from gateway.policy.schema import TenantPolicy
 from gateway.pricing import cost_usd
 from gateway.protocol.edge import EdgeUsage, OfflineUsage
-from gateway.rollups.rollup import Row, dims
+from gateway.usage.rollup import Row, dims
 from tests.ledger.drafts import PRICES, call, chat, closed, draft, guided, plan
 
 GIVEN = replace(plan(), mode="guidance", finishers=())

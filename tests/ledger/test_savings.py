@@ -9,7 +9,7 @@ import pytest
 
 from gateway.ledger.receipt import EngineShare, Receipt
 from gateway.ledger.savings import is_about_zero, measure, savings_class, savings_of, shown, with_savings
-from gateway.rollups.rollup import Row
+from gateway.usage.rollup import Row
 from tests.ledger.drafts import PRICES, call, closed, draft, guided, plan
 
 

@@ -11,10 +11,10 @@ import msgspec
 
 from gateway.ledger.receipt import Receipt
 from gateway.ledger.savings import with_savings
-from gateway.rollups.sums import Retention
 from gateway.usage.database import Entry, UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.receipts_reader import Where, page
+from gateway.usage.sums import Retention
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
 from load_tests.day_receipts import day_of_receipts

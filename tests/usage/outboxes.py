@@ -18,11 +18,11 @@ from gateway.ledger.savings import with_savings
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.rollup import Row
-from gateway.rollups.sums import Retention
 from gateway.usage.feed import OutboxFeed
+from gateway.usage.rollup import Row
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention
 from gateway.usage.tables import SUMS
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker

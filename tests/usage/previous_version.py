@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import create_engine, text
 
-from gateway.rollups.sums import Sums
+from gateway.usage.sums import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -16,11 +16,11 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.ledger.intent import abandoned
-from gateway.rollups.rollup import Row
-from gateway.rollups.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.database import Added, Entry
 from gateway.usage.packing import pack, unpack
 from gateway.usage.receipts_reader import count_unreadable, unreadable
+from gateway.usage.rollup import Row
+from gateway.usage.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, day_of
 from gateway.usage.verify import differences
 from tests.ledger.drafts import intent
@@ -39,7 +39,7 @@ from tests.usage.databases import (
 
 if TYPE_CHECKING:
     from gateway.ledger.receipt import Receipt
-    from gateway.rollups.sums import Granularity
+    from gateway.usage.sums import Granularity
 
 
 def pair() -> tuple[Receipt, Receipt]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
-from gateway.rollups.entries import before
 from gateway.usage import feed as feed_module
+from gateway.usage.entries import before
 from gateway.usage.feed import GROUP, Backlog, OutboxFeed
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from gateway.rollups.sums import Period, Retention
 from gateway.usage import parts as usage_parts
 from gateway.usage.parts import Part, Parts
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
+from gateway.usage.sums import Period, Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.usage import Ask, Usage
 from tests.ledger.drafts import closed, guided
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pytest
 
     from gateway.ledger.receipt import Receipt
-    from gateway.rollups.sums import StoredRow
+    from gateway.usage.sums import StoredRow
     from tests.usage.books import UsageBook
 
 KEPT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)

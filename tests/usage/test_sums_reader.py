@@ -14,10 +14,10 @@ from msgspec.structs import replace
 from gateway.errors import UsageUnavailable
 from gateway.ledger.edge import EDGE
 from gateway.ledger.receipt import Receipt
-from gateway.rollups.rollup import Row
-from gateway.rollups.sums import ALL_TENANTS, Period, Sums
 from gateway.usage import threads as usage_threads
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
+from gateway.usage.rollup import Row
+from gateway.usage.sums import ALL_TENANTS, Period, Sums
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage_address import address_of
@@ -29,7 +29,7 @@ from tests.usage.books import UsageBook
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.rollups.sums import StoredRow
+    from gateway.usage.sums import StoredRow
     from tests.postgres import Postgres
 
 HOUR_S = 3600

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from gateway.admin.usage_csv import COLUMNS, as_csv, safe
 from gateway.errors import InvalidRequest, Overloaded
-from gateway.rollups.rollup import ClassSum, Dims, Row, pico
-from gateway.rollups.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage import reader as usage_reader
 from gateway.usage import rests as usage_rests
 from gateway.usage import usage as of_usage
 from gateway.usage.reader import UsageReader
+from gateway.usage.rollup import ClassSum, Dims, Row, pico
 from gateway.usage.span import GRANULARITIES, Asked, Span, asked_range, in_short, span
+from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage.usage import Ask, Usage, figures
 from gateway.web.usage import encoded
 from tests.ledger.drafts import call, closed, draft, guided, plan

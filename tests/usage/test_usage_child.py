@@ -13,9 +13,9 @@ import pytest
 from redis.asyncio import Redis
 
 from gateway.redis_keys import RedisKeys
-from gateway.rollups.sums import Retention
 from gateway.usage.state import WorkerState
 from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.policy.schema import TenantPolicy
-from gateway.rollups.rollup import Dims
-from gateway.rollups.rollups import OTHER
+from gateway.usage.rollup import Dims
+from gateway.usage.sums import OTHER
 from gateway.web.usage import shows_money
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ledger.intent import abandoned
-from gateway.ledger.redis_ledger import Settlement
-from gateway.rollups.histogram import RELATIVE_ERROR, Histogram, merged
-from gateway.rollups.rollup import Row
-from gateway.rollups.rollups import Sums
-from tests.ledger.drafts import candidate, closed, guided, intent
-from tests.rollups.books import Books, open_books, plainly
+from gateway.usage.histogram import RELATIVE_ERROR, Histogram, merged
+from gateway.usage.rollup import Row
+from gateway.usage.sums import Sums
+from tests.ledger.drafts import closed, guided
 
 if TYPE_CHECKING:
     from gateway.ledger.receipt import Receipt
@@ -91,51 +87,3 @@ def test_rows_have_no_order_and_forget_what_is_taken_out(told: list[Receipt], ou
             left = {where: row for where, row in rows.items() if row != Row()}
             assert left == expected.rows.get(period, {})
             assert found.totals[period] == expected.totals.get(period, Row())
-
-
-ACTS = st.lists(st.sampled_from(("settle", "repeat", "abandon", "true", "ann", "bob", "both", "tidy")), max_size=30)
-
-
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(many(10), ACTS, st.randoms())
-async def test_whoever_adds_when_the_sums_are_those_of_the_receipts(
-    redis_url: str, told: list[Receipt], acts: list[str], dice: Any
-) -> None:
-    """Two that add up at any time, alone or at once, receipts that are told again, and true ones of abandoned ones."""
-    async with open_books(redis_url) as books:
-        waiting = list(told)
-        settled: dict[str, Receipt] = {}
-        later: dict[str, Receipt] = {}
-        for act in [*acts, "ann", "bob", "ann"]:
-            if act in {"settle", "abandon"} and waiting:
-                true = waiting.pop()
-                if act == "settle":
-                    await books.settle(true)
-                    settled[true.id] = true
-                else:
-                    one = intent(created=true.created, id=true.id, tenant=true.tenant)
-                    await books.ledger.exchange([candidate(one)], [])
-                    left = abandoned(one, time.time())
-                    await books.ledger.abandon(one.tenant, "ann", {one.id: Settlement(left, one)})
-                    settled[true.id], later[true.id] = left, true
-            elif act == "repeat" and settled:
-                again = settled[dice.choice(sorted(settled))]
-                if again.status != "abandoned":
-                    await books.settle(again)
-            elif act == "true" and later:
-                _, true = later.popitem()
-                await books.settle(true)
-                settled[true.id] = true
-            elif act == "both":
-                await asyncio.gather(books.ann.roll(), books.bob.roll())
-            elif act == "tidy":
-                await books.janitor().tidy()
-            elif act in {"ann", "bob"}:
-                await (books.ann if act == "ann" else books.bob).roll()
-        await _all_added(books)
-        assert await books.rows() == plainly(settled.values())
-
-
-async def _all_added(books: Books) -> None:
-    while await books.ann.roll() + await books.bob.roll():
-        pass

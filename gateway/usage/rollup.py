@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.ledger.edge import EDGE, GUIDANCE, student_of
 from gateway.ledger.savings import MEASURING, class_of, savings_of
-from gateway.rollups.histogram import Histogram
+from gateway.usage.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from gateway.rollups.rollup import Dims, Row, dims, merge_in, row_in
+from gateway.usage.rollup import Dims, Row, dims, merge_in, row_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -1,1 +1,0 @@
-"""What receipts add up to in Redis: `adder.py` writes rows, `rollups.py` reads them, `roller.py` keeps adding."""
