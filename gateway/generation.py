@@ -17,6 +17,7 @@ Any other engine may generate up to the limit; without a limit nothing bounds it
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ MAX_TOKEN_BYTES = 128
 """Length of the longest token."""
 _COUNTED_CHARS = 200_000  # words of more would take 100 ms of the event loop in a reply of 8 MB
 _MAX_CHAR_BYTES = 4
+_PARTS = re.compile("[^ ]+")
 
 
 class Generation:
@@ -291,19 +293,18 @@ class _Count:
 
     def fitting(self, text: str, limit: int) -> int:
         """Return the number of characters of the following text that are within the limit."""
-        left, within, at = limit - self._words, self._in_word, 0
+        left = limit - self._words
         most = limit * MAX_TOKEN_BYTES - self._bytes
         if text.count(" ") < left and len(text) * _MAX_CHAR_BYTES <= most:
             return len(text)  # as nearly every reply is: a text has at most one word more than spaces
         text = text[: max(0, most)]  # a character has at least one byte
-        for part in text.split(" "):
-            if part and part.strip():
-                left -= not within
+        at = len(text)
+        for part in _PARTS.finditer(text):
+            if not part[0].isspace():
+                left -= not (self._in_word and part.start() == 0)
                 if left < 0:
+                    at = part.start()
                     break
-            within = False
-            at += len(part) + 1
-        at = min(at, len(text))
         fits = text[:at].encode("utf-8", "replace")[: max(0, most)].decode("utf-8", "ignore")
         return len(fits)
 
@@ -317,7 +318,7 @@ def _words_in(text: str, *, within: bool) -> int:
         within: whether the text continues a word.
     """
     parts = text[:_COUNTED_CHARS].split(" ")
-    count = sum(1 for part in parts if part and not part.isspace())
+    count = sum(1 for part in filter(None, parts) if not part.isspace())  # many spaces make many empty parts
     return count - 1 if within and parts[0].strip() else count
 
 
