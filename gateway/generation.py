@@ -17,12 +17,13 @@ Any other engine may generate up to the limit; without a limit nothing bounds it
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gateway.engines.chat import is_count, read_usage
 from gateway.messages import words, written
-from gateway.protocol import MAX_TOKENS
 
 if TYPE_CHECKING:
     from gateway.ledger.draft import Call
@@ -34,8 +35,10 @@ MIN_UNREAD_TOKENS = 16
 """Tokens of one choice that may be on the way at any time: a step of speculative decoding, and buffers."""
 MAX_TOKEN_BYTES = 128
 """Length of the longest token."""
-_COUNTED_CHARS = 200_000  # words of more would take 100 ms of the event loop in a reply of 8 MB
+_COUNTED_TOKENS = 10_000  # a lower bound is exact up to here, or up to what the engine reports
+_LONG_PREFACE_CHARS = 200_000  # to count the words of 8 MB takes 130 ms of the event loop
 _MAX_CHAR_BYTES = 4
+_PARTS = re.compile("[^ ]+")
 
 
 class Generation:
@@ -173,10 +176,11 @@ class Generation:
             <= call.usage.output_tokens
         ):
             return 0
-        least = 0
+        most, least = max(call.usage.output_tokens, _COUNTED_TOKENS), 0
         for index, text in texts.items():
             count = _Count("" if index else self._preface)
-            count.add(text, MAX_TOKENS)
+            if not count.add(text, most):
+                return most + 1  # more than the engine reports: how many more does not matter
             least += count.tokens
         return least
 
@@ -251,8 +255,10 @@ class _Count:
     __slots__ = ("_bytes", "_free_chars", "_in_word", "_pending", "_words")
 
     def __init__(self, preface: str = "") -> None:
-        many = len(preface) > _COUNTED_CHARS
-        self._words = -(preface.count(" ") + 1 if many else _words_in(preface, within=False))
+        size = len(preface)
+        # An upper bound where the preface is long: the bounds below stay lower ones.
+        most = preface.count(" ") + 1 if size > _LONG_PREFACE_CHARS else _words_in(preface, within=False, most=size)
+        self._words = -most
         self._bytes = -len(preface.encode())
         self._in_word = False
         self._pending: list[str] = []
@@ -279,7 +285,7 @@ class _Count:
         size = self._bytes + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
         if size > limit * MAX_TOKEN_BYTES:
             return False
-        count = self._words + _words_in(text, within=self._in_word)
+        count = self._words + _words_in(text, within=self._in_word, most=limit - self._words)
         if count > limit:
             return False
         self._words, self._bytes = count, size
@@ -291,34 +297,37 @@ class _Count:
 
     def fitting(self, text: str, limit: int) -> int:
         """Return the number of characters of the following text that are within the limit."""
-        left, within, at = limit - self._words, self._in_word, 0
+        left = limit - self._words
         most = limit * MAX_TOKEN_BYTES - self._bytes
         if text.count(" ") < left and len(text) * _MAX_CHAR_BYTES <= most:
             return len(text)  # as nearly every reply is: a text has at most one word more than spaces
         text = text[: max(0, most)]  # a character has at least one byte
-        for part in text.split(" "):
-            if part and part.strip():
-                left -= not within
+        at = len(text)
+        for part in _PARTS.finditer(text):
+            if not part[0].isspace():
+                left -= not (self._in_word and part.start() == 0)
                 if left < 0:
+                    at = part.start()
                     break
-            within = False
-            at += len(part) + 1
-        at = min(at, len(text))
         fits = text[:at].encode("utf-8", "replace")[: max(0, most)].decode("utf-8", "ignore")
         return len(fits)
 
 
-def _words_in(text: str, *, within: bool) -> int:
-    """Return a lower bound on the words that begin in a text; words beyond its first 200,000 characters do not count.
+def _words_in(text: str, *, within: bool, most: int) -> int:
+    """Return the number of words that begin in a text, or a number above `most` where they are more.
 
-    Only spaces separate words: some tokens hold line ends between other characters.
+    Only spaces separate words: some tokens hold line ends between other characters. The time grows with `most`, and not
+    with a text that holds more words.
 
     Args:
         within: whether the text continues a word.
     """
-    parts = text[:_COUNTED_CHARS].split(" ")
-    count = sum(1 for part in parts if part and not part.isspace())
-    return count - 1 if within and parts[0].strip() else count
+    words = (part for part in _PARTS.finditer(text) if not part[0].isspace())
+    first = next(words, None)
+    if first is None:
+        return 0
+    continued = within and first.start() == 0
+    return sum(1 for _ in islice(words, max(0, most) + 1)) + 1 - continued
 
 
 def _visible(usage: Any) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from gateway.ledger.scopes import picodollars
 from gateway.ledger.verdict import Refusal, Verdict
+from gateway.redis_client import LONGEST_REST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from gateway.ledger.scopes import Scope
 
 _PART = 2
-"""A process may spend its share of half of a remainder. The other half covers what the process does not know, such as a
-process that has just joined the fleet."""
+"""A process may spend its share of half of a remainder. The other half covers what the process does not know, such as
+what others reserved since its last exchange."""
 FRESH_S = 30.0
 """A remainder that was older than this when Redis went away counts as unknown, and as 0."""
 KNOWN_AFTER_S = 3.0
-"""The other processes divide by a number without this one until it has been in the fleet for a heartbeat, a second."""
+"""A process that joined the fleet less than this before Redis went away spends nothing: others may not know it yet."""
+_SETTLE_S = 2.0
+"""A process keeps to its part for this long after Redis is back, and for as long as another may pause between attempts
+to reach Redis: then all have told Redis what they spent."""
 _MOST_SCOPES = 10_000
 _MOST_REFRESHED = 1000
 _REFRESHED_FOR_S = 3600.0
@@ -95,6 +99,11 @@ class LocalLimits:
         self._holds: dict[str, _Hold] = {}
         self._lost: list[str] = []
         self._away_since_s: float | None = None
+        self._settled_s: float | None = None  # set while Redis is back and others may have told it nothing yet
+
+    def is_settling(self, now_s: float) -> bool:
+        """Return whether Redis is back, and this process still keeps to its part of budgets."""
+        return self._settled_s is not None and now_s < self._settled_s
 
     def learn(self, tenant: str, scope: Scope, pico: int, now_s: float, *, used: bool = True) -> None:
         """Remember what Redis says is left of a budget.
@@ -102,6 +111,8 @@ class LocalLimits:
         Args:
             used: whether a request of this process brought the figure.
         """
+        if self._away_since_s is not None:
+            return  # it lacks what other processes spent alone
         name = (tenant, scope.name)
         before = self._remainders.get(name)
         used_s = now_s if used else before.used_s if before is not None else -math.inf
@@ -153,8 +164,11 @@ class LocalLimits:
             del self._holds[request_id]
 
     def told(self, ids: Iterable[str]) -> None:
-        """Redis counts these requests now."""
+        """Redis counts these requests now. Until the fleet has settled, they count here as well."""
         if not self._holds:
+            return
+        if self._away_since_s is not None:
+            self._lost += [one for one in ids if one in self._holds]
             return
         for one in ids:
             hold = self._holds.pop(one, None)
@@ -169,13 +183,21 @@ class LocalLimits:
         if request_id in self._holds:
             self._lost.append(request_id)
 
-    def recover(self) -> None:
-        """Redis counts again. What it was not told yet stays held."""
+    def fail(self) -> None:
+        """Redis is away again before the fleet has settled."""
+        self._settled_s = None
+
+    def recover(self, now_s: float) -> None:
+        """Redis answers. Once the fleet has settled, it decides again; what it was not told yet stays held."""
         if self._away_since_s is None:
             return
-        self._away_since_s = None
-        self.told(self._lost)
-        self._lost = []
+        if self._settled_s is None:
+            self._settled_s = now_s + min(LONGEST_REST_S, now_s - self._away_since_s) + _SETTLE_S
+        if now_s < self._settled_s:
+            return
+        self._away_since_s = self._settled_s = None
+        lost, self._lost = self._lost, []
+        self.told(lost)
         held = {name for hold in self._holds.values() for name in hold.names}
         self._uses = {name: use for name, use in self._uses.items() if name in held}
 

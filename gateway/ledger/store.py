@@ -111,7 +111,8 @@ class ReceiptStore:
         # Told again before there is a verdict, it is only to be counted: then it was let in.
         self._under_way[candidate.id] = candidate.let_in(candidate.variants[0])
         try:
-            admitted = await self._told(candidate)
+            alone = on_failure == "degrade" and self._keeps_to_part(candidate)
+            admitted = await self._told(candidate, alone=alone)
             if admitted is None:
                 self._metrics.intents_missed.inc()
                 if on_failure == "reject":
@@ -134,8 +135,14 @@ class ReceiptStore:
         self._decided(candidate, verdict)
         return verdict
 
-    async def _told(self, candidate: Candidate) -> Admitted:
-        if not self._redis.up:
+    def _keeps_to_part(self, candidate: Candidate) -> bool:
+        """Return whether other processes may not have told Redis yet what they spent of a budget of the request."""
+        if not self._local.is_settling(asyncio.get_running_loop().time()):
+            return False
+        return any(scope.budget is not None for scope in candidate.scopes)
+
+    async def _told(self, candidate: Candidate, *, alone: bool) -> Admitted:
+        if alone or not self._redis.up:
             self._unsure = True
             self._news.set()
             return None
@@ -282,6 +289,7 @@ class ReceiptStore:
                 brought = await self._ledger.exchange(candidates, settled, beats)
             except Exception as error:
                 self._redis.failed(error)
+                self._local.fail()
                 self._unsure = True
                 self._in_doubt.update(one.id for one in candidates if one.id in self._admitting)
                 self._answer([candidate.id for candidate in candidates], None)
@@ -293,13 +301,13 @@ class ReceiptStore:
                 self._refused = True
                 return False
         self._refused = False
+        now = asyncio.get_running_loop().time()
         self._local.told([candidate.id for candidate in candidates])
-        self._local.recover()
+        self._local.recover(now)
         for candidate in candidates:
             self._decided(candidate, brought.verdicts[candidate.id][0])
         self._answer([candidate.id for candidate in candidates], brought)
         self._took(settled)
-        now = asyncio.get_running_loop().time()
         for tenant, scope, left in brought.left:
             self._local.learn(tenant, scope, left, now)
         self._metrics.receipts_waiting.set(len(self._waiting))

@@ -269,7 +269,7 @@ async def test_a_refused_list_is_asked_one_by_one(kind: str, status: int) -> Non
 
 
 async def test_a_list_at_which_the_engine_fails_is_one_call_and_no_members_failure() -> None:
-    """One prompt of the list may be at fault. The retry loop retries, counts and charges."""
+    """A single prompt of the list may cause the failure. The retry loop retries, counts and charges the call."""
     server = ListServer()
     async with listing(server) as (engine, fake):
         server.refuse = lambda body, _: 500 if "three" in str(body) else None

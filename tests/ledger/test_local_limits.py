@@ -43,6 +43,13 @@ class Alone:
     def admits(self, candidate: Candidate) -> bool:
         return self.decide(candidate).no is None
 
+    def back(self) -> None:
+        """Redis is back, and the fleet has settled."""
+        self.limits.recover(self.now_s)
+        while self.limits.is_settling(self.now_s):
+            self.now_s += 1
+        self.limits.recover(self.now_s)
+
 
 @pytest.mark.parametrize(("fleet", "admitted"), [(1, 5), (2, 2), (5, 1), (6, 0)])
 def test_a_fleet_shares_out_half_of_what_was_left(fleet: int, admitted: int) -> None:
@@ -121,10 +128,33 @@ def test_what_redis_is_told_is_no_longer_held_here_and_what_it_is_not_still_is()
     assert one.admits(told)
     assert one.admits(untold)
     one.limits.told([told.id])
-    one.limits.recover()
+    one.back()
     one.limits.learn("acme", scope, 8 * DOLLAR, one.now_s)
     assert one.admits(asks("2", scope))
     assert not one.admits(asks("0.5", scope))
+
+
+@pytest.mark.parametrize(("away_s", "settles_s"), [(0.5, 2.5), (60.0, 10.0)])
+def test_a_process_keeps_to_its_part_until_the_others_have_told_redis_what_they_spent(
+    away_s: float, settles_s: float
+) -> None:
+    scope = budget("20")
+    one = Alone()
+    one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
+    spent = asks("4", scope)
+    assert one.admits(spent)
+    one.now_s += away_s
+    one.limits.told([spent.id])
+    one.limits.recover(one.now_s)
+    one.limits.learn("acme", scope, 6 * DOLLAR, one.now_s)
+    assert one.limits.is_settling(one.now_s + settles_s - 0.1)
+    assert not one.limits.is_settling(one.now_s + settles_s)
+    assert not one.admits(asks("2", scope))
+    assert one.admits(asks("1", scope))
+    one.limits.fail()
+    assert not one.limits.is_settling(one.now_s), "Redis is away again"
+    one.limits.recover(one.now_s + 1)
+    assert one.limits.is_settling(one.now_s + 1 + settles_s - 0.1)
 
 
 def test_what_is_lost_counts_until_redis_is_back() -> None:
@@ -136,7 +166,7 @@ def test_what_is_lost_counts_until_redis_is_back() -> None:
     one.limits.settle(lost.id, Decimal(1))
     one.limits.lost(lost.id)
     assert not one.admits(asks("1", scope))
-    one.limits.recover()
+    one.back()
     assert one.admits(asks("1", scope))
 
 
@@ -181,7 +211,7 @@ def test_nothing_is_kept_of_an_outage_that_is_over() -> None:
     assert one.admits(running)
     one.limits.settle(ended.id, Decimal(1))
     one.limits.told([ended.id, running.id])
-    one.limits.recover()
+    one.back()
     assert (one.limits._holds, one.limits._uses, one.limits._lost) == ({}, {}, [])
     without = Alone()
     plain = asks("1", Scope("tenant", 5, 0, 0))

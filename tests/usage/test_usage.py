@@ -314,32 +314,11 @@ async def test_no_crowd_of_tenants_leaves_another_one_without_an_answer(
     assert [type(one) for one in done] == [dict] * 4 + [Overloaded, dict]
 
 
-async def test_an_answer_is_written_within_its_turn(sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a tenant's long answers would be written all at once."""
-    monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 1)
-    began, gate = threading.Event(), threading.Event()
-
-    def write(_: Usage) -> bool:
-        began.set()
-        return gate.wait(10)
-
-    reader = UsageReader(sqlite_book.sums, DEFAULT)
-    now = time.time()
-    question = Ask(span(Asked(now - 3600, now), None, DEFAULT, now), None, (), {"tenant": "acme"})
-    async with asyncio.TaskGroup() as tasks:
-        first = tasks.create_task(reader.read(question, write, whose="acme"))
-        await asyncio.to_thread(began.wait, 10)
-        with pytest.raises(Overloaded):
-            await reader.read(question, Usage.as_dict, whose="acme")
-        gate.set()
-    assert first.result()
-    assert await reader.read(question, Usage.as_dict, whose="acme")
-
-
-async def test_a_caller_that_leaves_keeps_its_turn_until_its_thread_ends(
-    sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_an_answer_is_written_within_its_turn(
+    sqlite_book: UsageBook, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
-    """Else callers that ask and leave would fill the threads that all tenants share."""
+    """A caller that disconnects keeps its turn until its thread ends: all tenants share the threads."""
     monkeypatch.setattr(usage_reader, "_MOST_OF_ONE", 1)
     began, gate = threading.Event(), threading.Event()
 
@@ -353,12 +332,13 @@ async def test_a_caller_that_leaves_keeps_its_turn_until_its_thread_ends(
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(reader.read(question, write, whose="acme"))
         await asyncio.to_thread(began.wait, 10)
-        first.cancel()
-        await asyncio.sleep(0.01)
+        if leaves:
+            first.cancel()
+            await asyncio.sleep(0.01)
         with pytest.raises(Overloaded):
             await reader.read(question, Usage.as_dict, whose="acme")
         gate.set()
-    assert first.cancelled()
+    assert first.cancelled() if leaves else first.result()
     assert await reader.read(question, Usage.as_dict, whose="acme")
 
 
