@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import sys
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,11 +80,17 @@ async def _work(settings: WorkerSettings, *, child: bool) -> None:
             "config.yaml). For a worker of its own, start a Redis and set redis.url."
         )
     async with _running(settings, url, stop) as running:
-        os.nice(_NICE)  # while it catches up, callers come first
+        _lower_priority()
         gc.freeze()
         gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
         running.add_done_callback(lambda _: stop.set())
         await stop.wait()
+
+
+def _lower_priority() -> None:
+    """Let gateways on this host run first: a worker that catches up would slow callers."""
+    with suppress(AttributeError, OSError):  # Windows has no os.nice, and a container may forbid it
+        os.nice(_NICE)
 
 
 @asynccontextmanager
