@@ -15,9 +15,7 @@ from gateway.metrics import Metrics
 from gateway.policy.files import PolicyFiles
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
-from gateway.usage.store import UsageStore
-from gateway.usage.sums import Retention
-from gateway.usage_address import USAGE_FILE, address_of
+from gateway.usage.store import UsageStore, store_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,11 +49,7 @@ def settings_of(config: Path) -> Settings:
 @asynccontextmanager
 async def usage_store(settings: Settings) -> AsyncIterator[UsageStore]:
     """Yield the usage database that config.yaml names. Raises StartupError."""
-    kept = settings.usage
-    store = UsageStore(
-        address_of(kept.url.get_secret_value(), settings.data, USAGE_FILE),
-        Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows),
-    )
+    store = store_of(settings)
     try:
         yield store
     finally:

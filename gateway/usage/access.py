@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 from gateway.usage.comparisons import ComparisonReader
 from gateway.usage.reader import UsageReader
 from gateway.usage.state import WorkerBoard
-from gateway.usage.store import UsageStore
-from gateway.usage.sums import Retention
+from gateway.usage.store import UsageStore, store_of
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.trimmer import OutboxTrimmer
 from gateway.usage.uptime_table import UptimeReader
-from gateway.usage_address import USAGE_FILE, address_of
 
 if TYPE_CHECKING:
     from gateway.config import Settings
@@ -36,11 +34,10 @@ class UsageAccess:
     uptime: UptimeReader
     board: WorkerBoard
     trimmer: OutboxTrimmer
-    retention: Retention
 
     def reader(self) -> UsageReader:
         """Return a reader with turns of its own."""
-        return UsageReader(self.sums, self.retention)
+        return UsageReader(self.sums, self.store.retention)
 
     async def close(self) -> None:
         """Close the database without waiting for queries that run."""
@@ -49,13 +46,8 @@ class UsageAccess:
 
 
 def usage_access(settings: Settings, client: RedisClient, keys: RedisKeys, owner: str, metrics: Metrics) -> UsageAccess:
-    """Return access to the database that `usage` in config.yaml names; it opens when first used.
-
-    Raises StartupError where the driver is not installed.
-    """
-    kept = settings.usage
-    retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
-    store = UsageStore(address_of(kept.url.get_secret_value(), settings.data, USAGE_FILE), retention)
+    """Return access to the database that `usage` in config.yaml names. Raises StartupError as `store_of`."""
+    store = store_of(settings)
     threads = QueryThreads(store.engine)
     board = WorkerBoard(client.commands, keys.ledger(), metrics, str(store.engine))
     trimmer = OutboxTrimmer(
@@ -72,8 +64,7 @@ def usage_access(settings: Settings, client: RedisClient, keys: RedisKeys, owner
         threads,
         SumsReader(threads),
         ComparisonReader(threads),
-        UptimeReader(threads, kept.days_s),
+        UptimeReader(threads, settings.usage.days_s),
         board,
         trimmer,
-        retention,
     )

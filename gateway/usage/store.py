@@ -12,13 +12,15 @@ from gateway.usage import receipts_reader
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageDatabaseError, UsageEngine
 from gateway.usage.receipts_reader import Where
+from gateway.usage.sums import Retention
+from gateway.usage_address import address_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from concurrent.futures import Executor
 
+    from gateway.config import Settings, WorkerSettings
     from gateway.usage.database import Added, Entry
-    from gateway.usage.sums import Retention
 
 _Result = TypeVar("_Result")
 _READERS = 2
@@ -31,11 +33,13 @@ class UsageStore:
 
     Args:
         address: URL for SQLAlchemy.
+        retention: of the sums.
 
     Raises StartupError where the driver is not installed or the address is invalid.
     """
 
     def __init__(self, address: str, retention: Retention) -> None:
+        self.retention = retention
         self.engine = UsageEngine(address)
         self._database = UsageDatabase(self.engine, retention)
         # A database that hangs delays nothing else.
@@ -127,3 +131,13 @@ class UsageStore:
     @staticmethod
     async def _in(threads: Executor, work: Callable[..., _Result], *args: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(threads, work, *args)
+
+
+def store_of(settings: Settings | WorkerSettings) -> UsageStore:
+    """Return the database that `usage` in config.yaml names. It opens when first used.
+
+    Raises StartupError where the driver is not installed.
+    """
+    kept = settings.usage
+    retention = Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows)
+    return UsageStore(address_of(kept.url.get_secret_value(), settings.data), retention)

@@ -31,11 +31,10 @@ from gateway.tasks import Tasks
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerSeat
-from gateway.usage.store import UsageStore
-from gateway.usage.sums import Retention
+from gateway.usage.store import store_of
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
-from gateway.usage_address import ARCHIVE_FILE, USAGE_FILE, address_of
+from gateway.usage_address import ARCHIVE_FILE, address_of
 from gateway.version import __version__
 from gateway.workers.stopping import asked_to_stop, stop_at_end_of_stdin
 
@@ -113,9 +112,9 @@ async def _running(
         client = RedisClient(url, timeout_s=max(_REDIS_TIMEOUT_S, settings.redis.timeout_s), metrics=Metrics())
         stack.push_async_callback(client.close)
         await client.require(embedded=False)
-        address = address_of(kept.url.get_secret_value(), settings.data, USAGE_FILE)
-        store = UsageStore(address, Retention(kept.minutes_s, kept.hours_s, kept.days_s, kept.max_rows))
+        store = store_of(settings)
         stack.push_async_callback(store.close)
+        address = address_of(kept.url.get_secret_value(), settings.data)
         archives = dict.fromkeys((address, address_of("sqlite", settings.data, ARCHIVE_FILE)))
         imports = [ArchiveImport(one) for one in archives]
         for one in imports:
