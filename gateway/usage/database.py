@@ -25,7 +25,7 @@ from gateway.usage.packing import unpack
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
 from gateway.usage.sums_writer import add_sums
-from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, row_of
+from gateway.usage.tables import COMPARISONS, DAY_S, RECEIPTS, SUMS, UNREADABLE, row_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -164,9 +164,11 @@ class UsageDatabase:
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before a moment in Unix seconds, and return their number.
 
-        Raises UsageDatabaseError.
+        Comparisons of these days go with them. A day has fewer comparisons than receipts. Raises UsageDatabaseError.
         """
-        return self._delete(RECEIPTS, RECEIPTS.c.day < int(before // DAY_S))
+        day = int(before // DAY_S)
+        self._delete(COMPARISONS, COMPARISONS.c.day < day)
+        return self._delete(RECEIPTS, RECEIPTS.c.day < day)
 
     def delete_sums(self) -> int:
         """Delete some sums whose time is over, and return their number. Raises UsageDatabaseError."""

@@ -11,6 +11,7 @@ from gateway.quality.book import DAY_S, Compared
 from gateway.quality.comparison import Comparison
 from gateway.quality.tally import SCALE, Tally
 from gateway.usage.comparisons import ComparisonReader, add_comparisons
+from tests.usage.databases import database
 
 if TYPE_CHECKING:
     from tests.usage.books import UsageBook
@@ -55,6 +56,13 @@ async def test_days_are_those_of_utc_with_today(book: UsageBook) -> None:
     add(book, comparison(1, 1, 1, midnight - 1), comparison(2, 0, 1, midnight))
     assert (await reader.look(1))[ROW] == Tally.of(0, 1)
     assert (await reader.look(2))[ROW] == Tally.of(0, 1) + Tally.of(1, 1)
+
+
+async def test_comparisons_are_kept_as_long_as_receipts(book: UsageBook) -> None:
+    reader = ComparisonReader(book.threads, lambda: NOON)
+    add(book, *(comparison(days, 1, 1, NOON - days * DAY_S) for days in range(4)))
+    database(book.engine).delete_receipts(NOON - 2 * DAY_S)
+    assert (await reader.look(10))[ROW] == sum((Tally.of(1, 1) for _ in range(3)), Tally())
 
 
 def test_an_entry_is_read_as_it_was_written() -> None:
