@@ -172,9 +172,7 @@ async def gateway(
         )
         lease_s = settings.redis.lease_s
         receipts = settings.receipts
-        in_redis = RedisLedger(
-            redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, receipts.max_buffered, redis.queries
-        )
+        in_redis = RedisLedger(redis.commands, redis_keys, owner, receipts.ttl_s, lease_s, redis.queries)
         usage = usage_access(settings, redis, redis_keys, owner, metrics)
         stack.push_async_callback(usage.close)
         uptime = Uptime(redis, redis.commands, redis_keys, hourly_of(settings))
@@ -240,7 +238,7 @@ async def gateway(
         deadlines = GuidanceDeadlines(times)
         guide = Guide(engines, batcher, Flights(tasks), metrics, tasks, deadlines, retry_budgets)
         finisher = Finisher(engines, metrics, retry_budgets)
-        quality = QualityBook(redis.commands, redis_keys, receipts.max_buffered)
+        quality = QualityBook(redis.commands, redis_keys)
         completions = Completions(
             guide=guide,
             finisher=finisher,
@@ -293,7 +291,7 @@ async def gateway(
         public[keys.HANDOVER] = Handover(guide=guide, admission=admission, ledger=ledger, close_within_s=receipts.ttl_s)
         public[keys.EDGE_ACCOUNTS] = EdgeAccounts(
             redis,
-            EdgeBook(redis.queries, redis_keys, receipts.ttl_s, receipts.max_buffered),
+            EdgeBook(redis.queries, redis_keys, receipts.ttl_s),
             store,
             ledger,
             admission,

@@ -2,16 +2,16 @@
 -- trusted.
 --
 -- KEYS  the receipt, the tenant's outbox, how many answers the tenant's devices reported that they made alone
--- ARGV  the receipt as JSON, seconds to keep it, until when it may come in Unix seconds ('' for ever), about how many
---       receipts the outbox may hold, how many such answers a tenant may report in an hour ('' where it is none)
+-- ARGV  the receipt as JSON, seconds to keep it, until when it may come in Unix seconds ('' for ever), how many such
+--       answers a tenant may report in an hour ('' where it is none)
 -- Returns 'closed', 'expired', 'full' or 'written'
 
 if redis.call('EXISTS', KEYS[1]) == 1 then return 'closed' end
 if ARGV[3] ~= '' and tonumber(redis.call('TIME')[1]) > tonumber(ARGV[3]) then return 'expired' end
-if ARGV[5] ~= '' then
-  if tonumber(redis.call('GET', KEYS[3]) or '0') >= tonumber(ARGV[5]) then return 'full' end
+if ARGV[4] ~= '' then
+  if tonumber(redis.call('GET', KEYS[3]) or '0') >= tonumber(ARGV[4]) then return 'full' end
   if redis.call('INCR', KEYS[3]) == 1 then redis.call('EXPIRE', KEYS[3], 3600) end
 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'receipt', ARGV[1])
+redis.call('XADD', KEYS[2], '*', 'receipt', ARGV[1])
 return 'written'

@@ -21,15 +21,11 @@ Outcome = Literal["written", "closed", "expired", "full"]
 class EdgeBook:
     """Args:
     ttl_s: how long a receipt can be asked for.
-    max_buffered: about how many of a tenant's receipts may wait to be added up and archived.
     """
 
-    def __init__(
-        self, redis: Redis, keys: RedisKeys, ttl_s: float, max_buffered: int, most_offline: int = MOST_OFFLINE
-    ) -> None:
+    def __init__(self, redis: Redis, keys: RedisKeys, ttl_s: float, most_offline: int = MOST_OFFLINE) -> None:
         self._keys = keys
         self._ttl_s = max(1, round(ttl_s))
-        self._max_buffered = max_buffered
         self._most_offline = most_offline
         self._redis = redis
         self._script = Script(redis, "gateway.ledger", "closing.lua")
@@ -41,7 +37,7 @@ class EdgeBook:
             by: until when it may come, in Unix seconds of Redis' clock; None where it was looked at already.
         """
         tenant = receipt.tenant
-        # Whoever adds receipts up must know where to look.
+        # Usage workers read the outboxes of named tenants.
         named: Any = self._redis.sadd(self._keys.ledger().tenants, tenant)
         await named
         keys = [
@@ -53,7 +49,6 @@ class EdgeBook:
             receipt.to_json(),
             str(self._ttl_s).encode(),
             b"" if by is None else str(by).encode(),
-            str(self._max_buffered).encode(),
             b"" if receipt.edge_of is not None else str(self._most_offline).encode(),
         )
         (raw,) = await self._script.run([(keys, values)])

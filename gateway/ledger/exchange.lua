@@ -385,10 +385,10 @@ end
 
 local verdicts, replaced, settled = {}, {}, {}
 
--- Whoever adds receipts up, and archives them, finds each here once. The janitor bounds all outboxes together; where nobody
--- adds up there is none, and this bounds each.
+-- A usage worker reads each receipt here once. The trimmer (usage/trimmer.py) bounds all outboxes together, and counts what
+-- it deletes. A receipt that replaces an abandoned one has that one as `instead`, for processes of the previous version.
 local function post(receipt, ...)
-  redis.call('XADD', outbox, 'MAXLEN', '~', whole(news.max_buffered), '*', 'receipt', receipt, ...)
+  redis.call('XADD', outbox, '*', 'receipt', receipt, ...)
 end
 
 if #news.admitted > 0 or news.beat then redis.call('ZADD', owners, whole(now), news.owner) end

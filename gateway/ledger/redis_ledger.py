@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 MOST_UNASKED_USD = Decimal(100)
 """No budget bounds what a request reserves that went on without being asked for, and Redis counts to 9 million USD:
 beyond, it would refuse the news of every other request with it."""
-MOST_BUFFERED = 200_000
 NAMED_FOR_S = 3600.0
 """How long a process knows that Redis knows of a tenant with receipts."""
 
@@ -114,7 +113,6 @@ class RedisLedger:
     owner: this process's id; no other process has it.
     ttl_s: how long a receipt can be asked for.
     lease_s: after so long without a word, what a process held in parallel is free again.
-    max_buffered: about how many of a tenant's receipts may wait to be added up and archived.
     queries: where callers' receipts are read.
     """
 
@@ -125,7 +123,6 @@ class RedisLedger:
         owner: str,
         ttl_s: float,
         lease_s: float,
-        max_buffered: int = MOST_BUFFERED,
         queries: Redis | None = None,
     ) -> None:
         self._redis = redis
@@ -134,7 +131,6 @@ class RedisLedger:
         self._owner = owner
         self._ttl_s = max(1, round(ttl_s))
         self._lease_us = round(lease_s * 1_000_000)
-        self._max_buffered = max_buffered
         self._named_tenants: dict[str, float] = {}  # until when they need not be named again
         self._script = Script(redis, "gateway.ledger", "exchange.lua")
 
@@ -178,7 +174,7 @@ class RedisLedger:
         calls = []
         for tenant, news in told_of:
             news.number_scopes()
-            raw = news.encoded(owner, self._ttl_s, self._lease_us, self._max_buffered)
+            raw = news.encoded(owner, self._ttl_s, self._lease_us)
             calls.append((self._named(tenant, owner, news), [raw]))
         await self._name_tenants({tenant for tenant, news in told_of if news.settled})
         brought = Exchanged()
@@ -194,9 +190,9 @@ class RedisLedger:
         return brought
 
     async def _name_tenants(self, settled: set[str]) -> None:
-        """Before a tenant's first receipt: whoever adds receipts up must know where to look.
+        """Name tenants before their first receipt, so that usage workers read their outboxes.
 
-        It is told again after a while, since a tenant that was quiet for long is forgotten (leavers.py).
+        A tenant is named again after a while, since one that was quiet for long is forgotten (usage/inactive.py).
         """
         now = time.monotonic()
         if new := [tenant for tenant in settled if self._named_tenants.get(tenant, now) <= now]:
@@ -304,7 +300,7 @@ class _TenantNews:
                 self.scopes.setdefault(charge.scope, Scope(charge.scope, 0, 0, 0))
         self.numbers = {name: place for place, name in enumerate(self.scopes, 1)}
 
-    def encoded(self, owner: str, ttl_s: int, lease_us: int, max_buffered: int) -> bytes:
+    def encoded(self, owner: str, ttl_s: int, lease_us: int) -> bytes:
         return msgspec.msgpack.encode(
             News(
                 owner=owner,
@@ -313,7 +309,6 @@ class _TenantNews:
                 scopes=list(self.scopes.values()),
                 admitted=[self._admitted(candidate) for candidate in self.admitted],
                 settled=[self._settled(one) for one in self.settled],
-                max_buffered=max_buffered,
                 beat=self.beat,
                 gone=self.gone,
             )

@@ -58,7 +58,6 @@ class News(msgspec.Struct, frozen=True):
     Attributes:
         owner: the process whose requests these are.
         lease_us: after so long without a word a process no longer holds what runs in parallel.
-        max_buffered: about how many receipts may wait to be added up and archived; the oldest go first.
         beat: whether the owner lives, beside what it admits.
         gone: whether it is known not to.
     """
@@ -69,7 +68,6 @@ class News(msgspec.Struct, frozen=True):
     scopes: list[Scope]
     admitted: list[AdmittedNews]
     settled: list[SettledNews]
-    max_buffered: int
     beat: bool = False
     gone: bool = False
 

@@ -44,17 +44,13 @@ class QualityBook:
     """Its methods await Redis, and raise RedisError and OSError when that cannot be.
 
     Args:
-        max_buffered: entries that an outbox may hold.
         clock: Unix seconds.
     """
 
-    def __init__(
-        self, redis: Redis, keys: RedisKeys, max_buffered: int, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, redis: Redis, keys: RedisKeys, clock: Callable[[], float] = time.time) -> None:
         self._redis = redis
         self._all_keys = keys
         self._keys = keys.ledger()
-        self._max_buffered = max_buffered
         self._clock = clock
         self._take = Script(redis, "gateway.quality", "take.lua")
         self._settle = Script(redis, "gateway.quality", "settle.lua")
@@ -84,7 +80,7 @@ class QualityBook:
         fields: Any = {b"comparison": comparison.to_json()}
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.sadd(self._keys.tenants, comparison.tenant)
-            pipe.xadd(self._all_keys.outbox(comparison.tenant), fields, maxlen=self._max_buffered)
+            pipe.xadd(self._all_keys.outbox(comparison.tenant), fields)
             await pipe.execute()
 
     async def look(self, days: int) -> dict[Compared, Tally]:

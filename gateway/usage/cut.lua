@@ -2,7 +2,7 @@
 --
 -- KEYS  outbox
 -- ARGV  the consumer group, how many entries may stay, how many to delete at most
--- Returns how many were deleted, and how many of them no worker had taken
+-- Returns how many were deleted, and how many of them were receipts that no worker had taken
 
 local too_many = math.min(redis.call('XLEN', KEYS[1]) - tonumber(ARGV[2]), tonumber(ARGV[3]))
 if too_many <= 0 then return { 0, 0 } end
@@ -21,7 +21,8 @@ end
 local lost = 0
 for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', too_many)) do
   local ms, seq = part(entry[1])
-  if ms > taken_ms or (ms == taken_ms and seq > taken_seq) then lost = lost + 1 end
+  local taken = ms < taken_ms or (ms == taken_ms and seq <= taken_seq)
+  if not taken and entry[2][1] ~= 'comparison' then lost = lost + 1 end
 end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', redis.call('XLEN', KEYS[1]) - too_many)
 return { too_many, lost }

@@ -32,7 +32,7 @@ class Desk:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.keys = RedisKeys(f"t{secrets.token_hex(6)}")
-        self.ann, self.bob = (EdgeBook(redis, self.keys, TTL_S, 1000, most_offline=2) for _ in "12")
+        self.ann, self.bob = (EdgeBook(redis, self.keys, TTL_S, most_offline=2) for _ in "12")
 
     async def posted(self) -> list[Receipt]:
         entries: Any = await self.redis.xrange(self.keys.outbox("acme"))

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
+import msgspec
+import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
+from gateway.ledger.edge_book import EdgeBook
 from gateway.ledger.redis_ledger import RedisLedger
+from gateway.quality.book import QualityBook
 from gateway.usage.inactive import QUIET_S, STEP_S, InactiveTenants
 from gateway.usage.state import WorkerState
 from gateway.usage.trimmer import OutboxTrimmer, level
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
+from tests.usage.test_comparisons import comparison
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -71,6 +78,41 @@ async def test_a_loud_tenant_takes_no_room_of_others_and_the_loss_is_logged_once
         ("receipts_lost", 1_150, 80),
         ("receipts_lost", 1, 80),
     ]
+
+
+async def test_each_receipt_of_a_burst_is_either_there_or_counted(outboxes: Outboxes) -> None:
+    """Settling and reporting delete nothing, however many receipts come between two rounds."""
+    await outboxes.settle(*receipts(1_500))
+    edge_book = EdgeBook(outboxes.redis, outboxes.keys, 100)
+    for one in receipts(250):
+        assert await edge_book.write(msgspec.structs.replace(one, edge_of=one.id), None) == "written"
+    assert await outboxes.lengths() == {"acme": 1_750}
+    await trimmer(outboxes, most=1_000).trim()
+    assert await outboxes.lengths() == {"acme": 1_000}
+    assert lost(outboxes) == 750
+
+
+async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> None:
+    book = QualityBook(outboxes.redis, outboxes.keys)
+    for number in range(20):
+        await book.add(comparison(number, 1, 1))
+    await outboxes.settle(*receipts(10))
+    assert await trimmer(outboxes, most=5).trim() == 5
+
+
+async def test_a_loss_before_redis_failed_is_counted(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    await outboxes.settle(*receipts(20, "loud"), *receipts(20, "louder"))
+    one = trimmer(outboxes, most=20)
+    cut = one._cut_some
+
+    async def cut_once(*args: Any) -> tuple[int, int]:
+        monkeypatch.setattr(one, "_cut_some", AsyncMock(side_effect=RedisConnectionError))
+        return await cut(*args)
+
+    monkeypatch.setattr(one, "_cut_some", cut_once)
+    with pytest.raises(RedisConnectionError):
+        await one.trim()
+    assert lost(outboxes) == 10
 
 
 async def test_the_newest_stay_and_reach_the_database(outboxes: Outboxes) -> None:
