@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,9 +15,12 @@ from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
 from gateway.quality.book import Compared, QualityBook
-from gateway.quality.tally import Tally
+from gateway.quality.comparison import Comparison
+from gateway.quality.tally import SCALE
 from gateway.redis_keys import RedisKeys
+from gateway.usage.comparisons import add_comparisons
 from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model, running_gateway
+from tests.usage.databases import opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,9 +35,32 @@ def asked(gateway: GatewayProcess, query: str = "") -> httpx.Response:
     return httpx.get(f"{gateway.admin_url}/quality{query}", headers=headers, timeout=20)
 
 
+class Samples:
+    """Comparisons in the usage database of a gateway."""
+
+    def __init__(self, folder: Path) -> None:
+        self._address = f"sqlite:///{folder}/data/usage.db"
+        self._ids = count()
+
+    def add(self, *of_rows: tuple[Compared, float, float]) -> None:
+        now = int(time.time())
+        comparisons = [
+            Comparison(
+                id=f"req_{next(self._ids):024x}",
+                created=now,
+                **row._asdict(),
+                guided=round(guided * SCALE),
+                student=round(student * SCALE),
+            )
+            for row, guided, student in of_rows
+        ]
+        with opened(self._address) as engine, engine.writing() as connection:
+            add_comparisons(connection, comparisons)
+
+
 @asynccontextmanager
 async def kept(folder: Path, redis_url: str) -> AsyncIterator[tuple[GatewayProcess, QualityBook]]:
-    """A gateway, and the book that it reads."""
+    """A gateway, and the book of its budgets."""
     prefix = folder.name.replace("-", "_")[:32]
     with running_gateway(
         folder,
@@ -55,11 +83,13 @@ def row(found: dict[str, Any], **wanted: str) -> dict[str, Any]:
 async def test_rows_are_told_by_route_and_length_and_of_all_lengths(tmp_path: Path, redis_url: str) -> None:
     async with kept(tmp_path, redis_url) as (gateway, book):
         assert asked(gateway).json()["rows"] == []
+        samples = Samples(tmp_path)
         for number in range(6):
-            await book.add(Compared("acme", "words", "32", "chat"), Tally.of(0.75, 0.5))
-            await book.add(Compared("acme", "words", "128", "chat"), Tally.of(0.25 + number / 100, 0.5))
-        await book.add(Compared("acme", "judge", "32", "chat"), Tally.of(1, 0))
-        await book.add(Compared("globex", "words", "32", "chat"), Tally.of(0, 0))
+            samples.add(
+                (Compared("acme", "words", "32", "chat"), 0.75, 0.5),
+                (Compared("acme", "words", "128", "chat"), 0.25 + number / 100, 0.5),
+            )
+        samples.add((Compared("acme", "judge", "32", "chat"), 1, 0), (Compared("globex", "words", "32", "chat"), 0, 0))
         await book.take("acme", "chat", Decimal("0.25"), Decimal(1))
         found = await asyncio.to_thread(lambda: asked(gateway, "?days=2").json())
         places = [(one["tenant"], one["compare"], one["length"]) for one in found["rows"]]

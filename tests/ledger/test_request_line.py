@@ -85,7 +85,7 @@ def test_a_terminal_shows_one_short_line_in_colours_for_each_request(tmp_path: P
             "server": {"host": "127.0.0.1", "port": 0},
             "admin": {"port": 0},
             "redis": {"url": redis_url, "prefix": "on-a-terminal"},
-            "archive": {"url": None},
+            "usage": {"run": "command"},
             "models": [model("small", "openai", f"{engine.url}/v1")],
         }
         (tmp_path / "policies").mkdir()

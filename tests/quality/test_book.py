@@ -1,8 +1,9 @@
-"""What comparisons came to and cost, in a real Redis: exact over processes, bounded, and gone after their time."""
+"""Comparisons are posted to the outboxes, and what they cost is counted in a real Redis, exactly over processes."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import astuple
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,15 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.quality import book
-from gateway.quality.book import DAY_S, KEPT_DAYS, Compared, QualityBook
+from gateway.quality.book import DAY_S, QualityBook
 from gateway.quality.tally import Tally
 from gateway.redis_keys import RedisKeys
-from gateway.series import OTHER
+from tests.usage.test_comparisons import ROW, comparison
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 NOON = 20_000 * DAY_S + DAY_S // 2
-ROW = Compared("acme", "words", "64", "org/chat:v1")
 CENT = Decimal("0.01")
 
 
@@ -51,41 +50,35 @@ def books(redis: Redis, clock: Clock, request: pytest.FixtureRequest) -> list[Qu
     return [QualityBook(redis, keys, clock) for _ in range(2)]
 
 
-async def test_what_two_processes_add_is_one_row(books: list[QualityBook]) -> None:
-    adding = [books[number % 2].add(ROW, Tally.of(number / 40, 0.25)) for number in range(40)]
-    await asyncio.gather(*adding, books[0].add(ROW._replace(length="16"), Tally.of(1, 0)))
-    found = await books[1].look(1)
-    assert found[ROW] == sum((Tally.of(number / 40, 0.25) for number in range(40)), Tally())
-    assert found[ROW._replace(length="16")] == Tally(1, 10_000, 0, 10_000, 100_000_000)
-    assert len(found) == 2
-
-
-async def test_days_are_told_apart_and_added_when_asked_for(books: list[QualityBook], clock: Clock) -> None:
-    await books[0].add(ROW, Tally.of(1, 1))
-    clock.now += DAY_S
-    await books[0].add(ROW, Tally.of(0, 1))
-    assert (await books[0].look(1))[ROW] == Tally.of(0, 1)
-    assert (await books[0].look(2))[ROW] == Tally.of(0, 1) + Tally.of(1, 1)
-
-
-async def test_rows_end_after_their_time(
+async def test_a_comparison_is_posted_to_the_outbox_of_its_tenant(
     books: list[QualityBook], redis: Redis, request: pytest.FixtureRequest
 ) -> None:
-    await books[0].add(ROW, Tally.of(1, 1))
+    keys = RedisKeys(request.node.name)
+    one = comparison(1, 0.5, 0.25)
+    await books[0].add(one)
+    ((_, fields),) = await redis.xrange(keys.outbox("acme"))
+    assert fields == {b"comparison": one.to_json()}
+    assert await redis.smembers(keys.ledger().tenants) == {b"acme"}
+
+
+async def test_sums_of_an_earlier_version_are_read_by_day(
+    books: list[QualityBook], redis: Redis, clock: Clock, request: pytest.FixtureRequest
+) -> None:
+    keys, other = RedisKeys(request.node.name).ledger(), ROW._replace(length="16")
+    for row, tally in ((ROW, Tally.of(1, 1)), (other, Tally.of(1, 0))):
+        await redis.hset(keys.quality(books[0].today()), "/".join(row), " ".join(map(str, astuple(tally))))
+    clock.now += DAY_S
+    await redis.hset(keys.quality(books[0].today()), "/".join(ROW), " ".join(map(str, astuple(Tally.of(0, 1)))))
+    assert await books[0].look(1) == {ROW: Tally.of(0, 1)}
+    assert await books[0].look(2) == {ROW: Tally.of(0, 1) + Tally.of(1, 1), other: Tally.of(1, 0)}
+
+
+async def test_what_was_spent_is_kept_for_two_days(
+    books: list[QualityBook], redis: Redis, request: pytest.FixtureRequest
+) -> None:
     await books[0].take("acme", "chat", CENT, CENT)
     keys = RedisKeys(request.node.name).ledger()
-    assert 0 < await redis.ttl(keys.quality(books[0].today())) <= KEPT_DAYS * DAY_S
     assert 0 < await redis.ttl(keys.quality_spent(books[0].today())) <= 2 * DAY_S
-
-
-async def test_beyond_the_bound_tenants_and_routes_share_a_row(
-    books: list[QualityBook], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(book, "MOST_ROWS", 2)
-    for route in ("a", "b", "c", "d", "a"):
-        await books[0].add(ROW._replace(route=route), Tally.of(1, 0))
-    found = await books[0].look(1)
-    assert {row.route: tally.samples for row, tally in found.items()} == {"a": 2, "b": 1, OTHER: 2}
 
 
 async def test_no_more_is_taken_than_a_day_has_whoever_asks(books: list[QualityBook], clock: Clock) -> None:

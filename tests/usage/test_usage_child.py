@@ -32,8 +32,6 @@ def a_gateway(folder: Path, redis_url: str, engine: str, workers: int) -> Gatewa
         redis_url=redis_url,
         redis={"prefix": PREFIX},
         server={"workers": workers},
-        # The process of this version that adds receipts up may trim only what the usage worker has written.
-        archive={"url": "sqlite", "run": "command"},
         usage={"run": "host"},
         data=str(folder / "data"),
         models=[model("small", "openai", f"{engine}/v1", continuation="trailing", echo=False)],
