@@ -7,7 +7,7 @@ names, so that two versions can stand side by side. docs/upgrading.md says when 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 BOARD = 4
 """The layout of teachers' boards, and of what processes wake each other with. Each ticket says it as well."""
@@ -63,48 +63,27 @@ class KeyringKeys:
 
 @dataclass(frozen=True, slots=True)
 class LedgerKeys:
-    """What receipts add up to, over all tenants. One process at a time adds, and only to what it read (`state`)."""
+    """Keys of all tenants together: for usage workers, the uptime of engines and comparisons of answers.
+
+    Of those that the previous version used, only the keys that processes of both versions need are here.
+    `usage-db migrate` deletes the others (usage/previous_sums.py).
+    """
 
     tenants: str  # set: tenants that ever had a receipt
-    state: str  # hash: the version, another one with each addition, and the generation of rows that is read
-    cursors: str  # hash: tenant -> the last entry of its outbox that is added up
-    latest: str  # stream: the last receipts of all tenants, capped
-    archived: str  # hash: tenant -> up to where its outbox is archived
-    lease: str  # the process that adds up now; gone when it does not say so anew
-    archiver: str  # the process that archives now, likewise
-    archive: str  # what that one last said of the archive, as JSON; gone when it says no more
-    counted: str  # hash: tenant -> how many entries of its outbox ever came before its cursor
-    holds: str  # hash: tenant -> the entry beyond which nothing goes from its outbox, while rows are made anew
-    builds: str  # hash: generation of rows that is not read (any more) -> Unix second from which on it may go
     leaving: str  # sorted set: tenants that were quiet for long, by when they left `tenants`
     trimmer: str  # the process that bounds outboxes now; gone when it does not renew it
     written: str  # hash: result -> how many receipts the usage workers wrote with it
+    # Of the previous version:
+    lease: str  # the process that adds receipts up; gone when it does not renew it
+    archived: str  # hash: tenant -> the entry of its outbox up to which all are written
+    cursors: str  # hash: tenant -> the last entry of its outbox that is added up
+    counted: str  # hash: tenant -> number of entries of its outbox that ever came before its cursor
+    holds: str  # hash: tenant -> the entry from which on its outbox is not trimmed
     base: str
-    rows_base: str
-
-    def of(self, generation: int) -> LedgerKeys:
-        """The same, with the rows of this generation: a number, one more with each time that rows are made anew."""
-        return replace(self, rows_base=f"{self.base}g{generation}:" if generation else self.base)
-
-    def build(self, generation: int) -> str:
-        """Hash: the version of a generation that is being made, another one with each addition."""
-        return f"{self.base}build:{generation}"
 
     def worker(self, number: int) -> str:
         """The state of the usage worker with this number, as JSON; gone when the worker does not renew it."""
         return f"{self.base}worker:{number}"
-
-    def rows(self, granularity: str, period: int, tenant: str) -> str:
-        """Hash: dims -> row, of one tenant in the period that begins at that Unix second."""
-        return f"{self.rows_base}rows:{granularity}:{period}:{tenant}"
-
-    def total(self, granularity: str, period: int) -> str:
-        """The row of all tenants together."""
-        return f"{self.rows_base}total:{granularity}:{period}"
-
-    def seen(self, granularity: str, period: int) -> str:
-        """Set: tenants that have rows there."""
-        return f"{self.rows_base}seen:{granularity}:{period}"
 
     def up(self, engine: str, day: int) -> str:
         """Bitmap: the minutes of the day that begins at that Unix second in which the engine was up."""
@@ -173,9 +152,9 @@ class RedisKeys:
         return f"{self.tenant_base(tenant, RECEIPT)}receipt:{receipt_id}"
 
     def outbox(self, tenant: str) -> str:
-        """Stream: a tenant's receipts as they are settled, until they are added up and archived.
+        """Stream: a tenant's receipts as they are settled, until a usage worker has written them.
 
-        Fields of an entry: `receipt`, and `instead` where it takes the place of an abandoned one. Both are JSON.
+        Fields of an entry: `receipt`, and `instead` where it replaces an abandoned one; or `comparison`. All are JSON.
         """
         return f"{self.tenant_base(tenant)}outbox"
 
@@ -185,8 +164,8 @@ class RedisKeys:
 
     def ledger(self) -> LedgerKeys:
         base = self.ledger_base
-        names = [part.name for part in fields(LedgerKeys) if not part.name.endswith("base")]
-        return LedgerKeys(**{name: base + name for name in names}, base=base, rows_base=base)
+        names = [part.name for part in fields(LedgerKeys) if part.name != "base"]
+        return LedgerKeys(**{name: base + name for name in names}, base=base)
 
     def ended_session(self, session_id: str) -> str:
         """A session of the dashboard that ended at logout; gone when none of its cookies could be valid any more."""
@@ -202,7 +181,7 @@ class RedisKeys:
 
     @property
     def ledger_base(self) -> str:
-        """How the name of each of the sums' keys begins."""
+        """The beginning of the name of each of `ledger`'s keys."""
         return f"{{{self.prefix}:ledger}}:v{LEDGER}:"
 
     def tenant_base(self, tenant: str, layout: int = TENANT) -> str:

@@ -21,7 +21,7 @@ KEYS = RedisKeys("gkt")
         ([KEYS.wakeups("ann")], redis_keys.BOARD),
         ([KEYS.outbox("acme"), KEYS.owners("acme"), *KEYS.scope("acme", "tenant")], redis_keys.TENANT),
         ([KEYS.receipt("acme", "req_1")], redis_keys.RECEIPT),
-        ([KEYS.ledger().state, KEYS.ledger().of(2).rows("day", 0, "acme")], redis_keys.LEDGER),
+        ([KEYS.ledger().tenants, KEYS.ledger().up("big", 0)], redis_keys.LEDGER),
         (KEYS.keyring().as_list(), redis_keys.KEYRING),
         ([KEYS.heartbeat("ann")], redis_keys.HEARTBEAT),
         ([KEYS.ended_session("1f")], redis_keys.SESSION),

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 NOTHING = "0-0"
 """Before every entry."""
-EVERYTHING = f"{2**64 - 1}-{2**64 - 1}"
-"""After every entry."""
 
 
 def parts(entry: str) -> tuple[int, int]:
-    """An id as it is ordered."""
+    """Return an id as a pair that sorts as entries do."""
     ms, _, seq = entry.partition("-")
     return int(ms), int(seq or 0)
 
 
-def after(entry: str) -> str:
-    """The id that comes next."""
-    ms, seq = parts(entry)
-    return f"{ms}-{seq + 1}" if seq < 2**64 - 1 else f"{ms + 1}-0"
-
-
 def before(entry: str) -> str:
-    """The id that comes last before this one."""
+    """Return the largest id below this one."""
     ms, seq = parts(entry)
     if seq:
         return f"{ms}-{seq - 1}"
@@ -29,5 +21,5 @@ def before(entry: str) -> str:
 
 
 def made_ms(entry: str) -> int:
-    """When it was made, by Redis' clock, in Unix milliseconds."""
+    """Return when an entry was added, by Redis' clock, in Unix milliseconds."""
     return parts(entry)[0]
