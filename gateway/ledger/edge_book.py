@@ -20,7 +20,7 @@ Outcome = Literal["written", "closed", "expired", "full"]
 
 class EdgeBook:
     """Args:
-    ttl_s: how long a receipt can be asked for.
+    ttl_s: how long Redis keeps a receipt.
     """
 
     def __init__(self, redis: Redis, keys: RedisKeys, ttl_s: float, most_offline: int = MOST_OFFLINE) -> None:

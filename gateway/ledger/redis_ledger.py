@@ -111,7 +111,7 @@ class Exchanged:
 class RedisLedger:
     """Args:
     owner: this process's id; no other process has it.
-    ttl_s: how long a receipt can be asked for.
+    ttl_s: how long Redis keeps a receipt.
     lease_s: after so long without a word, what a process held in parallel is free again.
     queries: where callers' receipts are read.
     """
@@ -246,7 +246,7 @@ class RedisLedger:
 
     @property
     def ttl_s(self) -> int:
-        """How long a receipt can be asked for."""
+        """How long Redis keeps a receipt, in seconds."""
         return self._ttl_s
 
     @property

@@ -1,4 +1,4 @@
-"""Over which times usage is asked for, and which rows of the ledger cover them. Pure: told the time. UTC throughout.
+"""Read the range of a question about usage, and find the sums that cover it. Pure: told the time. UTC throughout.
 
 Rows are kept the longer the coarser they are. So a range is widened to whole periods of rows that are still kept, and
 who asked is told what it came to. A long one is covered by whole days and hours, and by finer rows at its edges.
@@ -104,7 +104,7 @@ class _Kept:
         finest = next((one for one in GRANULARITIES if since >= self._now - self._retention.of(one)), None)
         if finest is None:
             oldest = shown(self._now - max(self._retention.of(one) for one in GRANULARITIES))
-            fix = f"ask since {oldest} at the earliest; an archive, where there is one, has older receipts"
+            fix = f"ask since {oldest} at the earliest"
         else:
             oldest = shown(self._now - self._retention.of(granularity or finest))
             fix = f"ask with granularity={finest}, or since {oldest} at the earliest"

@@ -1,4 +1,4 @@
-"""What was used, by whom: rows of the ledger, grouped as somebody asks, and the shape in which it is told. Pure.
+"""Group sums as a question wants them, and write the answer as JSON. Pure.
 
 Sums are those of the receipts, exactly. Only latencies and shares are rounded.
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 10_000
 """Rows of one answer."""
 MOST_ADDED = 200_000
-"""Rows of the ledger that one answer may be added up from: some seconds of one core."""
+"""Sums that one answer may be added up from: some seconds of one core."""
 MOST_ADDED_OF_ALL = 500_000
-"""The same, where all tenants are asked for: what is over is kept (usage_parts.py), and need not be added up again."""
+"""Sums of an answer about all tenants. Periods that are over are cached (parts.py), and not added up again."""
 
 MODES = ("guided", "teacher_complete", "student", "teacher", "embeddings", "shadow", "guidance", "edge")
 """What a receipt's `mode` may be."""
