@@ -75,6 +75,7 @@ class RedisClient:
             callers leaves `commands` the connections that requests need. Slots divide them between tenants.
         max_queries: how many connections `queries` has at most.
         on_restart: called when Redis is another one than before, or was started anew: it may have forgotten something.
+        same_at: loop time at which Redis was last asked and was the same as before; -inf before the watch has asked.
         up: False from the first failure until the watch has seen Redis answer, after a rest. Whoever is about to await
             Redis for a request asks this first, and goes on without Redis when it says False.
     """
@@ -112,6 +113,7 @@ class RedisClient:
         self._metrics = metrics
         self.on_restart: Callable[[], None] = _nothing
         self._run_id: str | None = None
+        self.same_at = -math.inf
         self.up = True
         self._rest = Rest(_LOOK_EVERY_S)
         self._answers = asyncio.Event()
@@ -165,12 +167,14 @@ class RedisClient:
     async def watch(self) -> None:
         """Look twice a second, for ever. A process that asks Redis for nothing learns of its absence here too."""
         while True:
+            asked_at = asyncio.get_running_loop().time()
             try:
                 info = await self.commands.info("server")
             except (RedisError, OSError) as error:
                 self.failed(error)
             else:
                 self._know(info.get("run_id"))
+                self.same_at = asked_at
                 if asyncio.get_running_loop().time() >= self._rest.until:
                     self._turn(up=True)
             await asyncio.sleep(_LOOK_EVERY_S)

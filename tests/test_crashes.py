@@ -101,7 +101,7 @@ class Fleet:
         ]
         await until(lambda: self.redis.zcard(KEYS.teacher("big").owners), len(self.gateways), LEASE_S + 6)
         await asyncio.sleep(LEASE_S / 4)  # a heartbeat, in which each hears it
-        await asyncio.sleep(REMEMBERED_S)  # what Redis is told again when it forgets is of this test alone
+        await asyncio.sleep(REMEMBERED_S + 1)  # what Redis is told again when it forgets is of this test alone
         for process in self.gateways:
             process.log.clear()
         await until(lambda: self.redis.keys("*crashes:tenant:*:intents:*"), [], LEASE_S + 6)

@@ -45,7 +45,7 @@ log = structlog.get_logger()
 _MAX_WAITING = 10_000
 _RETRY_S = 1.0
 _BATCH = 200
-# With appendfsync everysec Redis may forget two seconds, and it takes half a second to see that it is another one.
+# With appendfsync everysec Redis may forget two seconds.
 REMEMBERED_S = 3.0
 # A receipt is in no hurry: a request that is admitted meanwhile takes it along.
 _LINGER_S = 0.02
@@ -330,7 +330,8 @@ class ReceiptStore:
             self._taken.append((now, one))
         if again:
             self._metrics.receipts_retold.inc(again)
-        while self._taken and self._taken[0][0] < now - REMEMBERED_S:
+        # By what the watch knows: until it has asked, Redis may be another one that forgot.
+        while self._taken and self._taken[0][0] < self._redis.same_at - REMEMBERED_S:
             self._taken.popleft()
 
     def _decided(self, candidate: Candidate, verdict: Verdict) -> None:

@@ -24,7 +24,7 @@ from gateway.ledger.local_limits import LocalLimits
 from gateway.ledger.receipt import Receipt
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.ledger.scopes import Scope, dollars
-from gateway.ledger.store import ReceiptStore
+from gateway.ledger.store import REMEMBERED_S, ReceiptStore
 from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
@@ -437,6 +437,31 @@ async def test_a_redis_that_forgot_is_told_anew(redis_url: str) -> None:
             return await part.intents() == {one.id for one in intents[1:]}
 
         await until(all_told)
+
+
+async def test_receipts_are_kept_until_the_same_redis_has_answered_after_three_seconds(redis_url: str) -> None:
+    """A process that got no CPU for long may exchange with another Redis before its watch has asked which one it is."""
+    async with kept(redis_url, running=False) as part:
+
+        async def settle() -> Receipt:
+            one = receipt_of(intent())
+            part.store.put(one)
+            assert await part.store.flush()
+            return one
+
+        first = await settle()
+        taken = part.store._taken
+        taken[0] = (taken[0][0] - 2 * REMEMBERED_S, taken[0][1])
+        second = await settle()
+        await part.redis.flushdb()
+        part.store.tell_again()
+        assert await part.store.flush()
+        assert None not in [await part.written(one) for one in (first, second)]
+
+        taken[0] = (taken[0][0] - 2 * REMEMBERED_S, taken[0][1])
+        part.client.same_at = asyncio.get_running_loop().time()
+        await settle()
+        assert next(one.receipt.id for _, one in taken) == second.id
 
 
 async def test_a_redis_that_refuses_intents_is_not_away(redis_url: str) -> None:
