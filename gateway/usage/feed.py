@@ -126,6 +126,18 @@ class OutboxFeed:
         self._active.update(dict.fromkeys((entry.tenant for entry in found), self._clock()))
         return Taken(found, more=bool(full or self._pass))
 
+    async def retake(self, most: int) -> Taken:
+        """Return entries that this worker's number has taken and not acknowledged. Call it while the worker holds none.
+
+        There are some where Redis' reply was lost, where Redis forgot an acknowledgement, or where a worker with the
+        same number died.
+        """
+        found: list[Entry] = []
+        for some in _batched(await self._named(), _TENANTS_PER_CALL):
+            if len(found) < most:
+                found += await self._read(some, max(1, (most - len(found)) // len(some)), after="0")
+        return Taken(found, more=bool(found))
+
     async def claim(self, tenants: Sequence[str], idle_s: float, most: int) -> Taken:
         """Take entries over that were delivered at least `idle_s` ago and are not acknowledged."""
         found: list[Entry] = []
@@ -211,21 +223,22 @@ class OutboxFeed:
         else:
             self._pass = list(self._active)
 
-    async def _read(self, tenants: Sequence[str], each: int) -> list[Entry]:
+    async def _read(self, tenants: Sequence[str], each: int, after: str = ">") -> list[Entry]:
+        """Read some entries of each tenant: new ones, or those that this worker has taken (`after` is an entry)."""
         await self._group(tenants)
         names = {self._all_keys.outbox(tenant): tenant for tenant in tenants}
         try:
-            read = await self._xreadgroup(names, each)
+            read = await self._xreadgroup(names, each, after)
         except ResponseError as error:
             if not _is_gone(error):
                 raise
             self._grouped.difference_update(tenants)
             await self._group(tenants)
-            read = await self._xreadgroup(names, each)
+            read = await self._xreadgroup(names, each, after)
         return [entry for name, entries in read or () for entry in _entries(names[name.decode()], entries)]
 
-    async def _xreadgroup(self, names: dict[str, str], each: int) -> Any:
-        return await self._redis.xreadgroup(GROUP, self.consumer, dict.fromkeys(names, ">"), count=each)
+    async def _xreadgroup(self, names: dict[str, str], each: int, after: str) -> Any:
+        return await self._redis.xreadgroup(GROUP, self.consumer, dict.fromkeys(names, after), count=each)
 
     async def _group(self, tenants: Iterable[str]) -> None:
         new = [tenant for tenant in tenants if tenant not in self._grouped]
@@ -246,11 +259,12 @@ class OutboxFeed:
 
 def _entries(tenant: str, found: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> Iterator[Entry]:
     for entry, fields in found:
-        known = fields or {}
-        if b"comparison" in known:
-            yield ComparisonEntry(tenant, entry.decode(), known[b"comparison"])
+        if not fields:
+            continue  # it was trimmed: `claim` counts it
+        if b"comparison" in fields:
+            yield ComparisonEntry(tenant, entry.decode(), fields[b"comparison"])
         else:
-            yield Entry(tenant, entry.decode(), known.get(b"receipt", b""))
+            yield Entry(tenant, entry.decode(), fields.get(b"receipt", b""))
 
 
 def _full(taken: Iterable[Entry], each: int) -> list[str]:

@@ -2,9 +2,9 @@
 --
 -- KEYS  outboxes
 -- ARGV  the consumer group, '1' to trim, then for each outbox its entry ids with spaces between them
--- Returns for each outbox that holds entries: its place in KEYS, the oldest entry that is not acknowledged or '', the last
---         entry that was delivered, the number of entries, and how many of them are delivered and not acknowledged. A
---         group that is missing is created.
+-- Returns for each outbox with entries, or with ids that are not acknowledged: its place in KEYS, the oldest entry that is
+--         not acknowledged or '', the last entry that was delivered, the number of entries, and how many ids are delivered
+--         and not acknowledged. Their entries may be trimmed. A group that is missing is created for entries.
 
 local group, trim = ARGV[1], ARGV[2] == '1'
 
@@ -18,14 +18,19 @@ local function last_delivered(outbox)
   return '0-0'
 end
 
+local function pending_in(outbox)
+  local found = redis.pcall('XPENDING', outbox, group)
+  return found['err'] and { 0 } or found -- there is no such outbox or group
+end
+
 local left = {}
 for number, outbox in ipairs(KEYS) do
   local ids = {}
   for id in string.gmatch(ARGV[2 + number], '[^ ]+') do ids[#ids + 1] = id end
   if #ids > 0 then redis.call('XACK', outbox, group, unpack(ids)) end
+  local pending = pending_in(outbox)
   if redis.call('XLEN', outbox) > 0 then
     local delivered = last_delivered(outbox)
-    local pending = redis.call('XPENDING', outbox, group)
     local oldest = pending[1] > 0 and pending[2]
     if not oldest then
       local undelivered = redis.call('XRANGE', outbox, '(' .. delivered, '+', 'COUNT', 1)
@@ -34,6 +39,8 @@ for number, outbox in ipairs(KEYS) do
     if trim and oldest then redis.call('XTRIM', outbox, 'MINID', oldest) end
     if trim and not oldest then redis.call('XTRIM', outbox, 'MAXLEN', 0) end
     left[#left + 1] = { number, oldest or '', delivered, redis.call('XLEN', outbox), pending[1] }
+  elseif pending[1] > 0 then
+    left[#left + 1] = { number, '', last_delivered(outbox), 0, pending[1] }
   end
 end
 return left

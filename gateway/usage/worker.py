@@ -98,6 +98,8 @@ class UsageWorker:
         self._keep_s = keep_s
         self._imports = imports
         self._held: list[Entry] = []  # taken, and not acknowledged
+        self._in_doubt = True  # more may be: a reply was lost, Redis forgot, or a worker with this number died
+        client.on_restart = self._doubt
         self._backlog = Backlog()
         self._counts: Counter[str] = Counter()
         self._up: bool | None = None
@@ -144,6 +146,9 @@ class UsageWorker:
         except _DatabaseFailed as failure:
             self._failed(failure.error)
             return self._rest_s * random.uniform(0.8, 1.0)  # noqa: S311  not all workers at the same moment
+        except Exception:
+            self._doubt()
+            raise
         if self._error is not None:
             log.info("usage_database_back", database=str(self._store.engine))
         self._up, self._error, self._rest_s = True, None, 0.0
@@ -170,7 +175,15 @@ class UsageWorker:
             more = await self._delete()
         return more
 
+    def _doubt(self) -> None:
+        self._in_doubt = True
+
     async def _next(self) -> Taken:
+        if self._in_doubt:
+            taken = await self._feed.retake(_TAKE_ENTRIES)
+            if taken.entries:
+                return taken
+            self._in_doubt = False
         if self._backlog.pending and self._is_due("claim", _LOOK_EVERY_S):
             taken = await self._feed.claim(self._backlog.pending, _CLAIM_AFTER_S, _TAKE_ENTRIES)
             if taken.more:

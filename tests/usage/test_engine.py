@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import stat
 import threading
 from pathlib import Path
@@ -159,6 +160,31 @@ def test_a_server_that_comes_back_is_used_again(postgres: Postgres) -> None:
             postgres.start()
         database(engine).add([entry(receipt())])
         assert len(held(engine)) == 2
+
+
+def test_a_lock_that_is_held_for_too_long_only_delays(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker, a backup or a person holds it. The same entries are written after that."""
+    monkeypatch.setattr("gateway.usage.engine._BUSY_S", 1)
+    monkeypatch.setattr("gateway.usage.engine._STATEMENT_MS", 1_000)
+    with opened(address) as holder, opened(address) as waiter:
+        database(holder).add([entry(receipt())])
+        waiter.open()
+        late = [entry(receipt())]
+        with holder.writing(), pytest.raises(UsageDatabaseError):
+            database(waiter).add(late)
+        assert database(waiter).add(late).inserted == 1
+        assert len(held(holder)) == 2
+
+
+def test_a_new_file_that_is_locked_is_opened_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.usage.engine._BUSY_S", 1)
+    lock = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    with opened(f"sqlite:///{tmp_path}/usage.db") as engine:
+        with pytest.raises(UsageDatabaseError):
+            database(engine).add([entry(receipt())])
+        lock.close()
+        assert database(engine).add([entry(receipt())]).inserted == 1
 
 
 @pytest.mark.parametrize("address", ["postgresql+psycopg://u:secret@[::1/db", "nothing://u:secret@host/db"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest_asyncio
 
 from gateway.usage import feed as feed_module
 from gateway.usage.entries import before
-from gateway.usage.feed import GROUP, Backlog, OutboxFeed
+from gateway.usage.feed import GROUP, Backlog, OutboxFeed, Taken
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
 if TYPE_CHECKING:
@@ -77,6 +78,22 @@ async def test_the_entries_of_a_dead_worker_are_claimed(outboxes: Outboxes) -> N
     assert {one["name"]: one["pending"] for one in consumers} == {b"worker-1": 0, b"worker-2": 4}
 
 
+async def test_entries_whose_reply_was_lost_are_taken_again(outboxes: Outboxes) -> None:
+    """By the worker of the same number, without those that were trimmed meanwhile."""
+    await outboxes.settle(*receipts(4), *receipts(2, "beta"))
+    await outboxes.feed("worker-2").take(2)
+    taken = await outboxes.feed().take(100)
+    assert len(taken.entries) == 4
+    feed = outboxes.feed()
+    again = await feed.retake(100)
+    assert sorted(again.entries) == sorted(taken.entries)
+    assert again.more
+    await outboxes.redis.xtrim(outboxes.keys.outbox("beta"), maxlen=0, approximate=False)
+    await feed.acknowledge([one for one in again.entries if one.tenant == "acme"])
+    assert await feed.retake(100) == Taken([])
+    assert (await feed.claim(["beta"], 0, 100)).gone == 2
+
+
 async def test_what_was_trimmed_before_it_was_acknowledged_is_counted(outboxes: Outboxes) -> None:
     feed = outboxes.feed()
     await outboxes.settle(*receipts(5))
@@ -84,6 +101,48 @@ async def test_what_was_trimmed_before_it_was_acknowledged_is_counted(outboxes: 
     await outboxes.redis.xtrim(outboxes.keys.outbox("acme"), maxlen=4, approximate=False)
     claimed = await outboxes.feed("worker-2").claim(["acme"], 0, 100)
     assert (len(claimed.entries), claimed.gone) == (2, 1)
+
+
+async def test_entries_that_were_all_trimmed_before_they_were_acknowledged_are_counted(outboxes: Outboxes) -> None:
+    """The outbox is empty, and ids of a worker that died are still pending."""
+    await outboxes.settle(*receipts(3), *receipts(1, "beta"))
+    await outboxes.feed().take(10)
+    await outboxes.redis.xtrim(outboxes.keys.outbox("acme"), maxlen=0, approximate=False)
+    feed = outboxes.feed("worker-2")
+    backlog = await feed.backlog()
+    assert (backlog.waiting, sorted(backlog.pending)) == (1, ["acme", "beta"])
+    assert (await feed.claim(["acme"], 0, 100)).gone == 3
+    assert (await feed.backlog()).pending == ("beta",)
+
+
+async def test_a_group_that_is_gone_is_made_again_and_reads_from_the_beginning(outboxes: Outboxes) -> None:
+    """Also where the worker asks for the backlog first: that makes a group, too."""
+    ann, bob = outboxes.feed(), outboxes.feed("worker-2")
+    await outboxes.settle(*(told := receipts(3)))
+    assert len((await ann.take(10)).entries) == 3
+    for look_first in (False, True):
+        await outboxes.redis.xgroup_destroy(outboxes.keys.outbox("acme"), GROUP)
+        if look_first:
+            assert (await bob.backlog()).waiting == 3
+        found = await ann.take(10, everywhere=True)
+        assert [one.raw for one in found.entries] == [one.to_json() for one in told]
+        assert (await ann.claim(["acme"], 0, 10)).gone == 0
+    await ann.acknowledge(found.entries)
+    assert await outboxes.lengths() == {"acme": 0}
+
+
+async def test_entries_are_read_after_the_clock_of_redis_went_back(outboxes: Outboxes) -> None:
+    future = f"{(int(time.time()) + 3_600) * 1_000}-0"
+    first, *rest = receipts(3)
+    await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"receipt": first.to_json()}, id=future)
+    await outboxes.settle(*rest[:1])
+    feed = outboxes.feed()
+    taken = await feed.take(10)
+    assert [one.raw for one in taken.entries] == [one.to_json() for one in (first, rest[0])]
+    await feed.acknowledge(taken.entries)
+    await outboxes.settle(*rest[1:])
+    assert (await feed.backlog()) == Backlog(waiting=1)
+    assert [one.raw for one in (await feed.take(10)).entries] == [rest[1].to_json()]
 
 
 async def test_redis_forgets_between_taking_and_acknowledging(outboxes: Outboxes) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 import pytest_asyncio
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
@@ -129,6 +130,47 @@ async def test_what_redis_forgets_and_is_told_again_counts_once(outboxes: Outbox
     worker._feed._all_at = 0.0  # a second later
     await worker.round()
     await outboxes.check([*told, *more])
+
+
+async def test_entries_of_a_lost_reply_are_written_at_once(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis has delivered them, and the worker gave up waiting. Nobody waits a minute for them."""
+    worker = await outboxes.worker()
+    await worker.round()
+    told = receipts(5)
+    await outboxes.settle(*told)
+    worker._feed._all_at = 0.0
+    read = worker._feed._xreadgroup
+
+    async def lose(*args: Any) -> None:
+        await read(*args)
+        raise RedisTimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._feed, "_xreadgroup", lose)
+        with pytest.raises(RedisTimeoutError):
+            await worker.round()
+    assert await outboxes.pending() == 5
+    assert await worker.round() == 0
+    await outboxes.check(told)
+    assert await outboxes.lengths() == {"acme": 0}
+    assert await worker.round() > 0
+
+
+async def test_acknowledgements_that_redis_forgot_are_made_again(outboxes: Outboxes) -> None:
+    """By the worker that made them, when Redis has restarted."""
+    told = receipts(5)
+    await outboxes.settle(*told)
+    worker = await outboxes.worker()
+    await worker.round()
+    await worker.round()
+    before = receipts(3)
+    await outboxes.settle(*before)
+    await outboxes.store.write((await outboxes.feed("worker-1").take(100)).entries)
+    outboxes.client._know("another")
+    outboxes.client._know("restarted")
+    await worker.round()
+    await outboxes.check([*told, *before])
+    assert await outboxes.lengths() == {"acme": 0}
 
 
 async def test_redis_fails_between_commit_and_acknowledgement(
