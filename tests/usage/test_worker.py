@@ -19,6 +19,7 @@ from gateway.errors import StartupError
 from gateway.quality.comparison import Comparison
 from gateway.usage import engine as engine_module
 from gateway.usage import state as state_module
+from gateway.usage import uptime as uptime_module
 from gateway.usage import worker as worker_module
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.database import Entry
@@ -281,8 +282,9 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     assert await outboxes.lengths() == {"acme": 0}
 
 
-async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
-    """At first of the last weeks, then of the last days."""
+async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first of the last weeks, which an earlier version keeps in Redis, then of the last days."""
+    monkeypatch.setattr(uptime_module, "_KEPT_S", 40 * DAY_S)
     now = [time.time() - 20 * DAY_S]
     uptime = Uptime(outboxes.client, outboxes.redis, outboxes.keys, {"big": Decimal(2)}, lambda: now[0])
     uptime.saw("big", up=True)
