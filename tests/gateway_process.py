@@ -103,6 +103,7 @@ class GatewayProcess:
         self.url = self.admin_url = ""
 
     def start(self) -> None:
+        self.log, self.raw_log = [], ""
         self.process = subprocess.Popen(
             [sys.executable, *self._entry, "serve", "--config", self._config, *self._arguments],
             stderr=subprocess.PIPE,

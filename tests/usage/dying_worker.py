@@ -1,4 +1,8 @@
-"""A usage worker that is killed at a chosen place: `python -m tests.usage.dying_worker CONFIG PLACE`."""
+"""A usage worker that is killed at a chosen place: `python -m tests.usage.dying_worker CONFIG PLACE`.
+
+PLACE is `in_transaction`, `before_acknowledgement`, or `nowhere`. The worker claims the entries of dead workers after a
+second.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gateway.usage import database
+from gateway.usage import database, worker
 from gateway.usage.feed import OutboxFeed
 from gateway.workers.usage_worker import main
 
@@ -18,8 +22,9 @@ def _die(*_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
+    worker._CLAIM_AFTER_S = worker._LOOK_EVERY_S = 1.0
     if sys.argv[2] == "in_transaction":  # receipts are inserted, and no sums
         database.add_sums = _die  # type: ignore[attr-defined]
-    else:  # the transaction is committed, and Redis does not know
+    elif sys.argv[2] == "before_acknowledgement":  # the transaction is committed, and Redis does not know
         OutboxFeed.acknowledge = _die  # type: ignore[assignment,method-assign]
     main(Path(sys.argv[1]), child=False)

@@ -107,9 +107,7 @@ async def test_sigterm_writes_what_waits_and_leaves_with_0(workers: Workers) -> 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("place", ["in_transaction", "before_acknowledgement"])
-async def test_a_killed_worker_loses_and_doubles_nothing(
-    workers: Workers, place: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_killed_worker_loses_and_doubles_nothing(workers: Workers, place: str) -> None:
     told = receipts(500)
     await workers.outboxes.settle(*told)
     process = workers.start("tests.usage.dying_worker", str(workers.config), place)
@@ -117,8 +115,8 @@ async def test_a_killed_worker_loses_and_doubles_nothing(
     assert await workers.outboxes.pending() == 500
     assert len(await workers.outboxes.ids()) == (0 if place == "in_transaction" else 500)
     await workers.outboxes.settle(*(more := receipts(100)))
-    second = workers.start()
-    await workers.until(workers.drained, 120)  # what the dead one held is claimed after a minute
+    second = workers.start("tests.usage.dying_worker", str(workers.config), "nowhere")
+    await workers.until(workers.drained, 120)
     await workers.outboxes.check([*told, *more])
     assert await workers.terminate(second) == 0
 
