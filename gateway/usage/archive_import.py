@@ -23,6 +23,7 @@ from sqlalchemy import (
     func,
     inspect,
     select,
+    tuple_,
 )
 
 from gateway.usage.database import Entry
@@ -30,11 +31,10 @@ from gateway.usage.tables import DAY_S
 from gateway.usage_address import shown
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine, RowMapping
 
 _BUSY_S = 5
 _METADATA = MetaData()
-_PLACE = ("tenant", "entry_ms", "entry_seq")
 
 
 def _table(name: str) -> Table:
@@ -52,6 +52,7 @@ _VERSION = "gkt_archive"
 _RECEIPTS = _table("receipts")
 _RECEIPTS.append_column(Column("id", Text, primary_key=True))
 _RECEIPTS.append_column(Column("created", BigInteger))
+_ORDER = (_RECEIPTS.c.created, _RECEIPTS.c.id)  # it has an index
 _UNREADABLE = _table("unreadable")
 
 
@@ -68,6 +69,7 @@ class ArchiveImport:
         self._lock = Lock()
         self._engine: Engine | None = None
         self._taken: list[tuple[Table, dict[str, Any]]] = []
+        self._last: tuple[int, str] | None = None  # the receipt that was taken last, in this order
         self.where = shown(address)
 
     async def take(self, most: int) -> list[Entry]:
@@ -112,17 +114,33 @@ class ArchiveImport:
             engine = self._open()
             if engine is None:
                 return []
-            entries: list[Entry] = []
             with engine.connect() as connection:
-                for table in (_RECEIPTS, _UNREADABLE):
-                    for row in connection.execute(select(table).limit(most - len(entries))).mappings():
-                        entries.append(
-                            Entry(row["tenant"], f"{row['entry_ms']}-{row['entry_seq']}", row["receipt"].encode())
-                        )
-                        self._taken.append(
-                            (table, {f"_{name}": value for name, value in row.items() if name != "receipt"})
-                        )
+                found = self._receipts(connection, most)
+                found += [
+                    (_UNREADABLE, row)
+                    for row in connection.execute(select(_UNREADABLE).limit(most - len(found))).mappings()
+                ]
+            entries: list[Entry] = []
+            for table, row in found:
+                entry = f"{row['entry_ms']}-{row['entry_seq']}"
+                entries.append(Entry(row["tenant"], entry, row["receipt"].encode()))
+                self._taken.append((table, {f"_{name}": value for name, value in row.items() if name != "receipt"}))
             return entries
+
+    def _receipts(self, connection: Connection, most: int) -> list[tuple[Table, RowMapping]]:
+        """Return the next receipts in the order of time, and at the end of the table the first ones again.
+
+        Without an order PostgreSQL would read all deleted rows each time.
+        """
+        wanted = select(_RECEIPTS).order_by(*_ORDER).limit(most)
+        if self._last is not None:
+            rows = connection.execute(wanted.where(tuple_(*_ORDER) > tuple_(*self._last))).mappings().all()
+            if not rows:
+                self._last = None
+        if self._last is None:
+            rows = connection.execute(wanted).mappings().all()
+        self._last = (rows[-1]["created"], rows[-1]["id"]) if rows else None
+        return [(_RECEIPTS, row) for row in rows]
 
     def _delete_taken(self) -> None:
         with self._lock:

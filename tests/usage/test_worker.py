@@ -388,6 +388,25 @@ async def test_the_archive_of_an_earlier_version_is_moved(outboxes: Outboxes, tm
         await moving.close()
 
 
+async def test_an_import_takes_receipts_by_time_and_then_begins_anew(tmp_path: Path) -> None:
+    """It finds what was left, and what came since with an earlier time."""
+    address = f"sqlite:///{tmp_path}/gkt-archive.db"
+    told = [msgspec.structs.replace(one, created=one.created + place) for place, one in enumerate(receipts(5))]
+    await asyncio.to_thread(make_archive, address, told[4:0:-1])
+    moving = ArchiveImport(address)
+    try:
+        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.take(2)] == [told[1].id, told[2].id]
+        # These are not deleted: the database failed.
+        assert len(await moving.take(2)) == 2
+        await moving.delete_taken()
+        await asyncio.to_thread(add_to_archive, address, told[:1])
+        assert [msgspec.json.decode(one.raw)["id"] for one in await moving.take(9)] == [one.id for one in told[:3]]
+        await moving.delete_taken()
+        assert await moving.take(9) == []
+    finally:
+        await moving.close()
+
+
 async def test_an_import_makes_no_file(tmp_path: Path) -> None:
     moving = ArchiveImport(f"sqlite:///{tmp_path}/gkt-archive.db")
     assert await moving.take(10) == []
