@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.ledger.scopes import dollars, in_short, picodollars
+from gateway.quality.comparison import OUTBOX
 from gateway.quality.tally import Tally
 from gateway.redis_script import Script
 
@@ -76,12 +77,9 @@ class QualityBook:
         await self._settle.run([([self._keys.quality_spent(taken.day)], arguments)])
 
     async def add(self, comparison: Comparison) -> None:
-        """Post a comparison to its tenant's outbox. A usage worker writes it to the usage database."""
+        """Post a comparison to the outbox of comparisons. A usage worker writes it to the usage database."""
         fields: Any = {b"comparison": comparison.to_json()}
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.sadd(self._keys.tenants, comparison.tenant)
-            pipe.xadd(self._all_keys.outbox(comparison.tenant), fields)
-            await pipe.execute()
+        await self._redis.xadd(self._all_keys.outbox(OUTBOX), fields)
 
     async def look(self, days: int) -> dict[Compared, Tally]:
         """Return what an earlier version added in the last days, including today: it kept sums by day in Redis."""

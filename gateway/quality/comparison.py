@@ -8,6 +8,10 @@ import msgspec
 
 from gateway.quality.tally import SCALE
 
+OUTBOX = "(comparisons)"
+"""The outbox of all tenants' comparisons has this name in place of a tenant's. Earlier versions do not read it: they
+would put comparisons aside as unreadable receipts. No tenant has parentheses in its name."""
+
 _Agreement = Annotated[int, msgspec.Meta(ge=0, le=SCALE)]
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
+from gateway.quality.comparison import OUTBOX
 from gateway.redis_script import Script
 from gateway.usage.database import Entry
 from gateway.usage.entries import NOTHING, before, made_ms
@@ -254,7 +255,7 @@ class OutboxFeed:
 
     async def _named(self) -> list[str]:
         named: Any = await self._redis.smembers(self._keys.tenants)
-        return sorted(raw.decode() for raw in named)
+        return [OUTBOX, *sorted(raw.decode() for raw in named)]
 
 
 def _entries(tenant: str, found: Iterable[tuple[bytes, dict[bytes, bytes] | None]]) -> Iterator[Entry]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from redis.exceptions import RedisError
 
+from gateway.quality.comparison import OUTBOX
 from gateway.redis_script import Script
 from gateway.usage.feed import GROUP
 from gateway.usage.inactive import InactiveTenants
@@ -121,7 +122,7 @@ class OutboxTrimmer:
         return int(deleted), int(lost)
 
     async def _measure(self) -> Mapping[str, int]:
-        tenants = await self._tenants()
+        tenants = [OUTBOX, *await self._tenants()]
         lengths: dict[str, int] = {}
         for start in range(0, len(tenants), _TENANTS_PER_CALL):
             some = tenants[start : start + _TENANTS_PER_CALL]

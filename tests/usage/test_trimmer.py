@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from gateway.ledger.edge_book import EdgeBook
 from gateway.ledger.redis_ledger import RedisLedger
 from gateway.quality.book import QualityBook
+from gateway.quality.comparison import OUTBOX
 from gateway.usage.inactive import QUIET_S, STEP_S, InactiveTenants
 from gateway.usage.state import WorkerState
 from gateway.usage.trimmer import OutboxTrimmer, level
@@ -97,7 +98,8 @@ async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> No
     for number in range(20):
         await book.add(comparison(number, 1, 1))
     await outboxes.settle(*receipts(10))
-    assert await trimmer(outboxes, most=5).trim() == 5
+    assert await trimmer(outboxes, most=5).trim() == 8
+    assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 2
 
 
 async def test_a_loss_before_redis_failed_is_counted(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:

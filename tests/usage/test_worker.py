@@ -16,7 +16,8 @@ from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from gateway.errors import StartupError
-from gateway.quality.comparison import Comparison
+from gateway.quality.book import QualityBook
+from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.usage import engine as engine_module
 from gateway.usage import state as state_module
 from gateway.usage import uptime as uptime_module
@@ -271,8 +272,12 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     one = Comparison("req_1", int(time.time()), "acme", "token_f1", "short", "chat", guided=9, student=8)
     told = receipts(2)
     await outboxes.settle(*told)
-    for raw in (one.to_json(), one.to_json(), b'{"id": "newer"}'):
-        await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"comparison": raw})
+    book = QualityBook(outboxes.redis, outboxes.keys)
+    await book.add(one)
+    await book.add(one)
+    await outboxes.redis.xadd(outboxes.keys.outbox("acme"), {"comparison": b'{"id": "newer"}'})
+    tenants = await outboxes.redis.smembers(outboxes.keys.ledger().tenants)
+    assert tenants == {b"acme"}, "earlier versions read the outboxes of these"
     await (await outboxes.worker()).round()
     await outboxes.check(told)
     with outboxes.store.engine.reading() as connection:
@@ -280,6 +285,7 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     assert [{**row} for row in rows] == [{**msgspec.structs.asdict(one), "day": one.created // DAY_S}]
     assert await outboxes.store.count_unreadable() == 1
     assert await outboxes.lengths() == {"acme": 0}
+    assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
 
 
 async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
