@@ -61,7 +61,7 @@ _DELETE_EVERY_S = 600.0
 _IMPORT_EVERY_S = 10.0
 _UPTIME_EVERY_S = 60.0
 _UPTIME_DAYS = 2
-_FIRST_UPTIME_DAYS = 40
+_FIRST_UPTIME_DAYS = 3_660  # an earlier version kept so many at most
 
 
 class _DatabaseFailed(Exception):

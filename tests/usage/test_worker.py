@@ -20,7 +20,6 @@ from gateway.quality.book import QualityBook
 from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.usage import engine as engine_module
 from gateway.usage import state as state_module
-from gateway.usage import uptime as uptime_module
 from gateway.usage import worker as worker_module
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.database import Entry
@@ -288,16 +287,16 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
 
 
-async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At first of the last weeks, which an earlier version keeps in Redis, then of the last days."""
-    monkeypatch.setattr(uptime_module, "_KEPT_S", 40 * DAY_S)
-    now = [time.time() - 20 * DAY_S]
-    uptime = Uptime(outboxes.client, outboxes.redis, outboxes.keys, {"big": Decimal(2)}, lambda: now[0])
-    uptime.saw("big", up=True)
-    await uptime.tell()
+async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
+    """At first all days that an earlier version left in Redis, then the last ones."""
+    now = time.time()
+    keys, long_ago = outboxes.keys.ledger(), int(now) // DAY_S * DAY_S - 300 * DAY_S
+    await outboxes.redis.hset(keys.rates(long_ago), "big", "2")
+    await outboxes.redis.setbit(keys.up("big", long_ago), 7, 1)
+    await outboxes.redis.setbit(keys.seen_up("big", long_ago), 7, 1)
     worker = await outboxes.worker()
     await worker.round()
-    now[0] += 20 * DAY_S
+    uptime = Uptime(outboxes.client, outboxes.redis, outboxes.keys, {"big": Decimal(2)}, lambda: now)
     uptime.saw("big", up=False)
     await uptime.tell()
     worker._due["uptime"] = 0.0
