@@ -78,7 +78,8 @@ class LedgerKeys:
     archived: str  # hash: tenant -> the entry of its outbox up to which all are written
     cursors: str  # hash: tenant -> the last entry of its outbox that is added up
     counted: str  # hash: tenant -> number of entries of its outbox that ever came before its cursor
-    holds: str  # hash: tenant -> the entry from which on its outbox is not trimmed
+    holds: str  # hash: tenant -> the entry up to which its outbox may be trimmed, until `held_until` of `state`
+    state: str  # hash: among others `held_until`, in Unix seconds, and `building` while sums are made anew
     base: str
 
     def worker(self, number: int) -> str:

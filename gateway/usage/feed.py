@@ -201,9 +201,23 @@ class OutboxFeed:
                 left.append((tenant, oldest, length, pending))
                 reached[tenant] = before(oldest) if oldest else delivered.decode()
         if not trim and (known := {tenant: entry for tenant, entry in reached.items() if entry != NOTHING}):
-            noted: Any = self._redis.hset(self._keys.archived, mapping=known)
-            await noted
+            await self._note(known)
         return left
+
+    async def _note(self, written: dict[str, str]) -> None:
+        """Let a process of an earlier version trim outboxes up to these entries, by tenant.
+
+        One without an archive would trim what it has added up. It does not while outboxes are held, as when it makes
+        its sums anew (`building`): then they are held already.
+        """
+        mapping: Any = written
+        building: Any = await self._redis.hexists(self._keys.state, "building")
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._keys.archived, mapping=mapping)
+            if not building:
+                pipe.hset(self._keys.holds, mapping=mapping)
+                pipe.hset(self._keys.state, "held_until", str(round(time.time() + _OLD_FOR_S)))
+            await pipe.execute()
 
     async def _old_process(self) -> bool:
         """Return whether a process of an earlier version added receipts up within the last minute."""

@@ -179,6 +179,22 @@ async def test_while_an_old_process_adds_up_it_trims_and_the_feed_notes(outboxes
     assert await outboxes.lengths() == {"acme": 0}
 
 
+async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Outboxes) -> None:
+    """Also one without an archive, unless it makes its sums anew: then its own notes hold."""
+    keys, redis = outboxes.keys.ledger(), outboxes.redis
+    feed = outboxes.feed()
+    await redis.set(keys.lease, "old", px=60_000)
+    await outboxes.settle(*receipts(3))
+    taken = (await feed.take(10)).entries
+    await feed.acknowledge(taken[:1])
+    assert (await redis.hget(keys.holds, "acme")).decode() == before(taken[1].id)
+    assert int(await redis.hget(keys.state, "held_until")) > time.time() + 50
+    await redis.hset(keys.state, "building", "3")
+    await feed.acknowledge(taken[1:])
+    assert (await redis.hget(keys.archived, "acme")).decode() == taken[2].id
+    assert (await redis.hget(keys.holds, "acme")).decode() == before(taken[1].id)
+
+
 async def test_a_loud_tenant_among_quiet_ones_is_read_as_fast_as_alone(outboxes: Outboxes) -> None:
     await outboxes.settle(*(one for place in range(120) for one in receipts(1, f"quiet-{place}")))
     await outboxes.settle(*receipts(2_000, "loud"))
