@@ -97,9 +97,17 @@ class PreviousSums:
         return dict(found)
 
     async def delete(self) -> None:
-        """Delete what `look` found, and what the previous version noted beside it."""
-        for start in range(0, len(self._names), _KEYS_PER_CALL):
-            await self._redis.unlink(*self._names[start : start + _KEYS_PER_CALL])
+        """Delete what `look` found, and what the previous version noted beside it.
+
+        An interrupted deletion leaves no total without its rows, and no rows without their generation.
+        """
+        order = {"total": 0, "rows": 1, "seen": 1}
+        names = sorted(self._names, key=lambda name: order.get(_kind_of(name.removeprefix(self._base)), 2))
+        for start in range(0, len(names), _KEYS_PER_CALL):
+            await self._unlink(names[start : start + _KEYS_PER_CALL])
+
+    async def _unlink(self, names: Sequence[str]) -> None:
+        await self._redis.unlink(*names)
 
     def _name(self, kind: str, period: Period) -> str:
         return f"{self._rows_base}{kind}:{period.granularity}:{period.start}"
@@ -107,3 +115,8 @@ class PreviousSums:
     async def _text(self, name: str, field: str) -> str | None:
         found: Any = await self._redis.hget(self._base + name, field)
         return None if found is None else found.decode()
+
+
+def _kind_of(name: str) -> str:
+    found = _SUMS.fullmatch(name)
+    return "" if found is None else found[2]
