@@ -1,0 +1,37 @@
+"""The code of the previous version, from this repository's history."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+COMMIT = "bbfe3b3cb1a41e3a3f5afe55eea3f23111bce3ab"
+"""The last commit whose gateway keeps sums in Redis and receipts in an archive."""
+
+_ROOT = Path(__file__).parents[1]
+
+
+def extract_previous(folder: Path) -> Mapping[str, str]:
+    """Write the previous version to a folder. Return the environment in which `python -m gateway` runs it.
+
+    Skips the test in a shallow clone, which does not have that commit.
+    """
+    archive = folder / "previous.tar"
+    command = ["git", "-C", str(_ROOT), "archive", "-o", str(archive), COMMIT, "gateway"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = f"did not run: commit {COMMIT[:7]} cannot be read here, a shallow clone lacks it ({done.stderr.strip()})"
+        pytest.skip(said)
+    with tarfile.open(archive) as files:
+        files.extractall(folder / "previous", filter="data")
+    archive.unlink()
+    # Without PYTHONSAFEPATH the current folder, with the new version, comes first.
+    return {**os.environ, "PYTHONPATH": str(folder / "previous"), "PYTHONSAFEPATH": "1"}
