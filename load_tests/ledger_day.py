@@ -28,8 +28,9 @@ from gateway.local.redis import EmbeddedRedis
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
-from gateway.usage.rollup import Row, usd
+from gateway.usage.rollup import Row
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention, periods

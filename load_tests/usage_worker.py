@@ -23,6 +23,7 @@ import typer
 from gateway.usage.database import Entry, UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.sums import Retention
+from gateway.usage.worker import MAX_ENTRIES
 from load_tests.day_receipts import DAY_S, day_of_receipts
 from load_tests.machine import machine
 
@@ -39,7 +40,7 @@ def main(
     receipts: Annotated[int, typer.Option(min=1, help="Receipts to write.")] = 50_000,
     per_day: Annotated[int, typer.Option(min=1, help="Receipts of a whole day.")] = 1_000_000,
     tenants: Annotated[int, typer.Option(min=1, help="Tenants. Few have most of the receipts.")] = 200,
-    batch: Annotated[int, typer.Option(min=1, help="Receipts of one transaction.")] = 2_000,
+    batch: Annotated[int, typer.Option(min=1, help="Receipts of one transaction.")] = MAX_ENTRIES,
     address: Annotated[str, typer.Option(help="Address of an empty database for SQLAlchemy.")] = "sqlite",
     profile: Annotated[bool, typer.Option("--profile", help="Show the functions that take most time.")] = False,
 ) -> None:

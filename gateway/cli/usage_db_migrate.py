@@ -15,11 +15,11 @@ from gateway.cli.usage_db_export import progress
 from gateway.errors import StartupError
 from gateway.metrics import Metrics
 from gateway.usage.archive_import import ArchiveImport
+from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.fill import ends, fill_sums
 from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.receipts_reader import count_by_day
-from gateway.usage.rollup import Row, usd
 from gateway.usage.state import WorkerBoard, WorkerSeat
 from gateway.usage.sums import Period
 from gateway.usage.sums_reader import totals
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from gateway.cli.stores import Stores
     from gateway.config import Settings
+    from gateway.usage.rollup import Row
     from gateway.usage.store import UsageStore
 
 _SETTLED_S = 3600.0

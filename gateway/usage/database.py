@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
     from gateway.usage.engine import UsageEngine
-    from gateway.usage.sums import Retention
+    from gateway.usage.sql import Sql
+    from gateway.usage.sums import Granularity, Retention
 
 ABANDONED = "abandoned"
 _DELETED_AT_ONCE = 1_000
@@ -65,10 +67,10 @@ class Added:
 
 
 class _Item(NamedTuple):
-    """A decoded entry and the row of its receipt."""
+    """An entry, the status of its receipt and its row."""
 
     entry: Entry
-    receipt: Receipt
+    status: str
     row: tuple[Any, ...]
 
 
@@ -100,25 +102,40 @@ class UsageDatabase:
         added = Added()
         items: dict[_Key, _Item] = {}
         unreadable: list[_Refused] = []
+        # Nearly always all receipts are new. Their sums are made here, while a receipt is in the processor's cache.
+        sums, finest = Sums(), self._finest()
         for entry in entries:
             try:
                 receipt = Receipt.from_json(entry.raw)
-                item = _Item(entry, receipt, row_of(receipt, entry.raw))
+                item = _Item(entry, receipt.status, row_of(receipt, entry.raw))
+                sums.add(receipt, 1, finest(receipt.created))
             except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
                 unreadable.append((entry, type(error).__name__))
                 continue
             held = items.setdefault((item.row[0], receipt.id), item)
             if held is not item:
                 added.known += 1
-                if held.receipt.status == ABANDONED:
+                if held.status == ABANDONED:
                     items[item.row[0], receipt.id] = item
-        self._add(list(items.items()), unreadable, added)
+        in_order = sorted(items.items(), key=itemgetter(0))  # of the primary key
+        self._add(in_order, unreadable, added, sums if not added.known else None)
         return added
 
-    def _add(self, items: Sequence[tuple[_Key, _Item]], unreadable: Sequence[_Refused], added: Added) -> None:
+    def _add(
+        self,
+        items: Sequence[tuple[_Key, _Item]],
+        unreadable: Sequence[_Refused],
+        added: Added,
+        sums: Sums | None = None,
+    ) -> None:
+        """Write items.
+
+        Args:
+            sums: of all items; None: not made yet.
+        """
         try:
             with self._engine.writing() as connection:
-                inserted, replaced = self._write(connection, dict(items))
+                inserted, replaced = self._write(connection, dict(items), sums)
                 _put_aside(connection, unreadable)
         except UNAVAILABLE:
             raise
@@ -138,28 +155,24 @@ class UsageDatabase:
         added.known += len(items) - inserted - replaced
         added.unreadable += len(unreadable)
 
-    def _write(self, connection: Connection, items: dict[_Key, _Item]) -> tuple[int, int]:
+    def _write(self, connection: Connection, items: dict[_Key, _Item], sums: Sums | None) -> tuple[int, int]:
         """Return the numbers of receipts that were inserted and replaced."""
-        sql, sums = sql_of(connection), Sums()
-        finest = cache(partial(self._retention.finest, now=self._clock()))
-        ids: dict[int, list[str]] = defaultdict(list)
-        for day, id_ in items:
-            ids[day].append(id_)
-        replaced = 0
-        for day, of_day in ids.items():
-            for id_, status, packed in sql.held_receipts(day, of_day):
-                item = items[day, id_]
-                if status != ABANDONED or item.receipt.status == ABANDONED:
-                    del items[day, id_]
-                else:
-                    old = Receipt.from_json(unpack(packed or b""))
-                    sums.add(old, -1, finest(old.created))
-                    replaced += 1
-        sql.put_receipts([item.row for item in items.values()])
-        for item in items.values():
-            sums.add(item.receipt, 1, finest(item.receipt.created))
+        sql = sql_of(connection)
+        replaced: list[Receipt] = []
+        if not sql.insert_receipts([item.row for item in items.values()]):
+            replaced, sums = _without_held(sql, items), None
+            sql.put_receipts([item.row for item in items.values()])
+        if sums is None:
+            sums, finest = Sums(), self._finest()
+            for times, some in ((1, (Receipt.from_json(one.entry.raw) for one in items.values())), (-1, replaced)):
+                for receipt in some:
+                    sums.add(receipt, times, finest(receipt.created))
         add_sums(connection, sums.spread(), self._retention.max_rows)
-        return len(items) - replaced, replaced
+        return len(items) - len(replaced), len(replaced)
+
+    def _finest(self) -> Callable[[float], Granularity | None]:
+        """Return the function that tells the shortest period that counts a receipt, by its `created`."""
+        return cache(partial(self._retention.finest, now=self._clock()))
 
     def delete_receipts(self, before: float) -> int:
         """Delete some receipts of days that ended before a moment in Unix seconds, and return their number.
@@ -183,6 +196,21 @@ class UsageDatabase:
         old = select(*key).where(*where).order_by(*key).limit(_DELETED_AT_ONCE)
         with self._engine.writing() as connection:
             return connection.execute(delete(table).where(tuple_(*key).in_(old))).rowcount
+
+
+def _without_held(sql: Sql, items: dict[_Key, _Item]) -> list[Receipt]:
+    """Remove the receipts that are there from `items`. Return the abandoned ones that others replace."""
+    ids: dict[int, list[str]] = defaultdict(list)
+    for day, id_ in items:
+        ids[day].append(id_)
+    replaced: list[Receipt] = []
+    for day, of_day in ids.items():
+        for id_, status, packed in sql.held_receipts(day, of_day):
+            if status != ABANDONED or items[day, id_].status == ABANDONED:
+                del items[day, id_]
+            else:
+                replaced.append(Receipt.from_json(unpack(packed or b"")))
+    return replaced
 
 
 def _put_aside(connection: Connection, unreadable: Sequence[_Refused]) -> None:

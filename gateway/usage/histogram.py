@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 RELATIVE_ERROR = 0.05
 """What is read off a histogram is off by no more than this part of it."""
@@ -23,7 +23,7 @@ RELATIVE_ERROR = 0.05
 _BOUNDS = [*accumulate(repeat(None, 256), lambda last, _: last + max(1, last // 10), initial=1)]
 
 
-class Histogram(msgspec.Struct, array_like=True, gc=False):
+class Histogram(msgspec.Struct, frozen=True):
     """Times, by bucket.
 
     Attributes:
@@ -32,38 +32,9 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
         buckets: how many by the number of the bucket; those that have none are not there.
     """
 
-    count: int = 0
-    sum_us: int = 0
-    buckets: dict[int, int] = {}
-
-    def add(self, spent_us: int, times: int = 1) -> None:
-        """Count a time. `times` is -1 for one that was counted and is to be forgotten."""
-        place = bisect_left(_BOUNDS, spent_us)
-        self.count += times
-        self.sum_us += times * spent_us
-        if left := self.buckets.get(place, 0) + times:
-            self.buckets[place] = left
-        else:
-            del self.buckets[place]
-
-    def merge(self, other: Histogram) -> None:
-        """Count all that another one has counted."""
-        self.count += other.count
-        self.sum_us += other.sum_us
-        # In place: whoever adds up many rows spends most of its time here.
-        mine = self.buckets
-        if not mine:
-            self.buckets = other.buckets.copy()
-            return
-        for place, times in other.buckets.items():
-            if left := mine.get(place, 0) + times:
-                mine[place] = left
-            else:
-                del mine[place]
-
-    def copy(self) -> Histogram:
-        """Another one that counts the same."""
-        return Histogram(self.count, self.sum_us, self.buckets.copy())
+    count: int
+    sum_us: int
+    buckets: dict[int, int]
 
     def quantile_us(self, part: float) -> float | None:
         """The time that this part of all did not take longer than; None where nothing was counted."""
@@ -85,6 +56,11 @@ class Histogram(msgspec.Struct, array_like=True, gc=False):
         return self.sum_us / self.count if self.count > 0 else None
 
 
+def bucket_of(spent_us: int) -> int:
+    """Return the number of the bucket that counts a time; 0 to 257."""
+    return bisect_left(_BOUNDS, spent_us)
+
+
 def middle_us(place: int) -> float:
     """What a time in a bucket is taken to be."""
     if place == 0:
@@ -92,11 +68,3 @@ def middle_us(place: int) -> float:
     low, high = _BOUNDS[place - 1], _BOUNDS[min(place, len(_BOUNDS) - 1)]
     # The one that is equally far from both ends, as parts of them; whole microseconds at the lower end.
     return float(high) if high - low <= 1 else 2 * low * high / (low + high)
-
-
-def merged(histograms: Iterable[Histogram]) -> Histogram:
-    """One that counts what all of them do."""
-    total = Histogram()
-    for one in histograms:
-        total.merge(one)
-    return total

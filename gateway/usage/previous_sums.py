@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gateway.usage.counters import ClassSum, Tokens
 from gateway.usage.entries import made_ms
-from gateway.usage.rollup import Dims, Row
+from gateway.usage.histogram import Histogram
+from gateway.usage.rollup import NUMBERS, Dims, row_with
 from gateway.usage.sums import Period
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.redis_keys import RedisKeys
+    from gateway.usage.rollup import Row
 
 _SUMS = re.compile(r"(?:g(\d+):)?(rows|total|seen):(minute|hour|day):(\d+)(?::(.+))?", re.DOTALL)
 _OTHERS = ("state", "cursors", "counted", "archived", "archive", "latest", "builds", "holds")
@@ -26,6 +29,59 @@ _KEYS_PER_CALL = 500
 _FIELDS: msgspec.msgpack.Decoder[tuple[str, str, str, str, str]] = msgspec.msgpack.Decoder(
     tuple[str, str, str, str, str]
 )
+
+
+class _Tokens(msgspec.Struct, array_like=True):
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+
+
+class _Histogram(msgspec.Struct, array_like=True):
+    count: int = 0
+    sum_us: int = 0
+    buckets: dict[int, int] = {}
+
+
+class _Row(msgspec.Struct, array_like=True):
+    """Sums as the previous version wrote them; see `Row`."""
+
+    requests: int = 0
+    errors: dict[str, int] = {}
+    unguided: dict[str, int] = {}
+    batches: dict[int, int] = {}
+    teacher: _Tokens = msgspec.field(default_factory=_Tokens)
+    student: _Tokens = msgspec.field(default_factory=_Tokens)
+    failed: _Tokens = msgspec.field(default_factory=_Tokens)
+    kept_tokens: int = 0
+    cost_pico: int = 0
+    teacher_pico: int = 0
+    student_pico: int = 0
+    failed_pico: int = 0
+    baseline_pico: int = 0
+    baseline_estimated: int = 0
+    stages: list[_Histogram] = []
+    answer_tokens: int = 0
+    teacher_answer_tokens: int = 0
+    guided: int = 0
+    baseline_error_pico: int = 0
+    engines: dict[str, int] = {}
+    classes: dict[str, tuple[int, int, int, int, int]] = {}
+
+
+def row_of_previous(raw: bytes) -> Row:
+    """Decode sums of the previous version. Raises msgspec.DecodeError."""
+    old = msgspec.json.decode(raw, type=_Row) if raw.startswith(b"[") else msgspec.msgpack.decode(raw, type=_Row)
+    return row_with(
+        {name: getattr(old, name) for name in NUMBERS},
+        errors=old.errors,
+        unguided=old.unguided,
+        batches=old.batches,
+        engines=old.engines,
+        classes={name: ClassSum(*sums) for name, sums in old.classes.items()},
+        tokens=[Tokens(one.input, one.cached, one.output) for one in (old.teacher, old.student, old.failed)],
+        stages=[Histogram(one.count, one.sum_us, one.buckets) for one in old.stages],
+    )
 
 
 class PreviousSums:
@@ -78,8 +134,8 @@ class PreviousSums:
         for start in range(0, len(periods), _KEYS_PER_CALL):
             some = periods[start : start + _KEYS_PER_CALL]
             held: Any = await self._redis.mget([self._name("total", period) for period in some])
-            found |= {period: Row.from_bytes(raw) for period, raw in zip(some, held, strict=True) if raw is not None}
-        return {period: row for period, row in found.items() if row != Row()}
+            found |= {period: row_of_previous(raw) for period, raw in zip(some, held, strict=True) if raw is not None}
+        return {period: row for period, row in found.items() if row.counts}
 
     async def rows(self, periods: Iterable[Period]) -> dict[Period, dict[Dims, bytes]]:
         """Return the sums of these periods, encoded."""
@@ -93,7 +149,7 @@ class PreviousSums:
                 held: list[Mapping[bytes, bytes]] = await pipe.execute()
             for (period, tenant), fields in zip(some, held, strict=True):
                 for field, raw in fields.items():
-                    found[period][Dims(tenant, *_FIELDS.decode(field))] = raw
+                    found[period][Dims(tenant, *_FIELDS.decode(field))] = row_of_previous(raw).to_bytes()
         return dict(found)
 
     async def delete(self) -> None:

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from gateway.pricing import quantized
-from gateway.usage.rollup import usd
+from gateway.usage.counters import usd
 from gateway.usage.uptime import DAY_S, MINUTES_A_DAY
 
 if TYPE_CHECKING:

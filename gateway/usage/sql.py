@@ -28,6 +28,9 @@ class Sql(Protocol):
     def held_receipts(self, day: int, ids: Sequence[str]) -> list[tuple[str, str, bytes | None]]:
         """Return id and status of the receipts that are there, and of abandoned ones the packed receipt."""
 
+    def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
+        """Insert receipts and return True. Where some of them are there, insert none and return False."""
+
     def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """Insert receipts; those that are there are replaced."""
 
@@ -59,6 +62,16 @@ class _Sqlite:
         found = (execute(statement, (day, id_)).fetchone() for id_ in ids)
         return [row for row in found if row is not None]
 
+    def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
+        cursor = self._cursor()
+        cursor.execute("SAVEPOINT receipts")
+        cursor.executemany(f"{_insert('usage_receipts', _RECEIPT_COLUMNS)} ON CONFLICT DO NOTHING", rows)
+        all_new: bool = cursor.rowcount == len(rows)
+        if not all_new:
+            cursor.execute("ROLLBACK TO receipts")
+        cursor.execute("RELEASE receipts")
+        return all_new
+
     def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._put("usage_receipts", _RECEIPT_COLUMNS, rows)
 
@@ -80,8 +93,11 @@ class _Sqlite:
         self._cursor().executemany(f"DELETE FROM usage_sums WHERE {_equal(SUM_KEY)}", keys)
 
     def _put(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> None:
-        values = ", ".join("?" * len(columns))
-        self._cursor().executemany(f"REPLACE INTO {table} VALUES ({values})", rows)
+        self._cursor().executemany(f"{_insert(table, columns)} {_or_update(columns)}", rows)
+
+
+def _insert(table: str, columns: Sequence[Any]) -> str:
+    return f"INSERT INTO {table} VALUES ({', '.join('?' * len(columns))})"
 
 
 class _Postgres:
@@ -90,6 +106,14 @@ class _Postgres:
 
     def held_receipts(self, day: int, ids: Sequence[str]) -> list[Any]:
         return list(self._run(f"{_HELD} WHERE day = %s AND id = ANY(%s)", (day, list(ids))).all())
+
+    def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
+        self._run("SAVEPOINT receipts")
+        all_new = self._insert("usage_receipts", _RECEIPT_COLUMNS, rows, "ON CONFLICT DO NOTHING") == len(rows)
+        if not all_new:
+            self._run("ROLLBACK TO receipts")
+        self._run("RELEASE receipts")
+        return all_new
 
     def put_receipts(self, rows: Sequence[tuple[Any, ...]]) -> None:
         self._put("usage_receipts", _RECEIPT_COLUMNS, rows)
@@ -120,16 +144,20 @@ class _Postgres:
             self._run(f"DELETE FROM usage_sums WHERE ({names}) IN ({wanted})", _columns(keys))
 
     def _put(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]]) -> None:
+        self._insert(table, columns, rows, _or_update(columns))
+
+    def _insert(self, table: str, columns: Sequence[Any], rows: Sequence[tuple[Any, ...]], on_conflict: str) -> int:
         if not rows:
-            return
-        keys = _names(column.name for column in columns if column.primary_key)
-        updates = ", ".join(f'"{one.name}" = excluded."{one.name}"' for one in columns if not one.primary_key)
+            return 0
         names = _names(column.name for column in columns)
-        self._run(
-            f"INSERT INTO {table} ({names}) SELECT {names} FROM {_arrays(columns)} "
-            f"ON CONFLICT ({keys}) DO UPDATE SET {updates}",
-            _columns(rows),
-        )
+        statement = f"INSERT INTO {table} ({names}) SELECT {names} FROM {_arrays(columns)} {on_conflict}"
+        return self._run(statement, _columns(rows)).rowcount
+
+
+def _or_update(columns: Sequence[Any]) -> str:
+    keys = _names(column.name for column in columns if column.primary_key)
+    updates = ", ".join(f'"{one.name}" = excluded."{one.name}"' for one in columns if not one.primary_key)
+    return f"ON CONFLICT ({keys}) DO UPDATE SET {updates}"
 
 
 _ARRAY_TYPES = {"INTEGER": "int", "BIGINT": "bigint", "TEXT": "text", "BLOB": "bytea"}

@@ -7,14 +7,16 @@ receipts, read from the archive, make the same rows.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from gateway.usage.rollup import Dims, Row, dims, merge_in, row_in
+from gateway.usage.rollup import Dims, Row, dims, merge_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from gateway.ledger.receipt import Receipt
 
@@ -67,6 +69,9 @@ class Period(NamedTuple):
         return cls(granularity, int(moment // length * length))
 
 
+_period_of = lru_cache(maxsize=4_096)(Period.of)
+
+
 class StoredRow(NamedTuple):
     """The sums of one period and these dimensions; `row` is an encoded `Row`."""
 
@@ -103,50 +108,21 @@ class Sums:
         """
         if finest is None:
             return
-        row_in(self.rows[Period.of(finest, receipt.created)], dims(receipt)).add(receipt, times)
-
-    @classmethod
-    def of_rows(cls, raw: Iterable[tuple[Period, Dims, bytes]]) -> Sums:
-        """From rows as they are kept, before they are spread; they are not touched."""
-        sums = cls()
-        for period, where, row in raw:
-            sums.rows[period][where] = Row.from_bytes(row)
-        return sums
+        rows, where = self.rows[_period_of(finest, receipt.created)], dims(receipt)
+        if (row := rows.get(where)) is None:
+            row = rows[where] = Row()
+        row.add(receipt, times)
 
     def spread(self) -> Sums:
-        """The same, by the hour and the day as well. Call it once, when all are counted."""
-        for _ in self.spreading():
-            pass
-        return self
-
-    def spreading(self) -> Iterator[None]:
-        """Do the same in steps of some microseconds."""
-        shared: set[int] = set()
-        # The days first: what the minutes bring to the hours is brought to the days by the minutes.
-        for period, rows in sorted(self.rows.items(), key=lambda one: -SECONDS[one[0].granularity]):
-            wider = [Period.of(name, period.start) for name in SECONDS if SECONDS[name] > SECONDS[period.granularity]]
-            held = [self.rows[one] for one in wider]
-            total = Row()
-            for where, row in rows.items():
+        """Count minutes in their hours, and hours in their days. Call it once, when all receipts are counted."""
+        for period, rows in self.rows.items():
+            total = self.totals[period] = Row()
+            for row in rows.values():
                 total.merge(row)
-                for by_dims in held:
-                    _share_in(by_dims, shared, where, row)
-                yield
-            for one in (period, *wider):
-                merge_in(self.totals, one, total)
-
-
-def _share_in(rows: dict[Dims, Row], shared: set[int], where: Dims, row: Row) -> None:
-    """Count a row of a shorter period. Where it is the only one, both periods have the same row: copies cost most.
-
-    Args:
-        shared: ids of rows that several periods have. None of them changes.
-    """
-    held = rows.get(where)
-    if held is None:
-        rows[where] = row
-        shared.add(id(row))
-    else:
-        if id(held) in shared:
-            held = rows[where] = held.copy()
-        held.merge(row)
+        for finer, wider in pairwise(SECONDS):
+            for period in [one for one in self.rows if one.granularity == finer]:
+                above = Period.of(wider, period.start)
+                for where, row in self.rows[period].items():
+                    merge_in(self.rows[above], where, row)
+                merge_in(self.totals, above, self.totals[period])
+        return self

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
 from gateway.ledger.edge import EDGE, student_of
+from gateway.usage.counters import pico
 from gateway.usage.packing import pack
-from gateway.usage.rollup import pico
 
 if TYPE_CHECKING:
     from gateway.ledger.receipt import Receipt

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from gateway.usage.rollup import pico, usd
+from gateway.usage.counters import pico, usd
 from gateway.usage.tables import DAY_S, UPTIME
 from gateway.usage.uptime import MINUTES_A_DAY, Watched
 

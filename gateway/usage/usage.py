@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
 from gateway.errors import InvalidRequest
 from gateway.ledger.savings import CLASSES, MEASURING, is_about_zero
+from gateway.usage.counters import STAGES, ClassSum, usd
 from gateway.usage.rests import with_rests
-from gateway.usage.rollup import STAGES, ClassSum, Dims, Row, usd
+from gateway.usage.rollup import Dims, Row
 from gateway.usage.span import shown
 from gateway.usage.sums import SECONDS, Period
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from gateway.protocol import Json
-    from gateway.usage.rollup import Tokens
+    from gateway.usage.counters import Tokens
     from gateway.usage.span import Span
     from gateway.usage.sums import Granularity, StoredRow
 
@@ -251,7 +250,7 @@ def text(picos: int) -> str:
 
 
 def _tokens(tokens: Tokens) -> Json:
-    return msgspec.structs.asdict(tokens)
+    return tokens._asdict()
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -16,8 +16,9 @@ from redis.exceptions import RedisError
 from gateway.errors import StartupError
 from gateway.ledger.receipt import Receipt
 from gateway.redis_keys import RedisKeys
+from gateway.usage.counters import usd
 from gateway.usage.engine import UsageDatabaseError
-from gateway.usage.rollup import Row, usd
+from gateway.usage.rollup import Row
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention, periods
 from gateway.usage.sums_reader import SumsReader

@@ -30,7 +30,7 @@ from gateway.redis_keys import RedisKeys
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.fill import fill_sums
-from gateway.usage.rollup import Row
+from gateway.usage.rollup import Row, row_with
 from gateway.usage.state import WorkerSeat
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Period as SumPeriod
@@ -164,7 +164,8 @@ class Shop:
         await store.change(add_comparisons, [comparison])
         minutes = EngineMinutes(OLD_DAY // DAY_S, "big", 10**12, b"\xf0".ljust(180, b"\0"), bytes(180))
         await store.change(add_minutes, [minutes])
-        sums = {TOTAL: Row(5, cost_pico=7).to_bytes(), TOTAL._replace(tenant="acme", mode="guided"): Row(5).to_bytes()}
+        row = row_with({"requests": 5, "cost_pico": 7}).to_bytes()
+        sums = {TOTAL: row, TOTAL._replace(tenant="acme", mode="guided"): row}
         await store.change(fill_sums, {SumPeriod("day", OLD_DAY): sums})
 
     async def work(self) -> None:

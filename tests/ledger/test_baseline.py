@@ -19,7 +19,8 @@ from gateway.ledger.estimate import MOST_COUNTED_CHARS, count_messages, count_te
 from gateway.ledger.intent import abandoned
 from gateway.ledger.receipt import Receipt
 from gateway.policy.projections import PRIMED, PROJECTIONS
-from gateway.usage.rollup import Row, pico
+from gateway.usage.counters import pico
+from gateway.usage.rollup import Row
 from tests.ledger.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, intent, plan
 from tests.ledger.test_bounds import TEXTS, bundled
 

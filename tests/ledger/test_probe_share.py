@@ -12,7 +12,8 @@ from gateway.ledger.receipt import ProbeFacts, Receipt
 from gateway.ledger.worst_case import worst_case
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, ProbeRule
-from gateway.usage.rollup import Row, pico
+from gateway.usage.counters import pico
+from gateway.usage.rollup import Row
 from tests.ledger.drafts import PRICES, call, chat, closed, guided, plan
 
 LENGTH = choose_length(AutoRule(probe=ProbeRule()), chat(), None, {})

@@ -9,8 +9,10 @@ import pytest
 
 from gateway.ledger.receipt import EngineShare, Receipt
 from gateway.ledger.savings import is_about_zero, measure, savings_class, savings_of, shown, with_savings
+from gateway.usage.previous_sums import row_of_previous
 from gateway.usage.rollup import Row
 from tests.ledger.drafts import PRICES, call, closed, draft, guided, plan
+from tests.usage.previous_version import previous_bytes
 
 
 @pytest.mark.parametrize(
@@ -152,9 +154,9 @@ def test_classes_survive_a_row_that_a_version_without_them_wrote() -> None:
     """What it added is unclassified, and saves nothing; no sum is lost, and what comes later has its class."""
     row = Row()
     row.add(SERVED)
-    raw = msgspec.msgpack.decode(row.to_bytes())
+    raw = msgspec.msgpack.decode(previous_bytes(row))
     del raw[-1]
-    old = Row.from_bytes(msgspec.msgpack.encode(raw))
+    old = row_of_previous(msgspec.msgpack.encode(raw))
     assert (old.unclassified.cost_pico, old.savings_pico) == (710_000_000, 0)
     old.add(SERVED)
     assert (old.unclassified.requests, old.savings_pico) == (1, 1_490_000_000)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import create_engine, text
 
+from gateway.usage.previous_sums import _Histogram, _Row, _Tokens
+from gateway.usage.rollup import NUMBERS
 from gateway.usage.sums import Sums
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from gateway.ledger.receipt import Receipt
     from gateway.redis_keys import RedisKeys
+    from gateway.usage.rollup import Row
 
 FOLDER = Path(__file__).with_name("previous")
 RECORDED = json.loads((FOLDER / "totals.json").read_text())
@@ -113,13 +116,22 @@ async def make_redis(redis: Redis, keys: RedisKeys, receipts: Sequence[Receipt],
             name = f"{period.granularity}:{period.start}"
             for dims, row in rows.items():
                 field = msgspec.msgpack.encode(tuple(dims)[1:])
-                pipe.hset(f"{base}rows:{name}:{dims.tenant}", field, row.to_bytes())
+                pipe.hset(f"{base}rows:{name}:{dims.tenant}", field, previous_bytes(row))
                 pipe.sadd(f"{base}seen:{name}", dims.tenant)
-            pipe.set(f"{base}total:{name}", sums.totals[period].to_bytes())
+            pipe.set(f"{base}total:{name}", previous_bytes(sums.totals[period]))
         pipe.hset(f"{keys.ledger_base}state", mapping={"version": "7", "generation": generation})
         last_ms = 1000 * max(one.created for one in receipts) + 500
         pipe.hset(f"{keys.ledger_base}cursors", receipts[0].tenant, f"{last_ms}-0")
         await pipe.execute()
+
+
+def previous_bytes(row: Row) -> bytes:
+    """Return sums as the previous version wrote them."""
+    single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
+    roles = {role: _Tokens(*getattr(row, role)) for role in ("teacher", "student", "failed")}
+    stages = [_Histogram(one.count, one.sum_us, one.buckets) for one in row.stages]
+    named = {name: getattr(row, name) for name in ("errors", "unguided", "batches", "engines", "classes")}
+    return msgspec.msgpack.encode(_Row(**single, **roles, stages=stages, **named))
 
 
 def _raw(text: str) -> bytes:

@@ -22,8 +22,9 @@ from gateway.errors import InvalidRequest, Overloaded
 from gateway.usage import reader as usage_reader
 from gateway.usage import rests as usage_rests
 from gateway.usage import usage as of_usage
+from gateway.usage.counters import ClassSum, pico
 from gateway.usage.reader import UsageReader
-from gateway.usage.rollup import ClassSum, Dims, Row, pico
+from gateway.usage.rollup import Dims, Row, row_with
 from gateway.usage.span import GRANULARITIES, Asked, Span, asked_range, in_short, span
 from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage.usage import Ask, Usage, figures
@@ -173,13 +174,13 @@ def test_shares_of_nothing_are_null_and_money_has_no_exponent() -> None:
     assert (told["cost_share"], told["teacher_token_share"], told["batches"]["mean_size"]) == (None, None, None)
     assert (told["cost_usd"], told["latency_ms"]["total"]["p95"]) == ("0", None)
     lost = ClassSum(1, 1, 0, -1)
-    dear = figures(Row(requests=1, cost_pico=1, baseline_pico=0, classes={"guided": lost}))
+    dear = figures(row_with({"requests": 1, "cost_pico": 1}, classes={"guided": lost}))
     assert (dear["cost_usd"], dear["savings_usd"], dear["cost_share"]) == ("0.000000000001", "-0.000000000001", None)
 
 
 def test_a_batch_that_tenants_share_is_counted_in_parts() -> None:
-    assert figures(Row(batches={4: 4, 1: 2}))["batches"] == {"count": 3, "mean_size": 2.0}
-    assert figures(Row(batches={4: 1}))["batches"] == {"count": 0.25, "mean_size": 4.0}
+    assert figures(row_with({}, batches={4: 4, 1: 2}))["batches"] == {"count": 3, "mean_size": 2.0}
+    assert figures(row_with({}, batches={4: 1}))["batches"] == {"count": 0.25, "mean_size": 4.0}
 
 
 def ask(*by: str, granularity: Granularity | None = None, **only: str) -> Ask:
@@ -187,7 +188,7 @@ def ask(*by: str, granularity: Granularity | None = None, **only: str) -> Ask:
 
 
 def rows(tenant: str, count: int, start: int = 0) -> list[StoredRow]:
-    raw = Row(requests=1).to_bytes()
+    raw = row_with({"requests": 1}).to_bytes()
     routes = [f"r{place}" for place in range(start, start + count)]
     return [StoredRow(Period.of("hour", NOW), Dims(tenant, "k", one, "guided", "big", "small"), raw) for one in routes]
 
@@ -209,7 +210,9 @@ def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_name_is_no_formula() -> None:
     """A cell of CSV that a spreadsheet would run is text; amounts stay numbers."""
-    row = Row(requests=1, cost_pico=5 * 10**11, classes={"guided": ClassSum(1, 5 * 10**11, 0, -5 * 10**11)})
+    row = row_with(
+        {"requests": 1, "cost_pico": 5 * 10**11}, classes={"guided": ClassSum(1, 5 * 10**11, 0, -5 * 10**11)}
+    )
     answer = Usage(ask("tenant", "key", "route", "teacher"))
     names = ('=HYPERLINK("x")', "+1", "-1", "", "@x", "")
     answer.add_rows([StoredRow(Period.of("hour", NOW), Dims(*names), row.to_bytes())])
@@ -225,7 +228,7 @@ def test_money_that_is_not_told_is_not_told_by_the_order() -> None:
     costs = {"dear": 9, "cheap": 1, "b-hidden": 99, "a-hidden": 5}
     answer = Usage(ask("route"), lambda where: "hidden" not in where.route)
     for route, cost in costs.items():
-        where, row = Dims("acme", "k", route, "guided", "big", "small"), Row(requests=1, cost_pico=cost)
+        where, row = Dims("acme", "k", route, "guided", "big", "small"), row_with({"requests": 1, "cost_pico": cost})
         answer.add_rows([StoredRow(Period.of("hour", NOW), where, row.to_bytes())])
     told = answer.as_dict()
     assert [row["route"] for row in told["rows"]] == ["dear", "cheap", "a-hidden", "b-hidden"]
