@@ -87,9 +87,11 @@ class GatewayProcess:
             "redis": {"url": redis_url, "lease": "60s", **sections.get("redis", {})},
             "log": {"format": "json", **sections.get("log", {})},
             # A usage worker takes a second of CPU to start: tests that read usage set `run: host`.
-            "usage": {"run": "command", **sections.get("usage", {})},
+            "usage": {"run": "command", **(sections.get("usage") or {})},
             "models": models,
         }
+        if sections.get("usage", {}) is None:  # an earlier version has no such section
+            del config["usage"]
         yaml = YAML()
         yaml.dump(config, folder / "config.yaml")
         keys = {"acme": KEY, "globex": OTHER_KEY}
@@ -97,7 +99,7 @@ class GatewayProcess:
             known = [{"id": "only", "sha256": sha256(keys[tenant])}] if tenant in keys else []
             policy = {"tenant": tenant, "keys": known, "routes": routes} | (tenants or {}).get(tenant, {})
             yaml.dump(policy, folder / "policies" / f"{tenant}.yaml")
-        self._config = folder / "config.yaml"
+        self.config = folder / "config.yaml"
         self.log: list[dict[str, Any]] = []
         self.raw_log = ""
         self.url = self.admin_url = ""
@@ -105,7 +107,7 @@ class GatewayProcess:
     def start(self) -> None:
         self.log, self.raw_log = [], ""
         self.process = subprocess.Popen(
-            [sys.executable, *self._entry, "serve", "--config", self._config, *self._arguments],
+            [sys.executable, *self._entry, "serve", "--config", self.config, *self._arguments],
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,

@@ -6,213 +6,27 @@ The counts stand in one line of output (`pytest -rP`, or `-s`).
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
-import orjson
 import pytest
-from redis.asyncio import Redis
 
-from gateway.local.redis import EmbeddedRedis
-from gateway.redis_keys import BOARD, RedisKeys
+from gateway.redis_keys import BOARD
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import periods
 from gateway.usage.sums_reader import totals
 from gateway.usage_address import address_of
-from tests.fakes import FakeEngine, begin_events, chunk, event, says
-from tests.gateway_process import KEY, GatewayProcess, guided, model
 from tests.later_version import LAYOUT, MORE
-from tests.readiness import wait_until_up
+from tests.upgrade_world import CAP, KEYS, World, world
 from tests.usage.databases import FOREVER
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from tests.gateway_process import GatewayProcess
 
-    from aiohttp import web
-
-CAP = 3
-CALLERS = 10
-OPENING, REST = "The answer to your question begins", " here and ends there."
-KEYS = RedisKeys("upgrade")
 _ROOT = Path(__file__).parents[1]
 _LATER: dict[str, Any] = {"entry": ("-m", "tests.later_version"), "environ": {"PYTHONPATH": str(_ROOT)}}
-
-
-class Teacher:
-    """Takes a moment over each call, and counts the most that it had at once."""
-
-    def __init__(self) -> None:
-        self.asked = self.now = self.most = 0
-
-    async def __call__(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        self.asked += 1
-        self.now += 1
-        self.most = max(self.most, self.now)
-        try:
-            await asyncio.sleep(0.05)
-            return await says(OPENING, "length")(request, body)
-        finally:
-            self.now -= 1
-
-
-class Student:
-    """Answers JSON at once; a stream waits for `go` after its first word."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-
-    async def __call__(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if not body.get("stream"):
-            return await says(REST)(request, body)
-        response = await begin_events(request)
-        await response.write(event(chunk({"content": " here"})))
-        while not self.go.is_set():  # set by another thread's loop
-            await asyncio.sleep(0.01)
-        await response.write(event(chunk({"content": " and ends there."})))
-        await response.write(event({**chunk({}, "stop")}) + b"data: [DONE]\n\n")
-        await response.write_eof()
-        return response
-
-
-@dataclass
-class Balancer:
-    """Sends each request to the next gateway that is in service, and tries none twice: what fails has failed."""
-
-    client: httpx.AsyncClient
-    urls: list[str] = field(default_factory=list)
-    unheard: Counter[str] = field(default_factory=Counter)  # by gateway: requests that have no head of an answer yet
-    answers: dict[str, str] = field(default_factory=dict)  # by request: who answered it
-    failed: list[str] = field(default_factory=list)
-    _turn: int = 0
-
-    async def ask(self, text: str, *, at: str | None = None, stream: bool = False) -> None:
-        self._turn += 1
-        url = at or self.urls[self._turn % len(self.urls)]
-        body = {"model": "chat", "messages": [{"role": "user", "content": text}], "stream": stream}
-        self.unheard[url] += 1
-        heard = False
-        try:
-            async with self.client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-                self.unheard[url] -= 1
-                heard = True
-                said = _said(await answer.aread(), stream=stream)
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            self.unheard[url] -= not heard
-            self.failed.append(f"{url}: {error!r}")
-            return
-        if answer.status_code != 200 or said != "The answer to your question" + REST:
-            self.failed.append(f"{url}: {answer.status_code}, {said}")
-        self.answers[answer.headers["x-request-id"]] = url
-
-    async def take_out(self, url: str) -> None:
-        """Send it nothing more, and wait until what was sent has arrived: what a preStop pause is for."""
-        self.urls.remove(url)
-        await until(lambda: self.unheard[url] == 0)
-
-
-def _said(raw: bytes, *, stream: bool) -> str:
-    if not stream:
-        return str(orjson.loads(raw)["choices"][0]["message"]["content"])
-    events = raw.decode().split("\n\n")
-    assert "data: [DONE]" in events, raw
-    chunks = [orjson.loads(one.removeprefix("data: ")) for one in events if one.startswith("data: {")]
-    return "".join(one["choices"][0]["delta"].get("content", "") for one in chunks if one["choices"])
-
-
-async def until(true: Callable[[], bool], limit_s: float = 60) -> None:
-    give_up = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < give_up
-        await asyncio.sleep(0.01)
-
-
-class World:
-    """Gateways of two versions between one teacher and one student, and callers who ask without a pause."""
-
-    def __init__(self, folder: Path, server: EmbeddedRedis, redis: Redis, client: httpx.AsyncClient) -> None:
-        self.folder, self.server, self.redis = folder, server, redis
-        self.teacher, self.student = Teacher(), Student()
-        self.student.go.set()
-        self.balancer = Balancer(client)
-        self.gateways: list[GatewayProcess] = []
-        self.engines: tuple[str, str] = ("", "")
-        self.done = False
-
-    async def start(self, **version: Any) -> GatewayProcess:
-        """A gateway of a version, in service."""
-        teacher, student = self.engines
-        process = GatewayProcess(
-            self.folder / f"gateway-{len(self.gateways)}",
-            redis_url=self.server.url,
-            redis={"prefix": KEYS.prefix, "lease": "60s", "timeout": "5s"},
-            usage={"run": "host"},
-            data=str(self.folder / "data"),
-            models=[
-                model("big", "tgi", teacher, max_concurrency=CAP, batch={"max_size": CAP}),
-                model("small", "openai", f"{student}/v1", continuation="trailing", echo=False),
-            ],
-            routes=[guided(deadline="60s", cache_ttl="0s")],
-            **version,
-        )
-        self.gateways.append(process)
-        await asyncio.to_thread(process.start)
-        await asyncio.to_thread(wait_until_up, process.admin_url)
-        self.balancer.urls.append(process.url)
-        return process
-
-    async def stop(self, process: GatewayProcess) -> None:
-        """Out of service, and then told to stop while streams are under way."""
-        self.student.go.clear()
-        streams = [asyncio.ensure_future(self.balancer.ask(f"Stream {n}", at=process.url, stream=True)) for n in "abc"]  # noqa: TID251
-        await self.balancer.take_out(process.url)
-        stopped = asyncio.ensure_future(asyncio.to_thread(process.terminate))  # noqa: TID251
-        await asyncio.to_thread(process.wait_for_log, "draining", 60.0)
-        assert not any(one.done() for one in streams)
-        self.student.go.set()
-        await asyncio.gather(*streams)
-        assert await stopped == 0
-        stopped_line = process.wait_for_log("stopped")
-        assert (stopped_line["cut"], stopped_line["receipts_kept"]) == (0, True)
-
-    async def load(self) -> None:
-        """Callers that ask one request after the other; every third of them streams, and some ask all the same."""
-
-        async def caller(number: int) -> None:
-            while not self.done:
-                text = "What all want to know" if number == 0 else f"{number}: {os.urandom(4).hex()}"
-                await self.balancer.ask(text, stream=number % 3 == 0)
-
-        await asyncio.gather(*(caller(number) for number in range(CALLERS)))
-
-    async def some(self, requests: int = 40) -> None:
-        """Until so many more are answered."""
-        enough = len(self.balancer.answers) + requests
-        await until(lambda: len(self.balancer.answers) >= enough or bool(self.balancer.failed))
-
-
-@asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(EmbeddedRedis())
-        redis = await stack.enter_async_context(Redis.from_url(server.url))
-        client = await stack.enter_async_context(
-            httpx.AsyncClient(headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
-        )
-        here = World(folder, server, redis, client)
-        teacher, student = (stack.enter_context(FakeEngine(one).running()) for one in (here.teacher, here.student))
-        here.engines = (teacher.url, student.url)
-        try:
-            yield here
-        finally:
-            here.done = True
-            for process in here.gateways:
-                await asyncio.to_thread(process.close)
 
 
 @pytest.mark.timeout(600)
@@ -255,7 +69,7 @@ async def _check(
           f"{here.teacher.most} of {CAP} at once")  # fmt: skip
     assert here.teacher.most <= CAP
     # Of each version the other one's receipts are read.
-    receipts = [await _receipts(here, process) for process in left]
+    receipts = [await here.receipts(process) for process in left]
     assert receipts[0] == receipts[1]
     assert {one["id"] for one in receipts[0]} == set(balancer.answers)
     assert {(one["status"], one["mode"], one["unguided"]) for one in receipts[0]} == {("ok", "guided", None)}
@@ -265,15 +79,6 @@ async def _check(
     assert len(await here.redis.keys("*:receipt:*")) == len(balancer.answers)
     assert await here.redis.keys("*:intents:*") == []
     await _check_sums(here, len(balancer.answers))
-
-
-async def _receipts(here: World, process: GatewayProcess) -> list[dict[str, Any]]:
-    found = []
-    for name in here.balancer.answers:
-        answer = await here.balancer.client.get(f"{process.url}/v1/receipts/{name}")
-        assert answer.status_code == 200, answer.text
-        found.append(answer.json())
-    return found
 
 
 async def _check_sums(here: World, requests: int) -> None:
