@@ -48,6 +48,7 @@ usage_db = typer.Typer(
 )
 
 _MOST_DIFFERENCES = 20
+_TABLE_WIDTH = 160
 
 
 class Format(StrEnum):
@@ -136,7 +137,9 @@ def migrate(
     table = Table("", "", *result.names, box=None)
     for line in result.lines():
         table.add_row(*line)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    # A narrower table would shorten figures.
+    width = max(_TABLE_WIDTH, Console().width)
+    Console(soft_wrap=True, highlight=False, markup=False, width=width).print(table)
     for note in result.notes:
         typer.echo(note)
     if not result.same:

@@ -180,9 +180,10 @@ def _sums(file: Path, unseen: list[Receipt]) -> Facts:
 def check_migrated(installation: Installation) -> None:
     """Migrate, twice, and check the result and what is printed."""
     for _ in range(2):
-        done = installation.place.run("migrate")
+        done = installation.place.run("migrate", COLUMNS="80")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "DIFFERS" not in done.stdout
+        assert "…" not in done.stdout, "a figure is shortened"
         installation.check()
     assert installation.archived() == 0
 
