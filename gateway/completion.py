@@ -255,4 +255,6 @@ def _caller_usage(plan: Plan, asked: CompletionRequest, draft: Draft, receipt: R
         read = callers_part(plan.guidance.projection, asked, read) if plan.guidance is not None else read
         return usage_body(read, draft.kept_tokens)
     read = max(0, finisher.input_tokens - draft.kept_tokens)
-    return usage_body(read, draft.shown_tokens + finisher.output_tokens, min(read, finisher.cached_input_tokens))
+    stored = min(read, finisher.cache_write_input_tokens)
+    cached = min(read - stored, finisher.cached_input_tokens)
+    return usage_body(read, draft.shown_tokens + finisher.output_tokens, cached, stored)

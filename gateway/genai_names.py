@@ -39,6 +39,7 @@ RESPONSE_FIRST_CHUNK_S = "gen_ai.response.time_to_first_chunk"
 USAGE_INPUT = "gen_ai.usage.input_tokens"
 USAGE_OUTPUT = "gen_ai.usage.output_tokens"
 USAGE_CACHED = "gen_ai.usage.cache_read.input_tokens"
+USAGE_CACHE_WRITE = "gen_ai.usage.cache_creation.input_tokens"
 
 REQUEST_ID = "gkt.request.id"
 TENANT = "gkt.tenant"

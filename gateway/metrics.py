@@ -165,7 +165,7 @@ class Metrics:
         self.tokens = Counter(
             "gkt_tokens",
             "Tokens as the engines counted them, by role (teacher, student, failed) and direction (input, cached, "
-            "output).",
+            "cache_write, output).",
             ("tenant", "role", "engine", "direction"),
             registry=registry,
         )

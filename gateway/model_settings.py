@@ -133,6 +133,8 @@ class PriceRule(Shape):
     """USD per 1,000,000 tokens written."""
     cached_input_per_1m: Usd | None = None
     """Of those read, from the engine's prefix cache. Default: as input_per_1m."""
+    cache_write_per_1m: Usd | None = None
+    """Of those read, written to the engine's prefix cache. Default: as input_per_1m."""
     gpu_usd_per_hour: Usd | None = None
     """USD for an hour of the engine, or of each of its `gpus`."""
     input_tokens_per_s: Rate | None = None
@@ -145,6 +147,7 @@ class PriceRule(Shape):
         "input_cost_per_token": _SCALE + "input_per_1m",
         "output_cost_per_token": _SCALE + "output_per_1m",
         "cache_read_input_token_cost": _SCALE + "cached_input_per_1m",
+        "cache_creation_input_token_cost": _SCALE + "cache_write_per_1m",
     }
 
     def problem(self) -> str | None:
@@ -152,7 +155,8 @@ class PriceRule(Shape):
         by_token = {"input_per_1m", "output_per_1m"}
         by_hour = {"gpu_usd_per_hour", "input_tokens_per_s", "output_tokens_per_s"}
         given = {name for name in type(self).model_fields if getattr(self, name) is not None}
-        kinds = [kind for kind in (by_token | {"cached_input_per_1m"}, by_hour | {"gpus"}) if given & kind]
+        of_cache = {"cached_input_per_1m", "cache_write_per_1m"}
+        kinds = [kind for kind in (by_token | of_cache, by_hour | {"gpus"}) if given & kind]
         if len(kinds) > 1:
             return "is either per 1M tokens or per GPU hour: keep one of the two"
         needed = by_hour if given & (by_hour | {"gpus"}) else by_token
@@ -163,7 +167,9 @@ class PriceRule(Shape):
     def price(self) -> Price:
         """The price per token. Only for a rule without a problem."""
         if self.input_per_1m is not None and self.output_per_1m is not None:
-            return Price.of_tokens(self.input_per_1m, self.output_per_1m, self.cached_input_per_1m)
+            return Price.of_tokens(
+                self.input_per_1m, self.output_per_1m, self.cached_input_per_1m, self.cache_write_per_1m
+            )
         hourly_usd = self.hourly_usd
         assert hourly_usd is not None
         assert self.input_tokens_per_s is not None

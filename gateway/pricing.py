@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal
 from functools import cache
 from importlib.util import find_spec
@@ -22,19 +22,25 @@ _TEXT_MODES = frozenset({"chat", "completion", "responses", "embedding"})
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """USD per token: read afresh, read from the engine's prefix cache, and written."""
+    """USD per token: read afresh, read from the engine's prompt cache, written, and read and stored in that cache."""
 
     input_usd: Decimal
     cached_input_usd: Decimal
     output_usd: Decimal
+    cache_write_usd: Decimal
 
     @classmethod
     def of_tokens(
-        cls, input_per_1m: Decimal, output_per_1m: Decimal, cached_input_per_1m: Decimal | None = None
+        cls,
+        input_per_1m: Decimal,
+        output_per_1m: Decimal,
+        cached_input_per_1m: Decimal | None = None,
+        cache_write_per_1m: Decimal | None = None,
     ) -> Price:
-        """From USD per 1M tokens. Without a price of its own a cached token costs as much as a fresh one."""
+        """From USD per 1M tokens. Without prices of their own cached and stored tokens cost as much as fresh ones."""
         cached = input_per_1m if cached_input_per_1m is None else cached_input_per_1m
-        return cls(*(_EXACT.divide(usd, _PER_1M) for usd in (input_per_1m, cached, output_per_1m)))
+        stored = input_per_1m if cache_write_per_1m is None else cache_write_per_1m
+        return cls(*(_EXACT.divide(usd, _PER_1M) for usd in (input_per_1m, cached, output_per_1m, stored)))
 
     @classmethod
     def of_gpu_hour(cls, gpu_usd_per_hour: Decimal, input_tokens_per_s: Decimal, output_tokens_per_s: Decimal) -> Price:
@@ -45,23 +51,46 @@ class Price:
         """
         usd_per_s = _RATE.divide(gpu_usd_per_hour, _SECONDS_PER_HOUR)
         read = _RATE.divide(usd_per_s, input_tokens_per_s)
-        return cls(read, read, _RATE.divide(usd_per_s, output_tokens_per_s))
+        return cls(read, read, _RATE.divide(usd_per_s, output_tokens_per_s), read)
+
+    @property
+    def dearest_input_usd(self) -> Decimal:
+        """The highest price of an input token, whether it is cached, stored or neither."""
+        return max(self.input_usd, self.cached_input_usd, self.cache_write_usd)
+
+    @property
+    def dearest(self) -> Price:
+        """This price with `dearest_input_usd` for fresh tokens: an upper bound where the parts are not known."""
+        return replace(self, input_usd=self.dearest_input_usd)
 
 
-def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Decimal:
-    """The exact cost of one call. `cached_input_tokens` is the part of `input_tokens` that the engine had cached.
+def cost_usd(
+    price: Price,
+    input_tokens: int,
+    output_tokens: int,
+    cached_input_tokens: int = 0,
+    cache_write_input_tokens: int = 0,
+) -> Decimal:
+    """Return the exact cost of one call.
 
-    An engine that claims more cached tokens than it read is believed up to what it read.
+    Args:
+        cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
+        cache_write_input_tokens: another part, which the engine wrote to that cache.
+
+    Both together count up to `input_tokens`, the stored ones first.
     """
-    if min(input_tokens, output_tokens, cached_input_tokens) < 0:
+    if min(input_tokens, output_tokens, cached_input_tokens, cache_write_input_tokens) < 0:
         raise ValueError("token counts cannot be negative")
-    cached = min(cached_input_tokens, input_tokens)
+    stored = min(cache_write_input_tokens, input_tokens)
+    cached = min(cached_input_tokens, input_tokens - stored)
     read, written = (
-        _EXACT.multiply(price.input_usd, input_tokens - cached),
+        _EXACT.multiply(price.input_usd, input_tokens - cached - stored),
         _EXACT.multiply(price.output_usd, output_tokens),
     )
     cost = _EXACT.add(read, written)
-    return _EXACT.add(cost, _EXACT.multiply(price.cached_input_usd, cached)) if cached else cost
+    if cached:
+        cost = _EXACT.add(cost, _EXACT.multiply(price.cached_input_usd, cached))
+    return _EXACT.add(cost, _EXACT.multiply(price.cache_write_usd, stored)) if stored else cost
 
 
 def quantized(amount_usd: Decimal) -> Decimal:
@@ -77,12 +106,18 @@ def total_usd(*amounts_usd: Decimal) -> Decimal:
     return total
 
 
-def baseline_usd(price: Price, prompt_tokens: int, answer_tokens: int, cached_prompt_tokens: int = 0) -> Decimal:
+def baseline_usd(
+    price: Price,
+    prompt_tokens: int,
+    answer_tokens: int,
+    cached_prompt_tokens: int = 0,
+    cache_write_prompt_tokens: int = 0,
+) -> Decimal:
     """What the baseline model (the teacher, by default) alone would have cost.
 
     It reads the same prompt, once, and writes the same whole answer, guidance included.
     """
-    return cost_usd(price, prompt_tokens, answer_tokens, cached_prompt_tokens)
+    return cost_usd(price, prompt_tokens, answer_tokens, cached_prompt_tokens, cache_write_prompt_tokens)
 
 
 def savings_usd(baseline: Decimal, cost: Decimal) -> Decimal:
@@ -151,4 +186,6 @@ def _row_price(row: dict[str, object]) -> Price | None:
         return None
     if min(read, write, cached) < 0 or not (read or write):
         return None
-    return Price(read, cached, write)
+    stored = row.get("cache_creation_input_token_cost")
+    # Some rows have 0 for providers without such a charge, and some the price of reading from the cache.
+    return Price(read, cached, write, max(read, stored) if isinstance(stored, Decimal) else read)

@@ -101,9 +101,9 @@ def test_settings_do_not_change(folder: Path) -> None:
 
 
 def test_a_price_is_exactly_what_was_written(folder: Path) -> None:
-    written = "{input_per_1m: 0.1, output_per_1m: 0.90, cached_input_per_1m: 0.07}"
+    written = "{input_per_1m: 0.1, output_per_1m: 0.90, cached_input_per_1m: 0.07, cache_write_per_1m: 0.125}"
     price = settings_of(folder, model(price=written)).models[0].price
-    assert price == Price(Decimal("1E-7"), Decimal("7E-8"), Decimal("9E-7"))
+    assert price == Price(Decimal("1E-7"), Decimal("7E-8"), Decimal("9E-7"), Decimal("1.25E-7"))
 
 
 def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: Path) -> None:
@@ -129,6 +129,7 @@ def test_an_hourly_price_and_a_list_price_and_an_explicit_0_are_prices(folder: P
         ("{}", "1: models[0].price: needs input_per_1m and output_per_1m too"),
         ("{input_per_1m: 1}", "1: models[0].price: needs output_per_1m too"),
         ("{cached_input_per_1m: 1}", "1: models[0].price: needs input_per_1m and output_per_1m too"),
+        ("{cache_write_per_1m: 1}", "1: models[0].price: needs input_per_1m and output_per_1m too"),
         ("{gpu_usd_per_hour: 1}", "1: models[0].price: needs input_tokens_per_s and output_tokens_per_s too"),
         (
             "{input_per_1m: 1, output_per_1m: 1, gpu_usd_per_hour: 1}",

@@ -13,17 +13,21 @@ from hypothesis import strategies as st
 from gateway.pricing import Price, baseline_usd, cost_usd, litellm_table, savings_usd
 
 PER_1M = Price.of_tokens(Decimal("0.90"), Decimal("1.80"), Decimal("0.45"))
+STORING = Price.of_tokens(Decimal(4), Decimal(20), Decimal("0.4"), Decimal(5))
 usd = st.decimals(0, 1_000_000, places=9)
 tokens = st.integers(0, 10**12)
 
 
 def test_a_price_per_1m_is_a_price_per_token() -> None:
-    assert Price(Decimal("0.0000009"), Decimal("0.00000045"), Decimal("0.0000018")) == PER_1M
+    price = Price(Decimal("0.0000009"), Decimal("0.00000045"), Decimal("0.0000018"), Decimal("0.0000009"))
+    assert price == PER_1M
 
 
-def test_a_cached_token_costs_as_much_as_a_fresh_one_unless_told() -> None:
-    assert Price.of_tokens(Decimal(2), Decimal(3)).cached_input_usd == Decimal("0.000002")
-    assert Price.of_tokens(Decimal(2), Decimal(3), Decimal(0)).cached_input_usd == 0
+def test_cached_and_stored_tokens_cost_as_much_as_fresh_ones_unless_told() -> None:
+    price = Price.of_tokens(Decimal(2), Decimal(3))
+    assert (price.cached_input_usd, price.cache_write_usd) == (Decimal("0.000002"), Decimal("0.000002"))
+    price = Price.of_tokens(Decimal(2), Decimal(3), Decimal(0), Decimal("2.5"))
+    assert (price.cached_input_usd, price.cache_write_usd) == (0, Decimal("0.0000025"))
 
 
 def test_cached_tokens_are_a_part_of_the_input() -> None:
@@ -33,22 +37,25 @@ def test_cached_tokens_are_a_part_of_the_input() -> None:
 
 def test_more_cached_tokens_than_input_are_believed_up_to_the_input() -> None:
     assert cost_usd(PER_1M, 10, 0, 99) == cost_usd(PER_1M, 10, 0, 10)
+    assert cost_usd(STORING, 10, 0, 99, 99) == cost_usd(STORING, 10, 0, 0, 10) == 10 * STORING.cache_write_usd
 
 
 def test_negative_counts_are_a_bug_of_the_caller() -> None:
-    for counts in ((-1, 0, 0), (0, -1, 0), (0, 0, -1)):
+    for counts in ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 0, -1)):
         with pytest.raises(ValueError, match="negative"):
             cost_usd(PER_1M, *counts)
 
 
-@given(usd, usd, usd, tokens, tokens, st.data())
+@given(usd, usd, usd, usd, tokens, tokens, st.data())
 def test_cost_is_exact_in_integers(
-    read: Decimal, write: Decimal, cached: Decimal, n: int, m: int, data: st.DataObject
+    read: Decimal, write: Decimal, cached: Decimal, stored: Decimal, n: int, m: int, data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(0, n))
-    cost = cost_usd(Price.of_tokens(read, write, cached), n, m, k)
+    s = data.draw(st.integers(0, n - k))
+    cost = cost_usd(Price.of_tokens(read, write, cached, stored), n, m, k, s)
     scale = 10**9
-    units = int(read * scale) * (n - k) + int(cached * scale) * k + int(write * scale) * m
+    units = int(read * scale) * (n - k - s) + int(cached * scale) * k + int(write * scale) * m
+    units += int(stored * scale) * s
     numerator, denominator = cost.as_integer_ratio()
     assert numerator * scale * 10**6 == units * denominator
 
@@ -64,7 +71,13 @@ def test_an_hour_of_a_gpu_is_shared_by_all_the_tokens_of_that_hour() -> None:
     an_hour = 3600
     assert cost_usd(price, 9000 * an_hour, 0).quantize(Decimal("1e-15")) == Decimal("1.20")
     assert cost_usd(price, 0, 1500 * an_hour).quantize(Decimal("1e-15")) == Decimal("1.20")
-    assert price.cached_input_usd == price.input_usd
+    assert price.cached_input_usd == price.cache_write_usd == price.input_usd
+
+
+def test_the_dearest_input_token_may_be_of_any_kind() -> None:
+    for of_input, cached, stored in ((3, 1, 2), (1, 3, 2), (1, 2, 3)):
+        price = Price.of_tokens(Decimal(of_input), Decimal(9), Decimal(cached), Decimal(stored))
+        assert price.dearest_input_usd == price.dearest.input_usd == Decimal("0.000003")
 
 
 def test_an_hourly_price_has_few_enough_digits_for_exact_sums() -> None:
@@ -90,6 +103,16 @@ def test_a_list_price_is_found_by_name_and_by_provider_and_name() -> None:
     assert price.input_usd > 0
     assert price.output_usd > price.input_usd > price.cached_input_usd
     assert litellm_table("anthropic/claude-sonnet-4-5") == litellm_table("claude-sonnet-4-5") is not None
+
+
+def test_a_list_price_for_stored_tokens_is_never_below_that_of_fresh_ones() -> None:
+    """Where providers charge nothing for that, the table has no price, 0, or the price of reading from the cache."""
+    claude, gpt, deepseek = map(litellm_table, ("claude-sonnet-4-5", "gpt-4o", "deepseek/deepseek-chat"))
+    assert claude is not None
+    assert gpt is not None
+    assert deepseek is not None
+    assert claude.cache_write_usd == Decimal("1.25") * claude.input_usd
+    assert (gpt.cache_write_usd, deepseek.cache_write_usd) == (gpt.input_usd, deepseek.input_usd)
 
 
 def test_embeddings_have_a_list_price_too() -> None:

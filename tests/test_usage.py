@@ -162,9 +162,11 @@ def holds(told: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
     for role in ("teacher", "student"):
         shares = [one[role] for one in receipts if one[role] and not one[role].get("shared")]
         cached = sum(share.get("cached_input_tokens", 0) for share in shares)
+        stored = sum(share.get("cache_write_input_tokens", 0) for share in shares)
         assert told["tokens"][role] == {
-            "input": sum(share["input_tokens"] for share in shares) - cached,
+            "input": sum(share["input_tokens"] for share in shares) - cached - stored,
             "cached": cached,
+            "cache_write": stored,
             "output": sum(share["output_tokens"] for share in shares),
         }
         assert Decimal(told[f"{role}_cost_usd"]) == total_of(shares, "cost_usd")

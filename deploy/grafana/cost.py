@@ -168,7 +168,7 @@ COST = Dashboard(
         Panel(
             "Tokens per second",
             "By role, and by what was done with them: input is read afresh, cached is read from the engine's prefix "
-            "cache, output is written.",
+            "cache, cache_write is read and written to that cache, output is written.",
             "short",
             (
                 Query(

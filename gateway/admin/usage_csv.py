@@ -53,6 +53,7 @@ COLUMNS = (
     "batches",
     "mean_batch_size",
     *(f"{stage}_{part}_ms" for stage in _LATENCIES for part in ("p50", "p95", "p99")),
+    *(f"{role}_cache_write_tokens" for role in _ROLES),
 )
 """What follows the time and the names."""
 
@@ -94,4 +95,5 @@ def _cells(row: Row) -> list[object]:
         batches["count"],
         batches["mean_size"],
         *(latency[stage][part] for stage in _LATENCIES for part in ("p50", "p95", "p99")),
+        *(tokens[role]["cache_write"] for role in _ROLES),
     ]

@@ -32,21 +32,24 @@ def _as_they_are(*names: str) -> dict[str, _Column]:
     return {name: attrgetter(name) for name in names}
 
 
-def _of_engine(role: str, *shares: str) -> dict[str, _Column]:
-    """Return the columns of an engine. Tokens that another request paid for are not counted."""
+def _shares(receipt: Receipt, role: str) -> list[EngineShare]:
+    found = (receipt.teacher,) if role == "teacher" else (receipt.student, receipt.probe)
+    return [share for share in found if share is not None]
 
-    def found(receipt: Receipt) -> list[EngineShare]:
-        return [share for name in shares if (share := getattr(receipt, name)) is not None]
 
-    def tokens(of: Callable[[EngineShare], int]) -> _Column:
-        return lambda receipt: sum(of(share) for share in found(receipt) if not share.shared)
+def _tokens(role: str, name: str) -> _Column:
+    """Return a column of tokens. Those that another request paid for are not counted."""
+    of = attrgetter(name)
+    return lambda receipt: sum(of(share) for share in _shares(receipt, role) if not share.shared)
 
+
+def _of_engine(role: str) -> dict[str, _Column]:
     return {
         role: lambda receipt: share.model if (share := getattr(receipt, role)) is not None else None,
-        f"{role}_input_tokens": tokens(lambda share: share.input_tokens - share.cached_input_tokens),
-        f"{role}_cached_tokens": tokens(lambda share: share.cached_input_tokens),
-        f"{role}_output_tokens": tokens(lambda share: share.output_tokens),
-        f"{role}_cost_usd": lambda receipt: sum((share.cost_usd for share in found(receipt)), Decimal(0)),
+        f"{role}_input_tokens": _tokens(role, "fresh_input_tokens"),
+        f"{role}_cached_tokens": _tokens(role, "cached_input_tokens"),
+        f"{role}_output_tokens": _tokens(role, "output_tokens"),
+        f"{role}_cost_usd": lambda receipt: sum((share.cost_usd for share in _shares(receipt, role)), Decimal(0)),
     }
 
 
@@ -60,8 +63,8 @@ _COLUMNS: dict[str, _Column] = {
     "created": lambda one: utc(one.created),
     **_as_they_are("tenant", "key", "route", "mode", "status", "stream", "finish_reason", "unguided"),
     **_as_they_are("shadow_of", "budget"),
-    **_of_engine("teacher", "teacher"),
-    **_of_engine("student", "student", "probe"),
+    **_of_engine("teacher"),
+    **_of_engine("student"),
     "failed_cost_usd": _failed_usd,
     "kept_tokens": lambda one: one.guidance.kept_tokens if one.guidance is not None else 0,
     "batch_size": lambda one: one.batch.size if one.batch is not None else None,
@@ -77,6 +80,7 @@ _COLUMNS: dict[str, _Column] = {
     "total_ms": attrgetter("timings.total_ms"),
     "savings_error_usd": lambda one: savings_of(one).error_usd,
     "savings_class": class_of,
+    **{f"{role}_cache_write_tokens": _tokens(role, "cache_write_input_tokens") for role in ("teacher", "student")},
 }
 
 

@@ -222,7 +222,7 @@ def _sum(one: Figures, other: Figures) -> Figures:
 def _figures(receipts: int, row: Row | None) -> Figures:
     if row is None:
         return Figures(receipts)
-    tokens = sum(one.input + one.cached + one.output for one in (row.teacher, row.student, row.failed))
+    tokens = sum(one.read + one.output for one in (row.teacher, row.student, row.failed))
     return Figures(receipts, row.requests, row.cost_pico, row.baseline_pico, row.savings_pico, tokens)
 
 

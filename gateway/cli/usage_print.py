@@ -80,7 +80,7 @@ def _name(row: dict[str, Any], name: str) -> Text:
 
 def _tokens(row: dict[str, Any], role: str) -> Text:
     tokens = row["tokens"][role]
-    return Text(f"{tokens['input'] + tokens['cached']:,} + {tokens['output']:,}")
+    return Text(f"{tokens['input'] + tokens['cached'] + tokens['cache_write']:,} + {tokens['output']:,}")
 
 
 def _errors(row: dict[str, Any]) -> Text:

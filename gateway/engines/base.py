@@ -23,12 +23,19 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the engine counted them. `estimated`: it counted a list of calls, and this is one call's share."""
+    """Tokens as the engine counted them.
+
+    Attributes:
+        cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
+        estimated: the engine counted a list of calls, and this is one call's share.
+        cache_write_input_tokens: another part of `input_tokens`, which the engine wrote to its prompt cache.
+    """
 
     input_tokens: int
     output_tokens: int
     cached_input_tokens: int = 0
     estimated: bool = False
+    cache_write_input_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _ENDED = ("stop", "eos_token", "stop_sequence")
 
 
+# Names of the tokens written to the prompt cache, in `prompt_tokens_details`: OpenAI, OpenRouter and LiteLLM; LiteLLM
+# before it took OpenAI's name; Alibaba Cloud Model Studio (DashScope).
+_CACHE_WRITES = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens")
+
 # Written out at each look they would be put together anew.
 _CONTENT = (str, list, NoneType)
 _REASON = (str, NoneType)
@@ -176,8 +180,13 @@ def read_usage(usage: Any) -> Usage | None:
     if is_count(total := usage.get("total_tokens")):
         written = max(written, total - read)
     details = usage.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Usage(read, written, min(cached, read) if is_count(cached) else 0)
+    if not isinstance(details, dict):
+        details = {}
+    reported = [details.get(name) for name in _CACHE_WRITES]
+    reported.append(usage.get("cache_creation_input_tokens"))  # LiteLLM's proxy, beside Anthropic's own counts
+    stored = min(read, max(filter(is_count, reported), default=0))
+    cached = details.get("cached_tokens")
+    return Usage(read, written, min(cached, read - stored) if is_count(cached) else 0, cache_write_input_tokens=stored)
 
 
 def is_count(value: Any) -> TypeGuard[int]:

@@ -213,10 +213,14 @@ def _usage(usage: Any) -> Json | None:
     if not read or written is None:
         return None
     plain: Json = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-    cached = getattr(getattr(usage, "prompt_tokens_details", None), "cached_tokens", None)
-    cached = cached or getattr(usage, "cache_read_input_tokens", None)  # Anthropic's name
-    if cached:
-        plain["prompt_tokens_details"] = {"cached_tokens": cached}
+    details = getattr(usage, "prompt_tokens_details", None)
+    # The second names are Anthropic's.
+    cached = getattr(details, "cached_tokens", None) or getattr(usage, "cache_read_input_tokens", None)
+    stored = getattr(details, "cache_write_tokens", None) or getattr(usage, "cache_creation_input_tokens", None)
+    if cached or stored:
+        plain["prompt_tokens_details"] = {"cached_tokens": cached or 0}
+    if stored:
+        plain["prompt_tokens_details"]["cache_write_tokens"] = stored
     return plain
 
 

@@ -33,11 +33,17 @@ def shares(
         return [None] * len(written)
     # One more than its text: the token that ended it counts too, also where it wrote nothing.
     output = apportion(rest, [0 if size is None else size + 1 for size in written])
+    parts = (total.input_tokens, total.cached_input_tokens, total.cache_write_input_tokens)
+    inputs = zip(*(apportion(tokens, read) for tokens in parts), strict=True)
     return [
-        Usage(tokens_read, max_tokens * was_cut + tokens_written, min(cached, tokens_read), estimated=True)
-        for tokens_read, was_cut, tokens_written, cached in zip(
-            apportion(total.input_tokens, read), cut, output, apportion(total.cached_input_tokens, read), strict=True
+        Usage(
+            tokens_read,
+            max_tokens * was_cut + tokens_written,
+            min(cached, tokens_read - min(stored, tokens_read)),
+            estimated=True,
+            cache_write_input_tokens=min(stored, tokens_read),
         )
+        for (tokens_read, cached, stored), was_cut, tokens_written in zip(inputs, cut, output, strict=True)
     ]
 
 

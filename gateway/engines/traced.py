@@ -155,6 +155,8 @@ class TracedEngine:
             call.span.set_attribute(names.USAGE_OUTPUT, usage.output_tokens)
             if usage.cached_input_tokens:
                 call.span.set_attribute(names.USAGE_CACHED, usage.cached_input_tokens)
+            if usage.cache_write_input_tokens:
+                call.span.set_attribute(names.USAGE_CACHE_WRITE, usage.cache_write_input_tokens)
 
 
 def _heard(call: CallSpan, tell: Callable[[str], None]) -> Callable[[str], None]:

@@ -38,6 +38,7 @@ class Written:
         at_ms: when each piece came, after the call; beside it the engine worked on others of the batch.
         asked_tokens: the limit that it had.
         seconds: until the whole reply was there.
+        cache_write_tokens: prompt tokens that the engine wrote to its prompt cache; lines without them have 0.
     """
 
     pieces: tuple[str, ...]
@@ -49,6 +50,7 @@ class Written:
     cached_tokens: int
     asked_tokens: int
     seconds: float
+    cache_write_tokens: int = 0
 
     def first(self, tokens: int, stop: tuple[str, ...]) -> OpeningReply | None:
         """What it would have written with this limit; None where it was asked for less.
@@ -100,7 +102,9 @@ class Written:
         return len(self.pieces) * tokens / self.output_tokens
 
     def _usage(self, output_tokens: int) -> Usage:
-        return Usage(self.input_tokens, output_tokens, self.cached_tokens)
+        return Usage(
+            self.input_tokens, output_tokens, self.cached_tokens, cache_write_input_tokens=self.cache_write_tokens
+        )
 
 
 class Generations:
@@ -247,6 +251,7 @@ class Recorded:
             cached_tokens=usage.cached_input_tokens,
             asked_tokens=tokens,
             seconds=seconds,
+            cache_write_tokens=usage.cache_write_input_tokens,
         )
 
     async def complete(self, body: Json, prefill: Prefill | None = None) -> Json:
@@ -270,7 +275,7 @@ class Recorded:
         return {
             "text": choice["message"].get("content") or "",
             "finish": choice.get("finish_reason"),
-            "usage": None if usage is None else [usage.input_tokens, usage.output_tokens, usage.cached_input_tokens],
+            "usage": None if usage is None else _counts(usage),
             "seconds": round(time.perf_counter() - started, 3),
         }
 
@@ -296,13 +301,18 @@ def _as_reply(answer: Json) -> Json:
     reply: Json = {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer["finish"]}]}
     reply["seconds"] = answer["seconds"]
     if answer["usage"] is not None:
-        read, written, cached = answer["usage"]
+        read, written, cached, *stored = answer["usage"]
         reply["usage"] = {
             "prompt_tokens": read,
             "completion_tokens": written,
-            "prompt_tokens_details": {"cached_tokens": cached},
+            "prompt_tokens_details": {"cached_tokens": cached, "cache_write_tokens": sum(stored)},
         }
     return reply
+
+
+def _counts(usage: Usage) -> list[int]:
+    """The fourth count is new: lines of earlier runs have three."""
+    return [usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.cache_write_input_tokens]
 
 
 def _key(*parts: Any) -> str:

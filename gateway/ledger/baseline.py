@@ -69,13 +69,18 @@ def baseline(
         other = _prompt(draft, student, teacher, tokenizer)
         read, prompt = (student, other) if other.off < prompt.off else (read, prompt)
     answer = _answer(draft, teacher, student, tokenizer)
-    cached = own.cached_input_tokens if own is not None and own is read else 0
-    if turns and own is not None:
-        # They stand before the caller's words, so they were in the cache first.
-        cached = max(0, cached - max(0, own.input_tokens - prompt.tokens))
+    cached = stored = 0
+    if own is not None and own is read:
+        cached, stored = own.cached_input_tokens, own.cache_write_input_tokens
+        if turns:
+            # They stand before the caller's words, so they were in the cache first.
+            added = max(0, own.input_tokens - prompt.tokens)
+            cached, stored = max(0, cached - added), max(0, stored - max(0, added - cached))
+        # What was added after the caller's words was in no cache yet.
+        stored = min(stored, max(0, prompt.tokens - cached))
     return Baseline(
-        quantized(baseline_usd(price, prompt.tokens, answer.tokens, cached)),
-        quantized(cost_usd(price, prompt.off, answer.off)),
+        quantized(baseline_usd(price, prompt.tokens, answer.tokens, cached, stored)),
+        quantized(cost_usd(price.dearest if stored else price, prompt.off, answer.off)),
         max(prompt.basis, answer.basis, key=_FROM_BEST.index),
     )
 

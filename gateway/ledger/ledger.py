@@ -277,8 +277,9 @@ class Ledger:
         if share.usage_error:
             self._child(self._metrics.engine_usage_errors, share.model, share.usage_error).inc()
         for direction, tokens in (
-            ("input", share.input_tokens - share.cached_input_tokens),
+            ("input", share.fresh_input_tokens),
             ("cached", share.cached_input_tokens),
+            ("cache_write", share.cache_write_input_tokens),
             ("output", share.output_tokens),
         ):
             self._child(self._metrics.tokens, tenant, role, share.model, direction).inc(tokens)

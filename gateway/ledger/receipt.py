@@ -25,12 +25,14 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one engine did for the request.
 
     Attributes:
+        cached_input_tokens: the part of `input_tokens` that the engine read from its prompt cache.
         estimated: the engine did not count, or counted a list of calls as one: the gateway had to.
         shared: "flight" or "cache" where the call was an identical request's, which paid for it; then the cost is 0.
         at_least: it may have written more: its reply never came, the request set no limit, and nobody states the
             engine's maximum.
         usage_error: why the count that the engine reported was not taken: "too_high", more than is possible, and the
             share is the most that was reserved for the call; "too_low", hardly any tokens for a text.
+        cache_write_input_tokens: another part of `input_tokens`, which the engine wrote to its prompt cache.
     """
 
     model: str
@@ -42,6 +44,12 @@ class EngineShare(msgspec.Struct, frozen=True, omit_defaults=True):
     at_least: bool = False
     shared: str = ""
     usage_error: str = ""
+    cache_write_input_tokens: int = 0
+
+    @property
+    def fresh_input_tokens(self) -> int:
+        """Input tokens that the engine neither read from its prompt cache nor wrote to it."""
+        return self.input_tokens - self.cached_input_tokens - self.cache_write_input_tokens
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -166,7 +166,7 @@ def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -
     """Return the measured baseline of a request, from the baseline model's own answer to it.
 
     The call that guided the request has warmed the engine's prefix cache. So no more of the prompt counts as cached
-    than that call found cached.
+    than that call found cached; what that call wrote to the cache counts as written.
 
     Args:
         served: the receipt of the request that was guided. None: it has not settled yet.
@@ -180,8 +180,9 @@ def measure(served: Receipt | None, teacher: EngineShare | None, price: Price) -
     if teacher.model != served.baseline_model or teacher.estimated or teacher.at_least:
         return None
     guide = served.teacher
-    cached = teacher.cached_input_tokens
+    cached, stored = teacher.cached_input_tokens, teacher.cache_write_input_tokens
     if guide is not None and guide.model == teacher.model:
-        cached = min(cached, guide.cached_input_tokens)
-    usd = quantized(cost_of_call(price, teacher.input_tokens, teacher.output_tokens, cached))
+        warmed = max(0, cached - guide.cached_input_tokens)
+        cached, stored = cached - warmed, stored + min(warmed, guide.cache_write_input_tokens)
+    usd = quantized(cost_of_call(price, teacher.input_tokens, teacher.output_tokens, cached, stored))
     return Measured(usd, served.baseline_usd, served.baseline_error_usd or Decimal(0))

@@ -88,12 +88,12 @@ def share_call(
         read, written = usage.input_tokens, usage.output_tokens
         if bound is not None:
             read, written = min(read, bound.input_tokens), min(written, bound.output_tokens)
-        cached = usage.cached_input_tokens
-        share = _share(call, read, written, prices, cached=cached, estimated=usage.estimated)
+        of_cache = usage.cached_input_tokens, usage.cache_write_input_tokens
+        share = _share(call, read, written, prices[call.model], *of_cache, estimated=usage.estimated)
         return Shares(share, share)
     likely = _likely(call, request, encodings)
     if bound is None:
-        share = _share(call, *likely, prices, estimated=True, at_least=call.unbounded)
+        share = _share(call, *likely, prices[call.model], estimated=True, at_least=call.unbounded)
         return Shares(share, share)
     if usage is not None and error == "too_high":
         read, written = usage.input_tokens, usage.output_tokens
@@ -103,9 +103,10 @@ def share_call(
         written = bound.output_tokens if call.unbounded else _most_written(call, encoding)
     charged = min(read, bound.input_tokens), min(written, bound.output_tokens)
     at_least = call.unbounded and not bound.known
+    price = prices[call.model]
     return Shares(
-        _share(call, *charged, prices, estimated=True, at_least=at_least, error=error),
-        _share(call, min(likely[0], charged[0]), min(likely[1], charged[1]), prices, estimated=True),
+        _share(call, *charged, price.dearest, estimated=True, at_least=at_least, error=error),
+        _share(call, min(likely[0], charged[0]), min(likely[1], charged[1]), price, estimated=True),
     )
 
 
@@ -113,16 +114,19 @@ def _share(
     call: Call,
     read: int,
     written: int,
-    prices: Mapping[str, Price],
-    *,
+    price: Price,
     cached: int = 0,
+    stored: int = 0,
+    *,
     estimated: bool,
     at_least: bool = False,
     error: UsageError = "",
 ) -> EngineShare:
-    cost = Decimal(0) if call.shared else cost_usd(prices[call.model], read, written, cached)
+    stored = min(stored, read)
+    cached = min(cached, read - stored)
+    cost = Decimal(0) if call.shared else cost_usd(price, read, written, cached, stored)
     return EngineShare(
-        call.model, read, written, quantized(cost), min(cached, read), estimated, at_least, call.shared, error
+        call.model, read, written, quantized(cost), cached, estimated, at_least, call.shared, error, stored
     )
 
 

@@ -143,6 +143,5 @@ def _times(calls: int, one: EngineShare) -> list[EngineShare]:
 def _share(model: str, bound: CallBound, prices: Mapping[str, Price]) -> EngineShare:
     price, (read, written, known) = prices[model], bound
     # Rounded up, and not by the exact arithmetic of bills, which takes several times as long.
-    dearest = max(price.input_usd, price.cached_input_usd)
-    cost = (dearest * read + price.output_usd * written).quantize(_QUANTUM, ROUND_UP)
+    cost = (price.dearest_input_usd * read + price.output_usd * written).quantize(_QUANTUM, ROUND_UP)
     return EngineShare(model, read, written, cost, estimated=True, at_least=not known)

@@ -9,15 +9,19 @@ if TYPE_CHECKING:
     from gateway.protocol.body import Json
 
 
-def usage_body(input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Json:
+def usage_body(
+    input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, cache_write_input_tokens: int = 0
+) -> Json:
     """OpenAI's `usage` object."""
     body: Json = {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
         "total_tokens": input_tokens + output_tokens,
     }
-    if cached_input_tokens:
+    if cached_input_tokens or cache_write_input_tokens:
         body["prompt_tokens_details"] = {"cached_tokens": cached_input_tokens}
+    if cache_write_input_tokens:
+        body["prompt_tokens_details"]["cache_write_tokens"] = cache_write_input_tokens
     return body
 
 

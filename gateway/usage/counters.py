@@ -15,7 +15,7 @@ STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 # Numbers of counters, as the database has them: a number never gets another meaning.
 REQUESTS, KEPT, COST, TEACHER_COST, STUDENT_COST, FAILED_COST, BASELINE, ESTIMATED = range(8)
 ANSWERED, BY_TEACHER, OPENED, BASELINE_ERROR = range(8, 12)
-TEACHER, STUDENT, FAILED = 16, 20, 24  # roles: input, cached and output tokens
+TEACHER, STUDENT, FAILED = 16, 20, 24  # roles: the tokens of each kind (Tokens)
 CLASS_AT: dict[str, int] = {  # savings classes: five sums each (ClassSum)
     "guided": 64,
     "student_by_policy": 72,
@@ -33,11 +33,22 @@ ERROR, UNGUIDED, ENGINE, OTHER_CLASS = "e:", "u:", "p:", "c:"
 
 
 class Tokens(NamedTuple):
-    """Tokens of one role. `input` was read afresh, `cached` read from the engine's prefix cache; as in metrics."""
+    """Tokens of one role, as in metrics.
+
+    Attributes:
+        input: read, and neither `cached` nor `cache_write`.
+        cached: read from the engine's prompt cache.
+        cache_write: read and written to that cache.
+    """
 
     input: int = 0
     cached: int = 0
     output: int = 0
+    cache_write: int = 0
+
+    @property
+    def read(self) -> int:
+        return self.input + self.cached + self.cache_write
 
 
 class ClassSum(NamedTuple):

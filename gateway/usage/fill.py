@@ -74,7 +74,7 @@ def ends(period: Period) -> int:
 def _size(raw: bytes) -> tuple[int, int, int]:
     row = Row.from_bytes(raw)
     tokens = (row.teacher, row.student, row.failed)
-    return row.requests, row.cost_pico, sum(one.input + one.cached + one.output for one in tokens)
+    return row.requests, row.cost_pico, sum(one.read + one.output for one in tokens)
 
 
 def _wider(period: Period) -> Iterator[Period]:

@@ -115,10 +115,12 @@ def _count_call(counts: Counts, share: EngineShare, role: int, paid_at: int) -> 
     """Count the tokens and the cost of a call. The tokens of a shared call are another receipt's."""
     get = counts.get
     if not share.shared:
-        cached = share.cached_input_tokens
-        counts[role] = get(role, 0) + share.input_tokens - cached
+        cached, stored = share.cached_input_tokens, share.cache_write_input_tokens
+        counts[role] = get(role, 0) + share.input_tokens - cached - stored
         if cached:
             counts[role + 1] = get(role + 1, 0) + cached
+        if stored:
+            counts[role + 3] = get(role + 3, 0) + stored
         counts[role + 2] = get(role + 2, 0) + share.output_tokens
     if paid := pico(share.cost_usd):
         counts[paid_at] = get(paid_at, 0) + paid

@@ -240,7 +240,7 @@ class Row:
 
     def _tokens(self, role: int) -> Tokens:
         get = self.counts.get
-        return Tokens(get(role, 0), get(role + 1, 0), get(role + 2, 0))
+        return Tokens(*(get(role + kind, 0) for kind in range(4)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Row) and self.counts == other.counts

@@ -298,7 +298,13 @@ async def test_kept_guidance_is_for_every_process(redis_url: str, redis: Redis, 
         assert orjson.loads(kept) == [
             REPLY.text,
             "length",
-            {"input_tokens": 12, "output_tokens": 4, "cached_input_tokens": 2, "estimated": False},
+            {
+                "input_tokens": 12,
+                "output_tokens": 4,
+                "cached_input_tokens": 2,
+                "estimated": False,
+                "cache_write_input_tokens": 0,
+            },
             None,
         ]
         await nothing_left(redis, keys, ann, ben)

@@ -13,7 +13,7 @@ def figures(requests: int, cost: float, baseline: float) -> dict[str, Any]:
         name: {"count": requests, "mean": 2.0**place, "p50": 2.0**place, "p95": 3.0**place, "p99": 4.0**place}
         for place, name in enumerate(stages)
     }
-    read = {"input": 40 * requests, "cached": 10 * requests, "output": 30 * requests}
+    read = {"input": 40 * requests, "cached": 10 * requests, "output": 30 * requests, "cache_write": 0}
     return {
         "requests": requests,
         "errors": {f"label_{place}": requests // 1000 * place for place in range(1, 9)},

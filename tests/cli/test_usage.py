@@ -133,7 +133,7 @@ def test_a_wrong_format_is_a_wrong_call(gateway: GatewayProcess) -> None:
 
 def told(saved: str, error: str = "0.0125") -> dict[str, Any]:
     times = {"count": 1, "mean": 1.0, "p50": 1234.5, "p95": None, "p99": 1.0}
-    tokens = {"input": 1200, "cached": 34, "output": 5}
+    tokens = {"input": 1200, "cached": 30, "output": 5, "cache_write": 4}
     row = {
         "requests": 1,
         "errors": {"engine_timeout": 1},

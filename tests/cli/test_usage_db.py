@@ -33,7 +33,8 @@ COLUMNS = (
     "teacher,teacher_input_tokens,teacher_cached_tokens,teacher_output_tokens,teacher_cost_usd,"
     "student,student_input_tokens,student_cached_tokens,student_output_tokens,student_cost_usd,"
     "failed_cost_usd,kept_tokens,batch_size,cost_usd,baseline_model,baseline_usd,baseline_estimated,savings_usd,"
-    "admission_ms,batch_wait_ms,teacher_ms,first_token_ms,total_ms,savings_error_usd,savings_class\n"
+    "admission_ms,batch_wait_ms,teacher_ms,first_token_ms,total_ms,savings_error_usd,savings_class,"
+    "teacher_cache_write_tokens,student_cache_write_tokens\n"
 )
 
 
@@ -63,7 +64,7 @@ def test_receipts_are_exported_as_csv_with_money_in_usd(place: Place) -> None:
 
 def test_columns_of_a_csv_are_those_of_earlier_versions(place: Place) -> None:
     """Tokens that another request paid for are not counted; those of the probe are the student's."""
-    probe = EngineShare("small", 30, 2, Decimal("0.000004"), 10)
+    probe = EngineShare("small", 30, 2, Decimal("0.000004"), 10, cache_write_input_tokens=5)
     base = closed(guided())
     assert base.teacher is not None
     assert base.student is not None
@@ -72,12 +73,13 @@ def test_columns_of_a_csv_are_those_of_earlier_versions(place: Place) -> None:
     done = place.run("export")
     assert done.stdout.startswith(COLUMNS)
     (row,) = csv.DictReader(io.StringIO(done.stdout))
-    fresh = base.student.input_tokens - base.student.cached_input_tokens + 20
+    fresh = base.student.input_tokens - base.student.cached_input_tokens + 15
     assert (row["teacher"], row["teacher_input_tokens"]) == (base.teacher.model, "0")
     assert (row["student_input_tokens"], Decimal(row["student_cost_usd"])) == (
         str(fresh),
         base.student.cost_usd + probe.cost_usd,
     )
+    assert (row["teacher_cache_write_tokens"], row["student_cache_write_tokens"]) == ("0", "5")
     assert (row["stream"], row["shadow_of"]) == ("true" if one.stream else "false", "")
     assert place.run("export", "-t", "nobody").stdout == COLUMNS
 

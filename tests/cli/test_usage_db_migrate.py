@@ -154,7 +154,7 @@ def test_an_installation_that_the_previous_version_left_is_migrated(sqlite_place
     months: dict[str, list[int]] = {}
     for day, row in sums_by_day(sqlite_place, days).items():
         month = months.setdefault(f"{datetime.fromtimestamp(day, UTC):%Y-%m}", [0] * 5)
-        tokens = sum(one.input + one.cached + one.output for one in (row.teacher, row.student, row.failed))
+        tokens = sum(one.read + one.output for one in (row.teacher, row.student, row.failed))
         figures = (row.requests, row.cost_pico, row.baseline_pico, row.savings_pico, tokens)
         month[:] = map(sum, zip(month, figures, strict=True))
     assert months == previous_version.RECORDED["months"]

@@ -58,9 +58,13 @@ def message(text: str, stop_reason: str = "end_turn") -> dict[str, Any]:
     }
 
 
-def message_events(*texts: str, stop_reason: str | None = "end_turn", failure: Any = None) -> Handler:
+def message_events(
+    *texts: str, stop_reason: str | None = "end_turn", failure: Any = None, usage: Any = None
+) -> Handler:
     """Anthropic's stream (docs.anthropic.com, Streaming Messages); without a reason it breaks off after the texts."""
     start = {**message(""), "content": [], "stop_reason": None}
+    if usage is not None:
+        start["usage"] = usage
     told: list[tuple[str | None, Any]] = [
         ("message_start", {"type": "message_start", "message": start}),
         (
@@ -122,12 +126,14 @@ def ollama_lines(*texts: str, done: bool = True) -> Handler:
     return lines(*told)
 
 
-def converse_frames(*texts: str, stop_reason: str | None = "end_turn") -> Handler:
+def converse_frames(*texts: str, stop_reason: str | None = "end_turn", stored: int = 0) -> Handler:
     """Bedrock's ConverseStream (docs.aws.amazon.com, API reference) in Amazon's event stream encoding (smithy.io)."""
     told: list[tuple[str, Any]] = [("messageStart", {"role": "assistant"})]
     told += [("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"text": text}}) for text in texts]
     if stop_reason is not None:
-        usage = {"inputTokens": 10, "cacheReadInputTokens": 4, "outputTokens": 5, "totalTokens": 19}
+        usage = {"inputTokens": 10, "cacheReadInputTokens": 4, "outputTokens": 5, "totalTokens": 19 + stored}
+        if stored:
+            usage["cacheWriteInputTokens"] = stored
         told += [
             ("contentBlockStop", {"contentBlockIndex": 0}),
             ("messageStop", {"stopReason": stop_reason}),

@@ -232,6 +232,29 @@ async def test_a_reply_is_openais_and_holds_nothing_of_litellms() -> None:
     assert fake.requests[0].headers["x-api-key"] == KEY
 
 
+STORED = {"input_tokens": 10, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 6, "output_tokens": 5}
+AS_OPENAI = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
+
+
+async def test_tokens_written_to_the_cache_come_through() -> None:
+    """Anthropic and Bedrock count them beside the input, OpenAI as a part of it."""
+    answer = {**message(" sky"), "usage": STORED}
+    async with behind(CLAUDE, MESSAGES_PATH, replying(answer)) as (engine, _):
+        reply = await engine.complete({"messages": MESSAGES})
+    assert reply["usage"] == AS_OPENAI | {"prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 6}}
+    async with behind(CLAUDE, MESSAGES_PATH, message_events(" sky", usage=STORED)) as (engine, _):
+        streamed = await chunks_of(engine)
+    bedrock, path, base, options, *_ = PROVIDERS["bedrock"]
+    async with behind(bedrock, path, converse_frames(" sky", stored=6), base, **options) as (engine, _):
+        framed = await chunks_of(engine)
+    assert told(streamed)[2] == told(framed)[2] == Usage(20, 5, 4, cache_write_input_tokens=6)
+    reported = AS_OPENAI | {"prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 6}}
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    whole = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    async with behind("openai/m", "/v1/chat/completions", replying({**whole, "usage": reported}), "/v1") as (engine, _):
+        assert (await engine.complete({"messages": MESSAGES}))["usage"] == reported
+
+
 async def test_a_marked_opening_is_not_repeated_by_litellm() -> None:
     """Unless told otherwise LiteLLM puts it in front of Anthropic's replies (`disable_add_prefix_to_prompt`)."""
     async with behind(CLAUDE, MESSAGES_PATH, replying(message(" sky"))) as (engine, _):

@@ -322,6 +322,10 @@ async def test_a_chunk_need_not_say_anything(choice: dict[str, Any]) -> None:
 # Usage.
 
 
+def stored(tokens: int, cached: int = 0) -> Usage:
+    return Usage(9, 4, cached, cache_write_input_tokens=tokens)
+
+
 @pytest.mark.parametrize(
     ("sent", "usage"),
     [
@@ -332,6 +336,14 @@ async def test_a_chunk_need_not_say_anything(choice: dict[str, Any]) -> None:
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": -5}}, Usage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": True}}, Usage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": {"cached_tokens": None}}, Usage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 3}}, stored(3, 5)),
+        ({**COUNTED, "prompt_tokens_details": {"cache_creation_tokens": 3}}, stored(3)),  # LiteLLM's proxy, earlier
+        ({**COUNTED, "prompt_tokens_details": {"cache_creation_input_tokens": 3}}, stored(3)),  # Model Studio
+        ({**COUNTED, "cache_creation_input_tokens": 3}, stored(3)),  # LiteLLM's proxy
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 8}}, stored(8, 1)),
+        ({**COUNTED, "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 80}}, stored(9)),
+        ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": -3}}, Usage(9, 4)),
+        ({**COUNTED, "prompt_tokens_details": {"cache_write_tokens": "3"}}, Usage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": None}, Usage(9, 4)),
         ({**COUNTED, "prompt_tokens_details": [5]}, Usage(9, 4)),
         ({**COUNTED, "total_tokens": 5013}, Usage(9, 5004)),  # hidden reasoning stands in the total alone

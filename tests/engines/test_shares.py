@@ -56,6 +56,12 @@ def test_the_cached_part_is_shared_out_like_what_was_read() -> None:
     assert found == [Usage(75, 4, 37, estimated=True), Usage(25, 4, 13, estimated=True)]
 
 
+def test_the_stored_part_is_shared_out_like_what_was_read() -> None:
+    found = shares(Usage(101, 8, 50, cache_write_input_tokens=51), 4, [300, 100], [None, None])
+    parts = [(one.input_tokens, one.cached_input_tokens, one.cache_write_input_tokens) for one in found if one]
+    assert parts == [(75, 37, 38), (26, 13, 13)]
+
+
 def test_a_count_of_one_member_is_not_taken_for_the_lists() -> None:
     """llama.cpp's /v1/completions reports the first only: 12 tokens, where three were cut at 12."""
     assert shares(Usage(36, 12), 12, [10, 10, 10], [None, None, None]) == [None, None, None]

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.engines.base import OpeningRequest
-from gateway.evaluation.generations import Written
+from gateway.engines.base import OpeningRequest, Usage
+from gateway.engines.chat import read_usage
+from gateway.evaluation.generations import Generations, Written, _as_reply
 from gateway.evaluation.pair import ConfiguredPair, engine
 from tests.evaluation.run_world import settings_for
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gateway.local.stack import LocalStack
 
 ENDED = Written(
@@ -47,6 +50,25 @@ def test_an_end_shows_only_where_the_limit_leaves_room_for_it(limit: int, text: 
     assert reply.usage is not None
     assert (reply.text, reply.finish) == (text, finish)
     assert (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_input_tokens) == (20, written, 3)
+
+
+def test_stored_tokens_are_kept_and_lines_of_earlier_runs_have_none(tmp_path: Path) -> None:
+    file = tmp_path / "generations.jsonl"
+    kept = Generations(file)
+    kept.keep_opening("old", "big", ENDED)
+    kept.keep_opening("new", "big", replace(ENDED, cache_write_tokens=9))
+    kept.close()
+    file.write_text(file.read_text().replace(',"cache_write_tokens":0', ""))
+    kept = Generations(file)
+    openings = [kept.opening(key) for key in ("old", "new")]
+    kept.close()
+    assert openings == [ENDED, replace(ENDED, cache_write_tokens=9)]
+    reply = replace(ENDED, cache_write_tokens=9).first(40, ())
+    assert reply is not None
+    assert reply.usage == Usage(20, 6, 3, cache_write_input_tokens=9)
+    answer = {"text": "x", "finish": "stop", "usage": [20, 4, 3], "seconds": 0.1}
+    of_earlier, of_now = (read_usage(_as_reply(answer | {"usage": [20, 4, 3, *more]})["usage"]) for more in ([], [9]))
+    assert (of_earlier, of_now) == (Usage(20, 4, 3), Usage(20, 4, 3, cache_write_input_tokens=9))
 
 
 def test_its_pieces_are_told_again_as_they_were_written() -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PRICES = {
     "big": Price.of_tokens(Decimal(2), Decimal(10), Decimal(1)),
     "small": Price.of_tokens(Decimal("0.2"), Decimal("0.5")),
-    "huge": Price.of_tokens(Decimal(20), Decimal(100)),
+    "huge": Price.of_tokens(Decimal(20), Decimal(100), cache_write_per_1m=Decimal(25)),
 }
 ENCODINGS = dict.fromkeys(PRICES, Encoding("cl100k_base"))
 MESSAGES = [{"role": "user", "content": "Write a story about a ship."}]
@@ -67,9 +67,10 @@ def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "
     )
 
 
-def call(model: str, read: int | None, written: int = 0, cached: int = 0, **more: Any) -> Call:
+def call(model: str, read: int | None, written: int = 0, cached: int = 0, stored: int = 0, **more: Any) -> Call:
     """A call whose engine counted; with `read` None, one whose engine did not."""
-    return Call(model, MESSAGES, None if read is None else Usage(read, written, cached), **more)
+    usage = None if read is None else Usage(read, written, cached, cache_write_input_tokens=stored)
+    return Call(model, MESSAGES, usage, **more)
 
 
 def draft(plan: Plan, *, teacher: Call | None = None, student: Call | None = None, **more: Any) -> Draft:

@@ -128,7 +128,9 @@ def primed(messages: list[dict[str, Any]], tokenizer: str, projection: Projectio
     assert base.guidance is not None
     facts = {
         "plan": replace(base, guidance=replace(base.guidance, projection=projection)),
-        "teacher": Call("big", asked, Usage(read, kept, more.pop("cached", 0))),
+        "teacher": Call(
+            "big", asked, Usage(read, kept, more.pop("cached", 0), cache_write_input_tokens=more.pop("stored", 0))
+        ),
         "student": Call("small", messages, Usage(count_messages("cl100k_base", messages) + kept, 30), StringIO(REST)),
         "kept_tokens": kept,
         "opening": OPENING,
@@ -168,6 +170,22 @@ def test_a_cache_that_holds_the_exemplars_makes_no_prompt_of_the_callers_cheaper
     ]
     assert receipts[0].baseline_usd == receipts[1].baseline_usd
     assert receipts[0].cost_usd > receipts[1].cost_usd
+
+
+def test_exemplars_in_the_cache_make_no_prompt_of_the_callers_dearer() -> None:
+    """Of the tokens that the teacher stored, the caller's own are the last."""
+    tokenizer = bundled()[-1]
+    prices = PRICES | {"big": replace(BIG, cache_write_usd=Decimal("0.0000025"))}
+    fresh, exemplars, both, all_of_it = (
+        primed(LONG, tokenizer, cached=cached, stored=stored, student=None, complete=True).sum_up(
+            "ok", prices, own(tokenizer)
+        )
+        for cached, stored in ((0, 0), (0, 200), (200, 1_000), (0, 10_000))
+    )
+    assert exemplars.baseline_usd == fresh.baseline_usd < both.baseline_usd < all_of_it.baseline_usd
+    assert fresh.baseline_error_usd is not None
+    assert all_of_it.baseline_error_usd is not None
+    assert fresh.baseline_error_usd < all_of_it.baseline_error_usd <= Decimal("1.25") * fresh.baseline_error_usd
 
 
 def test_of_a_raw_prompt_no_exemplars_are_counted_out() -> None:

@@ -65,6 +65,16 @@ def test_cached_input_is_charged_at_its_own_price() -> None:
     assert receipt.savings_usd == 0, "the teacher alone saves nothing against itself"
 
 
+def test_stored_input_is_charged_at_its_own_price() -> None:
+    """`huge` reads at 20, stores at 25 and writes at 100 USD per 1M tokens: 30 x 20 + 10 x 20 + 60 x 25 + 2 x 100."""
+    receipt = closed(draft(plan("teacher", baseline="huge"), teacher=call("huge", 100, 2, 10, 60)))
+    assert receipt.cost_usd == receipt.baseline_usd == usd("0.0025")
+    assert receipt.as_dict()["teacher"]["cache_write_input_tokens"] == 60
+    assert Receipt.from_json(receipt.to_json()) == receipt
+    fresh = closed(draft(plan("teacher"), teacher=call("huge", 100, 2)))
+    assert "cache_write_input_tokens" not in fresh.as_dict()["teacher"]
+
+
 def test_a_share_of_a_lists_count_is_charged_and_marked() -> None:
     """The engine counted, though not this call by itself: so nothing built on it is exact either."""
     shared = call("big", 100, 40)
@@ -246,35 +256,41 @@ def test_the_first_token_is_seen_once() -> None:
 
 
 prices = st.builds(
-    Price.of_tokens, *(st.decimals(0, 100_000, places=6, allow_nan=False, allow_infinity=False) for _ in range(3))
+    Price.of_tokens, *(st.decimals(0, 100_000, places=6, allow_nan=False, allow_infinity=False) for _ in range(4))
 )
 counts = st.integers(0, 10**19)
 
 
 def _exact(price: Price, one: Call) -> Fraction:
     assert one.usage is not None
-    cached = min(one.usage.cached_input_tokens, one.usage.input_tokens)
+    stored = min(one.usage.cache_write_input_tokens, one.usage.input_tokens)
+    cached = min(one.usage.cached_input_tokens, one.usage.input_tokens - stored)
     parts = (
-        (price.input_usd, one.usage.input_tokens - cached),
+        (price.input_usd, one.usage.input_tokens - cached - stored),
         (price.cached_input_usd, cached),
+        (price.cache_write_usd, stored),
         (price.output_usd, one.usage.output_tokens),
     )
     return sum((Fraction(usd) * tokens for usd, tokens in parts), Fraction(0))
 
 
-DEAR = Price.of_tokens(*(Decimal("99999.999999") for _ in range(3)))
+DEAR = Price.of_tokens(*(Decimal("99999.999999") for _ in range(4)))
 
 
-@example(DEAR, DEAR, 10**19 - 1, 10**19 - 1, 0, 10**19 - 1, 10**19 - 1)
-@given(prices, prices, counts, counts, counts, counts, counts)
-def test_money_is_exact(big: Price, small: Price, read: int, written: int, cached: int, more: int, kept: int) -> None:
+@example(DEAR, DEAR, 10**19 - 1, 10**19 - 1, 0, 0, 10**19 - 1, 10**19 - 1)
+@given(prices, prices, counts, counts, counts, counts, counts, counts)
+def test_money_is_exact(
+    big: Price, small: Price, read: int, written: int, cached: int, stored: int, more: int, kept: int
+) -> None:
     """For prices with six decimals per 1M tokens no sum is rounded, however large; and it survives JSON."""
-    teacher, student = call("big", read, written, cached), call("small", more, written, cached)
+    teacher, student = call("big", read, written, cached, stored), call("small", more, written, cached, stored)
     one: Draft = guided(teacher=teacher, student=student, kept_tokens=kept)
     receipt = one.close("ok", {"big": big, "small": small}, ENCODINGS)
     cost = _exact(big, teacher) + _exact(small, student)
-    known = min(cached, read)
-    reading = Fraction(big.input_usd) * (read - known) + Fraction(big.cached_input_usd) * known
+    written_to_cache = min(stored, read)
+    known = min(cached, read - written_to_cache)
+    reading = Fraction(big.input_usd) * (read - known - written_to_cache) + Fraction(big.cached_input_usd) * known
+    reading += Fraction(big.cache_write_usd) * written_to_cache
     baseline = reading + Fraction(big.output_usd) * (kept + written)
     assert Fraction(receipt.cost_usd) == cost
     assert Fraction(receipt.baseline_usd) == baseline

@@ -46,7 +46,7 @@ def test_retries_and_other_students_are_reserved_for() -> None:
     assert one.student is not None
     assert one.teacher is not None
     assert [(share.model, share.output_tokens) for share in one.more] == [("big", 40), ("small", 300), ("huge", 300)]
-    huge = Decimal(20) * 1552 / 10**6 + Decimal(100) * 100 / 10**6
+    huge = Decimal(25) * 1552 / 10**6 + Decimal(100) * 100 / 10**6
     assert one.reserved_usd == one.teacher.cost_usd * 2 + one.student.cost_usd * 4 + huge * 3
 
 

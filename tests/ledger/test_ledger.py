@@ -313,9 +313,9 @@ async def test_a_shadow_that_went_without_guidance_is_no_answer_that_did(books: 
 async def test_the_metrics_equal_the_receipts(books: Books) -> None:
     """Every sum over the receipts is a counter's value: outcomes, money, tokens, batches, stages."""
     drafts = [
-        guided(),
+        guided(student=call("small", 150, 160, 20, 30)),
         guided(student=None, complete=True),
-        draft(plan("teacher"), teacher=call("big", 50, 60, 10)),
+        draft(plan("teacher"), teacher=call("big", 50, 60, 10, 15)),
         draft(plan("student"), student=call("small", 70, 80)),
         draft(plan(), student=call("small", 10, 5), unguided="teacher_late"),
         draft(plan()),
@@ -341,8 +341,11 @@ async def test_the_metrics_equal_the_receipts(books: Books) -> None:
     for role, engine in (("teacher", "big"), ("student", "small")):
         shares = [share for receipt in receipts if (share := getattr(receipt, role)) is not None and not share.shared]
         expected = {
-            "input": sum(share.input_tokens - share.cached_input_tokens for share in shares),
+            "input": sum(
+                share.input_tokens - share.cached_input_tokens - share.cache_write_input_tokens for share in shares
+            ),
             "cached": sum(share.cached_input_tokens for share in shares),
+            "cache_write": sum(share.cache_write_input_tokens for share in shares),
             "output": sum(share.output_tokens for share in shares),
         }
         for direction, tokens in expected.items():

@@ -136,6 +136,15 @@ def test_a_measured_baseline_takes_the_place_of_the_estimate_in_sums() -> None:
     assert row.classes == {}
 
 
+def test_what_the_guiding_call_stored_is_stored_in_the_measured_baseline_too() -> None:
+    """It read 10 tokens from the cache and stored 60, which the sample then read from there."""
+    served = closed(guided(plan=plan(baseline="huge"), teacher=call("huge", 100, 40, 10, 60)))
+    sample = EngineShare("huge", 100, 100, Decimal(1), 70, cache_write_input_tokens=20)
+    found = measure(served, sample, PRICES["huge"])
+    assert found is not None
+    assert found.baseline_usd == Decimal(20 * (10 + 10) + 25 * (60 + 20) + 100 * 100) / 10**6
+
+
 @pytest.mark.parametrize(
     ("served", "teacher"),
     [

@@ -131,6 +131,15 @@ def test_a_models_own_tokenizer_needs_no_distance() -> None:
     assert counted <= bound_text("o200k_base", text, own=True) <= counted * 1.02 + 4
 
 
+def test_a_prompt_that_nobody_counted_may_all_have_been_stored() -> None:
+    """`huge` stores at 25 and writes at 100 USD per 1M tokens."""
+    one = replace(plan("student"), finishers=(FinisherPlan("huge", None),))
+    share = closed(admitted(one, chat(), student=call("huge", chat()))).student
+    assert share is not None
+    assert share.cost_usd == Decimal(25 * share.input_tokens + 100 * share.output_tokens) / 10**6
+    assert share.cache_write_input_tokens == 0, "nobody knows"
+
+
 @pytest.mark.parametrize(("read", "written"), [(2_000_000_000, 5), (5, 2_000_000_000), (10**9, 10**9)])
 def test_a_count_above_what_is_possible_is_capped_at_the_reservation(read: int, written: int) -> None:
     request = chat()
@@ -255,7 +264,7 @@ def test_unknown_usage_raises_no_savings() -> None:
 
 words = st.text(st.characters(min_codepoint=32, max_codepoint=0x3FFF, exclude_categories=["Cs"]), max_size=400)
 numbers = st.one_of(st.integers(0, 300), st.integers(0, 2**31 - 1))
-usages = st.one_of(st.none(), st.builds(Usage, numbers, numbers, numbers))
+usages = st.one_of(st.none(), st.builds(Usage, numbers, numbers, numbers, cache_write_input_tokens=numbers))
 
 
 @st.composite

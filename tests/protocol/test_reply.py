@@ -4,9 +4,11 @@ from gateway.protocol.reply import ReplyHead, usage_body
 
 
 def test_usage_is_in_openais_words() -> None:
-    """Cached tokens are told when there are some."""
+    """Cached and stored tokens are told when there are some."""
     assert usage_body(9, 4) == {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
     assert usage_body(9, 4, 5) == {**usage_body(9, 4), "prompt_tokens_details": {"cached_tokens": 5}}
+    details = {"cached_tokens": 0, "cache_write_tokens": 3}
+    assert usage_body(9, 4, 0, 3) == {**usage_body(9, 4), "prompt_tokens_details": details}
 
 
 def test_every_reply_shares_its_head() -> None:

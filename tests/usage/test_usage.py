@@ -169,6 +169,15 @@ def test_the_teachers_part_counts_what_callers_were_given() -> None:
     assert Decimal(told["measuring_usd"]) == shadow.cost_usd
 
 
+def test_tokens_written_to_the_cache_are_counted_apart() -> None:
+    row = Row()
+    for one in (closed(draft(plan("teacher"), teacher=call("big", 100, 5, 10, 60))), closed(guided())):
+        row.add(one)
+    assert figures(row)["tokens"]["teacher"] == {"input": 130, "cached": 10, "output": 45, "cache_write": 60}
+    assert row.teacher.read == 200
+    assert row_with({}, tokens=[row.teacher]).teacher == Row.from_bytes(row.to_bytes()).teacher
+
+
 def test_shares_of_nothing_are_null_and_money_has_no_exponent() -> None:
     told = figures(Row())
     assert (told["cost_share"], told["teacher_token_share"], told["batches"]["mean_size"]) == (None, None, None)

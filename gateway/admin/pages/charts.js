@@ -11,6 +11,7 @@ Chart.defaults.plugins.legend.display = false;
 Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
 
 const total = (rows, of) => rows.reduce((all, row) => all + of(row), 0);
+const read = ({ input, cached, cache_write }) => input + cached + cache_write;
 const count = (counts) => Object.values(counts ?? {}).reduce((all, one) => all + one, 0);
 const faint = (token, part) => colour(token).replace(/^rgb\((.*)\)$/, (_, inner) => `rgba(${inner}, ${part})`);
 
@@ -88,9 +89,9 @@ const CHARTS = [
   {
     id: "tokens", title: "Tokens", show: tokens,
     series: () => [
-      { title: "Teacher read", token: "--series-baseline", of: (row) => row.tokens.teacher.input + row.tokens.teacher.cached },
+      { title: "Teacher read", token: "--series-baseline", of: (row) => read(row.tokens.teacher) },
       { title: "Teacher wrote", token: "--series-lost", of: (row) => row.tokens.teacher.output },
-      { title: "Student read", token: "--series-cost", of: (row) => row.tokens.student.input + row.tokens.student.cached },
+      { title: "Student read", token: "--series-cost", of: (row) => read(row.tokens.student) },
       { title: "Student wrote", token: "--series-saved", of: (row) => row.tokens.student.output },
     ],
     words(rows, all) {

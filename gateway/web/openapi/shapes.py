@@ -17,6 +17,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 class CachedTokens(Struct):
     cached_tokens: Count
+    cache_write_tokens: Count = 0
 
 
 class Usage(Struct):
@@ -246,11 +247,12 @@ class LimitsReply(Struct):
 
 
 class RoleTokens(Struct):
-    """Read afresh, read from the engine's prefix cache, and written."""
+    """Read afresh, read from the engine's prefix cache, written, and read and stored in that cache."""
 
     input: Count
     cached: Count
     output: Count
+    cache_write: Count
 
 
 class UsageTokens(Struct):
