@@ -88,30 +88,6 @@ async def test_receipts_of_both_versions_count_once_forth_and_back(
         print(f"{len(ids)} answers; receipts that workers wrote: {written}")
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.long
-async def test_an_old_gateway_without_an_archive_trims_only_what_is_written(
-    tmp_path: Path, previous: Mapping[str, str]
-) -> None:
-    async with world(tmp_path) as here:
-        old = await here.start(environ=previous, usage=None, archive={"url": None})
-        load = asyncio.ensure_future(here.load())  # noqa: TID251
-        await here.some()
-        await here.start()
-        give_up = time.monotonic() + _GIVE_UP_S
-        while not await here.redis.hexists(KEYS.ledger().holds, "acme"):  # until the worker reads the outbox
-            assert time.monotonic() < give_up
-            await asyncio.sleep(0.05)
-        before = {*here.balancer.answers}
-        await here.some(400)
-        await here.stop(old)
-        await _end(here, load)
-        answers = here.balancer.answers.keys()
-        ids = await _written(here, "sqlite", len(answers - before))
-        assert len(ids) == len({*ids})
-        assert answers - before <= {*ids} <= answers
-
-
 async def _end(here: World, load: asyncio.Future[None]) -> None:
     """End the load. No request failed, and each gateway served some."""
     here.done = True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ import pytest_asyncio
 from gateway.usage import feed as feed_module
 from gateway.usage.entries import before
 from gateway.usage.feed import GROUP, Backlog, OutboxFeed, Taken
+from tests.previous_code import extract_previous
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 
 if TYPE_CHECKING:
@@ -193,6 +196,27 @@ async def test_an_old_process_trims_no_further_than_the_feed_notes(outboxes: Out
     await feed.acknowledge(taken[1:])
     assert (await redis.hget(keys.archived, "acme")).decode() == taken[2].id
     assert (await redis.hget(keys.holds, "acme")).decode() == before(taken[1].id)
+
+
+async def test_an_old_gateway_without_an_archive_trims_only_what_is_written(
+    outboxes: Outboxes, redis_url: str, tmp_path: Path
+) -> None:
+    """Its own code runs, from the history."""
+    previous = extract_previous(tmp_path)
+    command = [sys.executable, "tests/usage/previous_janitor.py", redis_url, outboxes.keys.prefix]
+
+    async def trim() -> None:
+        await asyncio.to_thread(subprocess.run, command, env=previous, stdin=subprocess.DEVNULL, check=True)
+
+    await outboxes.redis.set(outboxes.keys.ledger().lease, "old", px=60_000)
+    await outboxes.settle(*receipts(6))
+    feed = outboxes.feed()
+    await feed.acknowledge((await feed.take(2)).entries)
+    await trim()
+    assert await outboxes.lengths() == {"acme": 4}
+    await feed.acknowledge((await feed.take(10)).entries)
+    await trim()
+    assert await outboxes.lengths() == {"acme": 0}
 
 
 async def test_a_loud_tenant_among_quiet_ones_is_read_as_fast_as_alone(outboxes: Outboxes) -> None:
