@@ -231,7 +231,7 @@ class Books:
             try:
                 if await true():
                     return
-            except (UsageDatabaseError, StartupError, RedisError, aiohttp.ClientError, OSError, TimeoutError):
+            except (*UsageDatabaseError, StartupError, RedisError, aiohttp.ClientError, OSError, TimeoutError):
                 pass  # it is not there yet
             await asyncio.sleep(0.5)
 
