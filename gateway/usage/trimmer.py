@@ -80,6 +80,8 @@ class OutboxTrimmer:
                 if await self._leads():
                     await self.trim()
                     await self._forget_inactive()
+                else:
+                    self._metrics.receipts_buffered.set(self._state().waiting)  # no stale figure of an earlier lead
             except Exception as error:
                 self._client.failed(error)
                 unexpected = not isinstance(error, RedisError | OSError)
