@@ -101,8 +101,6 @@ class UsageEngine:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Begin a transaction that writes. There is one at a time in all processes. Raises UsageDatabaseError."""
-        if self._engine is not None and self._file_id != _file_id(self._file):
-            self.close()  # the file was removed or replaced: nobody would find what is written to the open one
         engine = self._ready()
         try:
             if not self._tables_checked:
@@ -128,6 +126,8 @@ class UsageEngine:
 
     def _ready(self) -> Engine:
         with self._opening:
+            if self._engine is not None and self._file_id != _file_id(self._file):
+                self.close()  # the file was removed or replaced: no other process uses the open one
             if self._engine is None:
                 engine = self._connect()
                 try:

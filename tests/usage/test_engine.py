@@ -125,13 +125,15 @@ def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_is_replaced_is_opened_anew(tmp_path: Path) -> None:
     file = tmp_path / "usage.db"
-    with opened(f"sqlite:///{file}") as engine:
-        database(engine).add([entry(receipt())])
+    with opened(f"sqlite:///{file}") as engine, opened(f"sqlite:///{file}") as reader:
+        database(engine).add([entry(before := receipt())])
+        assert [one.id for one in held(reader)] == [before.id]
         for one in tmp_path.iterdir():
             one.unlink()
         after = receipt()
         database(engine).add([entry(after)])
         assert [one.id for one in held(engine)] == [after.id]
+        assert [one.id for one in held(reader)] == [after.id]
 
 
 def test_tables_that_are_gone_are_made_again(address: str) -> None:
