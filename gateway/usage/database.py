@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from sqlalchemy import delete, insert, select, tuple_
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, IntegrityError
 
 from gateway.ledger.receipt import Receipt
-from gateway.usage.engine import UNAVAILABLE
 from gateway.usage.packing import unpack
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
@@ -137,10 +136,8 @@ class UsageDatabase:
             with self._engine.writing() as connection:
                 inserted, replaced = self._write(connection, dict(items), sums)
                 _put_aside(connection, unreadable)
-        except UNAVAILABLE:
-            raise
-        except (DBAPIError, OverflowError, ValueError) as error:
-            # The database refuses a row. It must not keep the others out.
+        except (DataError, IntegrityError, OverflowError, ValueError) as error:
+            # The database refuses a row. It must not keep the others out. No row causes other errors.
             if not items:
                 raise
             half = len(items) // 2

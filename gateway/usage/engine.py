@@ -10,16 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import create_engine, event, inspect, text
-from sqlalchemy.exc import (
-    DBAPIError,
-    InterfaceError,
-    InternalError,
-    NoSuchModuleError,
-    OperationalError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
-from sqlalchemy.exc import TimeoutError as NoConnection
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from gateway.errors import StartupError
 from gateway.usage_address import shown
@@ -31,9 +22,6 @@ if TYPE_CHECKING:
 
 UsageDatabaseError = (SQLAlchemyError, OSError)
 """Errors of a database that is unavailable, full or damaged."""
-
-UNAVAILABLE = (OperationalError, InterfaceError, NoConnection, ProgrammingError, InternalError)
-"""Errors that no single row causes: the database is away, full or read-only, or its tables have changed."""
 
 VERSION_TABLE = "usage_version"
 HEAD = "0001"

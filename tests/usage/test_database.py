@@ -38,6 +38,8 @@ from tests.usage.databases import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gateway.ledger.receipt import Receipt
     from gateway.usage.sums import Granularity
 
@@ -341,3 +343,23 @@ def test_an_unavailable_database_raises_and_nothing_is_put_aside(tmp_path: Any) 
         assert len(held(engine)) == 1
         with engine.reading() as connection:
             assert connection.execute(select(UNREADABLE)).all() == []
+
+
+def test_a_damaged_file_raises_and_nothing_is_put_aside(tmp_path: Path) -> None:
+    """No single receipt causes the error."""
+    file = tmp_path / "usage.db"
+    with opened(f"sqlite:///{file}") as engine:
+        database(engine).add([entry(receipt())])
+        with engine.reading() as connection:
+            page = connection.exec_driver_sql(
+                "SELECT rootpage FROM sqlite_master WHERE name = 'usage_sums'"
+            ).scalar_one()
+            size = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+    with file.open("r+b") as raw:
+        raw.seek((page - 1) * size)
+        raw.write(b"\xff" * size)
+    with opened(f"sqlite:///{file}") as engine:
+        with pytest.raises(SQLAlchemyError, match="malformed"):
+            database(engine).add([entry(receipt()), entry(receipt())])
+        with engine.reading() as connection:
+            assert count_unreadable(connection) == 0
