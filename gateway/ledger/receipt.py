@@ -243,7 +243,7 @@ class Receipt(msgspec.Struct, frozen=True):
 
         Raises msgspec.DecodeError when `raw` is not a receipt.
         """
-        receipt = msgspec.json.decode(raw, type=cls).checked()
+        receipt = _DECODER.decode(raw).checked()
         return receipt if receipt.savings_class is not None else savings.with_savings(receipt)
 
     def checked(self) -> Receipt:
@@ -302,3 +302,7 @@ class Receipt(msgspec.Struct, frozen=True):
         if self.estimated:
             facts["estimated"] = "true"
         return facts
+
+
+# Made at the import: the first decoding of a type in two threads at once may crash the process (msgspec 0.22).
+_DECODER = msgspec.json.Decoder(Receipt)
