@@ -128,7 +128,7 @@ async def make_redis(redis: Redis, keys: RedisKeys, receipts: Sequence[Receipt],
 def previous_bytes(row: Row) -> bytes:
     """Return sums as the previous version wrote them."""
     single: dict[str, Any] = {name: getattr(row, name) for name in NUMBERS}
-    roles = {role: _Tokens(*getattr(row, role)) for role in ("teacher", "student", "failed")}
+    roles = {role: _Tokens(*getattr(row, role)[:3]) for role in ("teacher", "student", "failed")}
     stages = [_Histogram(one.count, one.sum_us, one.buckets) for one in row.stages]
     named = {name: getattr(row, name) for name in ("errors", "unguided", "batches", "engines", "classes")}
     return msgspec.msgpack.encode(_Row(**single, **roles, stages=stages, **named))
