@@ -71,6 +71,7 @@ class OutboxTrimmer:
         self._inactive = InactiveTenants(redis, keys)
         self._inactive_at = 0.0
         self._cutting = False  # the last round passed the bound, too
+        self._counted = 0  # of the receipts that Redis counts as lost, those that are in a metric
 
     async def run(self) -> None:
         """Check every five seconds, until cancelled."""
@@ -94,34 +95,52 @@ class OutboxTrimmer:
         Raises RedisError and OSError. Nothing happens while a worker says that at most half as many wait, and while a
         process of an earlier version adds receipts up: that one bounds the outboxes itself.
         """
+        lost = await self._count_lost()
         state = self._state()
         if (state.up and state.waiting <= self._most // 2) or await self._redis.exists(self._keys.lease):
             self._metrics.receipts_buffered.set(state.waiting)
             self._cutting = False
-            return 0
+            return lost
         lengths = await self._measure()
         self._metrics.receipts_buffered.set(sum(lengths.values()))
         if sum(lengths.values()) <= self._most:
             self._cutting = False
-            return 0
+            return lost
         longest = level(list(lengths.values()), self._most)
-        deleted = lost = 0
+        deleted = 0
         for tenant in [one for one, length in lengths.items() if length > longest]:
             cut = _CUT_AT_ONCE
             while cut == _CUT_AT_ONCE:
-                cut, unread = await self._cut_some(tenant, longest)
+                cut = await self._cut_some(tenant, longest)
                 deleted += cut
-                lost += unread
-                self._metrics.receipts_lost.inc(unread)  # now: the next call may fail
+        lost += await self._count_lost()
         if not self._cutting:
             log.error("receipts_lost", count=lost, deleted=deleted, most=self._most, worker=state.error)
         self._cutting = True
         return lost
 
-    async def _cut_some(self, tenant: str, most: int) -> tuple[int, int]:
+    async def _count_lost(self) -> int:
+        """Add to the metric the receipts that are lost and in the metric of no process. Return their number.
+
+        Redis counts them where it deletes them: its reply may be lost, and a process may end before it counts.
+        """
+        found: Any = self._redis.hmget(self._keys.written, ["lost", "lost_counted"])
+        lost, counted = [int(one or 0) for one in await found]
+        if lost < self._counted:  # Redis forgot
+            self._counted = 0
+        new = max(0, lost - max(counted, self._counted))
+        if new:
+            self._metrics.receipts_lost.inc(new)
+            self._counted = lost
+            told: Any = self._redis.hset(self._keys.written, "lost_counted", str(lost))
+            await told
+        return new
+
+    async def _cut_some(self, tenant: str, most: int) -> int:
         values = [GROUP.encode(), str(most).encode(), str(_CUT_AT_ONCE).encode()]
-        ((deleted, lost),) = await self._cut.run([([self._all_keys.outbox(tenant)], values)])
-        return int(deleted), int(lost)
+        names = [self._all_keys.outbox(tenant), self._keys.written]
+        (deleted,) = await self._cut.run([(names, values)])
+        return int(deleted)
 
     async def _measure(self) -> Mapping[str, int]:
         tenants = [OUTBOX, *await self._tenants()]

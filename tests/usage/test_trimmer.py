@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
-from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
 from gateway.ledger.edge_book import EdgeBook
@@ -102,19 +101,31 @@ async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> No
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 2
 
 
-async def test_a_loss_before_redis_failed_is_counted(outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    await outboxes.settle(*receipts(20, "loud"), *receipts(20, "louder"))
-    one = trimmer(outboxes, most=20)
-    cut = one._cut_some
+async def test_what_is_lost_is_counted_once_where_the_reply_was_lost(
+    outboxes: Outboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By this process or another one, and also once a worker keeps up again."""
+    await outboxes.settle(*receipts(100))
+    ann, bob = trimmer(outboxes, most=40), trimmer(outboxes, most=40, state=WorkerState(up=True), owner="bob")
+    cut = ann._cut.run
 
-    async def cut_once(*args: Any) -> tuple[int, int]:
-        monkeypatch.setattr(one, "_cut_some", AsyncMock(side_effect=RedisConnectionError))
-        return await cut(*args)
+    async def lose(calls: Any) -> None:
+        await cut(calls)
+        raise RedisTimeoutError
 
-    monkeypatch.setattr(one, "_cut_some", cut_once)
-    with pytest.raises(RedisConnectionError):
-        await one.trim()
-    assert lost(outboxes) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(ann._cut, "run", lose)
+        with pytest.raises(RedisTimeoutError):
+            await ann.trim()
+    assert lost(outboxes) == 0
+    assert [await bob.trim(), await ann.trim(), await bob.trim()] == [60, 0, 0]
+    await outboxes.settle(*receipts(5))
+    assert [await ann.trim(), await bob.trim()] == [5, 0]
+    assert lost(outboxes) == 65
+    await outboxes.forget_all()
+    await outboxes.settle(*receipts(45))
+    assert [await ann.trim(), await bob.trim()] == [5, 0]
+    assert lost(outboxes) == 70
 
 
 async def test_the_newest_stay_and_reach_the_database(outboxes: Outboxes) -> None:
