@@ -307,8 +307,7 @@ async def test_the_spool_of_a_dead_gateway(tmp_path: Path) -> None:
             assert (found.status_code, found.json()["id"]) == (200, one)
             other = {"Authorization": f"Bearer {OTHER_KEY}"}
             assert (await client.get(f"{second.url}/v1/receipts/{one}", headers=other)).status_code == 404
-            state = (await client.get(f"{second.admin_url}/readyz")).json()["usage"]
-            assert (state["up"], state["error"]) == (True, None)
+            await _wait_until_up(world)
 
 
 async def _usage(world: World) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import signal
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 LEASE_S = 2.0
+_NO_ANSWER = {408, 502, 503, 504}
 _SAMPLE_S = 0.05
 _EVERYSEC_S = 2.0
 """What Redis may lose with appendfsync everysec."""
@@ -46,7 +48,8 @@ _EVERYSEC_S = 2.0
 class World:
     """Attributes:
     answered: ids of the requests that were answered.
-    broken: number of requests without an answer: their process or connection was gone.
+    broken: number of requests without an answer: their process or connection was gone, or this process, which is the
+        engine too, got no CPU for seconds.
     """
 
     def __init__(self, folder: Path, server: EmbeddedRedis, redis: Redis, engine: str, **sections: Any) -> None:
@@ -104,7 +107,14 @@ class World:
         return process
 
     async def end_workers(self) -> None:
-        """SIGTERM: each writes what waits, and ends with 0."""
+        """SIGTERM: each writes what waits, and ends with 0. SIGTERM itself ends a process that is still starting."""
+
+        async def started() -> bool:
+            lines = [json.loads(line) for line in (self.folder / "worker.log").read_text().splitlines()]
+            pids = {line["pid"] for line in lines if line["event"] == "usage_worker"}
+            return all(one.pid in pids for one in self.workers if one.poll() is None)
+
+        await until(started, 90)
         for worker in self.workers:
             if worker.poll() is None:
                 worker.send_signal(signal.SIGTERM)
@@ -112,14 +122,17 @@ class World:
 
     async def ask(self, process: GatewayProcess, client: httpx.AsyncClient) -> None:
         body = {"model": "chat-student", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20}
+        answer: httpx.Response | None
         try:
             answer = await client.post(f"{process.url}/v1/chat/completions", json=body)
         except httpx.TransportError:
+            answer = None
+        if answer is None or answer.status_code in _NO_ANSWER:
             self.broken += 1
             await asyncio.sleep(0.05)
-            return
-        assert answer.status_code == 200, answer.text
-        self.answered.append(answer.headers["x-request-id"])
+        else:
+            assert answer.status_code == 200, answer.text
+            self.answered.append(answer.headers["x-request-id"])
 
     async def answer(self, count: int, limit_s: float = 90.0) -> None:
         """Wait until so many more requests are answered. Call it under load."""
@@ -292,7 +305,7 @@ async def open_world(
     async with AsyncExitStack() as stack:
         engine = stack.enter_context(FakeEngine(says("An answer.")).running())
         server = await stack.enter_async_context(EmbeddedRedis(append_fsync=append_fsync))
-        redis = await stack.enter_async_context(Redis.from_url(server.url))
+        redis = await stack.enter_async_context(Redis.from_url(server.url, socket_timeout=60))
         world = World(folder, server, redis, engine.url, usage={"url": url, "run": run}, **sections)
         stack.push_async_callback(world.close)
         yield world
