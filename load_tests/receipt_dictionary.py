@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from backports import zstd
+import zstandard
 
 from gateway.ledger.receipt import Attempt, CloseTerms, EngineShare, LengthFacts, ProbeFacts
 from gateway.ledger.savings import with_savings
@@ -36,10 +36,10 @@ def main(
     size: Annotated[int, typer.Option(min=256, help="Bytes of the dictionary.")] = 4_096,
 ) -> None:
     """Train a dictionary, and print how it packs receipts that it was not trained with."""
-    file.write_bytes(zstd.train_dict([one.to_json() for one in samples(1)], size).dict_content)
-    trained = zstd.ZstdDict(file.read_bytes())
+    file.write_bytes(zstandard.train_dictionary(size, [one.to_json() for one in samples(1)]).as_bytes())
+    packer = zstandard.ZstdCompressor(3, zstandard.ZstdCompressionDict(file.read_bytes()), write_dict_id=False)
     others = [one.to_json() for one in samples(2)]
-    packed = [zstd.compress(one, 3, zstd_dict=trained) for one in others]
+    packed = [packer.compress(one) for one in others]
     typer.echo(
         f"{sum(map(len, others)) / len(others):.0f} bytes of JSON, {sum(map(len, packed)) / len(packed):.0f} packed"
     )
