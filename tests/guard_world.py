@@ -152,6 +152,7 @@ class running_world:  # noqa: N801  used as the function that it is
             running_gateway(
                 self._folder,
                 redis_url=self._redis_url,
+                usage={"run": "host"},
                 redis={"prefix": self._folder.name.replace("-", "_")[:32], "timeout": "5s"} | self._redis,
                 admin={"key": "env:GUARD_ADMIN_KEY"},
                 environ={"GUARD_ADMIN_KEY": ADMIN_KEY},

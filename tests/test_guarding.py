@@ -309,6 +309,7 @@ def test_real_models_in_both_roles_are_compared(engines: LocalStack, redis_url: 
     with running_gateway(
         tmp_path,
         redis_url=redis_url,
+        usage={"run": "host"},
         redis={"prefix": "guardreal"},
         admin={"key": "env:GUARD_ADMIN_KEY"},
         environ={"GUARD_ADMIN_KEY": ADMIN_KEY},

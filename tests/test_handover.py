@@ -91,6 +91,7 @@ def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         running_gateway(
             tmp_path_factory.mktemp("handover"),
             redis_url=redis_url,
+            usage={"run": "host"},
             redis={"prefix": f"edge{uuid.uuid4().hex[:8]}", "timeout": "5s"},
             server={"workers": 2},
             models=[

@@ -68,6 +68,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
             running_gateway(
                 folder,
                 redis_url=redis_url,
+                usage={"run": "host"},
                 redis={"prefix": f"u{os.urandom(4).hex()}", "timeout": "5s"},
                 server={"workers": 2},
                 admin={"key": "file:admin.key"},
@@ -367,8 +368,8 @@ def test_a_wrong_question_of_an_operator_likewise(gateway: GatewayProcess, path:
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
 
 
-async def test_without_redis_it_is_said_that_usage_cannot_be_read(tmp_path: Path) -> None:
-    """To callers and to operators, as something that may be tried again."""
+async def test_without_redis_usage_is_read_all_the_same(tmp_path: Path) -> None:
+    """By callers and by operators: the usage database has it."""
     (tmp_path / "admin.key").write_text(ADMIN_KEY)
     async with EmbeddedRedis() as redis:
         with running_gateway(
@@ -383,5 +384,4 @@ async def test_without_redis_it_is_said_that_usage_cannot_be_read(tmp_path: Path
             assert (before.status_code, before.json()["total"]["requests"]) == (200, 0), before.text
             await redis.stop()
             for answer in (own(process), own(process), admin(process, "/usage"), admin(process, "/receipts")):
-                assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "true")
-                assert answer.json()["error"]["code"] == "store_unavailable"
+                assert answer.status_code == 200, answer.text

@@ -35,6 +35,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
         running_gateway(
             folder,
             redis_url=redis_url,
+            usage={"run": "host"},
             redis={"prefix": f"h{os.urandom(4).hex()}"},
             admin={"key": "file:admin.key"},
             models=[

@@ -72,6 +72,7 @@ def pages(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             ],
             routes=[guided(), guided("chat-compared") | {"quality": COMPARED}, STUDENT_ONLY, TEACHER_ONLY],
             redis_url=redis_url,
+            usage={"run": "host"},
             redis={"prefix": "pages", "timeout": "2s"},  # a busy machine is not what is tried here
             admin={"key": "env:PAGES_ADMIN_KEY"},
             environ={"PAGES_ADMIN_KEY": ADMIN_KEY},

@@ -39,6 +39,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterato
         running_gateway(
             folder,
             redis_url=redis_url,
+            usage={"run": "host"},
             redis={"prefix": f"c{os.urandom(4).hex()}", "timeout": "5s"},
             admin={"key": "file:admin.key"},
             models=[
