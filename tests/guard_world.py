@@ -123,8 +123,16 @@ class Guarded:
         return httpx.get(f"{self.gateway.admin_url}/metrics").text
 
     def rows(self, route: str) -> dict[str, dict[str, Any]]:
-        """By length."""
-        return {row["length"]: row for row in self.quality()["rows"] if row["route"] == route}
+        """By length, when a usage worker has written all comparisons that were made."""
+        give_up = time.monotonic() + 20
+        made = self.counted().get("made", 0)
+        while True:
+            found = self.quality()["rows"]
+            if sum(row["samples"] for row in found if row["length"] == "all") >= made:
+                break
+            assert time.monotonic() < give_up, (made, found)
+            time.sleep(0.05)
+        return {row["length"]: row for row in found if row["route"] == route}
 
 
 class World(Guarded):
