@@ -10,7 +10,6 @@ whichever comes first, and the sums lose what the abandoned one had added.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, partial
 from operator import itemgetter
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
 
     from gateway.usage.engine import UsageEngine
-    from gateway.usage.sql import Sql
+    from gateway.usage.sql import ReceiptKey, Sql
     from gateway.usage.sums import Granularity, Retention
 
 ABANDONED = "abandoned"
@@ -73,8 +72,6 @@ class _Item(NamedTuple):
     row: tuple[Any, ...]
 
 
-_Key = tuple[int, str]
-"""Day and id of a receipt."""
 _Refused = tuple[Entry, str]
 """An entry and the name of the error."""
 
@@ -99,7 +96,7 @@ class UsageDatabase:
         UsageDatabaseError where the database is unavailable. Adding the same entries again is safe.
         """
         added = Added()
-        items: dict[_Key, _Item] = {}
+        items: dict[ReceiptKey, _Item] = {}
         unreadable: list[_Refused] = []
         # Nearly always all receipts are new. Their sums are made here, while a receipt is in the processor's cache.
         sums, finest = Sums(), self._finest()
@@ -111,18 +108,19 @@ class UsageDatabase:
             except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
                 unreadable.append((entry, type(error).__name__))
                 continue
-            held = items.setdefault((item.row[0], receipt.id), item)
+            key = (item.row[0], receipt.id, receipt.tenant)
+            held = items.setdefault(key, item)
             if held is not item:
                 added.known += 1
                 if held.status == ABANDONED:
-                    items[item.row[0], receipt.id] = item
+                    items[key] = item
         in_order = sorted(items.items(), key=itemgetter(0))  # of the primary key
         self._add(in_order, unreadable, added, sums if not added.known else None)
         return added
 
     def _add(
         self,
-        items: Sequence[tuple[_Key, _Item]],
+        items: Sequence[tuple[ReceiptKey, _Item]],
         unreadable: Sequence[_Refused],
         added: Added,
         sums: Sums | None = None,
@@ -152,7 +150,7 @@ class UsageDatabase:
         added.known += len(items) - inserted - replaced
         added.unreadable += len(unreadable)
 
-    def _write(self, connection: Connection, items: dict[_Key, _Item], sums: Sums | None) -> tuple[int, int]:
+    def _write(self, connection: Connection, items: dict[ReceiptKey, _Item], sums: Sums | None) -> tuple[int, int]:
         """Return the numbers of receipts that were inserted and replaced."""
         sql = sql_of(connection)
         replaced: list[Receipt] = []
@@ -195,18 +193,14 @@ class UsageDatabase:
             return connection.execute(delete(table).where(tuple_(*key).in_(old))).rowcount
 
 
-def _without_held(sql: Sql, items: dict[_Key, _Item]) -> list[Receipt]:
+def _without_held(sql: Sql, items: dict[ReceiptKey, _Item]) -> list[Receipt]:
     """Remove the receipts that are there from `items`. Return the abandoned ones that others replace."""
-    ids: dict[int, list[str]] = defaultdict(list)
-    for day, id_ in items:
-        ids[day].append(id_)
     replaced: list[Receipt] = []
-    for day, of_day in ids.items():
-        for id_, status, packed in sql.held_receipts(day, of_day):
-            if status != ABANDONED or items[day, id_].status == ABANDONED:
-                del items[day, id_]
-            else:
-                replaced.append(Receipt.from_json(unpack(packed or b"")))
+    for key, status, packed in sql.held_receipts(list(items)):
+        if status != ABANDONED or items[key].status == ABANDONED:
+            del items[key]
+        else:
+            replaced.append(Receipt.from_json(unpack(packed or b"")))
     return replaced
 
 

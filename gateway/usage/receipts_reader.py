@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection
 
+    from gateway.usage.sql import ReceiptKey
+
 _DAYS_PER_QUERY = 500
 
 
@@ -57,15 +59,14 @@ def find(connection: Connection, tenant: str, receipt_id: str) -> bytes | None:
     return None
 
 
-def page(
-    connection: Connection, where: Where, after: tuple[int, str] | None, most: int
-) -> list[tuple[int, str, bytes]]:
-    """Return day, id and JSON of receipts in the order of day and id, from behind a place."""
-    wanted = select(RECEIPTS.c.day, RECEIPTS.c.id, RECEIPTS.c.receipt).where(*where.terms())
+def page(connection: Connection, where: Where, after: ReceiptKey | None, most: int) -> list[tuple[ReceiptKey, bytes]]:
+    """Return keys and JSON of receipts in the order of their keys, from behind a key."""
+    key = (RECEIPTS.c.day, RECEIPTS.c.id, RECEIPTS.c.tenant)
+    wanted = select(*key, RECEIPTS.c.receipt).where(*where.terms())
     if after is not None:
-        wanted = wanted.where(tuple_(RECEIPTS.c.day, RECEIPTS.c.id) > tuple_(*after))
-    found = connection.execute(wanted.order_by(RECEIPTS.c.day, RECEIPTS.c.id).limit(most))
-    return [(row.day, row.id, unpack(row.receipt)) for row in found]
+        wanted = wanted.where(tuple_(*key) > tuple_(*after))
+    found = connection.execute(wanted.order_by(*key).limit(most))
+    return [((row.day, row.id, row.tenant), unpack(row.receipt)) for row in found]
 
 
 def count(connection: Connection, where: Where) -> int:

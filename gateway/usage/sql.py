@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 SumKey: TypeAlias = tuple[int, int, str, str, str, str, str, str]
 """The primary key of a sum."""
 
+ReceiptKey: TypeAlias = tuple[int, str, str]
+"""The primary key of a receipt: day, id and tenant."""
+
 Place: TypeAlias = tuple[int, int, str]
 """Length and start of a period, and a tenant."""
 
@@ -25,8 +28,8 @@ Place: TypeAlias = tuple[int, int, str]
 class Sql(Protocol):
     """Statements of one transaction. Every method raises DBAPIError."""
 
-    def held_receipts(self, day: int, ids: Sequence[str]) -> list[tuple[str, str, bytes | None]]:
-        """Return id and status of the receipts that are there, and of abandoned ones the packed receipt."""
+    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[tuple[ReceiptKey, str, bytes | None]]:
+        """Return key and status of the receipts that are there, and of abandoned ones the packed receipt."""
 
     def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
         """Insert receipts and return True. Where some of them are there, insert none and return False."""
@@ -48,8 +51,10 @@ class Sql(Protocol):
 
 
 _RECEIPT_COLUMNS = tuple(RECEIPTS.columns)
+_RECEIPT_KEY_COLUMNS = tuple(RECEIPTS.primary_key)
+_RECEIPT_KEY = tuple(column.name for column in _RECEIPT_KEY_COLUMNS)
 _SUM_COLUMNS = tuple(SUMS.columns)
-_HELD = "SELECT id, status, CASE WHEN status = 'abandoned' THEN receipt END FROM usage_receipts"
+_HELD = "SELECT status, CASE WHEN status = 'abandoned' THEN receipt END"
 _COUNT = "SELECT COUNT(*) FROM (SELECT 1 FROM usage_sums WHERE {} LIMIT {}) AS held"
 
 
@@ -57,10 +62,10 @@ class _Sqlite:
     def __init__(self, connection: Connection) -> None:
         self._cursor: Any = connection.connection.cursor
 
-    def held_receipts(self, day: int, ids: Sequence[str]) -> list[Any]:
-        execute, statement = self._cursor().execute, f"{_HELD} WHERE day = ? AND id = ?"
-        found = (execute(statement, (day, id_)).fetchone() for id_ in ids)
-        return [row for row in found if row is not None]
+    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
+        execute, statement = self._cursor().execute, f"{_HELD} FROM usage_receipts WHERE {_equal(_RECEIPT_KEY)}"
+        found = ((key, execute(statement, key).fetchone()) for key in keys)
+        return [(key, *row) for key, row in found if row is not None]
 
     def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
         cursor = self._cursor()
@@ -104,8 +109,10 @@ class _Postgres:
     def __init__(self, connection: Connection) -> None:
         self._run = connection.exec_driver_sql
 
-    def held_receipts(self, day: int, ids: Sequence[str]) -> list[Any]:
-        return list(self._run(f"{_HELD} WHERE day = %s AND id = ANY(%s)", (day, list(ids))).all())
+    def held_receipts(self, keys: Sequence[ReceiptKey]) -> list[Any]:
+        names = _names(_RECEIPT_KEY)
+        statement = f"{_HELD}, {names} FROM usage_receipts JOIN {_arrays(_RECEIPT_KEY_COLUMNS)} USING ({names})"
+        return [(tuple(key), status, packed) for status, packed, *key in self._run(statement, _columns(keys))]
 
     def insert_receipts(self, rows: Sequence[tuple[Any, ...]]) -> bool:
         self._run("SAVEPOINT receipts")

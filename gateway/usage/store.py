@@ -79,14 +79,14 @@ class UsageStore:
             raise UsageUnavailable from error
 
     async def receipts(self, where: Where = _EVERYTHING, most: int = 1_000) -> AsyncIterator[list[bytes]]:
-        """Yield receipts as JSON in the order of day and id, in lists of `most` at most.
+        """Yield receipts as JSON in the order of their keys, in lists of `most` at most.
 
         Each list is read in a transaction of its own.
         """
         after = None
         while found := await self.read(receipts_reader.page, where, after, most):
-            yield [raw for _, _, raw in found]
-            after = found[-1][:2]
+            yield [raw for _, raw in found]
+            after = found[-1][0]
 
     async def count(self, where: Where = _EVERYTHING) -> int:
         """See `receipts_reader.count`."""

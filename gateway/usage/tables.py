@@ -34,7 +34,7 @@ RECEIPTS = Table(
     Column("day", Integer, primary_key=True, autoincrement=False),  # days since the Unix epoch
     Column("id", Text, primary_key=True),
     Column("created", BigInteger, nullable=False),  # Unix seconds
-    Column("tenant", Text, nullable=False),
+    Column("tenant", Text, primary_key=True),  # devices choose a part of their ids
     Column("key", Text, nullable=False),
     Column("route", Text, nullable=False),
     Column("mode", Text, nullable=False),

@@ -65,9 +65,9 @@ def entries(receipts: list[Receipt]) -> list[Entry]:
 
 
 def held(engine: UsageEngine) -> list[Receipt]:
-    """All receipts in the database, in the order of day and id."""
+    """All receipts in the database, in the order of their keys."""
     with engine.reading() as connection:
-        return [Receipt.from_json(raw) for _, _, raw in page(connection, Where(), None, 1_000_000)]
+        return [Receipt.from_json(raw) for _, raw in page(connection, Where(), None, 1_000_000)]
 
 
 def check_sums(engine: UsageEngine) -> None:

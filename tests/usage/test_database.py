@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.ledger.intent import abandoned
 from gateway.usage.database import Added, Entry
 from gateway.usage.packing import pack, unpack
-from gateway.usage.receipts_reader import count_unreadable, unreadable
+from gateway.usage.receipts_reader import count_unreadable, find, unreadable
 from gateway.usage.rollup import Row, row_with
 from gateway.usage.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, day_of
@@ -305,6 +305,20 @@ def test_old_receipts_and_sums_are_deleted_in_steps(address: str) -> None:
         check_sums_of = [DAY, DAY - 1]
         with engine.reading() as connection:
             assert [list(differences(connection, day)) for day in check_sums_of] == [[], []]
+
+
+def test_devices_of_two_tenants_may_choose_the_same_id(address: str) -> None:
+    """Neither tenant loses its receipt, nor counts the other's."""
+    same = "edge_" + "7" * 32
+    one, other = (receipt(DAY * DAY_S, id=same, tenant=tenant) for tenant in ("acme", "globex"))
+    with opened(address) as engine:
+        writer = database(engine)
+        assert writer.add([entry(one), entry(other)]).inserted == 2
+        assert writer.add([entry(other), entry(one)]).known == 2
+        with engine.reading() as connection:
+            for mine in (one, other):
+                assert find(connection, mine.tenant, same) == mine.to_json()
+            assert list(differences(connection, DAY)) == []
 
 
 def test_the_day_of_a_receipt_is_that_of_its_id() -> None:

@@ -15,7 +15,7 @@ def upgrade() -> None:
         Column("day", Integer, primary_key=True, autoincrement=False),
         Column("id", Text, primary_key=True),
         Column("created", BigInteger, nullable=False),
-        Column("tenant", Text, nullable=False),
+        Column("tenant", Text, primary_key=True),
         Column("key", Text, nullable=False),
         Column("route", Text, nullable=False),
         Column("mode", Text, nullable=False),
