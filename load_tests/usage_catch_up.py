@@ -14,9 +14,9 @@ import json
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,10 +43,11 @@ if TYPE_CHECKING:
 PREFIX = "catch-up"
 TENANTS = 200
 BEFORE, MEANWHILE, AFTER = "before", "catching up", "after"
-HEAD = ("usage worker", "answers", "p50", "p99", "at most")
+HEAD = ("usage worker", "answers", "refused", "p50", "p99", "at most")
 _START_WITHIN_S = 90.0
 _CATCH_UP_WITHIN_S = 120.0
 _LOOK_EVERY_S = 0.1
+_PATIENCE = aiohttp.ClientTimeout(20)
 _BODY = {"model": "chat-student", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20}
 
 err = Console(stderr=True)
@@ -54,10 +55,15 @@ err = Console(stderr=True)
 
 @dataclass
 class CatchUp:
-    """Answer times in seconds by phase, and how long each round took to catch up, in seconds."""
+    """Attributes:
+    answered_s: times of answers in seconds, by phase.
+    refused: requests that were refused or whose connection was lost, by phase.
+    took_s: how long each round took to catch up, in seconds.
+    """
 
-    answered_s: dict[str, list[float]]
-    took_s: list[float]
+    answered_s: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    refused: Counter[str] = field(default_factory=Counter)
+    took_s: list[float] = field(default_factory=list)
 
 
 class Bench:
@@ -76,13 +82,13 @@ class Bench:
         command = [sys.executable, "-m", "gateway", "usage-worker", "--config", self._folder / "gateway/config.yaml"]
         with running(f"worker {number}", command, self._folder) as worker:
             await asyncio.to_thread(worker.wait_until, self._worker_is_up, _START_WITHIN_S)
-            figures.answered_s[BEFORE] += await self._measure(_for(seconds))
+            await self._measure(BEFORE, figures, _for(seconds))
         await self._fill(receipts, seed=number)
         with running(f"worker {number} behind", command, self._folder):
             began = time.perf_counter()
-            figures.answered_s[MEANWHILE] += await self._measure(self._caught_up)
+            await self._measure(MEANWHILE, figures, self._caught_up)
             figures.took_s.append(time.perf_counter() - began)
-            figures.answered_s[AFTER] += await self._measure(_for(seconds))
+            await self._measure(AFTER, figures, _for(seconds))
 
     def _worker_is_up(self) -> bool:
         return bool(detail(self._gateway.admin_url)["usage"]["up"])
@@ -107,22 +113,25 @@ class Bench:
                     return
                 await asyncio.sleep(_LOOK_EVERY_S)
 
-    async def _measure(self, end: Callable[[], Awaitable[None]]) -> list[float]:
-        """Send requests at the rate until `end` returns. Return the times of their answers in seconds."""
-        took: list[float] = []
+    async def _measure(self, phase: str, figures: CatchUp, end: Callable[[], Awaitable[None]]) -> None:
+        """Send requests at the rate until `end` returns."""
         headers = {"Authorization": f"Bearer {KEY}"}
         async with (
             aiohttp.ClientSession(
-                self._gateway.url, headers=headers, connector=aiohttp.TCPConnector(limit=0)
+                self._gateway.url, headers=headers, connector=aiohttp.TCPConnector(limit=0), timeout=_PATIENCE
             ) as session,
             asyncio.TaskGroup() as group,
         ):
 
             async def ask(due: float) -> None:
-                async with session.post("/v1/chat/completions", json=_BODY) as reply:
-                    await reply.read()
-                    reply.raise_for_status()
-                took.append(time.perf_counter() - due)
+                try:
+                    async with session.post("/v1/chat/completions", json=_BODY) as reply:
+                        await reply.read()
+                        reply.raise_for_status()
+                except (aiohttp.ClientError, TimeoutError):
+                    figures.refused[phase] += 1
+                else:
+                    figures.answered_s[phase].append(time.perf_counter() - due)
 
             ending = group.create_task(_awaited(end))
             due = time.perf_counter()
@@ -130,7 +139,6 @@ class Bench:
                 group.create_task(ask(due))
                 due += 1 / self._rate
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        return took
 
 
 async def _awaited(work: Callable[[], Awaitable[None]]) -> None:
@@ -143,7 +151,7 @@ def _for(seconds: float) -> Callable[[], Awaitable[None]]:
 
 async def measure(receipts: int, rate: float, seconds: float, rounds: int, url: str = "sqlite") -> CatchUp:
     """Run all rounds. `url` is that of the usage database."""
-    figures = CatchUp(defaultdict(list), [])
+    figures = CatchUp()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="gkt-catch-up-")))
         server = await stack.enter_async_context(EmbeddedRedis())
@@ -186,7 +194,9 @@ def main(
         "rate": rate,
         "others_cores": max(0.0, others),
         "receipts_per_s": round(receipts / statistics.median(measured.took_s)),
-        "phases": {name: figures_of(took) for name, took in measured.answered_s.items()},
+        "phases": {
+            name: {**figures_of(took), "refused": measured.refused[name]} for name, took in measured.answered_s.items()
+        },
     }
     typer.echo(json.dumps(figures, indent=2) if as_json else shown(figures))
 
@@ -200,7 +210,12 @@ def figures_of(took_s: list[float]) -> dict[str, float]:
 def shown(figures: dict[str, Any]) -> str:
     """Return the figures as a Markdown table."""
     rows = [
-        (name, str(one["answers"]), *(f"{one[key]:.1f} ms" for key in ("p50_ms", "p99_ms", "max_ms")))
+        (
+            name,
+            str(one["answers"]),
+            str(one["refused"]),
+            *(f"{one[key]:.1f} ms" for key in ("p50_ms", "p99_ms", "max_ms")),
+        )
         for name, one in figures["phases"].items()
     ]
     return (

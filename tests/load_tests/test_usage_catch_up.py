@@ -17,10 +17,10 @@ async def test_each_phase_has_answers() -> None:
 
 
 def test_figures_are_in_milliseconds() -> None:
-    phase = figures_of([0.001] * 98 + [0.5, 1.0])
+    phase = {**figures_of([0.001] * 98 + [0.5, 1.0]), "refused": 2}
     assert (phase["answers"], phase["p50_ms"], phase["max_ms"]) == (100, 1, 1000)
     assert 500 <= phase["p99_ms"] <= 1000
     facts = {"receipts": 2_000, "receipts_per_s": 1_000, "rate": 20, "others_cores": 0, "machine": "here"}
     table = shown({**facts, "phases": {BEFORE: phase}})
-    assert "| before | 100 | 1.0 ms |" in table
+    assert "| before | 100 | 2 | 1.0 ms |" in table
     assert "2,000 receipts, 1,000 per second" in table
