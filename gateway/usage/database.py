@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from gateway.usage.sums import Granularity, Retention
 
 ABANDONED = "abandoned"
+REFUSALS = (DataError, IntegrityError, OverflowError, ValueError)
+"""Errors that a row causes. No row causes other errors."""
 _DELETED_AT_ONCE = 1_000
 
 
@@ -134,8 +136,10 @@ class UsageDatabase:
             with self._engine.writing() as connection:
                 inserted, replaced = self._write(connection, dict(items), sums)
                 _put_aside(connection, unreadable)
-        except (DataError, IntegrityError, OverflowError, ValueError) as error:
-            # The database refuses a row. It must not keep the others out. No row causes other errors.
+        except msgspec.MsgspecError:
+            raise  # of sums that cannot be decoded: no receipt causes it
+        except REFUSALS as error:
+            # The database refuses a row. It must not keep the others out.
             if not items:
                 raise
             half = len(items) // 2

@@ -172,6 +172,8 @@ def migrate(engine: Engine) -> None:
     with _begin(engine, _MIGRATE_LOCK) as connection:
         if _version(connection) == HEAD:  # another process was faster
             return
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # a table may be large
         from alembic import command  # imported here: it takes a second, and most processes need no migration
         from alembic.config import Config
 

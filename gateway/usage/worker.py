@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from gateway.errors import StartupError
 from gateway.quality.comparison import Comparison
 from gateway.usage.comparisons import add_comparisons
+from gateway.usage.database import REFUSALS
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import Backlog, ComparisonEntry, Taken
 from gateway.usage.state import HEAR_EVERY_S, WorkerState
@@ -60,7 +61,7 @@ _CLAIM_AFTER_S = 60.0
 _DELETE_EVERY_S = 600.0
 _IMPORT_EVERY_S = 10.0
 _UPTIME_EVERY_S = 60.0
-_UPTIME_DAYS = 2
+_UPTIME_DAYS = 9  # as many as Redis keeps: the database may have been away as long
 _FIRST_UPTIME_DAYS = 3_660  # an earlier version kept so many at most
 
 
@@ -214,13 +215,24 @@ class UsageWorker:
     async def _compared(self, entries: Sequence[Entry]) -> list[Entry]:
         """Write comparisons. Return the entries that cannot be read."""
         unreadable: list[Entry] = []
-        comparisons: list[Comparison] = []
+        comparisons: list[tuple[Entry, Comparison]] = []
         for entry in entries:
             try:
-                comparisons.append(Comparison.from_json(entry.raw))
+                comparisons.append((entry, Comparison.from_json(entry.raw)))
             except msgspec.MsgspecError:
                 unreadable.append(entry)
-        await self._in_transaction(add_comparisons, comparisons)
+        try:
+            await self._in_transaction(add_comparisons, [one for _, one in comparisons])
+        except _DatabaseFailed as failure:
+            if not isinstance(failure.error, REFUSALS):
+                raise
+            for entry, one in comparisons:  # the database refuses one of them: it must not keep the others out
+                try:
+                    await self._in_transaction(add_comparisons, [one])
+                except _DatabaseFailed as refused:
+                    if not isinstance(refused.error, REFUSALS):
+                        raise
+                    unreadable.append(entry)
         return unreadable
 
     async def _copy_uptime(self) -> None:
@@ -233,11 +245,7 @@ class UsageWorker:
         self._uptime_copied = True
 
     async def _in_transaction(self, work: Callable[[Connection, _Rows], None], rows: _Rows) -> None:
-        def run() -> None:
-            with self._store.engine.writing() as connection:
-                work(connection, rows)
-
-        await _database(asyncio.to_thread(run))
+        await _database(self._store.change(work, rows))
 
     async def _import(self) -> bool:
         """Move some receipts of an earlier version's archive. Return whether there may be more."""
@@ -316,10 +324,14 @@ class UsageWorker:
 
 
 async def _database(work: Awaitable[_Result]) -> _Result:
-    """Tell errors of the database from those of Redis: some have the same classes."""
+    """Tell errors of the database from those of Redis: some have the same classes.
+
+    Any other error counts as one of the database, too: of sums that cannot be decoded, say. The worker goes on trying,
+    and its state tells so.
+    """
     try:
         return await work
-    except (*UsageDatabaseError, StartupError) as error:
+    except Exception as error:
         raise _DatabaseFailed(error) from error
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from gateway.errors import StartupError
+from gateway.metrics import Metrics
 from gateway.quality.book import QualityBook
 from gateway.quality.comparison import OUTBOX, Comparison
 from gateway.usage import engine as engine_module
@@ -24,7 +25,7 @@ from gateway.usage import worker as worker_module
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.database import Entry
 from gateway.usage.state import NO_WORKER, WorkerBoard, WorkerSeat, WorkerState
-from gateway.usage.tables import COMPARISONS, DAY_S, UPTIME
+from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime import Uptime
 from tests.ledger.drafts import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
@@ -285,6 +286,43 @@ async def test_comparisons_are_written_once(outboxes: Outboxes) -> None:
     assert await outboxes.store.count_unreadable() == 1
     assert await outboxes.lengths() == {"acme": 0}
     assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
+
+
+async def test_a_comparison_that_the_database_refuses_stands_aside(outboxes: Outboxes) -> None:
+    """It keeps neither receipts nor other comparisons out."""
+    one = Comparison("req_1", int(time.time()), "acme", "token_f1", "short", "chat", guided=9, student=8)
+    told, book = receipts(2), QualityBook(outboxes.redis, outboxes.keys)
+    await outboxes.settle(*told)
+    await book.add(msgspec.structs.replace(one, id="req_2", guided=10**30))
+    await book.add(one)
+    await (await outboxes.worker()).round()
+    await outboxes.check(told)
+    with outboxes.store.engine.reading() as connection:
+        assert connection.execute(COMPARISONS.select()).mappings().one()["id"] == "req_1"
+    assert await outboxes.store.count_unreadable() == 1
+    assert await outboxes.redis.xlen(outboxes.keys.outbox(OUTBOX)) == 0
+
+
+async def test_sums_that_cannot_be_read_are_told_and_lose_nothing(outboxes: Outboxes) -> None:
+    """The state of the worker says so until somebody repairs them."""
+    first, then = receipts(2), receipts(2)
+    worker = await outboxes.worker()
+    await outboxes.settle(*first)
+    await worker.round()
+    with outboxes.store.engine.writing() as connection:
+        held = connection.execute(SUMS.select()).all()
+        connection.execute(SUMS.update().values(row=b"of a later version"))
+    await outboxes.settle(*then)
+    await worker.round()
+    await worker._publish()
+    board = WorkerBoard(outboxes.redis, outboxes.keys.ledger(), Metrics(), "here")
+    state = await board.read()
+    assert (state.up, state.error) == (False, "ValidationError")
+    with outboxes.store.engine.writing() as connection:
+        connection.execute(SUMS.delete())
+        connection.execute(SUMS.insert(), [row._asdict() for row in held])
+    await worker.round()
+    await outboxes.check([*first, *then])
 
 
 async def test_the_uptime_of_engines_is_copied(outboxes: Outboxes) -> None:
