@@ -138,7 +138,7 @@ def test_it_is_served_to_everybody_and_once(gate: GatewayProcess) -> None:
 
 
 @API.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_reply_is_one_that_the_document_knows(case: schemathesis.Case, gate: GatewayProcess) -> None:
     conforms(case, gate)
 

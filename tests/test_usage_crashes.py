@@ -220,6 +220,7 @@ async def test_a_full_disk_under_load(tmp_path: Path) -> None:
         await world.accounted(full="the disk")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(_LIMIT_S)
 async def test_within_the_bound_nothing_is_lost_and_beyond_it_all_is_counted(tmp_path: Path) -> None:
     """No worker runs, and twice as many receipts arrive as outboxes may hold. Then a worker starts."""

@@ -62,7 +62,7 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     return extract_previous(tmp_path_factory.mktemp("previous"))
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, redis_url: str) -> Place:
     usage = "sqlite" if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
     return Place(tmp_path, redis_url, usage)

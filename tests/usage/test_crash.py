@@ -64,6 +64,7 @@ def killed(*calls: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_two_workers_are_killed_at_any_moment(address: str) -> None:
     receipts = receipts_of_a_day(COUNT)
