@@ -92,9 +92,9 @@ async def test_answers_go_on_without_redis_or_are_refused_as_configured(tmp_path
                     assert after.status_code == 200
                     assert after.headers["x-gkt-batch"].startswith("b")
                     if on_failure == "reject":
-                        # Redis was asked for the first ones: it may have reserved for them.
+                        # Where Redis was asked for the first ones, it may have reserved for them.
                         unreserved = _refused(process)
-                        assert 1 <= unreserved <= 5
+                        assert 1 <= unreserved <= len([*alone, late])
                         found = [await client.get(_receipt_path(answer)) for answer in (*alone, late)]
                         assert [one.status_code for one in found].count(404) == unreserved
                         assert found[-1].status_code == 404
