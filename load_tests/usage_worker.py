@@ -24,6 +24,7 @@ from gateway.usage.database import Entry, UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.sums import Retention
 from gateway.usage.worker import MAX_ENTRIES
+from gateway.workers.usage_worker import collect_seldom
 from load_tests.day_receipts import DAY_S, day_of_receipts
 from load_tests.machine import machine
 
@@ -49,6 +50,7 @@ def main(
         engine = UsageEngine(f"sqlite:///{folder}/usage.db" if address == "sqlite" else address)
         try:
             engine.open()
+            collect_seldom()
             figures = measure(engine, entries(min(receipts, per_day), per_day, tenants), batch, profile=profile)
         finally:
             engine.close()
