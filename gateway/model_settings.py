@@ -132,9 +132,9 @@ class PriceRule(Shape):
     output_per_1m: Usd | None = None
     """USD per 1,000,000 tokens written."""
     cached_input_per_1m: Usd | None = None
-    """Of those read, from the engine's prefix cache. Default: as input_per_1m."""
+    """USD per 1,000,000 tokens read from the engine's prompt cache. Default: input_per_1m."""
     cache_write_per_1m: Usd | None = None
-    """Of those read, written to the engine's prefix cache. Default: as input_per_1m."""
+    """USD per 1,000,000 tokens read and written to the engine's prompt cache. Default: input_per_1m."""
     gpu_usd_per_hour: Usd | None = None
     """USD for an hour of the engine, or of each of its `gpus`."""
     input_tokens_per_s: Rate | None = None

@@ -143,7 +143,7 @@ class Receipts(Shape):
     """What Redis keeps of each request."""
 
     ttl_s: Annotated[Duration, lasting("1m", "30d")] = Field(86_400.0, alias="ttl")
-    """How long Redis keeps a receipt, and a device may report. Older receipts are read from the usage database."""
+    """Time for which Redis keeps a receipt, and a device may report. The usage database has older receipts."""
     max_buffered: Annotated[Whole, Field(ge=1_000, le=100_000_000)] = 200_000
     """Receipts in Redis, of all tenants, that wait for a usage worker. Beyond, the oldest of the tenants with most are
     deleted."""

@@ -246,7 +246,7 @@ class RedisLedger:
 
     @property
     def ttl_s(self) -> int:
-        """How long Redis keeps a receipt, in seconds."""
+        """Return the seconds for which Redis keeps a receipt."""
         return self._ttl_s
 
     @property

@@ -1,5 +1,6 @@
+#!lua flags=allow-oom
 -- Deletes the oldest entries of an outbox that holds too many, at most some in one call. Counts the receipts that no worker
--- had taken as lost: here, since a reply may be lost.
+-- had taken as lost: here, since a reply may be lost. It also runs where Redis has reached maxmemory.
 --
 -- KEYS  outbox, the hash of counts
 -- ARGV  the consumer group, how many entries may stay, how many to delete at most

@@ -7,6 +7,7 @@ gets another number and a file of its own.
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 
 import zstandard
 
@@ -18,8 +19,9 @@ _MAX_BYTES = 16_000_000
 
 
 def pack(raw: bytes) -> bytes:
-    """Return the JSON of a receipt in compressed form. One thread at a time may pack."""
-    return _VERSION + _PACKER.compress(raw)
+    """Return the JSON of a receipt in compressed form."""
+    with _PACKING:
+        return _VERSION + _PACKER.compress(raw)
 
 
 def unpack(packed: bytes) -> bytes:
@@ -34,3 +36,4 @@ def unpack(packed: bytes) -> bytes:
 
 # Its frames have no number of the dictionary: the first byte names it.
 _PACKER = zstandard.ZstdCompressor(_LEVEL, _DICTIONARY, write_dict_id=False)
+_PACKING = Lock()  # a compressor works for one thread at a time, and lets other threads run meanwhile

@@ -1,4 +1,4 @@
-"""What one receipt adds to sums. Pure."""
+"""Count one receipt for sums. Pure."""
 
 from __future__ import annotations
 
@@ -145,14 +145,15 @@ def _count_times(counts: Counts, timings: Timings) -> None:
 
 
 def _is_given(receipt: Receipt) -> bool:
-    """Whether a device got guidance."""
+    """Return whether a device got guidance."""
     return receipt.mode == GUIDANCE and receipt.guidance is not None
 
 
 def _answer_tokens(receipt: Receipt) -> tuple[int, int]:
-    """What of the answer its teacher wrote, and its student; nothing of one that did not come, or that nobody got.
+    """Return the tokens of the answer that its teacher wrote, and those of its student.
 
-    An opening that only the student read, as its context, is no part of the answer.
+    Both are 0 where no answer came, or no caller got it. An opening that only the student read, as its context, is no
+    part of the answer.
     """
     if receipt.shadow_of is not None or receipt.status != "ok":
         return 0, 0

@@ -56,7 +56,7 @@ _Where = TypeVar("_Where")
 
 
 class Dims(NamedTuple):
-    """What receipts are told apart by. `teacher` and `student` are the engines that were called; empty: none."""
+    """The dimensions of sums. `teacher` and `student` are the engines that were called; empty: none."""
 
     tenant: str
     key: str

@@ -75,7 +75,7 @@ class UsageStore:
         try:
             async with asyncio.timeout(_FIND_S), self._finds.hold(tenant):
                 return await self.read(receipts_reader.find, tenant, receipt_id)
-        except (*UsageDatabaseError, StartupError, TimeoutError) as error:
+        except (*UsageDatabaseError, StartupError, TimeoutError, ValueError) as error:  # ValueError: see threads.py
             raise UsageUnavailable from error
 
     async def receipts(self, where: Where = _EVERYTHING, most: int = 1_000) -> AsyncIterator[list[bytes]]:

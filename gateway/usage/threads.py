@@ -25,8 +25,9 @@ _SHORT_QUERIES, _SCANS = 2, 4
 _SHORT_QUERY_S = 5.0
 
 
-_FAILURES = (SQLAlchemyError, OSError, StartupError)
-"""StartupError: a newer version of the gateway has migrated the tables."""
+_FAILURES = (SQLAlchemyError, OSError, StartupError, ValueError)
+"""StartupError: a newer version of the gateway has migrated the tables. ValueError: receipts or sums are damaged, or a
+newer version wrote them."""
 
 
 class Readable(Protocol):

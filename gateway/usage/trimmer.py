@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from gateway.quality.comparison import OUTBOX
 from gateway.redis_script import Script
@@ -132,8 +133,10 @@ class OutboxTrimmer:
         if new:
             self._metrics.receipts_lost.inc(new)
             self._counted = lost
-            told: Any = self._redis.hset(self._keys.written, "lost_counted", str(lost))
-            await told
+        if counted < self._counted:
+            told: Any = self._redis.hset(self._keys.written, "lost_counted", str(self._counted))
+            with suppress(OutOfMemoryError):  # a later round says so
+                await told
         return new
 
     async def _cut_some(self, tenant: str, most: int) -> int:
@@ -165,12 +168,15 @@ class OutboxTrimmer:
         return sorted(raw.decode() for raw in named)
 
     async def _leads(self) -> bool:
-        if await self._redis.set(self._keys.trimmer, self._owner, nx=True, px=_LEASE_MS):
-            return True
-        held: Any = await self._redis.get(self._keys.trimmer)
-        if held is None or held.decode() != self._owner:
-            return False
-        return bool(await self._redis.set(self._keys.trimmer, self._owner, xx=True, px=_LEASE_MS))
+        try:
+            if await self._redis.set(self._keys.trimmer, self._owner, nx=True, px=_LEASE_MS):
+                return True
+            held: Any = await self._redis.get(self._keys.trimmer)
+            if held is None or held.decode() != self._owner:
+                return False
+            return bool(await self._redis.set(self._keys.trimmer, self._owner, xx=True, px=_LEASE_MS))
+        except OutOfMemoryError:
+            return True  # Redis takes no lease, and needs the space of the outboxes
 
 
 def level(lengths: Sequence[int], most: int) -> int:

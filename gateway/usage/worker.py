@@ -282,7 +282,10 @@ class UsageWorker:
         if self._error is None:
             # The message of a driver may quote receipts.
             why = error.message if isinstance(error, StartupError) else None
-            log.error("usage_database_away", database=str(self._store.engine), error=_class_of(error), why=why)
+            trace = None if isinstance(error, (*UsageDatabaseError, StartupError)) else error
+            log.error(
+                "usage_database_away", database=str(self._store.engine), error=_class_of(error), why=why, exc_info=trace
+            )
             self._due["look"] = 0.0
         self._up, self._error = False, _class_of(error)
         self._rest_s = min(_LONGEST_REST_S, max(_FIRST_REST_S, 2 * self._rest_s))

@@ -131,7 +131,7 @@ class Installation:
 
 
 def _kept(sums: Facts) -> Facts:
-    """Those that both versions still keep."""
+    """Return the sums that both versions still keep."""
     kept = Retention(6 * 3600.0, 14 * 86_400.0, 400 * 86_400.0)
     limit = time.time() + MARGIN_S
     return {at: row for at, row in sums.items() if kept.ends(at[0].granularity, at[0].start) > limit}

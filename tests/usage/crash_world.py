@@ -42,7 +42,7 @@ LEASE_S = 2.0
 _NO_ANSWER = {408, 502, 503, 504}
 _SAMPLE_S = 0.05
 _EVERYSEC_S = 2.0
-"""What Redis may lose with appendfsync everysec."""
+"""Seconds of writes that Redis may lose with appendfsync everysec."""
 
 
 class World:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -343,6 +344,12 @@ def test_packed_receipts_are_small_and_exact() -> None:
     for damaged in (packed[0][:-1], packed[0][:1], packed[0][:1] + b"\xff" * 40):
         with pytest.raises(ValueError, match="damaged"):
             unpack(damaged)
+
+
+def test_threads_may_pack_at_once() -> None:
+    raws = [one.to_json() for one in receipts_of_a_day(200)] * 10
+    with ThreadPoolExecutor(4) as threads:
+        assert [unpack(one) for one in threads.map(pack, raws)] == raws
 
 
 def test_an_unavailable_database_raises_and_nothing_is_put_aside(tmp_path: Any) -> None:

@@ -19,6 +19,7 @@ from gateway.usage.engine import VERSION_TABLE, UsageEngine
 from gateway.usage.rollup import Row
 from gateway.usage.sums import ALL_TENANTS, Period, Sums
 from gateway.usage.sums_reader import SumsReader
+from gateway.usage.tables import RECEIPTS, SUMS
 from gateway.usage.threads import QueryThreads
 from gateway.usage_address import address_of
 from load_tests.day_receipts import day_of_receipts
@@ -128,6 +129,18 @@ async def test_without_a_server_it_is_unavailable_until_it_is_back(postgres: Pos
         assert len(await book.sums.latest(5)) == 1
     finally:
         book.close()
+
+
+async def test_what_a_later_version_wrote_is_unavailable(sqlite_book: UsageBook) -> None:
+    """Not an error of this version: it can be read once that version runs again."""
+    sqlite_book.add([receipt(time.time())])
+    with sqlite_book.engine.writing() as connection:
+        connection.execute(RECEIPTS.update().values(receipt=b"\x7f" + b"packed otherwise"))
+        connection.execute(SUMS.update().values(row=b"of a later version"))
+    with pytest.raises(UsageUnavailable):
+        await sqlite_book.sums.latest(5)
+    with pytest.raises(UsageUnavailable):
+        await sqlite_book.sums.totals([Period.of("hour", time.time())])
 
 
 @pytest.mark.parametrize("address", ["postgresql+psycopg://nobody@127.0.0.1:9/none", "sqlite:////proc/none/usage.db"])

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.exceptions import OutOfMemoryError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
@@ -90,6 +91,23 @@ async def test_each_receipt_of_a_burst_is_either_there_or_counted(outboxes: Outb
     await trimmer(outboxes, most=1_000).trim()
     assert await outboxes.lengths() == {"acme": 1_000}
     assert lost(outboxes) == 750
+
+
+async def test_a_full_redis_is_trimmed(outboxes: Outboxes) -> None:
+    """It takes no lease. What is deleted is counted once, also by a process that leads later."""
+    await outboxes.settle(*receipts(100))
+    ann = trimmer(outboxes, most=40)
+    await outboxes.redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(OutOfMemoryError):
+            await outboxes.redis.set(outboxes.keys.ledger().trimmer, "bob")
+        assert await ann._leads()
+        assert await ann.trim() == 60
+    finally:
+        await outboxes.redis.config_set("maxmemory", "0")
+    assert await outboxes.lengths() == {"acme": 40}
+    assert [await ann.trim(), await trimmer(outboxes, most=40, owner="bob").trim()] == [0, 0]
+    assert lost(outboxes) == 60
 
 
 async def test_comparisons_are_not_counted_as_receipts(outboxes: Outboxes) -> None:
