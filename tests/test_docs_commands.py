@@ -34,9 +34,9 @@ def options_of(words: list[str]) -> tuple[str, set[str], set[str]]:
     command: Any = _TOP
     name = ""
     rest = [word for word in words if not word.startswith("-")]
-    while rest and hasattr(command, "get_command") and rest[0] in command.list_commands(None):
+    while rest and hasattr(command, "commands") and rest[0] in command.commands:
         name = f"{name} {rest[0]}".strip()
-        command = command.get_command(None, rest.pop(0))
+        _, command, rest = command.resolve_command(None, rest)
     has = {option for param in command.params for option in (*param.opts, *param.secondary_opts)} | {"--help", "-h"}
     return name, {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}, has
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import typer
 
 from gateway.cli import SETTINGS
@@ -9,7 +11,17 @@ from gateway.cli.lazy import LazyGroup
 
 
 class _Evals(LazyGroup):
-    names = ("run", "report", "recommend", "exemplars", "fit")
+    summaries: ClassVar = {
+        "run": "Ask real models every question under every setting of a grid, and keep what they write.",
+        "report": "Say whether guidance pays: accuracy, tokens, cost and time of every setting of a run.",
+        "recommend": (
+            "Choose a route's guidance out of what `gkt-gateway eval run` has measured, or say that none pays."
+        ),
+        "exemplars": (
+            "Find a few exemplars that make the teacher's first words tell more, and write them into a file."
+        ),
+        "fit": "Learn from a run how long guidance should be, request by request, and say whether that pays.",
+    }
     prefix = "gateway.cli.eval_"
 
 

@@ -1,4 +1,4 @@
-"""Groups of commands that import a command when it is called: `version` need not pay for the whole gateway."""
+"""Groups of commands that import a command's module when the command is called."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ from importlib import import_module
 from typing import Any, ClassVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from gateway.cli import SETTINGS
 
 
 class LazyGroup(TyperGroup):
-    """Each of `names` is what a module calls so, a function or commands of its own, unless it is registered.
+    """A group that lists its commands without their modules.
 
-    The module of a name is `prefix` and the name, with _ for -.
+    Module and attribute of a command are `prefix` and its name, with _ for -. The attribute is a function or a Typer.
     """
 
-    names: ClassVar[tuple[str, ...]]
+    summaries: ClassVar[dict[str, str]]
+    """The first paragraph of each command's help, by name."""
     prefix: ClassVar[str]
     renamed: ClassVar[dict[str, str]] = {}
     """New names of commands by the old one. The old one is an error that gives the new one."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.names)
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, summary in self.summaries.items():
+            self.add_command(TyperCommand(name, help=summary))
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in self.renamed:
-            ctx.fail(f"The command '{cmd_name}' is called '{self.renamed[cmd_name]}' now.")
-        # All of them for a misspelt one, so that the nearest can be named.
-        for name in (cmd_name,) if cmd_name in self.names else self.names:
-            if name not in self.commands:
-                self.add_command(_imported(self.prefix, name), name)
-        return super().get_command(ctx, cmd_name)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return name, command and its arguments, and import the command."""
+        if args[0] in self.renamed:
+            ctx.fail(f"The command '{args[0]}' is called '{self.renamed[args[0]]}' now.")
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, None if command is None else _imported(self.prefix, args[0]), rest
 
 
 def _imported(prefix: str, name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path  # noqa: TC003  typer reads the annotations
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -24,7 +24,13 @@ _LONG = 10_000_000
 
 
 class _Plans(LazyGroup):
-    names = ("measure", "paper")
+    summaries: ClassVar = {
+        "measure": (
+            "Measure how long the steps of an engine take, by how many answers it decodes together, and how fast it "
+            "reads."
+        ),
+        "paper": "Hold the paper's times against what its own single-model rows come to.",
+    }
     prefix = "gateway.cli.plan_"
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import typer
+
+from gateway.cli.commands import app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.cli.lazy import LazyGroup
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -49,6 +59,7 @@ def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ("command", "without"),
     [
         ("version", {"ruamel.yaml", "aiohttp", "redis", "huggingface_hub", "gateway.config", "gateway.app"}),
+        ("--help", {"aiohttp", "redis", "gateway.config", "gateway.cli.serve"}),
         ("check", {"aiohttp", "redis", "huggingface_hub", "gateway.app", "gateway.local", "gateway.cli.demo"}),
     ],
 )
@@ -77,3 +88,19 @@ def test_a_misspelt_command_names_the_nearest() -> None:
     done = _python("from gateway.cli import main; main()", "serv")
     assert done.returncode == 2
     assert "Did you mean 'serve'?" in done.stderr
+
+
+def _groups() -> Iterator[LazyGroup]:
+    top = typer.main.get_command(app)
+    yield top
+    for name in top.commands:
+        _, command, _ = top.resolve_command(None, [name])
+        if hasattr(command, "summaries"):
+            yield command
+
+
+def test_every_group_lists_the_first_paragraph_of_a_commands_help() -> None:
+    for group in _groups():
+        for name, summary in group.summaries.items():
+            _, command, _ = group.resolve_command(None, [name])
+            assert summary == inspect.cleandoc(command.help).split("\n\n")[0].replace("\n", " "), name
