@@ -111,6 +111,21 @@ class QueueView:
     redis_time: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Queues:
+    """The body of GET /queue, which `gkt-gateway queue` decodes.
+
+    Attributes:
+        worker: the number of the worker that answered.
+        redis_up: whether that worker reaches Redis.
+        teachers: the teachers that a policy asks for guidance, by the names of config.yaml.
+    """
+
+    worker: int
+    redis_up: bool
+    teachers: dict[str, QueueView]
+
+
 class BoardView:
     """Looks at one teacher's board, and leaves it as it is."""
 

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.admin.bodies import NewKey
 from gateway.errors import ConfigError
 from gateway.keyring.token import digest_of
 from gateway.yaml_source import Mistake, Source
@@ -65,6 +64,8 @@ def key_told(made: dict[str, Any]) -> str:
 
 def yaml_lines(body: dict[str, Any], token: str, now: float) -> str:
     """An entry for `keys:` of a policy file. Raises ConfigError for what could not stand there."""
+    from gateway.admin.bodies import NewKey  # here: it imports the server, which no other command for keys needs
+
     asked, mistakes = Source("", body).check(NewKey)
     if asked is None:
         raise ConfigError([Mistake(_option(one.field), 0, 0, "", one.message, one.suggestion) for one in mistakes])

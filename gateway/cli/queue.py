@@ -16,7 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from gateway.admin.queue import Queues
+from gateway.batching.view import Queues
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
 from gateway.cli.queue_print import queues_shown
 from gateway.errors import StartupError

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from gateway.admin.queue import Queues
-    from gateway.batching.view import CacheView, ProcessView, QueueView
+    from gateway.batching.view import CacheView, ProcessView, Queues, QueueView
 
 _UNKNOWN = "?"
 _MOST_PROCESSES = 8

@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 
+USAGE_FINISH_S = 5.0
+"""How long a usage worker may write what waits after it was told to stop."""
+
 
 def asked_to_stop() -> asyncio.Event:
     """Set by SIGTERM and by SIGINT. To be called inside the event loop."""

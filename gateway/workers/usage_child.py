@@ -16,7 +16,7 @@ from gateway.config import environment
 from gateway.local.ending import end
 from gateway.metric_files import MULTIPROCESS_FOLDER
 from gateway.tasks import Tasks
-from gateway.workers.usage_worker import FINISH_S
+from gateway.workers.stopping import USAGE_FINISH_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -28,7 +28,7 @@ _FIRST_PAUSE_S = 0.5
 _LAST_PAUSE_S = 30.0
 _STEADY_S = 60.0
 """A worker that ran for as long as this is restarted after the first pause."""
-_STOP_LIMIT_S = FINISH_S + 5.0
+_STOP_LIMIT_S = USAGE_FINISH_S + 5.0
 
 
 @asynccontextmanager

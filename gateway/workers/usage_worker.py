@@ -36,7 +36,7 @@ from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
 from gateway.usage_address import ARCHIVE_FILE, address_of
 from gateway.version import __version__
-from gateway.workers.stopping import asked_to_stop, stop_at_end_of_stdin
+from gateway.workers.stopping import USAGE_FINISH_S, asked_to_stop, stop_at_end_of_stdin
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     from gateway.config import Settings, WorkerSettings
 
 log = structlog.get_logger()
-
-FINISH_S = 5.0
-"""How long the worker may write what waits after it was told to stop."""
 
 _REDIS_TIMEOUT_S = 5.0
 _NICE = 5
@@ -139,7 +136,7 @@ async def _running(
         try:
             yield running
         finally:
-            await tasks.drain(FINISH_S)
+            await tasks.drain(USAGE_FINISH_S)
             log.info("usage_worker_stopped", finished=running.done())
 
 
