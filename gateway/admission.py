@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from gateway.engines.origin import call_for
 from gateway.errors import GatewayError, Overloaded
@@ -109,7 +110,7 @@ class Admission:
         writes = draft.plan.max_tokens is None and bool(draft.plan.finishers)
         if writes and any(scope.budget is not None for scope in scopes):
             # The engine's maximum could be reserved for, but hardly any budget has room for it.
-            draft.plan = replace(draft.plan, max_tokens=self._ledger.budget_max_tokens(draft.plan))
+            draft.plan = structs.replace(draft.plan, max_tokens=self._ledger.budget_max_tokens(draft.plan))
         plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
         on_failure = caller.policy.on_redis_failure or self._on_redis_failure
         admitted = await self._ledger.admit(draft, asked, plans, scopes, on_failure=on_failure)

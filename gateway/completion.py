@@ -7,9 +7,11 @@ happens inside, each request settles exactly one receipt (`Admission.settled`).
 from __future__ import annotations
 
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from gateway.finishing import RESTARTED
 from gateway.guarding import heard_for
@@ -20,6 +22,7 @@ from gateway.opening import UNGUIDED
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route
 from gateway.protocol import ReplyHead, TextReplyHead, TextRequest, passed_on, usage_body
+from gateway.record import Record
 from gateway.relay import StreamRelay
 
 if TYPE_CHECKING:
@@ -60,8 +63,7 @@ class Steps(Protocol):
     async def next_step(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(Record, frozen=True):
     """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
 
     `headers` are the request's own, read where a route asks for one. `allowance` is filled in as soon as it is known.
@@ -74,9 +76,9 @@ class Visit:
     created: int
     started: float
     headers: Mapping[str, str]
-    allowance: Allowance = field(default_factory=Allowance)
+    allowance: Allowance = msgspec.field(default_factory=Allowance)
     wanted: Wanted | None = None
-    opened: Opened = field(default_factory=Opened)
+    opened: Opened = msgspec.field(default_factory=Opened)
     steps: Steps | None = None
 
     async def next_step(self) -> None:
@@ -100,8 +102,7 @@ class Visit:
         return draft
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record, frozen=True):
     """A whole answer for a JSON caller, with its receipt."""
 
     body: Json

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from msgspec import structs
 from redis.exceptions import RedisError
 
 from gateway.errors import GatewayError, Overloaded
@@ -264,13 +265,15 @@ def _student_alone(served: Draft) -> Plan:
     plan = served.plan
     answered = [one for one in plan.finishers if served.student is not None and one.engine == served.student.model]
     finishers = (*answered, *plan.finishers)[:1]
-    return replace(plan, mode="student", finishers=finishers, guidance=None, length=None, unguided=None, quality=None)
+    return structs.replace(
+        plan, mode="student", finishers=finishers, guidance=None, length=None, unguided=None, quality=None
+    )
 
 
 def _bounded(plan: Plan, asked: CompletionRequest) -> Plan:
     """One call, of an answer that ends: an engine that fails is not asked again for a comparison's sake."""
     most = plan.max_tokens if plan.max_tokens is not None else asked.max_tokens or MOST_TOKENS
-    return replace(plan, max_tokens=most, retries=NO_RETRIES)
+    return structs.replace(plan, max_tokens=most, retries=NO_RETRIES)
 
 
 def _cost_nothing(draft: Draft) -> bool:

@@ -6,8 +6,9 @@ caller, who has its answer by then, never waits for it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec import structs
 
 from gateway.errors import GatewayError, Overloaded
 
@@ -98,4 +99,4 @@ class Shadows:
 def whole(asked: CompletionRequest) -> CompletionRequest:
     """The same request, to be answered at once and to nobody."""
     body = {name: value for name, value in asked.body.items() if name not in {"stream", "stream_options"}}
-    return replace(asked, body=body, stream=False, wants_usage=False)
+    return structs.replace(asked, body=body, stream=False, wants_usage=False)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
 
 from gateway.admission import Admission
 from gateway.guarding import Heard, QualityGuard
@@ -89,7 +90,7 @@ class Guarding:
         quality = QualityPlan(QualityRule(sample=1), plan("teacher"), None)
         heard = Heard()
         heard.hear([reply("One two")])
-        self._guard.cast(guided(plan=replace(plan(), quality=quality)), chat(), CALLER, heard)
+        self._guard.cast(guided(plan=structs.replace(plan(), quality=quality)), chat(), CALLER, heard)
 
     async def begin(self) -> None:
         self.cast()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
+from msgspec import structs
 
 from gateway.batching.flights import Landing
 from gateway.batching.ticket import Grant
@@ -77,7 +78,7 @@ async def test_what_a_shared_teacher_writes_after_the_deadline_is_not_shown() ->
     guide = Guide({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
     guided = plan()
     assert guided.guidance is not None
-    guided = replace(guided, guidance=replace(guided.guidance, stream=True, deadline_s=0.5))
+    guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=True, deadline_s=0.5))
     async with aclosing(guide.stream(guided, CHAT, draft(guided))) as parts:
         heard = [part async for part in parts]
     opening = heard.pop()
@@ -140,7 +141,7 @@ async def test_the_retry_of_a_failed_list_is_a_call_of_its_own_and_both_are_char
 ) -> None:
     teacher = FailsBatches()
     guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
-    guided = replace(plan(), retries=RetryPlan(num_retries, 0.001))
+    guided = structs.replace(plan(), retries=RetryPlan(num_retries, 0.001))
     one = draft(guided)
     await guide.open(guided, CHAT, one)
     assert teacher.batches == batches
@@ -152,8 +153,8 @@ def until_a_sentence(tokens: int, least: int, skip: Skip | None = SKIP) -> Plan:
     guided = plan()
     assert guided.guidance is not None
     length = choose_length(AutoRule(min=least, stop_at="sentence"), CHAT, None, {})
-    guidance = replace(guided.guidance, tokens=tokens, projection=replace(CUTOFF, name="direct", skip=skip))
-    return replace(guided, guidance=guidance, length=length)
+    guidance = structs.replace(guided.guidance, tokens=tokens, projection=replace(CUTOFF, name="direct", skip=skip))
+    return structs.replace(guided, guidance=guidance, length=length)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -173,7 +174,7 @@ async def test_where_boilerplate_is_skipped_an_opening_ends_as_it_would_without(
     guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
     guided = until_a_sentence(tokens, least)
     assert guided.guidance is not None
-    guided = replace(guided, guidance=replace(guided.guidance, stream=stream))
+    guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=stream))
     one = draft(guided)
     async with aclosing(guide.stream(guided, CHAT, one)) as parts:
         heard = [part async for part in parts]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from aiohttp import web
+from msgspec import structs
 
 from gateway.engines.openai import OpenAIEngine
 from gateway.metrics import Metrics
@@ -257,7 +258,7 @@ class Asked:
         length = choose_length(
             AutoRule(probe=ProbeRule.model_validate({"top_logprobs": top, "deadline": "10s"})), chat(), None, {}
         )
-        probed = replace(plan(), length=length)
+        probed = structs.replace(plan(), length=length)
         found = []
         for _ in range(times):
             one = replace(draft(probed), tenant=tenant)

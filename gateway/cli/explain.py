@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
+from msgspec import structs
 from rich.console import Console
 
 from gateway.cli.explain_print import About, RouteLine, as_json, shown_as_text
@@ -170,7 +171,7 @@ def _with_an_end(found: Explanation, settings: Settings) -> Explanation:
     if found.plan is None or found.plan.max_tokens is not None or not budgeted:
         return found
     most = budget_max_tokens(found.plan, max_output_of(settings.models)) if found.plan.finishers else None
-    return replace(found, plan=replace(found.plan, max_tokens=most))
+    return replace(found, plan=structs.replace(found.plan, max_tokens=most))
 
 
 def _reserved(asked: AnyRequest, plan: Plan, settings: Settings) -> Decimal:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
+from msgspec import structs
 
 from gateway.policy.projections import CUTOFF
 from gateway.policy.resolve import resolve
@@ -150,4 +151,4 @@ class Setting:
         plan = resolve(TenantPolicy(tenant="eval", routes=(route,)), route, asked, look)
         if plan.guidance is None:
             return plan
-        return replace(plan, guidance=replace(plan.guidance, projection=self.projection, stream=False))
+        return structs.replace(plan, guidance=structs.replace(plan.guidance, projection=self.projection, stream=False))

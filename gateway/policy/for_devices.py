@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from gateway.continuation import Continuation
 from gateway.errors import RouteWithoutGuidance
 from gateway.policy.resolve import Look, resolve
@@ -35,7 +37,7 @@ def resolve_guidance(
         raise route_without_guidance(route)
     # The student that would be asked how sure it is stands here, and the one that answers does not.
     length = replace(plan.length, probe=None) if plan.length is not None else None
-    return replace(plan, mode="guidance", finishers=(), shadow=None, quality=None, length=length)
+    return structs.replace(plan, mode="guidance", finishers=(), shadow=None, quality=None, length=length)
 
 
 def route_without_guidance(route: Route) -> RouteWithoutGuidance:

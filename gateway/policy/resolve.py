@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import structs
 
 from gateway.continuation import Continuation
 from gateway.errors import InvalidRequest
@@ -14,6 +15,7 @@ from gateway.policy.routing import NO_HEADERS
 from gateway.policy.unguided import judge_request
 from gateway.protocol import TextRequest
 from gateway.reasoning import takes_prefix
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,8 +38,7 @@ PlanMode: TypeAlias = "Mode | Literal['guidance']"
 RAW = Continuation("completions", echo=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Record, frozen=True):
     """What is known of an engine now.
 
     Attributes:
@@ -53,8 +54,7 @@ class Look:
     takes_prompts: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class FinisherPlan:
+class FinisherPlan(Record, frozen=True):
     """One engine that may complete the answer.
 
     Attributes:
@@ -66,8 +66,7 @@ class FinisherPlan:
     reasoning: Reasoning = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPlan:
+class RetryPlan(Record, frozen=True):
     """How often one engine is asked again, the first pause before that, and the bounds on retries.
 
     Attributes:
@@ -86,8 +85,7 @@ class RetryPlan:
 NO_RETRIES = RetryPlan(0, 0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class GuidancePlan:
+class GuidancePlan(Record, frozen=True):
     """How the teacher is asked for this request.
 
     Attributes:
@@ -133,8 +131,7 @@ class GuidancePlan:
         return self.tokens + self.projection.skip_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class QualityPlan:
+class QualityPlan(Record, frozen=True):
     """What a guided answer is compared with once it was given, beside the student's alone.
 
     Attributes:
@@ -147,8 +144,7 @@ class QualityPlan:
     judge: Plan | None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Record, frozen=True):
     """What will be done for one request.
 
     Attributes:
@@ -226,7 +222,7 @@ def resolve(
         shadow = _plan(policy, route.model_copy(update={"mode": "guided"}), asked, look, draw, headers)
     except InvalidRequest:
         return served  # no student takes it; who asked gets its answer all the same
-    return replace(served, shadow=shadow)
+    return structs.replace(served, shadow=shadow)
 
 
 def _compared(
@@ -246,7 +242,7 @@ def _compared(
         teacher = _plan(policy, route.model_copy(update={"mode": "teacher"}), asked, look, draw, NO_HEADERS)
     except InvalidRequest:
         return plan  # its teacher does not take it alone
-    return replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, look)))
+    return structs.replace(plan, quality=QualityPlan(rule, teacher, _judge(rule, look)))
 
 
 def _judge(rule: QualityRule, look: Callable[[str], Look]) -> Plan | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from gateway.errors import ModelNotFound
 from gateway.policy.conditions import Facts
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +23,7 @@ _MOST_BYTES_HERE = 8000
 _MOST_TOLD = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Record, frozen=True):
     """What became of a request at the routes of its name.
 
     Attributes:

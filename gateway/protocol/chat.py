@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -22,6 +21,7 @@ from gateway.protocol.body import (
     stops,
     wants_usage,
 )
+from gateway.record import Record
 
 MAX_MESSAGES = 10_000
 """The most messages of one chat. OpenAI takes 2,048."""
@@ -68,8 +68,7 @@ class ChatBody(Struct, frozen=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(Record, frozen=True):
     """A checked request. `body` is what the caller sent, field by field; nothing may change it."""
 
     body: Json

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -34,8 +35,7 @@ def passed_on(reply: Json) -> Json:
     return {name: reply[name] for name in _PASSED_ON if reply.get(name) is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyHead:
+class ReplyHead(Record, frozen=True):
     """What every reply and every chunk of one answer shares; here, of a chat.
 
     Inside, every answer has a chat's choices: each with a `message`, or a `delta`.
@@ -68,7 +68,7 @@ class ReplyHead:
         return chunk
 
 
-class TextReplyHead(ReplyHead):
+class TextReplyHead(ReplyHead, frozen=True):
     """The same of a text completion, whose choices have a `text`."""
 
     def completion(self, choices: list[Json], usage: Json) -> Json:

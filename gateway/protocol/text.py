@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
@@ -23,6 +22,7 @@ from gateway.protocol.body import (
     wants_usage,
 )
 from gateway.protocol.texts import Texts, each_text
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json
@@ -51,8 +51,7 @@ class TextBody(Struct, frozen=True):
     stream_options: StreamOptions | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TextRequest:
+class TextRequest(Record, frozen=True):
     """A checked request. `body` is what the caller sent, field by field; nothing may change it."""
 
     body: Json

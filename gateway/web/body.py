@@ -43,7 +43,7 @@ async def read_parts(request: web.Request) -> list[bytes]:
     """
     try:
         if request.content.is_eof():
-            parts = await _parts(request, None)  # all of it came with the head, as short bodies do
+            parts = _arrived(request)  # all of it came with the head, as short bodies do
         else:
             # The rest of it stays in the socket until the tenant has its turn.
             await _take_step(request, 1.0)
@@ -61,7 +61,15 @@ def end_body(request: web.Request) -> None:
         connection.body_ended()
 
 
-async def _parts(request: web.Request, rate: _ReadRate | None) -> list[bytes]:
+def _arrived(request: web.Request) -> list[bytes]:
+    """Return a body that has arrived, as one part."""
+    raw = request.content.read_nowait()
+    if len(raw) > (limit := request.client_max_size):
+        raise web.HTTPRequestEntityTooLarge(limit, len(raw))
+    return [raw]
+
+
+async def _parts(request: web.Request, rate: _ReadRate) -> list[bytes]:
     """Read a body to its end. While it arrives, the tenant takes a step for each _STEP_BYTES of it."""
     connection, limit = connection_of(request), request.client_max_size
     parts: list[bytes] = []
@@ -71,7 +79,7 @@ async def _parts(request: web.Request, rate: _ReadRate | None) -> list[bytes]:
         size += len(part)
         if size > limit:
             raise web.HTTPRequestEntityTooLarge(limit, size)
-        if rate is not None and (due := size // _STEP_BYTES - steps):
+        if due := size // _STEP_BYTES - steps:
             steps += due
             if connection is not None:
                 connection.body_grew(due * _STEP_BYTES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ def new_request_id() -> str:
 
     So the ids of receipts are in the order of time, and a database appends them.
     """
-    return f"req_{int(time.time()):08x}{secrets.token_hex(8)}"
+    return f"req_{int(time.time()):08x}{os.urandom(8).hex()}"
 
 
 def error_body(error: GatewayError) -> Json:

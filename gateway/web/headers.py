@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import TYPE_CHECKING
 
 from gateway.errors import InvalidRequest
@@ -64,4 +65,9 @@ def spoken_duration(microseconds: int) -> str:
 
 def fact_headers(facts: Json) -> dict[str, str]:
     """The facts of a receipt, or of one under way, as headers."""
-    return {"x-gkt-" + name.replace("_", "-"): str(value) for name, value in facts.items()}
+    return {_fact_header(name): str(value) for name, value in facts.items()}
+
+
+@cache
+def _fact_header(name: str) -> str:
+    return "x-gkt-" + name.replace("_", "-")

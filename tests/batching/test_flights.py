@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
+from msgspec import structs
 
 from gateway.batching.flights import Flights, Landing
 from gateway.batching.redis_board import RedisBoard
@@ -363,7 +364,7 @@ class Room:
         rule = {"cache_ttl_s": 0.0} | rule
         guided = plan()
         assert guided.guidance is not None
-        guided = replace(guided, guidance=replace(guided.guidance, **rule), length=length)
+        guided = structs.replace(guided, guidance=structs.replace(guided.guidance, **rule), length=length)
         one = draft(guided)
         return await self._guide.open(guided, chat(), one), one
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from gateway.deadlines.deadlines import RECENT, GuidanceDeadlines
@@ -41,7 +41,7 @@ class Clock:
 def guidance(deadline_s: float = 2.0, auto: AutoDeadline | None = None) -> GuidancePlan:
     found = plan().guidance
     assert found is not None
-    return replace(found, deadline_s=auto.max_s if auto is not None else deadline_s, auto_deadline=auto)
+    return structs.replace(found, deadline_s=auto.max_s if auto is not None else deadline_s, auto_deadline=auto)
 
 
 AUTO = AutoDeadline(min_s=0.5, max_s=10.0)
@@ -186,7 +186,7 @@ def test_one_tenants_times_do_not_set_another_tenants_deadline() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
     acme = guidance(auto=AUTO)
-    globex = replace(acme, tenant="globex")
+    globex = structs.replace(acme, tenant="globex")
     for _ in range(ENOUGH):
         deadlines.arrived("chat", acme, 2.0, 2.0)
     for _ in range(2 * WINDOW):
@@ -197,7 +197,7 @@ def test_one_tenants_times_do_not_set_another_tenants_deadline() -> None:
 def test_a_wait_in_the_queue_raises_the_deadline_of_its_own_tenant_alone() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    flood, new = guidance(auto=AUTO), replace(guidance(auto=AUTO), tenant="new")
+    flood, new = guidance(auto=AUTO), structs.replace(guidance(auto=AUTO), tenant="new")
     for _ in range(WINDOW):
         deadlines.arrived("chat", flood, 7.0, 1.0)
         deadlines.missed("chat", flood, 8.0, 8.0, 0, called_s=None)
@@ -207,7 +207,7 @@ def test_a_wait_in_the_queue_raises_the_deadline_of_its_own_tenant_alone() -> No
 def test_a_new_tenant_starts_with_the_fleets_times_and_its_first_late_guidance_raises_them() -> None:
     clock = Clock()
     deadlines = GuidanceDeadlines(GuidanceTimes(clock), clock)
-    new = replace(guidance(auto=AUTO), tenant="new")
+    new = structs.replace(guidance(auto=AUTO), tenant="new")
     for _ in range(WINDOW):
         deadlines.arrived("chat", guidance(auto=AUTO), 1.0, 1.0)
     deadlines.missed("chat", new, 1.3, 1.3, 0, called_s=1.3)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from gateway.engines.base import Usage
 from gateway.guidance.projection import teacher_messages
@@ -127,7 +128,7 @@ def primed(messages: list[dict[str, Any]], tokenizer: str, projection: Projectio
     base = plan()
     assert base.guidance is not None
     facts = {
-        "plan": replace(base, guidance=replace(base.guidance, projection=projection)),
+        "plan": structs.replace(base, guidance=structs.replace(base.guidance, projection=projection)),
         "teacher": Call(
             "big", asked, Usage(read, kept, more.pop("cached", 0), cache_write_input_tokens=more.pop("stored", 0))
         ),

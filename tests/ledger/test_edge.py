@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
 from gateway.ledger.edge import DEVICE, check_report, closing, offline, state_of, student_of
@@ -21,7 +22,7 @@ from gateway.protocol.edge import EdgeUsage, OfflineUsage
 from gateway.usage.rollup import Row, dims
 from tests.ledger.drafts import PRICES, call, chat, closed, draft, guided, plan
 
-GIVEN = replace(plan(), mode="guidance", finishers=())
+GIVEN = structs.replace(plan(), mode="guidance", finishers=())
 TERMS = CloseTerms(1_700_000_600, 60)
 USAGE = EdgeUsage(150, 55, "my phone's 1B", "stop", 120.0, 900.0, guided=True, at=None)
 ROUTE = TenantPolicy.model_validate(
@@ -103,7 +104,7 @@ def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_t
 @pytest.mark.parametrize(("wrote", "placement", "whole"), [(55, "prefix", 55), (3, "prefix", 40), (55, "context", 55)])
 def test_what_a_device_went_without_is_no_part_of_the_answer(wrote: int, placement: str, whole: int) -> None:
     """The guidance's receipt has it as one. A baseline is not below nothing."""
-    guidance = given(plan=replace(plan(placement=placement), mode="guidance", finishers=()))
+    guidance = given(plan=structs.replace(plan(placement=placement), mode="guidance", finishers=()))
     report = closing(guidance, replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
     assert guidance.baseline_usd + report.baseline_usd == cost_usd(PRICES["big"], 100, whole)
 
@@ -114,7 +115,7 @@ def test_a_model_without_a_price_any_more_makes_no_baseline() -> None:
 
 
 def test_what_stands_in_the_devices_prompt_is_no_part_of_the_answer() -> None:
-    hint = given(plan=replace(plan(placement="context"), mode="guidance", finishers=()))
+    hint = given(plan=structs.replace(plan(placement="context"), mode="guidance", finishers=()))
     assert hint.baseline_usd == cost_usd(PRICES["big"], 100, 0)
     row = Row()
     row.add(hint)
@@ -190,7 +191,7 @@ def test_the_teacher_alone_is_reserved_for() -> None:
     assert one.teacher is not None
     assert one.reserved_usd == one.teacher.cost_usd
     assert one.tokens == 100 + 40, "of the prompt, as the teacher reads it, and what it may write"
-    nothing = replace(GIVEN, guidance=None, unguided="tools")
+    nothing = structs.replace(GIVEN, guidance=None, unguided="tools")
     assert intend(draft(nothing), nothing, worst_case(nothing, chat(), PRICES), "ann").reserved_usd == Decimal(0)
 
 

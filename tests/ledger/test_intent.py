@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from gateway.ledger.intent import Intent, abandoned, intend
 from gateway.ledger.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, unknown_max_output
@@ -42,7 +43,7 @@ def test_a_guided_request_reserves_for_both_engines() -> None:
 def test_retries_and_other_students_are_reserved_for() -> None:
     """Each may be asked as often as the policy says, and the teacher once more."""
     others = (FinisherPlan("small", None), FinisherPlan("huge", None))
-    one = intended(replace(plan(), finishers=others, retries=RetryPlan(2, 0.1)))
+    one = intended(structs.replace(plan(), finishers=others, retries=RetryPlan(2, 0.1)))
     assert one.student is not None
     assert one.teacher is not None
     assert [(share.model, share.output_tokens) for share in one.more] == [("big", 40), ("small", 300), ("huge", 300)]
@@ -58,7 +59,7 @@ def test_what_a_projection_adds_is_reserved_for() -> None:
     assert bare.guidance is not None
     projection = replace(CUTOFF, exemplars=shown, system="Be terse.", skip=skip)
     added = len("One?1.Two?2.Be terse.") + 5 * 16
-    one = intended(replace(bare, guidance=replace(bare.guidance, projection=projection)))
+    one = intended(structs.replace(bare, guidance=structs.replace(bare.guidance, projection=projection)))
     assert one.teacher is not None
     assert (one.teacher.input_tokens, one.teacher.output_tokens) == (912 + added, 40 + 24)
     assert one.student == intended(bare).student
@@ -68,7 +69,7 @@ def test_what_a_projection_adds_is_reserved_for() -> None:
 def test_exemplars_are_not_reserved_for_where_they_have_no_part() -> None:
     bare = plan()
     assert bare.guidance is not None
-    primed = replace(bare, guidance=replace(bare.guidance, projection=PRIMED))
+    primed = structs.replace(bare, guidance=structs.replace(bare.guidance, projection=PRIMED))
     asked = parse_text_completion(b'{"model": "chat", "prompt": "Q: Why? A:", "max_tokens": 100}')
     ones = [intend(draft(one), one, worst_case(one, asked, PRICES), "ann") for one in (primed, bare)]
     assert ones[0].teacher == ones[1].teacher
@@ -78,7 +79,7 @@ def test_a_long_introduction_is_reserved_for() -> None:
     bare = plan(placement="context")
     assert bare.guidance is not None
     long = replace(CUTOFF, introduction="{guidance}" + "a" * 1000)
-    one = intended(replace(bare, guidance=replace(bare.guidance, projection=long)))
+    one = intended(structs.replace(bare, guidance=structs.replace(bare.guidance, projection=long)))
     assert one.student is not None
     assert one.student.input_tokens == 1552 + 1010 - 256
 
@@ -110,7 +111,7 @@ def test_a_request_of_one_engine_reserves_for_that_one(mode: str, role: str, oth
 
 def test_a_guided_route_that_goes_unguided_says_so() -> None:
     """The teacher will not be asked."""
-    one = intended(replace(plan(), guidance=None, unguided="tools"))
+    one = intended(structs.replace(plan(), guidance=None, unguided="tools"))
     assert (one.mode, one.unguided, one.teacher) == ("student", "tools", None)
 
 
@@ -122,7 +123,7 @@ def test_each_choice_may_be_as_long_as_the_limit() -> None:
 
 def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> None:
     """Where nobody states it, the default is, and said to be the least."""
-    one, asked = replace(plan("student"), max_tokens=None), chat(body={"n": 2})
+    one, asked = structs.replace(plan("student"), max_tokens=None), chat(body={"n": 2})
     for most, tokens, at_least in (
         (EngineMaxima({"small": 4096}, {}), 8192, False),
         (unknown_max_output, 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
@@ -134,7 +135,7 @@ def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> N
 
 def test_a_limit_on_tokens_takes_an_answer_without_one_for_an_ordinary_one() -> None:
     """The estimate at admission is corrected by the receipt; the largest answer would fit no limit."""
-    assert intended(replace(plan("student"), max_tokens=None)).tokens == 100 + 1024
+    assert intended(structs.replace(plan("student"), max_tokens=None)).tokens == 100 + 1024
 
 
 def test_an_abandoned_request_costs_what_was_reserved_and_saves_nothing() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from decimal import Decimal
 
 import msgspec
+from msgspec import structs
 
 from gateway.cli.usage_db_export import columns_of
 from gateway.ledger.receipt import ProbeFacts, Receipt
@@ -17,7 +17,7 @@ from gateway.usage.rollup import Row
 from tests.ledger.drafts import PRICES, call, chat, closed, guided, plan
 
 LENGTH = choose_length(AutoRule(probe=ProbeRule()), chat(), None, {})
-PLAN = replace(plan(), length=LENGTH)
+PLAN = structs.replace(plan(), length=LENGTH)
 
 
 def probed() -> Receipt:

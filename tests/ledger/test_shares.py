@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from decimal import Decimal
 from io import StringIO
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.engines.base import Usage
 from gateway.ledger.baseline import Encoding
@@ -106,7 +106,7 @@ def test_token_ids_count_as_themselves() -> None:
 def test_texts_to_embed_have_no_template() -> None:
     request = parse_embeddings(orjson.dumps({"model": "chat", "input": ["a", "b"]}))
     one = Call("small", [{"content": [{"text": text} for text in ("a", "b")]}])
-    share = closed(admitted(replace(plan("student"), max_tokens=0), request, student=one)).student
+    share = closed(admitted(structs.replace(plan("student"), max_tokens=0), request, student=one)).student
     assert share is not None
     assert share.input_tokens < 60
 
@@ -133,7 +133,7 @@ def test_a_models_own_tokenizer_needs_no_distance() -> None:
 
 def test_a_prompt_that_nobody_counted_may_all_have_been_stored() -> None:
     """`huge` stores at 25 and writes at 100 USD per 1M tokens."""
-    one = replace(plan("student"), finishers=(FinisherPlan("huge", None),))
+    one = structs.replace(plan("student"), finishers=(FinisherPlan("huge", None),))
     share = closed(admitted(one, chat(), student=call("huge", chat()))).student
     assert share is not None
     assert share.cost_usd == Decimal(25 * share.input_tokens + 100 * share.output_tokens) / 10**6
@@ -227,7 +227,7 @@ def test_what_never_came_is_charged_up_to_the_limit() -> None:
 
 def test_without_a_limit_what_never_came_is_the_largest_answer_of_the_engine() -> None:
     """Its maximum where somebody states it; else the default, which it may exceed."""
-    request, one = chat(n=2), replace(plan("student"), max_tokens=None)
+    request, one = chat(n=2), structs.replace(plan("student"), max_tokens=None)
     for most, tokens, at_least in (
         (EngineMaxima({"small": 4096}, {}), 8192, False),
         (EngineMaxima({}, {}), 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
@@ -274,7 +274,7 @@ def behaviors(draw: st.DrawFn) -> tuple[Draft, CallerRequest]:
     limit = draw(st.one_of(st.none(), st.integers(1, 5000)))
     mode = draw(st.sampled_from(["guided", "student", "teacher"]))
     others = (FinisherPlan("big" if mode == "teacher" else "small", None), FinisherPlan("huge", None))
-    one = replace(plan(mode), max_tokens=limit, retries=RetryPlan(retries, 0.0), finishers=others)
+    one = structs.replace(plan(mode), max_tokens=limit, retries=RetryPlan(retries, 0.0), finishers=others)
     fields: dict[str, Any] = {
         "n": draw(st.integers(1, 3)),
         "messages": [{"role": "user", "content": "?" + draw(words)}],
@@ -329,7 +329,7 @@ def test_unknown_usage_is_never_charged_less_than_the_engine_counted(
     request = chat(messages=[{"role": "user", "content": "?" + said}], tools=tools, max_tokens=5000)
     prompt = f"<|system|>Tools:\n{json.dumps(tools, ensure_ascii=False)}\n<|user|>\n?{said}\n<|assistant|>\n"
     read, written = count_text(tokenizer, prompt), count_text(tokenizer, answer)
-    one = replace(plan("student"), max_tokens=5000)
+    one = structs.replace(plan("student"), max_tokens=5000)
     made = admitted(one, request, student=call("small", request, text=StringIO(answer)))
     share = made.sum_up("client_gone", PRICES, MODELS if counts else None).student
     assert share is not None

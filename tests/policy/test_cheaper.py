@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from gateway.policy.cheaper import AS_PLANNED, SHORTENED, STUDENT_ALONE, cheaper_plans
 from tests.ledger.drafts import plan
