@@ -7,16 +7,15 @@ is. Bodies are bounded. Nothing of the caller's headers goes out, but for the id
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 
+from gateway.engines.http_pool import HttpPool
 from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, hidden_in, refusal, reported, said_error
 from gateway.engines.reply_json import Unreadable, decoded, encoded, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
@@ -24,8 +23,10 @@ from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnre
 from gateway.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from types import TracebackType
 
+    from gateway.engines.http_pool import HttpReply
     from gateway.protocol import Json
 
 _T = TypeVar("_T")
@@ -38,8 +39,6 @@ _MAX_ERROR_BYTES = 64_000
 LAST_EVENT = b"[DONE]"
 REST_WITHIN_S = 0.05  # after the last event only the end of the body is left to read
 _COUNT_WITHIN_S = 2.0  # after the last word some engines still count
-# Below the 5 s after which uvicorn closes an idle connection: a call sent at that moment is lost.
-_KEEP_ALIVE_S = 4.0
 # llama.cpp's header `Server`. It closes a connection some 50 ms after a stream has ended, and announces keep-alive.
 _CLOSES_AFTER_STREAMS = "llama.cpp"
 
@@ -62,32 +61,39 @@ class _Due:
     at: float
 
 
-class _Protocol(ResponseHandler):
-    """aiohttp (3.14) does not tell whoever reads a body that its framing broke: they would wait until a deadline."""
-
-    def set_exception(self, *error: Any) -> None:
-        payload = self._payload
-        if payload is not None and not payload.is_eof() and payload.exception() is None:
-            payload.set_exception(aiohttp.ClientPayloadError("The framing of the body is broken."))
-        super().set_exception(*error)
-
-
-class _Connector(aiohttp.TCPConnector):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory = partial(_Protocol, loop=self._loop)  # type: ignore[assignment]
-
-    def close_idle(self) -> None:
-        """Close the connections that no call uses."""
-        for idle in self._conns.values():
-            for protocol, _ in idle:
-                protocol.close()
-
-
 @dataclass(frozen=True, slots=True)
 class JsonReply:
     body: Any
     headers: Mapping[str, str]
+
+
+_CLIENT_ERRORS = (aiohttp.ClientError, OSError, ValueError)  # TimeoutError is an OSError
+
+
+class _Call:
+    """The context of one call. Errors of the HTTP client become EngineErrors until the reply is read."""
+
+    __slots__ = ("_failure", "_opening", "_reply")
+
+    _reply: HttpReply
+
+    def __init__(self, opening: Awaitable[HttpReply], failure: Callable[[Exception], EngineError]) -> None:
+        self._opening = opening
+        self._failure = failure
+
+    async def __aenter__(self) -> HttpReply:
+        try:
+            self._reply = await self._opening
+        except _CLIENT_ERRORS as error:
+            raise self._failure(error) from error
+        return self._reply
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reply.release()
+        if isinstance(error, _CLIENT_ERRORS):
+            raise self._failure(error) from error
 
 
 class EngineHttp:
@@ -122,15 +128,7 @@ class EngineHttp:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key is not None:
             headers["Authorization"] = f"Bearer {api_key}"
-        # No limit of its own: admission bounds what is in flight, and a hidden queue here would hide in no metric.
-        self._connector = _Connector(limit=0, ttl_dns_cache=30, keepalive_timeout=_KEEP_ALIVE_S)
-        self._session = aiohttp.ClientSession(
-            connector=self._connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
-            trust_env=False,
-            timeout=aiohttp.ClientTimeout(total=deadlines.total_s, connect=deadlines.connect_s),
-        )
+        self._pool = HttpPool(headers, connect_s=deadlines.connect_s, total_s=deadlines.total_s)
 
     @property
     def name(self) -> str:
@@ -141,7 +139,7 @@ class EngineHttp:
         return self._host
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._pool.close()
 
     async def get(self, path: str) -> JsonReply:
         """GET JSON, within the deadline of a first token: what is asked for this way is small. Raises EngineErrors."""
@@ -217,19 +215,19 @@ class EngineHttp:
                     raise self._silent(due)
 
     @staticmethod
-    async def _read_part(response: aiohttp.ClientResponse) -> bytes:
+    async def _read_part(reply: HttpReply) -> bytes:
         """Return bytes of a stream; none: it has ended. Other callbacks run before the rest of many is read."""
-        received = await response.content.read(_READ_BYTES)
+        received = await reply.content.read(_READ_BYTES)
         if len(received) == _READ_BYTES:
             await asyncio.sleep(0)
         return received
 
     @staticmethod
-    async def _read_rest(response: aiohttp.ClientResponse) -> None:
+    async def _read_rest(reply: HttpReply) -> None:
         """See the body end: only then can its connection serve the next call. Nobody waits long for that."""
         with suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(REST_WITHIN_S):
-                await response.content.readany()
+                await reply.content.readany()
 
     def said(self, raw: bytes | Json) -> SaidError:
         """What the engine says went wrong, without its address and its key."""
@@ -251,95 +249,90 @@ class EngineHttp:
     def _silent(self, due: _Due) -> EngineTimeout:
         return EngineTimeout(f"Engine '{self._name}' was silent for {due.after_s:g} s.", engine=self._name)
 
-    @asynccontextmanager
-    async def _call(
+    def _call(
         self, method: str, path: str, payload: Json | None, *, due: _Due | None = None, native: bool = False
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send, check the status, and turn whatever aiohttp raises until the reply is read into an EngineError."""
+    ) -> _Call:
         base = self._base_url.removesuffix("/v1") if native else self._base_url
-        try:
-            async with await self._send(method, base + path, payload, due) as response:
-                self._closes_after_streams = response.headers.get("Server") == _CLOSES_AFTER_STREAMS
-                if response.status != HTTPStatus.OK:
-                    raise await self._refusal(response)
-                yield response
-        except EngineError:
-            raise
-        except TimeoutError as error:
-            connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
-            limit_s = self._deadlines.connect_s if connecting else self._deadlines.total_s
-            kind = EngineUnreachable if connecting else EngineTimeout
-            failed = kind(f"Engine '{self._name}' did not answer within {limit_s:g} s.", engine=self._name)
-            failed.heard = not connecting
-            raise failed from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            # What the exception says may hold the address: that is for the log.
-            broke = EngineUnreachable(
-                f"Engine '{self._name}' could not be reached or broke off.",
-                engine=self._name,
-            )
-            broke.heard = not isinstance(error, aiohttp.ClientConnectorError)
-            raise broke from error
+        return _Call(self._open(method, base + path, payload, due), self._failure)
 
-    async def _send(self, method: str, url: str, payload: Json | None, due: _Due | None) -> aiohttp.ClientResponse:
+    async def _open(self, method: str, url: str, payload: Json | None, due: _Due | None) -> HttpReply:
+        """Send a call, wait for the head of its reply, and check the status."""
+        reply = await self._send(method, url, payload, due)
+        self._closes_after_streams = reply.headers.get("Server") == _CLOSES_AFTER_STREAMS
+        if reply.status != HTTPStatus.OK:
+            try:
+                raise await self._refusal(reply)
+            finally:
+                reply.release()
+        return reply
+
+    async def _send(self, method: str, url: str, payload: Json | None, due: _Due | None) -> HttpReply:
         """Send, and wait for the reply's head. A call with a deadline `due` is a stream's.
 
         An engine may close an idle connection at the moment at which a call goes out over it. Where the call was not
-        written to its end, the engine cannot have answered it, and the call is sent again, once. Otherwise the engine
-        may have read the call, so it fails here: a retry is counted, and each call that may have been read is charged.
-        The other idle connections are closed, so that the next call opens a new one.
+        written, the engine cannot have answered it, and the call is sent again, once. Otherwise the engine may have
+        read the call, so it fails here: a retry is counted, and each call that may have been read is charged.
         """
         data = None if payload is None else await encoded(payload)
         headers = None if self._outgoing is None else self._outgoing()
         if due is not None and self._closes_after_streams:
             headers = {**(headers or {}), "Connection": "close"}
 
-        async def send() -> aiohttp.ClientResponse:
-            sending = self._session.request(method, url, data=data, headers=headers, allow_redirects=False)
-            try:
-                return await (sending if due is None else self._by(due, sending))
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError):
-                self._connector.close_idle()
-                raise
+        async def send() -> HttpReply:
+            sending = self._pool.send(method, url, data, headers)
+            return await (sending if due is None else self._by(due, sending))
 
         try:
             return await send()
-        except (aiohttp.ClientOSError, aiohttp.ClientConnectionResetError) as error:
-            # aiohttp raises ClientConnectionResetError where it cannot write.
-            if not any(isinstance(one, aiohttp.ClientConnectionResetError) for one in (error, error.__cause__)):
-                raise
-        return await send()
+        except aiohttp.ClientConnectionResetError:
+            return await send()
 
-    async def _read_json(self, response: aiohttp.ClientResponse) -> JsonReply:
-        raw = await self._read(response, self._max_reply_bytes)
+    def _failure(self, error: Exception) -> EngineError:
+        """Return what an error of the HTTP client means."""
+        if isinstance(error, TimeoutError):
+            connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
+            limit_s = self._deadlines.connect_s if connecting else self._deadlines.total_s
+            kind = EngineUnreachable if connecting else EngineTimeout
+            failed = kind(f"Engine '{self._name}' did not answer within {limit_s:g} s.", engine=self._name)
+            failed.heard = not connecting
+            return failed
+        # What the exception says may hold the address: that is for the log.
+        broke = EngineUnreachable(f"Engine '{self._name}' could not be reached or broke off.", engine=self._name)
+        broke.heard = not isinstance(error, aiohttp.ClientConnectorError)
+        return broke
+
+    async def _read_json(self, reply: HttpReply) -> JsonReply:
+        raw = await self._read(reply, self._max_reply_bytes)
         try:
-            return JsonReply(await decoded(raw), response.headers)
+            return JsonReply(await decoded(raw), reply.headers)
         except Unreadable as error:
             raise EngineGarbled(f"Engine '{self._name}' {error}.", engine=self._name) from None
 
-    async def _read(self, response: aiohttp.ClientResponse, max_reply_bytes: int) -> bytes:
+    async def _read(self, reply: HttpReply, max_reply_bytes: int) -> bytes:
+        content = reply.content
         parts: list[bytes] = []
         size = 0
-        async for part in response.content.iter_any():
+        while not content.at_eof():
+            part = await content.readany()
             size += len(part)
             if size > max_reply_bytes:
                 raise EngineGarbled(f"Engine '{self._name}' sent more than {max_reply_bytes} bytes.", engine=self._name)
             parts.append(part)
         return b"".join(parts) if size <= _JOINED_INLINE_BYTES else await in_thread(b"".join, parts)
 
-    async def _refusal(self, response: aiohttp.ClientResponse) -> EngineError:
+    async def _refusal(self, reply: HttpReply) -> EngineError:
         said = SaidError()
         # Words that come with a refused key could quote it; those of a redirect hold an address.
-        if response.status >= HTTPStatus.BAD_REQUEST and response.status not in BLAMES_CREDENTIALS:
-            said = self.said(await self._read_some(response))
-        return refusal(self._name, response.status, said, response.headers.get("Retry-After"))
+        if reply.status >= HTTPStatus.BAD_REQUEST and reply.status not in BLAMES_CREDENTIALS:
+            said = self.said(await self._read_some(reply))
+        return refusal(self._name, reply.status, said, reply.headers.get("Retry-After"))
 
-    async def _read_some(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read_some(self, reply: HttpReply) -> bytes:
         """What there is of an error's body, bounded in size and time: the status alone says what went wrong."""
         raw = b""
         with suppress(TimeoutError, aiohttp.ClientError):
             async with asyncio.timeout(self._deadlines.idle_s):
-                async for part in response.content.iter_any():
+                async for part in reply.content.iter_any():
                     raw += part
                     if len(raw) > _MAX_ERROR_BYTES:
                         break

@@ -70,6 +70,9 @@ class Content:
     def __init__(self, packets: list[bytes]) -> None:
         self._packets = [packet for packet in packets if packet]
 
+    def at_eof(self) -> bool:
+        return not self._packets
+
     async def readany(self) -> bytes:
         return self._packets.pop(0) if self._packets else b""
 
@@ -78,10 +81,6 @@ class Content:
         if len(packet) > most:
             self._packets.insert(0, packet[most:])
         return packet[:most]
-
-    async def iter_any(self) -> AsyncIterator[bytes]:
-        while packet := await self.readany():
-            yield packet
 
 
 @dataclass

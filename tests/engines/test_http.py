@@ -322,7 +322,7 @@ async def test_a_call_that_could_not_be_written_is_sent_once_more() -> None:
                 await writer.drain()
 
     async with listening(talk) as url, engine_http(url) as http:
-        connect, closing = http._connector.connect, 0
+        connect, closing = http._pool._connector.connect, 0
 
         async def closes(*args: Any, **options: Any) -> Any:
             nonlocal closing
@@ -332,13 +332,52 @@ async def test_a_call_that_could_not_be_written_is_sent_once_more() -> None:
                 connection.transport.is_closing = lambda: True  # as until the event loop sees it closed
             return connection
 
-        http._connector.connect = closes  # type: ignore[method-assign]
+        http._pool._connector.connect = closes  # type: ignore[method-assign]
         closing = 1
         assert (await http.post("/v1", {})).body == {}
         assert calls == 1
         closing = 2
         assert isinstance(await failure(http.post("/v1", {}), url), EngineUnreachable)
         assert calls == 1
+
+
+async def test_a_refusal_before_the_body_is_read_keeps_its_status_and_spoils_no_other_call() -> None:
+    """The rest of the body is not sent over that connection: the engine would take it for the next call."""
+    connections = 0
+    refused = asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        if connections == 1:
+            writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+            await refused.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await writer.drain()
+
+    async with asyncio.timeout(5), listening(talk) as url, engine_http(url) as http:
+        error = await failure(http.post("/x", {"a": "x" * 20_000_000}), url)
+        assert isinstance(error, EngineRejected)
+        assert error.status_sent == 413
+        refused.set()
+        assert (await http.post("/x", {})).body == {}
+
+
+async def test_an_informational_reply_is_not_the_reply() -> None:
+    """103 Early Hints, for example."""
+    final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+    async with talking(says(hints + hints + final)) as url, engine_http(url) as http:
+        assert (await http.post("/x", {})).body == {}
+
+
+async def test_a_key_with_a_line_end_adds_no_header() -> None:
+    """The call fails, and is not sent."""
+    async with serving({"/x": replying({})}) as fake, engine_http(fake.url, api_key="a\r\nX-Other: b") as http:
+        error = await failure(http.post("/x", {}), fake.url)
+        assert isinstance(error, EngineUnreachable)
+        assert fake.requests == []
 
 
 async def test_a_reply_that_breaks_off_is_unreachable() -> None:
