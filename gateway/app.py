@@ -190,7 +190,7 @@ async def gateway(
             in_redis,
             local=local_limits,
             on_event=alarm.tell,
-            older=usage.store.find,
+            older=usage.receipts.find,
             metrics=metrics,
         )
         redis.on_restart = store.tell_again

@@ -22,8 +22,9 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from gateway.admin.overview import Overview
-from gateway.usage.database import Entry, UsageDatabase
+from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
+from gateway.usage.entries import Entry
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
 from gateway.usage.sql import sql_of

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.usage.database import Entry, UsageDatabase
+from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
+from gateway.usage.entries import Entry
 from gateway.usage.sums import Retention
 from gateway.usage.worker import MAX_ENTRIES
 from gateway.workers.usage_worker import collect_seldom

@@ -18,7 +18,7 @@ from gateway.admin.usage_csv import as_csv
 from gateway.cli.usage_db_export import export
 from gateway.cli.usage_print import usage_shown
 from gateway.ledger.receipt import Receipt
-from gateway.usage.database import Entry
+from gateway.usage.entries import Entry
 from gateway.usage.reader import UsageReader
 from gateway.usage.span import Asked, span
 from gateway.usage.store import UsageStore

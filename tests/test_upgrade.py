@@ -16,7 +16,7 @@ import pytest
 from gateway.redis_keys import BOARD
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import periods
-from gateway.usage.sums_reader import totals
+from gateway.usage.sums_queries import totals
 from gateway.usage_address import address_of
 from tests.later_version import LAYOUT, MORE
 from tests.upgrade_world import CAP, KEYS, World, world

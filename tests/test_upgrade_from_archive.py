@@ -18,7 +18,7 @@ import pytest
 
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import periods
-from gateway.usage.sums_reader import totals
+from gateway.usage.sums_queries import totals
 from gateway.usage_address import address_of
 from tests.postgres import new_database, running_postgres
 from tests.previous_code import extract_previous

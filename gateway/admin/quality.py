@@ -13,7 +13,7 @@ from gateway.admin.replies import json_reply, needs_redis
 from gateway.errors import InvalidRequest
 from gateway.quality.book import DAY_S, KEPT_DAYS, Compared, QualityBook
 from gateway.quality.tally import LENGTHS, Tally
-from gateway.usage.comparisons import ComparisonReader
+from gateway.usage.comparison_reader import ComparisonReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from gateway.backup.records import OldSums, Receipts, Rows
 from gateway.quality.comparison import Comparison
 from gateway.usage.comparisons import add_comparisons
-from gateway.usage.database import Entry
+from gateway.usage.entries import Entry
 from gateway.usage.fill import fill_sums
 from gateway.usage.rollup import Dims
 from gateway.usage.sums import SECONDS, Period

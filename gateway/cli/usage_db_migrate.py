@@ -22,7 +22,7 @@ from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.receipts_reader import count_by_day
 from gateway.usage.state import WorkerBoard, WorkerSeat
 from gateway.usage.sums import Period
-from gateway.usage.sums_reader import totals
+from gateway.usage.sums_queries import totals
 from gateway.usage.sums_writer import TOTAL
 from gateway.usage.tables import DAY_S
 from gateway.usage.uptime_table import minutes_in_redis

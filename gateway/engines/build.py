@@ -9,7 +9,6 @@ from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
-from gateway.engines.tgi import TGIEngine
 from gateway.genai_names import provider_of
 
 if TYPE_CHECKING:
@@ -111,6 +110,8 @@ def _engine(
     assert model.api_base is not None, "only protocol litellm goes without"
     http = EngineHttp(model.name, model.api_base, api_key=api_key, deadlines=deadlines, outgoing=outgoing)
     if model.protocol == "tgi":
+        from gateway.engines.tgi import TGIEngine  # here: it imports huggingface_hub
+
         return TGIEngine(
             model.name,
             http,

@@ -26,7 +26,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from gateway.usage.database import Entry
+from gateway.usage.entries import Entry
 from gateway.usage.tables import DAY_S
 from gateway.usage_address import shown
 

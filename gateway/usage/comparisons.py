@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
@@ -14,26 +13,11 @@ from gateway.quality.tally import Tally
 from gateway.usage.tables import COMPARISONS, DAY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from sqlalchemy import Connection
 
     from gateway.quality.comparison import Comparison
-    from gateway.usage.threads import QueryThreads
-
-
-class ComparisonReader:
-    """Args:
-    clock: Unix seconds.
-    """
-
-    def __init__(self, threads: QueryThreads, clock: Callable[[], float] = time.time) -> None:
-        self._threads = threads
-        self._clock = clock
-
-    async def look(self, days: int) -> dict[Compared, Tally]:
-        """Return the sums of the last days of UTC, including today. Raises UsageUnavailable."""
-        return await self._threads.query(_tallies, int(self._clock()) // DAY_S - days + 1)
 
 
 def add_comparisons(connection: Connection, comparisons: Iterable[Comparison]) -> None:
@@ -44,7 +28,8 @@ def add_comparisons(connection: Connection, comparisons: Iterable[Comparison]) -
         connection.execute(build(COMPARISONS).on_conflict_do_nothing(), rows)
 
 
-def _tallies(connection: Connection, since: int) -> dict[Compared, Tally]:
+def tallies(connection: Connection, since: int) -> dict[Compared, Tally]:
+    """Return the sums from a day on, given in days since the Unix epoch."""
     c = COMPARISONS.c
     where: list[Any] = [c[name] for name in Compared._fields]
     difference = c.guided - c.student

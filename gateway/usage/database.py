@@ -20,6 +20,7 @@ from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.exc import DataError, IntegrityError
 
 from gateway.ledger.receipt import Receipt
+from gateway.usage.entries import Entry
 from gateway.usage.packing import unpack
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
@@ -39,14 +40,6 @@ ABANDONED = "abandoned"
 REFUSALS = (DataError, IntegrityError, OverflowError, ValueError)
 """Errors that a row causes. No row causes other errors."""
 _DELETED_AT_ONCE = 1_000
-
-
-class Entry(NamedTuple):
-    """One entry of a tenant's outbox; `raw` is the receipt as JSON."""
-
-    tenant: str
-    id: str
-    raw: bytes
 
 
 @dataclass(slots=True)

@@ -1,9 +1,19 @@
-"""The ids of a stream's entries, and their order. Pure."""
+"""The entries of an outbox, their ids and their order. Pure."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 NOTHING = "0-0"
 """Before every entry."""
+
+
+class Entry(NamedTuple):
+    """One entry of a tenant's outbox; `raw` is the receipt as JSON."""
+
+    tenant: str
+    id: str
+    raw: bytes
 
 
 def parts(entry: str) -> tuple[int, int]:

@@ -16,8 +16,7 @@ from redis.exceptions import ResponseError
 
 from gateway.quality.comparison import OUTBOX
 from gateway.redis_script import Script
-from gateway.usage.database import Entry
-from gateway.usage.entries import NOTHING, before, made_ms
+from gateway.usage.entries import NOTHING, Entry, before, made_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, tuple_
 
-from gateway.usage.database import Entry
+from gateway.usage.entries import Entry
 from gateway.usage.packing import unpack
 from gateway.usage.tables import DAY_S, RECEIPTS, UNREADABLE, time_of
 

@@ -6,11 +6,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
-from gateway.errors import StartupError, UsageUnavailable
-from gateway.fair_share import FairSemaphore
 from gateway.usage import receipts_reader
 from gateway.usage.database import UsageDatabase
-from gateway.usage.engine import UsageDatabaseError, UsageEngine
+from gateway.usage.engine import UsageEngine
 from gateway.usage.receipts_reader import Where
 from gateway.usage.sums import Retention
 from gateway.usage_address import address_of
@@ -20,16 +18,16 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from gateway.config import Settings, WorkerSettings
-    from gateway.usage.database import Added, Entry
+    from gateway.usage.database import Added
+    from gateway.usage.entries import Entry
 
 _Result = TypeVar("_Result")
 _READERS = 2
-_FIND_S = 5.0
 _EVERYTHING = Where()
 
 
 class UsageStore:
-    """All methods but `find` raise UsageDatabaseError where the database is unavailable, and StartupError as `open`.
+    """All methods raise UsageDatabaseError where the database is unavailable, and StartupError as `open`.
 
     Args:
         address: URL for SQLAlchemy.
@@ -45,7 +43,6 @@ class UsageStore:
         # A database that hangs delays nothing else.
         self._writer = ThreadPoolExecutor(1, "usage-writer")
         self._readers = ThreadPoolExecutor(_READERS, "usage-reader")
-        self._finds = FairSemaphore(_READERS)
 
     async def open(self) -> None:
         """See `UsageEngine.open`."""
@@ -66,17 +63,6 @@ class UsageStore:
     async def delete_sums(self) -> int:
         """See `UsageDatabase.delete_sums`."""
         return await self._in(self._writer, self._database.delete_sums)
-
-    async def find(self, tenant: str, receipt_id: str) -> bytes | None:
-        """Return a tenant's receipt as JSON, None where there is none. Tenants take turns.
-
-        Raises UsageUnavailable where that takes more than 5 s or the database is unavailable.
-        """
-        try:
-            async with asyncio.timeout(_FIND_S), self._finds.hold(tenant):
-                return await self.read(receipts_reader.find, tenant, receipt_id)
-        except (*UsageDatabaseError, StartupError, TimeoutError, ValueError) as error:  # ValueError: see threads.py
-            raise UsageUnavailable from error
 
     async def receipts(self, where: Where = _EVERYTHING, most: int = 1_000) -> AsyncIterator[list[bytes]]:
         """Yield receipts as JSON in the order of their keys, in lists of `most` at most.

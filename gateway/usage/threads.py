@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from gateway.errors import StartupError, UsageUnavailable
 
 if TYPE_CHECKING:
@@ -23,11 +21,6 @@ T = TypeVar("T")
 
 _SHORT_QUERIES, _SCANS = 2, 4
 _SHORT_QUERY_S = 5.0
-
-
-_FAILURES = (SQLAlchemyError, OSError, StartupError, ValueError)
-"""StartupError: a newer version of the gateway has migrated the tables. ValueError: receipts or sums are damaged, or a
-newer version wrote them."""
 
 
 class Readable(Protocol):
@@ -59,7 +52,7 @@ class QueryThreads:
             async with asyncio.timeout(_SHORT_QUERY_S):
                 run = partial(self._run, query, *args)
                 return await asyncio.get_running_loop().run_in_executor(self._short, run)
-        except _FAILURES as error:
+        except TimeoutError as error:
             raise UsageUnavailable from error
 
     async def scan(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs) -> T:
@@ -68,10 +61,7 @@ class QueryThreads:
         Raises:
             UsageUnavailable: the query failed.
         """
-        try:
-            return await in_thread(self._run, query, *args, threads=self._long)
-        except _FAILURES as error:
-            raise UsageUnavailable from error
+        return await in_thread(self._run, query, *args, threads=self._long)
 
     def close(self) -> None:
         """Start no more queries, and do not wait for those that run."""
@@ -79,8 +69,15 @@ class QueryThreads:
         self._long.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, query: Callable[..., T], *args: Any) -> T:
-        with self._database.reading() as connection:
-            return query(connection, *args)
+        from sqlalchemy.exc import SQLAlchemyError  # here: importing it would hold the event loop
+
+        try:
+            with self._database.reading() as connection:
+                return query(connection, *args)
+        # StartupError: a newer version of the gateway has migrated the tables. ValueError: receipts or sums are
+        # damaged, or a newer version wrote them.
+        except (SQLAlchemyError, OSError, StartupError, ValueError) as error:
+            raise UsageUnavailable from error
 
 
 async def in_thread(work: Callable[..., T], *args: Any, threads: Executor | None = None) -> T:

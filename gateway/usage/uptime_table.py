@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,13 +13,12 @@ from gateway.usage.tables import DAY_S, UPTIME
 from gateway.usage.uptime import MINUTES_A_DAY, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from redis.asyncio import Redis
     from sqlalchemy import Connection
 
     from gateway.redis_keys import LedgerKeys
-    from gateway.usage.threads import QueryThreads
 
 _BYTES = MINUTES_A_DAY // 8
 
@@ -40,22 +38,6 @@ class EngineMinutes(NamedTuple):
     hourly_pico: int
     up: bytes
     seen: bytes
-
-
-class UptimeReader:
-    """Args:
-    kept_s: how long days can be read.
-    clock: Unix seconds.
-    """
-
-    def __init__(self, threads: QueryThreads, kept_s: float, clock: Callable[[], float] = time.time) -> None:
-        self._threads = threads
-        self.kept_s = kept_s
-        self.clock = clock
-
-    async def look(self, days: Sequence[int]) -> list[dict[str, Watched]]:
-        """Return the minutes by day, given as the Unix second it begins with, and engine. Raises UsageUnavailable."""
-        return await self._threads.query(_watched, days)
 
 
 async def minutes_in_redis(redis: Redis, keys: LedgerKeys, starts: Sequence[int]) -> list[EngineMinutes]:
@@ -109,7 +91,8 @@ def _either(one: bytes, other: bytes) -> bytes:
     return bytes(mine | theirs for mine, theirs in both)
 
 
-def _watched(connection: Connection, starts: Sequence[int]) -> list[dict[str, Watched]]:
+def watched(connection: Connection, starts: Sequence[int]) -> list[dict[str, Watched]]:
+    """Return the minutes of the days that begin at these Unix seconds, by engine."""
     found: dict[int, dict[str, Watched]] = {start: {} for start in starts}
     days = [start // DAY_S for start in starts]
     for row in connection.execute(select(UPTIME).where(UPTIME.c.day.in_(days)).order_by(UPTIME.c.engine)):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from gateway.redis_client import RedisClient
     from gateway.usage.archive_import import ArchiveImport
-    from gateway.usage.database import Entry
+    from gateway.usage.entries import Entry
     from gateway.usage.feed import OutboxFeed
     from gateway.usage.state import WorkerSeat
     from gateway.usage.store import UsageStore

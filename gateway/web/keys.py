@@ -35,7 +35,7 @@ from gateway.startup import Startup
 from gateway.usage.reader import UsageReader
 from gateway.usage.state import WorkerBoard
 from gateway.usage.sums_reader import SumsReader
-from gateway.usage.uptime_table import UptimeReader
+from gateway.usage.uptime_reader import UptimeReader
 
 
 @dataclass(frozen=True, slots=True)

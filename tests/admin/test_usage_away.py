@@ -16,13 +16,13 @@ from gateway.admin.usage import list_receipts, show_usage
 from gateway.metrics import Metrics
 from gateway.quality.book import QualityBook
 from gateway.redis_keys import RedisKeys
-from gateway.usage.comparisons import ComparisonReader
+from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.reader import UsageReader
 from gateway.usage.sums import Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
-from gateway.usage.uptime_table import UptimeReader
+from gateway.usage.uptime_reader import UptimeReader
 from gateway.web.error_body import errors_as_openai
 from gateway.web.keys import ADMISSION, METRICS, SUMS, UPTIME, USAGE
 

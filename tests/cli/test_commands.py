@@ -63,6 +63,7 @@ def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("keys list --help", {"redis", "sqlalchemy", "gateway.completion", "gateway.web"}),
         ("queue --help", {"redis", "sqlalchemy", "gateway.completion", "gateway.web"}),
         ("usage --help", {"redis", "sqlalchemy", "gateway.completion", "gateway.web"}),
+        ("serve --help", {"sqlalchemy", "huggingface_hub", "gateway.local.weights"}),
         ("check", {"aiohttp", "redis", "huggingface_hub", "gateway.app", "gateway.local", "gateway.cli.demo"}),
     ],
 )

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from gateway.ledger.savings import with_savings
 from gateway.usage.sums import Period, Sums
-from gateway.usage.sums_reader import totals
+from gateway.usage.sums_queries import totals
 from gateway.usage_address import ARCHIVE_FILE
 from load_tests.day_receipts import day_of_receipts
 from tests.cli.usage_place import Place

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.usage.database import Entry, UsageDatabase
+from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
+from gateway.usage.entries import Entry
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from tests.usage.databases import FOREVER

@@ -11,8 +11,9 @@ import msgspec
 
 from gateway.ledger.receipt import Receipt
 from gateway.ledger.savings import with_savings
-from gateway.usage.database import Entry, UsageDatabase
+from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
+from gateway.usage.entries import Entry
 from gateway.usage.receipts_reader import Where, page
 from gateway.usage.sums import Retention
 from gateway.usage.tables import DAY_S

@@ -10,7 +10,8 @@ import pytest
 from gateway.quality.book import DAY_S, Compared
 from gateway.quality.comparison import Comparison
 from gateway.quality.tally import SCALE, Tally
-from gateway.usage.comparisons import ComparisonReader, add_comparisons
+from gateway.usage.comparison_reader import ComparisonReader
+from gateway.usage.comparisons import add_comparisons
 from tests.usage.databases import database
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.ledger.intent import abandoned
-from gateway.usage.database import Added, Entry
+from gateway.usage.database import Added
+from gateway.usage.entries import Entry
 from gateway.usage.packing import pack, unpack
 from gateway.usage.receipts_reader import count_unreadable, find, unreadable
 from gateway.usage.rollup import Row, row_with

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.ledger.receipt import Receipt
-    from gateway.usage.database import Entry
+    from gateway.usage.entries import Entry
     from gateway.usage.feed import OutboxFeed
 
 

@@ -12,9 +12,12 @@ import pytest
 
 from gateway.errors import UsageUnavailable
 from gateway.usage.database import Added
+from gateway.usage.engine import UsageEngine
+from gateway.usage.receipt_finder import ReceiptFinder
 from gateway.usage.receipts_reader import Where
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S
+from gateway.usage.threads import QueryThreads
 from tests.usage.databases import FOREVER, NOW, entries, entry, opened, receipt
 
 if TYPE_CHECKING:
@@ -33,17 +36,28 @@ async def a_store(address: str) -> AsyncIterator[UsageStore]:
         await store.close()
 
 
+@asynccontextmanager
+async def a_finder(address: str) -> AsyncIterator[ReceiptFinder]:
+    engine = UsageEngine(address)
+    threads = QueryThreads(engine)
+    try:
+        yield ReceiptFinder(threads)
+    finally:
+        threads.close()
+        await asyncio.to_thread(engine.close)
+
+
 async def test_a_receipt_is_found_by_its_tenant_alone(address: str) -> None:
     """By ids with a time, without one, and of devices, on many days."""
     kinds = (dict, lambda: {"id": f"req_{secrets.token_hex(12)}"}, lambda: {"id": f"edge_{secrets.token_hex(16)}"})
     receipts = [receipt(NOW - days * DAY_S, tenant="acme", **kind()) for days in (0, 1, 600) for kind in kinds]
-    async with a_store(address) as store:
-        assert await store.find("acme", receipts[0].id) is None
+    async with a_store(address) as store, a_finder(address) as finder:
+        assert await finder.find("acme", receipts[0].id) is None
         assert await store.write(entries(receipts)) == Added(inserted=9)
         for one in receipts:
-            assert await store.find("acme", one.id) == one.to_json()
-            assert await store.find("globex", one.id) is None
-        assert await store.find("acme", "req_" + "0" * 24) is None
+            assert await finder.find("acme", one.id) == one.to_json()
+            assert await finder.find("globex", one.id) is None
+        assert await finder.find("acme", "req_" + "0" * 24) is None
 
 
 async def test_receipts_come_once_and_in_order_however_small_the_lists(address: str) -> None:
@@ -84,35 +98,36 @@ async def test_entries_that_cannot_be_read_can_be_listed(address: str) -> None:
 
 
 async def test_a_writer_that_hangs_delays_no_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with a_store(f"sqlite:///{tmp_path}/usage.db") as store:
+    address = f"sqlite:///{tmp_path}/usage.db"
+    async with a_store(address) as store, a_finder(address) as finder:
         one = receipt()
         await store.write([entry(one)])
         with store.engine.writing():
             writing = asyncio.ensure_future(store.write([entry(receipt())]))  # noqa: TID251
             await asyncio.sleep(0.05)
-            assert await store.find(one.tenant, one.id) == one.to_json()
+            assert await finder.find(one.tenant, one.id) == one.to_json()
             assert not writing.done()
         assert await writing == Added(inserted=1)
 
 
 async def test_a_database_that_hangs_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.usage.store._FIND_S", 0.05)
+    monkeypatch.setattr("gateway.usage.receipt_finder._LIMIT_S", 0.05)
     monkeypatch.setattr("gateway.usage.receipts_reader.find", lambda *_: time.sleep(0.3))
-    async with a_store(f"sqlite:///{tmp_path}/usage.db") as store:
+    async with a_finder(f"sqlite:///{tmp_path}/usage.db") as finder:
         with pytest.raises(UsageUnavailable):
-            await store.find("acme", "req_" + "0" * 24)
+            await finder.find("acme", "req_" + "0" * 24)
 
 
 async def test_a_newer_database_is_unavailable(tmp_path: Path) -> None:
     address = f"sqlite:///{tmp_path}/usage.db"
     with opened(address) as engine, engine.writing() as connection:
         connection.exec_driver_sql("UPDATE usage_version SET version_num = '9999'")
-    async with a_store(address) as store:
+    async with a_finder(address) as finder:
         with pytest.raises(UsageUnavailable):
-            await store.find("acme", "req_" + "0" * 24)
+            await finder.find("acme", "req_" + "0" * 24)
 
 
 async def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:
-    async with a_store(f"postgresql+psycopg://gkt@/usage?host={tmp_path}") as store:
+    async with a_finder(f"postgresql+psycopg://gkt@/usage?host={tmp_path}") as finder:
         with pytest.raises(UsageUnavailable):
-            await store.find("acme", "req_" + "0" * 24)
+            await finder.find("acme", "req_" + "0" * 24)

@@ -13,7 +13,8 @@ from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
 from gateway.usage.uptime import DAY_S, Uptime, Watched
-from gateway.usage.uptime_table import UptimeReader, add_minutes, minutes_in_redis
+from gateway.usage.uptime_reader import UptimeReader
+from gateway.usage.uptime_table import add_minutes, minutes_in_redis
 
 if TYPE_CHECKING:
     from tests.usage.books import UsageBook

@@ -23,7 +23,8 @@ from gateway.usage import engine as engine_module
 from gateway.usage import state as state_module
 from gateway.usage import worker as worker_module
 from gateway.usage.archive_import import ArchiveImport
-from gateway.usage.database import Entry
+from gateway.usage.entries import Entry
+from gateway.usage.receipts_reader import find
 from gateway.usage.state import NO_WORKER, WorkerBoard, WorkerSeat, WorkerState
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime import Uptime
@@ -119,7 +120,7 @@ async def test_a_true_receipt_takes_an_abandoned_ones_place(outboxes: Outboxes) 
     await outboxes.settle(true)
     await worker.round()
     await outboxes.check([true])
-    assert await outboxes.store.find(one.tenant, one.id) == true.to_json()
+    assert await outboxes.store.read(find, one.tenant, one.id) == true.to_json()
 
 
 async def test_what_redis_forgets_and_is_told_again_counts_once(outboxes: Outboxes) -> None:

@@ -1,0 +1,37 @@
+"""Read the sums of comparisons of answers from the usage database, in threads."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gateway.usage.uptime import DAY_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+    from gateway.quality.book import Compared
+    from gateway.quality.tally import Tally
+    from gateway.usage.threads import QueryThreads
+
+
+class ComparisonReader:
+    """Args:
+    clock: Unix seconds.
+    """
+
+    def __init__(self, threads: QueryThreads, clock: Callable[[], float] = time.time) -> None:
+        self._threads = threads
+        self._clock = clock
+
+    async def look(self, days: int) -> dict[Compared, Tally]:
+        """Return the sums of the last days of UTC, including today. Raises UsageUnavailable."""
+        return await self._threads.query(_tallies, int(self._clock()) // DAY_S - days + 1)
+
+
+def _tallies(connection: Connection, since: int) -> dict[Compared, Tally]:
+    from gateway.usage.comparisons import tallies  # here, in a thread: it imports SQLAlchemy
+
+    return tallies(connection, since)
