@@ -8,7 +8,7 @@ made again, by the same engine or the next, and the guidance that was written is
 from __future__ import annotations
 
 import time
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from gateway.attempts import Attempts, RequestRetries, go_on
@@ -26,7 +26,8 @@ from gateway.protocol import TextRequest
 from gateway.relay import join_reply
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Mapping
+    from types import TracebackType
 
     from gateway.engines.guard import GuardedEngine
     from gateway.ledger.draft import Draft
@@ -103,7 +104,7 @@ class Finisher:
     ) -> Json:
         sent = send(plan, finisher, asked, opening)
         generation = self._begin(plan, finisher, asked, opening, draft, sent)
-        with self._calling(plan, draft, generation):
+        with _Calling(plan, draft, generation, self._metrics):
             reply = await self._engines[finisher.engine].complete(sent.body, sent.prefill)
             generation.read_reply(reply)
             if (echo := prefill_echo(finisher, asked, stream=False)) is not None:
@@ -154,7 +155,7 @@ class Finisher:
         sent.body["stream_options"] = {**(asked.body.get("stream_options") or {}), "include_usage": True}
         generation = self._begin(plan, finisher, asked, opening, draft, sent)
         echo = prefill_echo(finisher, asked, stream=True)
-        with self._calling(plan, draft, generation):
+        with _Calling(plan, draft, generation, self._metrics):
             async with aclosing(self._engines[finisher.engine].stream(sent.body, sent.prefill)) as groups:
                 async for chunks in groups:
                     relayed = []
@@ -206,19 +207,29 @@ class Finisher:
         retries = RequestRetries(plan, draft, self._budgets, self._metrics)
         return Attempts(plan.finishers, plan.retries, retries)
 
-    @contextmanager
-    def _calling(self, plan: Plan, draft: Draft, generation: Generation) -> Iterator[None]:
-        """Count the finisher's failures, and forget a call that it did not take: that one cost nothing."""
-        try:
-            yield
-        except EngineError as error:
-            note_failure(error, draft.id, self._metrics)
+
+class _Calling:
+    """The context of a finisher's call. It counts a failure, and removes a call that the engine did not receive."""
+
+    __slots__ = ("_draft", "_generation", "_metrics", "_plan")
+
+    def __init__(self, plan: Plan, draft: Draft, generation: Generation, metrics: Metrics) -> None:
+        self._plan = plan
+        self._draft = draft
+        self._generation = generation
+        self._metrics = metrics
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, EngineError):
+            note_failure(error, self._draft.id, self._metrics)
             if not error.heard:
-                _set_call(plan, draft, None)
-            raise
-        finally:
-            draft.running = None
-            generation.close(time.perf_counter())
+                _set_call(self._plan, self._draft, None)
+        self._draft.running = None
+        self._generation.close(time.perf_counter())
 
 
 def _continues(finisher: FinisherPlan) -> bool:

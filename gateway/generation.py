@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from gateway.engines.chat import is_count, read_usage
 from gateway.messages import words, written
@@ -120,7 +121,8 @@ class Generation:
         self._call.usage = usage = read_usage(raw)
         texts = [written(choice["message"]) for choice in reply["choices"]]
         self._call.text.write("".join(texts))
-        self._texts = {index: [text] for index, text in enumerate(texts)}
+        if len(texts) > 1:
+            self._texts = {index: [text] for index, text in enumerate(texts)}
         if self._limit is None or self._preface is None:
             return
         size = sum(map(len, texts))
@@ -170,13 +172,14 @@ class Generation:
         if call.usage is None or self._preface is None:
             return 0
         texts = {index: "".join(parts) for index, parts in self._texts.items()} or {0: call.text.getvalue()}
-        most_words = sum(text.count(" ") + 1 for text in texts.values())
-        if (
-            max(most_words, sum(map(len, texts.values())) * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES)
-            <= call.usage.output_tokens
-        ):
+        reported = call.usage.output_tokens
+        most_words = characters = 0
+        for text in texts.values():
+            most_words += text.count(" ") + 1
+            characters += len(text)
+        if most_words <= reported and characters * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
             return 0
-        most, least = max(call.usage.output_tokens, _COUNTED_TOKENS), 0
+        most, least = max(reported, _COUNTED_TOKENS), 0
         for index, text in texts.items():
             count = _Count("" if index else self._preface)
             if not count.add(text, most):
@@ -255,11 +258,13 @@ class _Count:
     __slots__ = ("_bytes", "_free_chars", "_in_word", "_pending", "_words")
 
     def __init__(self, preface: str = "") -> None:
-        size = len(preface)
-        # An upper bound where the preface is long: the bounds below stay lower ones.
-        most = preface.count(" ") + 1 if size > _LONG_PREFACE_CHARS else _words_in(preface, within=False, most=size)
-        self._words = -most
-        self._bytes = -len(preface.encode())
+        self._words = self._bytes = 0
+        if preface:
+            size = len(preface)
+            # An upper bound where the preface is long: the bounds below stay lower ones.
+            most = preface.count(" ") + 1 if size > _LONG_PREFACE_CHARS else _words_in(preface, within=False, most=size)
+            self._words = -most
+            self._bytes = -len(preface.encode())
         self._in_word = False
         self._pending: list[str] = []
         self._free_chars = 0

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 RULES = frozenset({"system", "developer"})
 """The roles of messages that rule a chat; they stand before its turns."""
+_OTHER_TEXT = frozenset({"reasoning_content", "reasoning", "refusal", "tool_calls", "function_call"})
 
 
 def with_text(
@@ -62,7 +63,10 @@ def words(content: Any) -> str | None:
 
 def written(said: Mapping[str, Any]) -> str:
     """All that was written for a message or a delta, and is paid for: its words, its thoughts, and what it calls."""
-    texts = [words(said.get("content")), said.get("reasoning_content") or said.get("reasoning"), said.get("refusal")]
+    content = said.get("content")
+    if isinstance(content, str) and _OTHER_TEXT.isdisjoint(said):
+        return content
+    texts = [words(content), said.get("reasoning_content") or said.get("reasoning"), said.get("refusal")]
     calls = said.get("tool_calls")
     functions = [call.get("function") for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     for function in (*functions, said.get("function_call")):

@@ -6,7 +6,6 @@ beginning of the answer (placement prefix), or in the prompt (context, input).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.continuation import Prefill
@@ -19,6 +18,7 @@ from gateway.guidance.projection import (
 from gateway.guidance.seam import SeamJoin
 from gateway.protocol import TextRequest
 from gateway.reasoning import ReasoningFilter, without_reasoning
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(Record, frozen=True):
     """What one finisher is asked.
 
     Attributes:
@@ -70,7 +69,9 @@ def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: 
     if plan.max_tokens is not None:
         # Who writes the opening again does so within the limit.
         written = opening.tokens if prefix and not writes_again(finisher) else 0
-        body = {name: value for name, value in body.items() if name not in _LIMITS or value is None}
+        for name in _LIMITS:
+            if body.get(name) is not None:
+                del body[name]
         body[asked.limit_field] = plan.max_tokens - written
     if isinstance(asked, TextRequest):
         if asked.prompt is not None and opening.text:

@@ -107,6 +107,8 @@ class Breaker:
 
     def refuses_for_s(self, tenant: str, now: float) -> float:
         """Seconds for which the tenant's calls are refused; 0 when the next one may go. Asking changes nothing."""
+        if self.state(now) == "closed":
+            return 0.0
         held_until = max(self._held_until, self._held.get(tenant, 0.0))
         refused_s = max(held_until - now, self._engine.refuses_for_s(now))
         if (failing := self._tenants.get(tenant)) is not None:

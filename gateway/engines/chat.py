@@ -30,6 +30,7 @@ _ENDED = ("stop", "eos_token", "stop_sequence")
 # Names of the tokens written to the prompt cache, in `prompt_tokens_details`: OpenAI, OpenRouter and LiteLLM; LiteLLM
 # before it took OpenAI's name; Alibaba Cloud Model Studio (DashScope).
 _CACHE_WRITES = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens")
+_PROXY_CACHE_WRITES = "cache_creation_input_tokens"  # in `usage` itself: LiteLLM's proxy, beside Anthropic's own counts
 
 # Written out at each look they would be put together anew.
 _CONTENT = (str, list, NoneType)
@@ -181,9 +182,11 @@ def read_usage(usage: Any) -> Usage | None:
         written = max(written, total - read)
     details = usage.get("prompt_tokens_details")
     if not isinstance(details, dict):
+        if _PROXY_CACHE_WRITES not in usage:
+            return Usage(read, written)
         details = {}
     reported = [details.get(name) for name in _CACHE_WRITES]
-    reported.append(usage.get("cache_creation_input_tokens"))  # LiteLLM's proxy, beside Anthropic's own counts
+    reported.append(usage.get(_PROXY_CACHE_WRITES))
     stored = min(read, max(filter(is_count, reported), default=0))
     cached = details.get("cached_tokens")
     return Usage(read, written, min(cached, read - stored) if is_count(cached) else 0, cache_write_input_tokens=stored)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Below the 5 s after which uvicorn closes an idle connection: a call sent at that moment is lost.
 _KEEP_ALIVE_S = 4.0
+_JOINED_BYTES = 65_536  # up to here a copy of head and body is faster than a write of two buffers
 _INFORMATIONAL = range(100, 200)
 _SWITCHING_PROTOCOLS = 101
 _LOST = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError)
@@ -140,7 +141,8 @@ class HttpPool:
                 if data is None:
                     transport.write(head + b"\r\n")
                 else:
-                    transport.writelines((head, b"Content-Length: %d\r\n\r\n" % len(data), data))
+                    head += b"Content-Length: %d\r\n\r\n" % len(data)
+                    transport.writelines((head, data) if len(data) > _JOINED_BYTES else (head + data,))
                 message, content = await protocol.read()
                 while message.code in _INFORMATIONAL and message.code != _SWITCHING_PROTOCOLS:
                     message, content = await protocol.read()

@@ -79,8 +79,11 @@ class RetryBudgets:
     def _recent_of(self, engine: str, tenant: str) -> tuple[_Recent, _Recent]:
         """Return the counts of a tenant, and those of all tenants."""
         now = self._clock()
-        total = self._of_all.setdefault(engine, _Recent(now))
-        total.age(now)
+        total = self._of_all.get(engine)
+        if total is None:
+            total = self._of_all[engine] = _Recent(now)
+        else:
+            total.age(now)
         key = engine, tenant
         recent = self._recent.get(key)
         if recent is None:
