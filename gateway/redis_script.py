@@ -5,12 +5,14 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError
+from hiredis import pack_command
+from redis.exceptions import NoScriptError, ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
+    from redis.asyncio.connection import AbstractConnection
 
 
 class Script:
@@ -30,10 +32,30 @@ class Script:
             return await self._run(calls)
 
     async def _run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
-        if len(calls) == 1:
-            keys, values = calls[0]
-            return [await self._redis.evalsha(self._sha, len(keys), *keys, *values)]
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for keys, values in calls:
-                pipe.evalsha(self._sha, len(keys), *keys, *values)
-            return await pipe.execute()
+        """Send the calls as `Redis.execute_command` does, in half its time: it packs in Python and counts for OTel."""
+        commands: list[Any] = [("EVALSHA", self._sha, len(keys), *keys, *values) for keys, values in calls]
+        packed = [pack_command(command) for command in commands]
+        pool: Any = self._redis.connection_pool
+        connection = pool.get_available_connection()
+        try:
+            await pool.ensure_connection(connection)
+            replies: list[Any] = await connection.retry.call_with_retry(
+                lambda: _exchange(connection, packed), lambda _: connection.disconnect()
+            )
+            return replies
+        finally:
+            await pool.release(connection)
+
+
+async def _exchange(connection: AbstractConnection, packed: list[bytes]) -> list[Any]:
+    await connection.send_packed_command(packed)
+    replies = []
+    for _ in packed:
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise reply
+    return replies
