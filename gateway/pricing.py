@@ -83,19 +83,16 @@ def cost_usd(
         raise ValueError("token counts cannot be negative")
     stored = min(cache_write_input_tokens, input_tokens)
     cached = min(cached_input_tokens, input_tokens - stored)
-    read, written = (
-        _EXACT.multiply(price.input_usd, input_tokens - cached - stored),
-        _EXACT.multiply(price.output_usd, output_tokens),
-    )
-    cost = _EXACT.add(read, written)
+    written = _EXACT.multiply(price.output_usd, output_tokens)
+    cost = _EXACT.fma(price.input_usd, input_tokens - cached - stored, written)
     if cached:
-        cost = _EXACT.add(cost, _EXACT.multiply(price.cached_input_usd, cached))
-    return _EXACT.add(cost, _EXACT.multiply(price.cache_write_usd, stored)) if stored else cost
+        cost = _EXACT.fma(price.cached_input_usd, cached, cost)
+    return _EXACT.fma(price.cache_write_usd, stored, cost) if stored else cost
 
 
 def quantized(amount_usd: Decimal) -> Decimal:
     """An amount as receipts keep it, with twelve decimals."""
-    return amount_usd.quantize(_QUANTUM, context=_EXACT)
+    return _EXACT.quantize(amount_usd, _QUANTUM)
 
 
 def total_usd(*amounts_usd: Decimal) -> Decimal:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Basis: TypeAlias = Literal["engine", "tokenizer", "estimate"]
 _FROM_BEST: tuple[Basis, ...] = ("engine", "tokenizer", "estimate")
 _BYTES_PER_TOKEN = 4
+_NOTHING = Extent(0, 0)
 
 
 class Encoding(NamedTuple):
@@ -56,12 +57,13 @@ def baseline(
     price: the baseline model's.
     tokenizer: the baseline model's own, to count in, which takes milliseconds; None: nothing is counted here.
     """
-    shares = [share for share in (teacher, student) if share is not None]
-    if not shares:
+    last = student or teacher
+    if last is None:
         return Baseline(quantized(cost_usd(price, 0, 0)), quantized(cost_usd(price, 0, 0)), "engine")
-    own = next((share for share in shares if share.model == draft.plan.baseline), None)
+    model = draft.plan.baseline
+    own = teacher if teacher is not None and teacher.model == model else last if last.model == model else None
     # A count beats an estimate, whoever counted.
-    read = own if own is not None and (student is None or not own.estimated) else student or shares[0]
+    read = own if own is not None and (student is None or not own.estimated) else last
     prompt = _prompt(draft, read, teacher, tokenizer)
     turns = _added_turns(draft, draft.teacher) if own is not None and own is teacher else 0
     if turns and read is own and student is not None and not student.estimated:
@@ -81,8 +83,12 @@ def baseline(
     return Baseline(
         quantized(baseline_usd(price, prompt.tokens, answer.tokens, cached, stored)),
         quantized(cost_usd(price.dearest if stored else price, prompt.off, answer.off)),
-        max(prompt.basis, answer.basis, key=_FROM_BEST.index),
+        _weaker(prompt.basis, answer.basis),
     )
+
+
+def _weaker(one: Basis, other: Basis) -> Basis:
+    return one if one == other else max(one, other, key=_FROM_BEST.index)
 
 
 def _prompt(draft: Draft, read: EngineShare, teacher: EngineShare | None, tokenizer: str | None) -> Counted:
@@ -96,15 +102,16 @@ def _prompt(draft: Draft, read: EngineShare, teacher: EngineShare | None, tokeni
     if own and not added and not guidance:
         return Counted(read.input_tokens)
     turns = TOKENS_PER_MESSAGE * _added_turns(draft, call)
-    size = Extent.of([added]).size_bytes - (Extent.of([draft.opening]).size_bytes if guidance else 0)
+    more = Extent.of([added]) if added else _NOTHING
+    size = more.size_bytes - (Extent.of([draft.opening]).size_bytes if guidance else 0)
     ours = max(0, size) // _BYTES_PER_TOKEN + turns
     prompt = max(0, read.input_tokens - guidance - ours)
     extent = Extent.of(text for message in call.messages for text in texts_of(message))
     if own:
-        said = Counted(prompt, off_tokens(guidance + ours, Extent.of([added])) + turns, "estimate")
+        said = Counted(prompt, off_tokens(guidance + ours, more) + turns, "estimate")
     else:
         template = off_template(len(call.messages), TOKENS_PER_MESSAGE)
-        shown = off_tokens(ours, Extent.of([added])) if turns else 0
+        shown = off_tokens(ours, more) if turns else 0
         said = Counted(prompt, off_tokens(prompt, extent) + shown + template, "estimate")
     if tokenizer is None or read.estimated or not counts(tokenizer, extent.chars):
         return said
@@ -160,11 +167,10 @@ def _answer(draft: Draft, teacher: EngineShare | None, student: EngineShare | No
         # All that the caller got is the teacher's. Of what a device got, what stands in its prompt is no answer.
         alone = draft.plan.mode != "guidance" or draft.complete
         opened, wrote = draft.kept_tokens if alone else draft.shown_tokens, 0
-    opening = _opening(draft, teacher, opened, own=teacher is not None and teacher.model == model)
-    rest = Counted(wrote) if wrote == 0 or (last.model == model and not last.estimated) else _foreign(call, wrote)
-    said = Counted(
-        opening.tokens + rest.tokens, opening.off + rest.off, max(opening.basis, rest.basis, key=_FROM_BEST.index)
-    )
+    said = Counted(wrote) if wrote == 0 or (last.model == model and not last.estimated) else _foreign(call, wrote)
+    if opened:
+        opening = _opening(draft, teacher, opened, own=teacher is not None and teacher.model == model)
+        said = Counted(opening.tokens + said.tokens, opening.off + said.off, _weaker(opening.basis, said.basis))
     if said.basis == "engine" or tokenizer is None:
         return said
     text = call.text.getvalue() if wrote else ""
@@ -182,7 +188,7 @@ def _answer(draft: Draft, teacher: EngineShare | None, student: EngineShare | No
 
 def _opening(draft: Draft, teacher: EngineShare | None, kept: int, *, own: bool) -> Counted:
     """What the teacher wrote of the answer. Of an opening that was cut, it did not count the part."""
-    if teacher is None or kept == 0:
+    if teacher is None:
         return Counted(kept)
     extent = Extent.of([draft.opening])
     if not own or teacher.estimated:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_MOST_BYTES_PER_CHAR = {"ascii": 1.0, "latin": 1.2}
+_LATIN_BYTES_PER_CHAR = 1.2
 _RATIO = {"ascii": 0.6, "latin": 0.8, "other": 7.0}
 _FIXED_TOKENS = 4  # short texts vary by more
 _RECOUNT_RATIO = 0.02
@@ -38,10 +38,9 @@ class Extent(NamedTuple):
     @property
     def script(self) -> str:
         """ascii, latin (with some letters more) or other."""
-        for script, most in _MOST_BYTES_PER_CHAR.items():
-            if self.size_bytes <= most * self.chars:
-                return script
-        return "other"
+        if self.size_bytes <= self.chars:
+            return "ascii"
+        return "latin" if self.size_bytes <= _LATIN_BYTES_PER_CHAR * self.chars else "other"
 
 
 def off_tokens(counted: int, extent: Extent) -> int:

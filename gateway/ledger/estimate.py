@@ -126,6 +126,8 @@ def count_messages(encoding: str, messages: Iterable[dict[str, Any]]) -> int:
 def texts_of(message: dict[str, Any]) -> list[str]:
     """The text parts of a message, whatever its shape."""
     content = message.get("content")
-    parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else []
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return [text for text in texts if isinstance(text, str)]

@@ -75,7 +75,7 @@ class Most(NamedTuple):
     def usd(self) -> Decimal:
         """All of these together."""
         shares = (self.teacher, self.student, *self.more)
-        return total_usd(*(share.cost_usd for share in shares if share is not None))
+        return total_usd(*[share.cost_usd for share in shares if share is not None])
 
 
 def worst_case(
@@ -86,10 +86,10 @@ def worst_case(
     Args:
         max_output: the largest answer of an engine, for a request without a limit.
     """
-    guidance, limit = plan.guidance, plan.max_tokens
+    guidance, limit, drafts = plan.guidance, plan.max_tokens, asked.drafts
     likely_read = max(1, asked.size_bytes // _BYTES_PER_TOKEN)
     read = asked.size_bytes + _AROUND_A_PROMPT_TOKENS + TOKENS_PER_PART * asked.pictures
-    likely = likely_read + (_LIKELY_TOKENS if limit is None else limit) * asked.drafts
+    likely = likely_read + (_LIKELY_TOKENS if limit is None else limit) * drafts
     teacher: EngineShare | None = None
     more: list[EngineShare] = []
     bounds: dict[tuple[Role, str], CallBound] = {}
@@ -112,7 +112,7 @@ def worst_case(
     first: EngineShare | None = None
     for finisher in plan.finishers:
         written, known = max_output(finisher.engine) if limit is None else (limit, True)
-        bounds["finisher", finisher.engine] = bound = CallBound(read + opened, written * asked.drafts, known)
+        bounds["finisher", finisher.engine] = bound = CallBound(read + opened, written * drafts, known)
         one = _share(finisher.engine, bound, prices)
         calls = plan.retries.num_retries + (0 if first is None else 1)
         if first is None and _may_be_refused(guidance):
