@@ -7,7 +7,7 @@ import itertools
 import json
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -261,7 +261,7 @@ class Asked:
         probed = structs.replace(plan(), length=length)
         found = []
         for _ in range(times):
-            one = replace(draft(probed), tenant=tenant)
+            one = structs.replace(draft(probed), tenant=tenant)
             await self._sounding.is_sure(probed, chat(), one, asyncio.get_running_loop().time() + 10)
             assert one.probed is not None
             found.append(one.probed.outcome)

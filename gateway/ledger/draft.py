@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from gateway.engines.base import Usage
 from gateway.ledger.baseline import baseline
+from gateway.ledger.content import Content
 from gateway.ledger.receipt import (
     Attempt,
     BatchFacts,
+    CloseTerms,
     EngineShare,
     GuidanceFacts,
     LengthFacts,
@@ -23,35 +26,35 @@ from gateway.ledger.receipt import (
 from gateway.ledger.savings import counted, measure, savings_class, with_savings
 from gateway.ledger.shares import share_call, usage_error
 from gateway.ledger.verdict import Allowance
+from gateway.ledger.worst_case import Most, Role
+from gateway.policy.resolve import Plan
 from gateway.pricing import total_usd
-from gateway.protocol import TextRequest
+from gateway.protocol import CallerRequest, Json, TextRequest
+from gateway.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from gateway.engines.base import Usage
     from gateway.errors import EngineError
     from gateway.ledger.baseline import Encoding
-    from gateway.ledger.content import Content
-    from gateway.ledger.receipt import CloseTerms
     from gateway.ledger.shares import Shares, UsageError
-    from gateway.ledger.worst_case import CallBound, Most, Role
-    from gateway.policy.resolve import Plan
+    from gateway.ledger.worst_case import CallBound
     from gateway.pricing import Price
-    from gateway.protocol import CallerRequest, Json
 
 
 _HANDED_OVER = frozenset({"ok", "client_gone"})
 
 
-@dataclass(slots=True)
-class Call:
+# Structs: a dataclass takes ten times as long to make.
+
+
+class Call(msgspec.Struct):
     """One call to one engine: what was sent, and what is known of what came back."""
 
     model: str
     messages: Sequence[Json]
     usage: Usage | None = None
-    text: StringIO = field(default_factory=StringIO)  # what came back, for when nobody counted it
+    text: StringIO = msgspec.field(default_factory=StringIO)  # what came back, for when nobody counted it
     lost_tokens: int = 0  # an upper bound on tokens written that never reached us
     shared: str = ""  # "flight" or "cache": what another request's call fetched, and paid for
     unbounded: bool = False  # tokens may have been written that never reached us, and nothing bounds them
@@ -63,8 +66,7 @@ class Call:
     role: Role = "finisher"
 
 
-@dataclass(frozen=True, slots=True)
-class FailedCall:
+class FailedCall(Record, frozen=True):
     """A call in whose place another one was made. `call` is None where the engine never got it."""
 
     engine: str
@@ -72,8 +74,7 @@ class FailedCall:
     call: Call | None
 
 
-@dataclass(slots=True)
-class Draft:
+class Draft(msgspec.Struct):
     """The facts of one request, gathered along the path. Times are time.perf_counter() seconds."""
 
     id: str
@@ -96,7 +97,7 @@ class Draft:
     running: Call | None = None  # the call under way that this request pays for
     caller_left: bool = False  # the caller disconnected, and the running call is read to its end for its usage
     ended_at: str | None = None  # the guidance ended with a sentence or step, before its length was used up
-    failed: list[FailedCall] = field(default_factory=list)
+    failed: list[FailedCall] = []
     batch: BatchFacts | None = None
     kept_tokens: int = 0
     opening: str = ""  # what these are in words
@@ -110,7 +111,7 @@ class Draft:
     receipt: Receipt | None = None
     told: Receipt | None = None  # what a reply was told that does not show the baseline; that is counted afterwards
     shadow_of: str | None = None  # the id of the request beside which this was done, for nobody to see
-    allowance: Allowance = field(default_factory=Allowance)
+    allowance: Allowance = msgspec.field(default_factory=Allowance)
     content: Content | None = None  # where its tenant wants it in the log
     budget: str | None = None  # "soft" where a budget of the caller has passed its soft line
     refused: bool = False  # before anything was reserved: it has no receipt
@@ -221,9 +222,9 @@ class Draft:
         teacher, likely_teacher = shares_of(self.teacher)
         student, likely_student = shares_of(self.student)
         probe, _ = shares_of(self.probe)
-        attempts = tuple(Attempt(failed.engine, failed.label, shares_of(failed.call)[0]) for failed in self.failed)
-        shares = [one for one in (teacher, student, probe, *(attempt.share for attempt in attempts)) if one is not None]
-        cost = total_usd(*(share.cost_usd for share in shares))
+        attempts = tuple([Attempt(failed.engine, failed.label, shares_of(failed.call)[0]) for failed in self.failed])
+        shares = [one for one in (teacher, student, probe, *[attempt.share for attempt in attempts]) if one is not None]
+        cost = total_usd(*[share.cost_usd for share in shares])
         # An upper bound is no basis for savings: they would grow with what nobody knows.
         self.likely = likely_teacher, likely_student
         price = prices[self.plan.baseline]
@@ -280,11 +281,12 @@ class Draft:
         return None if self.reserved is None else self.reserved.bounds.get((call.role, call.model))
 
     def _usage_error(self, call: Call) -> UsageError:
-        if self.request is None:
+        bound = self._bound(call)
+        if self.request is None or bound is None:
             return ""
         repeats_prompt = isinstance(self.request, TextRequest) and bool(self.request.body.get("echo"))
         shown = None if repeats_prompt else len(self.opening) if call is self.student else 0
-        return usage_error(call, self._bound(call), choices=self.request.drafts, shown_chars=shown)
+        return usage_error(call, bound, choices=self.request.drafts, shown_chars=shown)
 
     def facts(self) -> Json:
         """What is known when a stream begins; the names are those of `Receipt.facts`."""

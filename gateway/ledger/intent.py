@@ -84,7 +84,7 @@ def intend(draft: Draft, plan: Plan, most: Most, owner: str, scopes: Sequence[Sc
         shadow_of=draft.shadow_of,
         more=most.more,
         tokens=most.likely_tokens,
-        charges=tuple(scope.charge for scope in scopes),
+        charges=tuple([scope.charge for scope in scopes]),
         close=draft.terms,
     )
 

@@ -177,7 +177,7 @@ def test_an_intent_tells_of_no_word_that_was_said() -> None:
 
 def test_a_shadow_is_told_apart_also_when_its_process_died() -> None:
     """By its mode, and by the request beside which it was made."""
-    shadow = replace(draft(plan()), shadow_of="req_1")
+    shadow = msgspec.structs.replace(draft(plan()), shadow_of="req_1")
     one = Intent.from_json(intend(shadow, shadow.plan, worst_case(shadow.plan, chat(), PRICES), "ann").to_json())
     receipt = abandoned(one, now=one.created + 1)
     assert (one.mode, receipt.mode, receipt.shadow_of) == ("shadow", "shadow", "req_1")
