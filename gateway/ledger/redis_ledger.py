@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.ledger.scopes import Scope, picodollars
 from gateway.ledger.verdict import AdmittedNews, ChargeNews, News, SettledNews, Told, VariantNews
+from gateway.record import Record
 from gateway.redis_script import Script
 
 if TYPE_CHECKING:
@@ -36,16 +37,14 @@ NAMED_FOR_S = 3600.0
 """How long a process knows that Redis knows of a tenant with receipts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(Record, frozen=True):
     """One way to answer a request. `kind`: 1 as planned, 2 with shorter guidance, 3 by the student alone."""
 
     kind: int
     intent: Intent
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Record, frozen=True):
     """A request that asks to be admitted.
 
     Attributes:
@@ -66,16 +65,20 @@ class Candidate:
     def tenant(self) -> str:
         return self.variants[0].intent.tenant
 
-    def let_in(self, variant: Variant) -> Candidate:
-        """The same, when it goes on and is only to be counted."""
+    def let_in(self) -> Candidate:
+        """The same, when it goes on as its first variant says, and is only to be counted."""
+        variant = self.variants[0]
         intent = variant.intent
         if intent.reserved_usd > MOST_UNASKED_USD:
             variant = Variant(variant.kind, msgspec.structs.replace(intent, reserved_usd=MOST_UNASKED_USD))
         return Candidate(self.scopes, (variant,), force=True)
 
+    def following(self, kind: int) -> Candidate:
+        """The same, when it goes on as the variant of that kind says."""
+        return Candidate(self.scopes, tuple([one for one in self.variants if one.kind == kind]), self.force)
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+
+class Settlement(Record, frozen=True):
     """A request that is over: its receipt, and what was reserved for it. No intent: it was not admitted here."""
 
     receipt: Receipt
@@ -291,7 +294,8 @@ class _TenantNews:
 
     def add(self, candidate: Candidate) -> None:
         self.admitted.append(candidate)
-        self.scopes.update((scope.name, scope) for scope in candidate.scopes)
+        for scope in candidate.scopes:
+            self.scopes[scope.name] = scope
 
     def number_scopes(self) -> None:
         """Every scope that any request touches. What settles needs no limits, so those of who asks went first."""

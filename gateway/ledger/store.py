@@ -108,8 +108,7 @@ class ReceiptStore:
         Raises:
             StoreUnavailable, RateLimited: Redis is away, and the request may not go on without it.
         """
-        # Told again before there is a verdict, it is only to be counted: then it was let in.
-        self._under_way[candidate.id] = candidate.let_in(candidate.variants[0])
+        self._under_way[candidate.id] = candidate
         try:
             alone = on_failure == "degrade" and self._keeps_to_part(candidate)
             admitted = await self._told(candidate, alone=alone)
@@ -137,9 +136,9 @@ class ReceiptStore:
 
     def _keeps_to_part(self, candidate: Candidate) -> bool:
         """Return whether other processes may not have told Redis yet what they spent of a budget of the request."""
-        if not self._local.is_settling(asyncio.get_running_loop().time()):
+        if all(scope.budget is None for scope in candidate.scopes):
             return False
-        return any(scope.budget is not None for scope in candidate.scopes)
+        return self._local.is_settling(asyncio.get_running_loop().time())
 
     async def _told(self, candidate: Candidate, *, alone: bool) -> Admitted:
         if alone or not self._redis.up:
@@ -261,7 +260,11 @@ class ReceiptStore:
             if not self._redis.up:
                 self._answer(list(self._admitting), None)
                 await self._redis.wait_up()
-            await asyncio.sleep(0)  # requests that are ready now come along
+            # Requests that are ready now come along, and those that become ready meanwhile.
+            ready = -1
+            while ready < len(self._untold) < _BATCH:
+                ready = len(self._untold)
+                await asyncio.sleep(0)
             self._news.clear()
             if not await self._exchange():
                 self._look_in(_RETRY_S)
@@ -277,8 +280,9 @@ class ReceiptStore:
         """Tell Redis what waits, as much as one round trip should carry; False when it did not take it."""
         async with self._exchanging:
             if self._unsure:
-                # What asks to be admitted still asks.
-                self._untold, self._unsure = {**self._under_way, **self._untold}, False
+                # What asks to be admitted still asks. What was let in is only to be counted.
+                under_way = {name: one.let_in() for name, one in self._under_way.items()}
+                self._untold, self._unsure = {**under_way, **self._untold}, False
             candidates = [self._untold.pop(one) for one in list(islice(self._untold, _BATCH))]
             settled = list(islice(chain(self._waiting.values(), self._again.values()), _BATCH))
             beats, self._beats = self._beats, set()
@@ -341,8 +345,7 @@ class ReceiptStore:
         if verdict.no is not None:
             del self._under_way[candidate.id]
         elif verdict.variant != candidate.variants[0].kind:
-            chosen = next(one for one in candidate.variants if one.kind == verdict.variant)
-            self._under_way[candidate.id] = candidate.let_in(chosen)
+            self._under_way[candidate.id] = candidate.following(verdict.variant)
 
     def _answer(self, ids: Iterable[str], brought: Exchanged | None) -> None:
         """Let requests go on that wait for admission; one that was cancelled meanwhile no longer does."""
