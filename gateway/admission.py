@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -23,7 +23,6 @@ from gateway.sections import Defaults
 from gateway.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 
 NO_DEFAULTS = Defaults()
+_LEFT = (asyncio.CancelledError, GeneratorExit, ConnectionError)
 
 
 class Admission:
@@ -131,27 +131,13 @@ class Admission:
             draft.plan = plans[verdict.variant]
         return draft.plan
 
-    @contextmanager
-    def settled(self, draft: Draft) -> Iterator[None]:
+    def settled(self, draft: Draft) -> AbstractContextManager[None]:
         """Settle one receipt for what happens inside the block, whatever that is.
 
         A request that was refused before anything was reserved has no receipt: it costs nothing, and its caller may
         repeat it without limit. Hold its slot around the block, so that a request without a slot has none either.
         """
-        status = "internal"
-        call_for(draft.tenant, draft.id)
-        try:
-            yield
-            status = "client_gone" if draft.caller_left else "ok"
-        except GatewayError as error:
-            status, error.recorded = "client_gone" if draft.caller_left else error.label, not draft.refused
-            raise
-        except (asyncio.CancelledError, GeneratorExit, ConnectionError):
-            status = "shutdown" if self.cutting and not draft.caller_left else "client_gone"
-            raise
-        finally:
-            if not draft.refused:
-                self._ledger.settle(draft, status)
+        return _Settled(self, self._ledger, draft)
 
     def until_cut(self) -> AbstractAsyncContextManager[None]:
         """Let a drain end what is inside the block, while its caller can still be told. Raises Overloaded then."""
@@ -175,7 +161,7 @@ def _saves(scope: Scope) -> bool:
     return scope.budget is not None and (scope.budget.on_soft != "warn" or scope.budget.on_hard != "reject")
 
 
-# Classes, and no generators with a decorator: each request enters both, and the difference is a hundredth of its time.
+# Classes, and no generators with a decorator: each request enters all, and the difference is a hundredth of its time.
 
 
 class _Place:
@@ -188,6 +174,35 @@ class _Place:
 
     def __exit__(self, *_: object) -> None:
         self._admission.leave(self._policy.tenant)
+
+
+class _Settled:
+    def __init__(self, admission: Admission, ledger: Ledger, draft: Draft) -> None:
+        self._admission = admission
+        self._ledger = ledger
+        self._draft = draft
+
+    def __enter__(self) -> None:
+        call_for(self._draft.tenant, self._draft.id)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, GatewayError):
+            error.recorded = not self._draft.refused
+        if not self._draft.refused:
+            self._ledger.settle(self._draft, self._status(error))
+
+    def _status(self, error: BaseException | None) -> str:
+        if not (error is None or isinstance(error, (GatewayError, *_LEFT))):
+            return "internal"
+        if self._draft.caller_left:
+            return "client_gone"
+        if error is None:
+            return "ok"
+        if isinstance(error, GatewayError):
+            return error.label
+        return "shutdown" if self._admission.cutting else "client_gone"
 
 
 class _UntilCut:

@@ -101,7 +101,7 @@ class Ledger:
         """
         mosts = {kind: worst_case(plan, asked, self._prices, self._max_output) for kind, plan in plans.items()}
         variants = tuple(
-            Variant(kind, intend(draft, plan, mosts[kind], self._owner, scopes)) for kind, plan in plans.items()
+            [Variant(kind, intend(draft, plan, mosts[kind], self._owner, scopes)) for kind, plan in plans.items()]
         )
         # No call of the request is charged more than its reservation, which must not change from now on.
         draft.request, draft.reserved = asked, mosts[variants[0].kind]
@@ -242,15 +242,16 @@ class Ledger:
             child(metrics.guidance, receipt.teacher.model, receipt.teacher.shared or "teacher").inc()
 
     def _count_savings(self, receipt: Receipt, tenant: str, route: str) -> None:
-        metrics, child = self._metrics, self._child
-        child(metrics.cost_usd, tenant, route).inc(float(receipt.cost_usd))
+        metrics, child, cost = self._metrics, self._child, float(receipt.cost_usd)
+        child(metrics.cost_usd, tenant, route).inc(cost)
         if receipt.shadow_of is None:  # a shadow spares nothing: its request was answered, and paid for, as well
             child(metrics.baseline_usd, tenant, route).inc(float(receipt.baseline_usd))
         saved, of_class = savings_of(receipt), class_of(receipt)
         if saved.measuring_usd:
             child(metrics.class_cost_usd, tenant, route, MEASURING).inc(float(saved.measuring_usd))
+            cost = float(receipt.cost_usd - saved.measuring_usd)
         if of_class != MEASURING:
-            child(metrics.class_cost_usd, tenant, route, of_class).inc(float(receipt.cost_usd - saved.measuring_usd))
+            child(metrics.class_cost_usd, tenant, route, of_class).inc(cost)
         # Counters only grow, so each amount that may be negative has two.
         for more, less, usd in (
             (metrics.savings_usd, metrics.losses_usd, saved.usd),
@@ -282,7 +283,9 @@ class Ledger:
             ("cache_write", share.cache_write_input_tokens),
             ("output", share.output_tokens),
         ):
-            self._child(self._metrics.tokens, tenant, role, share.model, direction).inc(tokens)
+            counter = self._child(self._metrics.tokens, tenant, role, share.model, direction)
+            if tokens:
+                counter.inc(tokens)
 
 
 def _child(metric: Any, *labels: str) -> Any:
