@@ -44,7 +44,6 @@ ABOUT_ZERO = "about 0"
 _BY_POLICY = frozenset({"auto_short", "auto_rule", "auto_model", "student_confident", "budget"})
 _NO_GUIDANCE = frozenset({"queue_full", "ticket_unreadable", "guidance_empty", "guidance_boilerplate", "offline"})
 _COUNTED = frozenset({GUIDED, STUDENT_BY_POLICY})
-_NOTHING = frozenset({TEACHER, FAILED})
 _LOSSES_ONLY = frozenset({TEACHER_UNAVAILABLE, NOT_GUIDABLE})
 
 
@@ -120,12 +119,15 @@ def counted(
     if probe is not None:
         measuring = probe.cost_usd
         cost_usd = savings_usd(cost_usd, measuring)
-    if of_class in _NOTHING:
-        return Savings(nothing, nothing, measuring)
     difference = savings_usd(baseline_usd, cost_usd)
-    if of_class in _COUNTED or (of_class in _LOSSES_ONLY and difference < 0):
+    if is_counted(of_class, difference):
         return Savings(difference, error_usd or nothing, measuring)
     return Savings(nothing, nothing, measuring)
+
+
+def is_counted(of_class: str, difference: Decimal | int) -> bool:
+    """Return whether the difference of baseline and cost counts as savings. In the class `measuring` it never does."""
+    return of_class in _COUNTED or (difference < 0 and of_class in _LOSSES_ONLY)
 
 
 def class_of(receipt: Receipt) -> str:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple, TypeAlias
 
-Counts: TypeAlias = dict[int | str, int]
+Sparse: TypeAlias = dict[int | str, int]
 """Values other than 0 by counter. Counters with names from outside are text."""
 
 STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
 """The order of `Row.stages`."""
 
-# Numbers of counters, as the database has them: a number never gets another meaning.
-REQUESTS, KEPT, COST, TEACHER_COST, STUDENT_COST, FAILED_COST, BASELINE, ESTIMATED = range(8)
-ANSWERED, BY_TEACHER, OPENED, BASELINE_ERROR = range(8, 12)
-TEACHER, STUDENT, FAILED = 16, 20, 24  # roles: the tokens of each kind (Tokens)
+# Numbers of counters, as the database has them: a number never gets another meaning. The first ones are `Row.fixed`.
+REQUESTS, KEPT, COST, BASELINE, BASELINE_ERROR, ESTIMATED, ANSWERED, BY_TEACHER, OPENED = range(9)
+TEACHER, STUDENT, FAILED = 9, 14, 19  # roles: the tokens of each kind (Tokens), and the cost
+TEACHER_COST, STUDENT_COST, FAILED_COST = 13, 18, 23
+STAGE_TIMES = 24  # stages: the sum of their times in microseconds
+FIXED = STAGE_TIMES + len(STAGES)
+"""The number of counters in `Row.fixed`. It never changes: new counters go to `Row.sparse`."""
 CLASS_AT: dict[str, int] = {  # savings classes: five sums each (ClassSum)
     "guided": 64,
     "student_by_policy": 72,
@@ -25,10 +29,9 @@ CLASS_AT: dict[str, int] = {  # savings classes: five sums each (ClassSum)
     "failed": 104,
     "measuring": 112,
 }
-STAGE_TIMES = 128  # stages: the sum of their times in microseconds
-BUCKETS = 512  # and of the stages' histograms the buckets
+BUCKETS = 512  # the buckets of the stages' histograms
 BUCKET_STEP = 512
-BATCHES = 4_096  # and the sizes of batches
+BATCHES = 4_096  # the sizes of batches
 ERROR, UNGUIDED, ENGINE, OTHER_CLASS = "e:", "u:", "p:", "c:"
 
 
@@ -68,17 +71,28 @@ class ClassSum(NamedTuple):
     error_pico: int = 0
 
 
-def class_counts(name: str, sums: ClassSum) -> Counts:
+def class_counts(name: str, sums: ClassSum) -> Sparse:
     """Return the counters of a savings class that are not 0."""
+    counts: Sparse = {}
+    for key, amount in zip(_class_keys(name), sums, strict=True):
+        if amount:
+            counts[key] = amount
+    return counts
+
+
+@lru_cache(1_000)
+def _class_keys(name: str) -> list[int | str]:
     at = CLASS_AT.get(name)
-    if at is None:  # of a later version
-        return {f"{OTHER_CLASS}{field}:{name}": amount for field, amount in enumerate(sums) if amount}
-    return {at + field: amount for field, amount in enumerate(sums) if amount}
+    fields = range(len(ClassSum._fields))
+    return [f"{OTHER_CLASS}{field}:{name}" for field in fields] if at is None else [at + field for field in fields]
+
+
+_PICOS = Decimal("1E12")
 
 
 def pico(usd: Decimal | None) -> int:
     """Return USD in whole picodollars, rounded up as `picodollars` does. Receipts have no finer amounts."""
-    return ceil(usd.scaleb(12)) if usd else 0
+    return ceil(usd * _PICOS) if usd else 0
 
 
 def usd(picos: int) -> Decimal:

@@ -7,13 +7,14 @@ are exact. Which time belongs to which bucket is the same in every process and v
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 from itertools import accumulate, repeat
 from typing import TYPE_CHECKING
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 RELATIVE_ERROR = 0.05
 """What is read off a histogram is off by no more than this part of it."""
@@ -56,9 +57,9 @@ class Histogram(msgspec.Struct, frozen=True):
         return self.sum_us / self.count if self.count > 0 else None
 
 
-def bucket_of(spent_us: int) -> int:
-    """Return the number of the bucket that counts a time; 0 to 257."""
-    return bisect_left(_BOUNDS, spent_us)
+MAX_BUCKET = len(_BOUNDS)
+bucket_of: Callable[[int], int] = partial(bisect_left, _BOUNDS)
+"""Return the number of the bucket that counts a time in microseconds; 0 to `MAX_BUCKET`."""
 
 
 def middle_us(place: int) -> float:

@@ -135,7 +135,7 @@ class PreviousSums:
             some = periods[start : start + _KEYS_PER_CALL]
             held: Any = await self._redis.mget([self._name("total", period) for period in some])
             found |= {period: row_of_previous(raw) for period, raw in zip(some, held, strict=True) if raw is not None}
-        return {period: row for period, row in found.items() if row.counts}
+        return {period: row for period, row in found.items() if row}
 
     async def rows(self, periods: Iterable[Period]) -> dict[Period, dict[Dims, bytes]]:
         """Return the sums of these periods, encoded."""

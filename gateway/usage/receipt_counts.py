@@ -2,151 +2,138 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
 
 from gateway.ledger.edge import EDGE, GUIDANCE
-from gateway.ledger.savings import MEASURING, class_of, savings_of
+from gateway.ledger.savings import MEASURING, class_of, is_counted, savings_of
 from gateway.usage.counters import (
-    ANSWERED,
-    BASELINE,
-    BASELINE_ERROR,
     BATCHES,
     BUCKET_STEP,
     BUCKETS,
-    BY_TEACHER,
-    CLASS_AT,
-    COST,
     ENGINE,
     ERROR,
-    ESTIMATED,
-    FAILED,
-    FAILED_COST,
-    KEPT,
-    OPENED,
-    REQUESTS,
-    STAGE_TIMES,
-    STUDENT,
-    STUDENT_COST,
-    TEACHER,
-    TEACHER_COST,
+    STAGES,
     UNGUIDED,
     ClassSum,
     class_counts,
     pico,
 )
-from gateway.usage.histogram import bucket_of
+from gateway.usage.histogram import MAX_BUCKET, bucket_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gateway.ledger.receipt import EngineShare, Receipt, Timings
-    from gateway.usage.counters import Counts
+    from gateway.usage.counters import Sparse
 
+_Call: TypeAlias = tuple[int, int, int, int, int]
+"""Tokens of each kind (Tokens) and the cost."""
+
+_engine_key = lru_cache(1_000)(ENGINE.__add__)
 _GUIDED = frozenset({"guided", "teacher_complete"})
+_NO_CALL = (0, 0, 0, 0, 0)
+_NO_TIMES = (0,) * len(STAGES)
+# All receipts share these numbers: a new one for each takes time and memory.
+_BUCKETS_OF = [
+    [BUCKETS + stage * BUCKET_STEP + place for place in range(MAX_BUCKET + 1)] for stage in range(len(STAGES))
+]
 
 
-def counts_of(receipt: Receipt) -> Counts:
-    """Return what one receipt adds to sums. Each microsecond here is one of each receipt."""
-    reported = receipt.edge_of is not None  # of a guidance, which was counted as the request
+def counts_of(receipt: Receipt) -> tuple[list[int], Sparse]:
+    """Return what one receipt adds to `Row.fixed` and `Row.sparse`. Each microsecond here is one of each receipt."""
+    sparse: Sparse = {}
+    requests = 1 if receipt.edge_of is None else 0  # a report of a guidance was counted as the request
+    cost, baseline, error = pico(receipt.cost_usd), pico(receipt.baseline_usd), pico(receipt.baseline_error_usd)
     served = receipt.shadow_of is None
-    cost = pico(receipt.cost_usd)
-    baseline = pico(receipt.baseline_usd) if served else 0
     by_teacher, by_student = _answer_tokens(receipt)
-    counts: Counts = {
-        REQUESTS: 0 if reported else 1,
-        COST: cost,
-        BASELINE: baseline,
-        ANSWERED: by_teacher + by_student,
-        BY_TEACHER: by_teacher,
-        OPENED: 1 if receipt.mode in _GUIDED or _is_given(receipt) else 0,
-    }
-    _count_outcome(counts, receipt, reported=reported)
-    if served:
-        counts[ESTIMATED] = 1 if receipt.baseline_estimated and not reported else 0
-        if error := pico(receipt.baseline_error_usd):
-            counts[BASELINE_ERROR] = error
-    _count_savings(counts, receipt, cost, baseline)
-    if receipt.teacher is not None:
-        _count_call(counts, receipt.teacher, TEACHER, TEACHER_COST)
-    if receipt.student is not None:
-        _count_call(counts, receipt.student, STUDENT, STUDENT_COST)
-    if receipt.probe is not None:
-        _count_call(counts, receipt.probe, STUDENT, STUDENT_COST)
-    for attempt in receipt.attempts:
-        if attempt.share is not None:
-            _count_call(counts, attempt.share, FAILED, FAILED_COST)
-    if receipt.mode != EDGE:  # a device's times are no stage's
-        _count_times(counts, receipt.timings)
-    return {key: count for key, count in counts.items() if count} if 0 in counts.values() else counts
-
-
-def _count_outcome(counts: Counts, receipt: Receipt, *, reported: bool) -> None:
+    guidance, probe = receipt.guidance, receipt.probe
+    fixed = [
+        requests,
+        guidance.kept_tokens if guidance is not None else 0,
+        cost,
+        baseline if served else 0,
+        error if served else 0,
+        requests if served and receipt.baseline_estimated else 0,
+        by_teacher + by_student,
+        by_teacher,
+        1 if receipt.mode in _GUIDED or (receipt.mode == GUIDANCE and guidance is not None) else 0,
+        *_call(sparse, receipt.teacher),
+        *(_call(sparse, receipt.student) if probe is None else _calls(sparse, (receipt.student, probe))),
+        *(_calls(sparse, [one.share for one in receipt.attempts]) if receipt.attempts else _NO_CALL),
+        *(_times(sparse, receipt.timings) if receipt.mode != EDGE else _NO_TIMES),  # a device's times are no stage's
+    ]
     if receipt.status != "ok":
-        counts[ERROR + receipt.status] = 1
-    if receipt.unguided is not None and not reported:
-        counts[UNGUIDED + receipt.unguided] = 1
+        sparse[ERROR + receipt.status] = 1
+    if receipt.unguided is not None and requests:
+        sparse[UNGUIDED + receipt.unguided] = 1
     if receipt.batch is not None:
-        counts[BATCHES + receipt.batch.size] = 1
-    if receipt.guidance is not None:
-        counts[KEPT] = receipt.guidance.kept_tokens
+        sparse[BATCHES + receipt.batch.size] = 1
+    _count_savings(sparse, receipt, requests, (cost, baseline, error))
+    return fixed, sparse
 
 
-def _count_savings(counts: Counts, receipt: Receipt, cost: int, baseline: int) -> None:
+def _count_savings(sparse: Sparse, receipt: Receipt, requests: int, money: tuple[int, int, int]) -> None:
+    """Count what `savings_of` returns, in whole picodollars.
+
+    Args:
+        money: cost, baseline and its error.
+    """
+    cost, baseline, error = money
     of_class = class_of(receipt)
-    usd, error_usd, measuring_usd = savings_of(receipt)
-    measuring = 0
-    if measuring_usd and of_class != MEASURING:
-        measuring = pico(measuring_usd)
-        counts[CLASS_AT[MEASURING] + 1] = measuring
-    requests = 1 if receipt.edge_of is None else 0
-    savings, error = pico(usd), pico(error_usd)
-    at = CLASS_AT.get(of_class)
-    if at is None:
-        counts |= class_counts(of_class, ClassSum(requests, cost - measuring, baseline, savings, error))
-        return
-    counts[at] = requests
-    counts[at + 1] = cost - measuring
-    counts[at + 2] = baseline
-    if savings:
-        counts[at + 3] = savings
-    if error:
-        counts[at + 4] = error
+    if of_class == MEASURING:
+        found = savings_of(receipt)
+        saved, error = pico(found.usd), pico(found.error_usd)
+    else:
+        if receipt.probe is not None:
+            measuring = pico(receipt.probe.cost_usd)
+            cost -= measuring
+            sparse |= class_counts(MEASURING, ClassSum(cost_pico=measuring))
+        saved = baseline - cost
+        if not is_counted(of_class, saved):
+            saved = error = 0
+    if receipt.shadow_of is not None:
+        baseline = 0
+    sparse |= class_counts(of_class, ClassSum(requests, cost, baseline, saved, error))
 
 
-def _count_call(counts: Counts, share: EngineShare, role: int, paid_at: int) -> None:
-    """Count the tokens and the cost of a call. The tokens of a shared call are another receipt's."""
-    get = counts.get
-    if not share.shared:
-        cached, stored = share.cached_input_tokens, share.cache_write_input_tokens
-        counts[role] = get(role, 0) + share.input_tokens - cached - stored
-        if cached:
-            counts[role + 1] = get(role + 1, 0) + cached
-        if stored:
-            counts[role + 3] = get(role + 3, 0) + stored
-        counts[role + 2] = get(role + 2, 0) + share.output_tokens
+def _call(sparse: Sparse, share: EngineShare | None) -> _Call:
+    """Count the cost of a call by its engine, and return its counters. Another receipt has a shared call's tokens."""
+    if share is None:
+        return _NO_CALL
     if paid := pico(share.cost_usd):
-        counts[paid_at] = get(paid_at, 0) + paid
-        engine = ENGINE + share.model
-        counts[engine] = get(engine, 0) + paid
+        engine = _engine_key(share.model)
+        sparse[engine] = sparse.get(engine, 0) + paid
+    if share.shared:
+        return (0, 0, 0, 0, paid)
+    cached, stored = share.cached_input_tokens, share.cache_write_input_tokens
+    return (share.input_tokens - cached - stored, cached, share.output_tokens, stored, paid)
 
 
-def _count_times(counts: Counts, timings: Timings) -> None:
-    spent = (
-        timings.admission_ms,
-        timings.batch_wait_ms,
-        timings.teacher_ms,
-        timings.first_token_ms,
-        timings.total_ms,
-    )
-    bucket = BUCKETS
-    for stage, spent_ms in enumerate(spent, STAGE_TIMES):
-        if spent_ms is not None:
-            counts[stage] = spent_us = round(spent_ms * 1000)
-            counts[bucket + bucket_of(spent_us)] = 1
-        bucket += BUCKET_STEP
+def _calls(sparse: Sparse, shares: Iterable[EngineShare | None]) -> Iterable[int]:
+    """Return the sums of the counters of calls."""
+    return map(sum, zip(*(_call(sparse, share) for share in shares), strict=True))
 
 
-def _is_given(receipt: Receipt) -> bool:
-    """Return whether a device got guidance."""
-    return receipt.mode == GUIDANCE and receipt.guidance is not None
+def _times(sparse: Sparse, timings: Timings) -> tuple[int, int, int, int, int]:
+    """Count times in their histograms, and return them in microseconds. A loop over the stages takes twice as long."""
+    admission = batch_wait = teacher = first_token = 0
+    of_admission, of_batch_wait, of_teacher, of_first_token, of_total = _BUCKETS_OF
+    if timings.admission_ms is not None:
+        admission = round(timings.admission_ms * 1000)
+        sparse[of_admission[bucket_of(admission)]] = 1
+    if timings.batch_wait_ms is not None:
+        batch_wait = round(timings.batch_wait_ms * 1000)
+        sparse[of_batch_wait[bucket_of(batch_wait)]] = 1
+    if timings.teacher_ms is not None:
+        teacher = round(timings.teacher_ms * 1000)
+        sparse[of_teacher[bucket_of(teacher)]] = 1
+    if timings.first_token_ms is not None:
+        first_token = round(timings.first_token_ms * 1000)
+        sparse[of_first_token[bucket_of(first_token)]] = 1
+    total = round(timings.total_ms * 1000)
+    sparse[of_total[bucket_of(total)]] = 1
+    return admission, batch_wait, teacher, first_token, total
 
 
 def _answer_tokens(receipt: Receipt) -> tuple[int, int]:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
-from gateway.usage.rollup import Dims, Row, dims, merge_in
+from gateway.usage.rollup import Dims, Row, dims, total
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from gateway.ledger.receipt import Receipt
 
@@ -106,23 +106,37 @@ class Sums:
         Args:
             finest: None: no period counts it.
         """
+        self.add_row(dims(receipt), Row.of(receipt, times), receipt.created, finest)
+
+    def add_row(self, where: Dims, row: Row, created: float, finest: Granularity | None) -> None:
+        """Count a receipt, as `add` does, by its dimensions and its row. The row belongs to the sums afterwards."""
         if finest is None:
             return
-        rows, where = self.rows[_period_of(finest, receipt.created)], dims(receipt)
-        if (row := rows.get(where)) is None:
-            row = rows[where] = Row()
-        row.add(receipt, times)
+        rows = self.rows[_period_of(finest, created)]
+        if (held := rows.get(where)) is None:
+            rows[where] = row
+        else:
+            held.merge(row)
 
     def spread(self) -> Sums:
         """Count minutes in their hours, and hours in their days. Call it once, when all receipts are counted."""
-        for period, rows in self.rows.items():
-            total = self.totals[period] = Row()
-            for row in rows.values():
-                total.merge(row)
+        self.totals = {period: total([*rows.values()]) for period, rows in self.rows.items()}
         for finer, wider in pairwise(SECONDS):
-            for period in [one for one in self.rows if one.granularity == finer]:
-                above = Period.of(wider, period.start)
-                for where, row in self.rows[period].items():
-                    merge_in(self.rows[above], where, row)
-                merge_in(self.totals, above, self.totals[period])
+            parts: dict[Period, list[Period]] = defaultdict(list)
+            for period in self.rows:
+                if period.granularity == finer:
+                    parts[Period.of(wider, period.start)].append(period)
+            for above, below in parts.items():
+                some = [above, *below] if above in self.rows else below
+                self.rows[above] = _added_up([self.rows[one] for one in some])
+                self.totals[above] = total([self.totals[one] for one in some])
         return self
+
+
+def _added_up(parts: Sequence[dict[Dims, Row]]) -> dict[Dims, Row]:
+    """Return the sums of these rows. Most have one row alone, which is its own sum."""
+    rows: dict[Dims, list[Row]] = defaultdict(list)
+    for part in parts:
+        for where, row in part.items():
+            rows[where].append(row)
+    return {where: total(some) for where, some in rows.items()}

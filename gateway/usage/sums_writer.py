@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from operator import itemgetter
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from gateway.usage.rollup import Dims, Row, merge_in
@@ -27,28 +27,37 @@ def add_sums(connection: Connection, sums: Sums, max_rows: int) -> None:
     Args:
         max_rows: sums of one tenant and period that are kept apart by key and route; others count together.
     """
-    rows: dict[SumKey, Row] = {}
-    for period, by_dims in sums.rows.items():
-        for dims, row in by_dims.items():
-            rows[key_of(period, dims)] = row
-        rows[key_of(period, TOTAL)] = sums.totals[period]
+    rows = _by_key(sums)
     if not rows:
         return
     sql = sql_of(connection)
     held = sql.held_sums([key for key in rows if key[2] == ALL_TENANTS])
     known = {key[:2] for key in held}  # periods without a total have no other sums
-    held |= sql.held_sums(sorted(key for key in rows if key[:2] in known and key[2] != ALL_TENANTS))
+    held |= sql.held_sums([key for key in rows if key[2] != ALL_TENANTS and key[:2] in known])
     held |= _fold(sql, rows, held, known, max_rows)
-    for key, raw in held.items():
-        row = Row.from_bytes(raw)
-        row.merge(rows[key])
-        rows[key] = row
-    # A true receipt that replaces an abandoned one may leave nothing of a sum.
-    gone = [key for key, row in rows.items() if not row.counts]
-    for key in gone:
-        del rows[key]
-    sql.put_sums([(*key, row.to_bytes()) for key, row in sorted(rows.items(), key=itemgetter(0))])
-    sql.delete_sums([key for key in gone if key in held])
+    put, gone = [], []
+    for key, row in rows.items():
+        if (raw := held.get(key)) is not None:
+            new, row = row, Row.from_bytes(raw)  # noqa: PLW2901
+            row.merge(new)
+        if row:
+            put.append((*key, row.to_bytes()))
+        elif raw is not None:  # a true receipt that replaces an abandoned one may leave nothing of a sum
+            gone.append(key)
+    sql.put_sums(put)
+    sql.delete_sums(gone)
+
+
+def _by_key(sums: Sums) -> dict[SumKey, Row]:
+    """Return the sums in the order of their keys, which takes a database least time to write."""
+    rows: dict[SumKey, Row] = {}
+    # The same dimensions come in many periods: compare their texts once.
+    places = {dims: place for place, dims in enumerate(sorted({*chain.from_iterable(sums.rows.values())}))}
+    for start, period in sorted((_start_of(period), period) for period in sums.rows):
+        rows[start + TOTAL] = sums.totals[period]
+        of_period = sums.rows[period]
+        rows |= {start + dims: of_period[dims] for dims in sorted(of_period, key=places.__getitem__)}
+    return rows
 
 
 def _fold(
@@ -71,4 +80,8 @@ def _fold(
 
 def key_of(period: Period, dims: Dims) -> SumKey:
     """Return the primary key of a sum."""
-    return (SECONDS[period.granularity], period.start, *dims)
+    return _start_of(period) + dims
+
+
+def _start_of(period: Period) -> tuple[int, int]:
+    return (SECONDS[period.granularity], period.start)

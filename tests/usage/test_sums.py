@@ -9,9 +9,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.ledger.receipt import EngineShare
+from gateway.ledger.savings import CLASSES, MEASURING, class_of, savings_of
+from gateway.usage.counters import pico
 from gateway.usage.histogram import RELATIVE_ERROR, Histogram, bucket_of
 from gateway.usage.rollup import NUMBERS, Row, row_with
 from gateway.usage.sums import Sums
@@ -95,3 +99,41 @@ def test_a_row_is_encoded_and_made_of_its_attributes(told: list[Receipt], of_cla
         stages=row.stages,
     )
     assert again == row
+
+
+@given(
+    many(1),
+    st.sampled_from((None, *CLASSES, "of a later version")),
+    st.integers(0, 10**10),
+    st.sampled_from((None, Decimal("0.0000003"))),
+    st.sampled_from((None, EngineShare("small", 5, 1, Decimal("0.000007")))),
+    st.sampled_from((None, "another")),
+)
+def test_a_row_has_the_savings_of_its_receipt(
+    told: list[Receipt],
+    of_class: Any,
+    baseline: int,
+    error_usd: Decimal | None,
+    probe: EngineShare | None,
+    shadow_of: str | None,
+) -> None:
+    one = msgspec.structs.replace(
+        told[0],
+        savings_class=of_class,
+        cost_usd=told[0].cost_usd + Decimal("0.000007"),
+        baseline_usd=Decimal(baseline).scaleb(-12),
+        baseline_error_usd=error_usd,
+        probe=probe,
+        shadow_of=shadow_of,
+    )
+    row, found = Row.of(one), savings_of(one)
+    assert row.savings_pico == pico(found.usd)
+    assert row.savings_error_pico == pico(found.error_usd)
+    assert sum(sums.cost_pico for sums in row.classes.values()) == row.cost_pico
+    if probe is not None or class_of(one) == MEASURING:
+        assert row.classes[MEASURING].cost_pico == pico(found.measuring_usd)
+
+
+def test_a_row_of_another_length_is_refused() -> None:
+    with pytest.raises(msgspec.DecodeError):
+        Row.from_bytes(Row([0]).to_bytes())
