@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +22,8 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from gateway.ledger.receipt import Receipt
 from gateway.usage.entries import Entry
-from gateway.usage.packing import unpack
+from gateway.usage.packing import pack, unpack
+from gateway.usage.rollup import Dims, Row, dims
 from gateway.usage.sql import sql_of
 from gateway.usage.sums import SECONDS, Sums
 from gateway.usage.sums_writer import add_sums
@@ -40,6 +42,7 @@ ABANDONED = "abandoned"
 REFUSALS = (DataError, IntegrityError, OverflowError, ValueError)
 """Errors that a row causes. No row causes other errors."""
 _DELETED_AT_ONCE = 1_000
+_AT_ONCE = 100  # receipts of one call of `_read`
 
 
 @dataclass(slots=True)
@@ -93,22 +96,18 @@ class UsageDatabase:
         added = Added()
         items: dict[ReceiptKey, _Item] = {}
         unreadable: list[_Refused] = []
-        # Nearly always all receipts are new. Their sums are made here, while a receipt is in the processor's cache.
-        sums, finest = Sums(), self._finest()
-        for entry in entries:
-            try:
-                receipt = Receipt.from_json(entry.raw)
-                item = _Item(entry, receipt.status, row_of(receipt, entry.raw))
-                sums.add(receipt, 1, finest(receipt.created))
-            except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
-                unreadable.append((entry, type(error).__name__))
-                continue
-            key = (item.row[0], receipt.id, receipt.tenant)
-            held = items.setdefault(key, item)
-            if held is not item:
-                added.known += 1
-                if held.status == ABANDONED:
-                    items[key] = item
+        sums, finest = Sums(), self._finest()  # of all receipts: nearly always all are new
+        known: dict[Dims, Dims] = {}
+        entries = iter(entries)
+        while some := list(islice(entries, _AT_ONCE)):
+            for receipt, item, where, counted in _read(some, known, unreadable):
+                sums.add_row(where, counted, receipt.created, finest(receipt.created))
+                key = (item.row[0], receipt.id, receipt.tenant)
+                held = items.setdefault(key, item)
+                if held is not item:
+                    added.known += 1
+                    if held.status == ABANDONED:
+                        items[key] = item
         in_order = sorted(items.items(), key=itemgetter(0))  # of the primary key
         self._add(in_order, unreadable, added, sums if not added.known else None)
         return added
@@ -127,7 +126,7 @@ class UsageDatabase:
         """
         try:
             with self._engine.writing() as connection:
-                inserted, replaced = self._write(connection, dict(items), sums)
+                inserted, replaced = self._write(connection, items, sums)
                 _put_aside(connection, unreadable)
         except msgspec.MsgspecError:
             raise  # of sums that cannot be decoded: no receipt causes it
@@ -147,16 +146,20 @@ class UsageDatabase:
         added.known += len(items) - inserted - replaced
         added.unreadable += len(unreadable)
 
-    def _write(self, connection: Connection, items: dict[ReceiptKey, _Item], sums: Sums | None) -> tuple[int, int]:
+    def _write(
+        self, connection: Connection, items: Sequence[tuple[ReceiptKey, _Item]], sums: Sums | None
+    ) -> tuple[int, int]:
         """Return the numbers of receipts that were inserted and replaced."""
         sql = sql_of(connection)
         replaced: list[Receipt] = []
-        if not sql.insert_receipts([item.row for item in items.values()]):
-            replaced, sums = _without_held(sql, items), None
-            sql.put_receipts([item.row for item in items.values()])
+        if not sql.insert_receipts([item.row for _, item in items]):
+            new = dict(items)
+            replaced, sums = _without_held(sql, new), None
+            items = [*new.items()]
+            sql.put_receipts([item.row for _, item in items])
         if sums is None:
             sums, finest = Sums(), self._finest()
-            for times, some in ((1, (Receipt.from_json(one.entry.raw) for one in items.values())), (-1, replaced)):
+            for times, some in ((1, (Receipt.from_json(one.entry.raw) for _, one in items)), (-1, replaced)):
                 for receipt in some:
                     sums.add(receipt, times, finest(receipt.created))
         add_sums(connection, sums.spread(), self._retention.max_rows)
@@ -188,6 +191,30 @@ class UsageDatabase:
         old = select(*key).where(*where).order_by(*key).limit(_DELETED_AT_ONCE)
         with self._engine.writing() as connection:
             return connection.execute(delete(table).where(tuple_(*key).in_(old))).rowcount
+
+
+def _read(
+    entries: Sequence[Entry], known: dict[Dims, Dims], unreadable: list[_Refused]
+) -> Iterable[tuple[Receipt, _Item, Dims, Row]]:
+    """Decode, count and pack receipts. Each step takes all receipts, so that the processor's cache keeps its code.
+
+    Args:
+        known: the dimensions of earlier receipts. Equal ones share their texts.
+        unreadable: gets the entries that cannot be decoded.
+    """
+    try:
+        receipts = [Receipt.from_json(entry.raw) for entry in entries]
+        places = [known.setdefault(where, where) for where in map(dims, receipts)]
+        counted = [*map(Row.of, receipts)]
+        packed = [pack(entry.raw) for entry in entries]
+        rows = map(row_of, receipts, packed, places, counted)
+        items = [*map(_Item, entries, (receipt.status for receipt in receipts), rows)]
+    except (msgspec.MsgspecError, ArithmeticError, UnicodeError) as error:
+        if len(entries) > 1:
+            return [one for entry in entries for one in _read([entry], known, unreadable)]
+        unreadable.append((entries[0], type(error).__name__))
+        return []
+    return zip(receipts, items, places, counted, strict=True)
 
 
 def _without_held(sql: Sql, items: dict[ReceiptKey, _Item]) -> list[Receipt]:

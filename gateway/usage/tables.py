@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-from gateway.ledger.edge import EDGE, student_of
+from gateway.ledger.edge import EDGE
 from gateway.usage.counters import pico
-from gateway.usage.packing import pack
 
 if TYPE_CHECKING:
     from gateway.ledger.receipt import Receipt
+    from gateway.usage.rollup import Dims, Row
 
 DAY_S = 86_400
 _ID_PREFIX = "req_"
@@ -135,23 +135,23 @@ def id_before(moment: float) -> str:
     return f"{_ID_PREFIX}{int(moment):0{_TIME_DIGITS}x}"
 
 
-def row_of(receipt: Receipt, raw: bytes) -> tuple[Any, ...]:
-    """Return the row of a receipt, in the order of the columns; `raw` is its JSON."""
-    student = student_of(receipt)
+def row_of(receipt: Receipt, packed: bytes, where: Dims, counted: Row) -> tuple[Any, ...]:
+    """Return the row of a receipt, in the order of the columns.
+
+    Args:
+        packed: its JSON, packed.
+        where: its dimensions.
+        counted: its sums.
+    """
     return (
         day_of(receipt),
         receipt.id,
         receipt.created,
-        receipt.tenant,
-        receipt.key,
-        receipt.route,
-        receipt.mode,
+        *where[:4],
         receipt.status,
-        receipt.teacher.model if receipt.teacher is not None else "",
-        student.model if student is not None else "",
-        pico(receipt.cost_usd),
-        # A shadow spares nothing: its request was answered and paid for as well.
-        pico(receipt.baseline_usd) if receipt.shadow_of is None else 0,
+        *where[4:],
+        counted.cost_pico,
+        counted.baseline_pico,
         pico(receipt.savings_usd),
-        pack(raw),
+        packed,
     )

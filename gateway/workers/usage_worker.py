@@ -47,8 +47,8 @@ log = structlog.get_logger()
 
 _REDIS_TIMEOUT_S = 5.0
 _NICE = 5
-_COLLECT_AFTER = 50_000
-"""Allocations between two runs of the garbage collector. A batch makes many objects, of which few are in cycles."""
+_COLLECT_AFTER = 300_000
+"""Allocations between two runs of the garbage collector: more than a batch has. Few of its objects are in cycles."""
 
 
 def main(config: Path, *, child: bool) -> int:
