@@ -44,16 +44,22 @@ class PolicyBook:
     projections: Mapping[str, Projection] = field(repr=False)
     _callers: Mapping[str, Caller] = field(repr=False)
     _of_tenant: Mapping[str, TenantPolicy] = field(repr=False)
+    _only_embed: frozenset[str] = field(repr=False)
 
     @classmethod
     def of(cls, policies: Iterable[TenantPolicy], projections: Mapping[str, Projection] = PROJECTIONS) -> PolicyBook:
         """A book of policies that are known to agree with each other. First match wins."""
         policies = tuple(policies)
         callers: dict[str, Caller] = {}
+        modes: dict[str, set[str]] = {}
         for policy in policies:
             for key in policy.keys:
                 callers.setdefault(key.sha256, Caller(policy, key))
-        return cls(policies, projections, callers, {policy.tenant: policy for policy in policies})
+            for route in policy.routes:
+                for name in route.engines:
+                    modes.setdefault(name, set()).add(route.mode)
+        only_embed = frozenset(name for name, found in modes.items() if found == {"embeddings"})
+        return cls(policies, projections, callers, {policy.tenant: policy for policy in policies}, only_embed)
 
     def tenant_of_key(self, token: str) -> Caller | None:
         """Whose key this is, of those in the files; None if nobody's."""
@@ -78,8 +84,7 @@ class PolicyBook:
 
     def only_embeds(self, name: str) -> bool:
         """Whether a configured model is asked for embeddings and for nothing else."""
-        modes = {route.mode for policy in self.policies for route in policy.routes if name in route.engines}
-        return modes == {"embeddings"}
+        return name in self._only_embed
 
 
 def load_all(config_path: Path, pages: Pages | None = None) -> tuple[Settings, PolicyBook]:
