@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.conftest import accessible, log_in, opened, shoot
+from tests.browser.conftest import ADMIN_KEY, accessible, log_in, opened, shoot
 from tests.gateway_process import model, running_gateway
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from playwright.async_api import Browser
+    from playwright.async_api import Browser, Route
 
     from tests.gateway_process import GatewayProcess
 
@@ -33,6 +34,26 @@ async def test_a_wrong_key_is_told_and_the_right_one_leads_to_where_one_wanted_t
         await log_in(page)
         await expect(page).to_have_url(f"{pages.admin_url}/playground")
         await expect(page.get_by_role("heading", level=1)).to_have_text("Playground")
+
+
+async def test_the_form_is_not_sent_before_its_script_is_there(browser: Browser, pages: GatewayProcess) -> None:
+    may_load = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await may_load.wait()
+        await route.continue_()
+
+    async with opened(browser, pages) as page:
+        await page.route("**/static/login.js", hold)
+        await page.goto("/login", wait_until="commit")
+        key = page.get_by_label("Admin key", exact=True)
+        await key.fill(ADMIN_KEY)
+        await key.press("Enter")
+        await expect(page.get_by_role("button", name="Log in")).to_be_disabled()
+        await expect(page).to_have_url(f"{pages.admin_url}/login")
+        may_load.set()
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
 
 
 async def test_who_logs_out_has_to_log_in_again(browser: Browser, pages: GatewayProcess) -> None:

@@ -21,10 +21,10 @@ function next() {
 
 const form = byId("login");
 const key = byId("key");
+const button = form.querySelector("button");
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const button = form.querySelector("button");
   button.disabled = true;
   say("");
   try {
@@ -40,6 +40,8 @@ form.addEventListener("submit", async (event) => {
     button.disabled = false;
   }
 });
+// The page disables it: without the listener above, the browser would send the form itself, which the gateway refuses.
+button.disabled = false;
 
 const [words, kind] = WHY[asked.get("why")] ?? ["", "info"];
 say(words, kind);
