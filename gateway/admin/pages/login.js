@@ -40,7 +40,8 @@ form.addEventListener("submit", async (event) => {
     button.disabled = false;
   }
 });
-// The page disables it: without the listener above, the browser would send the form itself, which the gateway refuses.
+// The page disables it: without the listener above, the browser would send the form itself, and its answer leads to the
+// dashboard whatever `next` names.
 button.disabled = false;
 
 const [words, kind] = WHY[asked.get("why")] ?? ["", "info"];
