@@ -6,7 +6,6 @@ Paper, section 2: guidance G = F(teacher, prompt), at most m tokens; the student
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from gateway.guidance.keep import keep
 from gateway.guidance.projection import teacher_messages, teacher_prompt
 from gateway.ledger.draft import Call
 from gateway.protocol import TextRequest
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 _BYTES_PER_TOKEN = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(Record, frozen=True):
     """How an answer opens.
 
     Attributes:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import structlog
+from msgspec import structs
 from redis.exceptions import RedisError
 
 from gateway.batching.board import Board
@@ -288,7 +289,7 @@ class TeacherQueue:
                 turn.refuse_without_store()
             self._untold, self._gone, self._finished = {}, [], []
             return Decision()
-        news = replace(self._take_news(limits, of_fleet=False), fleet=1)
+        news = structs.replace(self._take_news(limits, of_fleet=False), fleet=1)
         own = replace(
             limits,
             max_in_flight=self._membership.share(limits.max_in_flight, limits.lease_s, _now()),

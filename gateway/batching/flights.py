@@ -7,7 +7,6 @@ A flight lives for as long as one of its requests waits: the leader's caller may
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -15,6 +14,7 @@ import msgspec
 from gateway.batching.ticket import Shared
 from gateway.engines.base import OpeningReply, Usage
 from gateway.errors import EngineError, GatewayError, QueueFull, TicketUnreadable
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from gateway.tasks import Tasks
 
 
-@dataclass(frozen=True, slots=True)
-class Landing:
+class Landing(Record, frozen=True):
     """What a request gets of a flight. `shared`: "" for the one that pays, "flight" or "cache" for the others."""
 
     reply: OpeningReply

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
+
+from msgspec import field
+
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(Record, frozen=True):
     """A wish for guidance.
 
     Attributes:
@@ -33,31 +36,27 @@ class Ticket:
     cache_ttl_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Record, frozen=True):
     """The permit to call the teacher now, as one of a batch of `batch_size` calls over the fleet."""
 
     batch_id: str
     batch_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
+class Shared(Record, frozen=True):
     """What another ticket of the same work fetched: just now, or, `cached`, a while ago."""
 
     guidance: str
     cached: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Record, frozen=True):
     """The tenant's queue is full; at the rate of the last seconds it is worked off in `retry_after_s`."""
 
     retry_after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Record, frozen=True):
     """What the board kept of the ticket cannot be read."""
 
 
@@ -90,8 +89,7 @@ class Limits:
         return replace(self, max_in_flight=max_in_flight)
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(Record, frozen=True):
     """What one process tells when it looks for a decision.
 
     Attributes:
@@ -115,8 +113,7 @@ class News:
     leaving: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Record, frozen=True):
     """What follows for one process, and what it saw of the fleet.
 
     Attributes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from gateway.batching.ticket import Broken, Grant, Refused, Shared
 from gateway.errors import QueueFull, StoreUnavailable, TicketUnreadable

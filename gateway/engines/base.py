@@ -39,8 +39,7 @@ class Usage(Record, frozen=True):
     cache_write_input_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class OpeningRequest:
+class OpeningRequest(Record, frozen=True):
     """What the teacher is asked for: the first `max_tokens` tokens of an answer.
 
     Exactly one of `messages` (a chat, rendered by the engine's own template) and `prompt` (raw text, the paper's
@@ -56,8 +55,7 @@ class OpeningRequest:
     stop: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class OpeningReply:
+class OpeningReply(Record, frozen=True):
     """What the teacher wrote. `finish` is `stop` when it ended by itself, `length` when it was cut.
 
     `ends_at`: how many characters of the text are to be kept, where the policy wants it to end with a sentence or line.
@@ -67,7 +65,7 @@ class OpeningReply:
     finish: Finish
     usage: Usage | None
     ends_at: int | None = None
-    span: Any = field(default=None, compare=False)  # where traces are on: that of the call
+    span: Any = None  # where traces are on: that of the call
 
 
 @dataclass(frozen=True, slots=True)

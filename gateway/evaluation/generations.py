@@ -10,11 +10,12 @@ import asyncio
 import hashlib
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from msgspec.structs import replace
 
 from gateway.engines.base import OpeningReply, Usage
 from gateway.engines.chat import read_usage

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from gateway.continuation import Continuation
 from gateway.errors import StartupError
 from gateway.generation import unread_once_ended
@@ -82,7 +84,7 @@ def to_teacher(setting: Setting, question: Question, exemplars: Sequence[Exempla
     if guidance is None:
         return None
     most = longest(setting.auto.rule, setting.max_tokens) + guidance.projection.skip_tokens
-    return replace(opening_request(guidance, asked), max_tokens=most)
+    return structs.replace(opening_request(guidance, asked), max_tokens=most)
 
 
 def check(settings: Iterable[Setting]) -> None:
@@ -167,7 +169,7 @@ def _request(setting: Setting, asked: CompletionRequest) -> OpeningRequest:
     if not alone:
         return request
     # Guidance is drawn as the policy says; an answer as its caller does.
-    return replace(
+    return structs.replace(
         request,
         max_tokens=setting.max_tokens,
         temperature=setting.temperature,

@@ -6,9 +6,11 @@ A student goes on better from a whole thought than from a half, and a teacher th
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Literal, Self
+
+from msgspec.structs import replace
 
 from gateway.engines.base import OpeningReply
 from gateway.errors import EnoughHeard

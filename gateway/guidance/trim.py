@@ -15,6 +15,7 @@ import regex
 
 from gateway.guidance.json_opening import JsonOpening
 from gateway.guidance.stops import first_stop
+from gateway.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,8 +65,7 @@ _PROSE_END = regex.compile(
 _BROKEN = "\ufffd" + "".join(map(chr, range(0xD800, 0xE000)))
 
 
-@dataclass(frozen=True, slots=True)
-class Trimmed:
+class Trimmed(Record, frozen=True):
     """A teacher's text, divided: `text + owed + dropped` is what it wrote (without reasoning and leading blanks).
 
     text: the guidance, exactly as it is shown and sent; never ends in whitespace; may be empty.
@@ -125,6 +125,8 @@ def divide(answer: str, *, cut: bool, stop: Sequence[str], boundary: Boundary) -
 
 
 def without_leading_reasoning(text: str) -> str:
+    if CLOSE_TAG not in text:
+        return text
     closing = _CLOSING.search(text)
     opening = _OPENING.search(text)
     if closing is not None and (opening is None or closing.start() < opening.start()):
@@ -139,6 +141,8 @@ def without_leading_reasoning(text: str) -> str:
 
 def open_reasoning(body: str) -> int:
     """Where a `<think>` begins that is never closed; else the length of the text."""
+    if OPEN_TAG not in body:
+        return len(body)
     closed = 0
     for closing in _CLOSING.finditer(body):
         closed = closing.end()
@@ -228,6 +232,8 @@ def _without_marks_of_a_line(kept: str, body: str) -> int:
 
 
 def _half_tag(text: str) -> int:
+    if "<" not in text[1 - len(CLOSE_TAG) :]:
+        return len(text)
     for tag in (CLOSE_TAG, OPEN_TAG):
         for length in range(len(tag) - 1, 0, -1):
             if text.endswith(tag[:length]):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from msgspec.structs import replace
 
 from gateway.batching.board import Board
 from gateway.batching.redis_board import SCRIPT, RedisBoard, _read_wakeup

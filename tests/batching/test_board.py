@@ -8,6 +8,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import structs
 
 from gateway.batching.ticket import Broken, Grant, Limits, News, Refused, Shared, Ticket
 from gateway.batching.window import SECOND
@@ -485,7 +486,7 @@ async def test_a_ticket_that_is_wanted_for_longer_ends_later(fleet: Fleet) -> No
     await fleet.tell("ann", held=[fleet.ticket(name="busy")])
     short = fleet.tickets(2, deadline_s=0.5)
     assert (await fleet.tell("ann", *short)).waiting == 2
-    await fleet.after(0.4, "ann", replace(short[0], deadline_s=0.5))
+    await fleet.after(0.4, "ann", structs.replace(short[0], deadline_s=0.5))
     assert (await fleet.after(0.2, "ann")).waiting == 1
     assert (await fleet.after(0.3, "ann")).waiting == 0
 

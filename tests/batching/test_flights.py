@@ -197,7 +197,7 @@ async def test_an_engines_words_reach_the_tenant_alone_whose_call_it_was(
     async with flying(redis_url, keys) as (flights, queue):
         teacher = Teacher()
         own = [Request(flights, queue, teacher, ticket(work="w")) for _ in range(2)]
-        other = Request(flights, queue, teacher, replace(ticket(work="w"), tenant="globex"))
+        other = Request(flights, queue, teacher, structs.replace(ticket(work="w"), tenant="globex"))
         await called(teacher, *own, other)
         teacher.ending.set_exception(error)
         landed = await asyncio.gather(*(request.landing for request in (*own, other)), return_exceptions=True)
@@ -217,7 +217,7 @@ async def test_another_tenants_full_queue_is_nobody_elses(redis_url: str, redis:
             waiting = Request(flights, queue, teacher, ticket(work="other"))
             await until(lambda: redis.zcard(keys.teacher("big").queue))
             acme = Request(flights, queue, teacher, ticket(work="w"))
-            globex = Request(flights, queue, teacher, replace(ticket(work="w"), tenant="globex"))
+            globex = Request(flights, queue, teacher, structs.replace(ticket(work="w"), tenant="globex"))
             with pytest.raises(QueueFull):
                 await acme.landing
             await until(lambda: _queued(redis, keys, 2))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import structs
 
 from gateway.engines.base import OpeningRequest, Usage
 from gateway.engines.chat import read_usage
@@ -106,7 +107,7 @@ async def test_a_cut_is_what_the_engine_says_with_that_limit(said: dict[str, Any
             input_tokens=whole.usage.input_tokens, output_tokens=count, cached_tokens=0, asked_tokens=120, seconds=1.0,
         )  # fmt: skip
         for limit in (1, count - 2, count - 1, count, count + 1):
-            told = await teacher.opening(replace(asked, max_tokens=limit), tell=lambda _: None)
+            told = await teacher.opening(structs.replace(asked, max_tokens=limit), tell=lambda _: None)
             cut = written.first(limit, tuple(asked.stop))
             assert cut is not None
             assert (limit, cut.text, cut.finish, cut.usage) == (limit, told.text, told.finish, told.usage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from gateway.errors import StartupError
 from gateway.evaluation.auto_length import AutoLength
@@ -45,7 +46,7 @@ def test_greedy_guidance_is_the_beginning_of_what_the_teacher_says_alone() -> No
         assert alone is not None
         assert guided is not None
         assert (alone.max_tokens, guided.max_tokens) == (300, 20)
-        assert replace(guided, max_tokens=300) == alone
+        assert structs.replace(guided, max_tokens=300) == alone
 
 
 def test_what_a_projection_may_drop_is_asked_for_beyond_the_length() -> None:
