@@ -39,7 +39,7 @@ disable_created_metrics()  # a second series for each counter, which nobody read
 
 
 class Counter(_Counter):
-    """A counter without exemplars. Its increment takes half the time of the library's: a request makes ten."""
+    """A counter without exemplars. Its increment takes a quarter less time than the library's; a request makes ten."""
 
     def inc(self, amount: float = 1) -> None:  # type: ignore[override]
         if amount < 0:

@@ -32,7 +32,7 @@ class Script:
             return await self._run(calls)
 
     async def _run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
-        """Send the calls as `Redis.execute_command` does, in half its time: it packs in Python and counts for OTel."""
+        """Send the calls as `Redis.execute_command` does, without its metrics, packed in C: a fifth less CPU time."""
         commands: list[Any] = [("EVALSHA", self._sha, len(keys), *keys, *values) for keys, values in calls]
         packed = [pack_command(command) for command in commands]
         pool: Any = self._redis.connection_pool
