@@ -77,7 +77,6 @@ from gateway.vitals import VitalSigns
 from gateway.web import keys
 from gateway.web.decoding import BODY_DECODER, BodyDecoder
 from gateway.web.error_body import errors_as_openai
-from gateway.web.headers import name_reply
 from gateway.web.openapi.document import document
 from gateway.web.routes import ROUTES
 from gateway.wiring import (
@@ -321,7 +320,6 @@ async def gateway(
         admin[keys.AUDIT] = AuditTrail(redis.commands, redis_keys.keyring().audit)
         startup = Startup(redis, engines.values())
         for app in (public, admin):
-            app.on_response_prepare.append(name_reply)
             app[keys.POLICIES] = policies
             app[keys.COMPLETIONS] = completions
             app[keys.RECEIPTS] = store

@@ -12,7 +12,7 @@ from gateway.web.auth import authenticate
 from gateway.web.connection import SERVER
 from gateway.web.decoding import read_parsed
 from gateway.web.events import reads, require_caller, send
-from gateway.web.headers import fact_headers
+from gateway.web.headers import fact_headers, name_reply
 from gateway.web.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, OPENED, REQUEST_ID, STARTED
 
 _PART_BYTES = 1 << 18
@@ -38,6 +38,7 @@ async def _in_parts(request: web.Request, body: bytes, headers: dict[str, str]) 
     """Send a large reply as the caller reads it: to write all of it at once would block the event loop."""
     response = web.StreamResponse(headers={**headers, "Content-Type": "application/json", "Server": SERVER})
     response.content_length = len(body)
+    name_reply(request, response)
     await response.prepare(request)
     with reads(request) as reading:
         for start in range(0, len(body), _PART_BYTES):

@@ -14,7 +14,7 @@ from structlog.contextvars import bound_contextvars
 
 from gateway.errors import BodyTooLarge, BodyTooSlow, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.logs import let_quote_content
-from gateway.web.headers import callers_own_id
+from gateway.web.headers import callers_own_id, name_reply
 from gateway.web.keys import ADMISSION, METRICS, REQUEST_ID, STARTED, TRY
 
 if TYPE_CHECKING:
@@ -68,8 +68,10 @@ async def errors_as_openai(
     request[REQUEST_ID] = request_id = new_request_id()
     request[STARTED] = time.perf_counter()
     response = await _answer(request, handler, request_id)
-    if request.app[ADMISSION].draining and not response.prepared:
-        response.force_close()  # on a connection that is kept alive the caller's next try would come here again
+    if not response.prepared:
+        name_reply(request, response)
+        if request.app[ADMISSION].draining:
+            response.force_close()  # on a connection that is kept alive the caller's next try would come here again
     return response
 
 

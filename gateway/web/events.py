@@ -15,7 +15,7 @@ from gateway.ledger.draft import Draft
 from gateway.watchdog import Watchdog
 from gateway.web.connection import SERVER, connection_of
 from gateway.web.error_body import error_body, internal_error
-from gateway.web.headers import fact_headers
+from gateway.web.headers import fact_headers, name_reply
 from gateway.web.keys import ADMISSION, OPENED, REQUEST_ID
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ async def begin(request: web.Request, draft: Draft) -> web.StreamResponse:
             **fact_headers(draft.facts()),
         }
     )
+    name_reply(request, response)
     await response.prepare(request)
     return response
 

@@ -33,8 +33,11 @@ def callers_own_id(request: web.Request) -> str | None:
     return name
 
 
-async def name_reply(request: web.Request, response: web.StreamResponse) -> None:
-    """What every reply says of itself, just before its head leaves; a stream's time is that until then."""
+def name_reply(request: web.Request, response: web.StreamResponse) -> None:
+    """Set the headers that every reply has. Call it just before the head is sent.
+
+    `openai-processing-ms` of a stream is the time until its head.
+    """
     request_id = request.get(REQUEST_ID)
     if request_id is None:
         return  # aiohttp's own answer, before the request was looked at
