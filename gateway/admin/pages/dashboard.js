@@ -14,20 +14,36 @@ import { engines, policies } from "./standing.js";
 import { say } from "./status.js";
 import { usage } from "./usage.js";
 
+let past = null;
+let who = null;
+const range = ranges(byId("ranges"), () => { past?.(); who?.(); });
 await openPage("dashboard");
 
-const range = ranges(byId("ranges"), () => { past(); who(); });
+const pause = byId("pause");
+pause.addEventListener("click", () => {
+  setPaused(!isPaused());
+  pause.setAttribute("aria-pressed", String(isPaused()));
+  if (isPaused()) byId("pulse").textContent = "paused";
+});
 
 const draw = charts(byId("charts"));
 let wanted = 0;
-const past = poll(async () => {
+let drawn;
+const firstDrawn = new Promise((done) => { drawn = done; });
+past = poll(async () => {
   const [ticket, of] = [(wanted += 1), range()];
-  const reply = await fetchJson(`/usage?${query(of, { granularity: of.granularity })}`);
-  if (ticket === wanted) draw(of, reply.rows, reply.total);
+  try {
+    const reply = await fetchJson(`/usage?${query(of, { granularity: of.granularity })}`);
+    if (ticket === wanted) draw(of, reply.rows, reply.total);
+  } finally {
+    drawn();
+  }
 }, 15_000, { about: "history" });
+// Other queries take the same threads, and would delay the first chart.
+await Promise.race([firstDrawn, new Promise((done) => { setTimeout(done, 1_000); })]);
 
 const table = usage(byId("usage-by"), byId("usage"), () => who());
-const who = poll(async () => {
+who = poll(async () => {
   const [by, of] = [table.by(), range()];
   const reply = await fetchJson(`/usage?${query(of, { by })}`);
   byId("usage-range").textContent = `Of ${of.words}.`;
@@ -54,10 +70,3 @@ poll(receipts(byId("receipts")), 4_000, { about: "receipts" });
 poll(budgets(byId("budgets")), 15_000, { about: "budgets" });
 const showQuality = quality(byId("quality"), byId("quality-note"));
 poll(async () => showQuality(await fetchJson("/quality")), 30_000, { about: "quality" });
-
-const pause = byId("pause");
-pause.addEventListener("click", () => {
-  setPaused(!isPaused());
-  pause.setAttribute("aria-pressed", String(isPaused()));
-  if (isPaused()) byId("pulse").textContent = "paused";
-});
