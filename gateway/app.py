@@ -14,6 +14,21 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
+from gateway.accounting.alarm import Alarm
+from gateway.accounting.baseline import Encoding
+from gateway.accounting.budget_watch import BudgetWatch
+from gateway.accounting.budgets import Budgets
+from gateway.accounting.edge_book import EdgeBook
+from gateway.accounting.estimate import FALLBACK, load
+from gateway.accounting.heartbeat import Heartbeat
+from gateway.accounting.ledger import Ledger
+from gateway.accounting.local_limits import LocalLimits
+from gateway.accounting.log_sample import LogSample
+from gateway.accounting.redis_ledger import RedisLedger
+from gateway.accounting.speeds import Speeds
+from gateway.accounting.spooler import Spooler
+from gateway.accounting.store import ReceiptStore
+from gateway.accounting.sweeper import Sweeper
 from gateway.admin.assets import ASSETS, Assets
 from gateway.admin.auth import needs_key
 from gateway.admin.login import ATTEMPTS, Attempts
@@ -22,63 +37,48 @@ from gateway.admin.quality import COMPARISONS, QUALITY
 from gateway.admin.routes import OPEN_ROUTES as OPEN_ADMIN_ROUTES
 from gateway.admin.routes import ROUTES as ADMIN_ROUTES
 from gateway.admin.session import SESSIONS, EndedSessions, Sessions
-from gateway.admission import Admission
-from gateway.audit import AuditTrail
+from gateway.api import keys
+from gateway.api.decoding import BODY_DECODER, BodyDecoder
+from gateway.api.error_body import errors_as_openai
+from gateway.api.openapi.document import document
+from gateway.api.readiness import Startup
+from gateway.api.routes import ROUTES
 from gateway.batching.batcher import Batcher
 from gateway.batching.flights import Flights
-from gateway.completion import Completions
-from gateway.deadlines.deadlines import GuidanceDeadlines
-from gateway.deadlines.file import keep_written, read_times
-from gateway.deadlines.times import GuidanceTimes
-from gateway.disconnects import Disconnects
-from gateway.edge_accounts import EdgeAccounts
-from gateway.embedding import Embeddings
 from gateway.engines.build import build
 from gateway.engines.guard import show_calls
 from gateway.engines.retry_budget import RetryBudgets
 from gateway.engines.watch import watch
-from gateway.fair_share import HARD_BOUND
-from gateway.finishing import Finisher
-from gateway.guarding import QualityGuard
-from gateway.guide import Guide
-from gateway.handover import Handover
-from gateway.keyring.callers import Callers
-from gateway.keyring.follower import KeyFollower
-from gateway.keyring.redis_keyring import RedisKeyring
-from gateway.keyring.ring import Keyring
-from gateway.ledger.alarm import Alarm
-from gateway.ledger.baseline import Encoding
-from gateway.ledger.budget_watch import BudgetWatch
-from gateway.ledger.budgets import Budgets
-from gateway.ledger.edge_book import EdgeBook
-from gateway.ledger.estimate import FALLBACK, load
-from gateway.ledger.heartbeat import Heartbeat
-from gateway.ledger.ledger import Ledger
-from gateway.ledger.local_limits import LocalLimits
-from gateway.ledger.log_sample import LogSample
-from gateway.ledger.redis_ledger import RedisLedger
-from gateway.ledger.speeds import Speeds
-from gateway.ledger.spooler import Spooler
-from gateway.ledger.store import ReceiptStore
-from gateway.ledger.sweeper import Sweeper
-from gateway.metrics import Metrics
+from gateway.keys.audit import AuditTrail
+from gateway.keys.callers import Callers
+from gateway.keys.follower import KeyFollower
+from gateway.keys.redis_keyring import RedisKeyring
+from gateway.keys.ring import Keyring
+from gateway.pipeline.admission import Admission
+from gateway.pipeline.completion import Completions
+from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
+from gateway.pipeline.deadlines.file import keep_written, read_times
+from gateway.pipeline.deadlines.times import GuidanceTimes
+from gateway.pipeline.disconnects import Disconnects
+from gateway.pipeline.edge_guidance import Handover
+from gateway.pipeline.edge_reports import EdgeAccounts
+from gateway.pipeline.embeddings import Embeddings
+from gateway.pipeline.quality_sampler import QualityGuard
+from gateway.pipeline.shadow import Shadows
+from gateway.pipeline.slots import Slots
+from gateway.pipeline.student import Finisher
+from gateway.pipeline.teacher import Guide
 from gateway.policy.policies import Policies
 from gateway.policy.reload import Reloader
 from gateway.quality.book import QualityBook
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
-from gateway.shadowing import Shadows
-from gateway.slots import Slots
-from gateway.startup import Startup
-from gateway.tasks import Tasks
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.runtime.fair_share import HARD_BOUND
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.process_metrics import VitalSigns
 from gateway.usage.access import usage_access
 from gateway.usage.uptime import Uptime
-from gateway.vitals import VitalSigns
-from gateway.web import keys
-from gateway.web.decoding import BODY_DECODER, BodyDecoder
-from gateway.web.error_body import errors_as_openai
-from gateway.web.openapi.document import document
-from gateway.web.routes import ROUTES
 from gateway.wiring import (
     hourly_of,
     init_engine_series,
@@ -97,7 +97,7 @@ from gateway.wiring import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
     from gateway.policy.book import PolicyBook
     from gateway.policy.files import PolicyFiles
 

@@ -44,12 +44,29 @@ GatewayError                     label, status, type, code: the same label names
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.yaml_source import Mistake
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing to mend. `line` and `column` count from 1; line 0 means the file as a whole."""
+
+    file: str
+    line: int
+    column: int
+    field: str
+    message: str
+    suggestion: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        subject = f"{self.field}: " if self.field else ""
+        hint = f". Did you mean '{self.suggestion}'?" if self.suggestion else ""
+        return f"{place}: {subject}{self.message}{hint}"
 
 
 # For a caller that can only wait, where nobody knows for how long.

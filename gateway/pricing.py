@@ -10,7 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-_EXACT = Context(prec=60)  # a price has at most 24 digits (gateway.units), so no product with a token count is rounded
+_EXACT = Context(
+    prec=60
+)  # a price has at most 24 digits (gateway.config.scalars), so no product with a token count is rounded
 # A millionth of a millionth of a dollar: exact for every price per 1M tokens with six decimals.
 _QUANTUM = Decimal("1E-12")
 _RATE = Context(prec=24)  # what an hourly price comes to per token has no last digit

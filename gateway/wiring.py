@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
+from gateway.accounting.max_output import EngineMaxima
+from gateway.accounting.shares import UsageError
 from gateway.batching.ticket import Limits
 from gateway.errors import StartupError
-from gateway.ledger.max_output import EngineMaxima
-from gateway.ledger.shares import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
-    from gateway.config import Settings
+    from gateway.accounting.spans import ReceiptSpans
+    from gateway.config.models import ModelSettings
+    from gateway.config.settings import Settings
     from gateway.engines.base import Engine
-    from gateway.ledger.spans import ReceiptSpans
-    from gateway.metrics import Metrics
-    from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.policies import Policies
-    from gateway.tracing import Tracing
+    from gateway.telemetry.metrics import Metrics
+    from gateway.telemetry.tracing import Tracing
 
 _MAX_SHADOWS = 64
 
@@ -53,9 +53,9 @@ def traces_of(settings: Settings, owner: str, metrics: Metrics) -> Traces | None
     if settings.tracing.endpoint is None:
         return None
     try:
-        from gateway.ledger.spans import ReceiptSpans
-        from gateway.tracing import Tracing
-        from gateway.web.traced import traced
+        from gateway.accounting.spans import ReceiptSpans
+        from gateway.api.traced import traced
+        from gateway.telemetry.tracing import Tracing
     except ImportError as error:
         raise StartupError(
             "tracing.endpoint (or OTEL_EXPORTER_OTLP_ENDPOINT) is set, and OpenTelemetry is not installed "

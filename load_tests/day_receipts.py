@@ -9,8 +9,8 @@ import random
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from gateway.ledger.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
-from gateway.ledger.savings import with_savings
+from gateway.accounting.receipt import BatchFacts, EngineShare, GuidanceFacts, Receipt, Timings
+from gateway.accounting.savings import with_savings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gateway.local.redis import EmbeddedRedis
-from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.rollup import Row
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 # As config.yaml has them.
 RETENTION = Retention(minute=6 * 3600, hour=14 * DAY_S, day=400 * DAY_S)

@@ -16,14 +16,14 @@ import msgspec
 import typer
 import zstandard
 
-from gateway.ledger.receipt import Attempt, CloseTerms, EngineShare, LengthFacts, ProbeFacts
-from gateway.ledger.savings import with_savings
+from gateway.accounting.receipt import Attempt, CloseTerms, EngineShare, LengthFacts, ProbeFacts
+from gateway.accounting.savings import with_savings
 from load_tests.day_receipts import day_of_receipts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 _RECEIPTS = 4_000
 _NOW_S = 1_790_000_000

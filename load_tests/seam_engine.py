@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import orjson
 
-from gateway.continuation import place_prefix
+from gateway.capabilities.continuation import place_prefix
 from gateway.engines.sse import SseDecoder
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from rich.table import Table
 
 from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import trim
-from gateway.local import child, llama, weights
+from gateway.local import child, weights
 from gateway.policy.schema import Boundary
+from gateway.runtime import llama_cpp as llama
 from load_tests.seam_cases import WHYS, Case, differs, is_doubtful, is_within_a_word, reason, tokens_within, words_of
 from load_tests.seam_engine import SeamEngine, Written
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from redis import Redis
 
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from load_tests.children import Child, free_ports, running
 from load_tests.installs import PEERS
 from load_tests.wrk import Kind, Target

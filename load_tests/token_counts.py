@@ -4,7 +4,7 @@
 
 Each text is counted by every tokenizer. For each pair the dearer count is held against the cheaper one: that is by how
 much a baseline may be wrong whose answer was counted by another model's tokenizer. The last column says in how many of
-the pairs the truth lay outside the bound that receipts state (gateway/ledger/bounds.py). No network is used.
+the pairs the truth lay outside the bound that receipts state (gateway/accounting/bounds.py). No network is used.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from urllib.request import Request, urlopen
 
 import typer
 
-from gateway.ledger.bounds import Extent, off_tokens
-from gateway.ledger.estimate import count_text
-from gateway.local.llama import LlamaOptions, serve
+from gateway.accounting.bounds import Extent, off_tokens
+from gateway.accounting.estimate import count_text
+from gateway.config.models import ENCODINGS
 from gateway.local.weights import fetch
-from gateway.model_settings import ENCODINGS
+from gateway.runtime.llama_cpp import LlamaOptions, serve
 from load_tests import markdown
 from load_tests.machine import machine
 

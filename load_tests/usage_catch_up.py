@@ -28,7 +28,7 @@ from redis.asyncio import Redis
 from rich.console import Console
 
 from gateway.local.redis import EmbeddedRedis
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from load_tests import markdown, proc
 from load_tests.children import interruptible, running
 from load_tests.day_receipts import day_of_receipts

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from gateway.admin.overview import Overview
+from gateway.api.usage import encoded
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import Entry
@@ -33,7 +34,6 @@ from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import DAY_S
 from gateway.usage.threads import QueryThreads
 from gateway.usage.usage import Ask
-from gateway.web.usage import encoded
 from load_tests import markdown
 from load_tests.day_receipts import day_of_receipts
 from load_tests.machine import machine
@@ -42,7 +42,7 @@ from tests.postgres import running_postgres
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 RETENTION = Retention(minute=6 * 3600, hour=14 * DAY_S, day=400 * DAY_S)
 DAYS = 30

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.server.usage_worker import collect_seldom
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import Entry
 from gateway.usage.sums import Retention
 from gateway.usage.worker import MAX_ENTRIES
-from gateway.workers.usage_worker import collect_seldom
 from load_tests.day_receipts import DAY_S, day_of_receipts
 from load_tests.machine import machine
 

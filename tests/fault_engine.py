@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.continuation import PROBE_OPENING
+from gateway.capabilities.continuation import PROBE_OPENING
 from tests.fakes import is_control
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import itertools
 import time
 from typing import Any
 
+from gateway.accounting.redis_ledger import RedisLedger
 from gateway.cli import main
-from gateway.ledger.redis_ledger import RedisLedger
 
 _HELD_S = 0.5
 _EACH = 10

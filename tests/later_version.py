@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway import redis_keys
+from gateway.accounting.intent import Intent
+from gateway.accounting.receipt import Receipt
 from gateway.cli import main
-from gateway.ledger.intent import Intent
-from gateway.ledger.receipt import Receipt
+from gateway.redis import keys as redis_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from ruamel.yaml import YAML
 
-from gateway.ledger.receipt import Receipt
+from gateway.accounting.receipt import Receipt
 from load_tests.children import free_ports
 from load_tests.engine_process import fake_engine
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model

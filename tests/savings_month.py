@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from gateway.ledger.receipt import Receipt
-from gateway.ledger.savings import with_savings
-from tests.ledger.drafts import call, closed, draft, guided, plan
+from gateway.accounting.receipt import Receipt
+from gateway.accounting.savings import with_savings
+from tests.accounting.drafts import call, closed, draft, guided, plan
 
 SINCE = int(datetime(2025, 11, 1, tzinfo=UTC).timestamp())
 UNTIL = int(datetime(2025, 12, 1, tzinfo=UTC).timestamp())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.errors import GatewayError, RequestError, ServiceError, StartupError
-from tests.test_docs import error_types, page
+from tests.docs.test_docs import error_types, page
 
 SEEN = [error for error in error_types() if "label" in vars(error) and not issubclass(error, StartupError)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gateway.metrics import Metrics
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Edition, Policies
 from gateway.policy.schema import TenantPolicy
+from gateway.telemetry.metrics import Metrics
 from gateway.wiring import leases_of, show_deadlines, when_role_changes
 
 EMBEDS = {"model": "e", "mode": "embeddings", "student": "small"}

@@ -15,7 +15,7 @@ import orjson
 from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from tests.fakes import FakeEngine, begin_events, chunk, event, says
 from tests.gateway_process import KEY, GatewayProcess, guided, model
 from tests.readiness import wait_until_up

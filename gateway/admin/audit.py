@@ -10,13 +10,13 @@ import msgspec
 from gateway.admin.bodies import number_of, only_query
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply, needs_redis
+from gateway.api.keys import AUDIT
 from gateway.errors import InvalidRequest
-from gateway.web.keys import AUDIT
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from gateway.audit import AuditEntry
+    from gateway.keys.audit import AuditEntry
 
 _PAGE = 100
 _MOST = 1000

@@ -8,8 +8,8 @@ import structlog
 from aiohttp import web
 
 from gateway.admin.session import comes_from_here
+from gateway.api.auth import bearer, shows_key
 from gateway.errors import AdminKeyUnset, CrossOrigin, NotAuthenticated
-from gateway.web.auth import bearer, shows_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 
-from gateway.allowances import BudgetRule, LimitsRule
+from gateway.api.body import read_body
+from gateway.config.limits import BudgetRule, LimitsRule
+from gateway.config.scalars import Duration, Name, Wrong, duration_s, lasting
+from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_source import Shape, Source
 from gateway.errors import InvalidRequest
-from gateway.keyring.redis_keyring import NEVER, Expiry
+from gateway.keys.redis_keyring import NEVER, Expiry
 from gateway.policy.schema import PLAYGROUND, Label, Moment
-from gateway.units import Duration, Name, Wrong, duration_s, lasting
-from gateway.web.body import read_body
-from gateway.yaml_source import Shape, Source
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -5,17 +5,17 @@ from __future__ import annotations
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from gateway.accounting.budgets import Account
+from gateway.accounting.scopes import dollars, in_short, key_scope, tenant_scope
 from gateway.admin.key_views import time_shown
-from gateway.keyring.held import HeldKey
-from gateway.ledger.budgets import Account
-from gateway.ledger.scopes import dollars, in_short, key_scope, tenant_scope
+from gateway.keys.held import HeldKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from gateway.ledger.budgets import Balance
+    from gateway.accounting.budgets import Balance
+    from gateway.config.sections import Defaults
     from gateway.policy.schema import KeyEntry, TenantPolicy
-    from gateway.sections import Defaults
 
 View: TypeAlias = dict[str, Any]
 _HOLDS = {"active", "grace"}

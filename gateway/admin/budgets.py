@@ -10,22 +10,22 @@ import msgspec
 import structlog
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from gateway.accounting.budgets import LONGEST_RAISE_S, Raise
+from gateway.accounting.scopes import in_short
 from gateway.admin.bodies import actor_of, meant, number_of, only_query, read_shape
 from gateway.admin.budget_views import owners, page_of, view
 from gateway.admin.replies import json_reply, needs_redis
+from gateway.api.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
+from gateway.config.scalars import Duration, Usd, Wrong, lasting
+from gateway.config.yaml_source import Shape
 from gateway.errors import InvalidRequest, NotFound
-from gateway.ledger.budgets import LONGEST_RAISE_S, Raise
-from gateway.ledger.scopes import in_short
 from gateway.policy.schema import Moment
-from gateway.units import Duration, Usd, Wrong, lasting
-from gateway.web.keys import AUDIT, BUDGETS, DEFAULTS, KEY_FOLLOWER, KEYRING, POLICIES
-from gateway.yaml_source import Shape
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from gateway.accounting.budgets import Account, Balance
     from gateway.admin.budget_views import Owner
-    from gateway.ledger.budgets import Account, Balance
     from gateway.policy.schema import TenantPolicy
 
 log = structlog.get_logger()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from gateway.keyring.held import HeldKey, in_words
+from gateway.keys.held import HeldKey, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -13,15 +13,15 @@ from redis.exceptions import RedisError
 from gateway.admin.bodies import NewKey, Rotation, actor_of, meant, number_of, only_query, read_shape
 from gateway.admin.key_views import listed, time_shown, view, view_of_held
 from gateway.admin.replies import json_reply, needs_redis
+from gateway.api.keys import KEY_FOLLOWER, KEYRING, KEYS_IN_REDIS, POLICIES
 from gateway.errors import Conflict, InvalidRequest, NotFound
-from gateway.keyring.held import Terms, in_words
-from gateway.keyring.token import digest_of, hint_of, new_token
-from gateway.web.keys import KEY_FOLLOWER, KEYRING, KEYS_IN_REDIS, POLICIES
+from gateway.keys.held import Terms, in_words
+from gateway.keys.token import digest_of, hint_of, new_token
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from gateway.keyring.held import HeldKey
+    from gateway.keys.held import HeldKey
     from gateway.policy.schema import TenantPolicy
 
 log = structlog.get_logger()

@@ -14,6 +14,9 @@ from aiohttp import web
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
 from gateway.admin.session import SESSIONS, comes_from_here
+from gateway.api.body import read_body
+from gateway.api.error_body import error_response
+from gateway.api.keys import REQUEST_ID
 from gateway.errors import (
     AdminKeyUnset,
     CrossOrigin,
@@ -22,9 +25,6 @@ from gateway.errors import (
     RateLimited,
     StoreUnavailable,
 )
-from gateway.web.body import read_body
-from gateway.web.error_body import error_response
-from gateway.web.keys import REQUEST_ID
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.relay import StreamRelay
+from gateway.pipeline.stream import StreamRelay
 
 if TYPE_CHECKING:
+    from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.guidance.seam import SeamJoin
-    from gateway.protocol import Json, ReplyHead
-    from gateway.reasoning import ReasoningFilter
+    from gateway.protocol.body import Json
+    from gateway.protocol.reply import ReplyHead
 
 MARK = "x_gkt"
 

@@ -17,12 +17,12 @@ from redis.exceptions import RedisError
 from gateway.admin.bodies import only_query
 from gateway.admin.key_views import time_shown
 from gateway.admin.replies import json_reply
+from gateway.api.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
+from gateway.api.probes import config_shown, policies_shown, status_of, warnings_of
 from gateway.errors import UsageUnavailable
 from gateway.usage.rollup import Row
 from gateway.usage.sums import Period, periods
 from gateway.usage.usage import figures
-from gateway.web.keys import ADMISSION, ENGINES, OWNER, POLICIES, REDIS, RELOADER, WORKER
-from gateway.web.probes import config_shown, policies_shown, status_of, warnings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -13,21 +13,16 @@ from typing import TYPE_CHECKING
 import orjson
 import structlog
 
+from gateway.accounting.draft import Draft
+from gateway.accounting.receipt import RECEIPT_ID, Receipt
 from gateway.admin.bodies import meant, only_query, read_shape
 from gateway.admin.marked_relay import MarkedRelay
 from gateway.admin.playground_bodies import Run
 from gateway.admin.playground_views import engine_shown, options_shown
 from gateway.admin.replies import json_reply
-from gateway.completion import Visit
-from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
-from gateway.ledger.draft import Draft
-from gateway.ledger.receipt import RECEIPT_ID, Receipt
-from gateway.policy.book import Caller
-from gateway.policy.routing import NO_HEADERS
-from gateway.policy.schema import PLAYGROUND, KeyEntry
-from gateway.web.error_body import error_body, internal_error
-from gateway.web.events import DONE, begin, event, reads, send
-from gateway.web.keys import (
+from gateway.api.error_body import error_body, internal_error
+from gateway.api.events import DONE, begin, event, reads, send
+from gateway.api.keys import (
     ADMISSION,
     CALLERS_LISTENER,
     COMPLETIONS,
@@ -38,6 +33,11 @@ from gateway.web.keys import (
     REQUEST_ID,
     STARTED,
 )
+from gateway.errors import GatewayError, ModelNotFound, NotFound, StoreUnavailable
+from gateway.pipeline.completion import Visit
+from gateway.policy.book import Caller
+from gateway.policy.routing import NO_HEADERS
+from gateway.policy.schema import PLAYGROUND, KeyEntry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from gateway.policy.schema import TenantPolicy
-    from gateway.protocol import Json
-    from gateway.watchdog import Watchdog
+    from gateway.protocol.body import Json
+    from gateway.runtime.timeouts import Watchdog
 
 log = structlog.get_logger()
 

@@ -8,14 +8,15 @@ import orjson
 from pydantic import Field, ValidationInfo, field_validator
 
 from gateway.admin.bodies import meant
+from gateway.config.scalars import Name, Number, Whole, Wrong
+from gateway.config.yaml_source import Shape
 from gateway.errors import InvalidRequest
 from gateway.policy.length_rules import Tokens
 from gateway.policy.overrides import Wanted
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import AskedMode, Label, Placement
-from gateway.protocol import MAX_TOKENS, ChatRequest, parse_chat
-from gateway.units import Name, Number, Whole, Wrong
-from gateway.yaml_source import Shape
+from gateway.protocol.body import MAX_TOKENS
+from gateway.protocol.chat import ChatRequest, parse_chat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,8 +5,8 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
+from gateway.api.keys import BATCHER, POLICIES, REDIS, WORKER
 from gateway.batching.view import Queues
-from gateway.web.keys import BATCHER, POLICIES, REDIS, WORKER
 
 
 async def queue(request: web.Request) -> web.Response:

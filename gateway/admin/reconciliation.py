@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from gateway.admin.bodies import only_query
 from gateway.admin.replies import json_reply, needs_redis
+from gateway.api.keys import SUMS, UPTIME
 from gateway.errors import InvalidRequest
 from gateway.usage.reconcile import engine_view, reconciled, totals
 from gateway.usage.sums import Period
 from gateway.usage.uptime import DAY_S
-from gateway.web.keys import SUMS, UPTIME
 
 if TYPE_CHECKING:
     from aiohttp import web

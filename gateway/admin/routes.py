@@ -18,8 +18,8 @@ from gateway.admin.quality import show_quality
 from gateway.admin.queue import queue
 from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
-from gateway.web.keys import METRICS
-from gateway.web.probes import healthz, readyz_in_detail
+from gateway.api.keys import METRICS
+from gateway.api.probes import healthz, readyz_in_detail
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from gateway.redis_client import RedisClient
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.client import RedisClient
+    from gateway.redis.keys import RedisKeys
 
 LONGEST_S = 12 * 3600
 """A session ends, whatever is done in it."""

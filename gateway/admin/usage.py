@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import orjson
 from aiohttp import web
 
+from gateway.accounting.receipt import Receipt
 from gateway.admin.bodies import meant, number_of, only_query
 from gateway.admin.replies import needs_redis
 from gateway.admin.usage_csv import as_csv
+from gateway.api.keys import POLICIES, SUMS, USAGE
+from gateway.api.usage import encoded
+from gateway.api.usage_query import DIMENSIONS, FILTERS, read_ask
 from gateway.errors import InvalidRequest, NotFound
-from gateway.ledger.receipt import Receipt
 from gateway.usage.span import shown
-from gateway.web.keys import POLICIES, SUMS, USAGE
-from gateway.web.usage import encoded
-from gateway.web.usage_query import DIMENSIONS, FILTERS, read_ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ import csv
 from io import StringIO
 from typing import TYPE_CHECKING
 
-from gateway.ledger.savings import CLASSES
+from gateway.accounting.savings import CLASSES
 from gateway.usage.rests import with_rests
 from gateway.usage.span import shown
 from gateway.usage.usage import UNCLASSIFIED, figures

@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.backup.records import Counts, End, Record, count
 from gateway.errors import StartupError
-from gateway.redis_keys import KEYRING, LEDGER, TENANT
+from gateway.redis.keys import KEYRING, LEDGER, TENANT
 from gateway.version import __version__
 
 if TYPE_CHECKING:

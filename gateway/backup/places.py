@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from gateway.backup.records import Place
-from gateway.redis_keys import KeyringKeys, RedisKeys
+from gateway.redis.keys import KeyringKeys, RedisKeys
 
 if TYPE_CHECKING:
     from gateway.backup.records import Part

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from redis.asyncio.client import Pipeline
 
     from gateway.backup.records import Record
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
     from gateway.usage.store import UsageStore
 
 _KEYS_PER_SCAN = 1_000

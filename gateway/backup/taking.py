@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from gateway.accounting.intent import Intent
+from gateway.accounting.scopes import ROLLING
 from gateway.backup.places import Places
 from gateway.backup.records import Entries, Held, Place, StreamEnd
-from gateway.ledger.intent import Intent
-from gateway.ledger.scopes import ROLLING
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis.asyncio.client import Pipeline
 
     from gateway.backup.records import Kind, Record
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 _KEYS_PER_SCAN = 1_000
 _KEYS_PER_CALL = 200

@@ -21,17 +21,17 @@ from gateway.batching.ticket import Broken, Decision, Grant, News, Refused, Shar
 from gateway.batching.turn import Turn
 from gateway.batching.view import BoardView, own_view
 from gateway.batching.window import SECOND
-from gateway.redis_client import Rest
+from gateway.redis.client import Rest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from gateway.batching.ticket import Limits, Outcome, Ticket
     from gateway.batching.view import QueueView
-    from gateway.metrics import Metrics
-    from gateway.redis_client import RedisClient
-    from gateway.redis_keys import RedisKeys
-    from gateway.tasks import Tasks
+    from gateway.redis.client import RedisClient
+    from gateway.redis.keys import RedisKeys
+    from gateway.runtime.tasks import Tasks
+    from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 

@@ -14,7 +14,7 @@ import msgspec
 from gateway.batching.ticket import Shared
 from gateway.engines.base import OpeningReply, Usage
 from gateway.errors import EngineError, GatewayError, QueueFull, TicketUnreadable
-from gateway.record import Record
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.batching.batcher import TeacherQueue
     from gateway.batching.ticket import Grant, Ticket
     from gateway.batching.turn import Turn
-    from gateway.tasks import Tasks
+    from gateway.runtime.tasks import Tasks
 
 
 class Landing(Record, frozen=True):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from gateway.batching.ticket import Decision, Limits
-    from gateway.metrics import Metrics
+    from gateway.telemetry.metrics import Metrics
 
 
 End = Literal["expired", "withdrawn", "refused", "unreadable", "reclaimed"]

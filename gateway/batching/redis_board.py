@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.batching.ticket import Limits, News, Outcome, Ticket
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 log = structlog.get_logger()
 

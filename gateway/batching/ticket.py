@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import field
 
-from gateway.record import Record
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

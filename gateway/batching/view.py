@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gateway.batching.ticket import Limits
     from gateway.batching.turn import Turn
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 SCRIPT = files("gateway.batching").joinpath("view.lua").read_text()
 

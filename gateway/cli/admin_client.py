@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 import typer
 
-from gateway.config import admin_key, admin_listener
+from gateway.config.settings import admin_key, admin_listener
 from gateway.errors import StartupError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from gateway.cli.stores_away import result_of
 from gateway.cli.usage_db_export import progress
 
 if TYPE_CHECKING:
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
 
 
 def backup(

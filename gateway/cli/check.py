@@ -11,24 +11,24 @@ from urllib.parse import urlsplit
 
 import typer
 
-from gateway.deadlines.file import read_times
-from gateway.deadlines.times import GuidanceTimes, as_duration, recommended_s
-from gateway.keyring.callers import moment
-from gateway.ledger.estimate import TOKENS_PER_MESSAGE
-from gateway.ledger.worst_case import BUDGET_MAX_TOKENS
+from gateway.accounting.estimate import TOKENS_PER_MESSAGE
+from gateway.accounting.worst_case import BUDGET_MAX_TOKENS
+from gateway.config.database_url import is_postgres
+from gateway.config.yaml_source import shown
+from gateway.keys.callers import moment
+from gateway.pipeline.deadlines.file import read_times
+from gateway.pipeline.deadlines.times import GuidanceTimes, as_duration, recommended_s
 from gateway.policy.book import check_all, near_misses
 from gateway.policy.overrides import modes_of
-from gateway.usage_address import is_postgres
-from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.config import Settings
-    from gateway.model_settings import ModelSettings
+    from gateway.config.models import ModelSettings
+    from gateway.config.sections import Admin, Defaults
+    from gateway.config.settings import Settings
     from gateway.policy.book import PolicyBook
     from gateway.policy.schema import Route, TenantPolicy
-    from gateway.sections import Admin, Defaults
 
 DEVELOPMENT_KEY = "gk-dev"
 """The key that policies/default.yaml is delivered with. Everybody knows it."""

@@ -17,19 +17,19 @@ import typer
 import uvloop
 from rich.console import Console
 
-from gateway.beside import gateway_beside, until_probed
 from gateway.cli.demo_print import print_answer, print_how_to_call, print_where
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.config import Settings
+from gateway.config.settings import Settings
 from gateway.local import weights
 from gateway.local.redis import EmbeddedRedis
 from gateway.local.stack import LocalStack
-from gateway.logs import set_up_logs
 from gateway.policy.book import PolicyBook
 from gateway.policy.projections import Shipped  # noqa: TC001  typer reads it
 from gateway.policy.schema import GuidanceRule, TenantPolicy
-from gateway.workers.ports import kept_port
-from gateway.workers.usage_worker import usage_worker_beside
+from gateway.server.in_process import gateway_beside, until_probed
+from gateway.server.ports import kept_port
+from gateway.server.usage_worker import usage_worker_beside
+from gateway.telemetry.logs import set_up_logs
 
 TEACHER = "qwen2.5-coder-1.5b-instruct"
 STUDENT = "qwen2.5-coder-0.5b-instruct"

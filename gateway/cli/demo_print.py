@@ -11,11 +11,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gateway.accounting.savings import ABOUT_ZERO
 from gateway.admin.marked_relay import MARK
 from gateway.cli.marked_text import TEACHER_STYLE, MarkedText
 from gateway.engines.sse import SseDecoder
 from gateway.errors import StartupError
-from gateway.ledger.savings import ABOUT_ZERO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import aiohttp
     from rich.console import Console
 
-    from gateway.addresses import Addresses
     from gateway.local.stack import LocalStack
     from gateway.policy.schema import Placement
+    from gateway.runtime.addresses import Addresses
 
 _OPENED = {"guided", "teacher_complete"}
 

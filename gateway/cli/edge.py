@@ -15,14 +15,14 @@ from rich.console import Console
 
 from gateway.cli.edge_print import AnswerPrinter, print_synced
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.config import environment
+from gateway.config.scalars import Origin, Wrong, dereference
+from gateway.config.settings import environment
 from gateway.edge import EdgeClient, GatewayRefused, LlamaStudent, UrlStudent
 from gateway.errors import EngineError, StartupError
 from gateway.local import weights as catalogue
-from gateway.units import Origin, Wrong, dereference
 
 if TYPE_CHECKING:
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _GATEWAY = "http://127.0.0.1:8080"
 _KEY = "env:GKT_KEY"

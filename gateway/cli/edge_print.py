@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gateway.edge import Synced
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 
 class AnswerPrinter:

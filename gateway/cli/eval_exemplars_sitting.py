@@ -30,7 +30,7 @@ from gateway.evaluation.run_records import read_run
 from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.local import weights
-from gateway.logs import set_up_logs
+from gateway.telemetry.logs import set_up_logs
 from gateway.version import __version__
 
 if TYPE_CHECKING:

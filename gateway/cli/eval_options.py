@@ -62,7 +62,7 @@ def pair_of(config: Path | None, teacher: str | None, student: str | None, concu
 
     if config is None:
         return LocalPair(teacher or TEACHER, student or STUDENT, concurrency, slot_tokens)
-    from gateway.config import check_settings
+    from gateway.config.settings import check_settings
 
     if teacher is None or student is None:
         raise typer.BadParameter("needs --teacher and --student: names of its models", param_hint="--config")

@@ -233,8 +233,8 @@ def _named_in(said: Sequence[tuple[str, Recommendation]], more: Mapping[str, obj
 
 def _say_what_was_edited(settings: Sequence[Mapping[str, Any]], *, force: bool) -> None:
     """Raises StartupError where a file is not what was measured, and `force` does not say that it will do."""
+    from gateway.config.yaml_source import shown
     from gateway.evaluation.edited import edited_since
-    from gateway.yaml_source import shown
 
     for files in filter(None, dict.fromkeys(map(edited_since, settings))):
         said = f"{' or '.join(map(shown, files))} says something else than the run has shown the models"

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from gateway.cli.eval_progress import Bars, Lines, duration
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.config import environment
+from gateway.config.scalars import Origin, Wrong, dereference
+from gateway.config.settings import environment
 from gateway.errors import StartupError
 from gateway.evaluation.elsewhere import described, routes_at
 from gateway.evaluation.folder import RunFolder, digest, shown
@@ -31,8 +32,7 @@ from gateway.evaluation.scoring import Scoring
 from gateway.evaluation.staged import check
 from gateway.local import weights
 from gateway.local.stack import usable_cores
-from gateway.logs import set_up_logs
-from gateway.units import Origin, Wrong, dereference
+from gateway.telemetry.logs import set_up_logs
 from gateway.version import __version__
 
 if TYPE_CHECKING:

@@ -13,28 +13,30 @@ import typer
 from msgspec import structs
 from rich.console import Console
 
+from gateway.accounting.worst_case import budget_max_tokens, worst_case
 from gateway.cli.explain_print import About, RouteLine, as_json, shown_as_text
+from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_source import read, shown
 from gateway.errors import GatewayError
-from gateway.ledger.worst_case import budget_max_tokens, worst_case
 from gateway.policy.book import Caller
 from gateway.policy.explain import explain
 from gateway.policy.schema import KeyEntry
 from gateway.pricing import total_usd
-from gateway.protocol import parse_chat, parse_embeddings, parse_text_completion
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.embeddings import parse_embeddings
+from gateway.protocol.text import parse_text_completion
 from gateway.wiring import max_output_of
-from gateway.yaml_source import read, shown
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from decimal import Decimal
 
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
     from gateway.policy.book import PolicyBook
     from gateway.policy.explain import Explanation
     from gateway.policy.resolve import Plan
     from gateway.policy.schema import TenantPolicy
-    from gateway.protocol import AnyRequest
+    from gateway.protocol.requests import AnyRequest
 
 _KINDS: dict[str, tuple[str, Callable[[bytes], AnyRequest]]] = {
     "messages": ("chat", parse_chat),

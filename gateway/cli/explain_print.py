@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from gateway.allowances import BudgetRule, LimitsRule
+    from gateway.config.limits import BudgetRule, LimitsRule
     from gateway.policy.explain import Explanation
     from gateway.policy.length import Choice
     from gateway.policy.resolve import GuidancePlan, Plan, QualityPlan
     from gateway.policy.schema import Route
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from gateway.cli import SETTINGS
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
 from gateway.cli.admin_commands import ActorOption, JsonOption, ask, ask_for_all, given, in_json, usd_of
 from gateway.cli.keys_print import key_told, keys_shown, yaml_lines
-from gateway.keyring.token import new_token
+from gateway.keys.token import new_token
 
 keys = typer.Typer(
     name="keys",

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.errors import ConfigError
-from gateway.keyring.token import digest_of
-from gateway.yaml_source import Mistake, Source
+from gateway.config.yaml_source import Source
+from gateway.errors import ConfigError, Mistake
+from gateway.keys.token import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

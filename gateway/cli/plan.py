@@ -12,11 +12,11 @@ from gateway.cli import SETTINGS
 from gateway.cli.admin_commands import usd_of
 from gateway.cli.lazy import LazyGroup
 from gateway.cli.plan_print import as_json, plan_shown
+from gateway.config.scalars import Wrong, duration_s
 from gateway.planning.curve import read_curve
 from gateway.planning.fleet import Demands
 from gateway.planning.plan import Load
 from gateway.planning.plan import plan as planned
-from gateway.units import Wrong, duration_s
 
 NOT_MET = 3
 """How the command leaves when the load is more than the replicas bear, or the first token comes too late."""

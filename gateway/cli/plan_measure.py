@@ -23,22 +23,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gateway.cli.admin_commands import usd_of
 from gateway.cli.interrupts import INTERRUPTED, until_interrupted
-from gateway.config import check_settings
+from gateway.config.models import ModelSettings
+from gateway.config.settings import check_settings
 from gateway.engines.build import build
 from gateway.errors import ConfigError, EngineError, StartupError
-from gateway.metrics import Metrics
-from gateway.model_settings import ModelSettings
 from gateway.planning.curve import Curve, CurveOrigin, CurvePrice
 from gateway.planning.measured import Heard, context_of, gaining, prefill_of, step_of
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Policies
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.engines.base import Engine
     from gateway.planning.curve import DecodeStep
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 MOST_BATCHES = 16
 MOST_AT_ONCE = 1024

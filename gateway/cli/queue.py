@@ -19,10 +19,10 @@ from rich.text import Text
 from gateway.batching.view import Queues
 from gateway.cli.admin_client import AdminClient, ConfigOption, UrlOption
 from gateway.cli.queue_print import queues_shown
+from gateway.config.scalars import Wrong, duration_s
+from gateway.config.yaml_messages import nearest
 from gateway.errors import StartupError
-from gateway.units import Wrong, duration_s
-from gateway.workers.stopping import asked_to_stop
-from gateway.yaml_words import nearest
+from gateway.server.stopping import asked_to_stop
 
 if TYPE_CHECKING:
     import aiohttp

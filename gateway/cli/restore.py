@@ -19,7 +19,7 @@ from gateway.errors import StartupError
 if TYPE_CHECKING:
     from gateway.backup.file import Verified
     from gateway.backup.putting import Present
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
 
 
 class Only(StrEnum):

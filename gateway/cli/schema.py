@@ -8,8 +8,8 @@ from typing import Annotated
 import orjson
 import typer
 
-from gateway.policy.json_schema import json_schema
-from gateway.policy.reference import reference
+from gateway.reference.json_schema import json_schema
+from gateway.reference.markdown import reference
 
 
 class Which(StrEnum):

@@ -10,20 +10,20 @@ import structlog
 import typer
 import uvloop
 
+from gateway.accounting.request_line import in_short
 from gateway.app import Watched
-from gateway.ledger.request_line import in_short
-from gateway.logs import set_up_logs
+from gateway.config.sections import MAX_WORKERS
 from gateway.policy.files import PolicyFiles
-from gateway.sections import MAX_WORKERS
-from gateway.serving import serve as serve_gateway
+from gateway.server.listeners import serve as serve_gateway
+from gateway.server.stopping import asked_to_reload, asked_to_stop
+from gateway.server.supervisor import Supervisor
+from gateway.telemetry.logs import set_up_logs
 from gateway.version import __version__
-from gateway.workers.stopping import asked_to_reload, asked_to_stop
-from gateway.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from gateway.addresses import Addresses
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
     from gateway.policy.book import PolicyBook
+    from gateway.runtime.addresses import Addresses
 
 log = structlog.get_logger()
 
@@ -77,7 +77,7 @@ async def run(settings: Settings, book: PolicyBook, files: PolicyFiles, config: 
 
             embedded = (await stack.enter_async_context(EmbeddedRedis())).url
         if settings.usage.run == "host":
-            from gateway.workers.usage_child import usage_child
+            from gateway.server.usage_child import usage_child
 
             # It ends after the listeners have drained, and writes their last receipts.
             await stack.enter_async_context(usage_child(config, embedded))

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from gateway.errors import StartupError
-from gateway.metrics import Metrics
 from gateway.policy.files import PolicyFiles
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.store import UsageStore, store_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
 
 ConfigOption: TypeAlias = Annotated[
     Path, typer.Option("--config", "-c", help="The gateway's configuration file, for Redis and the usage database.")

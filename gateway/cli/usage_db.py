@@ -20,7 +20,7 @@ from gateway.cli.usage_db_export import progress
 from gateway.cli.usage_db_migrate import migrated
 from gateway.cli.usage_db_span import SinceOption, TenantOption, UntilOption, where_of
 from gateway.errors import StartupError
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.state import WorkerBoard
@@ -30,7 +30,7 @@ from gateway.usage.verify import differences
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
     from gateway.usage.receipts_reader import Where
     from gateway.usage.rollup import Row
     from gateway.usage.verify import Place

@@ -13,16 +13,16 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gateway.accounting.receipt import Receipt
+from gateway.accounting.savings import class_of, savings_of
 from gateway.cli.stores import utc
 from gateway.errors import StartupError
-from gateway.ledger.receipt import Receipt
-from gateway.ledger.savings import class_of, savings_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
 
-    from gateway.ledger.receipt import EngineShare
+    from gateway.accounting.receipt import EngineShare
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _Column: TypeAlias = "Callable[[Receipt], Any]"

@@ -12,8 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.cli.usage_db_export import progress
+from gateway.config.database_url import ARCHIVE_FILE, USAGE_FILE, address_of
 from gateway.errors import StartupError
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.counters import usd
 from gateway.usage.feed import OutboxFeed
@@ -27,13 +28,12 @@ from gateway.usage.sums_writer import TOTAL
 from gateway.usage.tables import DAY_S
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
-from gateway.usage_address import ARCHIVE_FILE, USAGE_FILE, address_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.cli.stores import Stores
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
     from gateway.usage.rollup import Row
     from gateway.usage.store import UsageStore
 

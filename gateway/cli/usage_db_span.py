@@ -9,8 +9,8 @@ from typing import Annotated, TypeAlias
 import typer
 from pydantic import TypeAdapter, ValidationError
 
+from gateway.config.scalars import Wrong, duration_s
 from gateway.policy.schema import Moment
-from gateway.units import Wrong, duration_s
 from gateway.usage.receipts_reader import Where
 
 _MOMENT: TypeAdapter[float] = TypeAdapter(Moment)

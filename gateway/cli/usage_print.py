@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from gateway.ledger.savings import ABOUT_ZERO, TEACHER_UNAVAILABLE
+from gateway.accounting.savings import ABOUT_ZERO, TEACHER_UNAVAILABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

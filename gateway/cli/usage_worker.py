@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gateway.errors import StartupError
-from gateway.workers.usage_worker import main
+from gateway.server.usage_worker import main
 
 
 def usage_worker(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gateway.edge.queue import Synced
     from gateway.edge.student import UrlStudent
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _T = TypeVar("_T")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from gateway.capabilities.reasoning import ReasoningFilter
 from gateway.edge import placing
 from gateway.edge.errors import EdgeError, GatewayAway
 from gateway.edge.guidance import Guidance
@@ -22,17 +23,16 @@ from gateway.edge.link import Link
 from gateway.edge.queue import Synced, UsageQueue, default_folder
 from gateway.edge.relay import Relay, whole
 from gateway.edge.usage import Usage
-from gateway.reasoning import ReasoningFilter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
-    from gateway.continuation import Continuation
+    from gateway.capabilities.continuation import Continuation
     from gateway.edge.placing import Sent
     from gateway.edge.student import UrlStudent
     from gateway.edge.usage import Report
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 log = logging.getLogger("gateway.edge")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from gateway.edge.errors import GatewayAway
 
 if TYPE_CHECKING:
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from gateway.errors import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 LAST_EVENT = b"[DONE]"
 _CONNECT_LIMIT_S = 5.0

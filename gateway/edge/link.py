@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable
 
     from gateway.edge.usage import Report
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 EDGE_VERSION = 1
 """Of the protocol between gateway and device: what the header X-GKT-Edge says."""

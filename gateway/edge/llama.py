@@ -13,12 +13,12 @@ import httpx
 
 from gateway.edge.student import SILENCE_LIMIT_S, UrlStudent
 from gateway.errors import StartupError
-from gateway.local import llama
+from gateway.runtime import llama_cpp as llama
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from gateway.reasoning import Reasoning
+    from gateway.capabilities.reasoning import Reasoning
 
 _MOST_THREADS = 4
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.continuation import Prefill
+from gateway.capabilities.continuation import Prefill
+from gateway.capabilities.reasoning import takes_prefix, without_reasoning
 from gateway.guidance.seam import SeamJoin
-from gateway.messages import with_text
 from gateway.policy.constraints import FIELD_NOT_KNOWN, excluding_fields
 from gateway.policy.projections import CUTOFF, PROJECTIONS, SLOT
-from gateway.reasoning import takes_prefix, without_reasoning
+from gateway.protocol.messages import with_text
 
 if TYPE_CHECKING:
-    from gateway.continuation import Continuation
+    from gateway.capabilities.continuation import Continuation
+    from gateway.capabilities.reasoning import Reasoning
     from gateway.edge.guidance import Guidance
-    from gateway.protocol import Json
-    from gateway.reasoning import Reasoning
+    from gateway.protocol.body import Json
 
 # What guidance depends on beside the fields that constrain an answer.
 _TOLD = ("messages", "max_tokens", "max_completion_tokens", "stop")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from gateway.messages import words
+from gateway.protocol.messages import words
 
 if TYPE_CHECKING:
+    from gateway.capabilities.reasoning import ReasoningFilter
     from gateway.guidance.seam import SeamJoin
-    from gateway.protocol import Json
-    from gateway.reasoning import ReasoningFilter
+    from gateway.protocol.body import Json
 
 By = Literal["teacher", "student"]
 

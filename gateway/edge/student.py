@@ -10,14 +10,14 @@ import json
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from gateway.continuation import Continuation, lost_as_text, place_prefix
+from gateway.capabilities.continuation import Continuation, lost_as_text, place_prefix
+from gateway.capabilities.kinds import kind_of
+from gateway.capabilities.reasoning import without_reasoning
 from gateway.edge.http import LAST_EVENT, StudentHttp, said_in
-from gateway.engine_kinds import kind_of
 from gateway.engines.probing import find_continuation
 from gateway.engines.raw_prompts import asked_limit, chat_chunk, chat_reply, text_body
 from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRenderer
 from gateway.errors import EngineCannot, EngineFailed, EngineGarbled
-from gateway.reasoning import without_reasoning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from gateway.continuation import Mode, Prefill
-    from gateway.engine_kinds import EngineKind
+    from gateway.capabilities.continuation import Mode, Prefill
+    from gateway.capabilities.kinds import EngineKind
+    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.renderers import Renderer
-    from gateway.protocol import Json
-    from gateway.reasoning import Reasoning
+    from gateway.protocol.body import Json
 
 _RENDERERS: dict[str, type[LlamaCppRenderer | SGLangRenderer | VllmRenderer]] = {
     "llamacpp": LlamaCppRenderer,

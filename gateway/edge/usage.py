@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 MAX_NAME_CHARS = 64
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")

@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from gateway.record import Record
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
     import msgspec
 
-    from gateway.continuation import Known, Prefill
-    from gateway.protocol import Json
-    from gateway.reasoning import Reasoning
+    from gateway.capabilities.continuation import Known, Prefill
+    from gateway.capabilities.reasoning import Reasoning
+    from gateway.protocol.body import Json
 
 Finish = Literal["stop", "length"]
 

@@ -9,19 +9,19 @@ from gateway.engines.breaker import Breaker, BreakerRule
 from gateway.engines.guard import GuardedEngine
 from gateway.engines.http import Deadlines, EngineHttp
 from gateway.engines.openai import OpenAIEngine
-from gateway.genai_names import provider_of
+from gateway.telemetry.semconv import provider_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from gateway.config.models import ModelSettings
     from gateway.engines.base import Engine
     from gateway.engines.litellm_library import Library
     from gateway.engines.retry_budget import RetryBudgets
-    from gateway.metrics import Metrics
-    from gateway.model_settings import ModelSettings
     from gateway.policy.book import PolicyBook
     from gateway.policy.policies import Policies
-    from gateway.tracing import Tracing
+    from gateway.telemetry.metrics import Metrics
+    from gateway.telemetry.tracing import Tracing
 
 
 async def build(

@@ -13,15 +13,15 @@ from gateway.engines.refusal import reported
 from gateway.engines.replies import first_choice
 from gateway.engines.reply_json import Unreadable, decode, decoded_events
 from gateway.errors import EngineFailed, EngineGarbled, EngineTimeout, EngineUnreachable
-from gateway.messages import words
-from gateway.protocol import MAX_CHOICES, MAX_TOKENS
+from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS
+from gateway.protocol.messages import words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from gateway.engines.base import Finish, OpeningRequest
     from gateway.engines.http import EngineHttp
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 # OpenAI's word for "it ended by itself", and TGI's two.
 _ENDED = ("stop", "eos_token", "stop_sequence")

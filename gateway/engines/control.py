@@ -14,7 +14,7 @@ from gateway.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 CONTROL_CHAT: Json = {"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1, "temperature": 0}
 CONTROL_TEXT: Json = {"input": "Are you there?"}

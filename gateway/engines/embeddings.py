@@ -14,7 +14,7 @@ from gateway.errors import EngineGarbled
 from gateway.protocol.structure import INLINE_BYTES, MAX_VALUES, count_values
 
 if TYPE_CHECKING:
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 MAX_REPLY_BYTES = 64_000_000
 """2048 vectors of 3072 numbers, the most that OpenAI gives at once, are 34 MB in base64; in decimals half fit."""

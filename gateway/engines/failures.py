@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.errors import EngineResting
-from gateway.logs import quotes_content
+from gateway.telemetry.logs import quotes_content
 
 if TYPE_CHECKING:
     from gateway.errors import EngineError
-    from gateway.metrics import Metrics
+    from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 

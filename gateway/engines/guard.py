@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
     from types import TracebackType
 
-    from gateway.continuation import Prefill
+    from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest
     from gateway.engines.breaker import Breaker, BreakerCall, BreakerState
     from gateway.engines.retry_budget import RetryBudgets
-    from gateway.metrics import Metrics
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
+    from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 

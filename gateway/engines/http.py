@@ -20,14 +20,14 @@ from gateway.engines.refusal import BLAMES_CREDENTIALS, SaidError, hidden_in, re
 from gateway.engines.reply_json import Unreadable, decoded, encoded, in_thread
 from gateway.engines.sse import EventTooLarge, SseDecoder
 from gateway.errors import EngineError, EngineGarbled, EngineTimeout, EngineUnreachable
-from gateway.watchdog import Watchdog
+from gateway.runtime.timeouts import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from types import TracebackType
 
     from gateway.engines.http_pool import HttpReply
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _T = TypeVar("_T")
 

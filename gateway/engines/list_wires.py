@@ -14,14 +14,14 @@ from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, all_of
 from gateway.engines.reply_json import encoded
 from gateway.engines.shares import shares
 from gateway.errors import EngineError, EngineFailed, EngineGarbled
-from gateway.messages import only_text
+from gateway.protocol.messages import only_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.engines.base import OpeningRequest
     from gateway.engines.http import EngineHttp
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 Outcome: TypeAlias = OpeningReply | EngineError
 

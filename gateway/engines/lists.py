@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.engines.base import OpeningRequest
 from gateway.engines.list_wires import list_wire
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineRejected
-from gateway.tasks import Tasks
+from gateway.runtime.tasks import Tasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import httpx
 import orjson
 
-from gateway.continuation import Continuation, place_prefix
+from gateway.capabilities.continuation import Continuation, place_prefix
 from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import listen, opening_body, opening_finish, read_usage
 from gateway.engines.litellm_chat import Refused, arguments, plain_chunk, plain_reply
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from typing import TypeVar
 
-    from gateway.continuation import Mode, Prefill
+    from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.http import Deadlines
     from gateway.engines.litellm_library import Library
     from gateway.engines.litellm_wire import Call
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
     _T = TypeVar("_T")
 

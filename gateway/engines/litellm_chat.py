@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _PASSED = frozenset(
     {

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from gateway.continuation import Continuation, lost_as_text, place_prefix
-from gateway.engine_kinds import kind_of
+from gateway.capabilities.continuation import Continuation, lost_as_text, place_prefix
+from gateway.capabilities.kinds import kind_of
+from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.base import EmbeddingsReply, EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, listen, opening_body, opening_finish, read_usage, tokens_of
 from gateway.engines.embeddings import MAX_REPLY_BYTES, read_embeddings
@@ -19,15 +20,14 @@ from gateway.engines.renderers import LlamaCppRenderer, SGLangRenderer, VllmRend
 from gateway.engines.replies import first_choice, message_text
 from gateway.engines.texts import TextWire
 from gateway.errors import EngineCannot, EngineError, EngineGarbled
-from gateway.reasoning import without_reasoning
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from gateway.continuation import Mode, Prefill
+    from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.http import EngineHttp
     from gateway.engines.renderers import Renderer
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _RENDERERS: dict[str, type[LlamaCppRenderer | SGLangRenderer | VllmRenderer]] = {
     "llamacpp": LlamaCppRenderer,

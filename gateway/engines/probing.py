@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gateway.continuation import Continuation, Prefill, judge_probe, probes
+from gateway.capabilities.continuation import Continuation, Prefill, judge_probe, probes
 from gateway.engines.replies import message_text
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineRejected
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from gateway.continuation import Mode
-    from gateway.protocol import Json
+    from gateway.capabilities.continuation import Mode
+    from gateway.protocol.body import Json
 
     Complete = Callable[[Json, Prefill], Awaitable[Json]]
 

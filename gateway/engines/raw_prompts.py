@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gateway.engines.renderers import Prompt
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 # What a chat body says that a prompt cannot, or that means something else there. Of the first kind is nothing left that
 # the caller would miss: `continuation.lost_as_text` is asked before, and the template has read its part.

@@ -17,7 +17,7 @@ from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineOverl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _MAX_ERROR_CHARS = 500
 

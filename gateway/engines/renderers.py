@@ -14,7 +14,7 @@ from gateway.errors import EngineCannot, EngineGarbled
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _T = TypeVar("_T")
 

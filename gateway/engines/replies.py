@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.messages import words
+from gateway.protocol.messages import words
 
 if TYPE_CHECKING:
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 
 def first_choice(reply: Any) -> Json:

@@ -15,13 +15,13 @@ import msgspec
 import orjson
 
 from gateway.errors import EngineError
-from gateway.protocol import MAX_DEPTH, too_deep
-from gateway.protocol.structure import INLINE_VALUES, MAX_VALUES, count_values, is_large, is_light
+from gateway.protocol.body import too_deep
+from gateway.protocol.structure import INLINE_VALUES, MAX_DEPTH, MAX_VALUES, count_values, is_large, is_light
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

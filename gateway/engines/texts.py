@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.engines.chat import ChatWire, are_choices
 
 if TYPE_CHECKING:
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _TEXT = (str, NoneType)
 

@@ -27,8 +27,8 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from gateway.continuation import Continuation, lost_as_text, place_prefix
-from gateway.engine_kinds import TGI
+from gateway.capabilities.continuation import Continuation, lost_as_text, place_prefix
+from gateway.capabilities.kinds import TGI
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest
 from gateway.engines.chat import ChatWire, listen, opening_finish, read_usage, tokens_of
 from gateway.engines.probing import find_continuation
@@ -43,10 +43,10 @@ from gateway.errors import EngineCannot, EngineError, EngineGarbled
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from gateway.continuation import Mode, Prefill
+    from gateway.capabilities.continuation import Mode, Prefill
     from gateway.engines.base import EmbeddingsReply, Usage
     from gateway.engines.http import EngineHttp
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _T = TypeVar("_T")
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.engines.base import Usage
     from gateway.engines.http import EngineHttp
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
 
     from gateway.engines.http import EngineHttp
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 
 class TextRoute:

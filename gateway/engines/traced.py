@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from gateway import genai_names as names
 from gateway.engines.chat import read_usage
 from gateway.engines.raw_prompts import is_text
-from gateway.tracing import attributes_of, current
+from gateway.telemetry import semconv as names
+from gateway.telemetry.tracing import attributes_of, current
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
     from opentelemetry.util.types import AttributeValue
 
-    from gateway.continuation import Prefill
+    from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningReply, OpeningRequest, Usage
-    from gateway.protocol import Json
-    from gateway.tracing import CallSpan, RequestTrace
+    from gateway.protocol.body import Json
+    from gateway.telemetry.tracing import CallSpan, RequestTrace
 
 # What stop texts and logit biases say is the caller's own. These are numbers.
 _ASKED = {

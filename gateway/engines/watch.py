@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.engines.base import Engine
-    from gateway.metrics import Metrics
+    from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from gateway.config.scalars import Origin
+from gateway.config.yaml_source import read
 from gateway.errors import ConfigError
 from gateway.policy.length_files import length_files
 from gateway.policy.length_rules import DEFAULT_RULES, AutoRule
-from gateway.units import Origin
-from gateway.yaml_source import read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 import orjson
 
+from gateway.accounting.receipt import Receipt
 from gateway.engines.sse import SseDecoder
 from gateway.errors import (
     EngineFailed,
@@ -21,11 +22,10 @@ from gateway.errors import (
     StartupError,
 )
 from gateway.evaluation.staged import Answered
-from gateway.ledger.receipt import Receipt
 
 if TYPE_CHECKING:
     from gateway.errors import EngineError
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 GATEWAY = "gateway"
 """What errors call it."""

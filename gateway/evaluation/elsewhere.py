@@ -10,10 +10,10 @@ from gateway.evaluation.live import LiveRoute, body_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.accounting.receipt import Receipt
     from gateway.evaluation.caller import Caller
     from gateway.evaluation.record import Manifest
     from gateway.evaluation.run import Work
-    from gateway.ledger.receipt import Receipt
 
 # A route that chooses the guidance's length may go without for some questions, and then does not tell what it is.
 _TRIES = 8

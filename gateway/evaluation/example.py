@@ -10,9 +10,9 @@ from gateway.evaluation.judging import Unscored
 from gateway.evaluation.record import Example, Verdict
 
 if TYPE_CHECKING:
+    from gateway.accounting.receipt import Receipt
     from gateway.evaluation.question import Question
     from gateway.evaluation.staged import Answered
-    from gateway.ledger.receipt import Receipt
 
 _NOTHING = Decimal(0)
 

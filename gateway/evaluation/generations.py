@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
     from pathlib import Path
 
-    from gateway.continuation import Prefill
+    from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import EmbeddingsReply, Engine, EngineState, OpeningRequest
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
+from gateway.config.scalars import Name, Number, Whole, Wrong
+from gateway.config.yaml_source import Shape, Source, read
 from gateway.errors import ConfigError, StartupError
 from gateway.evaluation.auto_length import AutoLength, read_auto
 from gateway.evaluation.setting import Form, Mode, Setting
 from gateway.policy.length_rules import Tokens
 from gateway.policy.schema import Boundary, Placement
-from gateway.units import Name, Number, Whole, Wrong
-from gateway.yaml_source import Shape, Source, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -11,15 +11,15 @@ from gateway.errors import StartupError
 from gateway.evaluation.generations import Generations, Recorded
 from gateway.evaluation.judging import Judge
 from gateway.evaluation.patience import Patience
-from gateway.metrics import Metrics
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Policies
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
 
 _MOST_TOKENS = 64
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from gateway.beside import gateway_beside, until_probed
-from gateway.config import Settings
+from gateway.config.settings import Settings
 from gateway.errors import EngineError
 from gateway.evaluation.caller import Caller
 from gateway.evaluation.example import failed_example, scored_example
@@ -25,6 +24,7 @@ from gateway.evaluation.staged import STUDENT, TEACHER
 from gateway.local.redis import EmbeddedRedis
 from gateway.policy.book import PolicyBook
 from gateway.policy.schema import Route, TenantPolicy
+from gateway.server.in_process import gateway_beside, until_probed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.record import Example
     from gateway.evaluation.run import Progress, Work
     from gateway.evaluation.setting import Setting
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 # An engine on a CPU takes its time, and an answer without guidance is no answer to the question of this run.
 _DEADLINE_S = 600.0

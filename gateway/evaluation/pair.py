@@ -13,27 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.config import Settings
-from gateway.continuation import Continuation
+from gateway.accounting.baseline import Encoding
+from gateway.accounting.estimate import FALLBACK
+from gateway.capabilities.continuation import Continuation
+from gateway.config.models import BreakerSettings, ModelSettings
+from gateway.config.settings import Settings
 from gateway.engines.base import EngineState
 from gateway.engines.build import build
 from gateway.errors import EngineError, StartupError
 from gateway.evaluation.staged import STUDENT, TEACHER, Money
-from gateway.ledger.baseline import Encoding
-from gateway.ledger.estimate import FALLBACK
 from gateway.local import weights
 from gateway.local.stack import LocalStack
-from gateway.metrics import Metrics
-from gateway.model_settings import BreakerSettings, ModelSettings
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Policies
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
-    from gateway.continuation import Prefill
+    from gateway.capabilities.continuation import Prefill
     from gateway.engines.base import EmbeddingsReply, Engine, OpeningReply, OpeningRequest
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 ROLES = (TEACHER, STUDENT)
 # Nobody waits for one answer of an evaluation, and a CPU reads many prompts at once slowly.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from gateway.ledger.receipt import LengthFacts
+from gateway.accounting.receipt import LengthFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -23,8 +23,8 @@ from gateway.evaluation.generations import Generations, Recorded
 from gateway.evaluation.pair import Absent, engine, look_of
 from gateway.evaluation.patience import PAUSES_S, Patience
 from gateway.evaluation.staged import STUDENT, TEACHER
-from gateway.finishing import Finisher
-from gateway.metrics import Metrics
+from gateway.pipeline.student import Finisher
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Sequence

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_source import shown
 from gateway.errors import ConfigError, StartupError
 from gateway.policy.library import Library
 from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.policy.projection_shapes import MAX_CHARS, MAX_EXEMPLARS
 from gateway.policy.projections import PRIMED, PROJECTIONS
-from gateway.yaml_source import shown
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from gateway.errors import Mistake
     from gateway.evaluation.setting import Setting
     from gateway.policy.projections import Exemplar, Projection
-    from gateway.yaml_source import Mistake
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import re2
 
+from gateway.config.yaml_messages import nearest
 from gateway.errors import StartupError
 from gateway.evaluation.judging import JUDGE, Judge, Unscored
 from gateway.evaluation.question import Question
@@ -31,7 +32,6 @@ from gateway.scoring import numbers
 from gateway.scoring.choices import choice
 from gateway.scoring.statements import own_part
 from gateway.scoring.texts import folded, stated_text
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,8 @@ from msgspec import structs
 from gateway.policy.projections import CUTOFF
 from gateway.policy.resolve import resolve
 from gateway.policy.schema import Route, TenantPolicy
-from gateway.protocol import parse_chat, parse_text_completion
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.text import parse_text_completion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.policy.projections import Exemplar, Projection
     from gateway.policy.resolve import Look, Plan
     from gateway.policy.schema import Boundary, Placement
-    from gateway.protocol import CompletionRequest
+    from gateway.protocol.requests import CompletionRequest
 
 
 Mode = Literal["teacher", "student", "guided"]

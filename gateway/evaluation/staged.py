@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.continuation import Continuation
+from gateway.accounting.draft import Call, Draft
+from gateway.accounting.worst_case import worst_case
+from gateway.capabilities.continuation import Continuation
 from gateway.errors import StartupError
-from gateway.generation import unread_once_ended
 from gateway.guidance.ending import EndRule, open_to_end
-from gateway.ledger.draft import Call, Draft
-from gateway.ledger.worst_case import worst_case
-from gateway.opening import UNGUIDED, Opening, answered_call, opened, opening_request, read_by
+from gateway.pipeline.generation import unread_once_ended
+from gateway.pipeline.guidance_request import UNGUIDED, Opening, answered_call, opened, opening_request, read_by
 from gateway.policy.length import longest
 from gateway.policy.projections import CUTOFF
 from gateway.policy.resolve import Look
@@ -27,17 +27,17 @@ from gateway.policy.resolve import Look
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from gateway.accounting.baseline import Encoding
+    from gateway.accounting.receipt import Receipt
     from gateway.engines.base import OpeningReply, OpeningRequest
     from gateway.evaluation.generations import Recorded
     from gateway.evaluation.question import Question
     from gateway.evaluation.setting import Setting
-    from gateway.finishing import Finisher
-    from gateway.ledger.baseline import Encoding
-    from gateway.ledger.receipt import Receipt
+    from gateway.pipeline.student import Finisher
     from gateway.policy.projections import Exemplar
     from gateway.policy.resolve import GuidancePlan, Plan
     from gateway.pricing import Price
-    from gateway.protocol import CompletionRequest
+    from gateway.protocol.requests import CompletionRequest
 
 TEACHER, STUDENT = "teacher", "student"
 # While the teacher writes, the student need not be there: what it can is known when it answers.

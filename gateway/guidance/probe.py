@@ -10,18 +10,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from gateway.capabilities.reasoning import without_reasoning
 from gateway.engines.chat import read_usage
 from gateway.engines.replies import first_choice
-from gateway.protocol import TextRequest
-from gateway.reasoning import without_reasoning
+from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.capabilities.reasoning import Reasoning
     from gateway.engines.base import Engine, Usage
     from gateway.policy.length_rules import ProbeRule
-    from gateway.protocol import CompletionRequest, Json
-    from gateway.reasoning import Reasoning
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import CompletionRequest
 
 Outcome = Literal["confident", "unsure", "no_logprobs", "late", "failed"]
 """What came of it: the student is sure, or is not; its engine tells no probabilities; it was too slow; it failed."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.messages import RULES, with_system, with_text
 from gateway.policy.projections import SLOT
-from gateway.protocol import TextRequest
+from gateway.protocol.messages import RULES, with_system, with_text
+from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.policy.projections import Projection
-    from gateway.protocol import CallerRequest
+    from gateway.protocol.body import CallerRequest
 
 # What a template writes around a turn has about four tokens.
 _BYTES_PER_TURN = 16

@@ -15,7 +15,7 @@ import regex
 
 from gateway.guidance.json_opening import JsonOpening
 from gateway.guidance.stops import first_stop
-from gateway.record import Record
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

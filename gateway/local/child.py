@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING, NoReturn
 
 from gateway.errors import StartupError
-from gateway.local.llama import LlamaOptions
+from gateway.runtime.llama_cpp import LlamaOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.local import ChildFailed, leash
-from gateway.local.ending import end
+from gateway.runtime.child_processes import end
 
 if TYPE_CHECKING:
     from types import TracebackType

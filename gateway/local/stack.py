@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from gateway.local import ChildFailed, child, weights
-from gateway.local.ending import end
+from gateway.runtime.child_processes import end
 
 if TYPE_CHECKING:
     from types import TracebackType

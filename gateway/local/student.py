@@ -12,7 +12,8 @@ import sys
 import threading
 from typing import NoReturn
 
-from gateway.local import child, llama, weights
+from gateway.local import child, weights
+from gateway.runtime import llama_cpp as llama
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from aiohttp import web
 
 from gateway.errors import StartupError
-from gateway.local import child, llama, teacher_chat, tgi_errors, tgi_request, weights
+from gateway.local import child, teacher_chat, tgi_errors, tgi_request, weights
 from gateway.local.llama_client import LlamaClient
 from gateway.local.teacher_state import TeacherState
 from gateway.local.tgi_request import GenerateBody, Limits
 from gateway.local.tgi_wire import STATE, headers, read, refuse, reply, send_event, stream_headers
+from gateway.runtime import llama_cpp as llama
 from gateway.version import __version__
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from gateway.config.scalars import Flag, Number, Usd, Whole, Wrong
+from gateway.config.yaml_source import Shape, load
 from gateway.errors import ConfigError
 from gateway.pricing import Price
-from gateway.units import Flag, Number, Usd, Whole, Wrong
-from gateway.yaml_source import Shape, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from gateway.allowances import BudgetRule, LimitsRule
+    from gateway.config.limits import BudgetRule, LimitsRule
+    from gateway.config.sections import Defaults
     from gateway.policy.book import Caller
     from gateway.policy.schema import KeyEntry, TenantPolicy
-    from gateway.sections import Defaults
 
 
 class Allowed(NamedTuple):

@@ -7,19 +7,19 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.config import check_settings
-from gateway.errors import ConfigError
+from gateway.config.settings import check_settings
+from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_source import Source, in_file_order, shown
+from gateway.errors import ConfigError, Mistake
 from gateway.policy.conditions import When
 from gateway.policy.pages import Pages
 from gateway.policy.projections import PROJECTIONS
-from gateway.yaml_source import Mistake, Source, in_file_order, shown
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
     from gateway.policy.projections import Projection
     from gateway.policy.schema import KeyEntry, TenantPolicy
 

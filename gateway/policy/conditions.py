@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import re2
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from gateway.messages import words
-from gateway.protocol import ChatRequest, TextRequest
-from gateway.units import Flag, Whole, Wrong
-from gateway.yaml_source import Shape
+from gateway.config.scalars import Flag, Whole, Wrong
+from gateway.config.yaml_source import Shape
+from gateway.protocol.chat import ChatRequest
+from gateway.protocol.messages import words
+from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from gateway.protocol import AnyRequest
+    from gateway.protocol.requests import AnyRequest
 
 MAX_TEXT_CHARS = 64_000
 _MAX_PATTERN_CHARS = 1000

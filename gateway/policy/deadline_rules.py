@@ -6,8 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from gateway.units import Duration, DurationText, Wrong, lasting, read_duration
-from gateway.yaml_source import Shape
+from gateway.config.scalars import Duration, DurationText, Wrong, lasting, read_duration
+from gateway.config.yaml_source import Shape
 
 _LEAST_S, _MOST_S = 0.001, 600.0
 _Fixed: TypeAlias = Annotated[Duration, lasting("1ms", "10m")]

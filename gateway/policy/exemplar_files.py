@@ -6,15 +6,15 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gateway.config.yaml_source import in_file_order, parse, shown
 from gateway.policy.named_files import NamedFiles, Parsed
 from gateway.policy.projection_shapes import MAX_CHARS, ExemplarList
-from gateway.yaml_source import in_file_order, parse, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from gateway.errors import Mistake
     from gateway.policy.projections import Exemplar
-    from gateway.yaml_source import Mistake
 
 MAX_BYTES = 256_000
 """Of one file."""

@@ -8,24 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.continuation import Continuation
+from gateway.capabilities.continuation import Continuation
 from gateway.errors import GatewayError
 from gateway.policy.allowed import allowed
 from gateway.policy.resolve import Look, resolve, resolve_embeddings
 from gateway.policy.routing import choose, not_found
 from gateway.policy.unguided import fields_against
-from gateway.protocol import EmbeddingsRequest
+from gateway.protocol.embeddings import EmbeddingsRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.config import Settings
-    from gateway.model_settings import ModelSettings
+    from gateway.config.models import ModelSettings
+    from gateway.config.settings import Settings
     from gateway.policy.allowed import Allowed
     from gateway.policy.book import Caller
     from gateway.policy.resolve import Plan
     from gateway.policy.routing import Choice
-    from gateway.protocol import AnyRequest
+    from gateway.protocol.requests import AnyRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from gateway.policy.policies import Edition
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
     from gateway.policy.book import PolicyBook
 
 Signature = tuple[object, ...]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from gateway.continuation import Continuation
+from gateway.capabilities.continuation import Continuation
 from gateway.errors import RouteWithoutGuidance
 from gateway.policy.resolve import Look, resolve
 from gateway.policy.routing import NO_HEADERS
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gateway.policy.resolve import Plan
     from gateway.policy.schema import Route, TenantPolicy
-    from gateway.protocol import ChatRequest
+    from gateway.protocol.chat import ChatRequest
 
 # The device goes on with what it is given; how, is its own affair. Whether the gateway's student can is not asked.
 _A_DEVICES = Look(Continuation("trailing", echo=False))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gateway.policy.length_model import LengthModel
     from gateway.policy.length_rules import AutoRule, LengthRule, ProbeRule, StopAt
     from gateway.policy.question_features import Looks
-    from gateway.protocol import CompletionRequest
+    from gateway.protocol.requests import CompletionRequest
 
 # An opening of more than half of what the caller wants leaves the student nothing to do that is worth a call.
 _SHARE_OF_ANSWER = 2

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.config.yaml_source import shown
+from gateway.errors import Mistake
 from gateway.policy.length_model import MAX_FILE_BYTES, FittedLengths, lengths_of
 from gateway.policy.named_files import NamedFiles, Parsed
-from gateway.yaml_source import Mistake, shown
 
 if TYPE_CHECKING:
     from pathlib import Path

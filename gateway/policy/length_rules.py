@@ -14,11 +14,11 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.config.scalars import Duration, Number, Whole, Wrong, lasting
+from gateway.config.yaml_source import Shape
 from gateway.policy.conditions import When
 from gateway.policy.length_model import LengthModel
 from gateway.policy.question_features import PromptClass
-from gateway.units import Duration, Number, Whole, Wrong, lasting
-from gateway.yaml_source import Shape
 
 MOST_TOKENS = 4096
 StopAt = Literal["step", "sentence", "none"]

@@ -7,23 +7,24 @@ from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_source import contents, in_file_order, parse, shown, unreadable
+from gateway.errors import Mistake
 from gateway.policy.exemplar_files import MAX_BYTES, exemplar_files, without_content
 from gateway.policy.length_files import length_files
 from gateway.policy.named_files import PROJECTIONS_FOLDER
 from gateway.policy.projection_shapes import MAX_CHARS, ProjectionRule
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import LABEL
-from gateway.yaml_source import Mistake, contents, in_file_order, parse, shown, unreadable
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from gateway.config.yaml_source import Source
     from gateway.policy.length_model import LengthModel
     from gateway.policy.projections import Exemplar, Projection
     from gateway.policy.schema import GuidanceRule, TenantPolicy
-    from gateway.yaml_source import Source
 
 
 class _Kept(NamedTuple):

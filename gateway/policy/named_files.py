@@ -7,13 +7,14 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from gateway.yaml_source import Mistake, contents
+from gateway.config.yaml_source import contents
+from gateway.errors import Mistake
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.yaml_source import Source
-    from gateway.yaml_words import Loc
+    from gateway.config.yaml_messages import Loc
+    from gateway.config.yaml_source import Source
 
 PROJECTIONS_FOLDER = "projections"
 """In the policies folder."""

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from gateway.config.yaml_source import contents, in_file_order, parse, shown
+from gateway.errors import Mistake
 from gateway.policy.library import Library
 from gateway.policy.schema import TenantPolicy
-from gateway.yaml_source import Mistake, contents, in_file_order, parse, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from gateway.yaml_source import Source
+    from gateway.config.yaml_source import Source
 
 
 @dataclass(frozen=True, slots=True)

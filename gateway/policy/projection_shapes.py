@@ -6,12 +6,12 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, RootModel
 
+from gateway.config.scalars import Flag, Whole, Wrong
+from gateway.config.yaml_source import Shape
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
 from gateway.policy.projections import BEGINS_LIKE_THIS, SLOT, Exemplar, Projection, Skip
 from gateway.policy.schema import Placement
-from gateway.units import Flag, Whole, Wrong
-from gateway.yaml_source import Shape
 
 MAX_EXEMPLARS = 64
 MAX_CHARS = 64_000

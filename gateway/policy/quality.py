@@ -8,8 +8,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.units import Usd, Whole, Wrong
-from gateway.yaml_source import Shape
+from gateway.config.scalars import Usd, Whole, Wrong
+from gateway.config.yaml_source import Shape
 
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?) ?%", re.ASCII)
 

@@ -12,11 +12,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from gateway.messages import words
-from gateway.protocol import TextRequest
+from gateway.protocol.messages import words
+from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
-    from gateway.protocol import CompletionRequest
+    from gateway.protocol.requests import CompletionRequest
 
 PromptClass = Literal["choice", "code", "maths", "list", "trivial", "other"]
 """What kind of question it is: the first of these that holds."""

@@ -18,10 +18,10 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.metrics import Metrics
     from gateway.policy.book import PolicyBook
     from gateway.policy.files import PolicyFiles, Reading, Signature
     from gateway.policy.policies import Policies
+    from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 

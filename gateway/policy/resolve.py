@@ -7,29 +7,30 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import structs
 
-from gateway.continuation import Continuation
+from gateway.capabilities.continuation import Continuation
+from gateway.capabilities.reasoning import takes_prefix
 from gateway.errors import InvalidRequest
 from gateway.policy.length import choose_length
 from gateway.policy.overrides import as_asked, refuse_overrides
 from gateway.policy.routing import NO_HEADERS
 from gateway.policy.unguided import judge_request
-from gateway.protocol import TextRequest
-from gateway.reasoning import takes_prefix
-from gateway.record import Record
+from gateway.protocol.text import TextRequest
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Literal
 
-    from gateway.continuation import Known
+    from gateway.capabilities.continuation import Known
+    from gateway.capabilities.reasoning import Reasoning
     from gateway.policy.deadline_rules import AutoDeadline
     from gateway.policy.length import Choice
     from gateway.policy.overrides import Wanted
     from gateway.policy.projections import Projection
     from gateway.policy.quality import QualityRule
     from gateway.policy.schema import Boundary, Mode, Placement, Route, TenantPolicy
-    from gateway.protocol import ChatRequest, CompletionRequest
-    from gateway.reasoning import Reasoning
+    from gateway.protocol.chat import ChatRequest
+    from gateway.protocol.requests import CompletionRequest
 
 
 PlanMode: TypeAlias = "Mode | Literal['guidance']"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import ModelNotFound
 from gateway.policy.conditions import Facts
-from gateway.record import Record
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.policy.book import Caller
     from gateway.policy.schema import Route
-    from gateway.protocol import AnyRequest
+    from gateway.protocol.requests import AnyRequest
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Looking through more than this can take milliseconds: a thread does it.

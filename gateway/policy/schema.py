@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
-from gateway.allowances import BudgetRule, LimitsRule, OnRedisFailure
+from gateway.config.limits import BudgetRule, LimitsRule, OnRedisFailure
+from gateway.config.scalars import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
+from gateway.config.yaml_source import Shape
 from gateway.policy.conditions import When
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
 from gateway.policy.deadline_rules import AutoDeadline, Deadline
 from gateway.policy.length_rules import MOST_TOKENS, AutoRule, Tokens
 from gateway.policy.projections import CUTOFF, PROJECTIONS, Projection
 from gateway.policy.quality import Part, QualityRule, part_of
-from gateway.units import Duration, Flag, Name, Number, Spelt, Whole, Wrong, lasting
-from gateway.yaml_source import Shape
 
 if TYPE_CHECKING:
     from gateway.policy.length_model import LengthModel

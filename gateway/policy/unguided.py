@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.policy.constraints import CALLER_PREFILL, LEAST_TOKENS, TOKEN_LIMIT, excluding_fields, placements
-from gateway.protocol import TextRequest
+from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
-    from gateway.continuation import Known
+    from gateway.capabilities.continuation import Known
     from gateway.policy.constraints import API, Excluding
     from gateway.policy.schema import Route
-    from gateway.protocol import CompletionRequest
+    from gateway.protocol.requests import CompletionRequest
 
 
 class Verdict(NamedTuple):

@@ -15,37 +15,3 @@ package only; inside, it is `input_tokens` and `output_tokens`.
     embeddings.py   /v1/embeddings
     reply.py        what every reply and chunk shares
 """
-
-from gateway.protocol.body import MAX_CHOICES, MAX_TOKENS, CallerRequest, Json, too_deep
-from gateway.protocol.chat import ChatRequest, parse_chat
-from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
-from gateway.protocol.reply import ReplyHead, TextReplyHead, passed_on, usage_body
-from gateway.protocol.structure import MAX_DEPTH
-from gateway.protocol.text import TextRequest, parse_text_completion
-
-CompletionRequest = ChatRequest | TextRequest
-"""What the path answers."""
-
-AnyRequest = CompletionRequest | EmbeddingsRequest
-"""What a route may take."""
-
-__all__ = [
-    "MAX_CHOICES",
-    "MAX_DEPTH",
-    "MAX_TOKENS",
-    "AnyRequest",
-    "CallerRequest",
-    "ChatRequest",
-    "CompletionRequest",
-    "EmbeddingsRequest",
-    "Json",
-    "ReplyHead",
-    "TextReplyHead",
-    "TextRequest",
-    "parse_chat",
-    "parse_embeddings",
-    "parse_text_completion",
-    "passed_on",
-    "too_deep",
-    "usage_body",
-]

@@ -13,8 +13,8 @@ import orjson
 from msgspec import Meta, Struct
 
 from gateway.errors import InvalidRequest
-from gateway.protocol.elsewhere import elsewhere_in
 from gateway.protocol.field_names import check_names
+from gateway.protocol.forbidden_fields import elsewhere_in
 from gateway.protocol.structure import MAX_DEPTH, check_values
 from gateway.protocol.token_ids import FIELDS, take_token_ids
 from gateway.protocol.unicode import BOM, locate_invalid_utf8, replace_lone_surrogates

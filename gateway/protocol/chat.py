@@ -21,7 +21,7 @@ from gateway.protocol.body import (
     stops,
     wants_usage,
 )
-from gateway.record import Record
+from gateway.runtime.record import Record
 
 MAX_MESSAGES = 10_000
 """The most messages of one chat. OpenAI takes 2,048."""

@@ -22,7 +22,7 @@ from gateway.protocol.body import (
     wants_usage,
 )
 from gateway.protocol.texts import Texts, each_text
-from gateway.record import Record
+from gateway.runtime.record import Record
 
 if TYPE_CHECKING:
     from gateway.protocol.body import Json

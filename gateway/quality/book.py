@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.ledger.scopes import dollars, in_short, picodollars
+from gateway.accounting.scopes import dollars, in_short, picodollars
 from gateway.quality.comparison import OUTBOX
 from gateway.quality.tally import Tally
-from gateway.redis_script import Script
+from gateway.redis.script import Script
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.quality.comparison import Comparison
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 DAY_S = 86_400
 KEPT_DAYS = 35

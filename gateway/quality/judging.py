@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from gateway.messages import words
-from gateway.protocol import ChatRequest, parse_chat
+from gateway.protocol.chat import ChatRequest, parse_chat
+from gateway.protocol.messages import words
 
 if TYPE_CHECKING:
-    from gateway.protocol import CompletionRequest
+    from gateway.protocol.requests import CompletionRequest
 
 MAX_TOKENS = 16
 MOST_CHARS = 8_000

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from gateway.config.database_url import address_of, shown
 from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.reader import UsageReader
 from gateway.usage.receipt_finder import ReceiptFinder
@@ -17,17 +18,16 @@ from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.trimmer import OutboxTrimmer
 from gateway.usage.uptime_reader import UptimeReader
-from gateway.usage_address import address_of, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection
 
-    from gateway.config import Settings
-    from gateway.metrics import Metrics
-    from gateway.redis_client import RedisClient
-    from gateway.redis_keys import RedisKeys
+    from gateway.config.settings import Settings
+    from gateway.redis.client import RedisClient
+    from gateway.redis.keys import RedisKeys
+    from gateway.telemetry.metrics import Metrics
     from gateway.usage.engine import UsageEngine
 
 

@@ -26,9 +26,9 @@ from sqlalchemy import (
     tuple_,
 )
 
+from gateway.config.database_url import shown
 from gateway.usage.entries import Entry
 from gateway.usage.tables import DAY_S
-from gateway.usage_address import shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, RowMapping

@@ -20,7 +20,7 @@ import msgspec
 from sqlalchemy import delete, insert, select, tuple_
 from sqlalchemy.exc import DataError, IntegrityError
 
-from gateway.ledger.receipt import Receipt
+from gateway.accounting.receipt import Receipt
 from gateway.usage.entries import Entry
 from gateway.usage.packing import pack, unpack
 from gateway.usage.rollup import Dims, Row, dims

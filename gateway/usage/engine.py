@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from gateway.config.database_url import shown
 from gateway.errors import StartupError
-from gateway.usage_address import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

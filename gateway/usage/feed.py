@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 from gateway.quality.comparison import OUTBOX
-from gateway.redis_script import Script
+from gateway.redis.script import Script
 from gateway.usage.entries import NOTHING, Entry, before, made_ms
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 GROUP = "archive"
 """The group's name is that of earlier versions, so that processes of both versions share entries."""

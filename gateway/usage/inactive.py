@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gateway.redis_script import Script
+from gateway.redis.script import Script
 from gateway.usage.entries import NOTHING, made_ms
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 QUIET_S = 32 * 86_400.0
 """A tenant without a receipt for so long leaves."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
     from gateway.usage.rollup import Row
 
 _SUMS = re.compile(r"(?:g(\d+):)?(rows|total|seen):(minute|hour|day):(\d+)(?::(.+))?", re.DOTALL)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import Overloaded
-from gateway.fair_share import FairSemaphore, FairShare
+from gateway.runtime.fair_share import FairSemaphore, FairShare
 from gateway.usage.parts import Parts, add_parts, fold, question_of
 from gateway.usage.sums import ALL_TENANTS
 from gateway.usage.threads import in_thread

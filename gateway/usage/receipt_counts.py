@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
-from gateway.ledger.edge import EDGE, GUIDANCE
-from gateway.ledger.savings import MEASURING, class_of, is_counted, savings_of
+from gateway.accounting.edge import EDGE, GUIDANCE
+from gateway.accounting.savings import MEASURING, class_of, is_counted, savings_of
 from gateway.usage.counters import (
     BATCHES,
     BUCKET_STEP,
@@ -24,7 +24,7 @@ from gateway.usage.histogram import MAX_BUCKET, bucket_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.ledger.receipt import EngineShare, Receipt, Timings
+    from gateway.accounting.receipt import EngineShare, Receipt, Timings
     from gateway.usage.counters import Sparse
 
 _Call: TypeAlias = tuple[int, int, int, int, int]

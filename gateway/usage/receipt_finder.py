@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from gateway.errors import UsageUnavailable
-from gateway.fair_share import FairSemaphore
+from gateway.runtime.fair_share import FairSemaphore
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

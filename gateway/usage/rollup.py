@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeVar
 
 import msgspec
 
-from gateway.ledger.edge import student_of
+from gateway.accounting.edge import student_of
 from gateway.usage.counters import (
     ANSWERED,
     BASELINE,
@@ -55,7 +55,7 @@ from gateway.usage.receipt_counts import counts_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 _Where = TypeVar("_Where")
 

@@ -11,10 +11,10 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from gateway.config.scalars import duration_s
+from gateway.config.yaml_messages import nearest
 from gateway.errors import InvalidRequest
-from gateway.units import duration_s
 from gateway.usage.sums import SECONDS, Period
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.metrics import Metrics
-    from gateway.redis_client import RedisClient
-    from gateway.redis_keys import LedgerKeys
+    from gateway.redis.client import RedisClient
+    from gateway.redis.keys import LedgerKeys
+    from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 

@@ -6,18 +6,18 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from gateway.config.database_url import address_of
 from gateway.usage import receipts_reader
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.receipts_reader import Where
 from gateway.usage.sums import Retention
-from gateway.usage_address import address_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from concurrent.futures import Executor
 
-    from gateway.config import Settings, WorkerSettings
+    from gateway.config.settings import Settings, WorkerSettings
     from gateway.usage.database import Added
     from gateway.usage.entries import Entry
 

@@ -18,7 +18,7 @@ from gateway.usage.rollup import Dims, Row, dims, total
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 Granularity = Literal["minute", "hour", "day"]
 SECONDS: dict[Granularity, int] = {"minute": 60, "hour": 3600, "day": 86_400}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, bindparam, select
 
-from gateway.ledger.edge import EDGE
+from gateway.accounting.edge import EDGE
 from gateway.usage.packing import unpack
 from gateway.usage.rests import with_rests
 from gateway.usage.rollup import Dims, Row

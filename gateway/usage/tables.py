@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
-from gateway.ledger.edge import EDGE
+from gateway.accounting.edge import EDGE
 from gateway.usage.counters import pico
 
 if TYPE_CHECKING:
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
     from gateway.usage.rollup import Dims, Row
 
 DAY_S = 86_400

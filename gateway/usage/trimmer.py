@@ -18,7 +18,7 @@ import structlog
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from gateway.quality.comparison import OUTBOX
-from gateway.redis_script import Script
+from gateway.redis.script import Script
 from gateway.usage.feed import GROUP
 from gateway.usage.inactive import InactiveTenants
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.metrics import Metrics
-    from gateway.redis_client import RedisClient
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.client import RedisClient
+    from gateway.redis.keys import RedisKeys
+    from gateway.telemetry.metrics import Metrics
     from gateway.usage.state import WorkerState
 
 log = structlog.get_logger()

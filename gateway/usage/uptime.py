@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from gateway.redis_client import RedisClient
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.client import RedisClient
+    from gateway.redis.keys import RedisKeys
 
 log = structlog.get_logger()
 

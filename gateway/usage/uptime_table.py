@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy import Connection
 
-    from gateway.redis_keys import LedgerKeys
+    from gateway.redis.keys import LedgerKeys
 
 _BYTES = MINUTES_A_DAY // 8
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gateway.accounting.savings import CLASSES, MEASURING, is_about_zero
 from gateway.errors import InvalidRequest
-from gateway.ledger.savings import CLASSES, MEASURING, is_about_zero
 from gateway.usage.counters import STAGES, ClassSum, usd
 from gateway.usage.rests import with_rests
 from gateway.usage.rollup import Dims, Row
@@ -18,7 +18,7 @@ from gateway.usage.sums import SECONDS, Period
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
     from gateway.usage.counters import Tokens
     from gateway.usage.span import Span
     from gateway.usage.sums import Granularity, StoredRow

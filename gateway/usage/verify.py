@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sqlalchemy import select
 
-from gateway.ledger.receipt import Receipt
+from gateway.accounting.receipt import Receipt
 from gateway.usage.packing import unpack
 from gateway.usage.rollup import Dims, Row, merge_in
 from gateway.usage.sums import OTHER, SECONDS, Sums

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from gateway.redis_client import RedisClient
+    from gateway.redis.client import RedisClient
     from gateway.usage.archive_import import ArchiveImport
     from gateway.usage.entries import Entry
     from gateway.usage.feed import OutboxFeed

@@ -13,9 +13,9 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 from redis.exceptions import RedisError
 
+from gateway.accounting.receipt import Receipt
 from gateway.errors import StartupError
-from gateway.ledger.receipt import Receipt
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from gateway.usage.counters import usd
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.rollup import Row

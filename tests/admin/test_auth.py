@@ -13,10 +13,10 @@ from pydantic import SecretStr
 from gateway.admin.auth import needs_key
 from gateway.admin.routes import OPEN_ROUTES, PAGE_ROUTES, ROUTES
 from gateway.admin.session import Sessions
-from gateway.admission import Admission
-from gateway.metrics import Metrics
-from gateway.web import keys
-from gateway.web.error_body import errors_as_openai
+from gateway.api import keys
+from gateway.api.error_body import errors_as_openai
+from gateway.pipeline.admission import Admission
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from tests.gateway_process import GatewayProcess

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.admin.marked_relay import MarkedRelay
 from gateway.guidance.seam import SeamJoin
-from gateway.protocol import ReplyHead
-from tests.test_relay import chunk, says, text_of
+from gateway.protocol.reply import ReplyHead
+from tests.pipeline.test_stream import chunk, says, text_of
 
 HEAD = ReplyHead("chatcmpl-ours", 1_700_000_000, "route")
 GUIDANCE = "The quick brown fox jumps over the lazy dog."

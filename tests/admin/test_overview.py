@@ -15,8 +15,8 @@ import pytest
 
 from gateway.admin.overview import Overview
 from gateway.usage.sums import Period
+from tests.accounting.drafts import closed, guided
 from tests.gateway_process import STUDENT_ONLY, model, running_gateway
-from tests.ledger.drafts import closed, guided
 from tests.usage.books import UsageBook
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from aiohttp.test_utils import make_mocked_request
 from pydantic import ValidationError
 
 from gateway.admin.playground import _base_url
+from gateway.api import keys
 from gateway.policy.schema import KeyEntry
-from gateway.web import keys
 from tests.fakes import FakeEngine, begin_events, chunk, event, says, says_with_odds
 from tests.gateway_process import KEY, STUDENT_ONLY, TEACHER_ONLY, GatewayProcess, guided, model, running_gateway
 from tests.readiness import wait_until_looked_at

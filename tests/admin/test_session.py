@@ -18,12 +18,12 @@ from gateway.admin.auth import needs_key
 from gateway.admin.login import ATTEMPTS, Attempts
 from gateway.admin.routes import PAGE_ROUTES
 from gateway.admin.session import IDLE_S, LONGEST_S, SESSIONS, EndedSessions, Sessions
-from gateway.admission import Admission
-from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
-from gateway.web import keys
-from gateway.web.error_body import errors_as_openai
+from gateway.api import keys
+from gateway.api.error_body import errors_as_openai
+from gateway.pipeline.admission import Admission
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

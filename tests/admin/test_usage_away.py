@@ -13,9 +13,11 @@ from redis.asyncio import Redis
 from gateway.admin.quality import COMPARISONS, QUALITY, show_quality
 from gateway.admin.reconciliation import reconciliation
 from gateway.admin.usage import list_receipts, show_usage
-from gateway.metrics import Metrics
+from gateway.api.error_body import errors_as_openai
+from gateway.api.keys import ADMISSION, METRICS, SUMS, UPTIME, USAGE
 from gateway.quality.book import QualityBook
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.comparison_reader import ComparisonReader
 from gateway.usage.engine import UsageEngine
 from gateway.usage.reader import UsageReader
@@ -23,8 +25,6 @@ from gateway.usage.sums import Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.threads import QueryThreads
 from gateway.usage.uptime_reader import UptimeReader
-from gateway.web.error_body import errors_as_openai
-from gateway.web.keys import ADMISSION, METRICS, SUMS, UPTIME, USAGE
 
 if TYPE_CHECKING:
     from pathlib import Path

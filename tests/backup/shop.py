@@ -14,19 +14,20 @@ import msgspec
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from gateway.allowances import Period
-from gateway.keyring.follower import KeyFollower
-from gateway.keyring.held import Terms
-from gateway.keyring.redis_keyring import NEVER, RedisKeyring
-from gateway.keyring.ring import Keyring
-from gateway.keyring.token import digest_of, hint_of, new_token
-from gateway.ledger.budgets import Account, Budgets
-from gateway.ledger.intent import Intent, abandoned
-from gateway.ledger.redis_ledger import RedisLedger, Settlement
-from gateway.metrics import Metrics
+from gateway.accounting.budgets import Account, Budgets
+from gateway.accounting.intent import Intent, abandoned
+from gateway.accounting.redis_ledger import RedisLedger, Settlement
+from gateway.config.database_url import address_of
+from gateway.config.limits import Period
+from gateway.keys.follower import KeyFollower
+from gateway.keys.held import Terms
+from gateway.keys.redis_keyring import NEVER, RedisKeyring
+from gateway.keys.ring import Keyring
+from gateway.keys.token import digest_of, hint_of, new_token
 from gateway.quality.comparison import Comparison
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.comparisons import add_comparisons
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.fill import fill_sums
@@ -38,9 +39,8 @@ from gateway.usage.sums_writer import TOTAL
 from gateway.usage.tables import COMPARISONS, SUMS, UPTIME
 from gateway.usage.uptime_table import EngineMinutes, add_minutes, minutes_in_redis
 from gateway.usage.worker import UsageWorker
-from gateway.usage_address import address_of
+from tests.accounting.purse import Purse, budget
 from tests.cli import in_process
-from tests.ledger.purse import Purse, budget
 from tests.usage.databases import FOREVER
 from tests.usage.outboxes import receipts
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Table
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 CONFIG = """
 redis: {{url: "{url}", prefix: "{prefix}"}}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from gateway.keyring.token import digest_of
+from gateway.keys.token import digest_of
 from tests.backup.shop import Shop
 from tests.canaries.search import Canaries
 from tests.cli import in_process

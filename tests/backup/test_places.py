@@ -6,7 +6,7 @@ import pytest
 
 from gateway.backup.places import Places
 from gateway.backup.records import Place
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 
 KEYS = RedisKeys("gkt")
 LEDGER = KEYS.ledger()

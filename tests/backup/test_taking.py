@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.accounting.budgets import Account, Budgets
 from gateway.backup.putting import Putting
 from gateway.backup.taking import Taking
-from gateway.ledger.budgets import Account, Budgets
 from tests.backup.shop import MONTH, ROLLING
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.batching.ticket import Decision, Limits, News, Outcome
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 _T = TypeVar("_T")
 Woken = dict[str, dict[str, "Outcome"]]

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

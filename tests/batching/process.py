@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.batching.batcher import Batcher, OnFailure, TeacherQueue
 from gateway.batching.ticket import Grant, Limits, Ticket
-from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
-from gateway.tasks import Tasks
+from gateway.redis.client import RedisClient
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from redis.asyncio import Redis
 
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 REDIS_TIMEOUT_S = 5.0  # where Redis answers: a busy machine must not take a process out of its fleet
 HASTY_S = 0.2  # where Redis stands still

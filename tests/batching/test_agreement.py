@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from gateway.batching.ticket import Limits, News, Ticket
 from gateway.batching.window import SECOND
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from tests.batching.boards import MemoryBoard, ScriptBoard
 
 if TYPE_CHECKING:

@@ -24,14 +24,14 @@ from gateway.batching.redis_board import RedisBoard
 from gateway.batching.ticket import Decision, Grant, Limits, News, Shared, Ticket
 from gateway.errors import QueueFull, StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
-from gateway.tasks import Tasks
+from gateway.runtime.tasks import Tasks
 from tests.batching.process import HASTY_S, LONG_S, REDIS_TIMEOUT_S, Meter, nothing_left, process, ticket, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.batching.batcher import TeacherQueue
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 LIMITS = Limits(max_in_flight=64, max_size=32, max_prompt_tokens=100_000)
 NEVER_S = 600.0

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.batching.ticket import Decision, Outcome
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
     from tests.batching.boards import AnyBoard
 
 START = 1_795_000_000 * SECOND

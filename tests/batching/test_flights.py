@@ -16,29 +16,29 @@ from gateway.batching.redis_board import RedisBoard
 from gateway.batching.ticket import Grant, Limits, News
 from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
 from gateway.errors import EngineFailed, EngineUnreachable, QueueFull, TicketUnreadable
-from gateway.guide import Guide
-from gateway.metrics import Metrics
-from gateway.opening import UNGUIDED, Opening
+from gateway.pipeline.guidance_request import UNGUIDED, Opening
+from gateway.pipeline.teacher import Guide
 from gateway.policy.conditions import to_pattern
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule
 from gateway.policy.projections import CONCISE, CUTOFF, Skip
-from gateway.protocol import parse_chat
-from gateway.tasks import Tasks
+from gateway.protocol.chat import parse_chat
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.drafts import draft, plan
 from tests.batching.process import nothing_left, process, ticket, until
-from tests.ledger.drafts import draft, plan
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from redis.asyncio import Redis
 
+    from gateway.accounting.draft import Draft
     from gateway.batching.batcher import TeacherQueue
     from gateway.batching.ticket import Ticket
-    from gateway.ledger.draft import Draft
     from gateway.policy.length import Choice
-    from gateway.protocol import ChatRequest
-    from gateway.redis_keys import RedisKeys
+    from gateway.protocol.chat import ChatRequest
+    from gateway.redis.keys import RedisKeys
 
 LIMITS = Limits(max_in_flight=8, max_size=4, max_prompt_tokens=100_000, max_cache_bytes=100_000)
 ONE = replace(LIMITS, max_in_flight=1, max_size=1)

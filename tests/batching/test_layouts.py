@@ -11,14 +11,14 @@ import pytest
 from gateway.batching.membership import Membership
 from gateway.batching.ticket import Broken, Grant, Limits, News, Ticket
 from gateway.batching.window import SECOND
-from gateway.redis_keys import BOARD
+from gateway.redis.keys import BOARD
 from tests.batching.boards import ScriptBoard
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from gateway.batching.ticket import Decision
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 LIMITS = Limits(max_in_flight=8, max_size=8, max_prompt_tokens=1000, lease_s=10.0)
 START = 1_795_000_000 * SECOND

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.batching.meter import Meter
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 
 
 def test_every_way_in_which_a_ticket_may_end_is_told_before_one_does() -> None:

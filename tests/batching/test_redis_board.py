@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from gateway.batching.redis_board import RedisBoard, _read_wakeup, hear_wakeups
 from gateway.batching.ticket import Grant, Limits, News, Shared, Ticket
 from gateway.local.redis import EmbeddedRedis
-from gateway.tasks import Tasks
+from gateway.runtime.tasks import Tasks
 from tests.batching.process import Meter, process
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from redis.asyncio.client import PubSub
 
     from gateway.batching.ticket import Outcome
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 LIMITS = Limits(max_in_flight=8, max_size=4, max_prompt_tokens=1000)
 LONG_S = 1000.0

@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 from gateway.batching.board import GRACE, JUMP, SETTLE
 from gateway.batching.ticket import Limits, Ticket
 from gateway.batching.window import SECOND
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from tests.batching.boards import BlockingBoard, MemoryBoard, ScriptBoard
 from tests.batching.virtual import Network, Server, VirtualLoop
 from tests.batching.virtual_fleet import Process, Story, Wish

@@ -17,7 +17,7 @@ from tests.batching.process import Meter, process, ticket
 
 if TYPE_CHECKING:
     from gateway.batching.view import QueueView
-    from gateway.redis_keys import RedisKeys
+    from gateway.redis.keys import RedisKeys
 
 LIMITS = Limits(4, 4, 100_000, max_cache_bytes=10_000)
 LONG_S = 600.0

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.batching.window import SECOND
-from gateway.tasks import Tasks
+from gateway.runtime.tasks import Tasks
 from tests.batching.boards import MemoryBoard
 
 if TYPE_CHECKING:

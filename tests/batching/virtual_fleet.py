@@ -13,9 +13,9 @@ from gateway.batching.batcher import TeacherQueue
 from gateway.batching.flights import Flights
 from gateway.engines.base import OpeningReply
 from gateway.errors import EngineFailed, QueueFull
-from gateway.metrics import Metrics
-from gateway.redis_keys import RedisKeys
-from gateway.tasks import Tasks
+from gateway.redis.keys import RedisKeys
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
 from tests.batching.virtual import COMMAND_S, LOOK_S, _now
 
 if TYPE_CHECKING:

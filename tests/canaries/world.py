@@ -39,12 +39,12 @@ COMPARED = {"sample": 1, "max_budget": 100, "max_in_flight": 64}
 # The command, with two faults of its own that quote what they met, and without the filter that hides what has the
 # shape of a key: here it must not be needed.
 ENTRY = """
-import gateway.logs
-from gateway.web import completions
-from gateway.relay import StreamRelay
+import gateway.telemetry.logs
+from gateway.api import completions
+from gateway.pipeline.stream import StreamRelay
 from gateway.cli import main
 
-gateway.logs.without_secrets = lambda line: line
+gateway.telemetry.logs.without_secrets = lambda line: line
 parse, feed = completions.parse_chat, StreamRelay.feed
 
 def parsed(raw):

@@ -14,9 +14,9 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.cli.check import DEVELOPMENT_KEY, check, is_private
-from gateway.config import OVERRIDES
-from gateway.deadlines.file import write_times
-from gateway.deadlines.times import Measured
+from gateway.config.settings import OVERRIDES
+from gateway.pipeline.deadlines.file import write_times
+from gateway.pipeline.deadlines.times import Measured
 from gateway.policy.book import check_all
 from tests.policy.test_length_model import FILE as FITTED
 

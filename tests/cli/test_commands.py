@@ -58,11 +58,11 @@ def _python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("command", "without"),
     [
-        ("version", {"ruamel.yaml", "aiohttp", "redis", "huggingface_hub", "gateway.config", "gateway.app"}),
-        ("--help", {"aiohttp", "redis", "gateway.config", "gateway.cli.serve"}),
-        ("keys list --help", {"redis", "sqlalchemy", "gateway.completion", "gateway.web"}),
-        ("queue --help", {"redis", "sqlalchemy", "gateway.completion", "gateway.web"}),
-        ("usage --help", {"redis", "sqlalchemy", "gateway.completion", "gateway.web"}),
+        ("version", {"ruamel.yaml", "aiohttp", "redis", "huggingface_hub", "gateway.config.settings", "gateway.app"}),
+        ("--help", {"aiohttp", "redis", "gateway.config.settings", "gateway.cli.serve"}),
+        ("keys list --help", {"redis", "sqlalchemy", "gateway.pipeline.completion", "gateway.api"}),
+        ("queue --help", {"redis", "sqlalchemy", "gateway.pipeline.completion", "gateway.api"}),
+        ("usage --help", {"redis", "sqlalchemy", "gateway.pipeline.completion", "gateway.api"}),
         ("serve --help", {"sqlalchemy", "huggingface_hub", "gateway.local.weights"}),
         ("check", {"aiohttp", "redis", "huggingface_hub", "gateway.app", "gateway.local", "gateway.cli.demo"}),
     ],

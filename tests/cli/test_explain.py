@@ -15,8 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 from gateway.cli.check import check
-from gateway.config import OVERRIDES
-from gateway.yaml_source import read
+from gateway.config.settings import OVERRIDES
+from gateway.config.yaml_source import read
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, running_gateway
 from tests.readiness import wait_until_looked_at

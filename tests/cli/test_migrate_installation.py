@@ -20,9 +20,10 @@ import msgspec
 import pytest
 from sqlalchemy import create_engine, text
 
+from gateway.accounting.receipt import Attempt, EngineShare, Receipt
+from gateway.accounting.savings import with_savings
 from gateway.cli import usage_db_migrate
-from gateway.ledger.receipt import Attempt, EngineShare, Receipt
-from gateway.ledger.savings import with_savings
+from gateway.config.database_url import ARCHIVE_FILE
 from gateway.usage.archive_import import ArchiveImport
 from gateway.usage.previous_sums import PreviousSums
 from gateway.usage.rollup import Dims, Row
@@ -30,7 +31,6 @@ from gateway.usage.store import UsageStore
 from gateway.usage.sums import SECONDS, Period, Retention, Sums
 from gateway.usage.sums_writer import TOTAL
 from gateway.usage.tables import SUMS
-from gateway.usage_address import ARCHIVE_FILE
 from load_tests.day_receipts import day_of_receipts
 from tests.cli.usage_place import Place
 from tests.postgres import new_database, running_postgres

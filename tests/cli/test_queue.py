@@ -22,7 +22,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from gateway.local.redis import EmbeddedRedis
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from tests.fakes import FakeEngine, reply, says, served
 from tests.gateway_process import KEY, OTHER_KEY, STUDENT_ONLY, guided, model, running_gateway
 

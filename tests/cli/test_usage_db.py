@@ -15,17 +15,17 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from gateway.ledger.receipt import EngineShare
+from gateway.accounting.receipt import EngineShare
 from gateway.usage.state import WorkerSeat
+from tests.accounting.drafts import closed, guided
 from tests.cli import in_process
 from tests.cli.usage_place import Place
-from tests.ledger.drafts import closed, guided
 from tests.usage.databases import receipt, receipts_of_a_day
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 DAY = 1_764_547_200  # 2025-12-01
 COLUMNS = (

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from gateway.ledger.savings import with_savings
+from gateway.accounting.savings import with_savings
+from gateway.config.database_url import ARCHIVE_FILE
 from gateway.usage.sums import Period, Sums
 from gateway.usage.sums_queries import totals
-from gateway.usage_address import ARCHIVE_FILE
 from load_tests.day_receipts import day_of_receipts
 from tests.cli.usage_place import Place
 from tests.postgres import new_database, running_postgres
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
     from gateway.usage.rollup import Row
     from tests.postgres import Postgres
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
-from gateway.ledger.redis_ledger import RedisLedger, Settlement
-from gateway.redis_keys import RedisKeys
-from gateway.usage_address import address_of
+from gateway.accounting.redis_ledger import RedisLedger, Settlement
+from gateway.config.database_url import address_of
+from gateway.redis.keys import RedisKeys
 from tests.cli import in_process
 from tests.usage.books import UsageBook
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 CONFIG = """
 redis: {{url: "{url}", prefix: "{prefix}"}}

@@ -1,6 +1,6 @@
 """The unmodified `openai` package for Python on a stage: answers, exceptions, retries, broken streams.
 
-Over real models it is in tests/test_openai_sdk.py.
+Over real models it is in tests/system/test_openai_sdk.py.
 """
 
 from __future__ import annotations

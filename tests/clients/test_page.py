@@ -14,8 +14,8 @@ import pytest
 from tests.clients.environments import HERE, node_modules, python_environment
 from tests.clients.programs import run
 from tests.clients.refusals import RAISES, REFUSALS, TRIES
+from tests.docs.test_docs import page
 from tests.gateway_process import KEY, GatewayProcess
-from tests.test_docs import page
 
 if TYPE_CHECKING:
     from pathlib import Path

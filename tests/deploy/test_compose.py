@@ -13,12 +13,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from gateway.api.routes import ROUTES
 from gateway.cli.check import warnings_of
 from gateway.cli.commands import COMMANDS
-from gateway.config import worker_settings
+from gateway.config.settings import worker_settings
 from gateway.local.redis import find_server
 from gateway.version import __version__
-from gateway.web.routes import ROUTES
 from tests.deploy.written import AFTER_DRAIN_S, COMPOSE, DEPLOY, ROOT, SITES, made_secrets, seconds, secrets_of, site
 from tests.installed import program
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from ruamel.yaml import YAML
 
+from gateway.api.routes import ROUTES
 from gateway.cli.commands import COMMANDS
-from gateway.config import worker_settings
-from gateway.metrics import Metrics
+from gateway.config.settings import worker_settings
+from gateway.telemetry.metrics import Metrics
 from gateway.version import __version__
-from gateway.web.routes import ROUTES
 from tests.deploy.written import (
     AFTER_DRAIN_S,
     COMPOSE,

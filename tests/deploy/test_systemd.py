@@ -12,7 +12,7 @@ import pytest
 
 from gateway.cli.check import warnings_of
 from gateway.cli.commands import COMMANDS
-from gateway.config import worker_settings
+from gateway.config.settings import worker_settings
 from gateway.policy.book import check_all
 from tests.deploy.written import AFTER_DRAIN_S, DEPLOY, ROOT, made_secrets, secrets_of, site
 from tests.installed import program

@@ -12,7 +12,7 @@ from deploy.check import documents
 from gateway.policy.book import check_all
 
 if TYPE_CHECKING:
-    from gateway.config import Settings
+    from gateway.config.settings import Settings
     from gateway.policy.book import PolicyBook
 
 ROOT = Path(__file__).parents[2]

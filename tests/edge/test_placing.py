@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.continuation import Continuation
+from gateway.capabilities.continuation import Continuation
 from gateway.edge import placing
 from gateway.edge.errors import GatewayAway
 from gateway.edge.guidance import Guidance

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.continuation import Continuation, Prefill
-from gateway.engine_kinds import KINDS
+from gateway.capabilities.continuation import Continuation, Prefill
+from gateway.capabilities.kinds import KINDS
 from gateway.engines.openai import OpenAIEngine
 from gateway.errors import EngineRejected
 from gateway.guidance.seam import SeamJoin

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gateway.accounting.draft import Call
 from gateway.engines.base import OpeningReply, OpeningRequest
 from gateway.engines.chat import read_usage
 from gateway.engines.http import Deadlines, EngineHttp
@@ -20,12 +21,11 @@ from gateway.engines.openai import OpenAIEngine
 from gateway.engines.replies import message_text
 from gateway.engines.tgi import TGIEngine
 from gateway.errors import EngineError
-from gateway.generation import Generation
 from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import trim
-from gateway.ledger.draft import Call
-from gateway.protocol import ReplyHead, passed_on, usage_body
-from gateway.relay import StreamRelay, join_reply
+from gateway.pipeline.generation import Generation
+from gateway.pipeline.stream import StreamRelay, join_reply
+from gateway.protocol.reply import ReplyHead, passed_on, usage_body
 from tests.engines.harm import (
     BODIES,
     CHAT,

@@ -25,7 +25,7 @@ from gateway.errors import (
     EngineUnreachable,
     EnoughHeard,
 )
-from gateway.metrics import Metrics
+from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

@@ -10,7 +10,7 @@ import structlog
 
 from gateway.engines.base import OpeningReply
 from gateway.errors import EngineError, EngineFailed, EngineGarbled, EngineOverloaded, EngineRejected
-from gateway.tasks import Tasks
+from gateway.runtime.tasks import Tasks
 from tests.engines.list_servers import (
     BATCH,
     CHAT,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from gateway.continuation import PROBE_OPENING, Continuation, Prefill
+from gateway.capabilities.continuation import PROBE_OPENING, Continuation, Prefill
 from gateway.engines.base import OpeningReply, OpeningRequest, Usage
 from gateway.engines.chat import read_usage
 from gateway.engines.http import Deadlines

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gateway.continuation import Continuation
+from gateway.capabilities.continuation import Continuation
 from gateway.engines.base import OpeningReply, OpeningRequest, Usage
 from gateway.engines.chat import read_usage
 from gateway.engines.openai import OpenAIEngine

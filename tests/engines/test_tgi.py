@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     ValidationError,
 )
 
-from gateway.continuation import Continuation
+from gateway.capabilities.continuation import Continuation
 from gateway.engines.base import OpeningReply, OpeningRequest, Usage
 from gateway.engines.chat import read_usage
 from gateway.engines.tgi import TGIEngine

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from gateway.continuation import Continuation, Prefill
+from gateway.capabilities.continuation import Continuation, Prefill
 from gateway.engines.base import OpeningRequest, Usage
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.tgi_text import generate_body, header_counts

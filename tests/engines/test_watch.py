@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from gateway.engines.tgi import TGIEngine
 from gateway.engines.watch import Pace, watch
-from gateway.metrics import Metrics
-from gateway.tasks import Tasks
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
 from tests.engines.fake_server import NAME, engine_http, serving
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 from aiohttp import web
 
-from gateway.continuation import INSTRUCTION, probes
+from gateway.capabilities.continuation import INSTRUCTION, probes
 from gateway.engines.openai import OpenAIEngine
 from tests.engines.fake_server import NAME, engine_http, serving
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.config import Settings
+from gateway.config.settings import Settings
 from gateway.evaluation.folder import RunFolder, digest
 from gateway.evaluation.pair import ConfiguredPair, facts_of
 from gateway.evaluation.question import Question

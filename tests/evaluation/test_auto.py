@@ -13,7 +13,7 @@ from gateway.evaluation.advice.auto import by_probe, by_rules, families, fixed, 
 from gateway.evaluation.auto_length import read_auto
 from gateway.policy.length import choose_length
 from gateway.policy.length_rules import AutoRule, LengthRule
-from gateway.protocol import parse_chat
+from gateway.protocol.chat import parse_chat
 from tests.evaluation.families import GUIDED, LENGTHS, examples, manifest, questions
 
 COUNT = 40

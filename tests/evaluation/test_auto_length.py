@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import orjson
 import pytest
 
+from gateway.config.yaml_source import Source
 from gateway.errors import ConfigError
 from gateway.evaluation.advice.auto import families
 from gateway.evaluation.advice.fit import fit
 from gateway.evaluation.auto_length import read_auto
 from gateway.policy.length_rules import AutoRule
-from gateway.yaml_source import Source
 from tests.evaluation.families import examples, manifest, questions
 
 if TYPE_CHECKING:

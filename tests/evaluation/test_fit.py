@@ -15,7 +15,7 @@ from gateway.evaluation.statistics import agresti_min, mcnemar
 from gateway.policy.length_model import lengths_of
 from gateway.policy.projections import Exemplar
 from gateway.policy.question_features import looks_of
-from gateway.protocol import parse_chat
+from gateway.protocol.chat import parse_chat
 from tests.evaluation.families import examples, manifest, questions
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from gateway.config import Settings
+from gateway.config.settings import Settings
 from gateway.errors import StartupError
 from gateway.evaluation.judges import judge_of
 from gateway.evaluation.question import Question

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.config.yaml_source import parse
 from gateway.errors import StartupError
 from gateway.evaluation.advice.evidence import Evidence, evidence_of
 from gateway.evaluation.advice.policy_file import cautions, policy_text
@@ -19,7 +20,6 @@ from gateway.evaluation.auto_length import read_auto
 from gateway.evaluation.run_records import read_run
 from gateway.policy.projections import HINT
 from gateway.policy.schema import Route, TenantPolicy
-from gateway.yaml_source import parse
 from tests.evaluation.known_truth import ALONE, M40, Truth, folder_of
 
 if TYPE_CHECKING:

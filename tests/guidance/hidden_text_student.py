@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.guidance.seam import SeamJoin
 from gateway.guidance.trim import Trimmed, trim
-from gateway.protocol import ReplyHead
-from gateway.relay import StreamRelay
+from gateway.pipeline.stream import StreamRelay
+from gateway.protocol.reply import ReplyHead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

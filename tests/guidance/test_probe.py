@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gateway.guidance.probe import FirstToken, probe_body, read_first
 from gateway.policy.length_rules import ProbeRule
-from gateway.protocol import parse_chat, parse_text_completion
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.text import parse_text_completion
 
 HALF = math.log(0.5)
 

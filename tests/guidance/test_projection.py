@@ -17,7 +17,8 @@ from gateway.guidance.projection import (
 )
 from gateway.policy import schema
 from gateway.policy.projections import PROJECTIONS, Exemplar, Shipped
-from gateway.protocol import parse_chat, parse_text_completion
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.text import parse_text_completion
 
 CUTOFF, CONCISE, HINT = (PROJECTIONS[name] for name in ("cutoff", "concise", "hint"))
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}

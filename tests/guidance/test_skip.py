@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.accounting.estimate import count_text
 from gateway.guidance.keep import GrowingKeep, keep
 from gateway.guidance.skip import MOST_SENTENCE_CHARS, MOST_SENTENCES, GrowingSkip, skipped
-from gateway.ledger.estimate import count_text
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
 from gateway.policy.projections import Skip

@@ -10,11 +10,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.accounting.store import ReceiptStore
 from gateway.cli import main
-from gateway.ledger.store import ReceiptStore
 
 if TYPE_CHECKING:
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 _LEAKS_BYTES = 1_000_000
 _FORGETS_EACH = 20

@@ -11,11 +11,11 @@ import aiohttp
 import orjson
 import pytest
 
+from gateway.config.models import ModelSettings
 from gateway.engines.base import OpeningRequest, Usage
 from gateway.engines.build import _engine
 from gateway.engines.sse import SseDecoder
 from gateway.errors import EngineOverloaded, EngineUnreachable
-from gateway.model_settings import ModelSettings
 from gateway.policy.book import PolicyBook
 from gateway.policy.policies import Policies
 from load_tests.engine_process import fake_engine

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.local.stack import LocalStack
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 pytestmark = pytest.mark.models
 

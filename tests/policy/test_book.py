@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.config import OVERRIDES
+from gateway.config.settings import OVERRIDES
 from gateway.errors import ConfigError
 from gateway.policy.book import PolicyBook, check_all, load_all
 

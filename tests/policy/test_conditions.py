@@ -8,15 +8,17 @@ import orjson
 import pytest
 from multidict import CIMultiDict
 
+from gateway.config.yaml_source import load
 from gateway.policy.conditions import MAX_TEXT_CHARS, Facts, When
 from gateway.policy.schema import TenantPolicy
-from gateway.protocol import parse_chat, parse_embeddings, parse_text_completion
-from gateway.yaml_source import load
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.embeddings import parse_embeddings
+from gateway.protocol.text import parse_text_completion
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.protocol import AnyRequest
+    from gateway.protocol.requests import AnyRequest
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 

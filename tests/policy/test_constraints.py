@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.continuation import Continuation
-from gateway.ledger.log_sample import AS_ASKED
+from gateway.accounting.log_sample import AS_ASKED
+from gateway.capabilities.continuation import Continuation
 from gateway.policy.constraints import (
     APIS,
     CONSTRAINTS,
@@ -26,7 +26,8 @@ from gateway.policy.constraints import (
 )
 from gateway.policy.resolve import Look, Plan, resolve
 from gateway.policy.schema import TenantPolicy
-from gateway.protocol import parse_chat, parse_text_completion
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.text import parse_text_completion
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/constraints.md").read_text("utf-8")

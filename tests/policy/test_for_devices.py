@@ -10,7 +10,7 @@ import pytest
 from gateway.errors import InvalidRequest, RouteWithoutGuidance
 from gateway.policy.for_devices import resolve_guidance
 from gateway.policy.schema import TenantPolicy
-from gateway.protocol import parse_chat
+from gateway.protocol.chat import parse_chat
 
 if TYPE_CHECKING:
     from gateway.policy.resolve import Plan

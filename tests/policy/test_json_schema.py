@@ -11,17 +11,17 @@ import jsonschema
 import pytest
 
 from gateway.cli.schema import printed
-from gateway.config import Settings, check_settings
-from gateway.policy.json_schema import SHAPES, json_schema
-from gateway.policy.reference import reference
+from gateway.config.scalars import Origin
+from gateway.config.settings import Settings, check_settings
+from gateway.config.yaml_source import read
 from gateway.policy.schema import TenantPolicy
-from gateway.units import Origin
-from gateway.yaml_source import read
+from gateway.reference.json_schema import SHAPES, json_schema
+from gateway.reference.markdown import reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.yaml_source import Source
+    from gateway.config.yaml_source import Source
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = {

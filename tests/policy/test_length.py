@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.continuation import Continuation
+from gateway.capabilities.continuation import Continuation
 from gateway.policy.length import BY_RULE, TOO_SHORT, choose_length
 from gateway.policy.length_model import Predicted
 from gateway.policy.length_rules import AutoRule
 from gateway.policy.question_features import FEATURES, looks_of
 from gateway.policy.resolve import Look, Plan, resolve
 from gateway.policy.schema import GuidanceRule, TenantPolicy
-from gateway.protocol import ChatRequest, parse_chat, parse_text_completion
+from gateway.protocol.chat import ChatRequest, parse_chat
+from gateway.protocol.text import parse_text_completion
 
 WORDS = "Tom buys 3 apples at $2 each. How much does he pay in total?"
 

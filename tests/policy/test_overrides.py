@@ -9,14 +9,14 @@ import orjson
 import pytest
 from multidict import CIMultiDict
 
-from gateway.continuation import Continuation
+from gateway.capabilities.continuation import Continuation
 from gateway.errors import InvalidRequest
 from gateway.policy.conditions import to_pattern
 from gateway.policy.overrides import Wanted
 from gateway.policy.projections import CUTOFF, HINT, Skip
 from gateway.policy.resolve import Look, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
-from gateway.protocol import parse_chat
+from gateway.protocol.chat import parse_chat
 
 if TYPE_CHECKING:
     from gateway.policy.resolve import Plan

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.config import OVERRIDES
-from gateway.metrics import Metrics
+from gateway.config.settings import OVERRIDES
 from gateway.policy import pages
 from gateway.policy.files import PolicyFiles
 from gateway.policy.policies import Policies
 from gateway.policy.reload import ConfigEdit, Pace, Quiet, Reloader
+from gateway.telemetry.metrics import Metrics
 from tests.policy.test_length_model import FILE as FITTED
 
 if TYPE_CHECKING:

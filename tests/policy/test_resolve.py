@@ -8,12 +8,13 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.continuation import Continuation, Known
+from gateway.capabilities.continuation import Continuation, Known
 from gateway.errors import InvalidRequest
 from gateway.policy.overrides import Wanted
 from gateway.policy.resolve import RAW, FinisherPlan, GuidancePlan, Look, Plan, resolve, resolve_embeddings
 from gateway.policy.schema import TenantPolicy
-from gateway.protocol import parse_chat, parse_text_completion
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.text import parse_text_completion
 
 CHAT = parse_chat(orjson.dumps({"model": "chat", "messages": [{"role": "user", "content": "Why?"}]}))
 

@@ -12,7 +12,8 @@ from gateway.errors import ModelNotFound
 from gateway.policy.book import Caller
 from gateway.policy.routing import choose, find_route, models_of, require_route
 from gateway.policy.schema import KeyEntry, TenantPolicy
-from gateway.protocol import ChatRequest, EmbeddingsRequest, parse_chat, parse_embeddings
+from gateway.protocol.chat import ChatRequest, parse_chat
+from gateway.protocol.embeddings import EmbeddingsRequest, parse_embeddings
 
 
 def caller(*routes: str | dict[str, Any], models: tuple[str, ...] | None = None) -> Caller:

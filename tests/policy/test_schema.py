@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import ValidationError
 
+from gateway.config.yaml_source import load
 from gateway.policy.schema import GuidanceRule, KeyEntry, Route, TenantPolicy
-from gateway.yaml_source import load
 
 if TYPE_CHECKING:
     from pathlib import Path

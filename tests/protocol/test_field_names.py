@@ -9,16 +9,20 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequest
-from gateway.opening import UNGUIDED
-from gateway.placing import send
+from gateway.pipeline.guidance_request import UNGUIDED
+from gateway.pipeline.student_request import send
 from gateway.policy.resolve import FinisherPlan
-from gateway.protocol import AnyRequest, parse_chat, parse_embeddings, parse_text_completion
+from gateway.protocol.chat import parse_chat
 from gateway.protocol.edge import parse_edge_usage
+from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.field_names import ALIASES, HOLDERS
-from tests.ledger.drafts import plan
+from gateway.protocol.text import parse_text_completion
+from tests.accounting.drafts import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gateway.protocol.requests import AnyRequest
 
 PAGE = (Path(__file__).parents[2] / "docs/limits.md").read_text("utf-8")
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Why?"}]}

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.errors import InvalidRequest
 from gateway.protocol import body as body_module
-from gateway.protocol import parse_chat
+from gateway.protocol.chat import parse_chat
 from gateway.protocol.structure import MAX_VALUES, check_values, escape_safe_chunks, is_large, is_light
 from load_tests.hostile_bodies import MAX_BYTES, TEXTS, UNITS, list_body, text_body
 

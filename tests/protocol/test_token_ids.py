@@ -6,8 +6,9 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequest
-from gateway.protocol import parse_embeddings, parse_text_completion
+from gateway.protocol.embeddings import parse_embeddings
 from gateway.protocol.structure import MAX_VALUES
+from gateway.protocol.text import parse_text_completion
 from gateway.protocol.token_ids import MAX_IDS, take_token_ids
 
 IDS = [128_000 + index for index in range(2 * MAX_VALUES)]

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from gateway.quality.book import DAY_S, QualityBook
 from gateway.quality.comparison import OUTBOX
 from gateway.quality.tally import Tally
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from tests.usage.test_comparisons import ROW, comparison
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from gateway.protocol import parse_chat, parse_text_completion
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.text import parse_text_completion
 from gateway.quality.judging import MAX_TOKENS, MOST_CHARS, grade_in, grading
 
 

@@ -14,7 +14,7 @@ from tests.usage.databases import FOREVER
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 
 class UsageBook:

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from redis.asyncio import Redis
 
-from gateway.ledger.receipt import Receipt
+from gateway.accounting.receipt import Receipt
+from gateway.config.database_url import address_of
 from gateway.local.redis import EmbeddedRedis
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from gateway.usage.engine import UsageDatabaseError
 from gateway.usage.feed import GROUP
 from gateway.usage.rollup import Row
 from gateway.usage.store import UsageStore
 from gateway.usage.tables import DAY_S, SUMS
 from gateway.usage.verify import differences
-from gateway.usage_address import address_of
 from tests.fakes import FakeEngine, says
 from tests.gateway_process import KEY, STUDENT_ONLY, GatewayProcess, model
 from tests.prometheus_world import samples_of

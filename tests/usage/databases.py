@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.ledger.receipt import Receipt
-from gateway.ledger.savings import with_savings
+from gateway.accounting.receipt import Receipt
+from gateway.accounting.savings import with_savings
 from gateway.usage.database import UsageDatabase
 from gateway.usage.engine import UsageEngine
 from gateway.usage.entries import Entry
@@ -19,7 +19,7 @@ from gateway.usage.sums import Retention
 from gateway.usage.tables import DAY_S
 from gateway.usage.verify import differences
 from load_tests.day_receipts import day_of_receipts
-from tests.ledger.drafts import closed, guided
+from tests.accounting.drafts import closed, guided
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

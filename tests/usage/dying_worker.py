@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gateway.server.usage_worker import main
 from gateway.usage import database, worker
 from gateway.usage.feed import OutboxFeed
-from gateway.workers.usage_worker import main
 
 
 def _die(*_: Any, **__: Any) -> None:

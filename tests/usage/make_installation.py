@@ -17,15 +17,14 @@ import msgspec
 from gateway.archive.archive import Archive
 from gateway.archive.feed import ArchiveFeed
 from gateway.archive_address import address_of
-from gateway.rollups.janitor import Janitor
-from gateway.rollups.roller import Roller
-from gateway.rollups.rollups import SECONDS, Retention, Rollups, periods
-
 from gateway.ledger.receipt import Receipt
 from gateway.ledger.redis_ledger import RedisLedger, Settlement
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.janitor import Janitor
+from gateway.rollups.roller import Roller
+from gateway.rollups.rollups import SECONDS, Retention, Rollups, periods
 
 sys.path.append(str(Path(__file__).parent))  # the other packages of tests are the new version's
 from row_facts import facts

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import msgspec
 from redis.asyncio import Redis
 
-from gateway.ledger.intent import abandoned
-from gateway.ledger.redis_ledger import RedisLedger, Settlement
-from gateway.ledger.savings import with_savings
-from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
+from gateway.accounting.intent import abandoned
+from gateway.accounting.redis_ledger import RedisLedger, Settlement
+from gateway.accounting.savings import with_savings
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.feed import OutboxFeed
 from gateway.usage.rollup import Row
 from gateway.usage.state import WorkerSeat
@@ -26,13 +26,13 @@ from gateway.usage.sums import Retention
 from gateway.usage.tables import SUMS
 from gateway.usage.uptime_table import minutes_in_redis
 from gateway.usage.worker import UsageWorker
-from tests.ledger.drafts import closed, guided
+from tests.accounting.drafts import closed, guided
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from gateway.ledger.intent import Intent
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.intent import Intent
+    from gateway.accounting.receipt import Receipt
     from gateway.usage.archive_import import ArchiveImport
 
 RETENTION = Retention(minute=1e9, hour=1e9, day=1e9)

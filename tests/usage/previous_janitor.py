@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from gateway.rollups.janitor import Janitor
-from gateway.rollups.roller import Roller
-from gateway.rollups.rollups import Retention, Rollups
-
 from gateway.metrics import Metrics
 from gateway.redis_client import RedisClient
 from gateway.redis_keys import RedisKeys
+from gateway.rollups.janitor import Janitor
+from gateway.rollups.roller import Roller
+from gateway.rollups.rollups import Retention, Rollups
 
 _KEPT = Retention(3_600.0, 86_400.0, 86_400.0)
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from sqlalchemy import Connection
 
-    from gateway.ledger.receipt import Receipt
-    from gateway.redis_keys import RedisKeys
+    from gateway.accounting.receipt import Receipt
+    from gateway.redis.keys import RedisKeys
     from gateway.usage.rollup import Row
 
 FOLDER = Path(__file__).with_name("previous")

@@ -10,11 +10,11 @@ from pathlib import Path
 _FIRST_QUERIES = """
 import asyncio, sys, threading
 from pathlib import Path
-import gateway.serving
-from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
-from gateway.config import Settings
+import gateway.server.listeners
+from gateway.telemetry.metrics import Metrics
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.config.settings import Settings
 from gateway.usage.access import usage_access
 
 class Watching:

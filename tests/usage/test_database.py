@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.ledger.intent import abandoned
+from gateway.accounting.intent import abandoned
 from gateway.usage.database import Added
 from gateway.usage.entries import Entry
 from gateway.usage.packing import pack, unpack
@@ -25,7 +25,7 @@ from gateway.usage.rollup import Row, row_with
 from gateway.usage.sums import OTHER, SECONDS, Retention, Sums
 from gateway.usage.tables import DAY_S, RECEIPTS, SUMS, UNREADABLE, day_of
 from gateway.usage.verify import differences
-from tests.ledger.drafts import intent
+from tests.accounting.drafts import intent
 from tests.usage.databases import (
     DAY,
     NOW,
@@ -42,7 +42,7 @@ from tests.usage.databases import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
     from gateway.usage.sums import Granularity
 
 

@@ -14,14 +14,14 @@ from gateway.usage.span import Asked, span
 from gateway.usage.sums import Period, Retention
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.usage import Ask, Usage
-from tests.ledger.drafts import closed, guided
+from tests.accounting.drafts import closed, guided
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import pytest
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
     from gateway.usage.sums import StoredRow
     from tests.usage.books import UsageBook
 

@@ -20,7 +20,7 @@ from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
     from gateway.usage.entries import Entry
     from gateway.usage.feed import OutboxFeed
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 
 @asynccontextmanager

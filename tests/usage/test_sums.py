@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ledger.receipt import EngineShare
-from gateway.ledger.savings import CLASSES, MEASURING, class_of, savings_of
+from gateway.accounting.receipt import EngineShare
+from gateway.accounting.savings import CLASSES, MEASURING, class_of, savings_of
 from gateway.usage.counters import pico
 from gateway.usage.histogram import RELATIVE_ERROR, Histogram, bucket_of
 from gateway.usage.rollup import NUMBERS, Row, row_with
 from gateway.usage.sums import Sums
-from tests.ledger.drafts import closed, guided
+from tests.accounting.drafts import closed, guided
 
 if TYPE_CHECKING:
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 TIMES_US = st.integers(1, 3_600_000_000)
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
+from gateway.accounting.edge import EDGE
+from gateway.accounting.receipt import Receipt
+from gateway.config.database_url import address_of
 from gateway.errors import UsageUnavailable
-from gateway.ledger.edge import EDGE
-from gateway.ledger.receipt import Receipt
 from gateway.usage import threads as usage_threads
 from gateway.usage.engine import VERSION_TABLE, UsageEngine
 from gateway.usage.rollup import Row
@@ -21,9 +22,8 @@ from gateway.usage.sums import ALL_TENANTS, Period, Sums
 from gateway.usage.sums_reader import SumsReader
 from gateway.usage.tables import RECEIPTS, SUMS
 from gateway.usage.threads import QueryThreads
-from gateway.usage_address import address_of
 from load_tests.day_receipts import day_of_receipts
-from tests.ledger.drafts import closed, guided
+from tests.accounting.drafts import closed, guided
 from tests.postgres import new_database
 from tests.usage.books import UsageBook
 

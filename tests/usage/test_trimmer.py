@@ -14,8 +14,8 @@ from redis.exceptions import OutOfMemoryError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from structlog.testing import capture_logs
 
-from gateway.ledger.edge_book import EdgeBook
-from gateway.ledger.redis_ledger import RedisLedger
+from gateway.accounting.edge_book import EdgeBook
+from gateway.accounting.redis_ledger import RedisLedger
 from gateway.quality.book import QualityBook
 from gateway.quality.comparison import OUTBOX
 from gateway.usage.inactive import QUIET_S, STEP_S, InactiveTenants

@@ -12,10 +12,10 @@ import pytest_asyncio
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisGone
 
-from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
-from gateway.tasks import Tasks
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.counters import usd
 from gateway.usage.uptime import DAY_S, Uptime, Watched
 from gateway.usage.uptime_table import minutes_in_redis

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 
-from gateway.metrics import Metrics
-from gateway.redis_client import RedisClient
-from gateway.redis_keys import RedisKeys
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
 from gateway.usage.uptime import DAY_S, Uptime, Watched
 from gateway.usage.uptime_reader import UptimeReader
 from gateway.usage.uptime_table import add_minutes, minutes_in_redis

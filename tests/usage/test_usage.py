@@ -18,6 +18,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.admin.usage_csv import COLUMNS, as_csv, safe
+from gateway.api.usage import encoded
 from gateway.errors import InvalidRequest, Overloaded
 from gateway.usage import reader as usage_reader
 from gateway.usage import rests as usage_rests
@@ -28,13 +29,12 @@ from gateway.usage.rollup import Dims, Row, row_with
 from gateway.usage.span import GRANULARITIES, Asked, Span, asked_range, in_short, span
 from gateway.usage.sums import SECONDS, Granularity, Period, Retention, StoredRow
 from gateway.usage.usage import Ask, Usage, figures
-from gateway.web.usage import encoded
-from tests.ledger.drafts import call, closed, draft, guided, plan
+from tests.accounting.drafts import call, closed, draft, guided, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
     from tests.usage.books import UsageBook
 
 DEFAULT = Retention(minute=6 * 3600, hour=14 * 86_400, day=400 * 86_400)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from gateway.redis_keys import RedisKeys
+from gateway.redis.keys import RedisKeys
 from gateway.usage.state import WorkerState
 from gateway.usage.store import UsageStore
 from gateway.usage.sums import Retention

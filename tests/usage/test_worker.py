@@ -16,9 +16,9 @@ from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from gateway.errors import StartupError
-from gateway.metrics import Metrics
 from gateway.quality.book import QualityBook
 from gateway.quality.comparison import OUTBOX, Comparison
+from gateway.telemetry.metrics import Metrics
 from gateway.usage import engine as engine_module
 from gateway.usage import state as state_module
 from gateway.usage import worker as worker_module
@@ -28,7 +28,7 @@ from gateway.usage.receipts_reader import find
 from gateway.usage.state import NO_WORKER, WorkerBoard, WorkerSeat, WorkerState
 from gateway.usage.tables import COMPARISONS, DAY_S, SUMS, UPTIME
 from gateway.usage.uptime import Uptime
-from tests.ledger.drafts import candidate, closed, guided, intent
+from tests.accounting.drafts import candidate, closed, guided, intent
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 from tests.usage.previous_version import add_to_archive, make_archive, put_aside
 

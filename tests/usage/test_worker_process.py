@@ -15,10 +15,10 @@ import pytest_asyncio
 from ruamel.yaml import YAML
 
 from gateway.cli.usage_worker import usage_worker
-from gateway.config import worker_settings
+from gateway.config.database_url import USAGE_FILE
+from gateway.config.settings import worker_settings
 from gateway.errors import ConfigError, StartupError
 from gateway.usage.state import WorkerBoard
-from gateway.usage_address import USAGE_FILE
 from tests.postgres import running_postgres
 from tests.usage.outboxes import Outboxes, open_outboxes, receipts
 

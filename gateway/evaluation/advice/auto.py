@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.evaluation.record import Example, Manifest
     from gateway.policy.length_model import LengthModel
     from gateway.policy.length_rules import AutoRule
-    from gateway.protocol import CompletionRequest
+    from gateway.protocol.requests import CompletionRequest
 
 # What of a guided setting is not shared by its family, or is no word of its description.
 _OF_LENGTH = ("name", "mode", "tokens", "shown", "policies")

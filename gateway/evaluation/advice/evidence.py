@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.config.yaml_source import shown
 from gateway.errors import StartupError
 from gateway.pricing import Price, cost_usd, total_usd
-from gateway.yaml_source import shown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

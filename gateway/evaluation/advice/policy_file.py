@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from gateway.config.yaml_source import parse, shown
 from gateway.errors import StartupError
 from gateway.evaluation.advice.policy_files import exemplars_beside
 from gateway.evaluation.advice.target import percent
 from gateway.evaluation.statistics import wilson
 from gateway.policy.projections import PROJECTIONS
 from gateway.policy.schema import TenantPolicy
-from gateway.yaml_source import parse, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gateway.config.yaml_source import read, shown
 from gateway.errors import StartupError
 from gateway.policy.exemplar_files import ENDINGS
 from gateway.policy.named_files import PROJECTIONS_FOLDER
-from gateway.yaml_source import read, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

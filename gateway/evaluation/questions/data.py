@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.errors import ConfigError, StartupError
+from gateway.config.yaml_messages import nearest
+from gateway.config.yaml_source import shown
+from gateway.errors import ConfigError, Mistake, StartupError
 from gateway.evaluation.questions import hub_data
 from gateway.evaluation.questions.data_lines import WrongLine, question_of
 from gateway.evaluation.questions.exemplars_file import exemplars, shipped
 from gateway.evaluation.questions.problems import choice_problems, problems
 from gateway.evaluation.scoring import check_name, is_plug_in, plug_in
-from gateway.yaml_source import Mistake, shown
-from gateway.yaml_words import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

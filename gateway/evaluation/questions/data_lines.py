@@ -16,7 +16,7 @@ from gateway.scoring import numbers
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.protocol import Json
+    from gateway.protocol.body import Json
 
 _FIELDS = ("question", "answer", "answerKey", "id", "scorer", "choices", "pattern", "tolerance")
 _GSM8K_MARK = "####"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.errors import ConfigError
+from gateway.config.yaml_source import in_file_order, read
+from gateway.errors import ConfigError, Mistake
 from gateway.policy.projection_shapes import ExemplarRule
-from gateway.yaml_source import Mistake, in_file_order, read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

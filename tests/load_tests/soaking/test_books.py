@@ -11,10 +11,10 @@ import pytest
 
 from load_tests.soaking.books import Check, Stored, none, same
 from load_tests.soaking.tally import Kind, Tally, Visit, short_id
-from tests.ledger.drafts import closed, guided
+from tests.accounting.drafts import closed, guided
 
 if TYPE_CHECKING:
-    from gateway.ledger.receipt import Receipt
+    from gateway.accounting.receipt import Receipt
 
 JSON = Kind("student", 1, "chat-student")
 WRONG = Kind("bad body", 1, "", needless=True)

@@ -1,0 +1,219 @@
+"""The charge of one engine call: the engine's own count where it is possible, else an upper bound.
+
+No share exceeds what the request reserved for the call, whatever an engine reports (worst_case.py).
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import orjson
+
+from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_messages, count_text, texts_of
+from gateway.accounting.receipt import EngineShare
+from gateway.accounting.worst_case import TOKENS_PER_PART
+from gateway.pricing import cost_usd, quantized
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.accounting.baseline import Encoding
+    from gateway.accounting.draft import Call
+    from gateway.accounting.worst_case import CallBound
+    from gateway.pricing import Price
+    from gateway.protocol.body import CallerRequest, Json
+
+UsageError: TypeAlias = Literal["", "too_high", "too_low"]
+
+MAX_CHARS_PER_TOKEN = 256
+"""The longest token of the known vocabularies has 128 characters."""
+_BYTES_PER_TOKEN = 4
+# What a chat template adds beside the messages' own marks; and beside the definitions of tools.
+_TEMPLATE_TOKENS = 128
+_TOOLS_TEMPLATE_TOKENS = 512
+_TOOLS = frozenset({"tools", "functions"})
+# Fields whose values no model reads, and those that are counted apart.
+_NOT_READ = frozenset({
+    "model", "stop", "stream_options", "logit_bias", "metadata", "user", "messages", "prompt", "input",
+})  # fmt: skip
+_PICTURES = frozenset({"image_url", "image", "input_image"})
+
+
+class Shares(NamedTuple):
+    """The share of one call as charged, and as likely: without bounds, for the baseline."""
+
+    charged: EngineShare
+    likely: EngineShare
+
+
+def usage_error(call: Call, bound: CallBound | None, *, choices: int = 1, shown_chars: int | None = 0) -> UsageError:
+    """Return why the usage that an engine reported for a call is impossible; "" where it is possible.
+
+    Args:
+        choices: the number of answers. An engine may count the token that ends one beyond the limit; nobody pays that.
+        shown_chars: the length of the text before the call's own, which some engines repeat without counting it; None:
+            it is unknown, and the text says nothing of the count.
+    """
+    usage = call.usage
+    if usage is None or bound is None:
+        return ""
+    if usage.input_tokens > bound.input_tokens or usage.output_tokens > bound.output_tokens + max(1, choices):
+        return "too_high"
+    if call.least_tokens > usage.output_tokens:
+        return "too_low"
+    if shown_chars is not None and len(call.text.getvalue()) - shown_chars > usage.output_tokens * MAX_CHARS_PER_TOKEN:
+        return "too_low"
+    return ""
+
+
+def share_call(
+    call: Call,
+    request: CallerRequest | None,
+    bound: CallBound | None,
+    error: UsageError,
+    prices: Mapping[str, Price],
+    encodings: Mapping[str, Encoding] | None,
+) -> Shares:
+    """Return the shares of a call.
+
+    Args:
+        request: the request that the call was made for; None with `bound`.
+        bound: what was reserved for the call; None where nothing was: then a count of our own is no upper bound.
+        error: why the reported usage is impossible.
+        encodings: by model; None: nothing is counted, and bytes bound the tokens. To count takes milliseconds.
+    """
+    usage = call.usage
+    if usage is not None and not error:
+        read, written = usage.input_tokens, usage.output_tokens
+        if bound is not None:
+            read, written = min(read, bound.input_tokens), min(written, bound.output_tokens)
+        of_cache = usage.cached_input_tokens, usage.cache_write_input_tokens
+        share = _share(call, read, written, prices[call.model], *of_cache, estimated=usage.estimated)
+        return Shares(share, share)
+    likely = _likely(call, request, encodings)
+    if bound is None:
+        share = _share(call, *likely, prices[call.model], estimated=True, at_least=call.unbounded)
+        return Shares(share, share)
+    if usage is not None and error == "too_high":
+        read, written = usage.input_tokens, usage.output_tokens
+    else:
+        encoding = None if encodings is None else encodings[call.model]
+        read = _most_read(call, request, bound, encoding)
+        written = bound.output_tokens if call.unbounded else _most_written(call, encoding)
+    charged = min(read, bound.input_tokens), min(written, bound.output_tokens)
+    at_least = call.unbounded and not bound.known
+    price = prices[call.model]
+    return Shares(
+        _share(call, *charged, price.dearest, estimated=True, at_least=at_least, error=error),
+        _share(call, min(likely[0], charged[0]), min(likely[1], charged[1]), price, estimated=True),
+    )
+
+
+def _share(
+    call: Call,
+    read: int,
+    written: int,
+    price: Price,
+    cached: int = 0,
+    stored: int = 0,
+    *,
+    estimated: bool,
+    at_least: bool = False,
+    error: UsageError = "",
+) -> EngineShare:
+    stored = min(stored, read)
+    cached = min(cached, read - stored)
+    cost = Decimal(0) if call.shared else cost_usd(price, read, written, cached, stored)
+    return EngineShare(
+        call.model, read, written, quantized(cost), cached, estimated, at_least, call.shared, error, stored
+    )
+
+
+def _likely(call: Call, request: CallerRequest | None, encodings: Mapping[str, Encoding] | None) -> tuple[int, int]:
+    """Return the likely number of tokens that a call read and wrote."""
+    text = call.text.getvalue()
+    if encodings is None:
+        size = 0 if request is None else request.size_bytes
+        return size // _BYTES_PER_TOKEN, len(text) // _BYTES_PER_TOKEN + call.lost_tokens
+    encoding = encodings[call.model].name
+    others = 0 if request is None else len(_others(call, request)) // _BYTES_PER_TOKEN
+    counted = count_text(encoding, text)
+    written = counted + call.lost_tokens
+    if call.limit_tokens is not None:
+        written = min(written, max(counted, call.limit_tokens))
+    return count_messages(encoding, call.messages) + others, written
+
+
+def _most_written(call: Call, encoding: Encoding | None) -> int:
+    """Return an upper bound on the tokens that an engine wrote. An engine that exceeded its limit has none here."""
+    most = _bound_text(call.text.getvalue(), encoding) + call.lost_tokens
+    return most if call.limit_tokens is None else min(most, call.limit_tokens)
+
+
+def _most_read(call: Call, request: CallerRequest | None, bound: CallBound, encoding: Encoding | None) -> int:
+    """Return an upper bound on the tokens of a call's prompt: all of its body, and what a template adds."""
+    texts, parts, picture_bytes = _without_pictures(call.messages)
+    size = 0 if request is None else request.size_bytes - picture_bytes
+    if encoding is None or size > MAX_BOUNDED_BYTES:
+        return bound.input_tokens - picture_bytes
+    body: Json = {} if request is None else request.body
+    if "input" in body:  # texts to embed have no template, and two marks at most
+        read = [text for message in call.messages for text in texts_of(message)]
+        return 2 * len(read) + _bound_text("\n".join(read), encoding)
+    total = parts * TOKENS_PER_PART
+    total += _TEMPLATE_TOKENS if _TOOLS.isdisjoint(body) else _TOOLS_TEMPLATE_TOKENS
+    total += _bound_text(_json(texts).decode(), encoding)
+    if request is not None:
+        total += _bound_text(_others(call, request).decode(), encoding) + _token_ids(body.get("prompt"))
+    return total
+
+
+def _bound_text(text: str, encoding: Encoding | None) -> int:
+    if encoding is None:
+        return len(text.encode("utf-8", "replace"))
+    return bound_text(encoding.name, text, own=encoding.own)
+
+
+def _others(call: Call, request: CallerRequest) -> bytes:
+    """Return what a model may read beside its messages: tools, schemas, documents, as JSON."""
+    if call.role == "guidance":
+        return b""  # a teacher that opens an answer is sent messages alone
+    read = {
+        name: value
+        for name, value in request.body.items()
+        if name not in _NOT_READ and isinstance(value, dict | list | str)
+    }
+    return _json(read) if read else b""
+
+
+def _without_pictures(messages: Sequence[Json]) -> tuple[list[Json], int, int]:
+    """Return messages without pictures, the number of parts that are no text, and the size of the pictures."""
+    kept: list[Json] = []
+    others = size = 0
+    for message in messages:
+        content = message.get("content")
+        if not isinstance(content, list):
+            kept.append(message)
+            continue
+        parts: list[Any] = []
+        for part in content:
+            kind = part.get("type", "text") if isinstance(part, dict) else "text"
+            others += kind != "text"
+            if kind in _PICTURES:
+                size += len(_json(part))
+            else:
+                parts.append(part)
+        kept.append({**message, "content": parts})
+    return kept, others, size
+
+
+def _token_ids(prompt: Any) -> int:
+    """Return the number of token ids in a prompt, or in a list of prompts: no text of them is among the messages."""
+    if not isinstance(prompt, list):
+        return 0
+    return sum(len(one) if isinstance(one, list) else isinstance(one, int) for one in prompt)
+
+
+def _json(value: Any) -> bytes:
+    return orjson.dumps(value, default=str)

@@ -1,0 +1,86 @@
+"""From a receipt to what a trace tells of it. There only where traces are on."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gateway.telemetry import semconv as names
+from gateway.telemetry.tracing import attributes_of, current
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import AttributeValue
+
+    from gateway.accounting.draft import Draft
+    from gateway.accounting.receipt import Receipt
+    from gateway.telemetry.tracing import RequestTrace
+
+
+class ReceiptSpans:
+    """Tells the trace of the request under way of its stages, and of its receipt."""
+
+    @staticmethod
+    def due(draft: Draft) -> None:
+        """The request has ended; its receipt will be told to `put`."""
+        trace = current()
+        if trace is None:
+            return
+        trace.account_is_due()
+        if trace.recorded:
+            _stages(trace, draft)
+
+    @staticmethod
+    def put(receipt: Receipt, draft: Draft) -> None:
+        trace = current()
+        if trace is not None:
+            failed = receipt.status if receipt.status != "ok" else None
+            trace.accounted(_facts(receipt, draft) if trace.recorded else {}, failed)
+
+
+def _stages(trace: RequestTrace, draft: Draft) -> None:
+    """Those between the calls to engines, which are spans already."""
+    if draft.admitted is not None:
+        trace.child("admission", draft.started, draft.admitted)
+    if draft.asked is None:
+        return
+    teacher = draft.teacher
+    shared = teacher.shared if teacher is not None else ""
+    # Nobody waited for longer than until the opening was there, or the request was over.
+    ended = draft.granted or draft.guided or time.perf_counter()
+    attributes = attributes_of(
+        [
+            (names.SHARED, shared or None),
+            (names.BATCH_ID, draft.batch.id if draft.batch is not None else None),
+            (names.BATCH_SIZE, draft.batch.size if draft.batch is not None else None),
+        ]
+    )
+    failed = None if draft.granted is not None or shared else draft.unguided
+    trace.child(
+        "batch_wait", draft.asked, ended, attributes, failed=failed, link=teacher.span if shared and teacher else None
+    )
+
+
+def _facts(receipt: Receipt, draft: Draft) -> dict[str, AttributeValue]:
+    guidance, batch = receipt.guidance, receipt.batch
+    return attributes_of(
+        [
+            (names.REQUEST_MODEL, receipt.route),
+            (names.REQUEST_STREAM, receipt.stream),
+            (names.RESPONSE_FINISH_REASONS, names.finishes([receipt.finish_reason]) or None),
+            (names.REQUEST_ID, receipt.id),
+            (names.SHADOW_OF, receipt.shadow_of),
+            (names.TENANT, receipt.tenant),
+            (names.KEY, receipt.key),
+            (names.MODE, receipt.mode),
+            (names.UNGUIDED, receipt.unguided),
+            (names.SHARED, (draft.teacher.shared or None) if draft.teacher is not None else None),
+            (names.GUIDANCE_TOKENS, guidance.kept_tokens if guidance is not None else None),
+            (names.BATCH_ID, batch.id if batch is not None else None),
+            (names.BATCH_SIZE, batch.size if batch is not None else None),
+            (names.FAILED_ATTEMPTS, len(receipt.attempts) or None),
+            (names.COST_USD, f"{receipt.cost_usd:f}"),
+            (names.BASELINE_USD, f"{receipt.baseline_usd:f}"),
+            (names.SAVINGS_USD, f"{receipt.savings_usd:f}"),
+            (names.SAVINGS_CLASS, receipt.savings_class),
+        ]
+    )

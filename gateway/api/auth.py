@@ -1,0 +1,55 @@
+"""Step 2: who is calling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.api.connection import connection_of
+from gateway.api.keys import CALLERS
+from gateway.errors import NotAuthenticated
+from gateway.telemetry.logs import let_quote_content
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from gateway.policy.book import Caller
+
+
+_NO_KEY = "There is no API key. Send it as 'Authorization: Bearer YOUR_KEY'."
+
+
+def shows_key(request: web.Request) -> bool:
+    """Return whether the request carries a bearer key, valid or not. Credentials for a proxy do not count."""
+    return any(_scheme_and_token(value)[0] == "bearer" for value in request.headers.getall("Authorization", ()))
+
+
+def bearer(request: web.Request) -> str:
+    """Return the bearer key of the request.
+
+    Raises:
+        NotAuthenticated: the request has no bearer key, an empty one, or more than one Authorization header. A proxy
+            and the gateway could read two headers differently.
+    """
+    values = request.headers.getall("Authorization", ())
+    if len(values) > 1:
+        raise NotAuthenticated(f"The request has {len(values)} Authorization headers. Send one.")
+    scheme, token = _scheme_and_token(values[0]) if values else ("", "")
+    if scheme != "bearer" or not token:
+        raise NotAuthenticated(_NO_KEY)
+    return token
+
+
+def _scheme_and_token(value: str) -> tuple[str, str]:
+    """Split a header into its scheme in lower case and its token. A token that is blank in Unicode is empty."""
+    scheme, _, token = value.partition(" ")
+    token = token.strip(" \t")
+    return scheme.lower(), "" if token.isspace() else token
+
+
+def authenticate(request: web.Request) -> Caller:
+    """The caller of a request, by its bearer key. Raises NotAuthenticated; the key never stands in the message."""
+    caller = request.app[CALLERS].of(bearer(request))
+    if (connection := connection_of(request)) is not None:
+        connection.authenticated(caller.policy)
+    let_quote_content(quotes=caller.policy.log_content)
+    return caller

@@ -1,0 +1,167 @@
+"""A request's bytes, and how long they may take to come."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from aiohttp import ClientPayloadError, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.api.connection import connection_of
+from gateway.errors import BodyTooSlow, InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiohttp import StreamReader
+
+_BODY_WITHIN_S = 30.0
+# A body that does not arrive at once must bring so much in each interval.
+_INTERVAL_S = 5.0
+_MIN_INTERVAL_BYTES = 5_000
+# The scheduler's cost of a body: one step, and one more for each part of this size.
+_STEP_BYTES = 65_536
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Return the decoded body, when it is the tenant's turn to have it decoded. Raises as `read_parts`."""
+    try:
+        return b"".join(await read_parts(request))
+    finally:
+        end_body(request)
+
+
+async def read_parts(request: web.Request) -> list[bytes]:
+    """Return the parts of a decoded body, when it is the tenant's turn to have it decoded. Call `end_body` afterwards.
+
+    Raises:
+        BodyTooSlow: the body did not arrive in time.
+        InvalidRequest: the body cannot be decoded. aiohttp rejects a body over the limit.
+        Overloaded: other requests of the tenant keep the worker busy.
+    """
+    try:
+        if request.content.is_eof():
+            parts = _arrived(request)  # all of it came with the head, as short bodies do
+        else:
+            # The rest of it stays in the socket until the tenant has its turn.
+            await _take_step(request, 1.0)
+            parts = await _read_rest(request)
+    except (ClientPayloadError, HttpProcessingError, web.RequestPayloadError):
+        raise InvalidRequest("The body cannot be read: its encoding or its length is wrong.") from None
+    await _take_step(request, 1.0 + sum(map(len, parts)) % _STEP_BYTES / _STEP_BYTES)
+    return parts
+
+
+def end_body(request: web.Request) -> None:
+    """Count the body no longer among those that arrive, or wait to be decoded."""
+    connection = connection_of(request)
+    if connection is not None:
+        connection.body_ended()
+
+
+def _arrived(request: web.Request) -> list[bytes]:
+    """Return a body that has arrived, as one part."""
+    raw = request.content.read_nowait()
+    if len(raw) > (limit := request.client_max_size):
+        raise web.HTTPRequestEntityTooLarge(limit, len(raw))
+    return [raw]
+
+
+async def _parts(request: web.Request, rate: _ReadRate) -> list[bytes]:
+    """Read a body to its end. While it arrives, the tenant takes a step for each _STEP_BYTES of it."""
+    connection, limit = connection_of(request), request.client_max_size
+    parts: list[bytes] = []
+    size = steps = 0
+    while part := await request.content.readany():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise web.HTTPRequestEntityTooLarge(limit, size)
+        if due := size // _STEP_BYTES - steps:
+            steps += due
+            if connection is not None:
+                connection.body_grew(due * _STEP_BYTES)
+            with rate.paused():
+                await _take_step(request, due)
+    return parts
+
+
+async def _take_step(request: web.Request, cost: float) -> None:
+    """Wait for the tenant's next step. What the caller sends meanwhile stays in the socket. Raises Overloaded."""
+    connection = connection_of(request)
+    if connection is not None and (step := connection.step(cost)) is not None:
+        await connection.park(step)
+
+
+async def _read_rest(request: web.Request) -> list[bytes]:
+    """Read a body that has not arrived yet. Raises BodyTooSlow."""
+    connection = connection_of(request)
+    try:
+        async with asyncio.timeout(None) as limit:
+            rate = _ReadRate(request.content, limit)
+            if connection is None:
+                with rate:
+                    return await _parts(request, rate)
+            connection.expect_body(rate.drop)
+            try:
+                with rate:
+                    return await _parts(request, rate)
+            finally:
+                connection.body_arrived()
+    except TimeoutError:
+        raise BodyTooSlow(rate.problem) from None
+
+
+class _ReadRate:
+    """Expires `limit` when a body arrives too slowly.
+
+    Attributes:
+        problem: why the limit expired, for the caller.
+    """
+
+    def __init__(self, content: StreamReader, limit: asyncio.Timeout) -> None:
+        self._content = content
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + _BODY_WITHIN_S
+        self._seen = content.total_bytes
+        self.problem = f"The body did not arrive within {_BODY_WITHIN_S:g} s."
+
+    def _check(self) -> None:
+        received = self._content.total_bytes
+        if received - self._seen < _MIN_INTERVAL_BYTES:
+            self.problem = f"Less than {_MIN_INTERVAL_BYTES} bytes of the body arrived in {_INTERVAL_S:g} s."
+            self._expire()
+        elif self._loop.time() >= self._end:
+            self._expire()
+        else:
+            self._seen = received
+            self._timer = self._loop.call_later(_INTERVAL_S, self._check)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time within: the gateway reads nothing then."""
+        self._timer.cancel()
+        began = self._loop.time()
+        try:
+            yield
+        finally:
+            self._end += self._loop.time() - began
+            self._timer = self._loop.call_later(_INTERVAL_S, self._check)
+
+    def drop(self) -> None:
+        """End the body early: other tenants need what it holds."""
+        self.problem = "Too many bodies of this tenant are unfinished. Send each request's body at once."
+        self._expire()
+
+    def _expire(self) -> None:
+        if not self._limit.expired():
+            self._limit.reschedule(self._loop.time())
+
+    def __enter__(self) -> None:
+        self._timer = self._loop.call_later(_INTERVAL_S, self._check)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()

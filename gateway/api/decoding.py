@@ -1,0 +1,129 @@
+"""Decode request bodies without blocking the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from aiohttp import web
+
+from gateway.api.body import end_body, read_parts
+from gateway.api.connection import connection_of
+from gateway.errors import Overloaded
+from gateway.protocol.structure import INLINE_BYTES, is_light
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.policy.book import Caller
+
+T = TypeVar("T")
+_WAIT_S = 30.0
+
+
+class Holder(Protocol):
+    """The connection whose request has the body."""
+
+    def contended(self) -> bool:
+        """Return whether other tenants use the event loop."""
+
+    def expect_body(self, drop: Callable[[], object], size: int) -> None:
+        """Count the body; `drop` ends the wait for its turn."""
+
+    def body_ended(self) -> None:
+        """Count the body no longer: it has its turn, as one body of each tenant has."""
+
+
+class BodyDecoder:
+    """Decodes light bodies on the event loop and others in one thread, which tenants take turns to use.
+
+    A tenant that floods the gateway with large bodies waits for its own bodies. Other tenants wait for one of them.
+    While tenants contend, the tenant's next body waits as long as the last one took: the decoder holds the interpreter
+    lock, which the event loop needs for other tenants.
+    """
+
+    def __init__(self) -> None:
+        # More threads would compete with the event loop for the interpreter lock.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode-body")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def decode(
+        self, tenant: str, parts: list[bytes], parse: Callable[[bytes], T], holder: Holder | None = None
+    ) -> T:
+        """Return what `parse` makes of a body.
+
+        Args:
+            parts: of the body. They are removed from the list.
+
+        Raises:
+            InvalidRequest: as `parse` does.
+            Overloaded: other bodies of the tenant took too long, or the holder dropped this one.
+        """
+        size = sum(map(len, parts))
+        if size <= INLINE_BYTES:
+            parts[:] = [b"".join(parts)]
+            if is_light(parts[0]):
+                return parse(parts[0])
+        turn = self._turns.get(tenant)
+        if turn is None:
+            turn = self._turns[tenant] = asyncio.Lock()
+        try:
+            async with asyncio.timeout(_WAIT_S) as limit:
+                if holder is not None:
+                    holder.expect_body(lambda: limit.reschedule(0.0), size)
+                await turn.acquire()
+        except TimeoutError:
+            parts.clear()
+            raise Overloaded("Other large bodies of this tenant are being decoded. Try again shortly.") from None
+        if holder is not None:
+            holder.body_ended()
+        loop, took_s = asyncio.get_running_loop(), 0.0
+
+        def decode() -> T:
+            nonlocal took_s
+            began = time.perf_counter()
+            try:
+                return parse(_taken(parts))
+            finally:
+                took_s = time.perf_counter() - began
+
+        def decoded(future: asyncio.Future[T]) -> None:
+            if not future.cancelled():
+                future.exception()  # the caller may be gone
+            if holder is not None and holder.contended():
+                loop.call_later(took_s, turn.release)
+            else:
+                turn.release()
+
+        decoding = loop.run_in_executor(self._thread, decode)
+        # The thread goes on where the caller is gone, and so does its turn.
+        decoding.add_done_callback(decoded)
+        try:
+            await asyncio.wait([decoding])
+            return decoding.result()
+        finally:
+            # An error's traceback refers to this frame: as a cycle, body and error would stay until a collection.
+            del decoding
+
+
+BODY_DECODER = web.AppKey("body_decoder", BodyDecoder)
+
+
+async def read_parsed(request: web.Request, caller: Caller, parse: Callable[[bytes], T]) -> T:
+    """Read the body of a request and return what `parse` makes of it. Raises GatewayErrors."""
+    try:
+        parts = await read_parts(request)
+        decoder = request.app[BODY_DECODER]
+        return await decoder.decode(caller.policy.tenant, parts, parse, connection_of(request))
+    finally:
+        end_body(request)
+
+
+def _taken(parts: list[bytes]) -> bytes:
+    """Join the parts and release them. Where it takes long, it does not hold the interpreter lock."""
+    raw = b"".join(parts)
+    parts.clear()
+    return raw

@@ -1,0 +1,47 @@
+"""POST /v1/embeddings: its bytes in, its reply out."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+
+from gateway.api.auth import authenticate
+from gateway.api.connection import SERVER
+from gateway.api.decoding import read_parsed
+from gateway.api.events import reads, require_caller, send
+from gateway.api.headers import fact_headers, name_reply
+from gateway.api.keys import ADMISSION, ALLOWANCE, EMBEDDINGS, OPENED, REQUEST_ID, STARTED
+from gateway.pipeline.completion import Visit
+from gateway.protocol.embeddings import parse_embeddings
+
+_PART_BYTES = 1 << 18
+
+
+async def embeddings(request: web.Request) -> web.StreamResponse:
+    """POST /v1/embeddings"""
+    caller = authenticate(request)
+    asked = await read_parsed(request, caller, parse_embeddings)
+    visit = Visit(request[REQUEST_ID], caller, int(time.time()), request[STARTED], request.headers)
+    request[ALLOWANCE] = visit.allowance
+    request[OPENED] = visit.opened
+    async with request.app[ADMISSION].until_cut():
+        vectors = await request.app[EMBEDDINGS].answer(visit, asked)
+    require_caller(visit.opened)
+    headers = fact_headers(vectors.receipt.facts(show_cost=vectors.show_cost))
+    if len(vectors.body) <= _PART_BYTES:
+        return web.Response(body=vectors.body, content_type="application/json", headers=headers)
+    return await _in_parts(request, vectors.body, headers)
+
+
+async def _in_parts(request: web.Request, body: bytes, headers: dict[str, str]) -> web.StreamResponse:
+    """Send a large reply as the caller reads it: to write all of it at once would block the event loop."""
+    response = web.StreamResponse(headers={**headers, "Content-Type": "application/json", "Server": SERVER})
+    response.content_length = len(body)
+    name_reply(request, response)
+    await response.prepare(request)
+    with reads(request) as reading:
+        for start in range(0, len(body), _PART_BYTES):
+            await send(response, body[start : start + _PART_BYTES], reading)
+    await response.write_eof()
+    return response

@@ -1,0 +1,114 @@
+"""A reply in server-sent events: how it begins, how an event is written, and what if nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import orjson
+import structlog
+from aiohttp import web
+
+from gateway.accounting.draft import Draft
+from gateway.api.connection import SERVER, connection_of
+from gateway.api.error_body import error_body, internal_error
+from gateway.api.headers import fact_headers, name_reply
+from gateway.api.keys import ADMISSION, OPENED, REQUEST_ID
+from gateway.errors import GatewayError
+from gateway.runtime.timeouts import Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from gateway.pipeline.completion import Opened
+    from gateway.protocol.body import Json
+
+log = structlog.get_logger()
+
+_READS_WITHIN_S = 30.0
+
+DONE = b"data: [DONE]\n\n"
+"""The last event of a stream that was not cut short."""
+
+
+async def begin(request: web.Request, draft: Draft) -> web.StreamResponse:
+    """The head of the reply, with what is known of the answer by now."""
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-cache",
+            "X-Accel-Buffering": "no",
+            "Server": SERVER,
+            **fact_headers(draft.facts()),
+        }
+    )
+    name_reply(request, response)
+    await response.prepare(request)
+    return response
+
+
+async def send(response: web.StreamResponse, data: bytes, reading: Watchdog) -> None:
+    """Write what `reading` then watches being read."""
+    reading.watch(asyncio.get_running_loop().time() + _READS_WITHIN_S)
+    await response.write(data)
+    reading.rest()
+
+
+def reads(request: web.Request) -> Watchdog:
+    """Watches whether the caller reads. One who does not is hung up on, which ends the handler."""
+
+    def hang_up() -> None:
+        if request.transport is not None:
+            request.transport.abort()
+
+    return Watchdog(hang_up)
+
+
+def require_caller(opened: Opened) -> None:
+    """Raise ConnectionResetError where the caller disconnected and the request went on without it."""
+    if opened.abandoned:
+        raise ConnectionResetError("The caller disconnected.")
+
+
+def event(part: Json) -> bytes:
+    """One event without a name."""
+    return b"data: " + orjson.dumps(part) + b"\n\n"
+
+
+async def as_events(
+    request: web.Request, parts: AsyncGenerator[Draft | list[Json], None], reading: Watchdog
+) -> web.StreamResponse:
+    """Send the parts as server-sent events. Once a reply has begun, an error is its last event: no [DONE] follows."""
+    response: web.StreamResponse | None = None
+    connection = connection_of(request)
+    async with aclosing(parts):
+        try:
+            async with request.app[ADMISSION].until_cut():
+                async for part in parts:
+                    if connection is not None:
+                        await connection.next_step()
+                    try:
+                        if isinstance(part, Draft):
+                            response = await begin(request, part)
+                        elif response is not None:
+                            await send(response, b"".join(map(event, part)), reading)
+                    except ConnectionError:
+                        if connection is None or not connection.reads_on():
+                            raise
+        except ConnectionError:
+            raise  # the caller is gone: there is nobody to tell
+        except Exception as error:
+            if response is None:
+                raise
+            if not isinstance(error, GatewayError):
+                log.exception("stream_broke", id=request[REQUEST_ID])
+                error = internal_error(request[REQUEST_ID])
+            require_caller(request[OPENED])
+            await send(response, event(error_body(error)), reading)
+        else:
+            require_caller(request[OPENED])
+            assert response is not None, "the path yields the draft first"
+            await send(response, DONE, reading)
+    await response.write_eof()
+    return response

@@ -1,0 +1,96 @@
+"""What handlers can reach, by typed key. `app.py` fills them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from gateway.accounting.budgets import Budgets
+from gateway.accounting.ledger import Ledger
+from gateway.accounting.speeds import Speeds
+from gateway.accounting.store import ReceiptStore
+from gateway.accounting.verdict import Allowance
+from gateway.api.readiness import Startup
+from gateway.batching.batcher import Batcher
+from gateway.config.sections import Defaults
+from gateway.engines.guard import GuardedEngine
+from gateway.keys.audit import AuditTrail
+from gateway.keys.callers import Callers
+from gateway.keys.follower import KeyFollower
+from gateway.keys.redis_keyring import RedisKeyring
+from gateway.keys.ring import Keyring
+from gateway.pipeline.admission import Admission
+from gateway.pipeline.completion import Completions, Opened
+from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
+from gateway.pipeline.disconnects import Disconnects
+from gateway.pipeline.edge_guidance import Handover
+from gateway.pipeline.edge_reports import EdgeAccounts
+from gateway.pipeline.embeddings import Embeddings
+from gateway.pipeline.slots import Slots
+from gateway.policy.policies import Policies
+from gateway.policy.reload import Reloader
+from gateway.redis.client import RedisClient
+from gateway.telemetry.metrics import Metrics
+from gateway.usage.reader import UsageReader
+from gateway.usage.state import WorkerBoard
+from gateway.usage.sums_reader import SumsReader
+from gateway.usage.uptime_reader import UptimeReader
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Bytes that are the same for everybody, and what names them."""
+
+    body: bytes
+    etag: str
+
+
+@dataclass(slots=True)
+class CallersListener:
+    """Where callers are listened to. Port 0: nowhere yet."""
+
+    host: str = ""
+    port: int = 0
+
+
+POLICIES = web.AppKey("policies", Policies)
+RELOADER = web.AppKey("reloader", Reloader)  # there where files are watched
+CALLERS = web.AppKey("callers", Callers)
+KEYRING = web.AppKey("keyring", Keyring)
+KEY_FOLLOWER = web.AppKey("key_follower", KeyFollower)
+KEYS_IN_REDIS = web.AppKey("keys_in_redis", RedisKeyring)
+AUDIT = web.AppKey("audit", AuditTrail)
+BUDGETS = web.AppKey("budgets", Budgets)
+SUMS = web.AppKey("sums", SumsReader)
+USAGE = web.AppKey("usage", UsageReader)
+UPTIME = web.AppKey("uptime", UptimeReader)
+USAGE_BOARD = web.AppKey("usage_board", WorkerBoard)
+READS = web.AppKey("reads", Slots)
+SPEEDS = web.AppKey("speeds", Speeds)
+DEFAULTS = web.AppKey("defaults", Defaults)
+CALLERS_LISTENER = web.AppKey("callers_listener", CallersListener)
+COMPLETIONS = web.AppKey("completions", Completions)
+DOCUMENT = web.AppKey("document", Document)
+DISCONNECTS = web.AppKey("disconnects", Disconnects)
+EMBEDDINGS = web.AppKey("embeddings", Embeddings)
+HANDOVER = web.AppKey("handover", Handover)
+EDGE_ACCOUNTS = web.AppKey("edge_accounts", EdgeAccounts)
+DEADLINES = web.AppKey("deadlines", GuidanceDeadlines)
+LEDGER = web.AppKey("ledger", Ledger)
+RECEIPTS = web.AppKey("receipts", ReceiptStore)
+ADMISSION = web.AppKey("admission", Admission)
+METRICS = web.AppKey("metrics", Metrics)
+REDIS = web.AppKey("redis", RedisClient)
+ENGINES = web.AppKey("engines", dict[str, GuardedEngine])
+WORKER = web.AppKey("worker", int)
+OWNER = web.AppKey("owner", str)  # this process's name in Redis
+TRY = web.AppKey("try", str)  # what a listener names to who asks for something that it has not
+STARTUP = web.AppKey("startup", Startup)
+BATCHER = web.AppKey("batcher", Batcher)
+
+REQUEST_ID = web.RequestKey("request_id", str)
+CLIENT_REQUEST_ID = web.RequestKey("client_request_id", str)  # the caller's own name for it
+ALLOWANCE = web.RequestKey("allowance", Allowance)  # what the caller has left of its limits
+OPENED = web.RequestKey("opened", Opened)  # what a disconnect is decided by
+STARTED = web.RequestKey("started", float)  # time.perf_counter() seconds

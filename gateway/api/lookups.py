@@ -1,0 +1,75 @@
+"""What a key may ask about: the models it can use, and the receipts of its tenant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+
+from gateway.accounting.edge import GUIDANCE
+from gateway.accounting.receipt import RECEIPT_ID, Receipt
+from gateway.api.auth import authenticate
+from gateway.api.keys import EDGE_ACCOUNTS, READS, RECEIPTS
+from gateway.errors import ModelNotFound, NotFound
+from gateway.policy.routing import models_of
+from gateway.version import STARTED
+
+if TYPE_CHECKING:
+    from gateway.policy.book import Caller
+    from gateway.protocol.body import Json
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """GET /v1/models"""
+    caller = authenticate(request)
+    models = [_model(name) for name in models_of(caller)]
+    return _json({"object": "list", "data": models})
+
+
+async def show_model(request: web.Request) -> web.Response:
+    """GET /v1/models/{model}"""
+    caller = authenticate(request)
+    name = request.match_info["model"]
+    if name not in models_of(caller):
+        raise ModelNotFound(f"There is no model '{name}' for this key.", param="model")
+    return _json(_model(name))
+
+
+async def show_receipt(request: web.Request) -> web.Response:
+    """GET /v1/receipts/{id}, where the id is the x-request-id of a reply. Another tenant's is not found."""
+    caller = authenticate(request)
+    with request.app[READS].hold(caller.policy.tenant, caller.policy.weight):
+        return _json(await _receipt(request, caller))
+
+
+async def _receipt(request: web.Request, caller: Caller) -> Json:
+    """Return the receipt as the caller may see it. Raises NotFound and StoreUnavailable."""
+    receipt_id = request.match_info["id"]
+    found = None
+    if RECEIPT_ID.fullmatch(receipt_id):  # whatever else a caller sends is none of Redis' business
+        found = await request.app[RECEIPTS].get(caller.policy.tenant, receipt_id)
+    if found is None:
+        raise NotFound(
+            "There is no such receipt. Its id is the x-request-id of a reply; a stream's is written when it ends.",
+            param="id",
+        )
+    receipt = Receipt.from_json(found)
+    told = receipt.as_dict(show_cost=shows_cost(caller, receipt))
+    if receipt.mode == GUIDANCE:
+        told["edge"] = await request.app[EDGE_ACCOUNTS].state(receipt)
+    return told
+
+
+def shows_cost(caller: Caller, receipt: Receipt) -> bool:
+    """What the routes of that name say today, all of them: a receipt does not tell which one it was. None: nothing."""
+    routes = caller.policy.routes_of.get(receipt.route, ())
+    return bool(routes) and all(route.show_cost for _, route in routes)
+
+
+def _model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": STARTED, "owned_by": "gkt-gateway"}
+
+
+def _json(body: object) -> web.Response:
+    return web.Response(body=orjson.dumps(body), content_type="application/json")

@@ -1,0 +1,149 @@
+"""Divide the event loop's time between tenants: weighted fair queues of steps, a few steps in each loop iteration.
+
+A step is a part of a request that runs without awaiting anything: decoding a body, or writing an event. The event loop
+runs what is ready in the order in which it became ready. Without queues, one step of a quiet tenant waits for a step of
+each of a busy tenant's requests. Here, each tenant's steps wait in a queue of their own, and each loop iteration starts
+the next step of the tenant that had least so far.
+
+The queues follow start-time fair queuing (Goyal, Vin and Cheng, 1996). Each step has a cost; a tenant's pass advances
+by cost divided by weight. A tenant whose pass is not ahead of the pass of the last step goes at once.
+
+A tenant that is alone waits only where many or large steps come together. The queues cost more than they bring there:
+they part groups of requests that would share a loop iteration and an exchange with Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gateway.errors import Overloaded
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter
+
+    from gateway.telemetry.metrics import Metrics
+
+# The cost of the steps that start in one loop iteration, or at once in one millisecond, while one tenant is alone. It
+# bounds what an arriving tenant finds before it.
+_COST_ALONE = 32.0
+# While tenants contend, iterations have to be short, because a request takes a dozen of them. They also cost more.
+_COST_CONTENDED = 1.0
+_COST_AT_ONCE_CONTENDED = 4.0
+# Tenants contend for so long after a step of one follows a step of another within this time.
+_CONTENTION_S = 0.25
+_MAX_WAIT_S = 30.0
+_MS_PER_S = 1000
+
+
+class _Queue:
+    """The steps of one tenant that wait, oldest first, each with the time at which it gives up.
+
+    Args:
+        delayed: counts them.
+    """
+
+    __slots__ = ("delayed", "steps", "weight")
+
+    def __init__(self, weight: float, delayed: Counter) -> None:
+        self.weight = weight
+        self.delayed = delayed
+        self.steps: deque[tuple[asyncio.Future[None], float, float]] = deque()  # cost, end of the wait
+
+
+class LoopScheduler:
+    """Start the steps of all tenants, in proportion to their weights while they contend.
+
+    It belongs to the event loop that runs when it is made.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._queues: dict[str, _Queue] = {}  # of tenants whose steps wait
+        self._order: list[tuple[float, str]] = []  # a heap of the same tenants by pass
+        self._passes: dict[str, float] = {}  # of tenants without waiting steps that are ahead of `_pass`
+        self._pass = 0.0  # of the last step that started
+        self._ms = -1
+        self._at_once = 0.0  # cost of the steps that started at once in this millisecond
+        self._tenant = ""  # that last asked for a step, and when
+        self._asked_at = -_CONTENTION_S
+        self._contended_until = 0.0
+        self._scheduled = False
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._time = self._loop.time
+
+    @property
+    def contended(self) -> bool:
+        """Return whether several tenants asked for steps a moment ago."""
+        return self._time() < self._contended_until
+
+    def enter(self, tenant: str, weight: float, cost: float = 1.0) -> asyncio.Future[None] | None:
+        """Ask for one step of the tenant.
+
+        Args:
+            cost: of the step; 1 is a small request's.
+
+        Returns:
+            None when the step may run at once, else what to await first. It raises Overloaded after 30 s.
+        """
+        now = self._time()
+        if tenant != self._tenant:
+            if now - self._asked_at < _CONTENTION_S:
+                self._contended_until = now + _CONTENTION_S
+            self._tenant = tenant
+        self._asked_at = now
+        queue = self._queues.get(tenant)
+        if queue is None:
+            if not self._queues:
+                ms = int(now * _MS_PER_S)
+                if ms != self._ms:
+                    self._ms, self._at_once = ms, 0.0
+                if self._at_once < (_COST_AT_ONCE_CONTENDED if now < self._contended_until else _COST_ALONE):
+                    self._at_once += cost
+                    return None
+            elif self._passes.get(tenant, 0.0) <= self._pass:
+                self._passes[tenant] = self._pass + cost / weight
+                return None
+            metrics = self._metrics
+            queue = self._queues[tenant] = _Queue(weight, metrics.steps_delayed.labels(metrics.series.tenant(tenant)))
+            heapq.heappush(self._order, (max(self._passes.pop(tenant, 0.0), self._pass), tenant))
+        waiting: asyncio.Future[None] = self._loop.create_future()
+        queue.steps.append((waiting, cost, now + _MAX_WAIT_S))
+        queue.delayed.inc()
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._start_steps)
+        return waiting
+
+    def _start_steps(self) -> None:
+        """Start the steps of one loop iteration, and come back in the next one while any wait."""
+        most = _COST_CONTENDED if self._time() < self._contended_until else _COST_ALONE
+        started = 0.0
+        while self._order and started < most:
+            own, tenant = self._order[0]
+            queue = self._queues[tenant]
+            while queue.steps:
+                waiting, cost, end = queue.steps.popleft()
+                if waiting.done():  # its request was cancelled
+                    continue
+                if end <= self._time():
+                    waiting.set_exception(Overloaded("Other requests of this tenant keep this worker busy. Try again."))
+                    continue
+                waiting.set_result(None)
+                self._pass = max(self._pass, own)
+                own += cost / queue.weight
+                started += cost
+                break
+            if queue.steps:
+                heapq.heapreplace(self._order, (own, tenant))
+            else:
+                heapq.heappop(self._order)
+                del self._queues[tenant]
+                self._passes[tenant] = own
+        if not self._queues:
+            self._passes.clear()
+        self._scheduled = bool(self._queues)
+        if self._scheduled:
+            self._loop.call_soon(self._start_steps)

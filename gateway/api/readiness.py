@@ -1,0 +1,41 @@
+"""When a process has started: each engine was probed, and Redis has answered after that."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.engines.base import Engine
+    from gateway.redis.client import RedisClient
+
+_FIRST_PROBES_S = 5.0
+"""An engine that does not answer its first probe delays readiness by no more than this."""
+_LOOK_EVERY_S = 0.02
+
+
+class Startup:
+    """The start of one process.
+
+    An answer of Redis from before the work of the start proves nothing: that work may have held the event loop for
+    longer than Redis may take.
+
+    Attributes:
+        done: whether requests may be sent here.
+    """
+
+    def __init__(self, redis: RedisClient, engines: Iterable[Engine]) -> None:
+        self._redis = redis
+        self._engines = tuple(engines)
+        self.done = False
+
+    async def run(self, first_probes_s: float = _FIRST_PROBES_S) -> None:
+        """Wait until the start is complete. A Redis that is away delays it until it is back."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + first_probes_s
+        while any(engine.state.up is None for engine in self._engines) and loop.time() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_EVERY_S)
+        await self._redis.answered()
+        self.done = True

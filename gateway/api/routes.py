@@ -1,0 +1,31 @@
+"""What the callers' listener answers."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.api.completions import chat_completions, text_completions
+from gateway.api.embeddings import embeddings
+from gateway.api.guidance import guidance, guidance_usage, offline_usage
+from gateway.api.limits import show_limits
+from gateway.api.lookups import list_models, show_model, show_receipt
+from gateway.api.openapi.route import openapi_json
+from gateway.api.probes import healthz, readyz
+from gateway.api.usage import show_usage
+
+ROUTES = [
+    web.post("/v1/chat/completions", chat_completions),
+    web.post("/v1/completions", text_completions),
+    web.post("/v1/embeddings", embeddings),
+    web.post("/v1/guidance", guidance),
+    web.post("/v1/guidance/usage", offline_usage),
+    web.post("/v1/guidance/{receipt}/usage", guidance_usage),
+    web.get("/v1/models", list_models),
+    web.get("/v1/models/{model:.+}", show_model),
+    web.get("/v1/receipts/{id}", show_receipt),
+    web.get("/v1/limits", show_limits),
+    web.get("/v1/usage", show_usage),
+    web.get("/healthz", healthz),
+    web.get("/readyz", readyz),
+    web.get("/openapi.json", openapi_json),
+]

@@ -1,0 +1,71 @@
+"""A span for each request to the API. There only where traces are on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from structlog.contextvars import bound_contextvars
+
+from gateway.api.headers import API
+from gateway.api.keys import STARTED
+from gateway.errors import GatewayError
+from gateway.telemetry import semconv as names
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp.typedefs import Middleware
+
+    from gateway.telemetry.tracing import Tracing
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_OPERATIONS = {
+    "/v1/chat/completions": names.CHAT,
+    "/v1/completions": names.TEXT,
+    "/v1/embeddings": names.EMBEDDINGS,
+    "/v1/guidance": names.CHAT,
+}
+
+
+def traced(tracing: Tracing) -> Middleware:
+    """The middleware that begins and ends them. It stands within the one that renders errors, and sees them raised.
+
+    A path is told as the route that it matched: what callers write in one, or in a query, stands in no span.
+    """
+
+    @web.middleware
+    async def as_span(request: web.Request, handler: Handler) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        if resource is None or not resource.canonical.startswith(API):
+            return await handler(request)
+        route = resource.canonical
+        attributes = {names.HTTP_METHOD: request.method, names.HTTP_ROUTE: route, names.URL_SCHEME: request.scheme}
+        if (operation := _OPERATIONS.get(route)) is not None:
+            attributes |= {names.OPERATION: operation, names.PROVIDER: names.GATEWAY}
+        with tracing.request(f"{request.method} {route}", request.headers, request[STARTED], attributes) as trace:
+            status, failed = None, None
+            try:
+                with bound_contextvars(**({} if trace.id is None else {"trace_id": trace.id})):
+                    response = await handler(request)
+                status = response.status
+            except GatewayError as error:
+                status, failed = error.status, error.label
+                raise
+            except web.HTTPException as error:
+                status, failed = error.status, str(error.status)
+                raise
+            except Exception as error:
+                gone = isinstance(error, ConnectionError)
+                status, failed = (None, "client_gone") if gone else (500, "internal")
+                raise
+            except BaseException:
+                failed = "client_gone"  # or the process stops: then the receipt says so
+                raise
+            else:
+                return response
+            finally:
+                trace.replied(status, failed)
+
+    return as_span

@@ -1,0 +1,53 @@
+"""GET /v1/usage: what the caller's tenant has used, and what it cost and saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+from redis.exceptions import RedisError
+
+from gateway.api.auth import authenticate
+from gateway.api.keys import USAGE
+from gateway.api.usage_query import read_ask
+from gateway.errors import UsageUnavailable
+from gateway.usage.rests import with_rests
+from gateway.usage.sums import OTHER
+
+if TYPE_CHECKING:
+    from gateway.policy.schema import TenantPolicy
+    from gateway.usage.rollup import Dims
+    from gateway.usage.usage import Usage
+
+
+async def show_usage(request: web.Request) -> web.Response:
+    """GET /v1/usage. Of the caller's tenant, all its keys together unless they are told apart; of nobody else."""
+    policy = authenticate(request).policy
+    reader = request.app[USAGE]
+    ask = read_ask(request, reader.retention).of_tenant(policy.tenant)
+    try:
+        body = await reader.read(
+            ask, encoded, whose=policy.tenant, shows_money=lambda where: shows_money(policy, where)
+        )
+    except (RedisError, OSError) as error:
+        raise UsageUnavailable from error
+    return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+def encoded(usage: Usage) -> bytes:
+    """As JSON. Call it in a thread: there may be many rows.
+
+    Each is encoded alone, and let go: one call for all of them would hold up every other thread meanwhile.
+    """
+    *rows, total = (orjson.dumps(one) for one in with_rests(usage.told()))
+    return b'%b,"rows":[%b],"total":%b}\n' % (orjson.dumps(usage.head())[:-1], b",".join(rows), total)
+
+
+def shows_money(policy: TenantPolicy, where: Dims) -> bool:
+    """Where receipts do: a sum would tell what they do not. Of what counts together, where those of all routes do."""
+    routes_of = policy.routes_of
+    routes = [route for _, route in routes_of.get(where.route, ())]
+    if where.route == OTHER:
+        routes = [route for same in routes_of.values() for _, route in same]
+    return bool(routes) and all(route.show_cost for route in routes)

@@ -1,0 +1,1 @@
+"""What each kind of engine supports, as data."""

@@ -1,0 +1,1 @@
+"""config.yaml, the environment, and YAML with line numbers."""

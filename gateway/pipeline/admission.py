@@ -1,0 +1,227 @@
+"""Step 4: a place in this process, room in the tenant's limits and budgets, and an intent in Redis; or an honest error.
+
+A process bounds how many requests it works on at once, and says so to the next one. What a request may spend is written
+down before it does, and limits and budgets are held to in the same breath: one script, which all processes share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from gateway.accounting.content import Content
+from gateway.accounting.refusals import refused
+from gateway.accounting.scopes import Scopes
+from gateway.config.sections import Defaults
+from gateway.engines.origin import call_for
+from gateway.errors import GatewayError, Overloaded
+from gateway.pipeline.slots import Slots
+from gateway.policy.cheaper import AS_PLANNED, cheaper_plans
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from types import TracebackType
+
+    from gateway.accounting.draft import Draft
+    from gateway.accounting.ledger import Ledger
+    from gateway.accounting.scopes import Scope
+    from gateway.config.limits import OnRedisFailure
+    from gateway.policy.book import Caller
+    from gateway.policy.resolve import Plan
+    from gateway.policy.schema import TenantPolicy
+    from gateway.protocol.body import CallerRequest
+    from gateway.telemetry.metrics import Metrics
+
+
+NO_DEFAULTS = Defaults()
+_LEFT = (asyncio.CancelledError, GeneratorExit, ConnectionError)
+
+
+class Admission:
+    """Counts the requests this process holds.
+
+    Args:
+        max_in_flight: capacity of the slots.
+        defaults: limits and budgets of tenants and keys whose policy says nothing of them.
+        on_redis_failure: what becomes of requests while Redis cannot count; a tenant's policy may say otherwise.
+    """
+
+    def __init__(
+        self,
+        max_in_flight: int,
+        ledger: Ledger,
+        metrics: Metrics,
+        *,
+        defaults: Defaults = NO_DEFAULTS,
+        on_redis_failure: OnRedisFailure = "degrade",
+    ) -> None:
+        self._ledger = ledger
+        self._metrics = metrics
+        self._scopes = Scopes(defaults)
+        self._on_redis_failure = on_redis_failure
+        self._slots = Slots(max_in_flight, "requests", metrics)
+        self._gauge = metrics.in_flight
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._cuts: set[asyncio.Timeout] = set()
+        self.draining = False
+        self.cutting = False
+
+    @property
+    def in_flight(self) -> int:
+        return self._slots.held
+
+    def place(self, caller: Caller) -> AbstractContextManager[None]:
+        """Hold a slot of the caller's tenant inside the block. Entering raises Overloaded."""
+        return _Place(self, caller.policy)
+
+    def take(self, policy: TenantPolicy) -> None:
+        """Acquire a slot for the tenant of `policy`. Raises Overloaded."""
+        if self.draining:
+            raise Overloaded("This process is shutting down. Try again: another one will answer.")
+        self._slots.acquire(policy.tenant, policy.weight)
+        self._gauge.set(self._slots.held)
+        self._empty.clear()
+
+    def leave(self, tenant: str) -> None:
+        """Release a slot of the tenant."""
+        self._slots.release(tenant)
+        self._gauge.set(self._slots.held)
+        if not self._slots.held:
+            self._empty.set()
+
+    async def reserve(self, draft: Draft, asked: CallerRequest, caller: Caller) -> Plan:
+        """Reserve what the request may use and spend; the draft must be settled in the end.
+
+        Returns the plan that it may follow: a cheaper one than the draft's, which it replaces, where a budget wants it.
+
+        Raises:
+            RateLimited, BudgetSpent: a limit or a budget has no room for it.
+            StoreUnavailable: Redis is away, and the policy or the configuration says `reject`, or the allowance of this
+                process is spent.
+        """
+        if caller.policy.log_content and draft.shadow_of is None:  # what a shadow was asked stands at its request
+            draft.content = Content(asked)
+        scopes = self._scopes.of(caller)
+        writes = draft.plan.max_tokens is None and bool(draft.plan.finishers)
+        if writes and any(scope.budget is not None for scope in scopes):
+            # The engine's maximum could be reserved for, but hardly any budget has room for it.
+            draft.plan = structs.replace(draft.plan, max_tokens=self._ledger.budget_max_tokens(draft.plan))
+        plans = cheaper_plans(draft.plan) if any(map(_saves, scopes)) else {AS_PLANNED: draft.plan}
+        on_failure = caller.policy.on_redis_failure or self._on_redis_failure
+        admitted = await self._ledger.admit(draft, asked, plans, scopes, on_failure=on_failure)
+        draft.admitted = time.perf_counter()
+        if admitted is None:
+            if scopes:
+                self._metrics.uncounted.labels(self._metrics.series.tenant(draft.tenant)).inc()
+            return draft.plan
+        verdict, counted, now_us = admitted
+        if verdict.left is not None:
+            draft.allowance.requests, draft.allowance.tokens = verdict.left.get("requests"), verdict.left.get("tokens")
+        if verdict.no is not None:
+            draft.refused = True
+            self._metrics.limited.labels(self._metrics.series.tenant(draft.tenant), verdict.no.limit).inc()
+            raise refused(verdict.no, counted, now_us)
+        draft.budget = "soft" if verdict.soft else None
+        if verdict.variant in plans:
+            draft.plan = plans[verdict.variant]
+        return draft.plan
+
+    def settled(self, draft: Draft) -> AbstractContextManager[None]:
+        """Settle one receipt for what happens inside the block, whatever that is.
+
+        A request that was refused before anything was reserved has no receipt: it costs nothing, and its caller may
+        repeat it without limit. Hold its slot around the block, so that a request without a slot has none either.
+        """
+        return _Settled(self, self._ledger, draft)
+
+    def until_cut(self) -> AbstractAsyncContextManager[None]:
+        """Let a drain end what is inside the block, while its caller can still be told. Raises Overloaded then."""
+        return _UntilCut(self._cuts)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse what is new, wait for what is here, and cut what is still here after `timeout_s`: how many."""
+        self.draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        cut = self._slots.held
+        self.cutting = True
+        for limit in self._cuts:
+            limit.reschedule(asyncio.get_running_loop().time())
+        return cut
+
+
+def _saves(scope: Scope) -> bool:
+    """Whether a budget may want a cheaper answer than the route's."""
+    return scope.budget is not None and (scope.budget.on_soft != "warn" or scope.budget.on_hard != "reject")
+
+
+# Classes, and no generators with a decorator: each request enters all, and the difference is a hundredth of its time.
+
+
+class _Place:
+    def __init__(self, admission: Admission, policy: TenantPolicy) -> None:
+        self._admission = admission
+        self._policy = policy
+
+    def __enter__(self) -> None:
+        self._admission.take(self._policy)
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.leave(self._policy.tenant)
+
+
+class _Settled:
+    def __init__(self, admission: Admission, ledger: Ledger, draft: Draft) -> None:
+        self._admission = admission
+        self._ledger = ledger
+        self._draft = draft
+
+    def __enter__(self) -> None:
+        call_for(self._draft.tenant, self._draft.id)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, GatewayError):
+            error.recorded = not self._draft.refused
+        if not self._draft.refused:
+            self._ledger.settle(self._draft, self._status(error))
+
+    def _status(self, error: BaseException | None) -> str:
+        if not (error is None or isinstance(error, (GatewayError, *_LEFT))):
+            return "internal"
+        if self._draft.caller_left:
+            return "client_gone"
+        if error is None:
+            return "ok"
+        if isinstance(error, GatewayError):
+            return error.label
+        return "shutdown" if self._admission.cutting else "client_gone"
+
+
+class _UntilCut:
+    def __init__(self, cuts: set[asyncio.Timeout]) -> None:
+        self._cuts = cuts
+        self._limit = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+        self._cuts.add(self._limit)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cuts.discard(self._limit)
+        late = isinstance(error, TimeoutError)
+        try:
+            await self._limit.__aexit__(kind, error, trace)
+        except TimeoutError:
+            late = True
+        if late and self._limit.expired():
+            raise Overloaded("This process shut down before the answer was finished. Try again.") from None

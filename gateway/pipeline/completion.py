@@ -1,0 +1,263 @@
+"""THE PATH: one completion, of a chat or a raw prompt, from a checked request to its answer and its receipt.
+
+`answer` and `stream` walk the same steps; they differ in how the student is called and in what leaves when. Whatever
+happens inside, each request settles exactly one receipt (`Admission.settled`).
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from gateway.accounting.draft import Draft
+from gateway.accounting.verdict import Allowance
+from gateway.guidance.projection import callers_part
+from gateway.pipeline.guidance_request import UNGUIDED
+from gateway.pipeline.quality_sampler import heard_for
+from gateway.pipeline.stream import StreamRelay
+from gateway.pipeline.student import RESTARTED
+from gateway.policy.resolve import resolve
+from gateway.policy.routing import find_route
+from gateway.protocol.reply import ReplyHead, TextReplyHead, passed_on, usage_body
+from gateway.protocol.text import TextRequest
+from gateway.runtime.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from gateway.accounting.ledger import Ledger
+    from gateway.accounting.receipt import Receipt
+    from gateway.pipeline.admission import Admission
+    from gateway.pipeline.guidance_request import Opening
+    from gateway.pipeline.quality_sampler import Heard, QualityGuard
+    from gateway.pipeline.shadow import Shadows
+    from gateway.pipeline.student import Finisher
+    from gateway.pipeline.teacher import Guide
+    from gateway.policy.book import Caller
+    from gateway.policy.overrides import Wanted
+    from gateway.policy.resolve import Plan
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import CompletionRequest
+
+    class RelayMaker(Protocol):
+        def __call__(self, head: ReplyHead, *, wants_usage: bool) -> StreamRelay: ...
+
+
+@dataclass(slots=True)
+class Opened:
+    """The draft of a request, as soon as there is one: a disconnect may come at any time."""
+
+    draft: Draft | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        """The caller disconnected, and the request went on without it."""
+        return self.draft is not None and self.draft.caller_left
+
+
+class Steps(Protocol):
+    """The steps of one request; see LoopScheduler.enter."""
+
+    async def next_step(self) -> None: ...
+
+
+class Visit(Record, frozen=True):
+    """Who asks, and since when. `started` is time.perf_counter() seconds, `created` Unix seconds.
+
+    `headers` are the request's own, read where a route asks for one. `allowance` is filled in as soon as it is known.
+    `wanted` is how an operator wants it answered, in the place of what a caller may ask for. `steps` divides the event
+    loop's time between tenants; None: nothing is divided.
+    """
+
+    id: str
+    caller: Caller
+    created: int
+    started: float
+    headers: Mapping[str, str]
+    allowance: Allowance = msgspec.field(default_factory=Allowance)
+    wanted: Wanted | None = None
+    opened: Opened = msgspec.field(default_factory=Opened)
+    steps: Steps | None = None
+
+    async def next_step(self) -> None:
+        """Wait for the tenant's turn in the event loop. Call it before work of some size that follows a wait."""
+        if self.steps is not None:
+            await self.steps.next_step()
+
+    def draft(self, plan: Plan, route: str, *, stream: bool) -> Draft:
+        """The receipt of what comes of this, to be filled in."""
+        self.opened.draft = draft = Draft(
+            id=self.id,
+            created=self.created,
+            tenant=self.caller.policy.tenant,
+            key=self.caller.key_id,
+            route=route,
+            stream=stream,
+            started=self.started,
+            plan=plan,
+            allowance=self.allowance,
+        )
+        return draft
+
+
+class Answer(Record, frozen=True):
+    """A whole answer for a JSON caller, with its receipt."""
+
+    body: Json
+    receipt: Receipt
+    show_cost: bool
+
+
+class Completions:
+    """The path, with everything it needs handed in."""
+
+    def __init__(
+        self,
+        *,
+        guide: Guide,
+        finisher: Finisher,
+        shadows: Shadows,
+        guard: QualityGuard,
+        admission: Admission,
+        ledger: Ledger,
+    ) -> None:
+        self._guide = guide
+        self._finisher = finisher
+        self._shadows = shadows
+        self._guard = guard
+        self._admission = admission
+        self._ledger = ledger
+
+    async def answer(self, visit: Visit, asked: CompletionRequest) -> Answer:
+        """Answer a JSON caller. Raises GatewayErrors."""
+        plan = await self._resolve(visit, asked)
+        head = _head(visit, asked)
+        draft = visit.draft(plan, asked.model, stream=asked.stream)
+        with self._admission.place(visit.caller), self._admission.settled(draft):
+            plan = await self._admission.reserve(draft, asked, visit.caller)
+            await visit.next_step()
+            self._finisher.check_available(plan, draft)
+            opening = await self._guide.open(plan, asked, draft)
+            if opening.whole is not None:
+                reply = _whole_reply(opening)
+            else:
+                reply = await self._finisher.complete(plan, asked, opening, draft)
+                await visit.next_step()
+            draft.finish_reason = reply["choices"][0].get("finish_reason")
+            receipt = await self._ledger.close(draft, shown=plan.show_cost)
+            usage = _caller_usage(plan, asked, draft, receipt)
+            body = head.completion(reply["choices"], usage) | passed_on(reply)
+            if draft.content is not None:
+                draft.content.hear([body])
+            heard = heard_for(plan)
+            if heard is not None:
+                heard.hear([body])
+            self._cast(draft, asked, visit.caller, heard)
+            return Answer(body, receipt, plan.show_cost)
+
+    async def stream(
+        self, visit: Visit, asked: CompletionRequest, relay_of: RelayMaker = StreamRelay
+    ) -> AsyncGenerator[Draft | list[Json], None]:
+        """Answer an SSE caller: first the draft, when the reply's headers can be known, then groups of chunks.
+
+        An error raised before the draft was yielded can still become a status; one raised after it cannot.
+        `relay_of` makes what turns the engines' chunks into the caller's.
+        """
+        plan = await self._resolve(visit, asked)
+        head = _head(visit, asked)
+        draft = visit.draft(plan, asked.model, stream=asked.stream)
+        with self._admission.place(visit.caller), self._admission.settled(draft):
+            plan = await self._admission.reserve(draft, asked, visit.caller)
+            await visit.next_step()
+            relay = relay_of(head, wants_usage=asked.wants_usage)
+            heard = heard_for(plan)
+            announced = False
+            async with aclosing(self._chunks(plan, asked, relay, draft)) as groups:
+                async for chunks in groups:
+                    if not announced:
+                        yield draft
+                        announced = True
+                    if draft.content is not None:
+                        draft.content.hear(chunks)
+                    if heard is not None:
+                        heard.hear(chunks)
+                    yield chunks
+            draft.finish_reason = relay.finish_reason
+            if asked.wants_usage:
+                receipt = await self._ledger.close(draft, shown=plan.show_cost)
+                facts = receipt.facts(show_cost=plan.show_cost)
+                yield [relay.usage_chunk(_caller_usage(plan, asked, draft, receipt), facts)]
+            self._cast(draft, asked, visit.caller, heard)
+
+    async def _chunks(
+        self, plan: Plan, asked: CompletionRequest, relay: StreamRelay, draft: Draft
+    ) -> AsyncGenerator[list[Json], None]:
+        """The answer's chunks, those together that came so: the teacher's words, the student's, and the end."""
+        opening = UNGUIDED
+        self._finisher.check_available(plan, draft)
+        async with aclosing(self._guide.stream(plan, asked, draft)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    draft.saw_first_token()
+                    yield relay.show(piece)
+                else:
+                    opening = piece
+        try:
+            if opening.whole is None:
+                async with aclosing(self._finisher.stream(plan, asked, opening, relay, draft)) as groups:
+                    async for chunks in groups:
+                        yield chunks
+            elif rest := relay.show_rest(opening.text):
+                draft.saw_first_token()
+                yield rest
+            if chunks := relay.end(opening.whole):
+                yield chunks
+        finally:
+            # Also when the student broke off, or the caller left: the receipt is of what was shown.
+            if relay.restarted:
+                draft.drop_guidance(RESTARTED)
+
+    def _cast(self, draft: Draft, asked: CompletionRequest, caller: Caller, heard: Heard | None) -> None:
+        """Begin what the plan wants beside the answer, now that the caller has it."""
+        if draft.caller_left:
+            return
+        if draft.plan.shadow is not None:
+            self._shadows.cast(draft.beside(draft.plan.shadow, "shadow"), asked, caller)
+        if heard is not None:
+            self._guard.cast(draft, asked, caller, heard)
+
+    async def _resolve(self, visit: Visit, asked: CompletionRequest) -> Plan:
+        route = await find_route(visit.caller, asked, visit.headers)
+        look = partial(self._finisher.look, tenant=visit.caller.policy.tenant)
+        return resolve(visit.caller.policy, route, asked, look, headers=visit.headers, wanted=visit.wanted)
+
+
+def _head(visit: Visit, asked: CompletionRequest) -> ReplyHead:
+    if isinstance(asked, TextRequest):
+        return TextReplyHead(f"cmpl-{visit.id}", visit.created, asked.model)
+    return ReplyHead(f"chatcmpl-{visit.id}", visit.created, asked.model)
+
+
+def _whole_reply(opening: Opening) -> Json:
+    message = {"role": "assistant", "content": opening.text, "refusal": None}
+    return {"choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": opening.whole}]}
+
+
+def _caller_usage(plan: Plan, asked: CompletionRequest, draft: Draft, receipt: Receipt) -> Json:
+    """OpenAI's usage as the caller sees the answer: their prompt, and all of the answer, whoever wrote it.
+
+    The finisher counts the guidance as part of its prompt, and a teacher its exemplars; the caller did not send them.
+    """
+    finisher = receipt.student or (receipt.teacher if plan.mode == "teacher" else None)
+    if finisher is None:
+        read = receipt.teacher.input_tokens if receipt.teacher is not None else 0
+        read = callers_part(plan.guidance.projection, asked, read) if plan.guidance is not None else read
+        return usage_body(read, draft.kept_tokens)
+    read = max(0, finisher.input_tokens - draft.kept_tokens)
+    stored = min(read, finisher.cache_write_input_tokens)
+    cached = min(read - stored, finisher.cached_input_tokens)
+    return usage_body(read, draft.shown_tokens + finisher.output_tokens, cached, stored)

@@ -1,0 +1,98 @@
+"""The short path: embeddings, from a checked request to vectors and a receipt. No teacher, no guidance, no stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.accounting.draft import Call
+from gateway.engines.base import Usage
+from gateway.engines.embeddings import write_embeddings
+from gateway.engines.failures import note_failure
+from gateway.errors import EngineError
+from gateway.pipeline.retries import Attempts, RequestRetries, go_on
+from gateway.policy.resolve import resolve_embeddings
+from gateway.policy.routing import find_route
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.accounting.draft import Draft
+    from gateway.accounting.ledger import Ledger
+    from gateway.accounting.receipt import Receipt
+    from gateway.engines.base import EmbeddingsReply
+    from gateway.engines.guard import GuardedEngine
+    from gateway.engines.retry_budget import RetryBudgets
+    from gateway.pipeline.admission import Admission
+    from gateway.pipeline.completion import Visit
+    from gateway.policy.resolve import Plan
+    from gateway.protocol.embeddings import EmbeddingsRequest
+    from gateway.protocol.texts import Text
+    from gateway.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The reply's bytes, with its receipt."""
+
+    body: bytes
+    receipt: Receipt
+    show_cost: bool
+
+
+class Embeddings:
+    """The path, with everything it needs handed in."""
+
+    def __init__(
+        self,
+        *,
+        engines: Mapping[str, GuardedEngine],
+        admission: Admission,
+        ledger: Ledger,
+        metrics: Metrics,
+        budgets: RetryBudgets,
+    ) -> None:
+        self._engines = engines
+        self._admission = admission
+        self._ledger = ledger
+        self._metrics = metrics
+        self._budgets = budgets
+
+    async def answer(self, visit: Visit, asked: EmbeddingsRequest) -> Vectors:
+        """The engine's reply, under the caller's name of the model. Raises GatewayErrors."""
+        route = await find_route(visit.caller, asked, visit.headers)
+        tenant = visit.caller.policy.tenant
+        plan = resolve_embeddings(route, lambda engine: self._engines[engine].rests_for(tenant), headers=visit.headers)
+        draft = visit.draft(plan, asked.model, stream=False)
+        with self._admission.place(visit.caller), self._admission.settled(draft):
+            await self._admission.reserve(draft, asked, visit.caller)
+            reply = await self._embed(plan, asked, draft)
+            receipt = await self._ledger.close(draft, shown=plan.show_cost)
+            return Vectors(await write_embeddings(reply, asked.model), receipt, plan.show_cost)
+
+    async def _embed(self, plan: Plan, asked: EmbeddingsRequest, draft: Draft) -> EmbeddingsReply:
+        retries = RequestRetries(plan, draft, self._budgets, self._metrics)
+        attempts = Attempts(plan.finishers, plan.retries, retries)
+        while True:
+            engine = attempts.finisher.engine
+            draft.student = draft.running = call = _call(engine, asked.inputs)
+            try:
+                reply = await self._engines[engine].embed(asked.body)
+                break
+            except EngineError as error:
+                note_failure(error, draft.id, self._metrics)
+                if not error.heard:
+                    draft.student = None  # it cost nothing
+                await go_on(attempts, error, plan, draft, self._metrics)
+            finally:
+                draft.running = None
+        call.usage = reply.usage or call.usage
+        return reply
+
+
+def _call(engine: str, inputs: list[Text]) -> Call:
+    """What is sent. Token ids are counted at once; words only if the engine does not count them."""
+    ids = [text for text in inputs if not isinstance(text, str)]
+    if ids:
+        return Call(engine, (), Usage(sum(map(len, ids)), 0, estimated=True), limit_tokens=0)
+    return Call(engine, [{"content": [{"text": text} for text in inputs]}], limit_tokens=0)

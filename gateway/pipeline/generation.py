@@ -1,0 +1,343 @@
+"""The output tokens of one engine call: counted, held to the caller's limit, and bounded where they never arrived.
+
+Limit. An engine may ignore `max_tokens`. Two lower bounds on the generated tokens decide, so that an engine that obeys
+the limit is never cut:
+
+- A word is at least one token: no token of today's vocabularies holds a space between two other characters.
+- A token has at most 128 bytes, the longest of cl100k_base and o200k_base.
+
+Where an engine reports a running count, that count decides as well. The number of deltas does not: some servers and
+proxies split one token over several deltas.
+
+Bound. A call that ended without its usage may have generated tokens that never arrived. An engine of a kind that stops
+when its client disconnects generates for `stops_within_s` more at most, and a choice gets at most `MAX_TOKENS_PER_S`.
+Any other engine may generate up to the limit; without a limit nothing bounds it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from gateway.engines.chat import is_count, read_usage
+from gateway.protocol.messages import words, written
+
+if TYPE_CHECKING:
+    from gateway.accounting.draft import Call
+    from gateway.protocol.body import Json
+
+MAX_TOKENS_PER_S = 1000
+"""Tokens per second of one choice that no engine which stops on disconnect exceeds."""
+MIN_UNREAD_TOKENS = 16
+"""Tokens of one choice that may be on the way at any time: a step of speculative decoding, and buffers."""
+MAX_TOKEN_BYTES = 128
+"""Length of the longest token."""
+_COUNTED_TOKENS = 10_000  # a lower bound is exact up to here, or up to what the engine reports
+_LONG_PREFACE_CHARS = 200_000  # to count the words of 8 MB takes 130 ms of the event loop
+_MAX_CHAR_BYTES = 4
+_PARTS = re.compile("[^ ]+")
+
+
+class Generation:
+    """Reads what one call brings, and writes to its `Call` what is known of the tokens.
+
+    Args:
+        limit: output tokens of each choice that the engine was told to generate at most; None: no limit was sent.
+        choices: number of choices in the reply.
+        drafts: number of choices that the engine generates, of which the best may be replied.
+        stops_within_s: seconds within which the engine stops after a disconnect; None: it is not known to stop.
+        preface: text that the engine may repeat before its own, in the first choice; None: it repeats text of unknown
+            length, so its text says nothing of the number of tokens.
+        now: time.perf_counter() seconds at which the call is sent.
+    """
+
+    def __init__(
+        self,
+        call: Call,
+        *,
+        limit: int | None,
+        choices: int,
+        drafts: int,
+        stops_within_s: float | None,
+        preface: str | None,
+        now: float,
+    ) -> None:
+        self._call = call
+        self._limit = limit
+        self._choices = choices
+        self._drafts = drafts
+        self._stops_within_s = stops_within_s
+        self._preface = preface
+        self._read_at = now
+        self._counts: dict[int, _Count] = {}
+        self._ended: set[int] = set()
+        self._over = False  # the engine's own count exceeds the limit
+        self._cut = False
+        self._total = False  # the usage is that of all choices, and no text came after it
+        self._totals = 0  # events that count the output and belong to no choice
+        self._texts: dict[int, list[str]] = {}  # of each choice, where there are several
+        self._complete = False
+        call.limit_tokens = None if limit is None else limit * drafts
+
+    @property
+    def stopped(self) -> bool:
+        """All choices have ended, and the engine generates on: the call is to be cancelled."""
+        return self._cut and len(self._ended) >= self._choices
+
+    def read(self, chunk: Json, now: float) -> None:
+        """Count what a chunk says. End a choice that exceeds the limit, in place."""
+        self._read_at = now
+        choices = chunk["choices"]
+        if (usage := chunk.get("usage")) and (read := read_usage(usage)) is not None:
+            self._call.usage = read
+            self._total = not choices
+            self._totals += self._total and read.output_tokens > 0
+            self._over = self._exceeds(usage)
+        for choice in choices:
+            index = choice.get("index", 0)
+            if text := written(choice.get("delta") or {}):
+                self._call.text.write(text)
+                if self._choices > 1:
+                    self._texts.setdefault(index, []).append(text)
+                self._total = False
+                if self._limit is not None and index not in self._ended:
+                    self._hold(choice, index, text)
+            if choice.get("finish_reason"):
+                self._ended.add(index)
+        self._call.ended = len(self._ended) >= self._choices and not self._cut
+
+    def finish(self) -> None:
+        """The engine has ended its reply: what it reports is final."""
+        self._complete = True
+
+    def read_reply(self, reply: Json) -> None:
+        """Count a whole reply, and cut the text of choices that exceed the limit, in place."""
+        self._complete = True
+        raw = reply.get("usage")
+        self._call.usage = usage = read_usage(raw)
+        texts = [written(choice["message"]) for choice in reply["choices"]]
+        self._call.text.write("".join(texts))
+        if len(texts) > 1:
+            self._texts = {index: [text] for index, text in enumerate(texts)}
+        if self._limit is None or self._preface is None:
+            return
+        size = sum(map(len, texts))
+        counted = _visible(raw) if raw is not None and usage is not None and self._exceeds(raw) else 0
+        for choice, text in zip(reply["choices"], texts, strict=True):
+            content = choice["message"].get("content")
+            if not isinstance(content, str) or not content:
+                continue
+            preface = len(self._preface) if self._preface and content.startswith(self._preface) else 0
+            kept = preface + _Count().fitting(content[preface:], self._limit)
+            tokens = counted * len(text) / size
+            if tokens > self._limit:
+                fits = int((len(text) - preface) * self._limit / tokens)
+                kept = min(kept, preface + fits - (len(text) - len(content)))
+            if kept < len(content):
+                choice["message"]["content"] = content[: max(0, kept)]
+                choice["finish_reason"] = "length"
+
+    def close(self, now: float) -> None:
+        """Bound the tokens that were generated and never read, unless the usage is final."""
+        call = self._call
+        call.lost_tokens, call.unbounded = 0, False
+        if self._choices > 1 and self._totals > 1:
+            call.usage = None  # each event may count one choice, or all of them until then
+        call.least_tokens = self._least_tokens()
+        if self._complete or self._counted():
+            return
+        limit = None if self._cut else call.limit_tokens  # an engine that passed its limit has none
+        if self._stops_within_s is not None:
+            if not call.ended:
+                spent_s = now - self._read_at + self._stops_within_s
+                call.lost_tokens = unread_tokens(spent_s) * self._drafts
+        elif limit is None:
+            call.unbounded = True
+        else:
+            call.lost_tokens = limit
+        if self._cut:
+            call.limit_tokens = None
+        self._add_to_running_count(call, limit)
+
+    def _least_tokens(self) -> int:
+        """Return a lower bound on the output tokens; 0 where it is clearly below the engine's count.
+
+        Some engines report the count of one choice for all of them.
+        """
+        call = self._call
+        if call.usage is None or self._preface is None:
+            return 0
+        texts = {index: "".join(parts) for index, parts in self._texts.items()} or {0: call.text.getvalue()}
+        reported = call.usage.output_tokens
+        most_words = characters = 0
+        for text in texts.values():
+            most_words += text.count(" ") + 1
+            characters += len(text)
+        if most_words <= reported and characters * _MAX_CHAR_BYTES // MAX_TOKEN_BYTES <= reported:
+            return 0
+        most, least = max(reported, _COUNTED_TOKENS), 0
+        for index, text in texts.items():
+            count = _Count("" if index else self._preface)
+            if not count.add(text, most):
+                return most + 1  # more than the engine reports: how many more does not matter
+            least += count.tokens
+        return least
+
+    def _counted(self) -> bool:
+        """Return whether the engine has counted the whole reply.
+
+        A usage event after the text counts all of it, also where the stream then breaks off without a finish_reason.
+        Some engines count the prompt before they generate.
+        """
+        usage = self._call.usage
+        if usage is None or self._cut:
+            return False
+        if self._call.ended:
+            return self._total or self._choices == 1
+        return self._total and usage.output_tokens > 0
+
+    def _add_to_running_count(self, call: Call, limit: int | None) -> None:
+        """Where the engine counted as it generated, its count is a better base than the text."""
+        usage = call.usage
+        if usage is None:
+            return
+        if self._choices > 1 or call.unbounded:  # some engines count each choice apart
+            call.usage = None
+            return
+        most = usage.output_tokens + call.lost_tokens
+        most = most if limit is None else max(usage.output_tokens, min(most, limit))
+        call.usage, call.lost_tokens = replace(usage, output_tokens=most, estimated=True), 0
+
+    def _exceeds(self, usage: Json) -> bool:
+        """Return whether the engine's own count exceeds the limit. Each choice may have one more, its end token."""
+        return self._limit is not None and _visible(usage) > (self._limit + 1) * self._drafts
+
+    def _hold(self, choice: Json, index: int, text: str) -> None:
+        count = self._counts.get(index)
+        if count is None:
+            count = self._counts[index] = _Count("" if index else self._preface or "")
+        if not self._over:
+            if self._preface is None or count.put(text):
+                return
+            before = count.tokens
+            within = count.add(text, self._limit or 0)
+            self._call.seen_tokens += count.tokens - before
+            if within:
+                return
+        delta = choice["delta"]
+        content = words(delta.get("content"))
+        kept = text[: count.fitting(text, self._limit or 0)] if content == text else ""
+        choice["delta"] = {"content": kept, **({"role": delta["role"]} if "role" in delta else {})}
+        if choice.get("logprobs"):
+            choice["logprobs"] = None
+        self._cut = self._cut or not choice.get("finish_reason")  # else the engine has ended by itself
+        choice["finish_reason"] = "length"
+
+
+def unread_tokens(seconds: float) -> int:
+    """Return the most tokens that an engine generates for one choice within so many seconds after the last read."""
+    return max(MIN_UNREAD_TOKENS, math.ceil(seconds * MAX_TOKENS_PER_S))
+
+
+def unread_once_ended(stops_within_s: float | None) -> int | None:
+    """Return the most tokens of one choice that an engine generates after the gateway ended its call; None: unknown."""
+    return None if stops_within_s is None else unread_tokens(stops_within_s)
+
+
+class _Count:
+    """Lower bounds on the tokens of a text that grows.
+
+    Args:
+        preface: text that may come first, and is not counted.
+    """
+
+    __slots__ = ("_bytes", "_free_chars", "_in_word", "_pending", "_words")
+
+    def __init__(self, preface: str = "") -> None:
+        self._words = self._bytes = 0
+        if preface:
+            size = len(preface)
+            # An upper bound where the preface is long: the bounds below stay lower ones.
+            most = preface.count(" ") + 1 if size > _LONG_PREFACE_CHARS else _words_in(preface, within=False, most=size)
+            self._words = -most
+            self._bytes = -len(preface.encode())
+        self._in_word = False
+        self._pending: list[str] = []
+        self._free_chars = 0
+
+    @property
+    def tokens(self) -> int:
+        return max(0, self._words, -(-self._bytes // MAX_TOKEN_BYTES))
+
+    def put(self, text: str) -> bool:
+        """Take text that cannot exceed the limit, whatever it says, to be counted later. Return whether it is so."""
+        if len(text) > self._free_chars:
+            return False
+        self._free_chars -= len(text)
+        self._pending.append(text)
+        return True
+
+    def add(self, text: str, limit: int) -> bool:
+        """Count more text, and what was put before, unless it exceeds the limit. Return whether it was counted."""
+        if self._pending:
+            before = "".join(self._pending)
+            self._pending.clear()
+            self.add(before, limit)
+        size = self._bytes + (len(text) if text.isascii() else len(text.encode("utf-8", "replace")))
+        if size > limit * MAX_TOKEN_BYTES:
+            return False
+        count = self._words + _words_in(text, within=self._in_word, most=limit - self._words)
+        if count > limit:
+            return False
+        self._words, self._bytes = count, size
+        last = text.rpartition(" ")
+        self._in_word = bool(last[2].strip()) or (not last[1] and self._in_word)
+        # A word has at least one character, and a space before the next; a character has at most four bytes.
+        self._free_chars = min(2 * (limit - count), (limit * MAX_TOKEN_BYTES - size) // _MAX_CHAR_BYTES)
+        return True
+
+    def fitting(self, text: str, limit: int) -> int:
+        """Return the number of characters of the following text that are within the limit."""
+        left = limit - self._words
+        most = limit * MAX_TOKEN_BYTES - self._bytes
+        if text.count(" ") < left and len(text) * _MAX_CHAR_BYTES <= most:
+            return len(text)  # as nearly every reply is: a text has at most one word more than spaces
+        text = text[: max(0, most)]  # a character has at least one byte
+        at = len(text)
+        for part in _PARTS.finditer(text):
+            if not part[0].isspace():
+                left -= not (self._in_word and part.start() == 0)
+                if left < 0:
+                    at = part.start()
+                    break
+        fits = text[:at].encode("utf-8", "replace")[: max(0, most)].decode("utf-8", "ignore")
+        return len(fits)
+
+
+def _words_in(text: str, *, within: bool, most: int) -> int:
+    """Return the number of words that begin in a text, or a number above `most` where they are more.
+
+    Only spaces separate words: some tokens hold line ends between other characters. The time grows with `most`, and not
+    with a text that holds more words.
+
+    Args:
+        within: whether the text continues a word.
+    """
+    words = (part for part in _PARTS.finditer(text) if not part[0].isspace())
+    first = next(words, None)
+    if first is None:
+        return 0
+    continued = within and first.start() == 0
+    return sum(1 for _ in islice(words, max(0, most) + 1)) + 1 - continued
+
+
+def _visible(usage: Any) -> int:
+    """The output tokens of a usage object that are not hidden reasoning."""
+    written_tokens = usage["completion_tokens"]
+    details = usage.get("completion_tokens_details")
+    hidden = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return int(written_tokens) - (hidden if is_count(hidden) else 0)

@@ -1,0 +1,184 @@
+"""How an answer opens: what a teacher is asked for, and what its reply opens the answer with.
+
+Paper, section 2: guidance G = F(teacher, prompt), at most m tokens; the student then completes the prompt and G.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+from gateway.accounting.draft import Call
+from gateway.engines.base import OpeningRequest
+from gateway.guidance.keep import keep
+from gateway.guidance.projection import teacher_messages, teacher_prompt
+from gateway.protocol.text import TextRequest
+from gateway.runtime.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.accounting.draft import Draft
+    from gateway.engines.base import OpeningReply
+    from gateway.guidance.keep import GrowingKeep
+    from gateway.policy.projections import Projection
+    from gateway.policy.resolve import GuidancePlan, Plan
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import CompletionRequest
+
+# English has about four bytes to a token. So are counted the words of a teacher that was hung up on.
+_BYTES_PER_TOKEN = 4
+
+
+class Opening(Record, frozen=True):
+    """How an answer opens.
+
+    Attributes:
+        text: the guidance as it is shown and sent; empty when the answer goes unguided.
+        owed: the whitespace that followed it in what the teacher wrote.
+        tokens: of the teacher's tokens, those in `text`.
+        whole: the finish_reason when `text` is the whole answer and no student is called; else None.
+        dropped: what the teacher wrote after that, and nobody is shown.
+    """
+
+    text: str = ""
+    owed: str = ""
+    tokens: int = 0
+    whole: str | None = None
+    dropped: str = ""
+
+
+UNGUIDED = Opening()
+
+
+class Hearing:
+    """What a teacher was heard to write while its caller listens, and of that what may be shown already."""
+
+    def __init__(self, keep: GrowingKeep, *, keeps_lead: bool) -> None:
+        self.keep = keep
+        self._keeps_lead = keeps_lead
+        self.told = StringIO()
+        self.tokens = 0  # an engine tells of one token at a time, or of a few
+        self.shown = ""
+        self.pieces: asyncio.Queue[str] = asyncio.Queue()
+        """What may be shown, piece by piece; at the end an empty one."""
+        self.over = False  # the caller listens no longer: others share the call, and it goes on for them
+
+    def tell(self, piece: str) -> None:
+        if self.over:
+            return
+        self.told.write(piece)
+        self.tokens += 1
+        if more := self.keep.feed(piece):
+            if self._keeps_lead and not self.shown:
+                more = _lead(self.told.getvalue()) + more
+            self.shown += more
+            self.pieces.put_nowait(more)
+
+
+def opening_request(guidance: GuidancePlan, asked: CompletionRequest) -> OpeningRequest:
+    """What the teacher is asked."""
+    projection = guidance.projection
+    return OpeningRequest(
+        max_tokens=guidance.asked_tokens,
+        **_read_by_teacher(projection, asked),
+        temperature=guidance.temperature,
+        top_p=guidance.top_p,
+        seed=guidance.seed,
+        # A hint is not the answer: what stops the answer need not stop it.
+        stop=asked.stop if projection.teacher_may_finish else (),
+    )
+
+
+def opened(
+    plan: Plan,
+    guidance: GuidancePlan,
+    asked: CompletionRequest,
+    draft: Draft,
+    reply: OpeningReply,
+    heard: Hearing | None = None,
+) -> Opening | str:
+    """What a teacher's reply opens the answer with, written down in the draft; why, where nothing of it is left."""
+    may_finish = guidance.projection.teacher_may_finish and guidance.may_answer
+    shown = guidance.placement == "prefix"
+    cut = reply.finish == "length"
+    if heard is not None and heard.tokens:
+        found = heard.keep.finish(cut=cut)
+    else:
+        stop, skip = asked.stop if may_finish or shown else (), guidance.projection.skip
+        text = reply.text[: reply.ends_at]
+        found = keep(text, skip, guidance.tokens, cut=cut, stop=stop, boundary=guidance.boundary)
+    trimmed = found.trimmed
+    if not trimmed.text:
+        return "guidance_boilerplate" if found.skipped else "guidance_empty"
+    tokens = _kept_tokens(reply, trimmed.text, guidance.tokens)
+    ended = not found.cut and not trimmed.dropped
+    whole: str | None = None
+    if (trimmed.stopped and (may_finish or shown)) or (ended and may_finish):
+        whole = "stop"
+    elif shown and plan.max_tokens is not None and tokens >= plan.max_tokens:
+        whole = "length"
+    draft.kept_tokens = tokens
+    draft.ended_at = plan.length.stop_at if plan.length is not None and reply.ends_at is not None else None
+    draft.complete = whole == "stop"
+    # An answer that is whole is shown to its end, blanks and all; one that goes on leaves them to the student.
+    text = trimmed.text + trimmed.owed if whole == "stop" else trimmed.text
+    if isinstance(asked, TextRequest) and shown:
+        # As it was shown, where it was: a stream's pieces and its last word need not begin alike.
+        text = _lead(heard.told.getvalue() if heard is not None and heard.tokens else reply.text) + text
+    draft.opening = text
+    return Opening(text, trimmed.owed, tokens, whole, trimmed.dropped)
+
+
+def _read_by_teacher(projection: Projection, asked: CompletionRequest) -> dict[str, Any]:
+    """What the teacher reads, as an OpeningRequest has it."""
+    if isinstance(asked, TextRequest):
+        assert asked.prompt is not None, "resolve() leaves several prompts, and token ids, unguided"
+        return {"prompt": teacher_prompt(projection, asked.prompt)}
+    return {"messages": teacher_messages(projection, asked.messages)}
+
+
+def _lead(text: str) -> str:
+    """The blanks with which a text begins. In a chat the template puts them; after a raw prompt they matter."""
+    return text[: len(text) - len(text.lstrip())]
+
+
+def read_by(request: OpeningRequest) -> Sequence[Json]:
+    """What the teacher reads, for a count of our own."""
+    return request.messages if request.messages is not None else [{"role": "user", "content": request.prompt}]
+
+
+def answered_call(
+    guidance: GuidancePlan, request: OpeningRequest, reply: OpeningReply, shared: str = "", unread: int | None = None
+) -> Call:
+    """Return the teacher's call as the receipt charges it.
+
+    Args:
+        shared: as in `Call`.
+        unread: tokens that the teacher may have written after the gateway ended its call with a sentence or step; None:
+            the teacher is not known to stop, and may have written as many as it was asked for.
+    """
+    was_ended = reply.usage is None and reply.ends_at is not None
+    most = guidance.asked_tokens
+    return Call(
+        guidance.teacher,
+        read_by(request),
+        reply.usage,
+        StringIO(reply.text),
+        lost_tokens=(most if unread is None else unread) if was_ended else 0,
+        limit_tokens=most,
+        shared=shared,
+        span=reply.span,
+        role="guidance",
+    )
+
+
+def _kept_tokens(reply: OpeningReply, kept: str, most: int) -> int:
+    """The teacher's tokens before the seam: its own count, in proportion to the text that was kept."""
+    if reply.usage is None:
+        return max(1, min(most, len(kept.encode()) // _BYTES_PER_TOKEN))
+    written = reply.usage.output_tokens
+    if len(kept) >= len(reply.text.strip()):
+        return written
+    return max(1, min(written, round(written * len(kept) / len(reply.text))))

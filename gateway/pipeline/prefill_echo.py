@@ -1,0 +1,72 @@
+"""An answer that the caller began: its beginning is dropped from the reply where an engine repeats it. Sans-io.
+
+Engines differ. vLLM, SGLang and TGI return the continuation alone. Some builds of llama.cpp repeat the caller's last
+message in a JSON reply and not in a stream. LiteLLM does so for Anthropic; Mistral repeats the message. The gateway's
+reply has the continuation alone, as JSON and as a stream. A caller that sends `echo: true` gets what the engine sends:
+vLLM and llama.cpp then repeat the beginning in both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.capabilities.continuation import NATIVE_MODES
+from gateway.guidance.seam import SeamJoin
+from gateway.protocol.messages import words
+from gateway.protocol.text import TextRequest
+
+if TYPE_CHECKING:
+    from gateway.policy.resolve import FinisherPlan
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import CompletionRequest
+
+
+class PrefillEcho:
+    """Drops the repeated beginning from each choice of one reply.
+
+    Args:
+        text: the caller's beginning.
+        echo: whether the engine repeats it; None: unknown, so only a beginning that is long enough to be told from a
+            coincidence is dropped.
+    """
+
+    def __init__(self, text: str, *, echo: bool | None) -> None:
+        self._text = text
+        self._echo = echo
+        self._seams: dict[int, SeamJoin] = {}
+
+    def reply(self, reply: Json) -> None:
+        """Change a whole reply, in place."""
+        for choice in reply["choices"]:
+            self._change(choice, choice["message"], ended=True)
+
+    def chunk(self, chunk: Json) -> None:
+        """Change one chunk of a stream, in place. Text that may yet be the beginning comes with a later chunk."""
+        for choice in chunk["choices"]:
+            choice["delta"] = choice.get("delta") or {}
+            self._change(choice, choice["delta"], ended=bool(choice.get("finish_reason")))
+
+    def _change(self, choice: Json, said: Json, *, ended: bool) -> None:
+        index = choice.get("index", 0)
+        seam = self._seams.get(index)
+        if seam is None:
+            self._seams[index] = seam = SeamJoin(self._text, echo=self._echo)
+        text = words(said.get("content"))
+        rest = seam.feed(text or "") + (seam.finish() if ended else "")
+        if rest or text is not None:
+            said["content"] = rest
+
+
+def prefill_echo(finisher: FinisherPlan, request: CompletionRequest, *, stream: bool) -> PrefillEcho | None:
+    """Return what drops the beginning that the caller wrote; None where there is none, or nothing to drop."""
+    if isinstance(request, TextRequest) or request.body.get("echo") is True:
+        return None
+    last = request.messages[-1]
+    if last["role"] != "assistant" or not (text := words(last.get("content"))) or not text.strip():
+        return None
+    known = finisher.continuation
+    echo = known.echo if known is not None and known.mode in NATIVE_MODES else None
+    if stream and echo and known is not None and known.mode != "prefix":
+        # A JSON reply has shown the repetition. llama.cpp streams without it, and a short text may come again.
+        echo = None
+    return None if echo is False else PrefillEcho(text, echo=echo)

@@ -1,0 +1,102 @@
+"""Mode shadow: beside a request that was answered otherwise, what guidance would have made of it. Nobody sees it.
+
+It has a receipt of its own, and nothing else comes of it: its words are dropped, its failures are counted, and the
+caller, who has its answer by then, never waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from gateway.errors import GatewayError, Overloaded
+
+if TYPE_CHECKING:
+    from gateway.accounting.draft import Draft
+    from gateway.pipeline.admission import Admission
+    from gateway.pipeline.student import Finisher
+    from gateway.pipeline.teacher import Guide
+    from gateway.policy.book import Caller
+    from gateway.protocol.requests import CompletionRequest
+    from gateway.runtime.tasks import Tasks
+    from gateway.telemetry.metrics import Metrics
+    from gateway.telemetry.tracing import Tracing
+
+
+class Shadows:
+    """Casts them, at most `most` at a time; those beyond are dropped."""
+
+    def __init__(
+        self,
+        guide: Guide,
+        finisher: Finisher,
+        admission: Admission,
+        metrics: Metrics,
+        tasks: Tasks,
+        *,
+        most: int,
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._guide = guide
+        self._finisher = finisher
+        self._admission = admission
+        self._ended = metrics.shadows
+        self._tasks = tasks
+        self._most = most
+        self._tracing = tracing
+        self._under_way = 0
+
+    def cast(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
+        """Begin one: the guided answer to `asked`, as its draft plans it."""
+        if draft.plan.guidance is None:
+            self._ended.labels("unguidable").inc()
+        elif self._under_way >= self._most:
+            self._ended.labels("dropped").inc()
+        else:
+            self._under_way += 1
+            make = self._counted if self._tracing is None else self._traced
+            task = self._tasks.spawn(draft.id, make(draft, whole(asked), caller))
+            task.add_done_callback(lambda _: self._ends())
+
+    def _ends(self) -> None:
+        self._under_way -= 1
+
+    async def _traced(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
+        assert self._tracing is not None
+        with self._tracing.shadow():
+            await self._counted(draft, asked, caller)
+
+    async def _counted(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> None:
+        result = "failed"
+        try:
+            async with self._admission.until_cut():
+                result = await self._make(draft, asked, caller)
+        except GatewayError as error:
+            # What an engine did stands in the log, and its label in the receipt. What a shutdown cut it did not do.
+            if draft.refused or draft.admitted is None or isinstance(error, Overloaded):
+                result = "refused"
+        finally:
+            self._ended.labels(result).inc()
+
+    async def _make(self, draft: Draft, asked: CompletionRequest, caller: Caller) -> str:
+        """Like a request. Where there is no place for it, it leaves no receipt either: nothing was begun."""
+        with self._admission.place(caller), self._admission.settled(draft):
+            plan = await self._admission.reserve(draft, asked, caller)
+            if plan.guidance is None:
+                draft.unguided = plan.unguided
+                return "refused"  # a budget leaves room for the student alone: that one needs no shadow
+            self._finisher.check_available(plan, draft)
+            opening = await self._guide.open(plan, asked, draft)
+            if opening.whole is None:
+                reply = await self._finisher.complete(plan, asked, opening, draft)
+                draft.finish_reason = reply["choices"][0].get("finish_reason")
+            else:
+                draft.finish_reason = opening.whole
+            return "made"
+
+
+def whole(asked: CompletionRequest) -> CompletionRequest:
+    """The same request, to be answered at once and to nobody."""
+    body = {name: value for name, value in asked.body.items() if name not in {"stream", "stream_options"}}
+    return structs.replace(asked, body=body, stream=False, wants_usage=False)

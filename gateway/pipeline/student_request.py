@@ -1,0 +1,136 @@
+"""What a finisher is sent, and how its words join what the caller was shown. Pure.
+
+Paper, section 2: the student gets the prompt and the guidance. Where the guidance stands is the policy's to say: as the
+beginning of the answer (placement prefix), or in the prompt (context, input).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.capabilities.continuation import Prefill
+from gateway.capabilities.reasoning import ReasoningFilter, without_reasoning
+from gateway.guidance.projection import (
+    place_before_prompt,
+    place_behind_prompt,
+    place_in_context,
+    place_in_input,
+)
+from gateway.guidance.seam import SeamJoin
+from gateway.protocol.text import TextRequest
+from gateway.runtime.record import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.pipeline.guidance_request import Opening
+    from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
+    from gateway.protocol.body import Json
+    from gateway.protocol.requests import CompletionRequest
+
+
+# An engine may put one before the other: with both a caller would write more than was reserved.
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+class Sent(Record, frozen=True):
+    """What one finisher is asked.
+
+    Attributes:
+        body: the caller's, changed only where the plan says so.
+        prefill: the answer that it goes on with, where it is asked to as its own message.
+        reads: what it reads, as messages, for a count of our own.
+    """
+
+    body: Json
+    prefill: Prefill | None
+    reads: Sequence[Json]
+
+
+def is_prefix(plan: Plan, finisher: FinisherPlan, opening: Opening) -> bool:
+    """Whether the finisher is to go on with the opening. Else it gets it in its prompt, if there is one."""
+    return (
+        bool(opening.text)
+        and opening.whole is None
+        and plan.guidance is not None
+        and plan.guidance.placement == "prefix"
+        and finisher.continuation is not None
+    )
+
+
+def writes_again(finisher: FinisherPlan) -> bool:
+    """Whether the finisher writes the opening itself: it counts its tokens then, and it may begin otherwise."""
+    return finisher.continuation is not None and finisher.continuation.writes_again
+
+
+def send(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening) -> Sent:
+    """The caller's request as this finisher gets it."""
+    body = {**asked.body}
+    prefix = is_prefix(plan, finisher, opening)
+    if plan.max_tokens is not None:
+        # Who writes the opening again does so within the limit.
+        written = opening.tokens if prefix and not writes_again(finisher) else 0
+        for name in _LIMITS:
+            if body.get(name) is not None:
+                del body[name]
+        body[asked.limit_field] = plan.max_tokens - written
+    if isinstance(asked, TextRequest):
+        if asked.prompt is not None and opening.text:
+            body["prompt"] = _prompt(plan, asked.prompt, opening.text, prefix=prefix)
+        return Sent(body, None, [{"role": "user", "content": _texts(body["prompt"])}])
+    if prefix:
+        assert finisher.continuation is not None, "as is_prefix says"
+        prefill = Prefill(opening.text, finisher.continuation)
+        return Sent(
+            without_reasoning(finisher.reasoning, body),
+            prefill,
+            [*asked.messages, {"role": "assistant", "content": opening.text}],
+        )
+    if opening.text and plan.guidance is not None:
+        body["messages"] = place_in_messages(plan.guidance, asked.messages, opening.text)
+    return Sent(body, None, body["messages"])
+
+
+def place_in_messages(guidance: GuidancePlan, messages: list[Json], opening: str) -> list[Json]:
+    """The caller's messages with the opening among them, as the policy places it: for who does not go on with it."""
+    if guidance.placement == "input":
+        return place_in_input(messages, opening)
+    return place_in_context(guidance.projection, messages, opening)
+
+
+def seam(plan: Plan, finisher: FinisherPlan, asked: CompletionRequest, opening: Opening) -> SeamJoin | None:
+    """Joins guidance that the caller is shown to what the finisher says; None when there is none to join."""
+    if not is_prefix(plan, finisher, opening):
+        return None
+    assert finisher.continuation is not None, "as is_prefix says"
+    return SeamJoin(
+        opening.text,
+        owed=opening.owed,
+        # vLLM and llama.cpp repeat the opening when the caller asks them to, whatever they do by themselves.
+        echo=asked.body.get("echo") is True or finisher.continuation.echo,
+        strips_leading_space=finisher.continuation.strips_leading_space,
+        written_again=finisher.continuation.writes_again,
+        stop=asked.stop,
+    )
+
+
+def thoughts(finisher: FinisherPlan, opening: Opening) -> ReasoningFilter | None:
+    """Parts what a finisher thinks, though it was told not to, from what it says; None where it cannot think."""
+    return None if finisher.reasoning == "none" else ReasoningFilter(opening.text)
+
+
+def _prompt(plan: Plan, prompt: str, opening: str, *, prefix: bool) -> str:
+    if prefix or plan.guidance is None:
+        return prompt + opening
+    if plan.guidance.placement == "input":
+        return place_behind_prompt(prompt, opening)
+    return place_before_prompt(plan.guidance.projection, prompt, opening)
+
+
+def _texts(prompt: str | list[object]) -> str | list[Json]:
+    """Prompts as a message's content. Token ids are not counted: an engine that was sent them counts."""
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt[0], str):
+        return []
+    return [{"type": "text", "text": text} for text in prompt]

@@ -1,0 +1,86 @@
+"""Connections to Redis whose deadlines the lag of the event loop does not shorten.
+
+redis-py bounds each read and write by `asyncio.timeout`. Here `LoopDeadline` takes its place.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from gateway.runtime.loop_deadline import LONGEST_LAG_S, LoopDeadline
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+
+class _WithLoopDeadlines(AbstractConnection):
+    """Args:
+    command_timeout_s: how long one write or one reply may take; None: for ever, as a subscriber waits.
+    connect_timeout_s: how long it may take to connect.
+    """
+
+    def __init__(self, *, command_timeout_s: float | None, connect_timeout_s: float, **more: Any) -> None:
+        # The library's own limit on connections remains for closing them.
+        own_limits = {"socket_timeout": None, "socket_connect_timeout": connect_timeout_s + LONGEST_LAG_S}
+        super().__init__(**more | own_limits)
+        self._command_timeout_s = command_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+
+    async def _connect(self) -> None:
+        async with LoopDeadline(self._connect_timeout_s):
+            await super()._connect()  # type: ignore[no-untyped-call, safe-super]
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        if self._command_timeout_s is None:
+            return await super().send_packed_command(command, check_health)
+        if not self.is_connected:  # connecting has deadlines of its own
+            await self.connect_check_health(check_health=False)
+        try:
+            async with LoopDeadline(self._command_timeout_s):
+                return await super().send_packed_command(command, check_health)
+        except TimeoutError:
+            raise RedisTimeoutError("Timeout writing to socket") from None
+
+    async def read_response(
+        self,
+        disable_decoding: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109  the library's own argument
+        **more: Any,
+    ) -> Any:
+        if timeout is not None or self._command_timeout_s is None:
+            return await super().read_response(disable_decoding, timeout, **more)
+        try:
+            async with LoopDeadline(self._command_timeout_s):
+                return await super().read_response(disable_decoding, math.inf, **more)
+        except TimeoutError:
+            raise RedisTimeoutError(f"Timeout reading from {self._host_error()}") from None
+
+
+class _Tcp(_WithLoopDeadlines, Connection):
+    pass
+
+
+class _Tls(_WithLoopDeadlines, SSLConnection):
+    pass
+
+
+class _Unix(_WithLoopDeadlines, UnixDomainSocketConnection):
+    pass
+
+
+_CLASSES: dict[type[AbstractConnection], type[_WithLoopDeadlines]] = {
+    Connection: _Tcp,
+    SSLConnection: _Tls,
+    UnixDomainSocketConnection: _Unix,
+}
+
+
+def use_loop_deadlines(redis: Redis) -> Redis:
+    """Let the client make such connections. It was created `from_url` with the arguments that these take."""
+    pool = redis.connection_pool
+    pool.connection_class = _CLASSES[pool.connection_class]
+    return redis

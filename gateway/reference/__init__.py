@@ -1,0 +1,1 @@
+"""JSON schemas and the reference pages that are generated from them."""

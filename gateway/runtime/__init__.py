@@ -1,0 +1,1 @@
+"""Helpers for asyncio and the process."""

@@ -1,0 +1,59 @@
+"""A whole gateway in this process, beside what calls it: the demo, an evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import StartupError
+from gateway.server.listeners import serve
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import aiohttp
+
+    from gateway.config.settings import Settings
+    from gateway.policy.book import PolicyBook
+    from gateway.runtime.addresses import Addresses
+
+_PROBE_LIMIT_S = 120.0
+_PROBE_EVERY_S = 0.1
+
+
+@asynccontextmanager
+async def gateway_beside(settings: Settings, book: PolicyBook, redis_url: str) -> AsyncIterator[Addresses]:
+    """Serves while the context lasts. Raises StartupError when it does not start."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    listening: asyncio.Future[Addresses] = loop.create_future()
+    serving = loop.create_task(
+        serve(settings, book, redis_url, stop=stop, announce=listening.set_result), name="gateway"
+    )
+    try:
+        either: set[asyncio.Future[Any]] = {serving, listening}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not listening.done():
+            await serving
+        yield listening.result()
+    finally:
+        stop.set()
+        await serving
+
+
+async def until_probed(session: aiohttp.ClientSession, admin: str) -> None:
+    """Wait until the engines were looked at and students are known to continue. Raises StartupError.
+
+    admin: where the admin listener is.
+    """
+    give_up = asyncio.get_running_loop().time() + _PROBE_LIMIT_S
+    while True:
+        async with session.get(f"{admin}/readyz") as reply:
+            engines = (await reply.json())["engines"].values()
+        if all(engine["up"] and (engine["continuation"] or engine["warnings"]) for engine in engines):
+            return
+        if asyncio.get_running_loop().time() > give_up:
+            details = "; ".join(f"{engine['detail']}" for engine in engines)
+            raise StartupError(f"The engines did not answer within {_PROBE_LIMIT_S:g} s: {details}")
+        await asyncio.sleep(_PROBE_EVERY_S)

@@ -1,0 +1,148 @@
+"""The usage worker's process: `gkt-gateway usage-worker`, and the child of `gkt-gateway serve`.
+
+    python -m gateway.server.usage_worker CONFIG
+
+As a child it stops when its stdin ends. It finds the address of an embedded Redis in GKT_REDIS_URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import secrets
+import socket
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import uvloop
+
+from gateway.config.database_url import ARCHIVE_FILE, address_of
+from gateway.config.settings import worker_settings
+from gateway.errors import StartupError
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.runtime.tasks import Tasks
+from gateway.server.stopping import USAGE_FINISH_S, asked_to_stop, stop_at_end_of_stdin
+from gateway.telemetry.logs import set_up_logs
+from gateway.telemetry.metrics import Metrics
+from gateway.usage.archive_import import ArchiveImport
+from gateway.usage.feed import OutboxFeed
+from gateway.usage.state import WorkerSeat
+from gateway.usage.store import store_of
+from gateway.usage.uptime_table import minutes_in_redis
+from gateway.usage.worker import UsageWorker
+from gateway.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gateway.config.settings import Settings, WorkerSettings
+
+log = structlog.get_logger()
+
+_REDIS_TIMEOUT_S = 5.0
+_NICE = 5
+_COLLECT_AFTER = 300_000
+"""Allocations between two runs of the garbage collector: more than a batch has. Few of its objects are in cycles."""
+
+
+def main(config: Path, *, child: bool) -> int:
+    """Run a usage worker until SIGTERM or SIGINT, and return the exit status. Raises StartupError.
+
+    Args:
+        child: stop also when stdin ends.
+    """
+    settings = worker_settings(config)
+    set_up_logs(settings.log.level, settings.log.format)
+    uvloop.run(_work(settings, child=child))
+    # A thread may hang in the database. To wait for it would keep this process from ending.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _work(settings: WorkerSettings, *, child: bool) -> None:
+    stop = asked_to_stop()
+    if child:
+        stop_at_end_of_stdin(stop)
+    url = settings.redis.url.get_secret_value()
+    if url == "embedded":
+        raise StartupError(
+            "redis.url is embedded: only the gateway's own worker can reach that Redis ('run: host' under usage in "
+            "config.yaml). For a worker of its own, start a Redis and set redis.url."
+        )
+    async with _running(settings, url, stop) as running:
+        _lower_priority()
+        collect_seldom()
+        running.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+
+
+def collect_seldom() -> None:
+    """Run the garbage collector less often: a transaction has many objects, and no cycles among them."""
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, *gc.get_threshold()[1:])
+
+
+def _lower_priority() -> None:
+    """Let gateways on this host run first: a worker that catches up would slow callers."""
+    with suppress(AttributeError, OSError):  # Windows has no os.nice, and a container may forbid it
+        os.nice(_NICE)
+
+
+@asynccontextmanager
+async def usage_worker_beside(settings: WorkerSettings | Settings, redis_url: str) -> AsyncIterator[None]:
+    """Run a usage worker in this process while the context lasts. On leaving it writes what waits."""
+    async with _running(settings, redis_url, stop := asyncio.Event()):
+        try:
+            yield
+        finally:
+            stop.set()
+
+
+@asynccontextmanager
+async def _running(
+    settings: WorkerSettings | Settings, url: str, stop: asyncio.Event
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Run a worker until `stop` is set; leaving the context waits for its last writes. Raises StartupError."""
+    kept = settings.usage
+    async with AsyncExitStack() as stack:
+        client = RedisClient(url, timeout_s=max(_REDIS_TIMEOUT_S, settings.redis.timeout_s), metrics=Metrics())
+        stack.push_async_callback(client.close)
+        await client.require(embedded=False)
+        store = store_of(settings)
+        stack.push_async_callback(store.close)
+        address = address_of(kept.url.get_secret_value(), settings.data)
+        archives = dict.fromkeys((address, address_of("sqlite", settings.data, ARCHIVE_FILE)))
+        imports = [ArchiveImport(one) for one in archives]
+        for one in imports:
+            stack.push_async_callback(one.close)
+        keys = RedisKeys(settings.redis.prefix)
+        seat = WorkerSeat(client.commands, keys.ledger(), f"{socket.gethostname()}-{secrets.token_hex(6)}")
+        await seat.join()
+        feed = OutboxFeed(client.commands, keys, f"worker-{seat.number}")
+        minutes = partial(minutes_in_redis, client.commands, keys.ledger())
+        worker = UsageWorker(client, feed, store, seat, minutes, keep_s=kept.keep_s, imports=imports)
+        tasks = Tasks()
+        stack.push_async_callback(tasks.close)
+        tasks.keep("redis", client.watch())
+        tasks.keep("publish", worker.publish())
+        log.info("usage_worker", number=seat.number, pid=os.getpid(), database=str(store.engine), version=__version__)
+        running = tasks.spawn("usage", worker.run(stop))
+        try:
+            yield running
+        finally:
+            await tasks.drain(USAGE_FINISH_S)
+            log.info("usage_worker_stopped", finished=running.done())
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1]), child=True))
+    except StartupError as error:
+        sys.stderr.write(f"gkt-gateway: {error.message}\n")
+        sys.exit(1)

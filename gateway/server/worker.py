@@ -1,0 +1,68 @@
+"""One worker, started by the supervisor:
+
+    python -m gateway.server.worker CONFIG NUMBER
+
+It reads the configuration itself; where it listens, and the embedded Redis, it finds in the environment. Its stdout
+carries its `FirstWord`. When its stdin ends it drains, as on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+import uvloop
+
+from gateway.accounting.request_line import in_short
+from gateway.app import Watched
+from gateway.errors import StartupError
+from gateway.policy.files import PolicyFiles
+from gateway.server import FirstWord
+from gateway.server.listeners import serve
+from gateway.server.stopping import asked_to_reload, asked_to_stop, stop_at_end_of_stdin
+from gateway.telemetry.logs import set_up_logs
+
+if TYPE_CHECKING:
+    from gateway.config.settings import Settings
+    from gateway.policy.book import PolicyBook
+
+
+def main(config: Path, number: int) -> int:
+    """Serve until told to stop: the exit status."""
+    # Whatever else is printed in this process belongs in the log.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as supervisor:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        try:
+            settings, book, files = PolicyFiles.open(config)
+            set_up_logs(settings.log.level, settings.log.format, worker=number, for_eyes=in_short)
+            uvloop.run(_work(settings, book, files, number, supervisor))
+        except StartupError as error:
+            _say(supervisor, FirstWord(error=error.message))
+            return 1
+    return 0
+
+
+async def _work(settings: Settings, book: PolicyBook, files: PolicyFiles, number: int, supervisor: BinaryIO) -> None:
+    stop = asked_to_stop()
+    stop_at_end_of_stdin(stop)
+    await serve(
+        settings,
+        book,
+        settings.redis.url.get_secret_value(),
+        stop=stop,
+        announce=lambda addresses: _say(supervisor, FirstWord(addresses=addresses)),
+        worker=number,
+        watched=Watched(files, asked_to_reload(stop)),
+    )
+
+
+def _say(supervisor: BinaryIO, word: FirstWord) -> None:
+    supervisor.write(msgspec.json.encode(word) + b"\n")
+    supervisor.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

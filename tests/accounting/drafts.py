@@ -1,0 +1,134 @@
+"""Drafts of requests as the path leaves them, and the prices they are closed with."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gateway.accounting.baseline import Encoding
+from gateway.accounting.draft import Call, Draft
+from gateway.accounting.intent import Intent, intend
+from gateway.accounting.receipt import BatchFacts, Receipt
+from gateway.accounting.redis_ledger import Candidate, Variant
+from gateway.accounting.worst_case import worst_case
+from gateway.engines.base import Usage
+from gateway.policy.projections import PROJECTIONS
+from gateway.policy.resolve import FinisherPlan, GuidancePlan, Plan
+from gateway.pricing import Price
+from gateway.protocol.chat import ChatRequest
+
+if TYPE_CHECKING:
+    from gateway.accounting.scopes import Scope
+
+PRICES = {
+    "big": Price.of_tokens(Decimal(2), Decimal(10), Decimal(1)),
+    "small": Price.of_tokens(Decimal("0.2"), Decimal("0.5")),
+    "huge": Price.of_tokens(Decimal(20), Decimal(100), cache_write_per_1m=Decimal(25)),
+}
+ENCODINGS = dict.fromkeys(PRICES, Encoding("cl100k_base"))
+MESSAGES = [{"role": "user", "content": "Write a story about a ship."}]
+_ids = itertools.count()
+
+
+def plan(mode: str = "guided", *, placement: str = "prefix", projection: str = "cutoff", baseline: str = "big") -> Plan:
+    """A route whose teacher is `big` and whose student is `small`."""
+    guidance = GuidancePlan(
+        teacher="big",
+        tokens=40,
+        projection=PROJECTIONS[projection],
+        placement=placement,
+        boundary="word",
+        temperature=0.0,
+        top_p=None,
+        seed=None,
+        max_wait_s=0.01,
+        deadline_s=2,
+        required=False,
+        stream=False,
+        may_answer=True,
+        reject_when_full=False,
+        tenant="acme",
+        weight=1.0,
+        share="acme",
+        cache_ttl_s=3600.0,
+    )
+    return Plan(
+        mode=mode,
+        finishers=(FinisherPlan("big" if mode == "teacher" else "small", None),),
+        guidance=guidance if mode == "guided" else None,
+        unguided=None,
+        baseline=baseline,
+        max_tokens=100,
+        show_cost=True,
+    )
+
+
+def call(model: str, read: int | None, written: int = 0, cached: int = 0, stored: int = 0, **more: Any) -> Call:
+    """A call whose engine counted; with `read` None, one whose engine did not."""
+    usage = None if read is None else Usage(read, written, cached, cache_write_input_tokens=stored)
+    return Call(model, MESSAGES, usage, **more)
+
+
+def draft(plan: Plan, *, teacher: Call | None = None, student: Call | None = None, **more: Any) -> Draft:
+    return Draft(
+        id=f"req-{next(_ids)}",
+        created=1_700_000_000,
+        tenant="acme",
+        key="ci",
+        route="chat",
+        stream=False,
+        started=time.perf_counter(),
+        plan=plan,
+        teacher=teacher,
+        student=student,
+        **more,
+    )
+
+
+def guided(**more: Any) -> Draft:
+    """The teacher read 100 tokens and wrote 40, all kept; the student read those and went on for 160."""
+    began = time.perf_counter()
+    facts = {
+        "teacher": call("big", 100, 40),
+        "student": call("small", 150, 160, 20),
+        "kept_tokens": 40,
+        "batch": BatchFacts("b7", 12),
+        "admitted": began,
+        "asked": began,
+        "granted": began + 0.25,
+        "guided": began + 1,
+        "first_token": began + 1.5,
+    }
+    return draft(more.pop("plan", None) or plan(), **(facts | more))
+
+
+def chat(**more: Any) -> ChatRequest:
+    """A caller's request, about 400 bytes long unless it says otherwise."""
+    facts = {
+        "stop": (),
+        "stream": False,
+        "wants_usage": False,
+        "size_bytes": 400,
+        "max_tokens": None,
+    }
+    return ChatRequest(body={"messages": MESSAGES} | more.pop("body", {}), model="chat", **(facts | more))
+
+
+def intent(owner: str = "ann", **more: Any) -> Intent:
+    """Of a guided request that was admitted by `owner`."""
+    one = draft(plan())
+    return msgspec.structs.replace(intend(one, one.plan, worst_case(one.plan, chat(), PRICES), owner), **more)
+
+
+def candidate(one: Intent, *scopes: Scope, force: bool = False) -> Candidate:
+    """Of a request that follows its plan or is refused."""
+    charged = msgspec.structs.replace(one, charges=tuple(scope.charge for scope in scopes))
+    return Candidate(scopes, (Variant(1, charged),), force)
+
+
+def closed(one: Draft, status: str = "ok") -> Receipt:
+    return one.close(status, PRICES, ENCODINGS)

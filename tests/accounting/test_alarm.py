@@ -1,0 +1,33 @@
+"""Where a webhook's events go, and where they do not."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from gateway.accounting.alarm import Alarm
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.fakes import served
+
+
+async def test_a_webhook_that_moved_is_not_followed() -> None:
+    """What is posted, and the token in the address, are for whoever the configuration names."""
+    seen: list[str] = []
+
+    async def hook(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    app = web.Application()
+    app.router.add_post("/hook", hook)
+    app.router.add_post("/elsewhere", hook)
+    tasks = Tasks()
+    with served(app) as url:
+        alarm = Alarm(None, None, metrics=Metrics(), tasks=tasks)
+        async with asyncio.timeout(10):
+            assert await alarm._try(f"{url}/hook", b"{}", {}) == "status 307"
+        await alarm.close()
+    await tasks.close()
+    assert seen == ["/hook"]

@@ -1,0 +1,311 @@
+"""The baseline is stated, not guessed: on what its counts rest, and by how much it may be wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from msgspec import structs
+
+from gateway.accounting.baseline import Encoding
+from gateway.accounting.bounds import off_recounted
+from gateway.accounting.draft import Call, FailedCall
+from gateway.accounting.estimate import MOST_COUNTED_CHARS, count_messages, count_text
+from gateway.accounting.intent import abandoned
+from gateway.accounting.receipt import Receipt
+from gateway.engines.base import Usage
+from gateway.guidance.projection import teacher_messages
+from gateway.policy.projections import PRIMED, PROJECTIONS
+from gateway.usage.counters import pico
+from gateway.usage.rollup import Row
+from tests.accounting.drafts import ENCODINGS, MESSAGES, PRICES, call, closed, draft, guided, intent, plan
+from tests.accounting.test_bounds import TEXTS, bundled
+
+if TYPE_CHECKING:
+    from gateway.accounting.draft import Draft
+    from gateway.policy.projections import Projection
+
+BIG = PRICES["big"]
+OPENING = "The baker sells 24 rolls in the morning"
+REST = " and half as many, which is 12, in the afternoon. That makes 36 rolls; at 3 dollars each he takes in 108."
+
+
+def own(tokenizer: str) -> dict[str, Encoding]:
+    """`big` has this tokenizer; those of the others are not known."""
+    return ENCODINGS | {"big": Encoding(tokenizer, own=True)}
+
+
+def said(text: str, tokenizer: str = "cl100k_base", model: str = "small", read: int = 150) -> Call:
+    """A call whose engine counts in that tokenizer what it wrote."""
+    return call(model, read, count_text(tokenizer, text), text=StringIO(text))
+
+
+def told(rest: str = REST, opening: str = OPENING, tokenizer: str = "cl100k_base", **more: Any) -> Draft:
+    """`big` opened the answer, and counts in that tokenizer; `small` went on, and counts in cl100k_base."""
+    kept = count_text(tokenizer, opening)
+    facts = {"teacher": call("big", 100, kept), "student": said(rest), "kept_tokens": kept, "opening": opening}
+    return guided(**(facts | more))
+
+
+def test_what_the_baseline_model_counted_itself_is_exact() -> None:
+    receipt = closed(draft(plan("teacher"), teacher=call("big", 100, 200)))
+    assert (receipt.baseline_basis, receipt.baseline_error_usd) == ("engine", 0)
+    assert not receipt.baseline_estimated
+
+
+def test_a_student_that_is_the_baseline_counts_for_itself_though_a_teacher_failed() -> None:
+    late = call("big", None, lost_tokens=40)
+    one = draft(plan(baseline="small"), teacher=late, student=call("small", 100, 10), unguided="teacher_late")
+    receipt = closed(one)
+    assert (receipt.baseline_basis, receipt.baseline_error_usd) == ("engine", 0)
+    assert receipt.baseline_usd == PRICES["small"].input_usd * 100 + PRICES["small"].output_usd * 10
+
+
+@pytest.mark.parametrize("tokenizer", bundled())
+@pytest.mark.parametrize("name", [name for name in TEXTS if len(TEXTS[name]) < 3_000])
+def test_the_truth_lies_within_the_stated_error(name: str, tokenizer: str) -> None:
+    """Whatever the baseline model's tokenizer is: as an estimate, and more narrowly where it is known."""
+    opening, rest = TEXTS[name][:40], TEXTS[name][40:]
+    one = told(rest, opening, tokenizer)
+    truth = BIG.input_usd * 100 + BIG.output_usd * count_text(tokenizer, opening + rest)
+    estimate = closed(one)
+    assert (estimate.baseline_basis, estimate.baseline_estimated) == ("estimate" if rest else "engine", bool(rest))
+    assert estimate.baseline_error_usd is not None
+    assert abs(estimate.baseline_usd - truth) <= estimate.baseline_error_usd
+    again = told(rest, opening, tokenizer).close("ok", PRICES, own(tokenizer))
+    assert again.baseline_error_usd is not None
+    assert again.baseline_error_usd <= estimate.baseline_error_usd
+    assert abs(again.baseline_usd - truth) <= again.baseline_error_usd
+
+
+def test_the_answer_is_counted_in_the_baseline_models_own_tokenizer_where_that_is_known() -> None:
+    tokenizer = bundled()[-1]
+    receipt = told().close("ok", PRICES, own(tokenizer))
+    counted = count_text(tokenizer, OPENING + REST)
+    assert (receipt.baseline_basis, receipt.baseline_estimated) == ("tokenizer", False)
+    assert receipt.baseline_usd == BIG.input_usd * 100 + BIG.output_usd * counted
+    assert receipt.savings_usd == receipt.baseline_usd - receipt.cost_usd
+    assert receipt.baseline_error_usd == BIG.output_usd * off_recounted(counted)
+
+
+def test_a_prompt_that_the_baseline_model_did_not_read_is_counted_in_its_own_tokenizer() -> None:
+    tokenizer = bundled()[-1]
+    read = count_messages("cl100k_base", MESSAGES)
+    one = draft(plan("student"), student=said(REST, read=read))
+    receipt = one.close("ok", PRICES, own(tokenizer))
+    prompt, answer = count_messages(tokenizer, MESSAGES), count_text(tokenizer, REST)
+    assert receipt.baseline_basis == "tokenizer"
+    assert receipt.baseline_usd == BIG.input_usd * prompt + BIG.output_usd * answer
+    assert receipt.baseline_error_usd is not None
+    assert receipt.baseline_error_usd > BIG.output_usd * off_recounted(answer), "its template is not known"
+
+
+@pytest.mark.parametrize("name", ["concise", "hint"])
+def test_the_baseline_does_not_read_what_a_projection_adds_to_the_prompt(name: str) -> None:
+    """The caller did not send it. It is counted out, and bounded."""
+    instruction = PROJECTIONS[name].instruction
+    assert instruction is not None
+    shown = {"plan": plan(projection=name, placement="prefix")}
+    tokenizer = bundled()[0]
+    counted = count_text(tokenizer, instruction)
+    exact = BIG.input_usd * (100 - counted) + BIG.output_usd * count_text(tokenizer, OPENING + REST)
+    receipt = told(tokenizer=tokenizer, **shown).close("ok", PRICES, own(tokenizer))
+    assert (receipt.baseline_usd, receipt.baseline_basis) == (exact, "tokenizer")
+    estimate = closed(told(tokenizer=tokenizer, **shown))
+    assert estimate.baseline_error_usd is not None
+    assert abs(estimate.baseline_usd - exact) <= estimate.baseline_error_usd
+
+
+def primed(messages: list[dict[str, Any]], tokenizer: str, projection: Projection = PRIMED, **more: Any) -> Draft:
+    """`big` read exemplars before the caller's chat, counts in that tokenizer, and a template adds three to a turn."""
+    asked = teacher_messages(projection, messages)
+    read = count_messages(tokenizer, asked) - len(asked)
+    kept = count_text(tokenizer, OPENING)
+    base = plan()
+    assert base.guidance is not None
+    facts = {
+        "plan": structs.replace(base, guidance=structs.replace(base.guidance, projection=projection)),
+        "teacher": Call(
+            "big", asked, Usage(read, kept, more.pop("cached", 0), cache_write_input_tokens=more.pop("stored", 0))
+        ),
+        "student": Call("small", messages, Usage(count_messages("cl100k_base", messages) + kept, 30), StringIO(REST)),
+        "kept_tokens": kept,
+        "opening": OPENING,
+    }
+    return guided(**(facts | more))
+
+
+LONG = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "How far is it from here to there? " * 200},
+]
+SYSTEM = replace(PRIMED, system="You answer at once.")
+
+
+@pytest.mark.parametrize("tokenizer", bundled())
+@pytest.mark.parametrize("messages", [MESSAGES, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("projection", [PRIMED, SYSTEM], ids=["exemplars", "system"])
+def test_the_baseline_reads_no_exemplars(messages: Any, tokenizer: str, projection: Projection) -> None:
+    """The teacher alone would have been sent the caller's prompt, template and all, and nothing more."""
+    prompt = count_messages(tokenizer, messages) - len(messages)
+    truth = BIG.input_usd * prompt + BIG.output_usd * count_text(tokenizer, OPENING + REST)
+    for receipt in (
+        closed(primed(messages, tokenizer, projection)),
+        primed(messages, tokenizer, projection).close("ok", PRICES, own(tokenizer)),
+    ):
+        assert receipt.baseline_error_usd is not None
+        assert abs(receipt.baseline_usd - truth) <= receipt.baseline_error_usd
+        assert receipt.baseline_error_usd < BIG.input_usd * (prompt + 60) + BIG.output_usd * 60
+
+
+def test_a_cache_that_holds_the_exemplars_makes_no_prompt_of_the_callers_cheaper() -> None:
+    """They stand before it, so they are what is cached first."""
+    tokenizer = bundled()[-1]
+    receipts = [
+        primed(MESSAGES, tokenizer, cached=cached, student=None, complete=True).sum_up("ok", PRICES, own(tokenizer))
+        for cached in (0, 200)
+    ]
+    assert receipts[0].baseline_usd == receipts[1].baseline_usd
+    assert receipts[0].cost_usd > receipts[1].cost_usd
+
+
+def test_exemplars_in_the_cache_make_no_prompt_of_the_callers_dearer() -> None:
+    """Of the tokens that the teacher stored, the caller's own are the last."""
+    tokenizer = bundled()[-1]
+    prices = PRICES | {"big": replace(BIG, cache_write_usd=Decimal("0.0000025"))}
+    fresh, exemplars, both, all_of_it = (
+        primed(LONG, tokenizer, cached=cached, stored=stored, student=None, complete=True).sum_up(
+            "ok", prices, own(tokenizer)
+        )
+        for cached, stored in ((0, 0), (0, 200), (200, 1_000), (0, 10_000))
+    )
+    assert exemplars.baseline_usd == fresh.baseline_usd < both.baseline_usd < all_of_it.baseline_usd
+    assert fresh.baseline_error_usd is not None
+    assert all_of_it.baseline_error_usd is not None
+    assert fresh.baseline_error_usd < all_of_it.baseline_error_usd <= Decimal("1.25") * fresh.baseline_error_usd
+
+
+def test_of_a_raw_prompt_no_exemplars_are_counted_out() -> None:
+    """They had no part in it."""
+    one = primed(MESSAGES, bundled()[-1], teacher=Call("big", MESSAGES, Usage(100, 10)), student=None, complete=True)
+    assert (
+        closed(one).baseline_usd
+        == closed(
+            told(student=None, complete=True, teacher=call("big", 100, 10), kept_tokens=one.kept_tokens)
+        ).baseline_usd
+    )
+
+
+@pytest.mark.parametrize("placement", ["prefix", "context", "input"])
+def test_a_baseline_that_finished_the_answer_does_not_read_the_guidance(placement: str) -> None:
+    """`small` is the baseline, and read what `big` had written as a part of its prompt."""
+    projection = PROJECTIONS["cutoff"]
+    added = projection.introduction.replace("{guidance}", OPENING) if placement == "context" else OPENING
+    tokenizer = "cl100k_base"
+    read = 100 + count_text(tokenizer, added) + (4 if placement == "prefix" else 0)
+    one = told(student=said(REST, read=read), plan=plan(placement=placement, baseline="small"))
+    encodings = ENCODINGS | {"small": Encoding(tokenizer, own=True)}
+    receipt = one.close("ok", PRICES, encodings)
+    answer = count_text(tokenizer, OPENING + REST if placement == "prefix" else REST)
+    exact = PRICES["small"].input_usd * 100 + PRICES["small"].output_usd * answer
+    assert (receipt.baseline_usd, receipt.baseline_basis) == (exact, "tokenizer")
+    estimate = closed(told(student=said(REST, read=read), plan=plan(placement=placement, baseline="small")))
+    assert estimate.baseline_error_usd is not None
+    assert abs(estimate.baseline_usd - exact) <= estimate.baseline_error_usd
+
+
+def test_an_opening_that_the_student_repeats_is_counted_once() -> None:
+    tokenizer = bundled()[-1]
+    one = told(student=call("small", 150, count_text("cl100k_base", REST), text=StringIO(OPENING + REST)))
+    receipt = one.close("ok", PRICES, own(tokenizer))
+    assert receipt.baseline_usd == BIG.input_usd * 100 + BIG.output_usd * count_text(tokenizer, OPENING + REST)
+
+
+def test_what_was_written_beside_the_words_makes_the_baseline_an_estimate() -> None:
+    """Thoughts that the engine does not show are counted by it alone; so are tools and images in a prompt."""
+    tokenizer = bundled()[-1]
+    thinking = told(student=call("small", 150, 5_000, text=StringIO(REST)))
+    receipt = thinking.close("ok", PRICES, own(tokenizer))
+    assert receipt.baseline_basis == "estimate"
+    assert receipt.baseline_usd >= BIG.output_usd * 5_000
+    tools = draft(plan("student"), student=said(REST, read=4_000))
+    receipt = tools.close("ok", PRICES, own(tokenizer))
+    assert receipt.baseline_basis == "estimate"
+    assert receipt.baseline_usd >= BIG.input_usd * 4_000
+
+
+def test_an_opening_that_was_cut_is_bounded_by_what_was_cut_off() -> None:
+    """The teacher counted 40 tokens, of which about 30 were shown."""
+    one = guided(student=None, kept_tokens=30, opening=OPENING, complete=True)
+    receipt = closed(one)
+    assert receipt.baseline_basis == "estimate"
+    assert receipt.baseline_error_usd is not None
+    assert 0 < receipt.baseline_error_usd <= BIG.output_usd * 10
+
+
+def test_what_may_have_been_written_and_never_came_is_in_the_error() -> None:
+    lost = call("small", None, lost_tokens=500, text=StringIO("Once"))
+    receipt = closed(draft(plan("student"), student=lost), "engine_unreachable")
+    assert receipt.baseline_error_usd is not None
+    assert receipt.baseline_error_usd >= BIG.output_usd * 500
+
+
+def test_a_very_long_answer_stays_an_estimate() -> None:
+    """It is not counted: that would take longer than it is worth."""
+    long = "a story " * (MOST_COUNTED_CHARS // 8 + 1)
+    receipt = told(student=call("small", 150, 12_000, text=StringIO(long))).close("ok", PRICES, own(bundled()[-1]))
+    assert receipt.baseline_basis == "estimate"
+
+
+def test_an_abandoned_request_may_have_spared_all_or_nothing() -> None:
+    receipt = abandoned(intent(), 1_700_000_100.0)
+    assert receipt.baseline_basis == "estimate"
+    assert receipt.baseline_error_usd == receipt.baseline_usd == receipt.cost_usd > 0
+
+
+def test_a_receipt_of_an_earlier_version_says_nothing_of_its_basis() -> None:
+    raw = msgspec.json.decode(closed(guided()).to_json())
+    del raw["baseline_basis"], raw["baseline_error_usd"]
+    old = Receipt.from_json(msgspec.json.encode(raw))
+    assert (old.baseline_basis, old.baseline_error_usd) == (None, None)
+    row = Row()
+    row.add(old)
+    assert row.baseline_error_pico == 0
+
+
+def test_who_may_not_see_costs_does_not_see_the_error_either() -> None:
+    shown = closed(guided()).as_dict(show_cost=False)
+    assert not any(name.endswith("_usd") for name in shown)
+    assert "baseline_error_usd" in closed(guided()).as_dict()
+
+
+def test_rows_add_the_errors_up_and_what_each_engine_was_paid() -> None:
+    """Failed calls too; a receipt that is taken out again leaves nothing behind; a shadow spares nothing."""
+    failed = guided(failed=[FailedCall("other", "engine_timeout", call("huge", 10, 1))])
+    receipts = [closed(one) for one in (failed, told(), draft(plan("teacher"), teacher=call("big", 9, 9)))]
+    whole, halves = Row(), [Row(), Row()]
+    for place, receipt in enumerate(receipts):
+        whole.add(receipt)
+        halves[place % 2].add(receipt)
+    assert whole.baseline_error_pico == sum(pico(one.baseline_error_usd or Decimal(0)) for one in receipts) > 0
+    assert sum(whole.engines.values()) == whole.cost_pico
+    assert set(whole.engines) == {"big", "small", "huge"}
+    halves[0].merge(halves[1])
+    assert halves[0] == whole == Row.from_bytes(whole.to_bytes())
+    for receipt in receipts:
+        whole.add(receipt, -1)
+    assert (whole.engines, whole.baseline_error_pico) == ({}, 0)
+    shadow = Row()
+    shadow.add(msgspec.structs.replace(receipts[1], shadow_of="another"))
+    assert shadow.baseline_error_pico == 0
+    assert shadow.engines
+
+
+def test_an_engine_that_costs_nothing_does_not_disturb_the_sums() -> None:
+    row, receipt = Row(), closed(guided(teacher=call("big", 100, 40, shared="cache"), batch=None, granted=None))
+    row.add(receipt)
+    assert set(row.engines) == {"small"}

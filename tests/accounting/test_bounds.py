@@ -1,0 +1,81 @@
+# ruff: noqa: E501, RUF001
+"""What is said of how far tokenizers are apart holds for real ones, on text in many scripts."""
+
+from __future__ import annotations
+
+import itertools
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from gateway.accounting.bounds import Extent, off_recounted, off_template, off_tokens
+from gateway.accounting.estimate import count_text
+from gateway.config.models import ENCODINGS
+
+ROOT = Path(__file__).parents[2]
+TEXTS = {
+    "a word": "Yes.",
+    "English": "Janet sells 16 - 3 - 4 = 9 duck eggs a day. She makes 9 * 2 = $18 every day at the farmer's market.",
+    "code": (ROOT / "gateway/pricing.py").read_text("utf-8"),
+    "a page": (ROOT / "README.md").read_text("utf-8"),
+    "JSON": (ROOT / "docs/schema/config.json").read_text("utf-8")[:8_000],
+    "numbers": " ".join(str(n * 7919) for n in range(300)),
+    "German": "Die Bäckerei verkauft vormittags 24 Brötchen und nachmittags halb so viele; ein Brötchen kostet 3 Euro. " * 5,
+    "Polish": "Piekarz sprzedaje rano dwadzieścia cztery bułki, a po południu o połowę mniej. Ile zarobi dziennie? " * 5,
+    "Turkish": "Fırıncı sabahları yirmi dört ekmek satar, öğleden sonra ise bunun yarısı kadar. Günde ne kazanır? " * 5,
+    "Russian": "Пекарь утром продаёт двадцать четыре булочки, а после обеда вдвое меньше. Сколько он выручит? " * 5,
+    "Greek": "Ο φούρναρης πουλάει το πρωί είκοσι τέσσερα ψωμάκια και το απόγευμα τα μισά. " * 5,
+    "Chinese": "面包师上午卖出二十四个面包，下午卖出一半。每个面包三元，他一天能卖多少钱？" * 5,
+    "Japanese": "パン屋は午前中に二十四個のパンを売り、午後にはその半分を売ります。一日の売り上げはいくらですか。" * 5,
+    "Korean": "제빵사는 오전에 빵 스물네 개를 팔고 오후에는 그 절반을 팝니다. 하루에 얼마를 법니까?" * 5,
+    "Hindi": "बेकर सुबह चौबीस रोटियाँ बेचता है और दोपहर में उसकी आधी। वह एक दिन में कितना कमाता है?" * 5,
+    "Georgian": "მცხობელი დილით ოცდაოთხ პურს ყიდის, ნაშუადღევს კი მის ნახევარს." * 5,
+    "emoji": "👩‍🍳🥐🥖🍞 " * 20,
+}  # fmt: skip
+
+
+def bundled() -> list[str]:
+    """The tokenizers that are installed with LiteLLM, of four vendors."""
+    spec = find_spec("litellm")
+    assert spec is not None
+    assert spec.origin is not None
+    files = sorted((Path(spec.origin).parent / "litellm_core_utils" / "tokenizers").glob("*_tokenizer.json"))
+    assert len(files) == 2
+    return [*ENCODINGS, *map(str, files)]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_one_tokenizer_counts_lies_within_the_bound_of_every_others(name: str) -> None:
+    text = TEXTS[name]
+    counted = {one: count_text(one, text) for one in bundled()}
+    assert len(set(counted.values())) > 1 or name == "a word", "nothing is tried where all agree"
+    extent = Extent.of([text])
+    outside = [
+        (said, true)
+        for (said, many), (true, few) in itertools.permutations(counted.items(), 2)
+        if abs(many - few) > off_tokens(many, extent)
+    ]
+    assert outside == []
+
+
+def test_the_script_shows_in_how_many_bytes_a_character_takes() -> None:
+    """Of several texts together."""
+    names = {"English": "ascii", "German": "latin", "Polish": "latin", "Russian": "other", "Chinese": "other"}
+    assert {name: Extent.of([TEXTS[name]]).script for name in names} == names
+    assert Extent.of(["plain", "plain"]).script == "ascii"
+    assert Extent.of(["plain", TEXTS["Hindi"]]).script == "other"
+    assert Extent.of([]) == Extent(0, 0)
+
+
+def test_a_bound_is_no_wider_than_the_text_is_long() -> None:
+    """A token has a byte or more."""
+    assert off_tokens(10, Extent(12, 36)) == 26
+    assert off_tokens(1, Extent(4, 4)) == 3
+    assert off_tokens(0, Extent(0, 0)) == 0
+
+
+def test_what_the_models_own_tokenizer_counted_is_bounded_more_narrowly() -> None:
+    plain = Extent(4_000, 4_000)
+    assert 0 < off_recounted(1_000) < off_tokens(1_000, plain) / 10
+    assert off_template(3, 4) == 44

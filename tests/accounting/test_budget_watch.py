@@ -1,0 +1,141 @@
+"""What operators see of budgets is what Redis counts; what cannot be seen is not shown."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from gateway.accounting.budget_watch import BudgetWatch
+from gateway.accounting.budgets import Account, Budgets, Raise
+from gateway.accounting.local_limits import LocalLimits
+from gateway.accounting.scopes import tenant_scope
+from gateway.config.limits import BudgetRule
+from gateway.config.sections import Defaults
+from gateway.policy.book import PolicyBook
+from gateway.policy.policies import Policies
+from gateway.policy.schema import Route, TenantPolicy
+from gateway.redis.client import RedisClient
+from gateway.telemetry.metrics import BudgetFigures, Metrics
+from tests.accounting.drafts import candidate, intent
+from tests.accounting.purse import Purse, budget
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+
+    from gateway.accounting.scopes import Scope
+
+ROUTES = (Route(model="chat", mode="student", student="small"),)
+ACME = TenantPolicy(tenant="acme", routes=ROUTES, budget=BudgetRule(max_budget=Decimal(2)))
+GLOBEX = TenantPolicy(tenant="globex", routes=ROUTES)
+OWN = tenant_scope(ACME, Defaults())
+assert OWN is not None
+
+
+def watch(
+    redis_url: str,
+    budgets: Budgets,
+    *policies: TenantPolicy,
+    metrics: Metrics,
+    defaults: Defaults | None = None,
+    local: LocalLimits | None = None,
+) -> BudgetWatch:
+    client = RedisClient(redis_url, timeout_s=5, metrics=metrics)
+    return BudgetWatch(
+        client,
+        budgets,
+        Policies(PolicyBook.of(policies)),
+        defaults or Defaults(),
+        metrics,
+        local or LocalLimits(lambda: 1, lambda: 0.0),
+    )
+
+
+def shown(metrics: Metrics, name: str) -> dict[str, float]:
+    return {
+        sample.labels["tenant"]: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == f"gkt_budget_{name}_usd"
+    }
+
+
+@pytest_asyncio.fixture
+async def purse(redis_url: str) -> AsyncIterator[Purse]:
+    async with Redis.from_url(redis_url) as redis:
+        yield Purse(redis)
+
+
+async def test_limit_spent_and_left_are_those_of_redis(purse: Purse, redis_url: str) -> None:
+    """What is reserved is not left, and a raise is on top."""
+    metrics, budgets = Metrics(), Budgets(purse.redis, purse.keys)
+    watching = watch(redis_url, budgets, ACME, GLOBEX, metrics=metrics)
+    assert await watching.look() == {"acme": BudgetFigures(2.0, 0.0, 2.0)}
+    await purse.ask("0.5", OWN)
+    await purse.settle(purse.last, "0.25")
+    await purse.ask("0.75", OWN)
+    assert await watching.look() == {"acme": BudgetFigures(2.0, 0.25, 1.0)}
+    (seconds, _) = await purse.redis.time()
+    await budgets.put_raise(Account("acme", OWN), Raise(Decimal(3), seconds + 60))
+    assert await watching.look() == {"acme": BudgetFigures(5.0, 0.25, 4.0)}
+
+
+async def test_the_defaults_of_config_yaml_are_budgets_too(purse: Purse, redis_url: str) -> None:
+    defaults = Defaults(budget=BudgetRule(max_budget=Decimal(7)))
+    watching = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, GLOBEX, metrics=Metrics(), defaults=defaults)
+    assert {tenant: one.limit_usd for tenant, one in (await watching.look()).items()} == {"acme": 2.0, "globex": 7.0}
+
+
+async def test_tenants_beyond_the_bound_of_series_are_not_looked_at(purse: Purse, redis_url: str) -> None:
+    many = [TenantPolicy(tenant=f"t{n}", routes=ROUTES, budget=BudgetRule(max_budget=Decimal(1))) for n in range(250)]
+    watching = watch(redis_url, Budgets(purse.redis, purse.keys), *many, metrics=Metrics(max_tenants=210))
+    assert set(await watching.look()) == {f"t{n}" for n in range(210)}
+
+
+async def test_what_is_seen_is_shown_and_goes_when_redis_does(
+    purse: Purse, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.accounting.budget_watch._EVERY_S", 0.01)
+    metrics, budgets = Metrics(), Budgets(purse.redis, purse.keys)
+    running = asyncio.get_running_loop().create_task(watch(redis_url, budgets, ACME, metrics=metrics).run())
+    while shown(metrics, "left") != {"acme": 2.0}:
+        await asyncio.sleep(0.01)
+    assert (shown(metrics, "limit"), shown(metrics, "spent")) == ({"acme": 2.0}, {"acme": 0.0})
+
+    async def broken(_: object) -> list[object]:
+        raise ConnectionError
+
+    monkeypatch.setattr(budgets, "look", broken)
+    while shown(metrics, "left"):
+        await asyncio.sleep(0.01)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_what_is_left_is_learned_for_when_redis_is_away(purse: Purse, redis_url: str) -> None:
+    """Of every tenant, and of those keys that requests of this process used."""
+    local, now_s = LocalLimits(lambda: 1, lambda: 0.0), asyncio.get_running_loop().time()
+    used, other = budget("4", name="key:used"), budget("4", name="key:other")
+    local.learn("acme", used, 0, now_s)
+    watching = watch(redis_url, Budgets(purse.redis, purse.keys), ACME, metrics=Metrics(), local=local)
+    await purse.ask("1", OWN, used)
+    await watching.look()
+    await watching.refresh()
+
+    def fits(usd: str, scope: Scope) -> bool:
+        one = msgspec.structs.replace(intent(), reserved_usd=Decimal(usd))
+        return local.admit(candidate(one, scope), [], now_s).no is None
+
+    assert fits("0.5", OWN)
+    assert not fits("0.1", OWN)
+    assert fits("1.5", used)
+    assert not fits("0.1", used)
+    assert not fits("0.1", other)

@@ -1,0 +1,421 @@
+"""What a tenant or a key may spend: reserved before it is spent, settled to the true cost, and never passed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from gateway.accounting.budgets import KEPT_S, Account, Balance, Budgets, Raise
+from gateway.accounting.intent import abandoned
+from gateway.accounting.redis_ledger import MOST_UNASKED_USD, Candidate, Settlement, Variant
+from gateway.accounting.scopes import Scope, dollars, picodollars
+from gateway.config.limits import Period
+from tests.accounting.purse import Purse, budget, older
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gateway.accounting.intent import Intent
+
+
+@pytest_asyncio.fixture
+async def purse(redis_url: str) -> AsyncIterator[Purse]:
+    async with Redis.from_url(redis_url) as redis:
+        yield Purse(redis)
+
+
+async def test_a_budget_is_reserved_from_settled_and_never_passed(purse: Purse) -> None:
+    scope = budget("1")
+    assert (await purse.ask("0.6", scope)).no is None
+    first = purse.last
+    refused = (await purse.ask("0.6", scope)).no
+    assert refused is not None
+    assert (refused.limit, dollars(refused.most), dollars(refused.used), dollars(refused.need)) == (
+        "budget",
+        1,
+        Decimal("0.6"),
+        Decimal("0.6"),
+    )
+    await purse.settle(first, "0.15")
+    assert await purse.money(scope) == (Decimal("0.15"), 0)
+    assert (await purse.ask("0.85", scope)).no is None
+    assert (await purse.ask("0.000000000001", scope)).no is not None
+
+
+async def test_processes_that_ask_at_once_share_one_budget(purse: Purse) -> None:
+    """90 callers over three processes; what is reserved and what is spent never come to more than there is."""
+    scope = budget("1")
+    requests = [purse.request("0.03", scope, by=by) for _ in range(30) for by in purse.processes]
+
+    async def spend(one: Intent) -> bool:
+        brought = await purse.tell(Candidate((scope,), (Variant(1, one),)), by=one.owner)
+        if brought.verdicts[one.id][0].no is not None:
+            return False
+        spent, reserved = await purse.money(scope)
+        assert spent + reserved <= 1
+        await purse.settle(one, "0.03", by=one.owner)
+        return True
+
+    done = Counter(await asyncio.gather(*(spend(one) for one in requests)))
+    assert done == {True: 33, False: 57}
+    assert await purse.money(scope) == (Decimal("0.99"), 0)
+
+
+async def test_the_sum_of_receipts_is_what_was_spent_to_the_last_digit(purse: Purse) -> None:
+    scope = budget("1000000")
+    costs = [f"{number * 7}.{number:012d}" for number in range(1, 60)]
+    for cost in costs:
+        await purse.ask("500", scope)
+        await purse.settle(purse.last, cost)
+    assert await purse.money(scope) == (sum(map(Decimal, costs)), 0)
+
+
+async def test_a_receipt_that_is_told_twice_is_paid_once(purse: Purse) -> None:
+    scope = budget("1")
+    await purse.ask("0.5", scope)
+    for _ in range(3):
+        await purse.settle(purse.last, "0.2")
+    assert await purse.money(scope) == (Decimal("0.2"), 0)
+
+
+async def test_the_dead_pay_what_they_had_reserved_until_the_truth_is_known(purse: Purse) -> None:
+    scope = budget("1")
+    await purse.ask("0.5", scope)
+    left = purse.last
+    for by in ("bob", "carl"):
+        await purse.processes[by].abandon("acme", "ann", {left.id: Settlement(abandoned(left, 0), left)})
+    assert await purse.money(scope) == (Decimal("0.5"), 0)
+    assert await purse.settle(left, "0.123456789012") == [left.id]
+    assert await purse.money(scope) == (Decimal("0.123456789012"), 0)
+    assert await purse.settle(left, "0.123456789012") == []
+    assert await purse.money(scope) == (Decimal("0.123456789012"), 0)
+
+
+async def test_what_the_dead_paid_too_much_in_one_period_is_not_had_in_the_next(purse: Purse) -> None:
+    scope = budget("1")
+    await purse.ask("0.9", scope)
+    left = purse.last
+    await purse.processes["bob"].abandon("acme", "ann", {left.id: Settlement(abandoned(left, 0), left)})
+    await purse.redis.hset(purse.keys.scope("acme", "tenant")[2], "period", "mo1:12")
+    await purse.ask("0.01", scope)
+    assert await purse.settle(left, "0.1") == [left.id]
+    assert await purse.money(scope) == (0, Decimal("0.01"))
+    assert (await purse.ask("1", scope)).no is not None
+
+
+async def test_a_failed_request_gives_back_all_that_it_did_not_spend(purse: Purse) -> None:
+    scope = budget("1")
+    await purse.ask("1", scope)
+    await purse.settle(purse.last, "0")
+    assert await purse.money(scope) == (0, 0)
+    assert (await purse.ask("1", scope)).no is None
+
+
+async def test_what_went_on_unasked_is_paid_when_redis_is_back(purse: Purse) -> None:
+    """Told before its receipt or with it alone; the budget may be passed by it, and then is spent."""
+    scope = budget("1")
+    await purse.ask("3", scope, force=True)
+    assert await purse.money(scope) == (0, 3)
+    await purse.settle(purse.last, "0.7")
+    unknown = purse.request("3", scope)
+    await purse.settle(unknown, "0.6")
+    assert await purse.money(scope) == (Decimal("1.3"), 0)
+    assert (await purse.ask("0.000001", scope)).no is not None
+
+
+@pytest.mark.parametrize("aligned", [True, False], ids=["calendar", "rolling"])
+async def test_a_budget_whose_first_request_went_on_unasked_is_spent_by_it(purse: Purse, *, aligned: bool) -> None:
+    """Nobody was admitted yet, so Redis knows of no period: the receipt says in which it counts."""
+    scope = budget("1", period=Period(30, "d"), aligned=aligned)
+    await purse.settle(purse.request("3", scope), "0.3")
+    await purse.settle(purse.request("3", scope), "0.6")
+
+    async def spent() -> Decimal:
+        (balance,) = await Budgets(purse.redis, purse.keys).look([Account("acme", scope)])
+        return balance.spent_usd
+
+    assert await spent() == Decimal("0.9")
+    assert (await purse.ask("0.2", scope)).no is not None
+    assert (await purse.ask("0.1", scope)).no is None
+    assert await spent() == Decimal("0.9")
+    assert 0 < await purse.redis.ttl(purse.keys.scope("acme", scope.name)[2]) <= KEPT_S
+
+
+@pytest.mark.parametrize("old_first", [True, False])
+async def test_around_an_edit_each_request_goes_by_its_own_budget(purse: Purse, *, old_first: bool) -> None:
+    """Told in one breath: neither is charged for what the other's policy says, nor let in past its own."""
+    before, after = Scope("tenant", 5, 0, 0), budget("1")
+    old, new, dear = purse.request("9", before), purse.request("0.7", after), purse.request("0.7", after)
+    others = [Candidate((after,), (Variant(1, one),)) for one in (new, dear)]
+    late = Candidate((before,), (Variant(1, old),))
+    brought = await purse.tell(*([late, *others] if old_first else [*others, late]))
+    assert [brought.verdicts[one.id][0].no is None for one in (old, new, dear)] == [True, True, False]
+    assert await purse.money(after) == (0, Decimal("0.7"))
+    await purse.settle(old, "0.2")
+    await purse.settle(new, "0.1")
+    assert await purse.money(after) == (Decimal("0.1"), 0)
+
+
+async def test_no_request_that_went_on_unasked_is_too_dear_to_be_counted(purse: Purse) -> None:
+    """One error of the script would fail the news of every other request with it."""
+    scope = budget("1")
+    asked = [Candidate((scope,), (Variant(1, purse.request("9999999999", scope)),)) for _ in range(1000)]
+    let_in = [one.let_in() for one in asked]
+    await purse.tell(*let_in)
+    assert await purse.money(scope) == (0, 1000 * MOST_UNASKED_USD)
+    left = {one.id: one.variants[0].intent for one in let_in}
+    settlements = {name: Settlement(abandoned(one, 0), one) for name, one in left.items()}
+    assert len(await purse.processes["bob"].abandon("acme", "ann", settlements)) == 1000
+    assert await purse.money(scope) == (1000 * MOST_UNASKED_USD, 0)
+
+
+async def test_a_period_of_the_calendar_begins_with_nothing_spent(purse: Purse) -> None:
+    """What is still under way stays reserved, and is paid out of the period in which it ends."""
+    scope = budget("1")
+    await purse.ask("0.3", scope)
+    await purse.settle(purse.last, "0.3")
+    await purse.ask("0.5", scope)
+    under_way = purse.last
+    key = purse.keys.scope("acme", "tenant")[2]
+    now = datetime.now(UTC)
+    assert await purse.redis.hget(key, "period") == f"mo1:{now.year * 12 + now.month - 1}".encode()
+    await purse.redis.hset(key, "period", "mo1:12")
+    assert (await purse.ask("0.6", scope)).no is not None, "0.5 are reserved"
+    assert (await purse.ask("0.4", scope)).no is None
+    await purse.settle(under_way, "0.2")
+    assert await purse.money(scope) == (Decimal("0.2"), Decimal("0.4"))
+
+
+@pytest.mark.parametrize(
+    ("period", "number"),
+    [
+        (Period(1, "d"), lambda now: (now - datetime(1970, 1, 1, tzinfo=UTC)).days),
+        (Period(1, "w"), lambda now: (now - datetime(1969, 12, 29, tzinfo=UTC)).days // 7),
+        (Period(3, "mo"), lambda now: (now.year * 12 + now.month - 1) // 3),
+        (Period(12, "h"), lambda now: int(now.timestamp()) // 43_200),
+    ],
+)
+async def test_periods_are_those_of_the_calendar(purse: Purse, period: Period, number: object) -> None:
+    """Days and weeks (from Monday) and months, in UTC."""
+    await purse.ask("0.1", budget("1", period=period))
+    held = await purse.redis.hget(purse.keys.scope("acme", "tenant")[2], "period")
+    now = datetime.now(UTC)
+    wanted = {f"{period.unit}{period.count}:{number(at)}" for at in (now, now - timedelta(seconds=5))}  # type: ignore[operator]
+    assert held.decode() in wanted
+
+
+async def test_a_rolling_budget_comes_back_as_its_spending_getsolder(purse: Purse) -> None:
+    """In hundredths of its time, none too early."""
+    scope = budget("1", period=Period(100, "h"), aligned=False)
+    await purse.ask("0.4", scope)
+    await purse.settle(purse.last, "0.4")
+    ring = purse.keys.scope("acme", "tenant")[2] + ":360000"
+    await older(purse.redis, ring, 60)
+    await purse.ask("0.6", scope)
+    await purse.settle(purse.last, "0.6")
+    assert (await purse.ask("0.1", scope)).no is not None
+    await older(purse.redis, ring, 40)
+    assert (await purse.ask("0.1", scope)).no is not None, "its last hour has not left"
+    await older(purse.redis, ring, 1)
+    assert (await purse.ask("0.4", scope)).no is None
+    assert (await purse.ask("0.1", scope)).no is not None
+
+
+async def test_the_soft_line_is_told_once_by_whoever_crosses_it(purse: Purse) -> None:
+    """And again only when spending was well below it in between."""
+    scope = budget("1", soft="0.5")
+    await purse.ask("0.5", scope)
+    held = purse.last
+    assert purse.events == []
+    verdicts = [await purse.ask("0.001", scope) for _ in range(3)]
+    assert [verdict.soft for verdict in verdicts] == [True] * 3
+    assert purse.events == [("tenant", "soft")]
+    await purse.settle(held, "0.1")
+    assert not (await purse.ask("0.5", scope)).soft
+    assert (await purse.ask("0.001", scope)).soft
+    assert purse.events == [("tenant", "soft")] * 2
+
+
+async def test_a_rolling_budget_is_told_of_again_after_as_long(purse: Purse) -> None:
+    """It has no next period; else a budget of a day that is spent each day would be told of on the first alone."""
+    scope = budget("1", period=Period(1, "d"), aligned=False)
+    key = purse.keys.scope("acme", "tenant")[2]
+    for told_ago_s, events in ((None, 1), (86_390, 1), (86_401, 2), (None, 2)):
+        if told_ago_s is not None:
+            now_s = int((await purse.redis.time())[0])
+            await purse.redis.hset(key, "hard_told", str((now_s - told_ago_s) * 1_000_000))
+        assert (await purse.ask("2", scope)).no is not None
+        assert purse.events == [("tenant", "hard")] * events
+
+
+async def test_past_the_soft_line_answers_become_cheaper(purse: Purse) -> None:
+    """As the budget says: half the guidance, or none. A request that has no cheaper way goes as planned."""
+    ways = {1: "0.3", 2: "0.2", 3: "0.1"}
+    for on_soft, kind in (("warn", 1), ("shorten", 2), ("student_only", 3)):
+        scope = budget("1", soft="0.25", on_soft=on_soft, name=f"key:{on_soft}")
+        assert await purse.choose(ways, scope) == 1
+        assert await purse.choose(ways, scope) == kind
+        assert await purse.money(scope) == (0, Decimal("0.3") + Decimal(ways[kind]))
+        await purse.settle(purse.last, "0.01")
+        assert await purse.money(scope) == (Decimal("0.01"), Decimal("0.3")), "what it had reserved is given back"
+    alone = budget("1", soft="0.25", on_soft="shorten", name="key:alone")
+    assert [await purse.choose({1: "0.3"}, alone) for _ in range(3)] == [1, 1, 1]
+
+
+async def test_the_stricter_of_two_budgets_decides(purse: Purse) -> None:
+    both = budget("10", soft="0.2", on_soft="student_only"), budget("1", soft="0.2", on_soft="shorten", name="key:prod")
+    ways = {1: "0.3", 2: "0.2", 3: "0.1"}
+    assert [await purse.choose(ways, *both) for _ in range(2)] == [1, 3]
+
+
+async def test_what_the_teacher_is_too_dear_for_may_go_to_the_student_alone(purse: Purse) -> None:
+    """For as long as that fits; then there is nothing left, and no budget is passed."""
+    scope = budget("1", on_hard="student_only")
+    ways = {1: "0.4", 3: "0.1"}
+    assert [await purse.choose(ways, scope) for _ in range(6)] == [1, 1, 3, 3, 0, 0]
+    assert await purse.money(scope) == (0, 1)
+    assert purse.events == [("tenant", "hard")]
+
+
+async def test_a_key_and_its_tenant_pay_together_or_not_at_all(purse: Purse) -> None:
+    """What one of the two refuses is reserved in neither."""
+    both = budget("1"), budget("0.5", name="key:prod")
+    assert (await purse.ask("0.4", *both)).no is None
+    refused = (await purse.ask("0.2", *both)).no
+    assert refused is not None
+    assert refused.scope == 2
+    assert [await purse.money(scope) for scope in both] == [(0, Decimal("0.4"))] * 2
+    assert (await purse.ask("0.6", both[0])).no is None
+    assert (await purse.ask("0.05", *both)).no is not None
+
+
+async def test_a_raise_holds_until_it_ends(purse: Purse) -> None:
+    scope = budget("1")
+    key = purse.keys.scope("acme", "tenant")[2]
+    now = int((await purse.redis.time())[0])
+    await purse.redis.hset(key, mapping={"raise": picodollars(Decimal("0.5")), "raise_until": now + 60})
+    assert (await purse.ask("1.5", scope)).no is None
+    await purse.settle(purse.last, "0")
+    await purse.redis.hset(key, "raise_until", now - 1)
+    refused = (await purse.ask("1.5", scope)).no
+    assert refused is not None
+    assert dollars(refused.most) == 1
+
+
+async def test_a_budget_of_a_million_counts_to_the_cent_beyond_what_numbers_of_lua_can_hold(purse: Purse) -> None:
+    scope = budget("1000000")
+    for cost in ("999998.999999999999", "0.000000000001", "0.5"):
+        await purse.ask("1", scope, force=True)
+        await purse.settle(purse.last, cost)
+    assert await purse.money(scope) == (Decimal("999999.5"), 0)
+    assert (await purse.ask("0.6", scope)).no is not None
+    assert (await purse.ask("0.4", scope)).no is None
+
+
+async def look(purse: Purse, *scopes: Scope) -> list[Balance]:
+    return await Budgets(purse.redis, purse.keys).look([Account("acme", scope) for scope in scopes])
+
+
+async def kept(purse: Purse) -> dict[bytes, bytes]:
+    """All that Redis has of these budgets, to the byte."""
+    names = sorted(await purse.redis.keys(f"*{purse.keys.prefix}:*"))
+    return {name: await purse.redis.dump(name) for name in names}
+
+
+async def test_to_look_tells_what_the_script_counts_and_changes_nothing(purse: Purse) -> None:
+    """Of several at once, in the order of the question; one that nobody used has all of it left."""
+    month, hours = budget("1", soft="0.5"), budget("2", period=Period(100, "h"), aligned=False, name="key:hours")
+    unused = budget("3.50", name="key:unused")
+    await purse.ask("0.6", month, hours)
+    await purse.settle(purse.last, "0.123456789012")
+    await purse.ask("0.25", month, hours)
+    before = await kept(purse)
+    balances = await look(purse, unused, hours, month)
+    assert await kept(purse) == before
+    spent, reserved = Decimal("0.123456789012"), Decimal("0.25")
+    assert [(one.spent_usd, one.reserved_usd, one.left_usd) for one in balances] == [
+        (0, 0, Decimal("3.5")),
+        (spent, reserved, 2 - spent - reserved),
+        (spent, reserved, 1 - spent - reserved),
+    ]
+    assert str(balances[0].max_usd) == "3.5"
+    now = datetime.fromtimestamp(balances[2].now_s, UTC)
+    month_end = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    assert [one.ends_s for one in balances[1:]] == [None, int(month_end.timestamp())]
+    assert await look(purse) == []
+
+
+async def test_what_was_spent_in_another_period_is_not_spent(purse: Purse) -> None:
+    """Before anybody has come who would begin the new one; what is under way stays reserved."""
+    scope = budget("1")
+    await purse.ask("0.3", scope)
+    await purse.settle(purse.last, "0.3")
+    await purse.ask("0.5", scope)
+    await purse.redis.hset(purse.keys.scope("acme", "tenant")[2], "period", "mo1:12")
+    (balance,) = await look(purse, scope)
+    assert (balance.spent_usd, balance.reserved_usd) == (0, Decimal("0.5"))
+    (other,) = await look(purse, budget("1", period=Period(1, "w")))
+    assert other.spent_usd == 0, "nor in one of another length"
+
+
+async def test_a_rolling_budget_is_seen_to_come_back_when_it_does(purse: Purse) -> None:
+    """At each age the look agrees with what the script then says to who asks for more than there is."""
+    scope = budget("1", period=Period(100, "h"), aligned=False)
+    ring = purse.keys.scope("acme", "tenant")[2] + ":360000"
+    seen = []
+    for spent, slots in (("0.4", 60), ("0.3", 40), ("0.1", 1), ("0", 59), ("0", 1), ("0", 40)):
+        await purse.ask("0.4", scope, force=True)
+        await purse.settle(purse.last, spent)
+        await older(purse.redis, ring, slots)
+        (balance,) = await look(purse, scope)
+        refused = (await purse.ask("5", scope)).no
+        assert refused is not None
+        assert balance.spent_usd + balance.reserved_usd == dollars(refused.used)
+        seen.append(str(balance.spent_usd))
+    assert seen == ["0.4", "0.7", "0.4", "0.4", "0.1", "0"]
+
+
+async def test_a_raise_is_put_and_seen_and_ended(purse: Purse) -> None:
+    """It takes the place of an earlier one, and is kept as long as the script keeps budgets."""
+    scope = budget("1")
+    budgets, account = Budgets(purse.redis, purse.keys), Account("acme", scope)
+    key = purse.keys.scope("acme", "tenant")[2]
+    now_s = int((await purse.redis.time())[0])
+    await budgets.put_raise(account, Raise(Decimal(7), now_s + 60))
+    assert KEPT_S - 60 <= await purse.redis.ttl(key) <= KEPT_S
+    half = Raise(Decimal("0.5"), now_s + 600)
+    await budgets.put_raise(account, half)
+    (balance,) = await budgets.look([account])
+    assert (balance.raised, balance.max_usd, balance.most_usd, balance.left_usd) == (half, 1, *[Decimal("1.5")] * 2)
+    assert (await purse.ask("1.5", scope)).no is None
+    assert KEPT_S - 60 <= await purse.redis.ttl(key) <= KEPT_S, "as the script does"
+    (spent,) = await budgets.look([account])
+    assert spent.left_usd == 0
+    await purse.settle(purse.last, "1.2")
+    await purse.redis.hset(key, "raise_until", now_s - 1)
+    (over,) = await budgets.look([account])
+    assert (over.raised, over.most_usd, over.left_usd) == (None, 1, 0), "it ended, and more than the budget was spent"
+    await budgets.put_raise(account, half)
+    await budgets.put_raise(account, None)
+    assert (await budgets.look([account]))[0].raised is None
+    assert (await purse.ask("0.1", scope)).no is not None
+
+
+async def test_a_budget_that_is_spent_again_after_a_raise_is_told_of_again(purse: Purse) -> None:
+    scope = budget("1")
+    account, budgets = Account("acme", scope), Budgets(purse.redis, purse.keys)
+    now_s = int((await purse.redis.time())[0])
+    for usd in ("1", "1", "1.5"):
+        await purse.ask(usd, scope)
+    assert purse.events == [("tenant", "hard")]
+    await budgets.put_raise(account, Raise(Decimal(1), now_s + 60))
+    for usd in ("1", "1", "1.5"):
+        await purse.ask(usd, scope)
+    assert purse.events == [("tenant", "hard")] * 2

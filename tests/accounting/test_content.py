@@ -1,0 +1,112 @@
+"""What the log may hold of a request whose tenant wants it there: all of it, within a bound."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gateway.accounting.content import MAX_BYTES, Content
+
+
+def content(**body: Any) -> Content:
+    return Content(SimpleNamespace(body=body))  # type: ignore[arg-type]
+
+
+def whole(text: Any, **message: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text, **message}}]}
+
+
+def chunk(index: int = 0, **delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": delta}]}
+
+
+def test_messages_stand_as_they_were_sent() -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "é"}]},
+    ]
+    assert json.loads(content(messages=messages).as_dict()["asked"]) == messages
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({"prompt": "Once upon"}, "Once upon"),
+        ({"prompt": ["a", "b"]}, '["a", "b"]'),
+        ({"input": [[1, 2], [3]]}, "[[1, 2], [3]]"),
+        ({"prompt": None}, "null"),
+    ],
+)
+def test_prompts_and_inputs_stand_as_they_were_sent(body: dict[str, Any], asked: str) -> None:
+    assert content(**body).as_dict() == {"asked": asked, "answered": ""}
+
+
+def test_a_stream_is_put_together() -> None:
+    heard = content(prompt="x")
+    heard.hear([chunk(role="assistant", content="A ship"), chunk(content=" sails")])
+    heard.hear([chunk(content=".")])
+    heard.hear([{"choices": [], "usage": {}}])
+    assert heard.as_dict()["answered"] == "A ship sails."
+
+
+def test_a_raw_answer_is_heard() -> None:
+    heard = content(prompt="x")
+    heard.hear([{"choices": [{"index": 0, "text": "A ship"}]}, {"choices": [{"index": 0, "text": " sails."}]}])
+    assert heard.as_dict()["answered"] == "A ship sails."
+
+
+def test_thoughts_refusals_and_calls_of_tools_are_part_of_an_answer() -> None:
+    calls = [{"index": 0, "function": {"name": "look", "arguments": '{"at": 1}'}}]
+    heard = content(prompt="x")
+    heard.hear([whole("Well.", reasoning_content="Hm.", tool_calls=calls)])
+    assert heard.as_dict()["answered"] == '(thinks) Hm.\n(answers) Well.\n(calls) look {"at": 1}'
+    refused = content(prompt="x")
+    refused.hear([whole(None, refusal="No.")])
+    assert refused.as_dict()["answered"] == "(refuses) No."
+
+
+def test_several_answers_are_told_apart() -> None:
+    heard = content(prompt="x")
+    heard.hear([chunk(1, content="b"), chunk(0, content="a"), chunk(1, content="B")])
+    assert heard.as_dict()["answered"] == "(choice 0) a\n(choice 1) bB"
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "\N{GRINNING FACE}"])
+def test_both_are_cut_and_say_so(letter: str) -> None:
+    long = letter * 50_000
+    for asked in (content(prompt=long), content(messages=[{"role": "user", "content": long}, {"role": "user"}])):
+        for _ in range(5):
+            asked.hear([chunk(content=long[:10_000])])
+        for text in asked.as_dict().values():
+            assert len(text.encode()) < MAX_BYTES + 100
+            assert text.endswith(" characters left out)") or '"role": "user"' in text
+            assert " characters left out)" in text
+    left = asked.as_dict()["answered"].rpartition("(")[2]
+    assert int(left.split()[0]) == 50_000 - asked.as_dict()["answered"].count(letter)
+
+
+def test_a_picture_does_not_take_the_room_of_the_words_behind_it() -> None:
+    parts = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}},
+        {"type": "text", "text": "What is this?"},
+    ]
+    asked = content(messages=[{"role": "user", "content": parts}]).as_dict()["asked"]
+    assert "What is this?" in asked
+    assert len(asked) < 500
+
+
+def test_what_has_many_parts_or_is_deep_is_cut_too() -> None:
+    deep: Any = "x"
+    for _ in range(200):
+        deep = [deep]
+    for raw in (list(range(1_000_000)), ["" for _ in range(1_000_000)], {str(n): n for n in range(100_000)}, deep):
+        assert len(content(input=raw).as_dict()["asked"].encode()) < MAX_BYTES + 100
+
+
+def test_text_that_is_no_unicode_can_be_written() -> None:
+    heard = content(prompt="\ud800")
+    heard.hear([whole("\udfff")])
+    assert heard.as_dict() == {"asked": "?", "answered": "?"}

@@ -1,0 +1,211 @@
+"""What a device may report of an answer that it finished, and what comes of both receipts together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from decimal import Decimal
+
+import msgspec
+import pytest
+from msgspec import structs
+
+from gateway.accounting.edge import DEVICE, check_report, closing, offline, state_of, student_of
+from gateway.accounting.intent import Intent, abandoned, intend
+from gateway.accounting.max_output import EngineMaxima
+from gateway.accounting.receipt import CloseTerms, Receipt
+from gateway.accounting.worst_case import worst_case
+from gateway.errors import EdgeClosed, EdgeExpired, InvalidRequest
+from gateway.policy.schema import TenantPolicy
+from gateway.pricing import cost_usd
+from gateway.protocol.edge import EdgeUsage, OfflineUsage
+from gateway.usage.rollup import Row, dims
+from tests.accounting.drafts import PRICES, call, chat, closed, draft, guided, plan
+
+GIVEN = structs.replace(plan(), mode="guidance", finishers=())
+TERMS = CloseTerms(1_700_000_600, 60)
+USAGE = EdgeUsage(150, 55, "my phone's 1B", "stop", 120.0, 900.0, guided=True, at=None)
+ROUTE = TenantPolicy.model_validate(
+    {"tenant": "acme", "routes": [{"model": "chat", "mode": "guided", "teacher": "big", "student": "small"}]}
+).routes[0]
+NOW = 1_700_000_000.0
+OFFLINE = OfflineUsage("0" * 32, "chat", replace(USAGE, guided=False, at=NOW - 5))
+
+
+def given(status: str = "ok", **more: object) -> Receipt:
+    """Of a device that was given 40 tokens."""
+    return closed(guided(**({"plan": GIVEN, "student": None, "terms": TERMS} | more)), status)
+
+
+def test_the_guidance_costs_the_teacher_and_saves_about_nothing_until_the_rest_is_known() -> None:
+    receipt = given()
+    assert (receipt.mode, receipt.student, receipt.close, receipt.edge_of) == ("guidance", None, TERMS, None)
+    assert receipt.teacher is not None
+    assert receipt.cost_usd == receipt.teacher.cost_usd == cost_usd(PRICES["big"], 100, 40)
+    assert receipt.savings_usd == 0
+
+
+@pytest.mark.parametrize("guidance", [given(), given(status="client_gone")], ids=["heard", "gone"])
+def test_both_receipts_together_are_those_of_a_whole_answer(guidance: Receipt) -> None:
+    """The teacher alone would have read the prompt and written all; what the device did costs nothing."""
+    report = closing(guidance, USAGE, PRICES["big"])
+    assert (report.mode, report.edge_of, report.id) == ("edge", guidance.id, f"{guidance.id}-edge")
+    assert report.created == guidance.created, "a sum of some time holds both, or neither"
+    assert (report.cost_usd, report.savings_usd) == (Decimal(0), cost_usd(PRICES["big"], 0, 55))
+    assert guidance.baseline_usd + report.baseline_usd == cost_usd(PRICES["big"], 100, 95)
+    assert report.student is not None
+    assert (report.student.model, report.student.output_tokens, report.student.cost_usd) == (
+        "my phone's 1B",
+        55,
+        Decimal(0),
+    )
+    assert (report.unguided, report.finish_reason, report.timings.first_token_ms) == (None, "stop", 120)
+    assert Receipt.from_json(report.to_json()) == report
+
+
+def test_sums_count_the_request_once_and_its_whole_answer() -> None:
+    guidance = given()
+    report = closing(guidance, USAGE, PRICES["big"])
+    row = Row()
+    row.add(guidance)
+    row.add(report)
+    assert (row.requests, row.guided, row.unguided, row.errors) == (1, 1, {}, {})
+    assert (row.answer_tokens, row.teacher_answer_tokens) == (95, 40)
+    assert (row.student.output, row.student_pico) == (55, 0)
+    assert row.savings_pico == 55 * 10_000_000
+    assert [stage.count for stage in row.stages] == [1, 1, 1, 1, 1], "a device's times are no stage's"
+    row.add(report, -1)
+    row.add(guidance, -1)
+    assert row == Row()
+
+
+def test_what_devices_call_their_models_makes_no_rows_of_their_own() -> None:
+    report = closing(given(), USAGE, PRICES["big"])
+    assert dims(report).student == DEVICE
+    assert student_of(given(student=call("small", 1, 1))).model == "small"  # type: ignore[union-attr]
+
+
+def test_who_had_no_teacher_would_have_paid_it_for_the_prompt_too() -> None:
+    """Of a guidance that was late before anybody was asked, the receipt has no baseline at all."""
+    alone = given(teacher=None, kept_tokens=0, guided=None, unguided="teacher_late", batch=None)
+    assert (alone.cost_usd, alone.baseline_usd) == (Decimal(0), Decimal(0))
+    report = closing(alone, replace(USAGE, guided=False), PRICES["big"])
+    assert report.baseline_usd == cost_usd(PRICES["big"], 150, 55)
+    assert report.unguided == "teacher_late"
+
+
+def test_a_device_that_went_without_its_guidance_says_so_and_the_request_stays_the_guidances() -> None:
+    report = closing(given(), replace(USAGE, guided=False), PRICES["big"])
+    row = Row()
+    row.add(report)
+    assert (report.unguided, row.unguided, row.requests) == ("device_alone", {}, 0)
+
+
+@pytest.mark.parametrize(("wrote", "placement", "whole"), [(55, "prefix", 55), (3, "prefix", 40), (55, "context", 55)])
+def test_what_a_device_went_without_is_no_part_of_the_answer(wrote: int, placement: str, whole: int) -> None:
+    """The guidance's receipt has it as one. A baseline is not below nothing."""
+    guidance = given(plan=structs.replace(plan(placement=placement), mode="guidance", finishers=()))
+    report = closing(guidance, replace(USAGE, output_tokens=wrote, guided=False), PRICES["big"])
+    assert guidance.baseline_usd + report.baseline_usd == cost_usd(PRICES["big"], 100, whole)
+
+
+def test_a_model_without_a_price_any_more_makes_no_baseline() -> None:
+    report = closing(given(), USAGE, None)
+    assert (report.baseline_usd, report.baseline_estimated) == (Decimal(0), True)
+
+
+def test_what_stands_in_the_devices_prompt_is_no_part_of_the_answer() -> None:
+    hint = given(plan=structs.replace(plan(placement="context"), mode="guidance", finishers=()))
+    assert hint.baseline_usd == cost_usd(PRICES["big"], 100, 0)
+    row = Row()
+    row.add(hint)
+    assert (row.answer_tokens, row.kept_tokens) == (0, 40)
+
+
+@pytest.mark.parametrize("status", ["ok", "client_gone", "engine_failed", "shutdown", "guidance_unavailable"])
+def test_who_was_told_of_an_error_has_nothing_to_report(status: str) -> None:
+    assert (given(status).close is not None) == (status in {"ok", "client_gone"})
+
+
+def test_more_than_was_asked_for_is_refused_and_the_limit_named() -> None:
+    check_report(given(), replace(USAGE, output_tokens=60))
+    with pytest.raises(InvalidRequest, match="At most 60") as caught:
+        check_report(given(), replace(USAGE, output_tokens=61))
+    assert caught.value.param == "output_tokens"
+    check_report(given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=9_999))
+
+
+def test_no_device_reports_an_answer_that_its_baseline_could_not_write() -> None:
+    """Without a limit too: it would save as much as it says."""
+    unlimited, long = given(terms=CloseTerms(TERMS.by, None)), replace(USAGE, output_tokens=5000)
+    most = EngineMaxima({"big": 4999}, {})
+    with pytest.raises(InvalidRequest, match="At most 4999 are accepted"):
+        check_report(unlimited, long, most)
+    with pytest.raises(InvalidRequest, match="At most 4999 are accepted"):
+        offline("acme", "ci", ROUTE, replace(OFFLINE, usage=long), PRICES["big"], NOW, 60, most)
+    check_report(unlimited, replace(USAGE, output_tokens=4999), most)
+
+
+def test_of_a_whole_answer_there_is_nothing_to_report() -> None:
+    with pytest.raises(EdgeClosed):
+        check_report(given(terms=None), USAGE)
+
+
+def test_an_account_is_open_until_it_is_closed_or_its_time_is_over() -> None:
+    assert state_of(given(), closed=False, now=TERMS.by) == "open"
+    assert state_of(given(), closed=True, now=TERMS.by + 9) == "closed"
+    assert state_of(given(), closed=False, now=TERMS.by + 1) == "never_closed"
+    assert state_of(given(terms=None), closed=False, now=TERMS.by + 1) == "closed"
+
+
+def test_an_answer_that_was_made_alone_is_one_request_and_would_have_been_all_the_teachers() -> None:
+    receipt = offline("acme", "ci", ROUTE, OFFLINE, PRICES["big"], NOW, 60)
+    assert (receipt.id, receipt.edge_of, receipt.created) == ("edge_" + "0" * 32, None, int(NOW - 5))
+    assert (receipt.mode, receipt.unguided, receipt.baseline_model) == ("edge", "offline", "big")
+    assert receipt.baseline_usd == cost_usd(PRICES["big"], 150, 55)
+    assert (receipt.savings_class, receipt.savings_usd) == ("teacher_unavailable", 0), "no policy chose the device"
+    row = Row()
+    row.add(receipt)
+    assert (row.requests, row.unguided, row.answer_tokens) == (1, {"offline": 1}, 55)
+
+
+@pytest.mark.parametrize(
+    ("at", "error"), [(NOW - 61, EdgeExpired), (NOW + 301, InvalidRequest), (NOW + 200, None), (None, None)]
+)
+def test_an_answer_of_long_ago_or_of_the_future_is_not_accounted_for(at: float | None, error: type[Exception]) -> None:
+    """A clock that is a little ahead is forgiven, and moves no sum into the future."""
+    report = replace(OFFLINE, usage=replace(OFFLINE.usage, at=at))
+    if error is None:
+        assert offline("acme", "ci", ROUTE, report, PRICES["big"], NOW, 60).created == NOW
+        return
+    with pytest.raises(error) as caught:
+        offline("acme", "ci", ROUTE, report, PRICES["big"], NOW, 60)
+    assert caught.value.param == "at"  # type: ignore[attr-defined]
+
+
+def test_the_teacher_alone_is_reserved_for() -> None:
+    """Nobody is asked how sure it is either: the student that answers is not here."""
+    whole = intend(draft(plan()), plan(), worst_case(plan(), chat(), PRICES), "ann")
+    one = intend(draft(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann")
+    assert (one.mode, one.teacher, one.student, one.more) == ("guidance", whole.teacher, None, ())
+    assert one.teacher is not None
+    assert one.reserved_usd == one.teacher.cost_usd
+    assert one.tokens == 100 + 40, "of the prompt, as the teacher reads it, and what it may write"
+    nothing = structs.replace(GIVEN, guidance=None, unguided="tools")
+    assert intend(draft(nothing), nothing, worst_case(nothing, chat(), PRICES), "ann").reserved_usd == Decimal(0)
+
+
+def test_a_device_may_report_of_a_guidance_whose_process_died_behind_its_reply() -> None:
+    intent = Intent.from_json(
+        intend(draft(GIVEN, terms=TERMS), GIVEN, worst_case(GIVEN, chat(), PRICES), "ann").to_json()
+    )
+    receipt = abandoned(intent, time.time())
+    assert (receipt.mode, receipt.close) == ("guidance", TERMS)
+    check_report(receipt, USAGE)
+
+
+def test_receipts_of_earlier_versions_can_be_read() -> None:
+    old = msgspec.to_builtins(given(), builtin_types=(Decimal,))
+    for name in ("close", "edge_of"):
+        del old[name]
+    assert Receipt.from_json(msgspec.json.encode(old)).close is None

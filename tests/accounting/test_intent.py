@@ -1,0 +1,184 @@
+"""What a request may cost at most, and what is settled when nobody can say what it did cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from msgspec import structs
+
+from gateway.accounting.intent import Intent, abandoned, intend
+from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, unknown_max_output
+from gateway.accounting.receipt import EngineShare
+from gateway.accounting.worst_case import worst_case
+from gateway.policy.projections import CUTOFF, PRIMED, Exemplar, Skip
+from gateway.policy.resolve import FinisherPlan, RetryPlan
+from gateway.protocol.text import parse_text_completion
+from tests.accounting.drafts import PRICES, chat, draft, plan
+
+if TYPE_CHECKING:
+    from gateway.accounting.draft import Draft
+    from gateway.policy.resolve import Plan
+
+
+def intended(one: Plan, **more: object) -> Intent:
+    return intend(draft(one), one, worst_case(one, chat(**more), PRICES), "ann")
+
+
+def test_a_guided_request_reserves_for_both_engines() -> None:
+    """400 bytes are no more than 400 tokens and what a template adds; the teacher may write m, the student reads them
+    too, in its own tokens, and may write the limit; and once it may be asked anew, without the opening.
+    """
+    one = intended(plan())
+    assert one.teacher == EngineShare("big", 912, 40, Decimal("0.002224000000"), estimated=True)
+    assert one.student == EngineShare("small", 1552, 100, Decimal("0.000360400000"), estimated=True)
+    assert one.more == (one.student,)
+    assert one.reserved_usd == Decimal("0.002944800000")
+    assert (one.mode, one.baseline, one.owner) == ("guided", "big", "ann")
+
+
+def test_retries_and_other_students_are_reserved_for() -> None:
+    """Each may be asked as often as the policy says, and the teacher once more."""
+    others = (FinisherPlan("small", None), FinisherPlan("huge", None))
+    one = intended(structs.replace(plan(), finishers=others, retries=RetryPlan(2, 0.1)))
+    assert one.student is not None
+    assert one.teacher is not None
+    assert [(share.model, share.output_tokens) for share in one.more] == [("big", 40), ("small", 300), ("huge", 300)]
+    huge = Decimal(25) * 1552 / 10**6 + Decimal(100) * 100 / 10**6
+    assert one.reserved_usd == one.teacher.cost_usd * 2 + one.student.cost_usd * 4 + huge * 3
+
+
+def test_what_a_projection_adds_is_reserved_for() -> None:
+    """Each byte of it as a token, and 16 around each turn; what the teacher may write and nobody keep as well."""
+    shown = (Exemplar("One?", "1."), Exemplar("Two?", "2."))
+    skip = Skip((), 24)
+    bare = plan()
+    assert bare.guidance is not None
+    projection = replace(CUTOFF, exemplars=shown, system="Be terse.", skip=skip)
+    added = len("One?1.Two?2.Be terse.") + 5 * 16
+    one = intended(structs.replace(bare, guidance=structs.replace(bare.guidance, projection=projection)))
+    assert one.teacher is not None
+    assert (one.teacher.input_tokens, one.teacher.output_tokens) == (912 + added, 40 + 24)
+    assert one.student == intended(bare).student
+    assert one.tokens == intended(bare).tokens + added // 4 + 24
+
+
+def test_exemplars_are_not_reserved_for_where_they_have_no_part() -> None:
+    bare = plan()
+    assert bare.guidance is not None
+    primed = structs.replace(bare, guidance=structs.replace(bare.guidance, projection=PRIMED))
+    asked = parse_text_completion(b'{"model": "chat", "prompt": "Q: Why? A:", "max_tokens": 100}')
+    ones = [intend(draft(one), one, worst_case(one, asked, PRICES), "ann") for one in (primed, bare)]
+    assert ones[0].teacher == ones[1].teacher
+
+
+def test_a_long_introduction_is_reserved_for() -> None:
+    bare = plan(placement="context")
+    assert bare.guidance is not None
+    long = replace(CUTOFF, introduction="{guidance}" + "a" * 1000)
+    one = intended(structs.replace(bare, guidance=structs.replace(bare.guidance, projection=long)))
+    assert one.student is not None
+    assert one.student.input_tokens == 1552 + 1010 - 256
+
+
+def test_what_a_request_will_use_is_told_apart_from_what_it_may_come_to() -> None:
+    """Four bytes a token; both engines read the prompt, and the student the guidance."""
+    assert intended(plan()).tokens == 100 + 100 + 100 + 2 * 40
+    assert intended(plan("student")).tokens == 100 + 100
+
+
+def test_a_picture_is_larger_than_its_address() -> None:
+    parts = [{"type": "text", "text": "what is it"}, {"type": "image_url", "image_url": {"url": "https://x.example/a"}}]
+    one = intended(plan("student"), pictures=1, body={"messages": [{"role": "user", "content": parts}]})
+    assert one.student is not None
+    assert one.student.input_tokens == 400 + 512 + 16_384
+
+
+@pytest.mark.parametrize(
+    ("mode", "role", "other"), [("student", "student", "teacher"), ("teacher", "teacher", "student")]
+)
+def test_a_request_of_one_engine_reserves_for_that_one(mode: str, role: str, other: str) -> None:
+    one = intended(plan(mode))
+    share = getattr(one, role)
+    assert (share.input_tokens, share.output_tokens) == (912, 100)
+    assert one.reserved_usd == share.cost_usd
+    assert getattr(one, other) is None
+    assert one.mode == mode
+
+
+def test_a_guided_route_that_goes_unguided_says_so() -> None:
+    """The teacher will not be asked."""
+    one = intended(structs.replace(plan(), guidance=None, unguided="tools"))
+    assert (one.mode, one.unguided, one.teacher) == ("student", "tools", None)
+
+
+def test_each_choice_may_be_as_long_as_the_limit() -> None:
+    one = intended(plan("student"), body={"n": 3})
+    assert one.student is not None
+    assert one.student.output_tokens == 300
+
+
+def test_without_a_limit_the_largest_answer_of_the_engine_is_reserved_for() -> None:
+    """Where nobody states it, the default is, and said to be the least."""
+    one, asked = structs.replace(plan("student"), max_tokens=None), chat(body={"n": 2})
+    for most, tokens, at_least in (
+        (EngineMaxima({"small": 4096}, {}), 8192, False),
+        (unknown_max_output, 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
+    ):
+        share = intend(draft(one), one, worst_case(one, asked, PRICES, most), "ann").student
+        assert share is not None
+        assert (share.output_tokens, share.at_least) == (tokens, at_least)
+
+
+def test_a_limit_on_tokens_takes_an_answer_without_one_for_an_ordinary_one() -> None:
+    """The estimate at admission is corrected by the receipt; the largest answer would fit no limit."""
+    assert intended(structs.replace(plan("student"), max_tokens=None)).tokens == 100 + 1024
+
+
+def test_an_abandoned_request_costs_what_was_reserved_and_saves_nothing() -> None:
+    """Nobody knows what it spent or would have spent: all of it is marked as an estimate."""
+    one = intended(plan())
+    receipt = abandoned(one, now=one.created + 12.5)
+    assert (receipt.status, receipt.mode) == ("abandoned", "guided")
+    assert receipt.cost_usd == receipt.baseline_usd == one.reserved_usd > 0
+    assert receipt.savings_usd == 0
+    assert receipt.baseline_estimated
+    assert receipt.teacher is not None
+    assert receipt.student is not None
+    assert receipt.teacher.estimated
+    assert receipt.student.estimated
+    assert [(attempt.engine, attempt.error) for attempt in receipt.attempts] == [("small", "abandoned")]
+    shares = (receipt.teacher, receipt.student, *(attempt.share for attempt in receipt.attempts))
+    assert receipt.cost_usd == sum(share.cost_usd for share in shares if share is not None)
+    assert receipt.timings.total_ms == 12_500
+    assert abandoned(one, now=one.created - 5).timings.total_ms == 0, "clocks of two machines differ"
+    same = {"id", "created", "tenant", "key", "route", "stream"}
+    assert {name: getattr(receipt, name) for name in same} == {name: getattr(one, name) for name in same}
+
+
+def test_an_intent_survives_its_way_through_redis() -> None:
+    """Money as text."""
+    one = intended(plan())
+    raw = one.to_json()
+    assert Intent.from_json(raw) == one
+    assert b'"reserved_usd":"0.002944800000"' in raw
+    with pytest.raises(msgspec.DecodeError):
+        Intent.from_json(b"what is this")
+
+
+def test_an_intent_tells_of_no_word_that_was_said() -> None:
+    """Prompts do not travel through Redis."""
+    one: Draft = draft(plan())
+    assert b"ship" not in intend(one, one.plan, worst_case(one.plan, chat(), PRICES), "ann").to_json()
+
+
+def test_a_shadow_is_told_apart_also_when_its_process_died() -> None:
+    """By its mode, and by the request beside which it was made."""
+    shadow = msgspec.structs.replace(draft(plan()), shadow_of="req_1")
+    one = Intent.from_json(intend(shadow, shadow.plan, worst_case(shadow.plan, chat(), PRICES), "ann").to_json())
+    receipt = abandoned(one, now=one.created + 1)
+    assert (one.mode, receipt.mode, receipt.shadow_of) == ("shadow", "shadow", "req_1")
+    assert receipt.cost_usd == intended(plan()).reserved_usd

@@ -1,0 +1,377 @@
+"""Settling: each draft once, off the event loop where tokens must be estimated, and seen alike everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from decimal import Decimal
+from io import StringIO
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.accounting import baseline as baseline_module
+from gateway.accounting import draft as draft_module
+from gateway.accounting import ledger as ledger_module
+from gateway.accounting import shares as shares_module
+from gateway.accounting.baseline import Encoding
+from gateway.accounting.ledger import Ledger
+from gateway.accounting.log_sample import LogSample
+from gateway.accounting.worst_case import worst_case
+from gateway.engines.base import Usage
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.drafts import ENCODINGS, PRICES, call, chat, closed, draft, guided, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.accounting.receipt import Receipt
+
+
+class ListStore:
+    """A store that keeps what it was handed."""
+
+    def __init__(self) -> None:
+        self.receipts: list[Receipt] = []
+
+    def put(self, receipt: Receipt) -> None:
+        self.receipts.append(receipt)
+
+
+class Books:
+    """A ledger with everything that sees its receipts."""
+
+    def __init__(self, encodings: Mapping[str, Encoding] = ENCODINGS) -> None:
+        self.store = ListStore()
+        self.metrics = Metrics()
+        self.tasks = Tasks()
+        self.ledger = Ledger(
+            self.store,
+            prices=PRICES,
+            encodings=encodings,
+            owner="ann",
+            metrics=self.metrics,
+            tasks=self.tasks,
+            sample=LogSample(1.0, None),
+        )
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def books() -> Books:
+    return Books()
+
+
+@pytest.fixture
+def counting_thread(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The threads in which text was counted."""
+    threads: list[int] = []
+    count = shares_module.count_text
+
+    def counted(encoding: str, text: str) -> int:
+        threads.append(threading.get_ident())
+        return count(encoding, text)
+
+    monkeypatch.setattr(shares_module, "count_text", counted)
+    return threads
+
+
+def uncounted_draft() -> draft_module.Draft:
+    return draft(plan("student"), student=call("small", None, text=StringIO("a story")))
+
+
+async def test_a_counted_draft_settles_as_soon_as_its_reply_has_left(books: Books) -> None:
+    """No task, no thread: the sums are done when `settle` returns, and all else in the loop's next turn."""
+    one = guided()
+    books.ledger.settle(one, "ok")
+    assert one.receipt is not None
+    assert books.store.receipts == []
+    await asyncio.sleep(0)
+    assert books.store.receipts == [one.receipt]
+    assert await books.tasks.drain(0) == 0
+
+
+async def test_estimates_do_not_hold_the_event_loop(books: Books, counting_thread: list[int]) -> None:
+    """Counting takes milliseconds, so it runs in a thread; draining waits for it."""
+    books.ledger.settle(uncounted_draft(), "client_gone")
+    assert books.store.receipts == []
+    assert await books.tasks.drain(5) == 0
+    (receipt,) = books.store.receipts
+    assert receipt.status == "client_gone"
+    assert receipt.student is not None
+    assert receipt.student.estimated
+    await books.ledger.close(uncounted_draft())
+    assert len(counting_thread) == 2
+    assert threading.get_ident() not in counting_thread
+
+
+@pytest.fixture
+def recounting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where the baseline model's own tokenizer is known: the threads in which it counted."""
+    threads: list[int] = []
+    count = baseline_module.count_text
+
+    def counted(encoding: str, text: str) -> int:
+        threads.append(threading.get_ident())
+        return count(encoding, text)
+
+    monkeypatch.setattr(baseline_module, "count_text", counted)
+    return threads
+
+
+def tokenizing() -> Books:
+    """A ledger that knows the tokenizer of `big`."""
+    return Books(ENCODINGS | {"big": Encoding("cl100k_base", own=True)})
+
+
+def written() -> draft_module.Draft:
+    return guided(
+        teacher=call("big", 100, 4), student=call("small", 150, 5, text=StringIO(" sailed far away.")),
+        kept_tokens=4, opening="Once a ship",
+    )  # fmt: skip
+
+
+async def test_a_baseline_is_counted_behind_the_reply_and_off_the_event_loop(recounting: list[int]) -> None:
+    """Where the reply does not show it, it holds up nobody; but for that, the receipt is what the reply was told."""
+    books, one = tokenizing(), written()
+    told = await books.ledger.close(one, shown=False)
+    assert (one.receipt, recounting, told.baseline_basis) == (None, [], "estimate")
+    books.ledger.settle(one, "ok")
+    assert books.store.receipts == []
+    assert await books.tasks.drain(5) == 0
+    (kept,) = books.store.receipts
+    assert kept.baseline_basis == "tokenizer"
+    assert kept.baseline_error_usd is not None
+    assert told.baseline_error_usd is not None
+    assert kept.baseline_error_usd < told.baseline_error_usd
+    same = {"baseline_basis", "baseline_error_usd", "baseline_usd", "baseline_estimated", "savings_usd"}
+    assert all(getattr(kept, name) == getattr(told, name) for name in set(kept.__struct_fields__) - same)
+    assert recounting
+    assert threading.get_ident() not in recounting
+
+
+async def test_a_baseline_that_the_reply_shows_is_counted_before(recounting: list[int]) -> None:
+    """The reply and the receipt say the same; and it is not counted twice."""
+    books, one = tokenizing(), written()
+    shown = await books.ledger.close(one)
+    assert shown.baseline_basis == "tokenizer"
+    times = len(recounting)
+    books.ledger.settle(one, "ok")
+    await asyncio.sleep(0)
+    assert books.store.receipts == [shown]
+    assert len(recounting) == times > 0
+    assert threading.get_ident() not in recounting
+
+
+async def test_a_request_that_fails_behind_its_reply_says_so_on_the_receipt() -> None:
+    """What the reply was told is not kept then."""
+    books, one = tokenizing(), written()
+    await books.ledger.close(one, shown=False)
+    books.ledger.settle(one, "internal")
+    await books.tasks.drain(5)
+    assert [receipt.status for receipt in books.store.receipts] == ["internal"]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_a_process_that_cannot_keep_up_with_counting_states_estimates(
+    recounting: list[int], monkeypatch: pytest.MonkeyPatch, *, shown: bool
+) -> None:
+    """No more are counted at a time than that; the others wait for nothing."""
+    monkeypatch.setattr(ledger_module, "MOST_RECOUNTS", 0)
+    books, one = tokenizing(), written()
+    await books.ledger.close(one, shown=shown)
+    books.ledger.settle(one, "ok")
+    await asyncio.sleep(0)
+    assert [receipt.baseline_basis for receipt in books.store.receipts] == ["estimate"]
+    assert recounting == []
+
+
+async def test_no_more_baselines_are_counted_at_a_time_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they last; later ones are counted again."""
+    monkeypatch.setattr(ledger_module, "MOST_RECOUNTS", 3)
+    go = threading.Event()
+    count = baseline_module.count_text
+
+    def slow(encoding: str, text: str) -> int:
+        assert go.wait(5)
+        return count(encoding, text)
+
+    monkeypatch.setattr(baseline_module, "count_text", slow)
+    books = tokenizing()
+    for _ in range(8):
+        books.ledger.settle(written(), "ok")
+    while len(books.store.receipts) < 5:
+        await asyncio.sleep(0)
+    assert {receipt.baseline_basis for receipt in books.store.receipts} == {"estimate"}
+    go.set()
+    assert await books.tasks.drain(5) == 0
+    assert Counter(one.baseline_basis for one in books.store.receipts) == {"estimate": 5, "tokenizer": 3}
+    books.ledger.settle(written(), "ok")
+    assert await books.tasks.drain(5) == 0
+    assert books.store.receipts[-1].baseline_basis == "tokenizer"
+
+
+async def test_an_exact_baseline_is_never_counted_again(recounting: list[int]) -> None:
+    books = tokenizing()
+    books.ledger.settle(draft(plan("teacher"), teacher=call("big", 100, 200)), "ok")
+    await asyncio.sleep(0)
+    assert [receipt.baseline_basis for receipt in books.store.receipts] == ["engine"]
+    assert recounting == []
+
+
+async def test_a_receipt_that_was_shown_is_the_one_that_is_kept(books: Books, counting_thread: list[int]) -> None:
+    """The reply shows it, then the request settles: the same, once, and not counted anew."""
+    for one in (guided(), uncounted_draft()):
+        shown = await books.ledger.close(one)
+        assert await books.ledger.close(one) is shown
+        books.ledger.settle(one, "client_gone")
+        await asyncio.sleep(0)
+        assert books.store.receipts.pop() is shown
+        assert shown.status == "ok"
+    assert books.store.receipts == []
+    assert len(counting_thread) == 1
+
+
+async def test_what_nobody_has_time_to_count_is_bounded_by_its_bytes(
+    books: Books, counting_thread: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd that disconnects makes no queue of bodies: its answers settle at once, for no less."""
+    monkeypatch.setattr(ledger_module, "MAX_ESTIMATES", 1)
+    ones = [uncounted_draft() for _ in range(3)]
+    for one in ones:
+        one.request = chat()
+        one.reserved = worst_case(one.plan, one.request, PRICES)
+        books.ledger.settle(one, "client_gone")
+    await books.tasks.drain(5)
+    shares = [receipt.student for receipt in books.store.receipts]
+    reserved = worst_case(ones[0].plan, chat(), PRICES).bounds["finisher", "small"]
+    read = sorted(share.input_tokens for share in shares if share is not None)
+    assert read[0] < read[1] == read[2] == reserved.input_tokens
+    assert len(counting_thread) == 1
+
+
+async def test_usage_that_cannot_be_is_counted_by_engine_and_reason(books: Books) -> None:
+    for usage in (Usage(10**9, 1), Usage(9, 10**9), Usage(9, 0), Usage(9, 3)):
+        one = uncounted_draft()
+        one.request = chat()
+        one.reserved = worst_case(one.plan, one.request, PRICES)
+        assert one.student is not None
+        one.student.usage = usage
+        books.ledger.settle(one, "ok")
+    await books.tasks.drain(5)
+    await asyncio.sleep(0)
+    assert books.value("gkt_engine_usage_errors_total", engine="small", reason="too_high") == 2
+    assert books.value("gkt_engine_usage_errors_total", engine="small", reason="too_low") == 1
+
+
+async def test_a_caller_that_leaves_while_tokens_are_counted_is_on_the_receipt(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread runs on when its waiter is cancelled, and must not fix the receipt as if all had gone well."""
+    go, begun, counted = threading.Event(), threading.Event(), threading.Event()
+    count = shares_module.count_text
+
+    def slow(encoding: str, text: str) -> int:
+        begun.set()
+        assert go.wait(5)
+        try:
+            return count(encoding, text)
+        finally:
+            counted.set()
+
+    monkeypatch.setattr(shares_module, "count_text", slow)
+    one = uncounted_draft()
+    closing = asyncio.ensure_future(books.ledger.close(one))  # noqa: TID251
+    assert await asyncio.to_thread(begun.wait, 5)
+    closing.cancel()
+    await asyncio.wait([closing])
+    go.set()
+    assert await asyncio.to_thread(counted.wait, 5)
+    await asyncio.sleep(0.02)  # the thread's last steps
+    books.ledger.settle(one, "client_gone")
+    assert await books.tasks.drain(5) == 0
+    assert [receipt.status for receipt in books.store.receipts] == ["client_gone"]
+
+
+async def test_a_shadow_that_went_without_guidance_is_no_answer_that_did(books: Books) -> None:
+    """Nobody saw it, and it is counted among shadows: beside it alone every answer of its route would have failed."""
+    shadow = draft(plan(), student=call("small", 10, 5), unguided="teacher_late")
+    shadow.shadow_of = "req_1"
+    for one in (shadow, draft(plan(), student=call("small", 10, 5), unguided="teacher_failed")):
+        books.ledger.settle(one, "ok")
+    await asyncio.sleep(0)  # what is settled is counted when its reply has left
+    assert len(books.store.receipts) == 2
+    assert books.value("gkt_unguided_total", route="chat", reason="teacher_late") == 0
+    assert books.value("gkt_unguided_total", route="chat", reason="teacher_failed") == 1
+
+
+async def test_the_metrics_equal_the_receipts(books: Books) -> None:
+    """Every sum over the receipts is a counter's value: outcomes, money, tokens, batches, stages."""
+    drafts = [
+        guided(student=call("small", 150, 160, 20, 30)),
+        guided(student=None, complete=True),
+        draft(plan("teacher"), teacher=call("big", 50, 60, 10, 15)),
+        draft(plan("student"), student=call("small", 70, 80)),
+        draft(plan(), student=call("small", 10, 5), unguided="teacher_late"),
+        draft(plan()),
+        uncounted_draft(),
+        guided(teacher=call("big", 100, 40, shared="flight"), batch=None, granted=None),
+        guided(teacher=call("big", 100, 40, shared="cache"), batch=None, granted=None),
+    ]
+    for one in drafts:
+        books.ledger.settle(one, "overloaded" if one is drafts[5] else "ok")
+    await books.tasks.drain(5)
+    receipts = books.store.receipts
+    assert sorted(receipt.id for receipt in receipts) == sorted(one.id for one in drafts)
+
+    where = {"tenant": "acme", "route": "chat"}
+    outcomes = Counter((receipt.mode, receipt.status) for receipt in receipts)
+    assert len(outcomes) == 5
+    for (mode, status), count in outcomes.items():
+        assert books.value("gkt_requests_total", **where, mode=mode, status=status) == count
+    assert books.value("gkt_unguided_total", route="chat", reason="teacher_late") == 1
+    for name in ("cost_usd", "baseline_usd"):
+        total = sum((getattr(receipt, name) for receipt in receipts), Decimal(0))
+        assert books.value(f"gkt_{name}_total", **where) == pytest.approx(float(total))
+    for role, engine in (("teacher", "big"), ("student", "small")):
+        shares = [share for receipt in receipts if (share := getattr(receipt, role)) is not None and not share.shared]
+        expected = {
+            "input": sum(
+                share.input_tokens - share.cached_input_tokens - share.cache_write_input_tokens for share in shares
+            ),
+            "cached": sum(share.cached_input_tokens for share in shares),
+            "cache_write": sum(share.cache_write_input_tokens for share in shares),
+            "output": sum(share.output_tokens for share in shares),
+        }
+        for direction, tokens in expected.items():
+            labels = {"tenant": "acme", "role": role, "engine": engine, "direction": direction}
+            assert books.value("gkt_tokens_total", **labels) == tokens > 0
+    for source, count in (("teacher", 2), ("flight", 1), ("cache", 1)):
+        assert books.value("gkt_guidance_total", teacher="big", source=source) == count
+    assert books.value("gkt_stage_seconds_sum", stage="teacher", mode="guided") == pytest.approx(0.75)
+    assert books.value("gkt_stage_seconds_count", stage="total", mode="student") == 3
+    assert books.value("gkt_stage_seconds_count", stage="batch_wait", mode="student") == 0
+
+
+async def test_each_request_is_one_line_in_the_log(books: Books) -> None:
+    """The whole receipt, so that the log alone can rebuild the books; and no word of prompt or answer."""
+    one = guided()
+    with capture_logs() as logs:
+        books.ledger.settle(one, "ok")
+        await asyncio.sleep(0)
+    (line,) = logs
+    assert line["event"] == "request"
+    assert line["id"] == one.id
+    assert line["cost_usd"] == "0.000710000000"
+    assert "ship" not in str(line)
+
+
+async def test_a_draft_with_an_unknown_model_fails_in_the_open() -> None:
+    """A model without a price is a bug of the configuration, and no receipt may say 0."""
+    with pytest.raises(KeyError):
+        closed(draft(plan("teacher"), teacher=call("unpriced", 10, 10)))

@@ -1,0 +1,197 @@
+"""What a tenant or a key may use in a minute and at a time: counted by Redis, for every process, to the last one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from gateway.accounting.intent import abandoned
+from gateway.accounting.redis_ledger import Settlement
+from tests.accounting.counts import LEASE_S, Counted, key, tenant
+from tests.accounting.drafts import candidate, intent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@pytest_asyncio.fixture
+async def counted(redis_url: str) -> AsyncIterator[Counted]:
+    async with Redis.from_url(redis_url) as redis:
+        yield Counted(redis)
+
+
+async def test_requests_of_a_minute_are_counted_over_all_processes(counted: Counted) -> None:
+    """Three processes, 90 callers at once, one limit of 40: 40 go on, and not one more."""
+    scope = tenant(rpm=40)
+    verdicts = await asyncio.gather(*(counted.ask(scope, by=name) for _ in range(30) for name in counted.processes))
+    assert Counter(verdict.no is None for verdict in verdicts) == {True: 40, False: 50}
+    refusals = [verdict.no for verdict in verdicts if verdict.no is not None]
+    assert {(no.limit, no.most, no.used, no.need) for no in refusals} == {("requests", "40", "40", "1")}
+    assert all(59 < no.retry_us / 1e6 <= 60.2 for no in refusals)
+
+
+async def test_a_minute_slides(counted: Counted) -> None:
+    """Each request leaves sixty seconds after it came, and a tenth of a second; none before."""
+    scope = tenant(rpm=2)
+    assert (await counted.ask(scope)).no is None
+    await counted.grow_older(scope, 40)
+    assert (await counted.ask(scope)).no is None
+    refused = (await counted.ask(scope)).no
+    assert refused is not None
+    assert 19 < refused.retry_us / 1e6 <= 20.2
+    await counted.grow_older(scope, 19)
+    assert (await counted.ask(scope)).no is not None
+    await counted.grow_older(scope, 1.3)
+    assert (await counted.ask(scope)).no is None
+    assert (await counted.ask(scope)).no is not None
+
+
+async def test_what_has_left_the_minute_leaves_redis(counted: Counted) -> None:
+    scope = tenant(rpm=1000, tpm=100_000)
+    for _ in range(3):
+        await counted.ask(scope)
+        await counted.grow_older(scope, 61)
+    await counted.ask(scope)
+    window = counted.keys.scope("acme", "tenant")[0]
+    assert len(await counted.redis.hgetall(window)) == 5  # from, two sums, and one slot of each
+    assert 0 < await counted.redis.pttl(window) <= 60_200
+
+
+async def test_tokens_are_taken_at_their_estimate_and_corrected_by_the_receipt(counted: Counted) -> None:
+    """In both directions, in the minute in which the request came."""
+    scope = tenant(tpm=100)
+    assert (await counted.ask(scope, tokens=60)).no is None
+    first = counted.last
+    refused = (await counted.ask(scope, tokens=60)).no
+    assert refused is not None
+    assert (refused.limit, refused.used, refused.need) == ("tokens", "60", "60")
+    await counted.settle(first, tokens=30)
+    assert (await counted.ask(scope, tokens=60)).no is None
+    await counted.settle(counted.last, tokens=75)
+    refused = (await counted.ask(scope, tokens=1)).no
+    assert refused is not None
+    assert refused.used == "105"
+
+
+async def test_a_receipt_of_an_older_minute_changes_nothing_of_this_one(counted: Counted) -> None:
+    scope = tenant(tpm=100)
+    await counted.ask(scope, tokens=60)
+    old = counted.last
+    await counted.grow_older(scope, 70)
+    slot, rest = (await counted.redis.hget(counted.keys.intents("acme", "ann"), old.id)).split(b"|", 1)
+    await counted.redis.hset(counted.keys.intents("acme", "ann"), old.id, str(int(slot) - 700).encode() + b"|" + rest)
+    assert (await counted.ask(scope, tokens=90)).no is None
+    await counted.settle(old, tokens=5)
+    refused = (await counted.ask(scope, tokens=20)).no
+    assert refused is not None
+    assert refused.used == "90"
+
+
+async def test_who_waits_as_long_as_it_is_told_has_room(counted: Counted) -> None:
+    """For as many tokens as it asked for: the oldest leave first."""
+    scope = tenant(tpm=100)
+    for tokens in (10, 20, 70):
+        assert (await counted.ask(scope, tokens=tokens)).no is None
+        await counted.grow_older(scope, 10)
+    refused = (await counted.ask(scope, tokens=25)).no
+    assert refused is not None
+    assert 39 < refused.retry_us / 1e6 <= 40.2
+    await counted.grow_older(scope, refused.retry_us / 1e6 + 0.1)
+    assert (await counted.ask(scope, tokens=25)).no is None
+
+
+async def test_a_request_larger_than_the_limit_never_fits(counted: Counted) -> None:
+    refused = (await counted.ask(tenant(tpm=100), tokens=101)).no
+    assert refused is not None
+    assert (refused.limit, refused.most, refused.need, refused.retry_us) == ("tokens", "100", "101", 0)
+
+
+async def test_a_key_is_counted_beside_its_tenant(counted: Counted) -> None:
+    """What a key refuses costs the tenant nothing, and the other way round."""
+    both = tenant(rpm=3), key(rpm=2)
+    assert [(await counted.ask(*both)).no is None for _ in range(3)] == [True, True, False]
+    other = tenant(rpm=3), key(rpm=2, name="key:other")
+    assert [(await counted.ask(*other)).no is None for _ in range(2)] == [True, False]
+    refused = (await counted.ask(*other)).no
+    assert refused is not None
+    assert (refused.scope, refused.limit) == (1, "requests")
+
+
+async def test_callers_hear_of_the_limit_that_has_least_left(counted: Counted) -> None:
+    verdict = await counted.ask(tenant(rpm=100, tpm=50), key(rpm=2, tpm=1000))
+    assert verdict.left is not None
+    requests, tokens = verdict.left["requests"], verdict.left["tokens"]
+    assert (requests.most, requests.left, tokens.most, tokens.left) == (2, 1, 50, 40)
+    assert 59 < requests.reset_us / 1e6 <= 60.2
+    assert (await counted.ask()).left is None
+
+
+async def test_no_more_run_at_a_time_than_may(counted: Counted) -> None:
+    """Over all processes; each that ends makes room for one."""
+    scope = tenant(parallel=5)
+    ones = [intent(name) for _ in range(4) for name in counted.processes]
+    verdicts = await asyncio.gather(*(counted.ask(scope, by=one.owner, one=one) for one in ones))
+    held = [one for one, verdict in zip(ones, verdicts, strict=True) if verdict.no is None]
+    assert len(held) == 5
+    assert {verdict.no.limit for verdict in verdicts if verdict.no is not None} == {"parallel"}
+    charged = msgspec.structs.replace(held[0], charges=(scope.charge,))
+    await counted.settle(charged, tokens=1, by=held[0].owner)
+    assert [(await counted.ask(scope, by="bob")).no is None for _ in range(2)] == [True, False]
+
+
+async def test_what_a_dead_process_held_is_free_after_a_lease(counted: Counted) -> None:
+    """Before anybody has settled what it left; and not while it is heard of."""
+    scope = tenant(parallel=2)
+    await counted.ask(scope, by="ann")
+    await counted.ask(scope, by="bob")
+    assert (await counted.ask(scope, by="carl")).no is not None
+    for _ in range(4):
+        await asyncio.sleep(LEASE_S / 3)
+        await counted.processes["bob"].exchange([], [], ["acme"])  # it lives, and has nothing new
+    assert (await counted.ask(scope, by="carl")).no is None
+    assert (await counted.ask(scope, by="carl")).no is not None
+
+
+async def test_the_dead_are_settled_once_and_give_nothing_back_twice(counted: Counted) -> None:
+    scope = tenant(parallel=2, tpm=1000)
+    await counted.ask(scope, by="ann", tokens=100)
+    left = counted.last
+    settlement = {left.id: Settlement(abandoned(left, 0), left)}
+    for name in ("bob", "carl", "bob"):
+        await counted.processes[name].abandon("acme", "ann", settlement)
+    await counted.settle(left, tokens=1)
+    assert [(await counted.ask(scope, by="bob")).no is None for _ in range(3)] == [True, True, False]
+    assert await counted.redis.hgetall(counted.keys.scope("acme", "tenant")[1]) == {b"bob": b"2"}
+
+
+async def test_a_command_that_is_run_twice_counts_once(counted: Counted) -> None:
+    """The connection may break after Redis ran it; the client then sends it again."""
+    scope = tenant(rpm=10, parallel=10)
+    one = intent()
+    verdicts = [await counted.ask(scope, one=one) for _ in range(3)]
+    assert [verdict.variant for verdict in verdicts] == [1, 1, 1]
+    await counted.ask(scope)
+    held = await counted.redis.hmget(counted.keys.scope("acme", "tenant")[0], "requests")
+    assert held == [b"2"]
+
+
+async def test_what_was_let_in_unasked_is_counted_when_redis_is_back(counted: Counted) -> None:
+    """Even past the limit; those who come later find it spent."""
+    scope = tenant(rpm=2, parallel=9)
+    ones = [candidate(intent(), scope, force=True) for _ in range(3)]
+    brought = await counted.processes["ann"].exchange(ones, [])
+    assert all(verdict.no is None for verdict, _, _ in brought.verdicts.values())
+    refused = (await counted.ask(scope)).no
+    assert refused is not None
+    assert refused.used == "3"
+
+
+async def test_tenants_without_limits_leave_nothing_but_their_intents(counted: Counted) -> None:
+    await counted.ask()
+    names = {name.decode().rpartition(":")[2] for name in await counted.redis.keys(f"*{counted.keys.prefix}:*")}
+    assert names == {"ann", "owners"}

@@ -1,0 +1,220 @@
+"""Limits and budgets of one process while Redis cannot count."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from gateway.accounting.local_limits import FRESH_S, LocalLimits
+from gateway.accounting.redis_ledger import Candidate, Variant
+from gateway.accounting.scopes import Scope
+from tests.accounting.drafts import intent
+from tests.accounting.purse import budget
+
+if TYPE_CHECKING:
+    from gateway.accounting.verdict import Verdict
+
+DOLLAR = 10**12
+
+
+def asks(usd: str, *scopes: Scope, tokens: int = 0, more: dict[int, str] | None = None) -> Candidate:
+    """A request that may cost so much; `more`: other ways to answer it, by kind."""
+    first = msgspec.structs.replace(intent(), reserved_usd=Decimal(usd), tokens=tokens)
+    others = (
+        Variant(kind, msgspec.structs.replace(first, reserved_usd=Decimal(most))) for kind, most in (more or {}).items()
+    )
+    return Candidate(scopes, (Variant(1, first), *others))
+
+
+class Alone:
+    """One process that cannot ask Redis."""
+
+    def __init__(self, fleet: int = 1, joined_s: float = 0.0) -> None:
+        self.limits = LocalLimits(lambda: fleet, lambda: joined_s)
+        self.now_s = 1000.0
+        self.under_way: list[Candidate] = []
+
+    def decide(self, candidate: Candidate) -> Verdict:
+        return self.limits.admit(candidate, self.under_way, self.now_s)
+
+    def admits(self, candidate: Candidate) -> bool:
+        return self.decide(candidate).no is None
+
+    def back(self) -> None:
+        """Redis is back, and the fleet has settled."""
+        self.limits.recover(self.now_s)
+        while self.limits.is_settling(self.now_s):
+            self.now_s += 1
+        self.limits.recover(self.now_s)
+
+
+@pytest.mark.parametrize(("fleet", "admitted"), [(1, 5), (2, 2), (5, 1), (6, 0)])
+def test_a_fleet_shares_out_half_of_what_was_left(fleet: int, admitted: int) -> None:
+    """Ten requests would fit. All processes together admit five at most, each at its worst case."""
+    scope = budget("20")
+    one = Alone(fleet)
+    one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
+    assert [one.admits(asks("1", scope)) for _ in range(10)] == [True] * admitted + [False] * (10 - admitted)
+
+
+@pytest.mark.parametrize(("joined_ago_s", "admitted"), [(2.9, False), (3.0, True)])
+def test_a_process_that_the_others_may_not_know_yet_spends_nothing(joined_ago_s: float, admitted: bool) -> None:
+    scope = budget("20")
+    one = Alone(fleet=3, joined_s=1000.0 - joined_ago_s)
+    one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
+    assert one.admits(asks("1", scope)) is admitted
+
+
+def test_what_a_request_did_cost_takes_the_place_of_what_it_reserved() -> None:
+    scope = budget("20")
+    one = Alone()
+    one.limits.learn("acme", scope, 4 * DOLLAR, one.now_s)
+    first = asks("2", scope)
+    assert one.admits(first)
+    assert not one.admits(asks("1", scope))
+    one.limits.settle(first.id, Decimal("0.5"))
+    one.limits.settle(first.id, Decimal(0))  # a second time changes nothing
+    assert one.admits(asks("1.5", scope))
+    assert not one.admits(asks("0.000001", scope))
+
+
+def test_a_remainder_that_is_unknown_or_old_admits_only_what_costs_nothing() -> None:
+    scope = budget("20")
+    one = Alone()
+    assert not one.admits(asks("0.000001", scope))
+    assert one.admits(asks("0", scope))
+    old = Alone()
+    old.limits.learn("acme", scope, 10 * DOLLAR, old.now_s - FRESH_S - 1)
+    assert not old.admits(asks("1", scope))
+
+
+def test_a_remainder_does_not_age_while_redis_is_away() -> None:
+    scope = budget("20")
+    one = Alone()
+    one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
+    assert one.admits(asks("1", scope))
+    one.now_s += 10 * FRESH_S
+    assert one.admits(asks("1", scope))
+
+
+def test_the_tenants_and_the_keys_budget_both_need_room() -> None:
+    tenant, key = budget("20"), budget("5", name="key:only")
+    one = Alone()
+    one.limits.learn("acme", tenant, 20 * DOLLAR, one.now_s)
+    one.limits.learn("acme", key, 2 * DOLLAR, one.now_s)
+    assert one.admits(asks("1", tenant, key))
+    refused = one.decide(asks("1", tenant, key))
+    assert refused.no is not None
+    assert (refused.no.limit, refused.no.scope) == ("budget", 2)
+
+
+def test_a_budget_that_wants_the_student_alone_takes_the_cheaper_answer() -> None:
+    scope = budget("20", on_hard="student_only")
+    one = Alone()
+    one.limits.learn("acme", scope, 2 * DOLLAR, one.now_s)
+    assert one.decide(asks("2", scope, more={3: "0.5"})).variant == 3
+    assert one.decide(asks("0.5", scope, more={3: "0.1"})).variant == 1
+
+
+def test_what_redis_is_told_is_no_longer_held_here_and_what_it_is_not_still_is() -> None:
+    """A flapping Redis: the new remainder contains what Redis was told, and not the rest."""
+    scope = budget("20")
+    one = Alone()
+    one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
+    told, untold = asks("2", scope), asks("2", scope)
+    assert one.admits(told)
+    assert one.admits(untold)
+    one.limits.told([told.id])
+    one.back()
+    one.limits.learn("acme", scope, 8 * DOLLAR, one.now_s)
+    assert one.admits(asks("2", scope))
+    assert not one.admits(asks("0.5", scope))
+
+
+@pytest.mark.parametrize(("away_s", "settles_s"), [(0.5, 2.5), (60.0, 10.0)])
+def test_a_process_keeps_to_its_part_until_the_others_have_told_redis_what_they_spent(
+    away_s: float, settles_s: float
+) -> None:
+    scope = budget("20")
+    one = Alone()
+    one.limits.learn("acme", scope, 10 * DOLLAR, one.now_s)
+    spent = asks("4", scope)
+    assert one.admits(spent)
+    one.now_s += away_s
+    one.limits.told([spent.id])
+    one.limits.recover(one.now_s)
+    one.limits.learn("acme", scope, 6 * DOLLAR, one.now_s)
+    assert one.limits.is_settling(one.now_s + settles_s - 0.1)
+    assert not one.limits.is_settling(one.now_s + settles_s)
+    assert not one.admits(asks("2", scope))
+    assert one.admits(asks("1", scope))
+    one.limits.fail()
+    assert not one.limits.is_settling(one.now_s), "Redis is away again"
+    one.limits.recover(one.now_s + 1)
+    assert one.limits.is_settling(one.now_s + 1 + settles_s - 0.1)
+
+
+def test_what_is_lost_counts_until_redis_is_back() -> None:
+    scope = budget("20")
+    one = Alone()
+    one.limits.learn("acme", scope, 2 * DOLLAR, one.now_s)
+    lost = asks("1", scope)
+    assert one.admits(lost)
+    one.limits.settle(lost.id, Decimal(1))
+    one.limits.lost(lost.id)
+    assert not one.admits(asks("1", scope))
+    one.back()
+    assert one.admits(asks("1", scope))
+
+
+def test_limits_a_minute_are_divided_by_the_fleet_and_at_least_one() -> None:
+    for fleet, admitted in ((1, 4), (2, 2), (9, 1)):
+        one = Alone(fleet)
+        scope = Scope("tenant", 4, 0, 0)
+        assert [one.admits(asks("1", scope)) for _ in range(6)] == [True] * admitted + [False] * (6 - admitted)
+        one.now_s += 62
+        assert one.admits(asks("1", scope))
+
+
+def test_tokens_a_minute_are_counted_as_estimated() -> None:
+    one, scope = Alone(2), Scope("tenant", 0, 100, 0)
+    assert one.admits(asks("0", scope, tokens=40))
+    refused = one.decide(asks("0", scope, tokens=20)).no
+    assert refused is not None
+    assert (refused.limit, refused.most, refused.used, refused.need) == ("tokens", "50", "40", "20")
+    assert 0 < refused.retry_us <= 62_000_000
+
+
+def test_what_ran_when_redis_went_away_takes_its_room_in_parallel_and_no_money() -> None:
+    scope = msgspec.structs.replace(budget("20"), parallel=2)
+    one = Alone()
+    one.limits.learn("acme", scope, 2 * DOLLAR, one.now_s)
+    running = asks("100", scope)
+    one.under_way = [running]
+    assert one.admits(asks("0.5", scope))
+    refused = one.decide(asks("0.1", scope)).no
+    assert refused is not None
+    assert refused.limit == "parallel"
+    one.limits.settle(running.id, Decimal(100))
+    assert one.admits(asks("0.5", scope))
+
+
+def test_nothing_is_kept_of_an_outage_that_is_over() -> None:
+    scope = msgspec.structs.replace(budget("20"), rpm=100, parallel=100)
+    one = Alone()
+    one.limits.learn("acme", scope, 20 * DOLLAR, one.now_s)
+    ended, running = asks("1", scope), asks("1", scope)
+    assert one.admits(ended)
+    assert one.admits(running)
+    one.limits.settle(ended.id, Decimal(1))
+    one.limits.told([ended.id, running.id])
+    one.back()
+    assert (one.limits._holds, one.limits._uses, one.limits._lost) == ({}, {}, [])
+    without = Alone()
+    plain = asks("1", Scope("tenant", 5, 0, 0))
+    assert without.admits(plain)
+    without.limits.settle(plain.id, Decimal(1))
+    assert without.limits._holds == {}, "a limit without a budget needs no hold"

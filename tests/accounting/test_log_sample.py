@@ -1,0 +1,129 @@
+"""Which requests have a line: all that tell of trouble, and of the others as many as was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from pathlib import Path
+
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.accounting.ledger import Ledger
+from gateway.accounting.log_sample import AS_ASKED, LogSample
+from gateway.accounting.receipt import Attempt, Receipt
+from gateway.errors import EngineTimeout
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.drafts import ENCODINGS, PRICES, call, closed, draft, guided, plan
+
+ROOT = Path(__file__).parents[2]
+NONE = LogSample(0.0, 10.0)
+REASONS = re.findall(r"`(\w+)`", (ROOT / "docs/receipts.md").read_text().partition("## Why an answer was unguided")[2])
+
+
+def ordinary(request_id: str = "req_1", **more: object) -> Receipt:
+    return msgspec.structs.replace(closed(guided()), id=request_id, **more)  # type: ignore[arg-type]
+
+
+def test_all_have_their_line_unless_fewer_are_asked_for() -> None:
+    assert all(LogSample(1.0, None).takes(ordinary(f"req_{number}")) for number in range(1000))
+
+
+def test_about_the_part_that_was_asked_for_has_its_line() -> None:
+    ids = [f"req_{secrets.token_hex(12)}" for _ in range(20_000)]
+    taken = sum(LogSample(0.1, None).takes(ordinary(one)) for one in ids)
+    assert 1_750 < taken < 2_250  # six standard deviations
+
+
+def test_the_id_alone_draws_the_lot_and_a_larger_part_holds_the_smaller_one() -> None:
+    """So every process, and whoever samples more elsewhere, finds the same requests."""
+    ids = [f"req_{number}" for number in range(2000)]
+    few = {one for one in ids if LogSample(0.05, 1.0).takes(ordinary(one))}
+    again = {one for one in ids if LogSample(0.05, None).takes(ordinary(one, tenant="globex", stream=True))}
+    more = {one for one in ids if LogSample(0.5, None).takes(ordinary(one))}
+    assert few == again
+    assert few < more
+
+
+@pytest.mark.parametrize("status", ["engine_timeout", "client_gone", "shutdown", "abandoned", "internal"])
+def test_who_did_not_end_well_always_has_a_line(status: str) -> None:
+    assert NONE.takes(ordinary(status=status))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"attempts": (Attempt("big", EngineTimeout.label),)},
+        {"unguided": "teacher_late"},
+        {"unguided": "queue_full"},
+        {"unguided": "a_reason_that_comes_later"},
+    ],
+    ids=str,
+)
+def test_where_something_failed_on_the_way_there_is_always_a_line(more: dict[str, object]) -> None:
+    assert NONE.takes(ordinary(**more))
+
+
+def test_an_opening_that_was_cut_short_always_has_a_line() -> None:
+    one = ordinary()
+    assert one.guidance is not None
+    assert NONE.takes(
+        msgspec.structs.replace(one, guidance=msgspec.structs.replace(one.guidance, cut_short="teacher_late"))
+    )
+
+
+@pytest.mark.parametrize("reason", sorted(AS_ASKED))
+def test_what_a_caller_asked_for_is_no_failure(reason: str) -> None:
+    assert reason in REASONS
+    assert not NONE.takes(ordinary(unguided=reason))
+
+
+def test_the_slow_ones_always_have_a_line() -> None:
+    one = ordinary()
+    for total_ms, taken in ((9_999.9, False), (10_000.0, True), (60_000.0, True)):
+        slow = msgspec.structs.replace(one, timings=msgspec.structs.replace(one.timings, total_ms=total_ms))
+        assert NONE.takes(slow) is taken
+        assert not LogSample(0.0, None).takes(slow)
+
+
+def test_a_shadow_goes_with_its_request() -> None:
+    half = LogSample(0.5, None)
+    ids = [f"req_{number}" for number in range(500)]
+    assert [half.takes(ordinary(one)) for one in ids] == [
+        half.takes(ordinary(f"{one}-shadow", shadow_of=one, mode="shadow")) for one in ids
+    ]
+
+
+class Nowhere:
+    def __init__(self) -> None:
+        self.receipts: list[Receipt] = []
+
+    def put(self, receipt: Receipt) -> None:
+        self.receipts.append(receipt)
+
+
+async def test_a_line_that_is_left_out_is_counted_and_its_receipt_is_kept() -> None:
+    """And counts in every other metric as ever."""
+    metrics, store = Metrics(), Nowhere()
+    ledger = Ledger(
+        store,  # type: ignore[arg-type]
+        prices=PRICES,
+        encodings=ENCODINGS,
+        owner="ann",
+        metrics=metrics,
+        tasks=Tasks(),
+        sample=LogSample(0.0, None),
+    )
+    with capture_logs() as lines:
+        for status in ("ok", "ok", "engine_failed"):
+            ledger.settle(draft(plan("student"), student=call("small", 10, 10)), status)
+        ledger.abandoned(closed(guided(), "abandoned"))
+        await asyncio.sleep(0)
+    assert [line["status"] for line in lines] == ["abandoned", "engine_failed"]
+    assert metrics.registry.get_sample_value("gkt_log_requests_left_out_total") == 2
+    assert len(store.receipts) == 3
+    labels = {"tenant": "acme", "route": "chat", "mode": "student"}
+    assert metrics.registry.get_sample_value("gkt_requests_total", labels | {"status": "ok"}) == 2

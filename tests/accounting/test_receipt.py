@@ -1,0 +1,64 @@
+"""A receipt as JSON, and what of it the caller is told in the reply."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from gateway.accounting.receipt import Receipt
+from tests.accounting.drafts import closed, draft, guided, plan
+
+
+def test_a_receipt_survives_json() -> None:
+    """With every part, and with none."""
+    for receipt in (closed(guided()), closed(draft(plan("student")), "client_gone")):
+        assert Receipt.from_json(receipt.to_json()) == receipt
+
+
+def test_money_travels_as_text_without_an_exponent() -> None:
+    """A float would round it, and not every reader takes 1E-7."""
+    raw = json.loads(closed(guided()).to_json())
+    money = [raw["cost_usd"], raw["baseline_usd"], raw["savings_usd"]]
+    money += [raw[role]["cost_usd"] for role in ("teacher", "student")]
+    assert money[0] == "0.000710000000"
+    assert all(isinstance(amount, str) and "E" not in amount for amount in money)
+    nothing = json.loads(closed(draft(plan("student"))).to_json())
+    assert float(nothing["cost_usd"]) == 0
+    assert "E" not in nothing["cost_usd"]
+
+
+def test_what_is_no_receipt_is_refused() -> None:
+    """A key that holds something else must not become a receipt with holes."""
+    for raw in (b"{}", b"[]", b"not json"):
+        with pytest.raises(msgspec.DecodeError):
+            Receipt.from_json(raw)
+
+
+def test_the_caller_is_told_money_only_where_the_policy_shows_it() -> None:
+    """All else stands in the reply in any case."""
+    receipt = closed(guided())
+    shown, hidden = receipt.facts(show_cost=True), receipt.facts(show_cost=False)
+    money = {"cost_usd": "0.00071", "baseline_usd": "0.0022", "savings_usd": "0.00149", "savings_class": "guided"}
+    assert shown == hidden | money
+    assert hidden | {"total_ms": 0, "admission_ms": 0, "first_token_ms": 0} == {
+        "mode": "guided",
+        "teacher": "big",
+        "teacher_tokens": "100+40",
+        "student": "small",
+        "student_tokens": "150+160",
+        "guidance_tokens": 40,
+        "batch": "b7",
+        "batch_size": 12,
+        "admission_ms": 0,
+        "batch_wait_ms": 250,
+        "teacher_ms": 750,
+        "first_token_ms": 0,
+        "total_ms": 0,
+    }
+
+
+def test_the_reason_for_no_guidance_is_told() -> None:
+    """A guided route that was answered without guidance says why."""
+    assert closed(draft(plan(), unguided="teacher_late")).facts(show_cost=False)["unguided"] == "teacher_late"

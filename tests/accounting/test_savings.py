@@ -1,0 +1,176 @@
+"""Savings of single receipts: the class, what counts of it, and its error."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import msgspec
+import pytest
+
+from gateway.accounting.receipt import EngineShare, Receipt
+from gateway.accounting.savings import is_about_zero, measure, savings_class, savings_of, shown, with_savings
+from gateway.usage.previous_sums import row_of_previous
+from gateway.usage.rollup import Row
+from tests.accounting.drafts import PRICES, call, closed, draft, guided, plan
+from tests.usage.previous_version import previous_bytes
+
+
+@pytest.mark.parametrize(
+    ("found", "fields"),
+    [
+        ("guided", {}),
+        ("guided", {"mode": "teacher_complete"}),
+        ("guided", {"mode": "guidance"}),
+        ("guided", {"mode": "edge"}),
+        ("student_by_policy", {"mode": "student"}),
+        ("student_by_policy", {"mode": "embeddings"}),
+        *(
+            ("student_by_policy", {"mode": "student", "unguided": why})
+            for why in ("auto_short", "auto_rule", "auto_model", "student_confident", "budget")
+        ),
+        *(
+            ("teacher_unavailable", {"mode": "student", "unguided": why})
+            for why in ("teacher_late", "teacher_resting", "teacher_unreachable", "queue_full", "ticket_unreadable")
+        ),
+        ("teacher_unavailable", {"mode": "edge", "unguided": "teacher_late"}),
+        ("teacher_unavailable", {"mode": "edge", "unguided": "offline"}),
+        *(
+            ("not_guidable", {"mode": "student", "unguided": why})
+            for why in ("tools", "response_format", "caller_prefill", "student_refused_prefix", "a_reason_to_come")
+        ),
+        ("teacher", {"mode": "teacher"}),
+        ("failed", {"status": "engine_failed"}),
+        ("failed", {"status": "client_gone", "mode": "student", "unguided": "tools"}),
+        ("failed", {"status": "abandoned", "mode": "teacher"}),
+        ("measuring", {"mode": "shadow", "shadow_of": "req_1"}),
+        ("measuring", {"mode": "shadow", "shadow_of": "req_1", "status": "engine_failed", "unguided": "budget"}),
+    ],
+)
+def test_each_receipt_has_one_class(found: str, fields: dict[str, str]) -> None:
+    usual = {"mode": "guided", "status": "ok", "unguided": None, "shadow_of": None}
+    assert savings_class(**(usual | fields)) == found  # type: ignore[arg-type]
+
+
+def test_a_teacher_that_is_not_there_saves_nothing_and_its_cost_without_use_is_a_loss() -> None:
+    """The student alone: 100 x 0.2 + 60 x 0.5 = 50 millionths, and the baseline 100 x 2 + 60 x 10 = 800."""
+    cheap = closed(draft(plan(), student=call("small", 100, 60), unguided="teacher_unreachable"))
+    assert (cheap.baseline_usd, cheap.cost_usd) == (Decimal("0.0008"), Decimal("0.00005"))
+    assert (cheap.savings_class, cheap.savings_usd) == ("teacher_unavailable", 0)
+    assert savings_of(cheap).error_usd == 0, "nothing was counted that could be wrong"
+    # Late: 100 x 2 + 40 x 10 = 600 for words that nobody saw; a short answer, 100 x 0.2 + 10 x 0.5 = 25; baseline 300.
+    late = closed(draft(plan(), teacher=call("big", 100, 40), student=call("small", 100, 10), unguided="teacher_late"))
+    assert (late.cost_usd, late.baseline_usd) == (Decimal("0.000625"), Decimal("0.0003"))
+    assert late.savings_usd == Decimal("-0.000325")
+    assert savings_of(late).error_usd == late.baseline_error_usd
+
+
+def test_a_failed_request_and_the_teachers_own_answer_save_nothing() -> None:
+    for one in (
+        closed(guided(), "client_gone"),
+        closed(draft(plan("teacher", baseline="huge"), teacher=call("big", 9, 9))),
+    ):
+        assert one.savings_usd == 0
+        assert one.baseline_usd > one.cost_usd
+
+
+def test_a_receipt_of_an_earlier_version_gets_its_class_when_it_is_read() -> None:
+    one = closed(draft(plan(), student=call("small", 100, 60), unguided="teacher_late"))
+    raw = msgspec.json.decode(one.to_json())
+    for name in ("savings_class", "measured"):
+        del raw[name]
+    raw["savings_usd"] = "0.00075"  # as earlier versions had it: baseline less cost
+    read = Receipt.from_json(msgspec.json.encode(raw))
+    assert (read.savings_class, read.savings_usd) == ("teacher_unavailable", 0)
+    assert read == one
+
+
+@pytest.mark.parametrize(
+    ("usd", "error", "text"),
+    [
+        ("0.0007", "0.0025", "about 0"),
+        ("-0.0007", "0.0025", "about 0"),
+        ("0.0025", "0.0025", "about 0"),
+        ("0.0026", "0.0025", "0.0026"),
+        ("-0.0026", "0.0025", "-0.0026"),
+        ("0.0007", "0", "0.0007"),
+        ("0", "0", "0"),
+        ("0.001", "-0.002", "0.001"),
+    ],
+)
+def test_savings_with_an_error_as_large_are_about_0(usd: str, error: str, text: str) -> None:
+    assert shown(Decimal(usd), Decimal(error)) == text
+    assert is_about_zero(Decimal(usd), Decimal(error)) == (text == "about 0")
+
+
+def test_a_reply_says_about_0_and_the_receipt_has_both_numbers() -> None:
+    vague = msgspec.structs.replace(closed(guided()), baseline_error_usd=Decimal("0.002"))
+    assert vague.facts(show_cost=True)["savings_usd"] == "about 0"
+    told = vague.as_dict()
+    assert (told["savings_usd"], told["baseline_error_usd"]) == ("0.001490000000", "0.002")
+    assert told["savings_about_zero"] is True
+    assert not {"savings_usd", "savings_about_zero"} & vague.as_dict(show_cost=False).keys()
+
+
+SERVED = closed(guided())
+"""Cost 0.00071, baseline 0.0022 with an error of 0.001: the teacher read 100 tokens, none of them cached."""
+
+
+def test_a_measured_baseline_takes_the_place_of_the_estimate_in_sums() -> None:
+    """The teacher alone wrote 100 tokens and not 200: 100 x 2 + 100 x 10 = 0.0012, and saved 0.0012 - 0.00071."""
+    sample = guided(plan=plan("teacher"), teacher=call("big", 100, 100, cached=60), student=None, shadow_of=SERVED.id)
+    sample.measures = guided()
+    sample.measures.receipt = SERVED
+    receipt = closed(sample)
+    assert receipt.cost_usd == Decimal("0.00114"), "60 of the prompt's tokens cost half"
+    assert receipt.measured is not None
+    assert receipt.measured.baseline_usd == Decimal("0.0012"), "the request had found none of it in the cache"
+    assert receipt.savings_usd == Decimal("0.0012") - Decimal("0.0022")
+    row = Row()
+    for one in (SERVED, receipt):
+        row.add(one)
+    assert row.savings_pico == 490_000_000
+    assert row.savings_error_pico == 0
+    assert row.classes["measuring"].cost_pico == 1_140_000_000
+    for one in (SERVED, receipt):
+        row.add(one, -1)
+    assert row.classes == {}
+
+
+def test_what_the_guiding_call_stored_is_stored_in_the_measured_baseline_too() -> None:
+    """It read 10 tokens from the cache and stored 60, which the sample then read from there."""
+    served = closed(guided(plan=plan(baseline="huge"), teacher=call("huge", 100, 40, 10, 60)))
+    sample = EngineShare("huge", 100, 100, Decimal(1), 70, cache_write_input_tokens=20)
+    found = measure(served, sample, PRICES["huge"])
+    assert found is not None
+    assert found.baseline_usd == Decimal(20 * (10 + 10) + 25 * (60 + 20) + 100 * 100) / 10**6
+
+
+@pytest.mark.parametrize(
+    ("served", "teacher"),
+    [
+        (None, EngineShare("big", 100, 100, Decimal(1))),
+        (SERVED, None),
+        (SERVED, EngineShare("huge", 100, 100, Decimal(1))),
+        (SERVED, EngineShare("big", 100, 100, Decimal(1), estimated=True)),
+        (closed(guided(), "client_gone"), EngineShare("big", 100, 100, Decimal(1))),
+    ],
+)
+def test_what_cannot_be_compared_measures_nothing(served: Receipt | None, teacher: EngineShare | None) -> None:
+    assert measure(served, teacher, PRICES["big"]) is None
+
+
+def test_classes_survive_a_row_that_a_version_without_them_wrote() -> None:
+    """What it added is unclassified, and saves nothing; no sum is lost, and what comes later has its class."""
+    row = Row()
+    row.add(SERVED)
+    raw = msgspec.msgpack.decode(previous_bytes(row))
+    del raw[-1]
+    old = row_of_previous(msgspec.msgpack.encode(raw))
+    assert (old.unclassified.cost_pico, old.savings_pico) == (710_000_000, 0)
+    old.add(SERVED)
+    assert (old.unclassified.requests, old.savings_pico) == (1, 1_490_000_000)
+    assert old.cost_pico == old.unclassified.cost_pico + old.classes["guided"].cost_pico
+
+
+def test_class_and_savings_are_stable() -> None:
+    assert with_savings(SERVED) == SERVED

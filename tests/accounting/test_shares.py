@@ -1,0 +1,339 @@
+"""A call is charged the engine's count where that is possible, else an upper bound; never more than its reservation."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from gateway.accounting.baseline import Encoding
+from gateway.accounting.draft import Call, FailedCall
+from gateway.accounting.estimate import MAX_BOUNDED_BYTES, bound_text, count_text
+from gateway.accounting.max_output import DEFAULT_MAX_OUTPUT_TOKENS, EngineMaxima, MaxOutput
+from gateway.accounting.worst_case import budget_max_tokens, worst_case
+from gateway.engines.base import Usage
+from gateway.policy.resolve import FinisherPlan, RetryPlan
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.embeddings import parse_embeddings
+from gateway.protocol.text import parse_text_completion
+from tests.accounting.drafts import PRICES, draft, plan
+
+if TYPE_CHECKING:
+    from gateway.accounting.draft import Draft
+    from gateway.accounting.receipt import Receipt
+    from gateway.policy.resolve import Plan
+    from gateway.protocol.body import CallerRequest
+
+MODELS = dict.fromkeys(PRICES, Encoding("o200k_base"))
+
+
+def chat(**fields: Any) -> CallerRequest:
+    body = {"model": "chat", "messages": [{"role": "user", "content": "Why?"}], **fields}
+    return parse_chat(orjson.dumps(body))
+
+
+def admitted(one: Plan, request: CallerRequest, **calls: Any) -> Draft:
+    """A draft whose request was admitted, with the calls that were made for it."""
+    return draft(one, request=request, reserved=worst_case(one, request, PRICES), **calls)
+
+
+def call(model: str, request: CallerRequest, usage: Usage | None = None, **more: Any) -> Call:
+    return Call(model, request.body.get("messages", ()), usage, **more)
+
+
+def closed(one: Draft) -> Receipt:
+    return one.close("ok", PRICES, MODELS)
+
+
+def student(request: CallerRequest, usage: Usage | None = None, **more: Any) -> Receipt:
+    return closed(admitted(plan("student"), request, student=call("small", request, usage, **more)))
+
+
+def test_a_prompt_that_nobody_counted_holds_all_of_its_body() -> None:
+    """Tools, schemas and documents, and not the text of its messages alone."""
+    tools = [
+        {"type": "function", "function": {"name": f"f{index}", "description": "a word " * 50}} for index in range(9)
+    ]
+    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"description": "a word " * 50}}}
+    for fields in ({"tools": tools}, {"functions": tools}, {"response_format": schema}, {"documents": tools}):
+        share = student(chat(**fields)).student
+        assert share is not None
+        counted = count_text("o200k_base", json.dumps(next(iter(fields.values()))))
+        assert counted < share.input_tokens < 2.5 * counted + 600, fields.keys()
+        assert share.estimated
+
+
+def test_the_calls_of_an_assistant_are_a_part_of_the_prompt() -> None:
+    said = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "word " * 500}}]}
+    share = student(chat(messages=[{"role": "user", "content": "Why?"}, said])).student
+    assert share is not None
+    assert share.input_tokens > 500
+
+
+def test_a_picture_that_nobody_counted_is_the_largest_one() -> None:
+    """Whatever the size of its bytes, which no model reads as text."""
+    for url in ("https://x.example/a.png", "data:image/png;base64," + "A" * 900_000):
+        share = student(
+            chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+        )
+        assert share.student is not None
+        assert 16_384 < share.student.input_tokens < 17_000
+
+
+def test_a_large_body_is_bounded_by_its_bytes() -> None:
+    """To count it would take too long."""
+    request = chat(tools=[{"type": "function", "function": {"name": "f", "description": "word " * 200_000}}])
+    assert request.size_bytes > MAX_BOUNDED_BYTES
+    one = admitted(plan("student"), request, student=call("small", request))
+    share = closed(one).student
+    assert share is not None
+    assert one.reserved is not None
+    assert share.input_tokens == one.reserved.bounds["finisher", "small"].input_tokens
+
+
+def test_token_ids_count_as_themselves() -> None:
+    request = parse_text_completion(orjson.dumps({"model": "chat", "prompt": [[100_000] * 700], "max_tokens": 1}))
+    share = student(request).student
+    assert share is not None
+    assert 700 <= share.input_tokens < 700 + 200
+
+
+def test_texts_to_embed_have_no_template() -> None:
+    request = parse_embeddings(orjson.dumps({"model": "chat", "input": ["a", "b"]}))
+    one = Call("small", [{"content": [{"text": text} for text in ("a", "b")]}])
+    share = closed(admitted(structs.replace(plan("student"), max_tokens=0), request, student=one)).student
+    assert share is not None
+    assert share.input_tokens < 60
+
+
+@pytest.mark.parametrize("text", ["1234567890" * 800, " " * 8000, "a" * 8000, "{}[]:," * 1500, "青い光" * 2000])
+def test_no_text_is_cheap_because_one_tokenizer_reads_it_well(text: str) -> None:
+    """A caller chooses its text: digits, blanks and other scripts are where tokenizers differ most."""
+    bound = bound_text("o200k_base", text, own=False)
+    assert bound == len(text.encode())
+    assert bound >= max(count_text(name, text) for name in ("o200k_base", "cl100k_base", "p50k_base"))
+
+
+def test_ordinary_text_is_bounded_well_below_its_bytes() -> None:
+    text = "A vehicle is any machine that carries people or goods from one place to another. " * 99
+    counted = count_text("o200k_base", text)
+    assert counted < bound_text("o200k_base", text, own=False) < 2 * counted < len(text) / 2
+
+
+def test_a_models_own_tokenizer_needs_no_distance() -> None:
+    text = "A vehicle is any machine, 12 345." * 20
+    counted = count_text("o200k_base", text)
+    assert counted <= bound_text("o200k_base", text, own=True) <= counted * 1.02 + 4
+
+
+def test_a_prompt_that_nobody_counted_may_all_have_been_stored() -> None:
+    """`huge` stores at 25 and writes at 100 USD per 1M tokens."""
+    one = structs.replace(plan("student"), finishers=(FinisherPlan("huge", None),))
+    share = closed(admitted(one, chat(), student=call("huge", chat()))).student
+    assert share is not None
+    assert share.cost_usd == Decimal(25 * share.input_tokens + 100 * share.output_tokens) / 10**6
+    assert share.cache_write_input_tokens == 0, "nobody knows"
+
+
+@pytest.mark.parametrize(("read", "written"), [(2_000_000_000, 5), (5, 2_000_000_000), (10**9, 10**9)])
+def test_a_count_above_what_is_possible_is_capped_at_the_reservation(read: int, written: int) -> None:
+    request = chat()
+    one = admitted(plan("student"), request, student=call("small", request, Usage(read, written)))
+    assert one.needs_estimate
+    receipt = closed(one)
+    assert receipt.student is not None
+    assert one.reserved is not None
+    assert receipt.student.usage_error == "too_high"
+    assert receipt.student.estimated
+    assert receipt.estimated
+    bound = one.reserved.bounds["finisher", "small"]
+    assert receipt.student.input_tokens == min(read, bound.input_tokens)
+    assert receipt.student.output_tokens == min(written, bound.output_tokens)
+    assert receipt.cost_usd <= one.reserved.usd
+    assert receipt.baseline_usd < Decimal("0.01"), "what is not possible saves nothing"
+
+
+def test_the_limit_holds_for_each_choice() -> None:
+    """Three answers may have three times the limit, and each a token that ends it, which is not charged."""
+    request = chat(n=3)
+    for written, error in ((300, ""), (303, ""), (304, "too_high")):
+        receipt = student(request, Usage(9, written))
+        assert receipt.student is not None
+        assert (receipt.student.output_tokens, receipt.student.usage_error) == (300, error)
+
+
+@pytest.mark.parametrize(("text", "written"), [("word " * 10, 0), ("word " * 60, 1)])
+def test_a_count_below_what_is_possible_is_not_taken(text: str, written: int) -> None:
+    """No tokens for an answer of words, and one for three hundred characters."""
+    receipt = student(chat(), Usage(9, written), text=StringIO(text))
+    assert receipt.student is not None
+    assert receipt.student.usage_error == "too_low"
+    assert receipt.student.output_tokens >= count_text("o200k_base", text)
+    assert receipt.estimated
+
+
+def test_a_prompt_that_was_to_be_repeated_is_not_a_part_of_the_answer() -> None:
+    request = parse_text_completion(b'{"model": "chat", "prompt": "Why? Why?", "max_tokens": 0, "echo": true}')
+    receipt = student(request, Usage(9, 0), text=StringIO("Why? Why?"))
+    assert receipt.student is not None
+    assert (receipt.student.output_tokens, receipt.student.usage_error) == (0, "")
+
+
+def test_a_count_below_the_words_of_all_answers_is_not_taken() -> None:
+    """Eight answers of 100 words each, and the count of the first."""
+    receipt = student(chat(n=8), Usage(9, 100), text=StringIO("word " * 800), least_tokens=800)
+    assert receipt.student is not None
+    assert (receipt.student.output_tokens, receipt.student.usage_error) == (800, "too_low")
+    assert receipt.estimated
+
+
+def test_echo_does_not_lift_the_cap_on_a_count() -> None:
+    """In a chat the text still tells that a count is too low: no engine repeats a prompt there."""
+    raw = parse_text_completion(b'{"model": "chat", "prompt": "Why?", "max_tokens": 9, "echo": true}')
+    vectors = parse_embeddings(b'{"model": "chat", "input": "Why?", "echo": true}')
+    for request in (raw, vectors, chat(echo=True)):
+        receipt = student(request, Usage(2_000_000_000, 0))
+        assert receipt.student is not None
+        assert receipt.student.usage_error == "too_high"
+        assert receipt.student.input_tokens < 1000
+    short = student(chat(echo=True), Usage(9, 0), text=StringIO("Because.")).student
+    assert short is not None
+    assert short.usage_error == "too_low"
+
+
+def test_a_count_that_is_possible_is_taken_as_it_is() -> None:
+    receipt = student(chat(), Usage(9, 5, 3), text=StringIO("Because."))
+    assert receipt.student is not None
+    assert (receipt.student.input_tokens, receipt.student.output_tokens) == (9, 5)
+    assert not receipt.student.usage_error
+    assert not receipt.estimated
+    assert "estimated" not in receipt.facts(show_cost=True)
+
+
+def test_a_reply_says_that_its_cost_is_an_estimate() -> None:
+    assert student(chat()).facts(show_cost=False)["estimated"] == "true"
+
+
+def test_what_never_came_is_charged_up_to_the_limit() -> None:
+    share = student(chat(), lost_tokens=999).student
+    assert share is not None
+    assert share.output_tokens == 100
+
+
+def test_without_a_limit_what_never_came_is_the_largest_answer_of_the_engine() -> None:
+    """Its maximum where somebody states it; else the default, which it may exceed."""
+    request, one = chat(n=2), structs.replace(plan("student"), max_tokens=None)
+    for most, tokens, at_least in (
+        (EngineMaxima({"small": 4096}, {}), 8192, False),
+        (EngineMaxima({}, {}), 2 * DEFAULT_MAX_OUTPUT_TOKENS, True),
+    ):
+        lost = call("small", request, unbounded=True)
+        receipt = closed(draft(one, request=request, reserved=worst_case(one, request, PRICES, most), student=lost))
+        assert receipt.student is not None
+        assert (receipt.student.output_tokens, receipt.student.at_least) == (tokens, at_least)
+
+
+def test_the_configuration_goes_before_the_engine_and_that_before_the_list() -> None:
+    most = EngineMaxima({"a": 1, "b": None}, {"a": 3, "b": 3, "c": 3}, {"a": 2, "b": 2}.get)
+    assert [most(name) for name in "abcd"] == [
+        MaxOutput(1),
+        MaxOutput(2),
+        MaxOutput(3),
+        MaxOutput(DEFAULT_MAX_OUTPUT_TOKENS, known=False),
+    ]
+
+
+def test_the_limit_under_a_budget_is_none_that_an_engine_cannot_take() -> None:
+    assert budget_max_tokens(plan("student")) == 1024
+    assert budget_max_tokens(plan("student"), EngineMaxima({"small": 512}, {})) == 512
+
+
+def test_unknown_usage_raises_no_savings() -> None:
+    """The cost is an upper bound; the baseline goes by what is likely."""
+    request = chat(tools=[{"type": "function", "function": {"name": "f", "description": "12345 " * 3000}}])
+    known = student(request, Usage(9000, 50))
+    unknown = student(request, text=StringIO("word " * 50))
+    assert unknown.cost_usd > known.cost_usd
+    assert unknown.baseline_usd <= known.baseline_usd
+
+
+words = st.text(st.characters(min_codepoint=32, max_codepoint=0x3FFF, exclude_categories=["Cs"]), max_size=400)
+numbers = st.one_of(st.integers(0, 300), st.integers(0, 2**31 - 1))
+usages = st.one_of(st.none(), st.builds(Usage, numbers, numbers, numbers, cache_write_input_tokens=numbers))
+
+
+@st.composite
+def behaviors(draw: st.DrawFn) -> tuple[Draft, CallerRequest]:
+    """A plan, a body, and engines that count anything, or nothing, and fail as often as the plan allows."""
+    retries = draw(st.integers(0, 2))
+    limit = draw(st.one_of(st.none(), st.integers(1, 5000)))
+    mode = draw(st.sampled_from(["guided", "student", "teacher"]))
+    others = (FinisherPlan("big" if mode == "teacher" else "small", None), FinisherPlan("huge", None))
+    one = structs.replace(plan(mode), max_tokens=limit, retries=RetryPlan(retries, 0.0), finishers=others)
+    fields: dict[str, Any] = {
+        "n": draw(st.integers(1, 3)),
+        "messages": [{"role": "user", "content": "?" + draw(words)}],
+    }
+    if draw(st.booleans()):
+        fields["tools"] = [{"type": "function", "function": {"name": "f", "description": draw(words)}}]
+    request = chat(**fields)
+
+    def made(model: str, role: Any = "finisher") -> Call:
+        return Call(
+            model,
+            request.body["messages"],
+            draw(usages),
+            StringIO(draw(words)),
+            lost_tokens=draw(st.integers(0, 10_000)),
+            unbounded=limit is None and draw(st.booleans()),
+            role=role,
+        )
+
+    failed = [
+        FailedCall(engine.engine, "engine_failed", made(engine.engine))
+        for engine in others
+        for _ in range(draw(st.integers(0, retries)))
+    ]
+    teacher, last = None, made(draw(st.sampled_from([engine.engine for engine in others])))
+    if mode == "guided":
+        teacher = made("big", "guidance")
+        failed += [FailedCall("big", "engine_failed", made("big", "guidance"))] * draw(st.integers(0, min(1, retries)))
+    calls = {"teacher": last} if mode == "teacher" else {"teacher": teacher, "student": last}
+    return admitted(one, request, failed=failed, **calls), request
+
+
+@given(behaviors(), st.booleans())
+def test_no_request_is_charged_more_than_it_reserved(made: tuple[Draft, CallerRequest], counts: bool) -> None:
+    one, _ = made
+    assert one.reserved is not None
+    receipt = one.sum_up("ok", PRICES, MODELS if counts else None)
+    assert 0 <= receipt.cost_usd <= one.reserved.usd
+    assert receipt.tokens <= sum(
+        share.input_tokens + share.output_tokens
+        for share in (one.reserved.teacher, one.reserved.student, *one.reserved.more)
+        if share is not None
+    )
+
+
+@given(words, words, words, st.sampled_from(["o200k_base", "cl100k_base", "p50k_base"]), st.booleans())
+def test_unknown_usage_is_never_charged_less_than_the_engine_counted(
+    said: str, described: str, answer: str, tokenizer: str, counts: bool
+) -> None:
+    """The engine has a tokenizer and a template of its own, and reads tools as JSON."""
+    tools = [{"type": "function", "function": {"name": "f", "description": described}}]
+    request = chat(messages=[{"role": "user", "content": "?" + said}], tools=tools, max_tokens=5000)
+    prompt = f"<|system|>Tools:\n{json.dumps(tools, ensure_ascii=False)}\n<|user|>\n?{said}\n<|assistant|>\n"
+    read, written = count_text(tokenizer, prompt), count_text(tokenizer, answer)
+    one = structs.replace(plan("student"), max_tokens=5000)
+    made = admitted(one, request, student=call("small", request, text=StringIO(answer)))
+    share = made.sum_up("client_gone", PRICES, MODELS if counts else None).student
+    assert share is not None
+    assert share.input_tokens >= read
+    assert share.output_tokens >= written

@@ -1,0 +1,321 @@
+"""Receipts outlive their process on disk while Redis is away, within a bound, and each is told once it is back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import stat
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from gateway.accounting import spooler as spooler_module
+from gateway.accounting import store as store_module
+from gateway.accounting.local_limits import LocalLimits
+from gateway.accounting.redis_ledger import RedisLedger
+from gateway.accounting.spool import Spool, Spooled, left_behind
+from gateway.accounting.spooler import Spooler
+from gateway.accounting.store import ReceiptStore
+from gateway.local.redis import EmbeddedRedis
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.drafts import candidate, closed, guided, intent
+from tests.batching.process import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from gateway.accounting.receipt import Receipt
+
+
+@pytest.fixture(autouse=True)
+def _in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_RETRY_S", 0.05)
+    monkeypatch.setattr(spooler_module, "_LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(spooler_module, "_PATIENCE_S", 0.05)
+
+
+class Process:
+    """A store with its spool, as one process has them."""
+
+    def __init__(self, url: str, folder: Path, owner: str, keys: RedisKeys, most_bytes: int = 1_000_000) -> None:
+        self.metrics, self.tasks = Metrics(), Tasks()
+        self.client = RedisClient(url, timeout_s=2, metrics=self.metrics)
+        self.ledger = RedisLedger(self.client.commands, keys, owner, 100, 10.0)
+        self.store = ReceiptStore(
+            self.client,
+            self.ledger,
+            local=LocalLimits(lambda: 1, lambda: 0.0),
+            on_event=lambda _: None,
+            metrics=self.metrics,
+        )
+        self.client.on_restart = self.store.tell_again
+        self.spooler = Spooler(self.client, self.ledger, self.store, folder, most_bytes, self.metrics)
+        self.file = folder / f"{owner}.jsonl"
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def lines(self) -> list[str]:
+        return [json.loads(line)["receipt"]["id"] for line in self.file.read_text().splitlines() if line[0] == "{"]
+
+    async def die(self) -> None:
+        """As kill -9 does: nothing is told, and the kernel lets go of the lock."""
+        await self.tasks.close()
+        await self.client.close()
+        if self.spooler._own is not None:
+            self.spooler._own.close(remove=False)
+            self.spooler._own = None
+
+
+@asynccontextmanager
+async def a_process(url: str, folder: Path, owner: str, keys: RedisKeys, **more: Any) -> AsyncIterator[Process]:
+    process = Process(url, folder, owner, keys, **more)
+    await process.client.require()
+    process.tasks.keep("receipts", process.store.run())
+    process.tasks.keep("redis", process.client.watch())
+    process.tasks.keep("spooler", process.spooler.run())
+    try:
+        yield process
+    finally:
+        await process.tasks.close()
+        await process.spooler.close()
+        await process.client.close()
+
+
+async def in_redis(url: str, keys: RedisKeys) -> tuple[list[str], list[str]]:
+    """The ids of receipts, and of entries of the outbox."""
+    async with Redis.from_url(url) as redis:
+        names = [name.decode().rpartition(":")[2] for name in await redis.keys(f"*{keys.prefix}:tenant:*:receipt:*")]
+        posted = await redis.xrange(keys.outbox("acme"))
+        return sorted(names), sorted(json.loads(fields[b"receipt"])["id"] for _, fields in posted)
+
+
+def new() -> RedisKeys:
+    return RedisKeys(f"t{secrets.token_hex(6)}")
+
+
+def ids(receipts: list[Receipt]) -> list[str]:
+    return sorted(one.id for one in receipts)
+
+
+async def test_what_waits_for_redis_is_on_disk_and_gone_from_there_when_it_was_told(tmp_path: Path) -> None:
+    keys, folder = new(), tmp_path / "data" / "spool"
+    async with EmbeddedRedis(append_fsync="always") as server, a_process(server.url, folder, "ann", keys) as ann:
+        await server.stop()
+        told = [closed(guided()) for _ in range(5)]
+        for one in told:
+            ann.store.put(one)
+        await until(lambda: ann.value("gkt_spool_receipts") == 5)
+        assert sorted(ann.lines()) == ids(told)
+        assert stat.S_IMODE(ann.file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert ann.value("gkt_spool_bytes") == ann.file.stat().st_size
+        await server.start()
+        await until(lambda: ann.value("gkt_spool_receipts") == 0 and ann.value("gkt_receipts_waiting") == 0, 10)
+        assert ann.file.stat().st_size == 0
+        assert await in_redis(server.url, keys) == (ids(told), ids(told))
+        assert ann.value("gkt_receipts_lost_total") == 0
+    assert not ann.file.exists()
+
+
+async def test_what_memory_has_no_room_for_is_told_out_of_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times as much: none is lost, and each is told once."""
+    monkeypatch.setattr(store_module, "_MAX_WAITING", 20)
+    monkeypatch.setattr(spooler_module, "_TOLD_AT_ONCE", 7)
+    keys, told = new(), list[Any]()
+    async with EmbeddedRedis(append_fsync="always") as server, a_process(server.url, tmp_path, "ann", keys) as ann:
+        await server.stop()
+        for count in range(20, 201, 20):
+            for one in (more := [closed(guided()) for _ in range(20)]):
+                ann.store.put(one)
+            told += more
+            await until(lambda count=count: ann.value("gkt_spool_receipts") == count)
+        assert ann.value("gkt_receipts_waiting") == 20
+        assert ann.store.holds(told[0].id)
+        await server.start()
+        await until(lambda: ann.value("gkt_spool_receipts") == 0 and ann.value("gkt_receipts_waiting") == 0, 10)
+        assert await in_redis(server.url, keys) == (ids(told), ids(told))
+        assert (ann.value("gkt_receipts_lost_total"), ann.value("gkt_spool_told_total", spool="own")) == (0, 180)
+        assert not ann.store.has_spooled
+
+
+async def test_the_spool_of_a_dead_process_is_told_by_the_next_and_its_intents_are_settled(tmp_path: Path) -> None:
+    """Under the name of the dead, where they stand; what it left of a budget goes with them."""
+    keys = new()
+    async with EmbeddedRedis(append_fsync="always") as server:
+        async with a_process(server.url, tmp_path, "ann", keys) as ann, Redis.from_url(server.url) as redis:
+            intents = [intent("ann") for _ in range(6)]
+            for one in intents:
+                await ann.store.admit(candidate(one), on_failure="reject")
+            assert await redis.hlen(keys.intents("acme", "ann")) == 6
+            await server.stop()
+            told = [msgspec.structs.replace(closed(guided()), id=one.id) for one in intents]
+            for receipt in told:
+                ann.store.put(receipt)
+            await until(lambda: ann.value("gkt_spool_receipts") == 6)
+            await ann.die()
+        await server.start()
+        async with a_process(server.url, tmp_path, "bob", keys) as bob, Redis.from_url(server.url) as redis:
+            await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 6, 10)
+            await until(lambda: not ann.file.exists())
+            assert await in_redis(server.url, keys) == (ids(told), ids(told))
+            assert await redis.hlen(keys.intents("acme", "ann")) == 0
+
+
+async def test_a_living_processs_spool_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spooler_module, "_DEAD_EVERY_S", 0.0)
+    keys = new()
+    async with EmbeddedRedis() as server, EmbeddedRedis() as other, a_process(server.url, tmp_path, "ann", keys) as ann:
+        await server.stop()
+        ann.store.put(one := closed(guided()))
+        await until(lambda: ann.value("gkt_spool_receipts") == 1)
+        async with a_process(other.url, tmp_path, "bob", keys) as bob:
+            await asyncio.sleep(0.3)
+            assert bob.value("gkt_spool_told_total", spool="dead") == 0
+        assert ann.lines() == [one.id]
+
+
+async def test_beyond_the_bound_the_oldest_is_dropped_into_the_log_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_MAX_WAITING", 3)
+    size = len(Spooled("ann", closed(guided())).to_line())
+    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "ann", new(), most_bytes=3 * size) as ann:
+        await server.stop()
+        told = [closed(guided()) for _ in range(8)]
+        with capture_logs() as logs:
+            for one in told[:2]:
+                ann.store.put(one)
+            await until(lambda: ann.value("gkt_spool_receipts") == 2)
+            for one in told[2:5]:
+                ann.store.put(one)
+            await until(lambda: any(line["event"] == "spool_full" for line in logs))
+            for one in told[5:]:
+                ann.store.put(one)
+            await asyncio.sleep(0.2)
+        assert ann.file.stat().st_size <= 3 * size
+        lost = [line["id"] for line in logs if line["event"] == "receipt_lost"]
+        assert len(lost) == ann.value("gkt_receipts_lost_total") > 0
+        assert sum(line["event"] == "spool_full" for line in logs) == 1
+        on_disk, in_memory = set(ann.lines()), set(ann.store._waiting)
+        assert on_disk | in_memory | set(lost) == {one.id for one in told}
+        assert not set(lost) & (on_disk | in_memory)
+
+
+async def test_a_disk_that_takes_nothing_is_said_once_and_memory_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "spool").touch()
+    async with (
+        EmbeddedRedis(append_fsync="always") as server,
+        a_process(server.url, tmp_path / "spool", "ann", new()) as ann,
+    ):
+        await server.stop()
+        with capture_logs() as logs:
+            ann.store.put(closed(guided()))
+            await until(lambda: ann.value("gkt_spool_failures_total") > 0)
+            await asyncio.sleep(0.2)
+        assert sum(line["event"] == "spool_failed" for line in logs) == 1
+        await server.start()
+        await until(lambda: ann.value("gkt_receipts_waiting") == 0, 10)
+
+
+def test_a_line_that_was_cut_off_is_none_and_what_stands_before_it_is_read(tmp_path: Path) -> None:
+    spool = Spool.make(tmp_path / "ann.jsonl")
+    told = [closed(guided()) for _ in range(3)]
+    assert spool.append([Spooled("ann", one).to_line() for one in told], 1_000_000) == 3
+    with spool.path.open("ab") as file:
+        file.write(b'{"owner": "ann", "receipt": {"id"')
+    lines = list(spool.lines())
+    assert [line.spooled.receipt if line.spooled else None for line in lines] == told
+    spool.tick_off(lines[:2])
+    assert [line.spooled and line.spooled.receipt for line in spool.lines()] == told[2:]
+    assert Spool.of_the_dead(spool.path) is None
+    spool.close(remove=False)
+    assert left_behind(tmp_path, tmp_path / "bob.jsonl") == [spool.path]
+
+
+async def test_lines_of_a_newer_version_are_kept_for_somebody_to_look_at(redis_url: str, tmp_path: Path) -> None:
+    keys, one = new(), closed(guided())
+    spool = Spool.make(tmp_path / "ann.jsonl")
+    spool.append([b'{"owner": "ann", "receipt": {"id": "of-2030"}}\n', Spooled("ann", one).to_line()], 1_000_000)
+    spool.close(remove=False)
+    async with a_process(redis_url, tmp_path, "bob", keys) as bob:
+        await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 1)
+        await until(lambda: (tmp_path / "ann.unreadable").exists())
+    assert b"of-2030" in (tmp_path / "ann.unreadable").read_bytes()
+    assert await in_redis(redis_url, keys) == ([one.id], [one.id])
+
+
+async def test_a_spool_that_cannot_be_opened_keeps_no_other_from_being_told(redis_url: str, tmp_path: Path) -> None:
+    """It comes first, and is another user's, or no file at all."""
+    keys, one = new(), closed(guided())
+    (tmp_path / "aaa.jsonl").mkdir()
+    spool = Spool.make(tmp_path / "ann.jsonl")
+    spool.append([Spooled("ann", one).to_line()], 1_000_000)
+    spool.close(remove=False)
+    async with a_process(redis_url, tmp_path, "bob", keys) as bob:
+        await until(lambda: bob.value("gkt_spool_told_total", spool="dead") == 1)
+        assert bob.value("gkt_spool_failures_total") == 1
+    assert await in_redis(redis_url, keys) == ([one.id], [one.id])
+
+
+async def test_a_process_that_ends_without_redis_leaves_its_receipts_on_disk(tmp_path: Path) -> None:
+    async with EmbeddedRedis() as server, a_process(server.url, tmp_path, "ann", new()) as ann:
+        await server.stop()
+        ann.store.put(one := closed(guided()))
+        assert not await ann.store.flush()
+        assert await ann.spooler.save() == 1
+    assert ann.lines() == [one.id]
+
+
+async def test_what_a_process_that_ends_can_leave_nowhere_stands_in_the_log(tmp_path: Path) -> None:
+    """Neither Redis nor the disk takes it."""
+    (tmp_path / "spool").touch()
+    async with EmbeddedRedis() as server, a_process(server.url, tmp_path / "spool", "ann", new()) as ann:
+        await server.stop()
+        ann.store.put(one := closed(guided()))
+        with capture_logs() as logs:
+            assert not await ann.store.flush()
+            assert await ann.spooler.save() == 0
+        assert [line["receipt"] for line in logs if line["event"] == "receipt_lost"] == [one.as_dict()]
+        assert ann.value("gkt_receipts_lost_total") == 1
+
+
+async def test_what_a_restarted_redis_forgot_is_told_again_and_what_it_kept_counts_once(tmp_path: Path) -> None:
+    """It had said that it knew; then it lost the end of its file, as after a power cut."""
+    keys = new()
+    async with (
+        EmbeddedRedis(append_fsync="always", folder=tmp_path) as server,
+        a_process(server.url, tmp_path / "spool", "ann", keys) as ann,
+    ):
+        told = [closed(guided()) for _ in range(10)]
+        ann.store.put(told[0])
+        await until(lambda: ann.value("gkt_receipts_waiting") == 0)
+        (log,) = tmp_path.glob("appendonlydir/*.incr.aof")
+        kept = log.stat().st_size
+        for one in told[1:]:
+            ann.store.put(one)
+        await until(lambda: ann.value("gkt_receipts_waiting") == 0)
+        await server.stop()
+        with log.open("r+b") as file:
+            file.truncate(kept)
+        await server.start()
+        await until(lambda: ann.value("gkt_receipts_retold_total") == 10, 10)
+        assert await in_redis(server.url, keys) == (ids(told), ids(told))
+
+
+async def test_prompts_and_answers_are_in_no_line(tmp_path: Path) -> None:
+    """A receipt has none, and neither has an intent."""
+    line = Spooled("ann", closed(guided()), intent()).to_line()
+    assert b"story" not in line
+    assert b"messages" not in line

@@ -1,0 +1,247 @@
+"""What a dead process left behind is settled, once, by one of those who live; what the living hold is not touched."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from gateway.accounting import sweeper as sweeper_module
+from gateway.accounting.heartbeat import Heartbeat
+from gateway.accounting.ledger import Ledger
+from gateway.accounting.local_limits import LocalLimits
+from gateway.accounting.log_sample import LogSample
+from gateway.accounting.receipt import Receipt
+from gateway.accounting.redis_ledger import RedisLedger
+from gateway.accounting.store import ReceiptStore
+from gateway.accounting.sweeper import Sweeper
+from gateway.local.redis import EmbeddedRedis
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.drafts import ENCODINGS, PRICES, candidate, closed, guided, intent
+from tests.batching.process import until
+from tests.redis_faults import paused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gateway.accounting.intent import Intent
+
+TIMEOUT_S = 0.3
+LEASE_S = 1.2
+
+
+class Process:
+    """What one gateway process runs to keep its ledger, and to look after that of others."""
+
+    def __init__(self, url: str, keys: RedisKeys, owner: str, tenants: list[str]) -> None:
+        self.keys = keys
+        self.metrics = Metrics()
+        self.tasks = Tasks()
+        self.client = RedisClient(url, timeout_s=TIMEOUT_S, metrics=self.metrics)
+        self.redis = Redis.from_url(url)  # for looking
+        self.in_redis = RedisLedger(self.client.commands, keys, owner, 100, LEASE_S)
+        self.store = ReceiptStore(
+            self.client,
+            self.in_redis,
+            local=LocalLimits(lambda: 1, lambda: 0.0),
+            on_event=lambda _: None,
+            metrics=self.metrics,
+        )
+        self.ledger = Ledger(
+            self.store,
+            prices=PRICES,
+            encodings=ENCODINGS,
+            owner=owner,
+            metrics=self.metrics,
+            tasks=self.tasks,
+            sample=LogSample(1.0, None),
+        )
+        self.heartbeat = Heartbeat(
+            self.client,
+            keys.heartbeat(owner),
+            lease_s=LEASE_S,
+            beaten=self.store.beat,
+            lapsed=self.store.tell_again,
+        )
+        self.sweeper = Sweeper(
+            self.client,
+            self.in_redis,
+            self.ledger,
+            tenants=lambda: tenants,
+            holds=self.store.holds,
+            lease_s=LEASE_S,
+        )
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    async def admit(self, one: Intent) -> None:
+        await self.store.admit(candidate(one), on_failure="allow")
+
+    async def receipts(self, tenant: str = "acme") -> list[Receipt]:
+        names = await self.redis.keys(self.keys.receipt(tenant, "*").replace("{", "[{]").replace("}", "[}]"))
+        return [Receipt.from_json(raw) for raw in await self.redis.mget(names)] if names else []
+
+
+@asynccontextmanager
+async def process(
+    url: str, keys: RedisKeys, owner: str, *, tenants: list[str] | None = None, sweeps: bool = True
+) -> AsyncIterator[Process]:
+    part = Process(url, keys, owner, ["acme", "globex"] if tenants is None else tenants)
+    part.tasks.keep("redis", part.client.watch())
+    part.tasks.keep("receipts", part.store.run())
+    part.tasks.keep("heartbeat", part.heartbeat.run())
+    if sweeps:
+        part.tasks.keep("sweeper", part.sweeper.run())
+    try:
+        yield part
+    finally:
+        await part.tasks.close()
+        await part.client.close()
+        await part.redis.aclose()
+
+
+@pytest.fixture
+def keys() -> RedisKeys:
+    return RedisKeys(f"t{secrets.token_hex(6)}")
+
+
+async def die(url: str, keys: RedisKeys, owner: str, intents: list[Intent]) -> None:
+    """Admit, and end without a word."""
+    async with process(url, keys, owner, sweeps=False) as part:
+        await asyncio.gather(*(part.admit(one) for one in intents))
+
+
+async def test_of_those_who_live_one_settles_each_request_of_the_dead(redis_url: str, keys: RedisKeys) -> None:
+    """Within two leases and a bit; the winners' logs and metrics together tell of each once."""
+    intents = [intent(tenant=tenant) for tenant in ("acme", "globex") for _ in range(7)]
+    with capture_logs() as logs:
+        async with process(redis_url, keys, "bob") as bob, process(redis_url, keys, "carl") as carl:
+            await die(redis_url, keys, "ann", intents)
+
+            async def settled() -> int:
+                return len(await bob.receipts()) + len(await bob.receipts("globex"))
+
+            began = asyncio.get_running_loop().time()
+            await until(lambda: _equal(settled, 14), 10)
+            took_s = asyncio.get_running_loop().time() - began
+            await asyncio.sleep(LEASE_S)
+            counted = [part.value("gkt_intents_abandoned_total", tenant="acme") for part in (bob, carl)]
+            assert sum(counted) == 7
+            where = {"tenant": "globex", "route": "chat", "mode": "guided", "status": "abandoned"}
+            assert sum(part.value("gkt_requests_total", **where) for part in (bob, carl)) == 7
+            assert sum(part.value("gkt_stage_seconds_count", stage="total", mode="guided") for part in (bob, carl)) == 0
+            assert {one.status for one in await bob.receipts()} == {"abandoned"}
+            assert await bob.redis.zrange(keys.owners("acme"), 0, -1) == []
+    told = Counter(line["id"] for line in logs if line["event"] == "request")
+    assert told == Counter(one.id for one in intents)
+    print(f"settled 14 of 14 in {took_s:.2f} s at a lease of {LEASE_S} s; by process: {counted}")
+
+
+async def _equal(what: object, wanted: int) -> bool:
+    assert callable(what)
+    return bool(await what() == wanted)
+
+
+async def test_what_the_living_hold_is_left_alone(redis_url: str, keys: RedisKeys) -> None:
+    """However long it takes."""
+    async with process(redis_url, keys, "ann") as ann, process(redis_url, keys, "bob") as bob:
+        one = intent()
+        await ann.admit(one)
+        await asyncio.sleep(3 * LEASE_S)
+        assert await bob.receipts() == []
+        assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [one.id.encode()]
+
+
+async def test_a_round_costs_no_more_than_its_bound(
+    redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight requests at five to a round."""
+    monkeypatch.setattr(sweeper_module, "_INTENTS_PER_ROUND", 5)
+    await die(redis_url, keys, "ann", [intent() for _ in range(8)])
+    async with process(redis_url, keys, "bob", sweeps=False) as bob:
+        await asyncio.sleep(LEASE_S * 1.2)
+        assert [await bob.sweeper.sweep() for _ in range(3)] == [5, 3, 0]
+        assert len(await bob.receipts()) == 8
+
+
+async def test_many_tenants_have_their_turn(redis_url: str, keys: RedisKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five of them at two to a round: after three rounds all were looked after."""
+    monkeypatch.setattr(sweeper_module, "_TENANTS_PER_ROUND", 2)
+    tenants = [f"tenant-{number}" for number in range(5)]
+    await die(redis_url, keys, "ann", [intent(tenant=tenant) for tenant in tenants])
+    async with process(redis_url, keys, "bob", tenants=tenants, sweeps=False) as bob:
+        await asyncio.sleep(LEASE_S * 1.2)
+        assert [await bob.sweeper.sweep() for _ in range(3)] == [2, 2, 1]
+
+
+async def test_an_intent_that_cannot_be_read_stays_and_hinders_nobody(redis_url: str, keys: RedisKeys) -> None:
+    one = intent()
+    await die(redis_url, keys, "ann", [one])
+    async with process(redis_url, keys, "bob", sweeps=False) as bob:
+        await bob.redis.hset(keys.intents("acme", "ann"), "req-from-the-future", b"{}")
+        await asyncio.sleep(LEASE_S * 1.2)
+        with capture_logs() as logs:
+            assert await bob.sweeper.sweep() == 1
+        assert [line["id"] for line in logs if line["event"] == "intent_unreadable"] == ["req-from-the-future"]
+        assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [b"req-from-the-future"]
+
+
+async def test_an_absence_of_redis_makes_nobody_dead(keys: RedisKeys) -> None:
+    """It stood still for longer than a lease, and every heartbeat lapsed; all had the time to beat again."""
+    async with (
+        EmbeddedRedis() as server,
+        process(server.url, keys, "ann") as ann,
+        process(server.url, keys, "bob") as bob,
+    ):
+        one = intent()
+        await ann.admit(one)
+        async with paused(server.url):
+            await asyncio.sleep(2 * LEASE_S)
+        await until(lambda: ann.client.up and bob.client.up)
+        await asyncio.sleep(2.5 * LEASE_S)
+        assert await bob.receipts() == []
+        assert await bob.redis.hkeys(keys.intents("acme", "ann")) == [one.id.encode()]
+
+
+async def test_a_redis_that_lost_its_memory_between_two_heartbeats_is_told_anew(
+    redis_url: str, keys: RedisKeys
+) -> None:
+    """Nobody asked it for anything meanwhile, so only the heartbeat can see it."""
+    async with process(redis_url, keys, "ann") as ann:
+        one = intent()
+        await ann.admit(one)
+        await ann.redis.flushdb()
+
+        async def told() -> bool:
+            return bool(await ann.redis.hexists(keys.intents("acme", "ann"), one.id))
+
+        await until(told)
+
+
+async def test_what_redis_holds_for_a_process_that_has_done_with_it_is_settled(redis_url: str, keys: RedisKeys) -> None:
+    """A replica that took over knew of the intent and not of the receipt. What is under way stays."""
+    async with process(redis_url, keys, "ann", sweeps=False) as ann:
+        done, running = intent(), intent()
+        for one in (done, running):
+            await ann.admit(one)
+        name = keys.intents("acme", "ann")
+        before = await ann.redis.hgetall(name)
+        ann.store.put(msgspec.structs.replace(closed(guided()), id=done.id))
+        await until(lambda: ann.in_redis.receipt("acme", done.id))
+        await ann.redis.hset(name, mapping=before)
+        await ann.redis.delete(keys.receipt("acme", done.id))
+        assert await ann.sweeper.sweep() == 1
+        assert set(await ann.redis.hgetall(name)) == {running.id.encode()}
+        assert [(one.id, one.status) for one in await ann.receipts()] == [(done.id, "abandoned")]
+        assert await ann.sweeper.sweep() == 0

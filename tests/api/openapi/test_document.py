@@ -1,0 +1,123 @@
+"""The document that describes the public API: valid, whole, and no more than the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from aiohttp import web
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from gateway.api.openapi.document import document
+from gateway.api.openapi.operations import FACTS, OPERATIONS, family
+from gateway.api.openapi.rules import RULES
+from gateway.api.routes import ROUTES
+from gateway.errors import EngineError, GatewayError, RequestError, ServiceError
+from tests.docs.test_docs import page
+
+WRITTEN = document(ROUTES)
+API: dict[str, Any] = json.loads(WRITTEN.body)
+SCHEMAS: dict[str, Any] = API["components"]["schemas"]
+
+
+def operations() -> dict[tuple[str, str], dict[str, Any]]:
+    return {(method, path): told for path, methods in API["paths"].items() for method, told in methods.items()}
+
+
+def test_it_is_openapi_3_1() -> None:
+    """By a validator that is not ours."""
+    OpenAPIV31SpecValidator(API).validate()
+
+
+def test_every_public_route_is_in_it_and_nothing_else() -> None:
+    """Under the methods of the route table."""
+    routes = [route for route in ROUTES if isinstance(route, web.RouteDef)]
+    table = {(route.method.lower(), re.sub(r":[^}]*", "", route.path)) for route in routes}
+    assert len(routes) == len(ROUTES) == len(table)
+    assert set(operations()) == table
+    assert set(OPERATIONS) == {route.handler for route in routes}
+
+
+def test_a_route_that_is_not_described_cannot_be_served() -> None:
+    """It is found out at the start, and in this test."""
+
+    async def undescribed(_: web.Request) -> web.Response:
+        raise AssertionError("not called")
+
+    with pytest.raises(KeyError):
+        document([*ROUTES, web.get("/v1/undescribed", undescribed)])
+
+
+def test_only_probes_and_the_document_need_no_key() -> None:
+    """All else names 401."""
+    is_open = {path for (_, path), told in operations().items() if told.get("security") == []}
+    assert is_open == {"/healthz", "/readyz", "/openapi.json"}
+    assert all(("401" in told["responses"]) == (path not in is_open) for (_, path), told in operations().items())
+
+
+@pytest.mark.parametrize(
+    ("schema", "field", "lowest", "highest"),
+    [
+        ("ChatBody", "temperature", 0, 2),
+        ("ChatBody", "top_p", 0, 1),
+        ("ChatBody", "n", 1, 128),
+        ("ChatBody", "max_completion_tokens", 1, 2**31 - 1),
+        ("ChatBody", "top_logprobs", 0, 20),
+        ("EmbeddingsBody", "dimensions", 1, 2**31 - 1),
+    ],
+)
+def test_ranges_are_those_of_the_parsers(schema: str, field: str, lowest: int, highest: int) -> None:
+    """They come from the same structs; here is the proof that they come through."""
+    number = SCHEMAS[schema]["properties"][field]["anyOf"][0]
+    assert (number["minimum"], number["maximum"]) == (lowest, highest)
+
+
+def test_a_rule_is_one_of_a_body_that_is_in_it() -> None:
+    """None is left over from a struct that has another name now."""
+    assert set(RULES) <= set(SCHEMAS)
+    assert all(SCHEMAS[name]["allOf"] == [rule] for name, rule in RULES.items())
+
+
+def test_every_error_that_an_answer_may_meet_is_told_with_its_status_and_whether_to_retry() -> None:
+    """Those of the engines as well as those of waiting."""
+    refusals = operations()["post", "/v1/chat/completions"]["responses"]
+    never = {"not_found", "method_not_allowed", "ticket_unreadable", "admin_key_unset", "cross_origin", "conflict"}
+    never |= {"route_without_guidance", "edge_version", "edge_closed", "edge_expired"}  # a device meets these
+    for error in (*family(RequestError), *family(ServiceError), *family(EngineError), GatewayError):
+        if error.label in never:
+            continue
+        told = refusals[str(error.status)]
+        assert f"`{error.label}`" in told["description"]
+        if error.retry is not None:
+            assert str(error.retry).lower() in told["headers"]["x-should-retry"]["schema"]["enum"]
+        if error.retry:
+            assert {"Retry-After", "retry-after-ms"} <= set(told["headers"])
+    assert all(f"`{label}`" not in told["description"] for label in never for told in refusals.values())
+
+
+def test_every_fact_of_a_receipt_has_its_header() -> None:
+    """By the names in the code that writes them."""
+    source = page("gateway/accounting/receipt.py").partition("def facts")[2]
+    names = {*re.findall(r'facts\["(\w+)"\]', source), *re.findall(r'"(\w+_ms)"', source), "mode"}
+    names |= {name for role in ("teacher", "student") for name in (role, f"{role}_tokens")}
+    assert set(FACTS) == names
+    headers = operations()["post", "/v1/embeddings"]["responses"]["200"]["headers"]
+    assert {"x-gkt-" + name.replace("_", "-") for name in names} <= set(headers)
+
+
+def test_no_amount_is_promised() -> None:
+    """A route may hide what its answers cost."""
+    for name in ("Receipt", "EngineShare"):
+        money = {field for field, about in SCHEMAS[name]["properties"].items() if about.get("format") == "decimal"}
+        assert money
+        assert not money & set(SCHEMAS[name]["required"])
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
+    """Nothing of it is for another document."""
+    text = WRITTEN.body.decode()
+    used = {tuple(one.split("/")) for one in re.findall(r'"#/components/([^"]+)"', text)}
+    known = {(kind, name) for kind, parts in API["components"].items() for name in parts}
+    assert used | {("securitySchemes", "key")} == known

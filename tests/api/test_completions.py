@@ -1,0 +1,78 @@
+"""Callers who are slow on purpose: a process does not wait for them for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from gateway.api import body, events, keys
+from gateway.api.error_body import errors_as_openai
+from gateway.pipeline.admission import Admission
+from gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    import pytest
+
+
+@asynccontextmanager
+async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[int]:
+    """One handler behind the gateway's own middleware; yields the port."""
+    app = web.Application(middlewares=[errors_as_openai])
+    app[keys.METRICS] = metrics = Metrics()
+    app[keys.ADMISSION] = Admission(1, None, metrics)  # type: ignore[arg-type]
+    app.router.add_post("/", handler)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_caller_who_does_not_read_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is aborted, and the handler hears of it as of any caller who is gone."""
+    monkeypatch.setattr(events, "_READS_WITHIN_S", 0.2)
+    ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            with events.reads(request) as reading:
+                while True:
+                    await events.send(response, b"x" * 1_000_000, reading)
+        except BaseException as error:
+            ended.set_result(error)
+            raise
+
+    async with serving(flood) as port:
+        with socket.create_connection(("127.0.0.1", port)) as caller:
+            caller.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            async with asyncio.timeout(10):
+                assert isinstance(await ended, ConnectionError | asyncio.CancelledError)
+
+
+async def test_a_body_that_does_not_arrive_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In OpenAI's shape, so that the SDK knows what to do, and the last on its connection: the rest may yet come."""
+    monkeypatch.setattr(body, "_BODY_WITHIN_S", 0.2)
+
+    async def read(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=await body.read_body(request))
+
+    async with serving(read) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nhalf")
+        await writer.drain()
+        async with asyncio.timeout(10):
+            assert await reader.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
+            assert b"\r\nConnection: close\r\n" in await reader.readuntil(b"\r\n\r\n")
+            assert b'"code":"request_timeout"' in await reader.read(1000)
+        writer.close()
+        await writer.wait_closed()

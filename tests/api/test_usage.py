@@ -1,0 +1,33 @@
+"""Of which sums a tenant is told the money."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.api.usage import shows_money
+from gateway.policy.schema import TenantPolicy
+from gateway.usage.rollup import Dims
+from gateway.usage.sums import OTHER
+
+
+def policy(**shows: bool) -> TenantPolicy:
+    routes = [
+        {"model": name, "mode": "student", "student": "small", "show_cost": shown} for name, shown in shows.items()
+    ]
+    return TenantPolicy.model_validate({"tenant": "acme", "routes": routes})
+
+
+@pytest.mark.parametrize(
+    ("route", "shows", "told"),
+    [
+        ("chat", {"chat": True, "other": False}, True),
+        ("chat", {"chat": False, "other": True}, False),
+        ("gone", {"chat": True}, False),
+        (OTHER, {"chat": True, "other": True}, True),
+        (OTHER, {"chat": True, "other": False}, False),
+    ],
+)
+def test_money_is_told_where_receipts_of_the_route_tell_it(route: str, shows: dict[str, bool], *, told: bool) -> None:
+    """Not of a route that is gone, and of what counts together only where all do."""
+    where = Dims("acme", "only", route, "student", "", "small")
+    assert shows_money(policy(**shows), where) is told

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+
+from gateway.capabilities.continuation import (
+    INSTRUCTION,
+    NATIVE_MODES,
+    PROBE_MAX_TOKENS,
+    Continuation,
+    Mode,
+    judge_probe,
+    lost_as_text,
+    place_prefix,
+    probes,
+)
+
+OPENING = "a b c d e f g h i j k l m n"
+QUESTION = {"role": "user", "content": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "marks", "fields"),
+    [
+        ("vllm", {}, {"continue_final_message": True, "add_generation_prompt": False}),
+        ("sglang", {}, {"continue_final_message": True}),
+        ("trailing", {}, {}),
+        ("prefix", {"prefix": True}, {}),
+        ("partial", {"partial": True}, {}),
+    ],
+)
+def test_each_mode_asks_in_its_servers_way(mode: Mode, marks: dict[str, bool], fields: dict[str, bool]) -> None:
+    """The guidance is the last message, as the assistant's; the rest of the body goes along as it came."""
+    body = {"messages": [QUESTION], "temperature": 0.3, "unknown": 1}
+    assert place_prefix(mode, body, "Because") == {
+        "messages": [QUESTION, {"role": "assistant", "content": "Because", **marks}],
+        "temperature": 0.3,
+        "unknown": 1,
+        **fields,
+    }
+    assert body == {"messages": [QUESTION], "temperature": 0.3, "unknown": 1}
+
+
+def test_the_last_user_message_asks_for_the_opening_to_be_written_again() -> None:
+    """Whatever follows that message, and whatever braces the opening has; the caller's body is not changed."""
+    body = {"messages": [QUESTION, {"role": "assistant", "content": "So?"}, QUESTION], "temperature": 0.3}
+    asked = f"Why?\n\n{INSTRUCTION}".replace("{opening}", "{opening} {0}")
+    assert place_prefix("instruct", body, "{opening} {0}") == {
+        "messages": [*body["messages"][:2], {"role": "user", "content": asked}],
+        "temperature": 0.3,
+    }
+    assert body["messages"][2] is QUESTION
+    assert QUESTION == {"role": "user", "content": "Why?"}
+
+
+@pytest.mark.parametrize("mode", [*NATIVE_MODES, "instruct"])
+@pytest.mark.parametrize("said", [True, False, "content"])
+def test_what_the_caller_said_of_continuing_is_left_out(mode: Mode, said: object) -> None:
+    """It was said of the caller's last message. vLLM refuses both, and `false` would have the opening answered."""
+    body = {"messages": [QUESTION]}
+    of_the_caller = {"continue_final_message": said, "add_generation_prompt": said}
+    assert place_prefix(mode, body | of_the_caller, "Because") == place_prefix(mode, body, "Because")
+
+
+def test_every_mode_has_its_place() -> None:
+    """None is forgotten where modes are told apart."""
+    assert {*NATIVE_MODES, "completions", "instruct"} == set(get_args(Mode))
+    assert [mode for mode in get_args(Mode) if Continuation(mode).writes_again] == ["instruct"]
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_a_probe_is_short_and_greedy(mode: Mode) -> None:
+    """It costs next to nothing, and says the same each time."""
+    for probe in probes(mode):
+        asked = probe.body()
+        assert asked["max_tokens"] <= 24
+        assert (asked["temperature"], len(asked["messages"])) == (0, 1)
+
+
+def test_a_probe_is_too_short_for_a_new_start_to_look_like_an_echo() -> None:
+    """A server that writes the alphabet anew, one token a letter, does not come to the end of the opening."""
+    assert len(OPENING.split()) > PROBE_MAX_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("reply", "echo", "strips"),
+    [
+        (" o p q r s t u v w x y z", False, False),
+        ("o p q r s", False, True),
+        ("\no p q", False, False),
+        (" o, p, q", False, False),
+        (" o", False, False),
+        ("opqrstuvwxyz", False, True),
+        (f"{OPENING} o p q", True, False),
+        (f" {OPENING} o p q", True, False),
+        (f"{OPENING}o p q", True, True),
+        (f"{OPENING}\no p q", True, False),
+    ],
+)
+def test_a_reply_that_goes_on_is_a_continuation(reply: str, echo: bool, strips: bool) -> None:
+    """Whether it repeats the opening, and whether it keeps the space before its first word, is seen in it."""
+    assert judge_probe("vllm", reply) == Continuation("vllm", echo=echo, strips_leading_space=strips)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        " ",
+        "a b c d e f g h i j k l",
+        "A B C D E F",
+        "Sure! Here is the alphabet: a b c",
+        "Of course! a b c",
+        "of course! a b c",
+        "ok, here it is: a b c",
+        "open the book",
+        OPENING,
+        f"{OPENING} a b c",
+        f"{OPENING} of the alphabet",
+        "p q r s",
+        " It seems you've started the alphabet.",
+    ],
+)
+def test_a_reply_that_starts_anew_is_no_continuation(reply: str) -> None:
+    """Nor is one that says something else, or nothing, or the opening alone."""
+    assert judge_probe("trailing", reply) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "obeyed"),
+    [
+        ("Dear reader, the capital of France is Paris.", True),
+        ("\n Dear reader, the capital of France is Paris.", True),
+        ("Dear reader, the capital of France is", False),
+        ("Dear reader, the capital of France is ", False),
+        ("The capital of France is Paris.", False),
+        (" Paris.", False),
+        ("Sure! Dear reader, the capital of France is Paris.", False),
+        ("", False),
+    ],
+)
+def test_who_is_told_to_write_the_opening_again_must_do_so_and_go_on(reply: str, *, obeyed: bool) -> None:
+    """A continuation alone is not enough: what such an engine says is the whole answer."""
+    first = probes("instruct")[0]
+    assert judge_probe("instruct", reply, first) == (Continuation("instruct", echo=True) if obeyed else None)
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+TEXT = {"type": "text", "text": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "lost"),
+    [
+        ({}, None),
+        ({"tools": [], "functions": None, "tool_choice": "none"}, None),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"functions": [{}]}, "tools"),
+        ({"tool_choice": "auto"}, "tools"),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"logprobs": False}, None),
+        ({"logprobs": True}, "logprobs"),
+        ({"modalities": ["text"]}, None),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"audio": {"voice": "x"}}, "modalities"),
+        ({"messages": [{"role": "user", "content": [TEXT, TEXT]}]}, None),
+        ({"messages": [{"role": "user", "content": [TEXT, IMAGE]}, QUESTION]}, "not_text"),
+        ({"logit_bias": {"5": 1}, "seed": 3, "top_k": 4, "n": 1}, None),
+    ],
+)
+def test_what_a_raw_prompt_cannot_carry_is_named(fields: dict[str, Any], lost: str | None) -> None:
+    """So that such a request goes unguided, and nothing of it is lost; no other mode loses any of it."""
+    body = {"messages": [QUESTION], **fields}
+    assert lost_as_text(body) == lost
+    for mode in get_args(Mode):
+        assert Continuation(mode).lost(body) == (lost if mode == "completions" else None)

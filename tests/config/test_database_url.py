@@ -1,0 +1,51 @@
+"""Addresses of the usage database, as config.yaml has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy
+
+from gateway.config.database_url import address_of, check_usage_url, shown
+from gateway.config.scalars import Wrong
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite",
+        "sqlite:////var/lib/gkt.db",
+        "sqlite:///usage.db",
+        "postgresql://db/gkt",
+        "postgresql+psycopg://a:b%2F@db:5432/gkt?sslmode=require",
+        "postgresql:///gkt?host=/run/postgresql",
+    ],
+)
+def test_addresses_that_can_be(url: str, tmp_path: Path) -> None:
+    check_usage_url(url)
+    address = address_of(url, tmp_path)
+    assert sqlalchemy.make_url(address).get_backend_name() == url.partition(":")[0].partition("+")[0]
+    assert "b%2F" not in shown(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "sqlite:",
+        "sqlite://",
+        "sqlite:///",
+        "mysql://db/x",
+        "postgresql:gkt",
+        "postgresql://db",
+        "postgresql://a:b/c@d:x/y",
+    ],
+)
+def test_addresses_that_cannot_be(url: str) -> None:
+    with pytest.raises(Wrong) as wrong:
+        check_usage_url(url)
+    assert "b/c" not in str(wrong.value)

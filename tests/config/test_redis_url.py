@@ -1,0 +1,122 @@
+"""An address of Redis is refused where it would be read otherwise than it is meant, and no refusal shows any of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.config.redis_url import check_address
+from gateway.config.scalars import Wrong
+from gateway.config.settings import OVERRIDES, check_settings
+from gateway.errors import StartupError
+from gateway.redis.client import RedisClient
+from gateway.telemetry.metrics import Metrics
+from tests.gateway_process import STUDENT_ONLY, GatewayProcess, model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CANARY = "c4nary"
+
+HALF_READ = [
+    f"redis://:{CANARY}/Part2@127.0.0.1:6379",
+    f"redis://:1{CANARY}#2@127.0.0.1:6379",
+    f"redis://user:12#{CANARY}@127.0.0.1",
+    f"redis://user:12/{CANARY}@127.0.0.1",
+    f"redis://user:12/34{CANARY}",
+    f"redis://user:12?{CANARY}@127.0.0.1",
+    f"redis://user:12?{CANARY}=34@127.0.0.1",
+    f"redis://:{CANARY}@h:abc",
+    f"redis://:{CANARY}@h:99999",
+    f"redis://:{CANARY}@h:0",
+    f"redis://:{CANARY}@h/1/2",
+    f"redis://:{CANARY}@[::1",
+    f"redis://:{CANARY}@h?zzz=1",
+    f"redis://:{CANARY}@h?socket_timeout=abc",
+    f"redis://:{CANARY}@h?decode_responses=yes",
+    f"redis://:{CANARY}@h?db={CANARY}",
+    f"redis://:{CANARY}@h?ssl_cert_reqs=none",
+    f"rediss://:{CANARY}@h?ssl_cert_reqs={CANARY}",
+    f"redis://:{CANARY}@h?password={CANARY}&",
+    f"redis://:{CANARY}@",
+    f"redis://:{CANARY} @h",
+    "redis://",
+    "unix://",
+    f"unix://:{CANARY}@",
+    f"unix://:{CANARY}/x@/run/redis.sock",
+    "unix://run/redis.sock",
+]
+
+
+@pytest.mark.parametrize("url", HALF_READ)
+def test_what_would_not_be_read_as_it_is_meant_is_refused_and_not_shown(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in OVERRIDES:
+        monkeypatch.delenv(variable, raising=False)
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        f'redis: {{url: "{url}"}}\n'
+        "models: [{name: a, protocol: tgi, api_base: http://t, price: {input_per_1m: 1, output_per_1m: 1}}]\n"
+    )
+    _, _, (mistake,) = check_settings(file)
+    line = str(mistake)
+    assert "redis.url: " in line
+    assert "percent-encode" in line
+    assert CANARY not in line
+    assert "\n" not in line
+    _, _, (mistake,) = check_settings(file, {"GKT_REDIS_URL": url})
+    assert "GKT_REDIS_URL: " in str(mistake)
+    assert CANARY not in str(mistake)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://h:6379/",
+        "redis://user:p%2Fw%23@h:1/3",
+        "redis://:a@b@h",
+        "redis://[::1]:6379/0?db=2&client_name=gateway",
+        "rediss://h?ssl_cert_reqs=none&ssl_ca_certs=/etc/ca.pem",
+        "unix:///run/redis.sock?db=1&password=x",
+        "unix://user:p@/run/redis.sock",
+    ],
+)
+def test_what_the_client_reads_is_an_address(url: str) -> None:
+    check_address(url)
+
+
+def test_another_scheme_is_none() -> None:
+    with pytest.raises(Wrong, match="redis://, rediss:// or unix://"):
+        check_address(f"http://:{CANARY}@h")
+
+
+@pytest.mark.parametrize("url", [f"redis://:{CANARY}/Part2@h", f"redis://:{CANARY}@h?db={CANARY}", "redis://[::1"])
+def test_the_client_itself_shows_no_part_of_what_it_cannot_read(url: str) -> None:
+    with pytest.raises(StartupError, match=r"^redis\.url cannot be read") as refused:
+        RedisClient(url, timeout_s=0.1, metrics=Metrics())
+    assert CANARY not in refused.value.message
+    assert refused.value.__suppress_context__
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_check_and_start_refuse_it_in_one_line(command: str, tmp_path: Path) -> None:
+    models = [model("big", "tgi", "http://127.0.0.1:9"), model("small", "openai", "http://127.0.0.1:9/v1")]
+    GatewayProcess(tmp_path, models=models, routes=[STUDENT_ONLY], redis_url=f"redis://:{CANARY}/Part2@127.0.0.1:6379")
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", command, "--config", str(tmp_path / "config.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert len([line for line in said.splitlines() if "redis.url" in line]) == 1
+    assert "Traceback" not in said
+    assert CANARY not in said
+    assert "Part2" not in said

@@ -1,0 +1,171 @@
+"""The documentation against the code."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import msgspec
+import pytest
+from ruamel.yaml import YAML
+
+from gateway.accounting.receipt import Receipt
+from gateway.cli.commands import COMMANDS
+from gateway.errors import GatewayError, StartupError
+from gateway.local.weights import CATALOGUE
+from gateway.policy.book import check_all
+from gateway.policy.conditions import When
+from gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def error_types(root: type[GatewayError] = GatewayError) -> Iterator[type[GatewayError]]:
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__.startswith("gateway."):
+            yield from error_types(child)
+
+
+def structs(root: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    """A struct, and those its fields hold."""
+    yield root
+    for field in msgspec.structs.fields(root):
+        for part in (field.type, *get_args(field.type)):
+            if isinstance(part, type) and issubclass(part, msgspec.Struct):
+                yield from structs(part)
+
+
+@pytest.mark.parametrize(
+    "error", [error for error in error_types() if "label" in vars(error)], ids=lambda error: error.__name__
+)
+def test_every_error_label_has_its_row(error: type[GatewayError]) -> None:
+    rows = [line for line in page("docs/errors.md").splitlines() if line.startswith(f"| `{error.label}` |")]
+    assert len(rows) == 1
+    status, kind, code = (cell.strip(" `") for cell in rows[0].split("|")[2:5])
+    no_caller_sees_it = issubclass(error, StartupError)
+    meant = ("", "", "") if no_caller_sees_it else (str(error.status), error.kind, error.code or "")
+    assert (status, kind, code) == meant
+
+
+@pytest.mark.parametrize("struct", list(structs(Receipt)), ids=lambda struct: struct.__name__)
+def test_every_receipt_field_is_described(struct: type[msgspec.Struct]) -> None:
+    text = page("docs/receipts.md")
+    assert [field.name for field in msgspec.structs.fields(struct) if f"`{field.name}`" not in text] == []
+
+
+def test_every_fact_of_a_reply_has_its_header_described() -> None:
+    source = page("gateway/accounting/receipt.py").partition("def facts")[2]
+    names = {*re.findall(r'facts\["(\w+)"\]', source), *re.findall(r'"(\w+_ms)"', source), "mode", "teacher", "student"}
+    names |= {"teacher_tokens", "student_tokens"}
+    text = page("docs/receipts.md")
+    headers = {"x-gkt-" + name.replace("_", "-") for name in names}
+    assert {header for header in headers if f"`{header}`" not in text} == set()
+
+
+def metrics_as_they_are() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Name -> kind and labels."""
+    found = {}
+    for collector in Metrics().registry._collector_to_names:
+        for family in collector.collect():
+            name = family.name + ("_total" if family.type == "counter" else "")
+            # A family that is made for one look has its labels itself.
+            labels = getattr(collector, "_labelnames", None) or getattr(family, "_labelnames", ())
+            found[name] = (family.type, tuple(labels))
+    return found
+
+
+def test_every_metric_is_described_and_none_that_is_not_there() -> None:
+    """With its kind and its labels."""
+    rows = re.findall(r"^\| `(gkt_\w+)` \| (\w+) \|([^|]*)\|", page("docs/metrics.md"), re.MULTILINE)
+    told = {name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert len(told) == len(rows)
+    assert told == metrics_as_they_are()
+
+
+def test_every_command_is_in_the_readme() -> None:
+    assert [name for name in COMMANDS if f"`gkt-gateway {name}`" not in page("README.md")] == []
+
+
+def test_the_quickstart_names_the_models_that_the_demo_can_take() -> None:
+    assert [name for name in CATALOGUE if f"`{name}`" not in page("docs/quickstart.md")] == []
+
+
+def test_the_index_lists_each_document_once() -> None:
+    folder = ROOT / "docs"
+    found = re.findall(r"^\| \[.+?\]\(([\w/-]+\.md)\) \|", page("docs/README.md"), re.MULTILINE)
+    pages = [file for part in ("*.md", "guides/*.md", "evaluation/*.md") for file in folder.glob(part)]
+    assert sorted(found) == sorted(str(file.relative_to(folder)) for file in pages if file.name != "README.md")
+
+
+def test_the_readme_leads_to_the_index() -> None:
+    assert "](docs/README.md)" in page("README.md")
+
+
+def test_the_readmes_configuration_can_be_used(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n# (\S+)\n(.*?)```", page("README.md"), re.DOTALL)
+    assert len(blocks) == 2
+    for name, text in blocks:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    _, _, mistakes = check_all(tmp_path / "config.yaml")
+    assert list(mistakes) == []
+
+
+_MODELS = "models:\n" + "".join(
+    f"  - {{name: {name}, protocol: openai, api_base: 'http://{name}', price: {{input_per_1m: 1, output_per_1m: 1}}}}\n"
+    for name in ("big", "small")
+)
+
+
+def test_the_policies_of_their_page_can_be_used(tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", page("docs/policies.md"), re.DOTALL)
+    assert len(examples) == 5
+    (tmp_path / "config.yaml").write_text(_MODELS, "utf-8")
+    (tmp_path / "policies").mkdir()
+    for text in examples:
+        (tmp_path / "policies" / "it.yaml").write_text(text, "utf-8")
+        _, _, mistakes = check_all(tmp_path / "config.yaml")
+        assert list(mistakes) == []
+
+
+def test_every_condition_has_its_row() -> None:
+    rows = [line for line in page("docs/policies.md").splitlines() if line.startswith("| `")]
+    names = [info.alias or name for name, info in When.model_fields.items()]
+    assert [name for name in names if not any(row.startswith(f"| `{name}: ") for row in rows)] == []
+
+
+def test_the_runbook_has_a_row_for_each_alert() -> None:
+    """In the order of the rules, with its severity and the section that its annotation names."""
+    told = re.findall(r"^\| \[(\w+)\]\(alerts\.md#(\w+)\) \| (\w+) \|", page("docs/runbook.md"), re.MULTILINE)
+    groups = YAML(typ="safe").load(ROOT / "deploy/prometheus/alerts.yml")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    runbooks = [f"docs/alerts.md#{anchor}" for _, anchor, _ in told]
+    assert [(name, severity) for name, _, severity in told] == [
+        (rule["alert"], rule["labels"]["severity"]) for rule in rules
+    ]
+    assert runbooks == [rule["annotations"]["runbook"] for rule in rules]
+
+
+def test_the_performance_page_has_no_figure_of_its_own() -> None:
+    """Each row of a table stands on a page that says how it was measured."""
+    measured = page("docs/benchmarks.md") + page("docs/evaluation/pairs.md")
+    rows = [line for line in page("docs/performance.md").splitlines() if re.match(r"\|.*\d.*\|.*\d", line)]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in measured.splitlines()] == []
+
+
+def test_the_import_order_is_the_one_that_is_held() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    held = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    block = page("CONTRIBUTING.md").partition("## The import order")[2].split("```")[1]
+    assert " ".join(block.split()).split(" > ") == held

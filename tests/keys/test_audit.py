@@ -1,0 +1,63 @@
+"""The audit trail: what was done, the newest first, and no more than there is room for."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from gateway.keys import audit
+from gateway.keys.audit import AuditTrail
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+
+
+@pytest_asyncio.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+async def test_the_newest_action_comes_first_and_older_ones_follow(redis: Redis) -> None:
+    trail = AuditTrail(redis, f"audit-{os.urandom(4).hex()}")
+    assert await trail.read(10) == []
+    for number in range(3):
+        await trail.write(actor="alice", action="budget.raise", tenant="acme", subject="", after=f'{{"usd":{number}}}')
+    entries = await trail.read(2)
+    assert [one.after for one in entries] == ['{"usd":2}', '{"usd":1}']
+    assert (entries[0].actor, entries[0].action, entries[0].tenant, entries[0].before) == (
+        "alice", "budget.raise", "acme", ""
+    )  # fmt: skip
+    seconds, _ = await redis.time()
+    assert abs(entries[0].at - int(seconds)) <= 30
+    (oldest,) = await trail.read(2, before_id=entries[-1].id)
+    assert oldest.after == '{"usd":0}'
+
+
+async def test_old_actions_make_room_for_new_ones(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of a hundred, as Redis keeps them."""
+    monkeypatch.setattr(audit, "MOST_ENTRIES", 150)
+    key = f"audit-{os.urandom(4).hex()}"
+    trail = AuditTrail(redis, key)
+    for number in range(400):
+        await trail.write(actor="a", action="x", tenant="t", subject=str(number))
+    assert 150 <= await redis.xlen(key) <= 250
+    assert (await trail.read(1))[0].subject == "399"
+
+
+async def test_what_somebody_else_wrote_there_breaks_nothing(redis: Redis) -> None:
+    key = f"audit-{os.urandom(4).hex()}"
+    await redis.xadd(key, {b"actor": b"\xff", b"other": b"x"})
+    (entry,) = await AuditTrail(redis, key).read(5)
+    assert (entry.actor, entry.action) == ("�", "")
+
+
+def test_the_scripts_keep_as_many() -> None:
+    script = files("gateway.keys").joinpath("common.lua").read_text("utf-8")
+    assert f"30 * 86400 * 1000000, 100, {audit.MOST_ENTRIES}\n" in script

@@ -1,0 +1,110 @@
+"""Whose a key is: found by the whole of it, in the policy files and in Redis, for as long as it holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.errors import NotAuthenticated
+from gateway.keys.callers import Callers
+from gateway.keys.held import HeldKey, Terms
+from gateway.keys.ring import Keyring
+from gateway.keys.token import digest_of
+from gateway.policy.book import PolicyBook
+from gateway.policy.policies import Policies
+from gateway.policy.schema import KeyEntry, Route, TenantPolicy
+
+if TYPE_CHECKING:
+    from typing import Any
+
+NOW = 1_800_000_000.0
+ROUTES = (Route(model="chat", mode="student", student="s"),)
+
+
+class Seen:
+    """A follower that only notes."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def saw(self, sha256: str) -> None:
+        self.seen.append(sha256)
+
+
+def held(token: str, tenant: str = "acme", **more: Any) -> HeldKey:
+    dates: dict[str, Any] = {"created_s": NOW - 9, "expires_s": None, "revoked_s": None} | more
+    return HeldKey(digest_of(token), tenant, "made", **({"terms": Terms("gk-abc", "a"), "replaces": None,
+                                                         "replaced": False} | dates))  # fmt: skip
+
+
+def callers(*made: HeldKey, expires: float | None = None) -> tuple[Callers, Seen]:
+    """Tenant acme with a key `gk-file` in its file, globex without; and keys that were made."""
+    file_key = KeyEntry(id="file", sha256=digest_of("gk-file"), expires=expires)
+    policies = [
+        TenantPolicy(tenant="acme", keys=(file_key,), routes=ROUTES),
+        TenantPolicy(tenant="globex", routes=ROUTES),
+    ]
+    ring, seen = Keyring(lambda: 0.0), Seen()
+    ring.was_read(NOW)
+    ring.change(made)
+    return Callers(Policies(PolicyBook.of(policies)), ring, seen), seen  # type: ignore[arg-type]
+
+
+def test_keys_of_files_and_of_redis_are_found_alike_and_seen() -> None:
+    found, seen = callers(held("gk-made", "globex", terms=Terms("gk-mad", "a", models=("chat",))))
+    of_file, of_redis = found.of("gk-file"), found.of("gk-made")
+    assert (of_file.policy.tenant, of_file.key_id) == ("acme", "file")
+    assert (of_redis.policy.tenant, of_redis.key_id, of_redis.key.models) == ("globex", "made", ("chat",))
+    assert seen.seen == [digest_of("gk-file"), digest_of("gk-made")]
+
+
+@pytest.mark.parametrize(
+    "token", ["gk-mad", "gk-made2", "GK-MADE", digest_of("gk-made"), "gk-mad\x00e", "\udcff", "gk-" * 9999]
+)
+def test_a_part_of_a_key_or_its_hash_finds_nobody(token: str) -> None:
+    """Two keys that begin alike are two keys: they are found by the hash of all of it."""
+    twin = held("gk-made" + "x" * 40, "globex")
+    found, seen = callers(held("gk-made"), twin)
+    with pytest.raises(NotAuthenticated, match="not known here"):
+        found.of(token)
+    assert found.of("gk-made" + "x" * 40).policy.tenant == "globex"
+    assert found.of("gk-made").policy.tenant == "acme"
+    assert len(seen.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (held("gk-made", expires_s=NOW), "This API key expired on 2027-01-15 08:00:00 UTC"),
+        (held("gk-made", revoked_s=NOW - 1), "This API key was revoked"),
+        (held("gk-made", revoked_s=NOW - 1, expires_s=NOW - 5), "This API key was revoked"),
+        (held("gk-made", expires_s=NOW, replaced=True), "was replaced by a new one, and its grace time is over"),
+        (held("gk-made", "gone"), "of a tenant that this gateway serves no more"),
+        (held("gk-made", terms=Terms("gk-mad", "a", limits={"per_fortnight": 1})), "cannot be read by this version"),
+    ],
+)
+def test_a_key_that_does_not_hold_is_told_why_and_is_not_repeated(made: HeldKey, words: str) -> None:
+    found, seen = callers(made)
+    with pytest.raises(NotAuthenticated, match=words) as caught:
+        found.of("gk-made")
+    assert "gk-made" not in caught.value.message
+    assert seen.seen == []
+
+
+def test_a_key_holds_to_the_moment_before_its_end() -> None:
+    found, _ = callers(held("gk-made", expires_s=NOW + 0.001), expires=NOW + 0.001)
+    assert found.of("gk-made").key.expires == found.of("gk-file").key.expires == NOW + 0.001
+    found, _ = callers(held("gk-made", expires_s=NOW + 60, replaced=True))
+    assert found.of("gk-made").key_id == "made"
+
+
+def test_a_key_of_a_file_expires_too() -> None:
+    found, _ = callers(expires=NOW)
+    with pytest.raises(NotAuthenticated, match="expired on 2027-01-15"):
+        found.of("gk-file")
+
+
+def test_a_key_that_stands_in_both_is_the_files() -> None:
+    found, _ = callers(held("gk-file", "globex", revoked_s=NOW - 1))
+    assert found.of("gk-file").policy.tenant == "acme"

@@ -1,0 +1,365 @@
+"""Keys in Redis: each change in one script, told once and for all, and read by every process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from gateway.config.limits import BudgetRule, LimitsRule
+from gateway.errors import Conflict, NotFound
+from gateway.keys import redis_keyring
+from gateway.keys.follower import KeyFollower
+from gateway.keys.held import HeldKey, Terms, in_words
+from gateway.keys.redis_keyring import NEVER, Expiry, Head, RedisKeyring
+from gateway.keys.ring import Keyring
+from gateway.keys.token import digest_of, hint_of, new_token
+from gateway.redis.client import RedisClient
+from gateway.redis.keys import RedisKeys
+from gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+TERMS = Terms("gk-abc", "admin")
+
+
+class World:
+    """One Redis, its keys, and as many processes as are asked for."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self.client = client
+        self.names = RedisKeys(f"k{os.urandom(4).hex()}")
+        self.keys = RedisKeyring(client.commands, self.names)
+
+    def process(self) -> tuple[Keyring, KeyFollower]:
+        ring = Keyring()
+        return ring, KeyFollower(self.client, self.keys, ring)
+
+    async def create(
+        self, key_id: str, *, tenant: str = "acme", expiry: Expiry = NEVER, terms: Terms = TERMS
+    ) -> HeldKey:
+        return await self.keys.create(digest_of(new_token()), tenant, key_id, terms, expiry, "admin")
+
+
+@pytest_asyncio.fixture
+async def world(redis_url: str) -> AsyncIterator[World]:
+    client = RedisClient(redis_url, timeout_s=5, metrics=Metrics())
+    yield World(client)
+    await client.close()
+
+
+def statuses(ring: Keyring) -> dict[str, str]:
+    return {key.id: key.status(ring.now()) for key in ring.all()}
+
+
+def test_a_key_is_256_bits_behind_its_prefix_and_its_hint_tells_six_characters() -> None:
+    tokens = {new_token() for _ in range(100)}
+    assert len(tokens) == 100
+    assert {len(token) for token in tokens} == {46}
+    assert {token[:3] for token in tokens} == {"gk-"}
+    one = tokens.pop()
+    assert one.isascii()
+    assert hint_of(one) == one[:6]
+
+
+async def test_what_a_key_may_do_comes_back_as_it_was_made(world: World) -> None:
+    limits = LimitsRule(rpm_limit=600, max_parallel_requests=3)
+    budget = BudgetRule.model_validate(
+        {"max_budget": Decimal("0.10"), "budget_duration": "2w", "on_hard": "student_only"}
+    )
+    made = await world.create(
+        "prod",
+        expiry=Expiry(at_s=4_000_000_000.0),
+        terms=Terms("gk-abc", "alice", ("chat", "chat-b"), in_words(limits), in_words(budget)),
+    )
+    ring, follower = world.process()
+    await follower.catch_up()
+    held = ring.find(made.sha256)
+    assert held is not None
+    assert (held.tenant, held.id, held.terms.created_by, held.expires_s) == ("acme", "prod", "alice", 4_000_000_000.0)
+    assert held.entry.limits == limits
+    assert held.entry.budget == budget
+    assert held.entry.budget is not None
+    assert str(held.entry.budget.max_budget) == "0.10"
+    assert held.entry.models == ("chat", "chat-b")
+    assert ring.named("acme", "prod") is held
+    assert abs(held.created_s - ring.now()) < 30
+
+
+async def test_an_id_is_taken_within_its_tenant_only_and_also_by_a_revoked_key(world: World) -> None:
+    await world.create("prod")
+    await world.create("prod", tenant="globex")
+    with pytest.raises(Conflict, match="There is a key 'acme/prod' already"):
+        await world.create("prod")
+    await world.keys.revoke("acme", "prod", "admin")
+    with pytest.raises(Conflict):
+        await world.create("prod")
+    with pytest.raises(NotFound, match="has no key 'nope'"):
+        await world.keys.revoke("acme", "nope", "admin")
+
+
+async def test_a_change_that_is_told_twice_is_made_once(world: World) -> None:
+    """A reply can be lost, and then redis-py asks again."""
+    digest = digest_of(new_token())
+    twice = [await world.keys.create(digest, "acme", "prod", TERMS, NEVER, "admin") for _ in range(2)]
+    assert twice[0] == twice[1]
+    new = digest_of(new_token())
+    rotated = [await world.keys.rotate(twice[0], new, TERMS, grace_s=60, expiry=NEVER, actor="admin") for _ in range(2)]
+    assert rotated[0] == rotated[1]
+    revoked = [await world.keys.revoke("acme", "prod", "admin") for _ in range(2)]
+    assert revoked[0] == revoked[1]
+    assert (await world.keys.read(Head(), 0)).head.version == 4, "created, renamed, its heir, revoked"
+    trail = await world.client.commands.xrange(world.names.keyring().audit)
+    assert [fields[b"action"] for _, fields in trail] == [b"key.create", b"key.rotate", b"key.revoke"]
+
+
+async def test_of_many_that_take_one_id_at_once_one_gets_it(world: World) -> None:
+    tries = await asyncio.gather(*(world.create("prod") for _ in range(50)), return_exceptions=True)
+    assert sum(isinstance(one, HeldKey) for one in tries) == 1
+    assert sum(isinstance(one, Conflict) for one in tries) == 49
+
+
+async def test_rotation_keeps_the_id_for_the_new_key_and_the_old_one_holds_for_its_grace_time(world: World) -> None:
+    old = await world.create("prod", expiry=Expiry(in_s=1000))
+    ring, follower = world.process()
+    await follower.catch_up()
+    new, before = await world.keys.rotate(old, digest_of(new_token()), TERMS, grace_s=60, expiry=NEVER, actor="admin")
+    await follower.catch_up()
+    assert (new.id, new.replaces, before.id) == ("prod", "prod.1", "prod.1")
+    assert new.expires_s == old.expires_s, "the new one holds as long as the old one was to"
+    assert before.expires_s is not None
+    assert 50 < before.expires_s - ring.now() <= 60
+    assert statuses(ring) == {"prod": "active", "prod.1": "grace"}
+    assert before.status(before.expires_s) == "replaced"
+    assert before.sha256 == old.sha256
+    assert ring.named("acme", "prod") == new
+
+    again, second = await world.keys.rotate(
+        new, digest_of(new_token()), TERMS, grace_s=0, expiry=Expiry(in_s=5000), actor="admin"
+    )
+    assert (again.id, second.id) == ("prod", "prod.2")
+    await follower.catch_up()
+    assert statuses(ring) == {"prod": "active", "prod.1": "grace", "prod.2": "replaced"}
+
+
+async def test_grace_never_makes_a_key_hold_longer(world: World) -> None:
+    old = await world.create("prod", expiry=Expiry(in_s=10))
+    _, before = await world.keys.rotate(old, digest_of(new_token()), TERMS, grace_s=3600, expiry=NEVER, actor="a")
+    assert before.expires_s == old.expires_s
+
+
+async def test_what_has_ended_cannot_be_rotated_and_only_one_of_two_rotations_counts(world: World) -> None:
+    async def rotate(key: HeldKey) -> tuple[HeldKey, HeldKey]:
+        return await world.keys.rotate(key, digest_of(new_token()), TERMS, grace_s=60, expiry=NEVER, actor="a")
+
+    old = await world.create("prod")
+    tries = await asyncio.gather(*(rotate(old) for _ in range(10)), return_exceptions=True)
+    assert sum(isinstance(one, tuple) for one in tries) == 1
+    assert {str(one) for one in tries if isinstance(one, Conflict)} == {
+        "Key 'acme/prod' was changed by somebody else at the same time. Look at it again."
+    }
+    ring, follower = world.process()
+    await follower.catch_up()
+    replaced = ring.named("acme", "prod.1")
+    assert replaced is not None
+    with pytest.raises(Conflict, match="was rotated already"):
+        await rotate(replaced)
+    with pytest.raises(Conflict, match="is revoked"):
+        await rotate(await _revoked(world, "gone"))
+    short = await world.create("short", expiry=Expiry(in_s=0.001))
+    await asyncio.sleep(0.01)
+    with pytest.raises(Conflict, match="has expired"):
+        await rotate(short)
+
+
+async def _revoked(world: World, key_id: str) -> HeldKey:
+    await world.create(key_id)
+    return await world.keys.revoke("acme", key_id, "admin")
+
+
+async def test_an_end_that_is_past_by_redis_time_is_refused(world: World) -> None:
+    with pytest.raises(Conflict, match="'expires' lies in the past"):
+        await world.create("prod", expiry=Expiry(at_s=1_000_000_000))
+    old = await world.create("prod")
+    with pytest.raises(Conflict, match="'expires' lies in the past"):
+        await world.keys.rotate(
+            old, digest_of(new_token()), TERMS, grace_s=0, expiry=Expiry(at_s=1_000_000_000), actor="a"
+        )
+
+
+async def test_there_is_a_most_of_keys(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_keyring, "MOST_KEYS", 2)
+    first = await world.create("a")
+    await world.create("b")
+    with pytest.raises(Conflict, match="more are not taken"):
+        await world.create("c")
+    with pytest.raises(Conflict, match="more are not taken"):
+        await world.keys.rotate(first, digest_of(new_token()), TERMS, grace_s=0, expiry=NEVER, actor="a")
+
+
+async def test_keys_that_ended_30_days_ago_are_forgotten_by_redis_and_by_the_processes(world: World) -> None:
+    names = world.names.keyring()
+    ring, follower = world.process()
+    for number in range(1200):
+        await world.create(f"k{number}", expiry=Expiry(in_s=0.001))
+    lives = await world.create("lives")
+    await world.create("later", expiry=Expiry(in_s=1000))
+    await follower.catch_up()
+    assert len(ring) == 1202
+    redis = world.client.commands
+    old = [sha for sha, _ in await redis.zrange(names.ends, 0, 1199, withscores=True)]
+    await redis.zadd(names.ends, dict.fromkeys(old, 1000000))
+    for number in range(12):
+        await world.create(f"new{number}")
+    assert await redis.hlen(names.terms) == await redis.hlen(names.dates) == await redis.zcard(names.changes) == 14
+    assert await redis.hlen(names.names) == 14
+    assert await redis.zcard(names.ends) == 1
+    await follower.catch_up()
+    await follower.catch_up()
+    assert len(ring) == 14
+    assert ring.find(lives.sha256) == lives
+
+
+async def test_a_process_reads_only_what_changed(world: World) -> None:
+    ring, follower = world.process()
+    for number in range(3):
+        await world.create(f"k{number}")
+    await follower.catch_up()
+    seen = (await world.keys.read(Head(), 0)).head
+    assert (await world.keys.read(seen, seen.version)).keys == []
+    await world.keys.revoke("acme", "k1", "admin")
+    page = await world.keys.read(seen, seen.version)
+    assert [key.id for key in page.keys] == ["k1"]
+    await follower.catch_up()
+    assert statuses(ring) == {"k0": "active", "k1": "revoked", "k2": "active"}
+
+
+async def test_more_than_a_page_is_read_whole_while_more_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_keyring, "_PAGE", 7)
+    for number in range(40):
+        await world.create(f"k{number}")
+    ring, follower = world.process()
+    await asyncio.gather(follower.catch_up(), *(world.create(f"m{number}") for number in range(20)))
+    await follower.catch_up()
+    assert len(ring) == 60
+
+
+async def _flushed(world: World) -> None:
+    names = world.names.keyring().as_list()
+    await world.client.commands.delete(*names)
+
+
+async def _begun_anew(world: World) -> None:
+    """As long a history as before, with other keys."""
+    await _flushed(world)
+    for number in range(3):
+        await world.create(f"other{number}")
+
+
+async def _failed_over(world: World) -> None:
+    """To a replica that had not got the last change; then it goes on with another one."""
+    names = world.names.keyring()
+    redis = world.client.commands
+    ((sha, _),) = await redis.zrange(names.changes, -1, -1, withscores=True)
+    for name in (names.terms, names.dates):
+        await redis.hdel(name, sha)
+    await redis.zrem(names.changes, sha)
+    await redis.hdel(names.heads, "3")
+    await redis.hset(names.state, mapping={"version": 2, "word": await redis.hget(names.heads, "2")})
+    await redis.hdel(names.names, "acme/k2")
+    await world.create("other")
+
+
+@pytest.mark.parametrize(
+    ("lose", "left"),
+    [
+        (_flushed, set()),
+        (_begun_anew, {"other0", "other1", "other2"}),
+        (_failed_over, {"k0", "k1", "other"}),
+    ],
+)
+async def test_a_redis_with_another_history_is_read_anew(
+    world: World, lose: Callable[[World], Awaitable[None]], left: set[str]
+) -> None:
+    """Also where it is as long as the one that is known."""
+    for number in range(3):
+        await world.create(f"k{number}")
+    ring, follower = world.process()
+    await follower.catch_up()
+    await lose(world)
+    await follower.catch_up()
+    assert {key.id for key in ring.all()} == left
+    assert {key.id for key in (ring.named("acme", key_id) for key_id in left) if key} == left
+    assert ring.named("acme", "k2") is None
+
+
+async def test_a_key_that_cannot_be_read_hides_no_other(world: World) -> None:
+    names = world.names.keyring()
+    broken = [await world.create(f"broken{number}") for number in range(2)]
+    await world.client.commands.hset(names.terms, broken[0].sha256, "{")
+    await world.client.commands.hset(names.dates, broken[1].sha256, "a|b")
+    fine = await world.create("fine")
+    ring, follower = world.process()
+    await follower.catch_up()
+    assert [key.sha256 for key in ring.all()] == [fine.sha256]
+
+
+async def test_uses_are_told_in_one_command_and_the_oldest_are_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_keyring, "_MOST_USED", 3)
+    ring, follower = world.process()
+    for sha in ("a", "b", "a"):
+        follower.saw(sha)
+    await follower.tell_seen()
+    used = await world.keys.last_used(["a", "b", "c"])
+    assert set(used) == {"a", "b"}
+    await follower.catch_up()
+    assert all(abs(at - ring.now()) < 30 for at in used.values())
+    for sha in ("c", "d"):
+        follower.saw(sha)
+        await follower.tell_seen()
+    assert len(await world.keys.last_used(["a", "b", "c", "d"])) == 3
+    assert await world.keys.last_used([]) == {}
+
+
+async def test_uses_that_could_not_be_told_are_told_later(world: World) -> None:
+    _, follower = world.process()
+    follower.saw("a")
+    broken = RedisClient("redis://127.0.0.1:1", timeout_s=0.1, metrics=Metrics())
+    healthy, follower._in_redis = follower._in_redis, RedisKeyring(broken.commands, world.names)
+    with pytest.raises(RedisConnectionError):
+        await follower.tell_seen()
+    follower._in_redis = healthy
+    await follower.tell_seen()
+    assert set(await world.keys.last_used(["a"])) == {"a"}
+    await broken.close()
+
+
+def test_time_goes_on_while_redis_is_away() -> None:
+    clock = [100.0]
+    ring = Keyring(lambda: clock[0])
+    assert ring.read_ago_s() is None
+    ring.was_read(1_000_000.0)
+    clock[0] += 7
+    assert ring.now() == 1_000_007.0
+    assert ring.read_ago_s() == 7
+
+
+async def test_no_more_of_a_key_than_its_hint_is_in_redis(world: World, redis_url: str) -> None:
+    token = new_token()
+    held = await world.keys.create(digest_of(token), "acme", "prod", Terms(hint_of(token), "a"), NEVER, "a")
+    await world.keys.rotate(
+        held, digest_of(new_token()), Terms(hint_of(token), "a"), grace_s=9, expiry=NEVER, actor="a"
+    )
+    async with Redis.from_url(redis_url) as redis:
+        dumps = [await redis.dump(key) or b"" async for key in redis.scan_iter(f"*{world.names.prefix}*")]
+    assert len(dumps) >= 8
+    assert not [dump for dump in dumps if token[6:18].encode() in dump]

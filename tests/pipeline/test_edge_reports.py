@@ -1,0 +1,115 @@
+"""What devices report, where no gateway need run for it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from gateway.errors import NotFound, Overloaded, StoreUnavailable
+from gateway.pipeline.edge_reports import EdgeAccounts
+from gateway.pipeline.slots import Slots
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.test_edge import USAGE
+from tests.batching.process import until
+
+NOW = 1_700_000_000.0
+CALLER: Any = SimpleNamespace(policy=SimpleNamespace(tenant="acme", weight=1.0), key_id="ci")
+
+
+class Store:
+    """It has nothing, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def get(self, _: str, receipt_id: str) -> None:
+        self.asked.append(receipt_id)
+
+
+@pytest.mark.parametrize(
+    "receipt_id", ["", "\0", "req_of_nobody", "req_" + "0" * 25, "req_" + "0" * 24 + "-edge", "req_" + "0" * 24 + "\n"]
+)
+async def test_what_is_no_id_of_a_guidance_is_looked_for_nowhere(receipt_id: str) -> None:
+    """PostgreSQL, for one, fails at a NUL, and that would be a 503 to try again."""
+    store = Store()
+    with pytest.raises(NotFound):
+        await _accounts(store).close(CALLER, receipt_id, replace(USAGE, at=NOW))
+    assert store.asked == []
+
+
+@pytest.mark.parametrize(
+    ("at", "refused"),
+    [
+        (None, NotFound),
+        (NOW - 121, NotFound),
+        (NOW + 121, NotFound),
+        (NOW - 119, StoreUnavailable),
+        (NOW, StoreUnavailable),
+    ],
+)
+async def test_a_guidance_that_may_become_known_is_not_said_to_be_none(
+    at: float | None, refused: type[Exception]
+) -> None:
+    """What was given while Redis was away is known to the process that gave it, and the report may come to another."""
+    store, metrics = Store(), Metrics()
+    with pytest.raises(refused):
+        await _accounts(store, metrics).close(CALLER, "req_" + "0" * 24, replace(USAGE, at=at))
+    assert len(store.asked) == 3
+    counted = 'gkt_edge_closings_total{outcome="unknown"} 1.0' in metrics.render().decode()
+    assert counted == (refused is NotFound)
+
+
+class Book:
+    """It writes as soon as it may."""
+
+    def __init__(self) -> None:
+        self.may_write = asyncio.Event()
+
+    async def write(self, *_: object) -> None:
+        await self.may_write.wait()
+        raise RedisError
+
+
+async def test_a_report_has_a_read_slot_until_it_is_written_whether_or_not_its_device_waits() -> None:
+    """It has a connection for as long. Devices that hang up must not have more of them than their tenant's share."""
+    book, tasks, slots = Book(), Tasks(), Slots(1, "reads", Metrics())
+    accounts = _accounts(Store(), reads=slots, book=book, tasks=tasks)
+    receipt: Any = SimpleNamespace(id="edge_1")
+    writing = tasks.spawn("report", accounts._write(CALLER.policy, receipt, None, "offline"))
+    await until(lambda: slots.held == 1)
+    writing.cancel()
+    await asyncio.wait([writing])
+    assert slots.held == 1
+    for ask in (
+        accounts.close(CALLER, "req_" + "0" * 24, USAGE),
+        accounts._write(CALLER.policy, receipt, None, "offline"),
+    ):
+        with pytest.raises(Overloaded, match="1 reads, its limit"):
+            await ask
+    other = SimpleNamespace(tenant="globex", weight=1.0)
+    with slots.hold(other.tenant, other.weight):
+        assert slots.held == 2
+    book.may_write.set()
+    await tasks.drain(5)
+    assert slots.held == 0
+
+
+def _accounts(
+    store: Store,
+    metrics: Metrics | None = None,
+    *,
+    reads: Slots | None = None,
+    book: Book | None = None,
+    tasks: Tasks | None = None,
+) -> EdgeAccounts:
+    metrics = metrics or Metrics()
+    redis, admission = SimpleNamespace(up=True), SimpleNamespace(place=nullcontext)
+    parts: Any = (redis, book, store, None, admission, reads or Slots(100, "reads", metrics), metrics, tasks)
+    return EdgeAccounts(*parts, prices={}, within_s=60.0, clock=lambda: NOW)

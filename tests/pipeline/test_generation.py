@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import orjson
+import pytest
+
+from gateway.accounting.draft import Call
+from gateway.engines.base import Usage
+from gateway.pipeline.generation import MAX_TOKEN_BYTES, MAX_TOKENS_PER_S, MIN_UNREAD_TOKENS, Generation
+
+if TYPE_CHECKING:
+    from gateway.local.stack import LocalStack
+
+COUNTED = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+
+
+def generation(
+    limit: int | None = 5,
+    *,
+    choices: int = 1,
+    stops_within_s: float | None = None,
+    preface: str | None = "",
+    call: Call | None = None,
+) -> Generation:
+    return Generation(
+        call or Call("small", ()),
+        limit=limit,
+        choices=choices,
+        drafts=choices,
+        stops_within_s=stops_within_s,
+        preface=preface,
+        now=0.0,
+    )
+
+
+def says(text: str, finish: str | None = None, index: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}], **fields}
+
+
+def read(one: Generation, *chunks: dict[str, Any]) -> str:
+    """What is left of the first choice's text, with the reason for which it ended."""
+    text, reason = "", None
+    for chunk in chunks:
+        one.read(chunk, 0.0)
+        for choice in chunk["choices"]:
+            if choice["index"] == 0 and reason is None:
+                text += choice["delta"].get("content") or ""
+                reason = choice["finish_reason"]
+    return f"{text}|{reason}"
+
+
+def answer(text: str, tokens: int | None, finish: str = "stop") -> dict[str, Any]:
+    usage = None if tokens is None else {"prompt_tokens": 9, "completion_tokens": tokens}
+    return {"choices": [{"message": {"content": text}, "finish_reason": finish}], "usage": usage}
+
+
+def test_a_stream_that_passes_its_limit_ends_at_its_last_word() -> None:
+    """The call is then to be cancelled, and what the engine generates meanwhile has no bound."""
+    call = Call("small", ())
+    one = generation(5, call=call)
+    assert read(one, *(says(f" w{index}") for index in range(9))) == " w0 w1 w2 w3 w4 |length"
+    assert one.stopped
+    one.close(1.0)
+    assert (call.unbounded, call.limit_tokens, call.ended) == (True, None, False)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [*"To be or not to"],  # a proxy that sends letters
+        ["To be", " or", "", " n", "ot ", "to"],
+        ["a\n  \n\n   \n", "b //\n//\n//", " c", "\n", "\n", "d e"],  # o200k_base holds "//\n//" in one token
+        ["—" * 42, "-" * 400],
+        ["x" * (5 * MAX_TOKEN_BYTES)],
+    ],
+)
+def test_an_engine_that_keeps_its_limit_is_never_cut(pieces: list[str]) -> None:
+    """However it splits its tokens into deltas."""
+    one = generation(5)
+    assert read(one, *map(says, pieces), says("", "length")) == "".join(pieces) + "|length"
+    assert not one.stopped
+
+
+def test_text_without_spaces_is_held_to_the_longest_token() -> None:
+    text = "界" * 200
+    assert read(generation(2), says(text), says(text)) == "界" * (2 * MAX_TOKEN_BYTES // 3) + "|length"
+
+
+def test_a_whole_answer_in_one_delta_is_cut_in_it() -> None:
+    assert read(generation(3), says("one two three four five", "stop", usage=COUNTED)) == "one two three |length"
+
+
+def test_an_engines_running_count_ends_a_stream() -> None:
+    """One more than the limit is the token that ends the answer."""
+    ran = [says("ab", usage={"prompt_tokens": 9, "completion_tokens": count}) for count in (5, 6, 7, 8)]
+    one = generation(5)
+    assert read(one, *ran).startswith("abab")
+    assert one.stopped
+
+
+def test_each_choice_has_the_limit() -> None:
+    """One that ends does not end the others, and the call goes on for them."""
+    one = generation(2, choices=2)
+    assert read(one, says("a b"), says("c", index=1), says(" d e"), says(" f", index=1)) == "a b |length"
+    assert not one.stopped
+    one.read(says(" g", index=1), 0.0)
+    assert one.stopped
+
+
+def test_what_an_engine_repeats_is_no_part_of_its_answer() -> None:
+    assert read(generation(2, preface="It is"), says("It is one two"), says("", "stop")) == "It is one two|stop"
+    long = "much that is repeated, of a length that nobody knows"
+    assert read(generation(2, preface=None), says(long), says("", "stop")) == long + "|stop"
+
+
+def test_hidden_reasoning_is_not_counted_against_the_text() -> None:
+    counted = {"prompt_tokens": 9, "completion_tokens": 90, "completion_tokens_details": {"reasoning_tokens": 86}}
+    reply = answer("a b c d", None)
+    reply["usage"] = counted
+    generation(5).read_reply(reply)
+    assert reply["choices"][0]["message"]["content"] == "a b c d"
+
+
+def test_a_whole_reply_is_cut_by_the_engines_own_count() -> None:
+    """Its tokens are taken to be equally long; what it reports is still what it cost."""
+    call = Call("small", ())
+    reply = answer("ab" * 100, 100)
+    generation(20, call=call).read_reply(reply)
+    assert reply["choices"][0] == {"message": {"content": "ab" * 20}, "finish_reason": "length"}
+    assert call.usage == Usage(9, 100)
+
+
+def test_a_whole_reply_without_a_count_is_cut_by_its_words() -> None:
+    reply = answer("one two three four", None)
+    generation(3).read_reply(reply)
+    assert reply["choices"][0] == {"message": {"content": "one two three "}, "finish_reason": "length"}
+
+
+@pytest.mark.parametrize("tokens", [3, 5, 6, None])
+def test_a_whole_reply_within_the_limit_is_left_alone(tokens: int | None) -> None:
+    reply = answer("one two, three", tokens)
+    generation(5).read_reply(reply)
+    assert reply == answer("one two, three", tokens)
+
+
+def test_the_usage_after_the_last_choice_is_final() -> None:
+    call = Call("small", ())
+    one = generation(5, call=call)
+    read(one, says("Hi", "stop"), {"choices": [], "usage": COUNTED})
+    one.close(9.0)
+    assert (call.usage, call.lost_tokens, call.unbounded) == (Usage(9, 4), 0, False)
+
+
+def test_a_usage_event_is_final_where_the_stream_breaks_off_after_it() -> None:
+    """A proxy may drop the finish_reason and the end of the stream."""
+    call = Call("small", ())
+    one = generation(500, call=call)
+    read(one, says("Hi"), says(" there"), {"choices": [], "usage": COUNTED})
+    one.close(9.0)
+    assert (call.usage, call.lost_tokens, call.unbounded) == (Usage(9, 4), 0, False)
+
+
+@pytest.mark.parametrize("later", [None, "text", "an end"])
+def test_a_usage_event_before_the_text_is_not_final(later: str | None) -> None:
+    """An engine may count the prompt first, and the answer as it is generated."""
+    call = Call("small", ())
+    one = generation(500, choices=2, stops_within_s=0.0, call=call)
+    event = {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3 if later else 0}}
+    chunks = {None: [], "text": [says("Hi")], "an end": [says("Hi", "stop")]}[later]
+    read(one, event, *chunks)
+    one.close(0.0)
+    assert (call.usage, call.lost_tokens) == (None, 2 * MIN_UNREAD_TOKENS)
+
+
+def test_a_usage_event_is_not_final_where_the_engine_passed_its_limit() -> None:
+    """It generates until the call is canceled."""
+    call = Call("small", ())
+    one = generation(1, call=call)
+    read(one, says("one two"), {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
+    one.close(0.0)
+    assert (call.usage, call.unbounded) == (None, True)
+
+
+@pytest.mark.parametrize("later", [None, {}, {"prompt_tokens": "9"}])
+def test_the_last_usable_usage_counts(later: Any) -> None:
+    """One that cannot be read does not undo one that could."""
+    call = Call("small", ())
+    one = generation(call=call)
+    for usage in ({"prompt_tokens": 9, "completion_tokens": 1}, COUNTED, later):
+        one.read({"choices": [], "usage": usage}, 0.0)
+    one.finish()
+    one.close(0.0)
+    assert call.usage == Usage(9, 4)
+
+
+def test_a_cancelled_call_of_an_engine_not_known_to_stop_is_bounded_by_its_limit() -> None:
+    call = Call("small", ())
+    one = generation(500, call=call)
+    read(one, says("Hi"), says(" there"))
+    one.close(0.1)
+    assert (call.lost_tokens, call.limit_tokens, call.unbounded) == (500, 500, False)
+    unlimited = Call("small", ())
+    generation(None, call=unlimited).close(0.1)
+    assert (unlimited.lost_tokens, unlimited.unbounded) == (0, True)
+
+
+@pytest.mark.parametrize("limit", [500_000, None])
+def test_a_cancelled_call_of_an_engine_that_stops_is_bounded_by_time(limit: int | None) -> None:
+    """Since the last chunk that was read, and until it stops."""
+    call = Call("small", ())
+    one = generation(limit, stops_within_s=1.0, call=call)
+    one.read(says("Hi"), 10.0)
+    one.close(12.0)
+    assert (call.lost_tokens, call.unbounded) == (3 * MAX_TOKENS_PER_S, False)
+    quick = Call("small", ())
+    generation(limit, choices=2, stops_within_s=0.0, call=quick).close(0.0)
+    assert quick.lost_tokens == 2 * MIN_UNREAD_TOKENS
+
+
+def test_a_running_count_is_the_base_of_the_bound() -> None:
+    """It is no exact count, and never more than the limit; with more than one choice it may be that of one alone."""
+    ran = says("Hi", usage={"prompt_tokens": 9, "completion_tokens": 2})
+    call = Call("small", ())
+    one = generation(100, stops_within_s=0.0, call=call)
+    one.read(ran, 0.0)
+    one.close(0.0)
+    assert (call.usage, call.lost_tokens) == (Usage(9, 2 + MIN_UNREAD_TOKENS, estimated=True), 0)
+    other = Call("small", ())
+    one = generation(100, call=other)
+    one.read(ran, 0.0)
+    one.close(0.0)
+    assert other.usage == Usage(9, 100, estimated=True)
+    several = Call("small", ())
+    one = generation(100, choices=2, call=several)
+    one.read(ran, 0.0)
+    one.close(0.0)
+    assert (several.usage, several.lost_tokens) == (None, 200)
+
+
+@pytest.mark.parametrize("limit", [1, 12, 60])
+@pytest.mark.parametrize("prompt", ["Write Python code, with many comments.", "写一首诗。", "Draw a table of - and |."])
+async def test_a_real_engine_that_keeps_its_limit_is_never_cut(engines: LocalStack, prompt: str, limit: int) -> None:
+    """llama.cpp, hot enough to write tokens of any kind: the counts here are never above its own."""
+    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": limit, "stream": True, "temperature": 1.5,
+            "stream_options": {"include_usage": True}, "ignore_eos": True, "model": "x"}  # fmt: skip
+    call = Call("small", ())
+    one = generation(limit, stops_within_s=1.0, call=call)
+    sent = ""
+    async with (
+        httpx.AsyncClient(timeout=60) as client,
+        client.stream("POST", f"{engines.student_url}/v1/chat/completions", json=body) as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = orjson.loads(line[6:])
+            said = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            one.read(chunk, 0.0)
+            assert said == "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            sent += said
+    assert not one.stopped
+    one.close(0.0)
+    assert call.text.getvalue() == sent
+    assert call.usage is not None
+    assert call.seen_tokens <= call.usage.output_tokens <= limit
+    assert call.lost_tokens == 0
+
+
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_text_is_cut_at_the_same_place_however_it_arrives(size: int) -> None:
+    """It is counted only where it could exceed the limit."""
+    text = "To be,  or not\nto be: that is   the question. " * 3
+    whole = read(generation(17), says(text))
+    assert whole.endswith("|length")
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    assert read(generation(17), *map(says, pieces)) == whole
+
+
+@pytest.mark.parametrize(("text", "least"), [("word " * 100, 800), ("Yes", 8), ("界" * 6000, 8 * 141)])
+@pytest.mark.parametrize("choices", [8])
+def test_the_count_of_one_choice_is_not_taken_for_all_of_them(text: str, least: int, choices: int) -> None:
+    """llama.cpp merges the choices of a reply and keeps the usage of the first."""
+    call = Call("small", ())
+    one = generation(5000, choices=choices, call=call)
+    replies = [answer(text, 5)["choices"][0] | {"index": index} for index in range(choices)]
+    one.read_reply({"choices": replies, "usage": {"prompt_tokens": 9, "completion_tokens": 5}})
+    one.close(1.0)
+    assert call.least_tokens == least
+
+
+@pytest.mark.parametrize("tokens", [800, 799])
+def test_a_streams_count_is_held_against_the_words_of_all_choices(tokens: int) -> None:
+    """Letters of different choices come by turns; what the engine repeats is not counted."""
+    call = Call("small", ())
+    one = generation(None, choices=8, preface="It is", call=call)
+    for letter in "It is":
+        one.read(says(letter), 0.1)
+    for letter in " word" * 100:
+        for index in range(8):
+            one.read(says(letter, index=index), 0.1)
+    for index in range(8):
+        one.read(says("", "stop", index), 0.1)
+    one.read({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": tokens}}, 0.1)
+    one.finish()
+    one.close(1.0)
+    assert call.least_tokens == 800
+    assert call.usage == Usage(9, tokens)
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_several_counts_of_several_choices_are_no_count(choices: int) -> None:
+    """llama.cpp ends each choice with a usage event. An event before the output counts the prompt alone."""
+    call = Call("small", ())
+    one = generation(9, choices=choices, call=call)
+    one.read({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 0}}, 0.1)
+    for index in range(choices):
+        one.read(says("a b", "stop", index), 0.1)
+        one.read({"choices": [], "usage": COUNTED}, 0.1)
+    one.finish()
+    one.close(1.0)
+    assert call.usage == (Usage(9, 4) if choices == 1 else None)

@@ -1,0 +1,215 @@
+"""An opening that is heard as it is written, and whose caller cannot wait for its end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from msgspec import structs
+
+from gateway.batching.flights import Landing
+from gateway.batching.ticket import Grant
+from gateway.engines.base import EngineState, OpeningReply, OpeningRequest, Usage
+from gateway.errors import EngineFailed
+from gateway.pipeline.guidance_request import Opening, opened
+from gateway.pipeline.teacher import Guide
+from gateway.policy.conditions import to_pattern
+from gateway.policy.length import choose_length
+from gateway.policy.length_rules import AutoRule
+from gateway.policy.projections import CUTOFF, Skip
+from gateway.policy.resolve import RetryPlan
+from gateway.protocol.chat import parse_chat
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.drafts import draft, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.policy.resolve import Plan
+
+CHAT = parse_chat(orjson.dumps({"model": "chat", "stream": True, "messages": [{"role": "user", "content": "Why?"}]}))
+
+
+class Teacher:
+    """Writes a few words, and then waits to be told to go on."""
+
+    name = "big"
+    state = EngineState(revision="first")
+
+    async def opening(self, _: Any, *, batch: str | None, tell: Callable[[str], None]) -> OpeningReply:
+        self.tell = tell
+        tell("The quick brown")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class SharedFlight:
+    """The flight goes on when its leader leaves it: others sit in it. Its teacher writes in that very moment."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+    async def join(
+        self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[OpeningReply]], granted: Any, deadline: float
+    ) -> Landing:
+        grant = Grant("batch", 2)
+        granted(grant)
+        try:
+            await ask(grant)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_soon(self._teacher.tell, " fox jumps over")
+            raise
+        raise AssertionError
+
+
+class Batcher:
+    def queue(self, _: str) -> None:
+        return None
+
+
+async def test_what_a_shared_teacher_writes_after_the_deadline_is_not_shown() -> None:
+    """The student goes on from what was shown until then: the caller may not have read further than that."""
+    teacher = Teacher()
+    guide = Guide({"big": teacher}, Batcher(), SharedFlight(teacher), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guided = plan()
+    assert guided.guidance is not None
+    guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=True, deadline_s=0.5))
+    async with aclosing(guide.stream(guided, CHAT, draft(guided))) as parts:
+        heard = [part async for part in parts]
+    opening = heard.pop()
+    assert isinstance(opening, Opening)
+    assert "".join(map(str, heard)) == opening.text == "The quick"
+
+
+SKIP = Skip((to_pattern("Certainly!"), to_pattern("Let us look.*")), 24)
+CHATTY = "Certainly! Let us look at it step by step.\n\nFirst we add 2.5 and 3. That is 5.5 in all. Then we stop"
+
+
+class Talker:
+    """Writes a word at a time, as long as it is listened to."""
+
+    name = "big"
+    state = EngineState(revision="first")
+
+    def __init__(self, text: str) -> None:
+        self.words = text.split(" ")
+        self.told = 0
+
+    async def opening(
+        self, request: OpeningRequest, *, batch: str | None, tell: Callable[[str], None] | None
+    ) -> OpeningReply:
+        words = [word if not at else f" {word}" for at, word in enumerate(self.words[: request.max_tokens])]
+        for word in words if tell is not None else ():
+            self.told += 1
+            tell(word)  # type: ignore[misc]
+        return OpeningReply("".join(words), "length", Usage(10, len(words)))
+
+
+class OwnFlight:
+    async def join(
+        self, queue: Any, ticket: Any, ask: Callable[[Grant], Awaitable[OpeningReply]], granted: Any, deadline: float
+    ) -> Landing:
+        grant = Grant("batch", 1)
+        granted(grant)
+        return Landing(await ask(grant), "")
+
+
+class FailsBatches:
+    """Fails at each call for a batch, as at a list with a bad prompt in it."""
+
+    name = "big"
+    state = EngineState(revision="first")
+
+    def __init__(self) -> None:
+        self.batches: list[str | None] = []
+
+    async def opening(self, _: Any, *, batch: str | None, tell: Any) -> OpeningReply:
+        self.batches.append(batch)
+        if batch is not None:
+            raise EngineFailed("It failed.", engine="big", status_sent=500)
+        return OpeningReply("The answer is", "length", Usage(10, 3))
+
+
+@pytest.mark.parametrize(("num_retries", "batches"), [(0, ["batch"]), (2, ["batch", None])])
+async def test_the_retry_of_a_failed_list_is_a_call_of_its_own_and_both_are_charged(
+    num_retries: int, batches: list[str | None]
+) -> None:
+    teacher = FailsBatches()
+    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guided = structs.replace(plan(), retries=RetryPlan(num_retries, 0.001))
+    one = draft(guided)
+    await guide.open(guided, CHAT, one)
+    assert teacher.batches == batches
+    assert [failed.call and failed.call.lost_tokens for failed in one.failed] == [40] * (len(batches) - 1)
+    assert one.unguided == (None if num_retries else "teacher_failed")
+
+
+def until_a_sentence(tokens: int, least: int, skip: Skip | None = SKIP) -> Plan:
+    guided = plan()
+    assert guided.guidance is not None
+    length = choose_length(AutoRule(min=least, stop_at="sentence"), CHAT, None, {})
+    guidance = structs.replace(guided.guidance, tokens=tokens, projection=replace(CUTOFF, name="direct", skip=skip))
+    return structs.replace(guided, guidance=guidance, length=length)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "least", "text", "ended"),
+    [
+        (40, 4, "First we add 2.5 and 3.", "sentence"),
+        (40, 8, "First we add 2.5 and 3. That is 5.5 in all.", "sentence"),
+        (4, 4, "First we add", None),  # the number that is the fourth may go on
+    ],
+)
+async def test_where_boilerplate_is_skipped_an_opening_ends_as_it_would_without(
+    tokens: int, least: int, text: str, ended: str | None, *, stream: bool
+) -> None:
+    """And the receipt says that it ended with a sentence only where it did."""
+    teacher = Talker(CHATTY)
+    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guided = until_a_sentence(tokens, least)
+    assert guided.guidance is not None
+    guided = structs.replace(guided, guidance=structs.replace(guided.guidance, stream=stream))
+    one = draft(guided)
+    async with aclosing(guide.stream(guided, CHAT, one)) as parts:
+        heard = [part async for part in parts]
+    opening = heard.pop()
+    assert isinstance(opening, Opening)
+    assert opening.text == text
+    assert opening.text.startswith("".join(map(str, heard)))
+    assert one.ended_at == ended
+    assert (teacher.told < len(teacher.words)) == (ended is not None)
+    assert one.teacher is not None
+    assert (one.teacher.usage is None) == (ended is not None)
+
+
+@pytest.mark.parametrize(("stops_within_s", "lost"), [(None, 400), (0.1, 100)])
+async def test_a_teacher_that_was_ended_is_charged_for_what_it_may_have_written_since(
+    stops_within_s: float | None, lost: int
+) -> None:
+    """One that is not known to stop writes on, to the length that it was asked for."""
+    teacher = Talker("The answer is short. And then it goes on and on")
+    teacher.state = EngineState(revision="first", stops_within_s=stops_within_s)
+    guide = Guide({"big": teacher}, Batcher(), OwnFlight(), Metrics(), Tasks())  # type: ignore[dict-item, arg-type]
+    guided = until_a_sentence(400, 2, skip=None)
+    one = draft(guided)
+    await guide.open(guided, CHAT, one)
+    assert one.ended_at == "sentence"
+    assert one.teacher is not None
+    assert (one.teacher.usage, one.teacher.lost_tokens, one.teacher.limit_tokens) == (None, lost, 400)
+
+
+def test_of_an_opening_that_nobody_counted_no_more_is_kept_than_was_asked_for() -> None:
+    """Long words are more than four bytes each; the student is still owed what is left of the limit."""
+    guided = until_a_sentence(8, 4, skip=None)
+    assert guided.guidance is not None
+    one = draft(guided)
+    text = "Incontrovertibly photosynthesising microorganisms characteristically predominate. "
+    opening = opened(guided, guided.guidance, CHAT, one, OpeningReply(text + "Then", "length", None, len(text)))
+    assert isinstance(opening, Opening)
+    assert opening.tokens == one.kept_tokens == 8

@@ -1,0 +1,115 @@
+"""A beginning that the caller wrote is no part of the reply, whoever repeats it, in any chunking."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.capabilities.continuation import Continuation, Mode
+from gateway.pipeline.prefill_echo import PrefillEcho, prefill_echo
+from gateway.policy.resolve import FinisherPlan
+from gateway.protocol.chat import parse_chat
+from gateway.protocol.text import parse_text_completion
+
+if TYPE_CHECKING:
+    from gateway.protocol.chat import ChatRequest
+
+SHORT = "The"
+LONG = "The capital of the country of France is the city of"
+
+
+def chat(content: Any, role: str = "assistant", **more: Any) -> ChatRequest:
+    messages = [{"role": "user", "content": "Where?"}, {"role": role, "content": content}]
+    return parse_chat(orjson.dumps({"model": "m", "messages": messages, **more}))
+
+
+def by(mode: Mode | None, *, echo: bool | None = None) -> FinisherPlan:
+    return FinisherPlan("small", None if mode is None else Continuation(mode, echo=echo))
+
+
+def streamed(drops: PrefillEcho, *choices: str, cuts: int = 3) -> list[str]:
+    texts = [""] * len(choices)
+    for index, text in enumerate(choices):
+        pieces = [text[at : at + cuts] for at in range(0, len(text), cuts)] or [""]
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            part: Any = {"index": index, "delta": {"content": piece}, "finish_reason": "stop" if last else None}
+            drops.chunk({"choices": [part]})
+            texts[index] += part["delta"].get("content") or ""
+    return texts
+
+
+@given(
+    begun=st.text(min_size=1, max_size=40).filter(str.strip),
+    rest=st.text(max_size=20),
+    cuts=st.integers(1, 9),
+    echo=st.sampled_from([True, None]),
+)
+def test_a_reply_and_a_stream_in_any_pieces_are_changed_alike(
+    begun: str, rest: str, cuts: int, echo: bool | None
+) -> None:
+    for text in (begun + rest, rest):
+        whole: Any = {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
+        PrefillEcho(begun, echo=echo).reply(whole)
+        assert streamed(PrefillEcho(begun, echo=echo), text, cuts=cuts) == [whole["choices"][0]["message"]["content"]]
+        if echo and text == begun + rest:
+            assert whole["choices"][0]["message"]["content"] == rest
+
+
+def test_each_answer_of_several_loses_its_own_repetition() -> None:
+    assert streamed(PrefillEcho(LONG, echo=True), LONG + " Paris", LONG + " Lyon", " Nice") == [
+        " Paris", " Lyon", " Nice",
+    ]  # fmt: skip
+
+
+def test_other_fields_of_a_message_stay() -> None:
+    message = {"content": LONG + " Paris", "reasoning_content": "Hm", "refusal": None}
+    PrefillEcho(LONG, echo=True).reply({"choices": [{"index": 0, "message": message}]})
+    assert message == {"content": " Paris", "reasoning_content": "Hm", "refusal": None}
+    called: Any = {"content": None, "tool_calls": [{}]}
+    PrefillEcho(LONG, echo=True).reply({"choices": [{"index": 0, "message": called}]})
+    assert called == {"content": None, "tool_calls": [{}]}
+
+
+@pytest.mark.parametrize(
+    ("how", "stream", "begun", "text", "left"),
+    [
+        # JSON has been probed; a stream may come without, so a short beginning is not looked for there.
+        (by("trailing", echo=True), False, SHORT, "The end", " end"),
+        (by("trailing", echo=True), True, SHORT, "There", "There"),
+        (by("trailing", echo=True), True, LONG, LONG + " Paris", " Paris"),
+        (by("prefix", echo=True), True, SHORT, "The end", " end"),
+        # Nobody knows: only what cannot be a coincidence is dropped.
+        (by("trailing"), False, SHORT, "The end", "The end"),
+        (by("trailing"), False, LONG, LONG + " Paris", " Paris"),
+        (by(None), True, LONG, LONG + " Paris", " Paris"),
+        # What was found out of another way says nothing of the caller's.
+        (by("instruct", echo=True), False, SHORT, "The end", "The end"),
+        (by("completions", echo=False), False, LONG, LONG + " Paris", " Paris"),
+    ],
+)
+def test_what_is_known_of_the_engine_decides(
+    how: FinisherPlan, begun: str, text: str, left: str, *, stream: bool
+) -> None:
+    drops = prefill_echo(how, chat(begun), stream=stream)
+    assert drops is not None
+    assert streamed(drops, text) == [left]
+
+
+@pytest.mark.parametrize(
+    ("how", "request_"),
+    [
+        (by("trailing", echo=False), chat(LONG)),
+        (by("trailing", echo=True), chat(LONG, "user")),
+        (by("trailing", echo=True), chat(LONG, echo=True)),
+        (by("trailing", echo=True), chat([{"type": "refusal", "refusal": "No"}])),
+        (by("trailing", echo=True), parse_text_completion(b'{"model":"m","prompt":"Q:"}')),
+    ],
+    ids=["the engine never repeats", "no answer was begun", "the caller asks for it", "no text", "a raw prompt"],
+)
+def test_elsewhere_the_reply_is_the_engines(how: FinisherPlan, request_: Any) -> None:
+    assert prefill_echo(how, request_, stream=False) is None

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.protocol.messages import only_text, with_text, words
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+TEXT = {"type": "text", "text": "Why?"}
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+@pytest.mark.parametrize(
+    ("content", "before", "after"),
+    [
+        ("Why?", "X Why?", "Why?\n\nX"),
+        ("", "X", "X"),
+        (None, "X", "X"),
+        ([TEXT, IMAGE], [{**TEXT, "text": "X Why?"}, IMAGE], [{**TEXT, "text": "Why?\n\nX"}, IMAGE]),
+        ([IMAGE], [{"type": "text", "text": "X"}, IMAGE], [IMAGE, {"type": "text", "text": "X"}]),
+    ],
+)
+def test_text_goes_into_the_last_user_message(content: Any, before: Any, after: Any) -> None:
+    """Before what it says, or behind it; into the text part that is nearest to that end."""
+    chat = [user("Hi"), user(content), {"role": "tool", "content": "42", "tool_call_id": "t"}]
+    assert with_text(chat, before="X") == [chat[0], user(before), chat[2]]
+    assert with_text(chat, after="X") == [chat[0], user(after), chat[2]]
+    assert chat[1] == user(content)
+
+
+def test_a_chat_without_a_user_message_gets_one() -> None:
+    """There is no other place for it."""
+    system = {"role": "system", "content": "Be brief."}
+    assert with_text([system], after="X") == [system, user("X")]
+
+
+@pytest.mark.parametrize(
+    ("content", "only"),
+    [("Why?", True), (None, True), ([TEXT], True), ([], True), ([TEXT, IMAGE], False), (["Why?"], False)],
+)
+def test_a_chat_is_only_text_when_all_of_its_parts_are(content: Any, *, only: bool) -> None:
+    """What is no part that is known is not taken for text."""
+    assert only_text([user("Hi"), user(content)]) is only
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("Why?", "Why?"),
+        ("", ""),
+        (None, None),
+        (7, None),
+        ([], None),
+        ([IMAGE, {"type": "thinking", "text": "hm"}, {"type": "text"}, "?"], None),
+        ([TEXT, IMAGE, TEXT], "Why?Why?"),
+    ],
+)
+def test_the_words_of_content_are_its_text(content: Any, said: str | None) -> None:
+    """However an engine divides it; what is no text is passed over."""
+    assert words(content) == said

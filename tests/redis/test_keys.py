@@ -1,0 +1,53 @@
+"""The names of keys in Redis carry their layouts, and the page on upgrades says the same numbers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.backup.file import FORMAT
+from gateway.redis import keys as redis_keys
+from gateway.redis.keys import RedisKeys
+
+KEYS = RedisKeys("gkt")
+
+
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        ([name for name in KEYS.teacher("big").as_list() if not name.endswith("}:boards")], redis_keys.BOARD),
+        ([KEYS.wakeups("ann")], redis_keys.BOARD),
+        ([KEYS.outbox("acme"), KEYS.owners("acme"), *KEYS.scope("acme", "tenant")], redis_keys.TENANT),
+        ([KEYS.receipt("acme", "req_1")], redis_keys.RECEIPT),
+        ([KEYS.ledger().tenants, KEYS.ledger().up("big", 0)], redis_keys.LEDGER),
+        (KEYS.keyring().as_list(), redis_keys.KEYRING),
+        ([KEYS.heartbeat("ann")], redis_keys.HEARTBEAT),
+        ([KEYS.ended_session("1f")], redis_keys.SESSION),
+    ],
+)
+def test_a_name_says_its_layout(names: list[str], layout: int) -> None:
+    assert {re.search(r":v(\d+):", name)[1] for name in names} == {str(layout)}  # type: ignore[index]
+
+
+def test_the_key_that_all_layouts_share_has_none_in_its_name() -> None:
+    """Processes of other versions look for it by this name: it never changes."""
+    assert KEYS.teacher("big").boards == RedisKeys("gkt", 99).teacher("big").boards == "{gkt:teacher:big}:boards"
+
+
+def test_the_page_on_upgrades_says_the_layouts() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "upgrading.md").read_text("utf-8")
+    table = text.partition("## What carries a version")[2].partition("\n\n|")[2].partition("\n\n")[0]
+    said = [row.split("|")[2].strip() for row in f"|{table}".splitlines()[2:]]
+    layouts = [
+        redis_keys.BOARD,
+        redis_keys.TENANT,
+        redis_keys.RECEIPT,
+        redis_keys.KEYRING,
+        redis_keys.HEARTBEAT,
+        redis_keys.SESSION,
+        "Alembic's migrations",
+        FORMAT,
+    ]
+    assert said == [*map(str, layouts), "none"]

@@ -1,0 +1,50 @@
+"""Scripts in Redis: loaded where Redis lacks them, and each call gets its own reply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from gateway.redis import script as redis_script
+from gateway.redis.script import Script
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ECHO = """
+if ARGV[1] == 'bad' then return redis.error_reply('ERR bad') end
+return { KEYS[1], ARGV[1] }
+"""
+
+
+@pytest.fixture
+def script_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "echo.lua").write_text(ECHO)
+    monkeypatch.setattr(redis_script, "files", lambda _: tmp_path)
+
+
+@pytest.mark.usefixtures("script_file")
+async def test_each_call_gets_its_own_reply_also_after_an_error(redis_url: str) -> None:
+    """Redis lacks the script at first. An error among several replies leaves none of them unread."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.script_flush()
+        script = Script(redis, "any", "echo.lua")
+        calls = [([f"k{number}"], [b"%d" % number]) for number in range(3)]
+        replies = [[b"k%d" % number, b"%d" % number] for number in range(3)]
+        assert await script.run(calls) == replies
+        with pytest.raises(ResponseError, match="bad"):
+            await script.run([calls[0], (["k"], [b"bad"]), calls[1]])
+        assert await script.run(calls[:1]) == replies[:1]
+
+
+@pytest.mark.usefixtures("script_file")
+async def test_a_connection_that_redis_closed_is_replaced(redis_url: str) -> None:
+    """A connection of the pool may have been closed while it was idle: that says nothing about Redis."""
+    async with Redis.from_url(redis_url) as redis, Redis.from_url(redis_url) as admin:
+        script = Script(redis, "any", "echo.lua")
+        assert await script.run([(["k"], [b"1"])]) == [[b"k", b"1"]]
+        await admin.client_kill_filter(_type="normal", skipme=True)
+        assert await script.run([(["k"], [b"2"])]) == [[b"k", b"2"]]

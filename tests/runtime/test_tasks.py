@@ -1,0 +1,132 @@
+"""Background work: a failure is seen, work that ends is waited for, and nothing outlives the process's end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from structlog.testing import capture_logs
+
+from gateway.runtime import tasks as tasks_module
+from gateway.runtime.tasks import Tasks
+
+if TYPE_CHECKING:
+    import pytest
+
+
+async def test_a_failure_is_logged_with_the_tasks_name() -> None:
+    """Nobody awaits the task, so nobody else would see it."""
+
+    async def fails() -> None:
+        raise LookupError("why")
+
+    tasks = Tasks()
+    with capture_logs() as logs:
+        await asyncio.wait([tasks.spawn("receipt", fails()), tasks.keep("loop", fails())])
+        await asyncio.sleep(0)
+    assert sorted((line["event"], line["task"], str(line["exc_info"])) for line in logs) == [
+        ("task_failed", "loop", "why"),
+        ("task_failed", "receipt", "why"),
+    ]
+
+
+async def test_draining_waits_for_work_and_for_the_work_it_starts() -> None:
+    """But not for loops, which never end."""
+    done: list[str] = []
+    tasks = Tasks()
+
+    async def second() -> None:
+        await asyncio.sleep(0.02)
+        done.append("second")
+
+    async def first() -> None:
+        await asyncio.sleep(0.02)
+        tasks.spawn("second", second())
+        done.append("first")
+
+    loop = tasks.keep("loop", asyncio.Event().wait())
+    tasks.spawn("first", first())
+    assert await tasks.drain(5) == 0
+    assert done == ["first", "second"]
+    assert not loop.done()
+    await tasks.close()
+
+
+async def test_draining_gives_up_in_time_and_says_how_many_are_left() -> None:
+    """What is late runs on: closing ends it."""
+    tasks = Tasks()
+    late = [tasks.spawn(f"late-{n}", asyncio.Event().wait()) for n in range(2)]
+    began = time.monotonic()
+    assert await tasks.drain(0.05) == 2
+    assert 0.04 <= time.monotonic() - began < 1
+    assert not any(task.done() for task in late)
+    await tasks.close()
+
+
+async def test_closing_cancels_everything_and_waits_for_its_end() -> None:
+    """Work and loops, with what they do on being cancelled; a cancellation is no failure."""
+    ended: list[str] = []
+    tasks = Tasks()
+
+    async def runs(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(name)
+
+    started = [tasks.spawn("work", runs("work")), tasks.keep("loop", runs("loop"))]
+    await asyncio.sleep(0)
+    with capture_logs() as logs:
+        await tasks.close()
+    assert sorted(ended) == ["loop", "work"]
+    assert all(task.cancelled() for task in started)
+    assert logs == []
+
+
+async def test_closing_repeats_a_cancellation_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library swallowed it, so the loop ran on and would have held the process for ever."""
+    monkeypatch.setattr(tasks_module, "_CANCEL_AGAIN_S", 0.02)
+    tasks = Tasks()
+
+    async def swallows_one() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.Event().wait()
+
+    loop = tasks.keep("loop", swallows_one())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(tasks.close(), 2)
+    assert loop.cancelled()
+
+
+async def test_closing_names_what_cannot_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends all the same, and the log says what was stuck."""
+    monkeypatch.setattr(tasks_module, "_CANCEL_AGAIN_S", 0.01)
+    monkeypatch.setattr(tasks_module, "_CANCEL_TIMES", 3)
+    tasks, over = Tasks(), asyncio.Event()
+
+    async def stubborn() -> None:
+        while not over.is_set():
+            try:
+                await over.wait()
+            except asyncio.CancelledError:
+                continue
+
+    task = tasks.keep("stubborn", stubborn())
+    await asyncio.sleep(0)
+    with capture_logs() as logs:
+        await asyncio.wait_for(tasks.close(), 2)
+    assert logs == [{"event": "task_stuck", "task": "stubborn", "log_level": "error"}]
+    over.set()
+    await task
+
+
+async def test_tasks_that_ended_are_forgotten() -> None:
+    """References are kept while a task runs, and no longer."""
+    tasks = Tasks()
+    await asyncio.wait([tasks.spawn("work", asyncio.sleep(0))])
+    await asyncio.sleep(0)
+    assert not tasks._finite

@@ -1,0 +1,71 @@
+"""One timer for many waits: it bites when one of them takes too long, and never otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.runtime.timeouts import Watchdog
+
+
+class Bites:
+    """What is due before a sleep ends is called before it ends, however busy the machine is: both are the loop's."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def __call__(self) -> None:
+        self.at.append(asyncio.get_running_loop().time())
+
+
+async def test_a_wait_past_its_end_is_bitten_once() -> None:
+    bites, now = Bites(), asyncio.get_running_loop().time
+    with Watchdog(bites) as dog:
+        end = now() + 0.05
+        dog.watch(end)
+        assert not dog.bit
+        await asyncio.sleep(0.15)
+        assert dog.bit
+        assert [end <= at for at in bites.at] == [True]
+
+
+async def test_many_waits_that_end_in_time_are_not() -> None:
+    """Together they take longer than each of them may."""
+    bites, now = Bites(), asyncio.get_running_loop().time
+    with Watchdog(bites) as dog:
+        for _ in range(8):
+            dog.watch(now() + 0.6)
+            await asyncio.sleep(0.1)
+            dog.rest()
+        await asyncio.sleep(0.6)
+    assert (bites.at, dog.bit) == ([], False)
+
+
+async def test_the_last_of_many_waits_is_bitten_at_its_own_end() -> None:
+    """Not at that of an earlier one, for which the timer was set."""
+    bites, now = Bites(), asyncio.get_running_loop().time
+    with Watchdog(bites) as dog:
+        for _ in range(4):
+            dog.watch(now() + 0.5)
+            await asyncio.sleep(0.03)
+        dog.watch(end := now() + 0.5)
+        await asyncio.sleep(0.6)
+        assert [end <= at for at in bites.at] == [True]
+
+
+async def test_a_shorter_wait_after_a_longer_one_is_bitten_in_time() -> None:
+    """The timer of the longer one would ring too late."""
+    bites, now = Bites(), asyncio.get_running_loop().time
+    with Watchdog(bites) as dog:
+        dog.watch(now() + 60)
+        dog.rest()
+        dog.watch(end := now() + 0.05)
+        await asyncio.sleep(0.15)
+        assert [end <= at for at in bites.at] == [True]
+
+
+async def test_nothing_is_bitten_after_the_block() -> None:
+    bites = Bites()
+    with Watchdog(bites) as dog:
+        dog.watch(asyncio.get_running_loop().time() + 0.03)
+    await asyncio.sleep(0.08)
+    assert bites.at == []

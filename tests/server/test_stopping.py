@@ -1,0 +1,43 @@
+"""What a process takes a signal for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from gateway.server.stopping import asked_to_reload
+
+if TYPE_CHECKING:
+    import pytest
+
+
+async def hang_up() -> tuple[bool, bool]:
+    """Send SIGHUP to this process: whether that asks for a reload, and whether for a stop."""
+    stop = asyncio.Event()
+    reload = asked_to_reload(stop)
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while not reload.is_set() and not stop.is_set():
+                await asyncio.sleep(0.001)
+        return reload.is_set(), stop.is_set()
+    finally:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+
+
+async def test_a_hang_up_asks_for_a_reload() -> None:
+    assert await hang_up() == (True, False)
+
+
+async def test_a_hang_up_of_the_terminal_asks_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nobody is there to read the log, and standard error is a terminal no more."""
+    answers = iter([True, False])
+    monkeypatch.setattr(os, "isatty", lambda _: next(answers))
+    assert await hang_up() == (False, True)
+
+
+async def test_a_hang_up_sent_to_a_process_on_a_terminal_asks_for_a_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    assert await hang_up() == (True, False)

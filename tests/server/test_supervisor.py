@@ -1,0 +1,25 @@
+"""What the supervisor needs before it starts anything."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import StartupError
+from gateway.server.supervisor import _shared_folder
+
+
+def test_the_folder_of_the_metrics_is_gone_in_the_end() -> None:
+    with _shared_folder() as folder:
+        (Path(folder) / "counter_1.db").write_bytes(b"1")
+    assert not Path(folder).exists()
+
+
+def test_a_machine_without_a_folder_to_write_in_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(StartupError, match="TMPDIR"), _shared_folder():
+        pytest.fail("made")

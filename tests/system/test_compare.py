@@ -1,0 +1,309 @@
+"""The arithmetic and the processes of load_tests/compare.py; it measures nothing here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import subprocess
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+
+from gateway.redis.keys import RedisKeys
+from load_tests import compare, installs, proc, systems, wrk
+from load_tests.children import NotStarted, free_ports, running
+from load_tests.figures import Case, Figures, Round, added_ms, gates, needed_by_gates, of_bare, over_rounds
+from load_tests.systems import BARE, GUIDED, GUIDED_LIMITED, STUDENT, STUDENT_LIMITED, UPSTREAM
+from tests.installed import program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def reading(requests: int = 100, p50_ms: float = 1.0, p99_ms: float = 2.0, **errors: int) -> wrk.Reading:
+    return wrk.Reading(requests, 2.0, p50_ms, p99_ms, errors.get("refused", 0), errors.get("broken", 0))
+
+
+def figures(per_second: float = 100.0, p50_ms: float = 1.0, backlog_s: float = 0.0) -> Figures:
+    return Figures(per_second, None, p50_ms, 2.0, 0.5, 0.0, 0, 0, 0, backlog_s)
+
+
+def measured(
+    *,
+    student: float = 500,
+    guided: float = 250,
+    student_ms: float = 1.0,
+    guided_ms: float = 2.0,
+    limited: float = 500,
+    backlog_s: float = 0.0,
+) -> dict[Case, Figures]:
+    """All that gates need, with 1,000 requests/s of the bare pass-through and 0.1 ms of the upstream."""
+    return {
+        Case(UPSTREAM, "json", 1): figures(p50_ms=0.1),
+        Case(STUDENT, "json", 1): figures(p50_ms=student_ms + 0.1),
+        Case(GUIDED, "json", 1): figures(p50_ms=guided_ms + 0.1),
+        Case(BARE, "json", 32): figures(1000),
+        Case(STUDENT, "json", 32): figures(student),
+        Case(GUIDED, "json", 32): figures(guided),
+        Case(STUDENT_LIMITED, "json", 1): figures(p50_ms=1.0),
+        Case(GUIDED_LIMITED, "json", 1): figures(p50_ms=2.0),
+        Case(STUDENT_LIMITED, "json", 32): figures(limited),
+        Case(GUIDED_LIMITED, "json", 32): figures(250, backlog_s=backlog_s),
+    }
+
+
+def test_the_figures_of_a_round_are_read_from_wrks_output() -> None:
+    output = (
+        "Running 2s test @ http://127.0.0.1:9000\n  1 threads and 32 connections\n"
+        'figures {"requests":5000,"duration_us":2000000,"p50_us":950.0,"p99_us":4200.5,"refused":3,"broken":2}\n'
+    )
+    assert wrk.read(output) == wrk.Reading(5000, 2.0, 0.95, 4.2005, 3, 2)
+
+
+def test_a_round_without_an_answer_has_no_latency_that_could_be_taken_for_a_good_one() -> None:
+    said = 'figures {"requests":0,"duration_us":5000000,"p50_us":0.0,"p99_us":0.0,"refused":0,"broken":0}'
+    assert wrk.read(said) == wrk.Reading(0, 5.0, math.inf, math.inf, 0, 0)
+
+
+def test_output_without_figures_is_an_error_that_quotes_it() -> None:
+    with pytest.raises(ValueError, match="unable to connect"):
+        wrk.read("unable to connect to 127.0.0.1:9000 Connection refused\n")
+
+
+@pytest.mark.parametrize("kind", ["json", "stream"])
+async def test_wrk_sends_what_is_asked_and_no_two_prompts_are_the_same(kind: wrk.Kind) -> None:
+    program("wrk")
+    bodies: list[bytes] = []
+    heads: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length:"))
+                heads.append(head)
+                bodies.append(await reader.readexactly(length))
+                status = b"503 Busy" if len(bodies) == 5 else b"200 OK"
+                writer.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\n{}")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        target = wrk.Target(f"http://127.0.0.1:{port}/v1/chat/completions", "chat", {"Authorization": "Bearer gk-a"})
+        seen = await asyncio.to_thread(wrk.run, target, kind, concurrency=2, seconds=1, first=10_000_000)
+    assert seen.refused == 1
+    assert seen.broken == 0
+    assert 5 < seen.requests <= len(bodies)
+    assert len(set(bodies)) == len(bodies)
+    assert all(b"Bearer gk-a" in head for head in heads)
+    said = json.loads(bodies[0])
+    assert said["model"] == "chat"
+    # wrk draws one request to look at it before it sends any.
+    assert "question 001000000" in said["messages"][1]["content"]
+    assert said.get("stream", False) is (kind == "stream")
+
+
+def test_a_system_that_is_gone_has_broken_calls_and_holds_no_gate() -> None:
+    program("wrk")
+    (port,) = free_ports(1)
+    gone = wrk.run(wrk.Target(f"http://127.0.0.1:{port}/", "chat", {}), "json", concurrency=3, seconds=1, first=0)
+    seen = over_rounds([Round(gone, cores=0.0)])
+    assert (seen.per_second, seen.broken) == (0.0, 3)
+    judged = gates(measured() | {Case(STUDENT, "json", 1): seen, Case(STUDENT, "json", 32): seen})
+    assert [gate.holds for gate in judged if gate.name.startswith(f"{STUDENT}:")] == [False, False]
+    assert compare._finite({"p50_ms": seen.p50_ms, "per_second": seen.per_second})["p50_ms"] is None
+
+
+def test_a_case_is_the_median_of_its_rounds_and_the_sum_of_its_errors() -> None:
+    rounds = [
+        Round(reading(100, p50_ms=3, p99_ms=9, refused=20, broken=1), cores=0.9),
+        Round(reading(400, p50_ms=1, p99_ms=8), cores=0.5, unguided=4, backlog_s=0.7),
+        Round(reading(300, p50_ms=2, p99_ms=7), cores=0.7),
+    ]
+    seen = over_rounds(rounds)
+    assert (seen.per_second, seen.p50_ms, seen.p99_ms, seen.cores) == (150.0, 2.0, 8.0, 0.7)
+    assert (seen.refused, seen.broken, seen.unguided, seen.errors) == (20, 1, 4, 25)
+    assert seen.backlog_s == 0.7
+
+
+def test_requests_for_a_cpu_second_are_those_of_the_systems_own_processes() -> None:
+    rounds = [Round(reading(100), cores=0.5), Round(reading(300), cores=1.0), Round(reading(500), cores=1.0)]
+    assert over_rounds(rounds).per_cpu_s == 150.0
+    assert over_rounds([Round(reading(100), cores=0.0)]).per_cpu_s is None
+
+
+def test_refused_requests_are_not_counted_as_answered() -> None:
+    assert over_rounds([Round(reading(100, refused=40), cores=0.1)]).per_second == 30.0
+
+
+def test_added_latency_is_what_stands_above_the_upstream() -> None:
+    seen = {Case(UPSTREAM, "json", 1): figures(p50_ms=0.5), Case(GUIDED, "json", 1): figures(p50_ms=13.0)}
+    assert added_ms(seen, Case(GUIDED, "json", 1)) == 12.5
+    assert added_ms({Case(GUIDED, "json", 1): figures()}, Case(GUIDED, "json", 1)) is None
+
+
+def test_the_ratio_is_to_the_bare_pass_through_of_the_same_kind_and_concurrency() -> None:
+    seen = {
+        Case(BARE, "json", 32): figures(1000),
+        Case(BARE, "stream", 32): figures(200),
+        Case(STUDENT, "stream", 32): figures(50),
+    }
+    assert of_bare(seen, Case(STUDENT, "stream", 32)) == 0.25
+    assert of_bare(seen | {Case(STUDENT, "json", 1): figures()}, Case(STUDENT, "json", 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("worse", "failing"),
+    [
+        ({}, []),
+        ({"student": 359}, [STUDENT]),
+        ({"student": 360}, []),
+        ({"guided": 169}, [GUIDED]),
+        ({"guided": 170}, []),
+        ({"student_ms": 1.6}, [STUDENT]),
+        ({"guided_ms": 3.1}, [GUIDED]),
+        ({"limited": 333}, [STUDENT_LIMITED]),
+        ({"backlog_s": 0.9}, []),
+        ({"backlog_s": 1.1}, ["usage worker"]),
+    ],
+)
+def test_a_gate_fails_beyond_its_limit_and_only_there(worse: dict[str, float], failing: list[str]) -> None:
+    judged = gates(measured(**worse))
+    assert len(judged) == 9
+    assert [gate.name.partition(":")[0] for gate in judged if not gate.holds] == failing
+
+
+def test_a_gate_can_hold_and_miss_its_goal() -> None:
+    (student, guided, *_) = gates(measured(student=400, guided=250))
+    assert (student.holds, student.reaches_goal) == (True, False)
+    assert (guided.holds, guided.reaches_goal) == (True, True)
+
+
+@pytest.mark.parametrize("lacking", sorted(needed_by_gates(), key=str), ids=str)
+def test_gates_are_not_told_without_the_figures_that_they_need(lacking: Case) -> None:
+    seen = measured()
+    del seen[lacking]
+    with pytest.raises(KeyError):
+        gates(seen)
+
+
+@pytest.mark.parametrize("text", ["", "a", "0", "1,,32", "1,5000"])
+def test_a_concurrency_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        compare._levels(text)
+
+
+def test_gates_are_refused_when_their_systems_are_left_out() -> None:
+    with pytest.raises(typer.BadParameter, match="--gates needs ours, guided"):
+        compare.main(only="bare,upstream,student", with_gates=True)
+
+
+def pairs(started: tuple[systems.System, ...]) -> list[tuple[systems.System, systems.System]]:
+    return list(zip(started[::2], started[1::2], strict=True))
+
+
+def test_our_own_rows_are_guided_in_json_and_in_streams(tmp_path: Path) -> None:
+    """As they are configured, whatever the gateway's defaults are by now: a row that goes unguided does not start."""
+    program("nginx")
+    with ExitStack() as stack:
+        site = systems.Site(tmp_path, stack)
+        systems.start_upstream(site)
+        for student, guided in pairs(systems.start_gateway(site)):
+            assert (student.unguided, guided.unguided and guided.unguided()) == (None, 0)
+
+
+def test_the_backlog_is_the_age_of_the_oldest_receipt_that_a_usage_worker_has_not_written(tmp_path: Path) -> None:
+    program("nginx")
+    with ExitStack() as stack:
+        site = systems.Site(tmp_path, stack)
+        systems.start_upstream(site)
+        ours = systems.run_gateway(site)
+        redis = systems.redis_of(ours.child)
+        assert systems.backlog_s(redis) == 0.0
+        redis.sadd(RedisKeys("gkt").ledger().tenants, "acme")
+
+        def post() -> float:
+            redis.xadd(RedisKeys("gkt").outbox("acme"), {"receipt": "{}"}, id=f"{int(time.time() - 90) * 1000}-*")
+            return systems.backlog_s(redis)
+
+        assert until(lambda: 89 < post() < 600)  # the worker may be faster than one look
+        assert until(lambda: systems.backlog_s(redis) == 0.0), "the usage worker does not read it"
+
+
+def test_a_text_becomes_one_word_of_nginxs_configuration() -> None:
+    assert systems._nginx_word('a "b"\\\nc') == '"a \\"b\\"\\\\\\nc"'
+
+
+@pytest.mark.parametrize("peer", systems.PEER_NAMES)
+def test_every_peer_has_pins_with_hashes(peer: str) -> None:
+    text = installs.pins(peer).read_text()
+    assert "sha256:" in text or '"integrity"' in text
+
+
+def test_an_environment_made_from_other_pins_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert installs.find("switchyard") is None
+    stamp = installs.cache() / "switchyard" / "installed-from"
+    stamp.parent.mkdir(parents=True)
+    stamp.write_text(installs.pins("switchyard").read_text())
+    assert installs.find("switchyard") == stamp.parent
+    stamp.write_text("nemo-switchyard==0.1.0\n")
+    assert installs.find("switchyard") is None
+
+
+def alive(pid: int) -> bool:
+    # A process that has ended and was not waited for has a state of Z.
+    try:
+        with open(f"/proc/{pid}/stat") as stat:  # noqa: PTH123 (one line)
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(true: Callable[[], bool]) -> bool:
+    give_up = time.monotonic() + 20
+    while not true() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    return true()
+
+
+def test_children_and_what_they_started_end_when_we_are_interrupted(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def interrupted() -> None:
+        with running("two sleepers", ["sh", "-c", "sleep 100 & sleep 100; true"], tmp_path) as child:
+            assert until(lambda: len(child.pids()) == 3)
+            pids.extend(child.pids())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_child_that_ends_at_once_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    with (
+        running("broken", ["sh", "-c", "echo no such port; exit 3"], tmp_path) as child,
+        pytest.raises(NotStarted, match="status 3: no such port"),
+    ):
+        child.wait_until(lambda: False, 20)
+
+
+def test_cpu_and_memory_of_a_process_and_its_children_are_seen() -> None:
+    with subprocess.Popen(["sh", "-c", "while :; do :; done"]) as busy:
+        try:
+            assert busy.pid in proc.tree(os.getpid())
+            assert until(lambda: proc.cpu_s(busy.pid) > 0.02)
+            assert proc.rss_bytes(busy.pid) > 100_000
+            assert "while" in proc.command(busy.pid)
+        finally:
+            busy.kill()
+    assert (proc.cpu_s(busy.pid), proc.rss_bytes(busy.pid), proc.command(busy.pid)) == (0.0, 0, "")

@@ -1,0 +1,148 @@
+"""What a shutdown cuts of a comparison or a shadow: no engine's failure, and settled all the same."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
+
+from gateway.pipeline.admission import Admission
+from gateway.pipeline.quality_sampler import Heard, QualityGuard
+from gateway.pipeline.shadow import Shadows
+from gateway.policy.book import Caller
+from gateway.policy.quality import QualityRule
+from gateway.policy.resolve import QualityPlan
+from gateway.policy.schema import KeyEntry, TenantPolicy
+from gateway.runtime.tasks import Tasks
+from gateway.telemetry.metrics import Metrics
+from tests.accounting.drafts import chat, guided, plan
+from tests.fakes import reply
+
+if TYPE_CHECKING:
+    from gateway.accounting.draft import Draft
+
+KEY = KeyEntry(id="only", sha256="f" * 64)
+POLICY = {"tenant": "acme", "keys": [KEY], "routes": [{"model": "chat", "mode": "student", "student": "small"}]}
+CALLER = Caller(TenantPolicy.model_validate(POLICY), KEY)
+
+
+class NoEnd:
+    """A finisher, or a guide, whose engine never answers."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def complete(self, *_: object) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+    open = complete
+
+    def check_available(self, *_: object) -> None: ...
+
+
+class OpenLedger:
+    """It has room for all, and notes what is settled."""
+
+    def __init__(self) -> None:
+        self.settled: list[tuple[str, str]] = []
+
+    def most_usd(self, *_: object) -> Decimal:
+        return Decimal(1)
+
+    async def admit(self, *_: object, **__: object) -> None: ...
+
+    def settle(self, one: Draft, status: str) -> None:
+        self.settled.append((one.id.partition("-shadow-")[2], status))
+
+
+class OpenBook:
+    """Likewise of the day's budget."""
+
+    def __init__(self) -> None:
+        self.spent: list[Decimal] = []
+
+    async def take(self, *_: object) -> str:
+        return "taken"
+
+    async def settle(self, _: str, spent: Decimal) -> None:
+        self.spent.append(spent)
+
+
+class Guarding:
+    """A guard whose comparison has asked the teacher, and waits."""
+
+    def __init__(self) -> None:
+        self.metrics, self.tasks = Metrics(), Tasks()
+        self.ledger, self.book, finisher = OpenLedger(), OpenBook(), NoEnd()
+        self.asked = finisher.asked
+        ledger: Any = self.ledger
+        others: Any = (finisher, self.book, SimpleNamespace(up=True))
+        self.admission = Admission(4, ledger, self.metrics)
+        self._guard = QualityGuard(
+            others[0], self.admission, ledger, others[1], others[2], self.metrics, self.tasks, most=1
+        )
+
+    def cast(self) -> None:
+        quality = QualityPlan(QualityRule(sample=1), plan("teacher"), None)
+        heard = Heard()
+        heard.hear([reply("One two")])
+        self._guard.cast(guided(plan=structs.replace(plan(), quality=quality)), chat(), CALLER, heard)
+
+    async def begin(self) -> None:
+        self.cast()
+        await self.asked.wait()
+
+    def counted(self) -> dict[str, float]:
+        """Of which there are some."""
+        samples = next(one for one in self.metrics.quality_samples.collect()).samples
+        return {one.labels["result"]: one.value for one in samples if one.name.endswith("_total") and one.value}
+
+
+async def test_what_outlasts_a_drain_is_dropped_and_no_engines_failure() -> None:
+    """The run that was begun is settled, and its day counts what it may have cost."""
+    guarding = Guarding()
+    await guarding.begin()
+    assert await guarding.admission.drain(0) == 1
+    assert await guarding.tasks.drain(10) == 0
+    assert guarding.counted() == {"dropped": 1}
+    assert guarding.ledger.settled == [("teacher", "shutdown")]
+    assert guarding.book.spent == [1]
+    assert guarding.admission.in_flight == 0
+
+
+async def test_what_is_cancelled_is_too() -> None:
+    guarding = Guarding()
+    await guarding.begin()
+    await guarding.tasks.close()
+    assert guarding.counted() == {"dropped": 1}
+    assert [name for name, _ in guarding.ledger.settled] == ["teacher"]
+
+
+async def test_what_begins_in_a_drain_has_no_place_and_is_refused() -> None:
+    guarding = Guarding()
+    await guarding.admission.drain(0)
+    guarding.cast()
+    assert await guarding.tasks.drain(10) == 0
+    assert guarding.counted() == {"refused": 1}
+    assert guarding.ledger.settled == []
+
+
+async def test_a_shadow_that_outlasts_a_drain_is_refused_and_no_engines_failure() -> None:
+    metrics, tasks = Metrics(), Tasks()
+    finisher, opener, ledger = NoEnd(), NoEnd(), OpenLedger()
+    parts: Any = (opener, finisher, ledger)
+    admission = Admission(4, parts[2], metrics)
+    shadows = Shadows(parts[0], parts[1], admission, metrics, tasks, most=1)
+    shadows.cast(guided(), chat(), CALLER)
+    await opener.asked.wait()
+    assert await admission.drain(0) == 1
+    assert await tasks.drain(10) == 0
+    samples = next(one for one in metrics.shadows.collect()).samples
+    assert {one.labels["result"]: one.value for one in samples if one.name.endswith("_total") and one.value} == {
+        "refused": 1
+    }
+    assert [status for _, status in ledger.settled] == ["shutdown"]

@@ -1,0 +1,51 @@
+"""Every fault through a whole gateway, and the document that tells of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.failure_cells import CELLS
+from tests.failure_table import COLUMNS, cases, document, world
+from tests.fault_engine import SECRET
+from tests.faults import FAULTS
+
+if TYPE_CHECKING:
+    from tests.faults import Cell
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "failures.md"
+
+
+@pytest.fixture(scope="module")
+def met(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Cell]]:
+    """What became of each case; all are played at once."""
+    with world(tmp_path_factory.mktemp("faults"), redis_url) as running:
+        outcome = running.meet_all()
+        assert running.faulty.astray == []
+        assert SECRET not in running.gateway.raw_log
+    return outcome
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", [fault.name for fault in FAULTS])
+def test_a_fault_ends_as_the_table_says(name: str, met: dict[str, dict[str, Cell]]) -> None:
+    """What the caller gets, what the receipt says and how often the engine was called, whichever its protocol."""
+    said = dict(zip(COLUMNS, CELLS[name], strict=True))
+    assert met[name] == {
+        f"{case.column}/{case.protocol}": said[case.column] for case in cases() if case.fault.name == name
+    }
+
+
+def test_the_table_has_a_row_for_each_fault_and_a_cell_for_each_call_that_can_meet_it() -> None:
+    """Nothing is left out."""
+    assert list(CELLS) == [fault.name for fault in FAULTS]
+    can_meet = {(case.fault.name, case.column) for case in cases()}
+    cells = {(name, column) for name, row in CELLS.items() for column, cell in zip(COLUMNS, row, strict=True) if cell}
+    assert cells == can_meet
+
+
+def test_the_document_is_what_the_table_says() -> None:
+    """Write it anew with: python -m tests.failure_table > docs/failures.md"""
+    assert DOCUMENT.read_text("utf-8") == document()

@@ -1,0 +1,378 @@
+"""A real Prometheus over a gateway under load: every rule, every panel and every sum holds before it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from ruamel.yaml import YAML
+
+from gateway.accounting.log_sample import AS_ASKED
+from gateway.telemetry.metrics import Metrics
+from gateway.wiring import init_engine_series
+from tests.installed import program
+from tests.prometheus_world import (
+    DEPLOY,
+    Prometheus,
+    faulty_gateway,
+    kill_a_busy_worker,
+    load,
+    prometheus,
+    samples_of,
+    settled,
+    total,
+    until,
+    usd,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from gateway.accounting.receipt import Receipt
+    from tests.gateway_process import GatewayProcess
+
+RULES = DEPLOY / "prometheus"
+CASES = sorted(RULES.glob("tests*.yml"))
+DOCS = DEPLOY.parent / "docs"
+BOARDS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((DEPLOY / "grafana").glob("*.json"))}
+_NEED_THE_TEACHER = ("gkt_guidance_total", "gkt_quality_agreement_count")
+SELECTOR = re.compile(r"\b((?:gkt_|gkt:|up\b)[\w:]*(?:\{[^}]*\})?)")
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = YAML(typ="safe").load(RULES / "alerts.yml")["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def panels(board: dict[str, Any]) -> list[dict[str, Any]]:
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def promtool(*arguments: str | Path, given: str | None = None) -> None:
+    done = subprocess.run(
+        [program("promtool"), *arguments], input=given, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@dataclass(frozen=True)
+class World:
+    gateway: GatewayProcess
+    prometheus: Prometheus
+    receipts: list[Receipt]
+    told: str
+    statuses: dict[int, int]
+    loaded_at: float
+    """When the load began: Unix time in seconds."""
+
+    def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """What the gateway told before a worker was killed."""
+        return samples_of(self.told, name)
+
+    def sum(self, name: str) -> Decimal:
+        return Decimal(sum(value for _, value in self.samples(name)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[World]:
+    """After the load, and after a worker was killed; the sums are from before that."""
+    folder = tmp_path_factory.mktemp("world")
+    program("prometheus")
+    with faulty_gateway(folder, redis_url) as gateway, prometheus(folder, gateway.admin_url) as asked:
+        statuses: dict[int, int] = {}
+        loaded_at = time.time()
+        parts = itertools.count()
+        # Prometheus does not count the first value of a series as growth: the first load makes them, the second adds.
+        _load_until_grown(gateway, parts, statuses)
+        _wait_for_scrape(asked, gateway)
+        _load_until_grown(gateway, parts, statuses)
+        receipts = settled(gateway, redis_url)
+        told = httpx.get(f"{gateway.admin_url}/metrics").text
+        kill_a_busy_worker(gateway)
+        _wait_for_scrape(asked, gateway)
+        # What a scrape that comes too late leaves out is missed by every query until the next one.
+        until(lambda: _told(asked, "min_over_time(up[5s])") == 1, "no five seconds of scrapes in time")
+        now = time.time()
+        until(lambda: _told(asked, "min(timestamp(gkt:requests:rate5m))") > now, "no rule is evaluated")
+        yield World(gateway, asked, receipts, told, statuses, loaded_at)
+
+
+def _load_until_grown(gateway: GatewayProcess, parts: Iterator[int], statuses: dict[int, int]) -> None:
+    """Send the load until the teacher has given guidance and an answer has been compared with its own.
+
+    The teacher fails so often that its breaker may refuse all of one load.
+    """
+    before = {name: total(gateway, name) for name in _NEED_THE_TEACHER}
+
+    def grown() -> bool:
+        asyncio.run(load(gateway, next(parts), statuses))
+        return all(total(gateway, name) > value for name, value in before.items())
+
+    until(grown, "no answer of the teacher's is counted")
+
+
+def _wait_for_scrape(asked: Prometheus, gateway: GatewayProcess) -> None:
+    """Until Prometheus knows what the gateway counts now."""
+    seen = total(gateway, "gkt_requests_total")
+    until(lambda: _told(asked, "sum(gkt_requests_total)") >= seen, "the last count is not scraped")
+
+
+def _told(asked: Prometheus, expr: str) -> float:
+    found = asked.query(expr)
+    return float(found[0]["value"][1]) if found else -math.inf
+
+
+def _had_number(world: World, expr: str) -> bool:
+    """At any time since the load began: a rate over the last minute is 0 of 0 once the load has ended for a minute."""
+    series = world.prometheus.query_range(expr, world.loaded_at)
+    return any(math.isfinite(float(value)) for one in series for _, value in one["values"])
+
+
+def test_the_load_met_all_that_should_make_series(world: World) -> None:
+    """Else what follows would hold for lack of faults."""
+    ended = {receipt.status for receipt in world.receipts}
+    assert {"ok", "client_gone"} < ended
+    assert any(status.startswith("engine_") for status in ended)
+    assert {receipt.mode for receipt in world.receipts} >= {"guided", "student", "teacher", "shadow"}
+    assert {"teacher_late", "tools"} < {receipt.unguided for receipt in world.receipts}
+    assert any(receipt.attempts for receipt in world.receipts)
+    assert {0, 200, 401, 404, 429, 503} <= set(world.statuses)
+
+
+def test_the_money_in_the_metrics_is_that_of_the_receipts(world: World) -> None:
+    """To a millionth of a dollar, over two workers, with shadows, failed calls, estimates and callers that left."""
+    cost = usd(world.receipts, "cost_usd")
+    served = [receipt for receipt in world.receipts if receipt.shadow_of is None]
+    assert cost > 0
+    assert abs(world.sum("gkt_cost_usd_total") - cost) < Decimal("1e-6")
+    assert abs(world.sum("gkt_engine_cost_usd_total") - cost) < Decimal("1e-6")
+    assert abs(world.sum("gkt_baseline_usd_total") - usd(served, "baseline_usd")) < Decimal("1e-6")
+    for labels, value in world.samples("gkt_cost_usd_total"):
+        of = [one for one in world.receipts if (one.tenant, one.route) == (labels["tenant"], labels["route"])]
+        assert abs(Decimal(value) - usd(of, "cost_usd")) < Decimal("1e-6")
+
+
+def test_requests_and_tokens_in_the_metrics_are_those_of_the_receipts(world: World) -> None:
+    for labels, value in world.samples("gkt_requests_total"):
+        facts = ("tenant", "route", "mode", "status")
+        wanted = tuple(labels[fact] for fact in facts)
+        assert value == sum(tuple(getattr(one, fact) for fact in facts) == wanted for one in world.receipts)
+    assert world.sum("gkt_tokens_total") == sum(receipt.tokens for receipt in world.receipts)
+
+
+def test_promtool_finds_nothing_to_say_of_the_metrics(world: World) -> None:
+    promtool("check", "metrics", given=httpx.get(f"{world.gateway.admin_url}/metrics").text)
+
+
+def test_workers_are_told_apart_in_what_is_each_ones_own(world: World) -> None:
+    for name, least in (("resident_memory_bytes", 20_000_000), ("open_fds", 5), ("cpu_seconds_total", 0.1)):
+        told = {labels["worker"]: value for labels, value in world.samples(f"gkt_process_{name}")}
+        assert set(told) == {"1", "2"}
+        assert min(told.values()) > least
+
+
+def test_a_budget_is_told_as_it_stands(world: World) -> None:
+    """By whichever worker answers."""
+    limits = world.prometheus.query("gkt_budget_limit_usd")
+    assert [(one["metric"]["tenant"], float(one["value"][1])) for one in limits] == [("acme", 5.0)]
+    spent = float(usd([one for one in world.receipts if one.tenant == "acme"], "cost_usd"))
+    until(lambda: _told(world.prometheus, "gkt_budget_spent_usd") >= spent - 1e-9, "what is spent is not told")
+    assert _told(world.prometheus, "gkt_budget_left_usd + gkt_budget_spent_usd") <= 5 + 1e-9
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_every_query_of_every_panel_returns_a_series_with_a_number(world: World, board: str) -> None:
+    asked = [(panel["title"], target["expr"]) for panel in panels(BOARDS[board]) for target in panel["targets"]]
+
+    missing = []
+
+    def whole() -> bool:
+        missing[:] = [(title, expr) for title, expr in asked if not _had_number(world, _filled_in(expr))]
+        return not missing
+
+    # A scrape that a busy machine let time out leaves nothing until the next one.
+    until(whole, missing)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_every_choice_on_top_of_a_dashboard_has_values(world: World, board: str) -> None:
+    for choice in BOARDS[board]["templating"]["list"]:
+        if choice["type"] != "query":
+            continue
+        of, label = re.fullmatch(r"label_values\((.*), (\w+)\)", choice["definition"]).groups()  # type: ignore[union-attr]
+        url = f"{world.prometheus.url}/api/v1/label/{label}/values"
+        values = httpx.get(url, params={"match[]": _filled_in(of)}).json()["data"]
+        assert values, choice["definition"]
+
+
+def _filled_in(expr: str) -> str:
+    """As Grafana would, with All chosen."""
+    expr = expr.replace("$__rate_interval", "1m").replace("$__range", "2m")
+    filled = re.sub(r"\$(tenant|route|engine|teacher|mode)\b", ".*", expr)
+    assert "$" not in filled, filled
+    return filled
+
+
+def test_every_rule_is_evaluated_without_an_error(world: World) -> None:
+    rules = world.prometheus.rules()
+    assert {rule["name"] for rule in rules if rule["type"] == "alerting"} == {rule["alert"] for rule in alerts()}
+    assert [(rule["name"], rule["health"], rule.get("lastError")) for rule in rules if rule["health"] != "ok"] == []
+
+
+def test_every_series_that_a_rule_asks_for_is_there(world: World) -> None:
+    """An alert on a name that is never told would never fire."""
+    exprs = {rule["name"]: rule["query"] for rule in world.prometheus.rules()}
+    asked = {selector for expr in exprs.values() for selector in SELECTOR.findall(expr)}
+    assert len(asked) > 25
+    missing = []
+
+    def whole() -> bool:
+        missing[:] = [selector for selector in sorted(asked) if not world.prometheus.query(selector)]
+        return not missing
+
+    until(whole, missing)
+    recorded = [rule["name"] for rule in world.prometheus.rules() if rule["type"] == "recording"]
+    assert [name for name in recorded if not world.prometheus.query(name)] == []
+
+
+def test_what_grows_for_an_alert_is_there_before_it_grows() -> None:
+    """Prometheus sees no growth in a series that appears. Of tenants' series the rule itself looks at the beginning."""
+    metrics = Metrics()
+    init_engine_series(metrics, ["big"])
+    told = {family.name: family.samples for family in metrics.registry.collect()}
+    grows = {name for rule in alerts() for name in re.findall(r"increase\((gkt_\w+)_total", rule["expr"])}
+    assert grows > {"gkt_receipts_lost", "gkt_spool_failures"}
+    assert {name for name in grows if not told[name]} == {"gkt_intents_abandoned"}
+    assert [name for name in grows if any(sample.value for sample in told[name])] == []
+
+
+def test_metrics_report_the_usage_worker(world: World) -> None:
+    """It is up, it writes all receipts, and every gateway reports the fleet's counts."""
+    assert world.sum("gkt_usage_up") == 1
+    written = 'max(gkt_usage_receipts{result="inserted"})'
+    until(lambda: _told(world.prometheus, written) >= len(world.receipts), written)
+    until(lambda: _told(world.prometheus, "max(gkt_usage_waiting)") == 0, "receipts wait")
+
+
+def test_alerts_begin_for_what_went_wrong_and_for_nothing_else(world: World) -> None:
+    """One engine is gone, another fails half of its calls, and a process was killed. Alerts are pending at first."""
+    for rate in ("sum(gkt:failures:rate5m)", 'sum(gkt:guidance_failed:rate5m{route="chat"})'):
+        until(lambda rate=rate: _told(world.prometheus, rate) > 0, rate)
+    wanted = {"GktEngineDown", "GktErrorRateHigh", "GktGuidanceFallingBack", "GktRequestsAbandoned"}
+    unwanted = {
+        "GktGatewayDown",
+        "GktRedisDown",
+        "GktReceiptsLost",
+        "GktSpoolFailing",
+        "GktUsageWorkerDown",
+        "GktUsageLate",
+        "GktUsageBacklog",
+        "GktUsageReceiptsMissed",
+        "GktBudgetNearlySpent",
+        "GktPolicyStale",
+    }
+    alerting: list[str] = []
+
+    def as_it_is() -> bool:
+        alerting[:] = [one["metric"]["alertname"] for one in world.prometheus.query("ALERTS")]
+        return wanted <= set(alerting) and not unwanted & set(alerting)
+
+    # A machine that is busy for a second may be down for as long, and then what is pending says so.
+    until(as_it_is, alerting)
+
+
+def test_promtool_passes_configuration_and_rules() -> None:
+    promtool("check", "config", RULES / "prometheus.yml")
+    promtool("check", "rules", RULES / "recording.yml", RULES / "alerts.yml")
+
+
+def test_each_alert_fires_when_it_should_and_not_otherwise() -> None:
+    promtool("test", "rules", *CASES)
+
+
+def test_each_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+    """It does not fire for other series of the same case, or at an earlier time."""
+    cases = [case for file in CASES for case in YAML(typ="safe").load(file)["tests"]]
+    fires = {one["alertname"] for case in cases for one in case["alert_rule_test"] if one["exp_alerts"]}
+    assert fires == {rule["alert"] for rule in alerts()}
+    for case in cases:
+        for one in case["alert_rule_test"]:
+            quiet = any(not other["exp_alerts"] for other in case["alert_rule_test"])
+            assert quiet or len(case["input_series"]) > len(one["exp_alerts"]), one["alertname"]
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: str(rule["alert"]))
+def test_each_alert_says_how_bad_it_is_and_what_to_do(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+    assert rule["annotations"]["summary"]
+    assert rule["annotations"]["description"]
+    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    assert (page, anchor) == ("docs/alerts.md", rule["alert"].lower())
+    section = (DOCS / "alerts.md").read_text("utf-8").partition(f"\n### {rule['alert']}\n")[2].partition("\n### ")[0]
+    for part in ("**What it means.**", "**Look here.**", "**Do this.**"):
+        assert part in section
+
+
+def test_no_section_tells_of_an_alert_that_is_not_there() -> None:
+    told = re.findall(r"^### (\w+)$", (DOCS / "alerts.md").read_text("utf-8"), re.MULTILINE)
+    assert told == [rule["alert"] for rule in alerts()]
+
+
+def test_what_is_no_failure_of_guidance_is_none_to_the_log_either() -> None:
+    """The rule repeats the list of the code."""
+    text = (RULES / "recording.yml").read_text("utf-8")
+    (reasons,) = re.findall(r'gkt_unguided_total\{reason!~"([^"]*)"', text)
+    assert set(reasons.split("|")) == AS_ASKED
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_the_dashboards_are_what_their_source_says(board: str) -> None:
+    """python -m deploy.grafana.build writes them."""
+    from deploy.grafana.build import DASHBOARDS, text
+
+    assert set(DASHBOARDS) == set(BOARDS)
+    assert (DEPLOY / "grafana" / f"{board}.json").read_text("utf-8") == text(board)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_a_dashboard_can_be_imported_and_read(board: str) -> None:
+    """A source to choose, and on each panel its unit and what it tells; none lies on another."""
+    page = BOARDS[board]
+    assert page["uid"] == f"gkt-{board}"
+    assert [one["name"] for one in page["templating"]["list"] if one["type"] == "datasource"] == ["datasource"]
+    assert len({panel["id"] for panel in page["panels"]}) == len(page["panels"])
+    taken: set[tuple[int, int]] = set()
+    for panel in page["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    for panel in panels(page):
+        assert len(panel["description"]) > 5
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        assert [target["datasource"] for target in panel["targets"]] == [panel["datasource"]] * len(panel["targets"])
+    assert sum("thresholds" in panel["fieldConfig"]["defaults"] for panel in panels(page)) == len(panels(page))
+
+
+def test_dashboards_and_rules_name_only_metrics_that_there_are() -> None:
+    known = {family.name for family in Metrics().registry.collect()}
+    texts = [
+        *(json.dumps(page) for page in BOARDS.values()),
+        *(path.read_text("utf-8") for path in RULES.glob("*.yml")),
+    ]
+    named = {name for text in texts for name in re.findall(r"\bgkt_[a-z_]+", text)}
+    assert len(named) > 40
+    assert {name for name in named if re.sub(r"_(total|bucket|sum|count)$", "", name) not in known} == set()

@@ -1,0 +1,209 @@
+"""Every place that shows savings shows the same of one month, to the last digit (tests/savings_month.py)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from sqlalchemy import func, select
+
+from deploy.grafana.cost import COST
+from gateway.accounting.receipt import Receipt
+from gateway.admin.usage_csv import as_csv
+from gateway.api.usage import encoded
+from gateway.cli.usage_db_export import export
+from gateway.cli.usage_print import usage_shown
+from gateway.usage.entries import Entry
+from gateway.usage.reader import UsageReader
+from gateway.usage.span import Asked, span
+from gateway.usage.store import UsageStore
+from gateway.usage.sums import Retention
+from gateway.usage.sums_reader import SumsReader
+from gateway.usage.tables import RECEIPTS
+from gateway.usage.threads import QueryThreads
+from gateway.usage.usage import Ask
+from tests.accounting.test_ledger import Books
+from tests.savings_month import CLASSES, MONTH, SINCE, TOTAL, UNTIL, Told, micro, receipts
+from tests.system.test_prometheus import promtool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+_LONG_S = 10_000 * 86_400
+RETENTION = Retention(minute=_LONG_S, hour=_LONG_S, day=_LONG_S)
+
+
+async def test_all_places_show_the_savings_of_a_month_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    month = receipts()
+    holds_receipts(month)
+    store = UsageStore(f"sqlite:///{tmp_path}/usage.db", RETENTION)
+    threads = QueryThreads(store.engine)
+    try:
+        await store.open()
+        await store.write([Entry(one.tenant, f"{place}-1", one.to_json()) for place, one in enumerate(month, 1)])
+        usage_shown(await holds_usage(SumsReader(threads)))
+        holds_table(capsys.readouterr().out)
+        await holds_export(store, tmp_path / "month.csv")
+    finally:
+        threads.close()
+        await store.close()
+    holds_prometheus(month, tmp_path)
+
+
+def holds_receipts(month: list[Receipt]) -> None:
+    """Receipts, and the headers and last chunks of replies."""
+    assert {one.id: (one.savings_class, one.savings_usd) for one in month} == {
+        receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()
+    }
+    for one in month:
+        of_class, usd = CLASSES[one.id]
+        assert Receipt.from_json(one.to_json()) == one
+        assert Decimal(one.as_dict()["savings_usd"]) == micro(usd)
+        about = one.id == "haze-0"
+        assert one.as_dict()["savings_about_zero"] is about
+        facts = one.facts(show_cost=True)
+        assert facts["savings_class"] == of_class
+        assert facts["savings_usd"] == ("about 0" if about else f"{micro(usd).normalize():f}")
+
+
+async def holds_usage(sums: SumsReader) -> dict[str, Any]:
+    """The admin API's JSON and CSV, and GET /v1/usage."""
+    reader = UsageReader(sums, RETENTION)
+    when = span(Asked(SINCE, UNTIL), None, RETENTION, time.time())
+    usage = await reader.read(Ask(when, None, ("tenant",), {}), lambda told: told)
+    told: dict[str, Any] = json.loads(encoded(usage))
+    assert {row["tenant"] for row in told["rows"]} == MONTH.keys()
+    lines = {row["tenant"]: row for row in csv.DictReader(io.StringIO(as_csv(usage).decode()))}
+    for row in told["rows"]:
+        expected = MONTH[row["tenant"]]
+        holds_figures(row, expected)
+        own = await reader.read(
+            Ask(when, None, (), {}).of_tenant(row["tenant"]), lambda told: told, whose=row["tenant"]
+        )
+        holds_figures(json.loads(encoded(own))["total"], expected)
+        line = lines[row["tenant"]]
+        for name in ("requests", "cost_usd", "measuring_usd", "baseline_usd", "savings_usd", "savings_error_usd"):
+            assert Decimal(line[name]) == Decimal(row[name])
+        assert line["savings_about_zero"] == str(expected.shown == "about 0").lower()
+        assert int(line["class_teacher_unavailable_requests"]) == expected.teacher_away
+        assert int(line["class_unclassified_requests"]) == 0
+    holds_figures(told["total"], TOTAL)
+    assert told["total"]["savings_classes"] == {
+        "guided": of_class(3, "2130", "5810", "3680"),  # 3 x 710; 2200 + 2200 + 1410; 1490 + 1490 + 700
+        "student_by_policy": of_class(3, "150", "2400", "2250"),
+        "teacher_unavailable": of_class(4, "775", "2700", "-325"),  # 3 x 50 + 625; 3 x 800 + 300
+        "not_guidable": of_class(1, "50", "800", "0"),
+        "teacher": of_class(1, "800", "800", "0"),
+        "failed": of_class(1, "710", "2200", "0"),
+        "measuring": of_class(3, "1920.5", "0", "-1000"),  # 1140 + 50 + 710, and the probe's 20.5
+    }
+    return told
+
+
+def of_class(requests: int, cost: str, baseline: str, savings: str) -> dict[str, Any]:
+    amounts = {"cost_usd": cost, "baseline_usd": baseline, "savings_usd": savings}
+    return {"requests": requests} | {name: f"{micro(usd).normalize():f}" for name, usd in amounts.items()}
+
+
+def holds_figures(row: dict[str, Any], expected: Told) -> None:
+    assert row["requests"] == expected.requests
+    for name, usd in (
+        ("cost_usd", expected.cost),
+        ("measuring_usd", expected.measuring),
+        ("baseline_usd", expected.baseline),
+        ("savings_usd", expected.savings),
+        ("savings_error_usd", expected.error),
+    ):
+        assert Decimal(row[name]) == micro(usd), name
+    assert row["savings_about_zero"] is (expected.shown == "about 0")
+    left = Decimal(expected.baseline) - Decimal(expected.savings)
+    share = None if expected.shown == "about 0" else round(float(left / Decimal(expected.baseline)), 6)
+    assert row["cost_share"] == share
+    assert row["savings_classes"].get("teacher_unavailable", {}).get("requests", 0) == expected.teacher_away
+
+
+def holds_table(out: str) -> None:
+    """The command's table: cost, measuring, baseline, saved, error, requests without the teacher, in this order."""
+    lines = {words[0]: words for line in out.splitlines() if (words := line.split())}
+    for name, expected in {**MONTH, "all": TOTAL}.items():
+        amounts = [f"{micro(one):.6f}" for one in (expected.cost, expected.measuring, expected.baseline)]
+        # Amounts are shown to the millionth, with half of one rounded to the even digit.
+        wanted = [*amounts, *expected.shown.split(), f"{micro(expected.error):.6f}", str(expected.teacher_away)]
+        assert " ".join(wanted) in " ".join(lines[name]), name
+
+
+async def holds_export(store: UsageStore, file: Path) -> None:
+    """The column of savings, and exports as CSV and as JSON lines."""
+    by_tenant = select(RECEIPTS.c.tenant, func.sum(RECEIPTS.c.savings_pico)).group_by(RECEIPTS.c.tenant)
+    summed = {tenant: int(pico) for tenant, pico in await store.read(lambda one: one.execute(by_tenant).all())}
+    assert summed == {tenant: int(micro(told.savings).scaleb(12)) for tenant, told in MONTH.items()}
+    await export(store.receipts(), "csv", file, lambda _: None)
+    with file.open(encoding="utf-8", newline="") as opened:
+        lines = list(csv.DictReader(opened))
+    assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in lines} == {
+        receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()
+    }
+    for tenant, told in MONTH.items():
+        errors = (Decimal(one["savings_error_usd"]) for one in lines if one["tenant"] == tenant)
+        assert sum(errors, Decimal(0)) == micro(told.error)
+    await export(store.receipts(), "jsonl", file, lambda _: None)
+    plain = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert {one["id"]: (one["savings_class"], Decimal(one["savings_usd"])) for one in plain} == {
+        receipt_id: (of_class, micro(usd)) for receipt_id, (of_class, usd) in CLASSES.items()
+    }
+
+
+def holds_prometheus(month: list[Receipt], folder: Path) -> None:
+    """The metrics, and what Grafana's panels make of them, in picodollars."""
+    books = Books()
+    for one in month:
+        books.ledger.booked(one)
+    samples = [one for family in books.metrics.registry.collect() for one in family.samples]
+    series = [
+        {"series": f"{one.name}{{{labels(one.labels)}}}", "values": f"{one.value!r}"}
+        for one in samples
+        if one.name.startswith(("gkt_savings_", "gkt_losses_", "gkt_class_cost_", "gkt_baseline_", "gkt_cost_"))
+        and one.name.endswith("_total")
+    ]
+    queries = {panel.title: panel.queries for panel in COST.panels if not isinstance(panel, str)}
+    tests = []
+    for tenant, told in {**MONTH, ".*": TOTAL}.items():
+        sure = "0" if told.shown == "about 0" else told.savings
+        away = {"dusk": "150", "tardy": "625", ".*": "775"}.get(tenant)
+        for title, usd in (
+            ("Saved", sure),
+            ("Error of the savings", told.error),
+            ("Baseline", told.baseline),
+            ("Cost", told.cost),
+            ("Cost of measuring", told.measuring if Decimal(told.measuring) else None),
+            ("Cost while the teacher was unavailable", away),
+        ):
+            # Counters began at 0, so the growth over the month is their value.
+            expr = re.sub(r"increase\((gkt_\w+\{[^}]*\})\[\$__range\]\)", r"\1", queries[title][0].expr)
+            expr = expr.replace("$tenant", tenant).replace("$route", ".*")
+            samples_ = [] if usd is None else [{"labels": "{}", "value": int(micro(usd).scaleb(12))}]
+            tests.append({"expr": f"round(({expr}) * 1e12)", "eval_time": "0m", "exp_samples": samples_})
+    by_route = (queries["Who spent what"][2].expr, queries["Saved per hour, by route"][0].expr + " / 3600")
+    for tenant, told in MONTH.items():
+        picodollars = 0 if told.shown == "about 0" else int(micro(told.savings).scaleb(12))
+        for query in by_route:
+            expr = re.sub(r"(?:increase|rate)\((gkt_\w+\{[^}]*\})\[\$__\w+\]\)", r"\1", query)
+            expr = expr.replace("$tenant", tenant).replace("$route", ".*")
+            samples_ = [{"labels": "{}", "value": picodollars}]
+            tests.append({"expr": f"sum(round(({expr}) * 1e12))", "eval_time": "0m", "exp_samples": samples_})
+    file = folder / "month.yml"
+    with file.open("w", encoding="utf-8") as opened:
+        YAML().dump({"tests": [{"interval": "1m", "input_series": series, "promql_expr_test": tests}]}, opened)
+    promtool("test", "rules", file)
+
+
+def labels(of: dict[str, str]) -> str:
+    return ", ".join(f'{name}="{value}"' for name, value in of.items())

@@ -1,0 +1,54 @@
+"""The second net of the log: what has the shape of a secret does not leave by it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gateway.telemetry.logs import without_secrets
+
+SLIPPED = """
+import logging
+import structlog
+from gateway.telemetry.logs import set_up_logs
+
+set_up_logs("info", "{form}")
+nested = {{"h": ["Authorization: Bearer canary-9876"]}}
+structlog.get_logger().info("it_slipped", key="gk-canary-0123456789", nested=nested)
+try:
+    raise RuntimeError("redis://user:canary-pass@host:6379 refused sk-canary-0123456789")
+except RuntimeError:
+    structlog.get_logger().exception("it_broke")
+    logging.getLogger("some.library").exception("it broke there, with hf_canary0123456789")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_what_has_the_shape_of_a_secret_is_hidden_wherever_it_slipped_in(form: str) -> None:
+    """The rest of the line stays, and is still JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLIPPED.format(form=form)], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "canary" not in done.stderr
+    assert done.stderr.count("(hidden)") >= 6
+    assert "@host:6379 refused" in done.stderr
+    if form == "json":
+        assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == [
+            *("it_slipped", "it_broke", "it broke there, with (hidden)")
+        ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event":"listening","public":"http://127.0.0.1:8080","tenant":"acme"}',
+        '{"id":"req_0123456789abcdef01234567","process":"host-1234-abcdef"}',
+        '{"engine":"risk-adjusted-model","hint":"a desk-lamp@home, ask-me-anything"}',
+    ],
+)
+def test_what_is_no_secret_stays(line: str) -> None:
+    """Names with a dash in them, addresses without a password."""
+    assert without_secrets(line) == line

@@ -1,0 +1,387 @@
+"""Usage on a real gateway of two processes: the sums of its receipts, exactly, and each tenant's own alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.local.redis import EmbeddedRedis
+from tests.fakes import FakeEngine, says
+from tests.gateway_process import (
+    KEY,
+    OTHER_KEY,
+    STUDENT_ONLY,
+    TEACHER_ONLY,
+    GatewayProcess,
+    guided,
+    model,
+    running_gateway,
+    sha256,
+)
+from tests.readiness import wait_until_probed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ADMIN_KEY = "an-admin-key-for-tests"
+SECOND_KEY, HIDDEN_KEY = "gk-test-second-of-acme", "gk-test-of-hides"
+LIMIT_S = 30.0
+NO_RETRIES = {"retries": {"num_retries": 0}, "default_max_tokens": 100}
+SHADOWED = {"model": "chat-shadowed", "mode": "shadow", "teacher": "big", "student": "small"}
+ROUTES = [one | NO_RETRIES for one in (guided(), STUDENT_ONLY, TEACHER_ONLY, SHADOWED)]
+STAGES = ("admission", "batch_wait", "teacher", "first_token", "total")
+
+
+async def student(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """Goes on, unless it is to fail."""
+    if "fail" in json.dumps(body["messages"]):
+        return web.json_response({"error": {"message": "no"}}, status=500)
+    return await says(" and it ends so.")(request, body)
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[GatewayProcess]:
+    """Two workers. acme has two keys; of the tenant `hides`, one route does not tell what it costs."""
+    folder = tmp_path_factory.mktemp("usage")
+    (folder / "admin.key").write_text(ADMIN_KEY)
+    with ExitStack() as stack:
+        big = stack.enter_context(FakeEngine(says("The answer begins", "length")).running())
+        small = stack.enter_context(FakeEngine(student).running())
+        process = stack.enter_context(
+            running_gateway(
+                folder,
+                redis_url=redis_url,
+                usage={"run": "host"},
+                redis={"prefix": f"u{os.urandom(4).hex()}", "timeout": "5s"},
+                server={"workers": 2},
+                admin={"key": "file:admin.key"},
+                models=[
+                    model("big", "tgi", big.url),
+                    model("small", "openai", f"{small.url}/v1", continuation="trailing", echo=False),
+                ],
+                routes=ROUTES,
+                tenants={
+                    "acme": {
+                        "keys": [{"id": "only", "sha256": sha256(KEY)}, {"id": "second", "sha256": sha256(SECOND_KEY)}]
+                    },
+                    "globex": {},
+                    "hides": {
+                        "keys": [{"id": "only", "sha256": sha256(HIDDEN_KEY)}],
+                        "routes": [*ROUTES, STUDENT_ONLY | NO_RETRIES | {"model": "hidden", "show_cost": False}],
+                    },
+                },
+            )
+        )
+        wait_until_probed(process.admin_url)
+        yield process
+
+
+def ask(process: GatewayProcess, key: str, route: str, words: str = "Go on.", **more: Any) -> str:
+    """On a connection of its own, so that the kernel chooses the worker anew; returns the request's id."""
+    body = {"model": route, "messages": [{"role": "user", "content": words}]} | more
+    headers = {"Authorization": f"Bearer {key}"}
+    answer = httpx.post(f"{process.url}/v1/chat/completions", json=body, headers=headers, timeout=LIMIT_S, verify=False)
+    return answer.headers["x-request-id"]
+
+
+@pytest.fixture(scope="module")
+def receipts(gateway: GatewayProcess) -> dict[str, dict[str, Any]]:
+    """Some traffic of all tenants, keys, routes and ends; its receipts by their ids, once all are added up."""
+    kinds = [
+        (KEY, "chat", {}),
+        (KEY, "chat", {"stream": True}),
+        (SECOND_KEY, "chat", {"words": "fail"}),
+        (KEY, "chat-student", {"stream": True}),
+        (SECOND_KEY, "chat-teacher", {}),
+        (KEY, "chat", {"n": 2}),
+        (SECOND_KEY, "chat-shadowed", {}),
+        (OTHER_KEY, "chat", {}),
+        (OTHER_KEY, "chat-student", {"words": "fail"}),
+        (HIDDEN_KEY, "chat", {}),
+        (HIDDEN_KEY, "hidden", {}),
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda one: ask(gateway, one[0], one[1], **one[2]), kinds * 6))
+    ids += [f"{one}-shadow" for one, kind in zip(ids, kinds * 6, strict=True) if kind[1] == "chat-shadowed"]
+    until(lambda: usage(gateway)["total"]["requests"] == len(ids))
+    assert {line["worker"] for line in gateway.log if line["event"] == "request"} == {1, 2}
+    found = {one["id"]: one for one in admin(gateway, "/receipts?limit=1000").json()["data"]}
+    assert sorted(found) == sorted(ids)
+    return found
+
+
+def until(holds: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def admin(process: GatewayProcess, path: str, key: str = ADMIN_KEY) -> httpx.Response:
+    return httpx.get(process.admin_url + path, headers={"Authorization": f"Bearer {key}"}, timeout=LIMIT_S)
+
+
+def usage(process: GatewayProcess, query: str = "since=1h") -> Any:
+    answer = admin(process, f"/usage?{query}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def own(process: GatewayProcess, query: str = "since=1h", key: str = KEY) -> httpx.Response:
+    return httpx.get(f"{process.url}/v1/usage?{query}", headers={"Authorization": f"Bearer {key}"}, timeout=LIMIT_S)
+
+
+def total_of(receipts: list[dict[str, Any]], name: str) -> Decimal:
+    return sum((Decimal(one[name]) for one in receipts), Decimal(0))
+
+
+def holds(told: dict[str, Any], receipts: list[dict[str, Any]]) -> None:
+    """A row is the sum of these receipts."""
+    assert told["requests"] == len(receipts) > 0
+    assert told["errors"] == Counter(one["status"] for one in receipts if one["status"] != "ok")
+    assert told["unguided"] == Counter(one["unguided"] for one in receipts if one["unguided"])
+    cost = total_of(receipts, "cost_usd")
+    assert Decimal(told["cost_usd"]) == cost
+    assert Decimal(told["savings_usd"]) == total_of(receipts, "savings_usd")
+    for role in ("teacher", "student"):
+        shares = [one[role] for one in receipts if one[role] and not one[role].get("shared")]
+        cached = sum(share.get("cached_input_tokens", 0) for share in shares)
+        stored = sum(share.get("cache_write_input_tokens", 0) for share in shares)
+        assert told["tokens"][role] == {
+            "input": sum(share["input_tokens"] for share in shares) - cached - stored,
+            "cached": cached,
+            "cache_write": stored,
+            "output": sum(share["output_tokens"] for share in shares),
+        }
+        assert Decimal(told[f"{role}_cost_usd"]) == total_of(shares, "cost_usd")
+    for stage in STAGES:
+        spent_ms = [one["timings"][f"{stage}_ms"] for one in receipts if f"{stage}_ms" in one["timings"]]
+        assert told["latency_ms"][stage]["count"] == len(spent_ms)
+        if spent_ms:
+            assert told["latency_ms"][stage]["mean"] == pytest.approx(sum(spent_ms) / len(spent_ms), abs=0.001)
+            assert told["latency_ms"][stage]["p50"] <= told["latency_ms"][stage]["p95"] <= max(spent_ms) * 1.06
+    whole = [one for one in receipts if one["status"] == "ok" and one["mode"] != "shadow"]
+    opened = sum(one["guidance"]["kept_tokens"] for one in whole if one["guidance"])
+    alone = sum(one["teacher"]["output_tokens"] for one in whole if one["mode"] == "teacher")
+    finished = sum(one["student"]["output_tokens"] for one in whole if one["student"])
+    assert told["tokens"]["answer_by_teacher"] == opened + alone
+    assert told["tokens"]["answer"] == opened + alone + finished
+    served = [one for one in receipts if one["mode"] != "shadow"]
+    baseline = total_of(served, "baseline_usd")
+    assert Decimal(told["baseline_usd"]) == baseline
+    assert Decimal(told["baseline_error_usd"]) == total_of(served, "baseline_error_usd")
+    assert told["baseline_estimated"] == sum(one["baseline_estimated"] for one in served)
+    known = baseline and not told["savings_about_zero"]
+    share = float((baseline - total_of(receipts, "savings_usd")) / baseline) if known else None
+    assert told["cost_share"] == (pytest.approx(share, abs=1e-6) if share is not None else None)
+
+
+def test_usage_is_the_sum_of_its_receipts(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+    """Of all together, and of every tenant, key, route, mode and engine, in each granularity."""
+    for granularity in ("", "minute", "hour", "day"):
+        holds(usage(gateway, f"since=1h&granularity={granularity}")["total"], list(receipts.values()))
+    for by in ("tenant", "key", "route", "mode", "teacher", "student", "tenant,key,route,mode,teacher,student"):
+        names = by.split(",")
+        told = usage(gateway, f"since=1h&by={by}")
+        holds(told["total"], list(receipts.values()))
+        for row in told["rows"]:
+            holds(row, [one for one in receipts.values() if all(dim(one, name) == row[name] for name in names)])
+
+
+def dim(receipt: dict[str, Any], name: str) -> str:
+    value = receipt[name]
+    return value["model"] if isinstance(value, dict) else value or ""
+
+
+def test_usage_agrees_with_the_counters(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+    """Those are floats, of both processes together."""
+    families = text_string_to_metric_families(httpx.get(f"{gateway.admin_url}/metrics", timeout=LIMIT_S).text)
+    counted: Counter[tuple[str, str]] = Counter()
+    for sample in (sample for family in families for sample in family.samples):
+        counted[sample.name, sample.labels.get("tenant", "")] += sample.value  # type: ignore[assignment]
+    for row in usage(gateway, "since=1h&by=tenant")["rows"]:
+        assert counted["gkt_requests_total", row["tenant"]] == row["requests"]
+        assert counted["gkt_cost_usd_total", row["tenant"]] == pytest.approx(float(row["cost_usd"]), abs=1e-6)
+        assert counted["gkt_baseline_usd_total", row["tenant"]] == pytest.approx(float(row["baseline_usd"]), abs=1e-6)
+
+
+def test_a_tenant_sees_its_own_usage_alone(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+    """Through any of its keys, and whatever the query says."""
+    for key, tenant in ((KEY, "acme"), (SECOND_KEY, "acme"), (OTHER_KEY, "globex")):
+        mine = [one for one in receipts.values() if one["tenant"] == tenant]
+        holds(own(gateway, key=key).json()["total"], mine)
+        for row in own(gateway, "by=key,model&since=1h", key).json()["rows"]:
+            holds(row, [one for one in mine if (one["key"], one["route"]) == (row["key"], row["route"])])
+    for query in ("by=tenant", "tenant=acme", "by=route,tenant"):
+        refused = own(gateway, query, OTHER_KEY)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, query.partition("=")[0])
+    assert own(gateway, key="gk-nobodys").status_code == 401
+    assert own(gateway, key=ADMIN_KEY).status_code == 401
+    assert admin(gateway, "/usage", KEY).status_code == 401
+    assert admin(gateway, "/receipts", KEY).status_code == 401
+
+
+def test_money_is_told_where_receipts_tell_it(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+    """A sum that holds what is hidden is hidden, too; the operator sees it."""
+    told = own(gateway, "by=route&since=1h", HIDDEN_KEY).json()
+    money = {row["route"]: "cost_usd" in row for row in told["rows"]}
+    assert money == {"chat": True, "hidden": False}
+    assert not {name for name in told["total"] if "usd" in name or name in {"baseline_estimated", "cost_share"}}
+    assert "cost_usd" in own(gateway, "route=chat&since=1h", HIDDEN_KEY).json()["total"]
+    mine = [one for one in receipts.values() if one["tenant"] == "hides"]
+    holds(usage(gateway, "tenant=hides&since=1h")["total"], mine)
+
+
+def test_without_a_beginning_there_is_one_that_fits_the_granularity(gateway: GatewayProcess) -> None:
+    for granularity, most in (("minute", 61), ("hour", 25), ("day", 31)):
+        assert len(usage(gateway, f"granularity={granularity}")["rows"]) in {most - 1, most}
+
+
+def test_filters_leave_what_they_name(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+    told = usage(gateway, "since=1h&tenant=acme&key=second&model=chat&by=mode")
+    assert told["by"] == ["mode"]
+    mine = [o for o in receipts.values() if (o["tenant"], o["key"], o["route"]) == ("acme", "second", "chat")]
+    holds(told["total"], mine)
+    assert usage(gateway, "since=1h&route=nothing")["rows"] == []
+
+
+def test_the_pages_commands_run(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """With nothing but a shell: what curl is told, and what a bill is checked with."""
+    missing = [name for name in ("curl", "python3", "grep") if shutil.which(name) is None]
+    if missing and "CI" not in os.environ:
+        pytest.skip(f"not run: this machine has no {missing[0]}")
+    (tmp_path / "gateway.log").write_text(gateway.raw_log)
+    page = (Path(__file__).parents[2] / "docs" / "usage.md").read_text("utf-8")
+    scripts = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    told = [in_shell(gateway, script, tmp_path) for script in scripts]
+    assert len(told) == 3
+    mine = [one for one in receipts.values() if one["tenant"] == "acme"]
+    holds(json.loads(told[0])["total"], mine)
+    assert sum(int(line["requests"]) for line in csv.DictReader(io.StringIO(told[1]))) == len(receipts)
+    assert Decimal(told[2]) == total_of(mine, "cost_usd") > 0
+
+
+def in_shell(gateway: GatewayProcess, script: str, folder: Path) -> str:
+    for said, meant in (
+        ("http://127.0.0.1:8080", gateway.url),
+        ("http://127.0.0.1:8081", gateway.admin_url),
+        ("gk-demo", KEY),
+    ):
+        script = script.replace(said, meant)
+    environ = {**os.environ, "GKT_ADMIN_KEY": ADMIN_KEY}
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=folder, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_csv_says_what_json_does(gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]) -> None:
+    assert receipts
+    answer = admin(gateway, "/usage?since=1h&by=tenant,route&granularity=hour&format=csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert re.fullmatch(r'attachment; filename="usage_[0-9_-]+\.csv"', answer.headers["content-disposition"])
+    rows = usage(gateway, "since=1h&by=tenant,route&granularity=hour")["rows"]
+    lines = list(csv.DictReader(io.StringIO(answer.text)))
+    names = ("start", "tenant", "route", "cost_usd", "savings_usd", "baseline_error_usd")
+    assert [[one[name] for name in names] for one in lines] == [[row[name] for name in names] for row in rows]
+    assert any(Decimal(row["baseline_error_usd"]) for row in rows)
+    assert [int(one["requests"]) for one in lines] == [row["requests"] for row in rows]
+    assert all(one["end"] > one["start"] for one in lines)
+
+
+def test_the_last_receipts_stand_as_their_callers_see_them(
+    gateway: GatewayProcess, receipts: dict[str, dict[str, Any]]
+) -> None:
+    """The newest first, of all or of one tenant; with what they cost, also where callers are not told."""
+    data = admin(gateway, "/receipts?tenant=globex&limit=5").json()["data"]
+    assert [one["tenant"] for one in data] == ["globex"] * 5
+    headers = {"Authorization": f"Bearer {OTHER_KEY}"}
+    assert httpx.get(f"{gateway.url}/v1/receipts/{data[0]['id']}", headers=headers).json() == data[0]
+    hidden = next(one for one in receipts.values() if one["route"] == "hidden")
+    assert Decimal(hidden["cost_usd"]) > 0
+    assert [one["id"] for one in admin(gateway, "/receipts?limit=3").json()["data"]] == list(receipts)[:3]
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "words"),
+    [
+        ("since=soon", "since", "24h or 7d"),
+        ("since=todya", "since", "Did you mean 'today'"),
+        ("since=2999-01-01", "since", "future"),
+        ("since=2026-13-01", "since", "a date like"),
+        ("since=1h&until=2h", "since", "must lie before 'until'"),
+        ("since=1h&until=never", "until", "24h or 7d"),
+        ("since=2000-01-01", "since", "at the earliest"),
+        ("since=99999999999999d", "since", "at the earliest"),
+        ("since=2d&granularity=minute", "since", "granularity=hour"),
+        ("granularity=hours", "granularity", "Did you mean 'hour'"),
+        ("granularity=second", "granularity", "minute, hour, day"),
+        ("by=modle", "by", "Did you mean"),
+        ("by=colour", "by", "route, mode, teacher, student"),
+        ("by=route,model", "by", "twice"),
+        ("route=chat&model=chat", "model", "keep one"),
+        ("mode=guidd", "mode", "Did you mean 'guided'"),
+        ("since=1h&since=2h", "since", "twice"),
+        ("sinse=1h", "sinse", "Did you mean 'since'"),
+    ],
+)
+def test_a_wrong_question_is_told_what_is_wrong(gateway: GatewayProcess, query: str, param: str, words: str) -> None:
+    """The same to callers and to operators, as OpenAI's errors."""
+    for answer in (own(gateway, query), admin(gateway, f"/usage?{query}")):
+        assert answer.status_code == 400, answer.text
+        error = answer.json()["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+        assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "param"),
+    [
+        ("/usage?format=xml", 400, "format"),
+        ("/usage?tenant=acm", 404, "tenant"),
+        ("/receipts?tenant=acm", 404, "tenant"),
+        ("/receipts?limit=0", 400, "limit"),
+        ("/receipts?limit=1001", 400, "limit"),
+        ("/receipts?since=1h", 400, "since"),
+    ],
+)
+def test_a_wrong_question_of_an_operator_likewise(gateway: GatewayProcess, path: str, status: int, param: str) -> None:
+    answer = admin(gateway, path)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+
+
+async def test_without_redis_usage_is_read_all_the_same(tmp_path: Path) -> None:
+    """By callers and by operators: the usage database has it."""
+    (tmp_path / "admin.key").write_text(ADMIN_KEY)
+    async with EmbeddedRedis() as redis:
+        with running_gateway(
+            tmp_path,
+            redis_url=redis.url,
+            redis={"timeout": "5s"},
+            admin={"key": "file:admin.key"},
+            models=[model("small", "openai", "http://127.0.0.1:1/v1", continuation="trailing", echo=False)],
+            routes=[STUDENT_ONLY | {"baseline": "small"}],
+        ) as process:
+            before = own(process)
+            assert (before.status_code, before.json()["total"]["requests"]) == (200, 0), before.text
+            await redis.stop()
+            for answer in (own(process), own(process), admin(process, "/usage"), admin(process, "/receipts")):
+                assert answer.status_code == 200, answer.text

@@ -1,0 +1,111 @@
+"""What reaches the log, and what must not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+BROKEN = """
+import logging
+import structlog
+from gateway.telemetry.logs import set_up_logs
+
+set_up_logs("info", "{form}")
+
+def fails(api_key):
+    raise RuntimeError("broken")
+
+try:
+    fails("sk-can" "ary-in-a-local")
+except RuntimeError:
+    structlog.get_logger().exception("it_broke")
+    logging.getLogger("some.library").exception("it broke there")
+logging.getLogger("some.library").info("chatter")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_an_exception_is_logged_without_the_values_of_local_variables(form: str) -> None:
+    """They hold keys and prompts. Libraries speak up down the same path, but only when something is wrong."""
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN.format(form=form)], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "it_broke" in done.stderr
+    assert "it broke there" in done.stderr
+    assert "RuntimeError: broken" in done.stderr
+    assert "canary" not in done.stderr
+    assert "chatter" not in done.stderr
+
+
+QUOTING = """
+import asyncio, contextvars, gc, logging, sys, threading, warnings
+import structlog
+from gateway.telemetry.logs import let_quote_content, set_up_logs, tell_of_loop
+
+set_up_logs("debug", "{form}")
+log = structlog.get_logger()
+
+def fails():
+    try:
+        int("can" "ary")
+    except ValueError as error:
+        raise KeyError("can" "ary") from error
+
+class Odd:
+    def __del__(self):
+        raise ValueError("can" "ary")
+
+async def never_awaited():
+    raise ValueError("can" "ary")
+
+async def handle():
+    let_quote_content(quotes={quotes})
+    try:
+        fails()
+    except KeyError as error:
+        error.add_note("can" "ary")
+        log.exception("it_broke")
+        logging.getLogger("some.library").exception("it broke there")
+
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(tell_of_loop)
+    task = loop.create_task(handle())
+    await task
+    lost = loop.create_task(never_awaited())
+    await asyncio.wait([lost])
+    del lost
+    loop.call_soon(lambda word: int(word), "can" "ary")
+    await asyncio.sleep(0)
+    gc.collect()
+
+asyncio.run(main())
+Odd()
+thread = threading.Thread(target=int, args=("can" "ary",))
+thread.start()
+thread.join()
+warnings.warn("can" "ary")
+"""
+
+
+def quoting(form: str, *, quotes: bool) -> str:
+    script = QUOTING.format(form=form, quotes=quotes)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    return done.stderr
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_what_breaks_for_a_request_is_logged_without_messages_that_may_quote_it(form: str) -> None:
+    """With every frame and every kind of error, also of what nobody waits for: tasks, threads, finalizers."""
+    told = quoting(form, quotes=False)
+    assert "canary" not in told
+    for kept in ("it_broke", "it broke there", "in fails", "KeyError: (its message", "ValueError: (its message"):
+        assert kept in told
+    for event in ("never retrieved", "Exception in callback", "exception_ignored", "thread_broke"):
+        assert event in told
+
+
+def test_what_breaks_for_a_tenant_that_wants_content_in_the_log_is_told_in_full() -> None:
+    assert quoting("json", quotes=True).count("canary") >= 4

@@ -1,0 +1,620 @@
+"""Traces: the tree of each kind of request, ids in and out, nothing of what was said, and no harm where they fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from aiohttp import web
+
+from tests.collector import Collector, Trace
+from tests.fakes import FakeEngine, begin_events, chunk, event, reply, says
+from tests.gateway_process import KEY, GatewayProcess, guided, model, running_gateway
+from tests.readiness import wait_until_looked_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.collector import Span
+    from tests.fakes import Handler
+
+OPENING, REST = "The answer to your question begins", " here and ends there."
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+PARENT_TRACE, PARENT_SPAN = PARENT.split("-")[1:3]
+QUESTION = "my s3cret question"
+EXPORT_KEY = "Bearer the-c0llectors-own-key"
+RULE = {"deadline": "20s", "cache_ttl": "0s", "tokens": 6}
+TREE = [("admission", []), ("batch_wait", []), ("chat big-1", []), ("chat small-1", [])]
+
+
+class World:
+    """A gateway that tells a collector, before a teacher, a student, and a second student."""
+
+    def __init__(self, gateway: GatewayProcess, collector: Collector, *engines: FakeEngine) -> None:
+        self.gateway, self.collector = gateway, collector
+        self.engines = engines
+        self.teacher, self.student, self.second = engines
+
+    def ask(self, route: str = "chat", headers: dict[str, str] | None = None, **more: Any) -> httpx.Response:
+        body = {"model": route, "messages": [{"role": "user", "content": QUESTION}]} | more
+        return self.post("/v1/chat/completions", body, headers)
+
+    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> httpx.Response:
+        sent = {"Authorization": f"Bearer {KEY}"} | (headers or {})
+        return httpx.post(self.gateway.url + path, json=body, headers=sent, timeout=30)
+
+    def counted(self, outcome: str) -> float:
+        text = httpx.get(f"{self.gateway.admin_url}/metrics").text
+        found = re.search(rf'^gkt_spans_total\{{outcome="{outcome}"\}} (\S+)$', text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+
+def start(folder: Path, redis_url: str, engines: list[FakeEngine], tracing: dict[str, Any], **more: Any) -> Any:
+    teacher, student, second = engines
+    guidance = {"guidance": RULE, "retries": {"num_retries": 1, "backoff": "1ms"}}
+    patient = {"breaker": {"failures": 1000}}
+    return running_gateway(
+        folder,
+        redis_url=redis_url,
+        redis={"prefix": folder.name.replace("-", "_")[:32], "timeout": "5s"},
+        tracing=tracing,
+        models=[
+            model("big", "tgi", teacher.url, model="big-1", **patient),
+            model("small", "openai", f"{student.url}/v1", model="small-1", continuation="trailing", echo=False)
+            | patient,
+            model("second", "openai", f"{second.url}/v1", model="second-1", continuation="trailing", echo=False)
+            | patient,
+        ],
+        routes=[
+            guided(**RULE) | {"retries": guidance["retries"]},
+            guided("chat-compared", **RULE) | {"quality": {"sample": 1}},
+            {"model": "chat-two", "mode": "guided", "teacher": "big", "students": ["small", "second"]} | guidance,
+            {"model": "chat-shadow", "mode": "shadow", "teacher": "big", "student": "small"} | guidance,
+            {"model": "vectors", "mode": "embeddings", "student": "small"},
+        ],
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def running(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    engines = [FakeEngine(says(OPENING, "length")) for _ in range(3)]
+    with Collector().running() as collector, engines[0].running(), engines[1].running(), engines[2].running():
+        tracing = {"endpoint": collector.url, "headers": {"authorization": "env:COLLECTOR_KEY"}}
+        environ = {"COLLECTOR_KEY": EXPORT_KEY, "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test"}
+        folder = tmp_path_factory.mktemp("tracing")
+        with start(folder, redis_url, engines, tracing, environ=environ, log={"level": "info"}) as gateway:
+            wait_until_looked_at(gateway.admin_url)
+            yield World(gateway, collector, *engines)
+
+
+@pytest.fixture
+def world(running: World) -> World:
+    """As it was: engines that answer."""
+    running.teacher.behave = says(OPENING, "length")
+    running.student.behave = running.second.behave = says(REST)
+    for engine in running.engines:
+        engine.asked.clear()
+        engine.headers.clear()
+    return running
+
+
+def fails_first(times: int, then: Handler) -> Handler:
+    left = [times]
+
+    async def behave(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if left[0]:
+            left[0] -= 1
+            return web.json_response({"error": {"message": f"cannot do {body}"}}, status=500)
+        return await then(request, body)
+
+    return behave
+
+
+def facts(span: Span, *wanted: str) -> dict[str, Any]:
+    return {name: span.attributes.get(name) for name in wanted}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_guided_request_is_one_span_with_its_stages_and_its_two_calls_below(world: World, stream: bool) -> None:
+    answer = world.ask(max_tokens=50, temperature=0.5, stream=stream)
+    assert answer.status_code == 200
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert trace.tree() == TREE
+    root = trace.root
+    assert (root.name, root.kind, root.parent, root.failed) == ("POST /v1/chat/completions", "server", "", False)
+    receipt = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+    assert root.attributes == {
+        "http.request.method": "POST",
+        "http.route": "/v1/chat/completions",
+        "http.response.status_code": 200,
+        "url.scheme": "http",
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "gkt",
+        "gen_ai.request.model": "chat",
+        "gen_ai.request.stream": stream,
+        "gen_ai.response.finish_reasons": ["stop"],
+        "gkt.request.id": answer.headers["x-request-id"],
+        "gkt.tenant": "acme",
+        "gkt.key": "only",
+        "gkt.mode": "guided",
+        "gkt.guidance.tokens": receipt["guidance"]["kept_tokens"],
+        "gkt.batch.id": receipt["batch"]["id"],
+        "gkt.batch.size": 1,
+        "gkt.cost_usd": receipt["cost_usd"],
+        "gkt.baseline_usd": receipt["baseline_usd"],
+        "gkt.savings_usd": receipt["savings_usd"],
+        "gkt.savings_class": "guided",
+    }
+    teacher, student = trace.named("chat big-1"), trace.named("chat small-1")
+    port = int(world.teacher.url.rpartition(":")[2])
+    assert (teacher.kind, teacher.failed) == ("client", False)
+    told_first = teacher.attributes.pop("gen_ai.response.time_to_first_chunk", None)
+    assert (told_first is not None) is stream
+    assert teacher.attributes == {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "tgi",
+        "gen_ai.request.model": "big-1",
+        "gen_ai.request.max_tokens": 6,
+        "gen_ai.request.temperature": 0.0,
+        "gen_ai.request.stream": stream,
+        "gen_ai.response.finish_reasons": ["length"],
+        "gen_ai.usage.input_tokens": 10,
+        "gen_ai.usage.output_tokens": 6,
+        "server.address": "127.0.0.1",
+        "server.port": port,
+        "gkt.engine": "big",
+        "gkt.call": "opening",
+        "gkt.batch.id": receipt["batch"]["id"],
+    }
+    assert student.kind == "client"
+    wanted = ("gen_ai.provider.name", "gen_ai.request.model", "gen_ai.request.temperature", "gen_ai.request.stream",
+              "gen_ai.response.finish_reasons", "gen_ai.usage.input_tokens", "gkt.engine", "gkt.call")  # fmt: skip
+    assert list(facts(student, *wanted).values()) == [
+        *("openai", "small-1", 0.5, stream, ["stop"], 10, "small", "answer")
+    ]
+
+
+def test_what_lies_within_a_request_lies_within_its_time(world: World) -> None:
+    """Stages come one after the other, and say what the receipt says of them."""
+    answer = world.ask()
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    admission, wait, teacher, student = trace.below(trace.root)
+    in_order = [trace.root.start_ns, admission.start_ns, admission.end_ns, wait.start_ns, wait.end_ns]
+    in_order += [teacher.start_ns, teacher.end_ns, student.start_ns, student.end_ns, trace.root.end_ns]
+    assert in_order == sorted(in_order)
+    times = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])["timings"]
+    assert (admission.end_ns - admission.start_ns) / 1e6 == pytest.approx(times["admission_ms"], abs=0.002)
+    assert (wait.end_ns - wait.start_ns) / 1e6 == pytest.approx(times["batch_wait_ms"], abs=0.002)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_span_waits_for_a_receipt_whose_tokens_must_be_estimated(world: World, stream: bool) -> None:
+    """It ends when the reply did, and tells the receipt all the same."""
+
+    async def uncounted(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not body.get("stream"):
+            return web.json_response(reply(REST, usage={}))
+        response = await begin_events(request)
+        await response.write(event(chunk({"content": REST}, "stop")) + b"data: [DONE]\n\n")
+        return response
+
+    world.student.behave = uncounted
+    answer = world.ask(stream=stream)
+    receipt = world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])
+    assert receipt["student"]["estimated"]
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert trace.tree() == TREE
+    assert trace.root.attributes["gkt.cost_usd"] == receipt["cost_usd"]
+    assert "gen_ai.usage.output_tokens" not in trace.named("chat small-1").attributes
+
+
+def test_every_failed_call_is_a_span_of_its_own_that_says_why(world: World) -> None:
+    """The student fails, is asked again, fails, and the next one answers."""
+    world.student.behave = fails_first(2, says(REST))
+    answer = world.ask("chat-two")
+    assert answer.status_code == 200
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert trace.tree() == [*TREE, ("chat small-1", []), ("chat second-1", [])]
+    first, again, other = trace.below(trace.root)[-3:]
+    assert [one.failed for one in (first, again, other, trace.root)] == [True, True, False, False]
+    for failed in (first, again):
+        assert failed.attributes["error.type"] == "engine_failed"
+        assert failed.says == ""
+    assert trace.root.attributes["gkt.failed_attempts"] == 2
+    assert "error.type" not in trace.root.attributes
+
+
+def test_a_request_that_no_engine_answered_has_failed(world: World) -> None:
+    world.student.behave = fails_first(9, says(REST))
+    answer = world.ask()
+    assert answer.status_code == 502
+    root = world.collector.trace_of(answer.headers["x-request-id"]).root
+    assert root.failed
+    assert facts(root, "error.type", "http.response.status_code") == {
+        "error.type": "engine_failed", "http.response.status_code": 502
+    }  # fmt: skip
+
+
+def test_a_stream_that_broke_after_its_first_word_has_failed_though_its_status_was_200(world: World) -> None:
+    async def breaks(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        await response.write(event(chunk({"content": "Once"})))
+        await response.write(b"data: {broken\n\n")
+        return response
+
+    world.student.behave = breaks
+    answer = world.ask(stream=True)
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert trace.root.failed
+    assert facts(trace.root, "error.type", "http.response.status_code") == {
+        "error.type": "engine_garbled", "http.response.status_code": 200
+    }  # fmt: skip
+    assert trace.named("chat small-1").attributes["error.type"] == "engine_garbled"
+
+
+def test_a_caller_who_left_is_named_and_is_nobodys_fault(world: World) -> None:
+    left = threading.Event()
+
+    async def dawdles(request: web.Request, _: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_events(request)
+        await response.write(event(chunk({"content": " here"})))
+        await asyncio.to_thread(left.wait, 20)
+        for _ in range(50):
+            await response.write(event(chunk({"content": " and"})))
+            await asyncio.sleep(0.02)
+        return response
+
+    world.student.behave = dawdles
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": QUESTION}]}
+    url = f"{world.gateway.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=20) as answer:
+        lines = answer.iter_lines()
+        while " here" not in next(lines):
+            pass
+    left.set()
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert trace.tree() == TREE
+    assert trace.root.attributes["error.type"] == "client_gone"
+    assert not trace.root.failed
+    student = trace.named("chat small-1")
+    assert student.attributes.get("gkt.ended_early") or student.attributes["error.type"] == "cancelled"
+
+
+def test_a_caller_who_left_before_any_reply_has_a_span_without_a_status(world: World) -> None:
+    begun = threading.Event()
+
+    async def sleeps(_: web.Request, __: dict[str, Any]) -> web.StreamResponse:
+        begun.set()
+        await asyncio.sleep(20)
+        raise AssertionError("nobody hangs up")
+
+    world.student.behave = sleeps
+    trace_id = PARENT_TRACE.replace("0af", "2b1")
+    with socket.create_connection(tuple(world.gateway.url.removeprefix("http://").split(":"))) as caller:  # type: ignore[arg-type]
+        body = json.dumps({"model": "chat", "messages": [{"role": "user", "content": QUESTION}]})
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        head += f"traceparent: {PARENT.replace('0af', '2b1')}\r\nContent-Length: {len(body)}\r\n\r\n"
+        caller.sendall((head + body).encode())
+        assert begun.wait(20)
+    root = world.collector.wait_for(lambda one: one.trace == trace_id and one.kind == "server")
+    assert not root.failed
+    assert facts(root, "error.type", "http.response.status_code", "gkt.mode") == {
+        "error.type": "client_gone", "http.response.status_code": None, "gkt.mode": "guided"
+    }  # fmt: skip
+    student = Trace(root, world.collector.spans).named("chat small-1")
+    assert student.attributes["error.type"] == "cancelled"
+
+
+def test_a_shadow_stands_below_its_request_with_calls_of_its_own(world: World) -> None:
+    answer = world.ask("chat-shadow")
+    request_id = answer.headers["x-request-id"]
+    shadow = world.collector.trace_of(f"{request_id}-shadow").root
+    trace = world.collector.trace_of(request_id)
+    assert trace.root.attributes["gkt.mode"] == "teacher"
+    assert trace.tree() == [("admission", []), ("chat big-1", []), ("shadow", TREE)]
+    assert (shadow.kind, shadow.parent) == ("internal", trace.root.id)
+    assert facts(shadow, "gkt.mode", "gkt.shadow_of") == {"gkt.mode": "shadow", "gkt.shadow_of": request_id}
+
+
+def test_runs_that_an_answer_is_compared_with_stand_beside_each_other_below_it(world: World) -> None:
+    answer = world.ask("chat-compared")
+    request_id = answer.headers["x-request-id"]
+    runs = [world.collector.trace_of(f"{request_id}-shadow-{name}").root for name in ("teacher", "student")]
+    trace = world.collector.trace_of(request_id)
+    alone = [("shadow", [("admission", []), (f"chat {name}-1", [])]) for name in ("big", "small")]
+    assert trace.tree() == [*TREE, *alone]
+    assert {run.parent for run in runs} == {trace.root.id}
+
+
+def test_who_shares_an_opening_is_linked_to_the_call_that_fetched_it(world: World) -> None:
+    """Two of a kind at once: one call, one of them paid, and the other's wait says where its opening came from."""
+    both = threading.Barrier(2, timeout=20)
+    begun = threading.Event()
+
+    async def slowly(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        begun.set()
+        await asyncio.sleep(0.5)
+        return await says(OPENING, "length")(request, body)
+
+    world.teacher.behave = slowly
+
+    def ask(after: bool) -> httpx.Response:
+        both.wait()
+        if after:
+            assert begun.wait(20)
+        return world.ask()
+
+    with ThreadPoolExecutor(2) as pool:
+        paid, shared = pool.map(ask, (False, True))
+    assert shared.headers["x-gkt-shared"] == "flight"
+    made = world.collector.trace_of(paid.headers["x-request-id"]).named("chat big-1")
+    trace = world.collector.trace_of(shared.headers["x-request-id"])
+    assert trace.tree() == [("admission", []), ("batch_wait", []), ("chat small-1", [])]
+    wait = trace.named("batch_wait")
+    assert wait.links == (made.id,)
+    assert wait.attributes["gkt.shared"] == trace.root.attributes["gkt.shared"] == "flight"
+
+
+def test_an_embedding_is_one_call(world: World) -> None:
+    answer = world.post("/v1/embeddings", {"model": "vectors", "input": QUESTION})
+    assert answer.status_code == 200
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert trace.tree() == [("admission", []), ("embeddings small-1", [])]
+    assert trace.named("embeddings small-1").attributes["gen_ai.operation.name"] == "embeddings"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_callers_trace_goes_on_here_and_in_the_engines(world: World, stream: bool) -> None:
+    """Each call carries its own span's id; the caller's tracestate goes with it, its baggage does not."""
+    sent = {"traceparent": PARENT, "tracestate": "vendor=opaque", "baggage": "user=canary"}
+    answer = world.ask(headers=sent, stream=stream)
+    trace = world.collector.trace_of(answer.headers["x-request-id"])
+    assert (trace.root.trace, trace.root.parent) == (PARENT_TRACE, PARENT_SPAN)
+    for engine, name in ((world.teacher, "chat big-1"), (world.student, "chat small-1")):
+        calls = [headers for headers, path in zip(engine.headers, engine.paths[-len(engine.headers) :], strict=True)
+                 if path.endswith("completions")]  # fmt: skip
+        mine = [one for one in trace.below(trace.root) if one.name == name]
+        assert [headers["traceparent"] for headers in calls] == [f"00-{PARENT_TRACE}-{one.id}-01" for one in mine]
+        assert {headers["tracestate"] for headers in calls} == {"vendor=opaque"}
+        assert "canary" not in str(calls)
+
+
+def test_a_trace_that_its_caller_does_not_record_is_not_sent_and_goes_on_all_the_same(world: World) -> None:
+    quiet = "00-1bf7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+    assert world.ask(headers={"traceparent": quiet}).status_code == 200
+    loud = world.ask()
+    world.collector.trace_of(loud.headers["x-request-id"])
+    assert not [one for one in world.collector.spans if one.trace == quiet.split("-")[1]]
+    assert world.student.headers[0]["traceparent"].startswith("00-1bf7651916cd43dd8448eb211c80319c-")
+    assert world.student.headers[0]["traceparent"].endswith("-00")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"traceparent": "canary"},
+        {"traceparent": ""},
+        {"traceparent": PARENT.upper()},
+        {"traceparent": "00-" + "0" * 32 + "-b7ad6b7169203331-01"},
+        {"traceparent": "ff-" + PARENT[3:]},
+        {"traceparent": PARENT + "-more"},
+        {"traceparent": PARENT + "x" * 4000},
+        {"tracestate": "vendor=opaque"},
+        {"traceparent": PARENT, "tracestate": "no, =good,,==" + "x" * 4000},
+    ],
+)
+def test_a_traceparent_that_is_none_is_no_error(world: World, sent: dict[str, str]) -> None:
+    before = len(world.gateway.log)
+    answer = world.ask(headers=sent)
+    assert answer.status_code == 200
+    root = world.collector.trace_of(answer.headers["x-request-id"]).root
+    follows = sent.get("traceparent") == PARENT
+    assert (root.trace == PARENT_TRACE) is follows
+    assert (root.parent != "") is follows
+    assert {line["event"] for line in world.gateway.log[before:]} <= {"request"}
+
+
+def test_what_is_refused_is_a_span_that_tells_why_and_no_fault(world: World) -> None:
+    """Without a receipt, too. What callers write into a path stands nowhere."""
+    refused = world.post("/v1/chat/completions", {"model": "chat"}, {"traceparent": PARENT.replace("0af", "1a1")})
+    assert refused.status_code == 400
+    stranger = httpx.get(
+        f"{world.gateway.url}/v1/receipts/canary-id?x=canary", headers={"traceparent": PARENT.replace("0af", "1a2")}
+    )
+    assert stranger.status_code == 401
+    for trace_id, name, status, error in (
+        (PARENT_TRACE.replace("0af", "1a1"), "POST /v1/chat/completions", 400, "invalid_request"),
+        (PARENT_TRACE.replace("0af", "1a2"), "GET /v1/receipts/{id}", 401, "not_authenticated"),
+    ):
+        span = world.collector.wait_for(lambda one, trace_id=trace_id: one.trace == trace_id)  # type: ignore[misc]
+        assert (span.name, span.failed) == (name, False)
+        assert facts(span, "http.response.status_code", "error.type") == {
+            "http.response.status_code": status, "error.type": error
+        }  # fmt: skip
+
+
+def test_the_requests_line_in_the_log_names_its_trace(world: World) -> None:
+    answer = world.ask(headers={"traceparent": PARENT})
+    assert world.gateway.wait_for_log("request", id=answer.headers["x-request-id"])["trace_id"] == PARENT_TRACE
+
+
+def test_nothing_that_was_said_and_no_key_is_in_what_is_sent(world: World) -> None:
+    """Questions, answers, stop texts, errors that quote them, keys."""
+    world.teacher.behave = says("An 0pening of the teacher's", "length")
+    world.student.behave = fails_first(1, says(" and a t41l.", "because of the r3ason"))
+    answers = [world.ask(stop=["st0ptext"], user="us3r"), world.ask(stream=True)]
+    for answer in answers:
+        world.collector.trace_of(answer.headers["x-request-id"])
+    sent = b"".join(world.collector.raw)
+    for secret in ("s3cret", "0pening", "t41l", "st0ptext", "us3r", "r3ason", "cannot do", KEY, "c0llectors", "canary"):
+        assert secret.encode() not in sent, secret
+
+
+def test_a_collector_gets_its_key_and_learns_which_process_tells(world: World) -> None:
+    answer = world.ask()
+    resource = world.collector.trace_of(answer.headers["x-request-id"]).root.resource
+    assert {headers["authorization"] for headers in world.collector.headers} == {EXPORT_KEY}
+    listening = world.gateway.wait_for_log("listening")
+    assert resource["service.name"] == "gkt-gateway"
+    assert resource["service.version"] == listening["version"]
+    assert resource["service.instance.id"] == listening["process"]
+    assert resource["deployment.environment.name"] == "test"
+    assert EXPORT_KEY not in world.gateway.raw_log
+
+
+def test_probes_and_pages_of_operators_are_no_spans(world: World) -> None:
+    httpx.get(f"{world.gateway.url}/healthz")
+    httpx.get(f"{world.gateway.admin_url}/metrics")
+    answer = world.ask()
+    world.collector.trace_of(answer.headers["x-request-id"])
+    assert {one.name for one in world.collector.spans if not one.parent} <= {
+        "POST /v1/chat/completions", "POST /v1/embeddings"
+    }  # fmt: skip
+
+
+@pytest.fixture
+def engines() -> Iterator[list[FakeEngine]]:
+    three = [FakeEngine(says(OPENING, "length")), FakeEngine(says(REST)), FakeEngine(says(REST))]
+    with three[0].running(), three[1].running(), three[2].running():
+        yield three
+
+
+def test_what_waits_is_sent_before_the_process_ends(tmp_path: Path, redis_url: str, engines: list[FakeEngine]) -> None:
+    with (
+        Collector().running() as collector,
+        start(tmp_path, redis_url, engines, {"endpoint": collector.url}) as gateway,
+    ):
+        world = World(gateway, collector, *engines)
+        answers = [world.ask() for _ in range(3)]
+        assert gateway.terminate() == 0
+        ids = {one.attributes.get("gkt.request.id") for one in collector.spans}
+        assert {answer.headers["x-request-id"] for answer in answers} <= ids
+
+
+def test_each_worker_tells_for_itself_and_sends_what_waits_at_its_end(
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
+) -> None:
+    with Collector().running() as collector:
+        with start(tmp_path, redis_url, engines, {"endpoint": collector.url}, server={"workers": 2}) as gateway:
+            world = World(gateway, collector, *engines)
+            answers = [world.ask() for _ in range(24)]  # each on a connection of its own: one of the two takes it
+            assert gateway.terminate() == 0
+        told = {
+            one.attributes["gkt.request.id"]: one.resource["service.instance.id"]
+            for one in collector.spans
+            if one.kind == "server"
+        }
+        assert set(told) == {answer.headers["x-request-id"] for answer in answers}
+        assert len(set(told.values())) == 2
+
+
+def test_a_collector_that_refuses_costs_spans_and_nothing_else(
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
+) -> None:
+    collector = Collector()
+    collector.refuses = 403
+    with collector.running(), start(tmp_path, redis_url, engines, {"endpoint": collector.url}) as gateway:
+        world = World(gateway, collector, *engines)
+        assert world.ask().status_code == 200
+        gateway.wait_for_log("Failed to export spans batch code: 403, reason: Forbidden")
+        assert (world.counted("sent"), world.counted("failed") > 0) == (0, True)
+        assert gateway.terminate() == 0
+
+
+@pytest.mark.long
+def test_a_collector_that_says_nothing_fills_a_bounded_queue_and_ends_with_the_process(
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
+) -> None:
+    """It takes the connection, and never answers. What has no room is dropped, and counted."""
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen(64)
+        tracing = {"endpoint": f"http://127.0.0.1:{mute.getsockname()[1]}", "max_queue": 64, "timeout": "1m"}
+        with start(tmp_path, redis_url, engines, tracing) as gateway:
+            world = World(gateway, Collector(), *engines)
+            answers = [world.ask() for _ in range(40)]
+            assert {answer.status_code for answer in answers} == {200}
+            # 40 requests of five spans each; 64 wait, and as many at most are with the thread that sends.
+            assert 200 - 2 * 64 <= world.counted("dropped") <= 200 - 64
+            assert gateway.terminate() == 0
+            gateway.wait_for_log("traces_unsent")
+
+
+def test_nothing_is_sampled_where_the_part_is_0(tmp_path: Path, redis_url: str, engines: list[FakeEngine]) -> None:
+    """Unless a caller records its trace; and where engines shall hear nothing, they do not."""
+    with Collector().running() as collector:
+        tracing = {"endpoint": collector.url, "sample": 0, "tell_engines": False}
+        with start(tmp_path, redis_url, engines, tracing) as gateway:
+            world = World(gateway, collector, *engines)
+            world.ask()
+            followed = world.ask(headers={"traceparent": PARENT})
+            assert collector.trace_of(followed.headers["x-request-id"]).tree() == TREE
+            assert {one.trace for one in collector.spans} == {PARENT_TRACE}
+            assert "traceparent" not in str([engine.headers for engine in engines])
+
+
+def test_a_callers_trace_is_not_followed_where_the_configuration_says_so(
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
+) -> None:
+    with Collector().running() as collector:
+        tracing = {"endpoint": collector.url, "follow_callers": False}
+        with start(tmp_path, redis_url, engines, tracing) as gateway:
+            world = World(gateway, collector, *engines)
+            root = collector.trace_of(world.ask(headers={"traceparent": PARENT}).headers["x-request-id"]).root
+            assert (root.trace != PARENT_TRACE, root.parent) == (True, "")
+
+
+# redis-py imports some of the library by itself, for metrics of its own, where it is installed.
+_IMPORTS = (
+    "gateway.telemetry.tracing",
+    "gateway.telemetry.trace_export",
+    "opentelemetry.sdk.trace",
+    "opentelemetry.exporter",
+    "requests",
+)
+_TELLS = f"""\
+import atexit, json, sys
+def tell():
+    modules = [one for one in {_IMPORTS} if one in sys.modules]
+    print(json.dumps({{"event": "imported", "modules": modules}}), file=sys.stderr)
+atexit.register(tell)
+from gateway.cli import main
+main()
+"""
+_WITHOUT = "import sys; sys.modules['opentelemetry'] = None\n"
+
+
+@pytest.mark.parametrize(("on", "before"), [(False, ""), (False, _WITHOUT), (True, "")])
+def test_a_gateway_without_a_collector_does_not_even_import_the_library(
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine], on: bool, before: str
+) -> None:
+    """Nor does it need to be installed; and no id goes to an engine, its own or its caller's."""
+    with Collector().running() as collector:
+        tracing = {"endpoint": collector.url} if on else {}
+        with start(tmp_path, redis_url, engines, tracing, entry=("-c", before + _TELLS)) as gateway:
+            assert World(gateway, collector, *engines).ask(headers={"traceparent": PARENT}).status_code == 200
+            assert gateway.terminate() == 0
+            assert gateway.wait_for_log("imported")["modules"] == (list(_IMPORTS) if on else [])
+    assert ("traceparent" in str([engine.headers for engine in engines])) is on
+
+
+def test_a_collector_without_the_extra_is_a_mistake_that_says_what_to_install(
+    tmp_path: Path, redis_url: str, engines: list[FakeEngine]
+) -> None:
+    """Named by the variable that OpenTelemetry has for it."""
+    entry = ("-c", _WITHOUT + "from gateway.cli import main\nmain()")
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
+    gateway = start(tmp_path, redis_url, engines, {}, entry=entry, environ=environ)
+    with pytest.raises(AssertionError, match="no log line 'listening'") as never:
+        gateway.__enter__()
+    assert "pip install 'gkt-gateway[otel]'" in str(never.value)
