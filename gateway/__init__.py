@@ -1,28 +1,28 @@
-"""GKT Gateway: a large teacher opens every answer, a small student finishes it.
+"""GKT Gateway: a large teacher writes the first tokens of an answer, and a small student completes it.
 
-The path of one request, in the order of the rooms it walks through:
+The path of one request:
 
-    1 receive       web/completions.py         bytes -> ChatRequest or TextRequest
-    2 authenticate  web/auth.py + keyring/     bearer key, of a policy file or of Redis -> Caller
-    3 resolve       policy/                    (caller, request) -> the first route that takes it (routing.py) -> Plan
-                                               (resolve.py); all that follows reads the Plan only
-    4 admit         admission.py + ledger/     a place in this process, room in limits and budgets, and an intent in
-                                               Redis: one script; or 429, or 503
-    5 guide         guide.py + guidance/       Plan -> Opening (opening.py), or why there is none: the teacher
-                    + batching/                is asked, in batches
-    6 complete      engines/                   the opening placed -> the student's answer, caller's sampling kept
-    7 reply         web/                       JSON at once, or SSE with the guidance first
-    8 record        ledger/                    Receipt: tokens, cost, baseline, savings, timings; settled exactly once,
-                                               in the script that posts it to its tenant's outbox
+    step            modules                               result
+    1 receive       api/completions.py, protocol/         bytes -> ChatRequest or TextRequest
+    2 authenticate  api/auth.py, keys/                    bearer key -> Caller
+    3 resolve       policy/routing.py, policy/resolve.py  caller and request -> Route -> Plan
+    4 admit         pipeline/admission.py, accounting/    a slot in this process; limits, budgets and the intent in one
+                                                          Redis script; or 429 or 503
+    5 guide         pipeline/teacher.py, batching/,       Plan -> guidance, or the reason for none
+                    guidance/
+    6 complete      pipeline/student.py, engines/         guidance placed -> the student's answer, with the caller's
+                                                          sampling parameters
+    7 reply         api/completions.py, api/events.py     JSON, or SSE with the guidance first
+    8 record        accounting/                           Receipt: tokens, cost, baseline, savings, timings; settled
+                                                          exactly once, with an entry in the tenant's outbox
 
-From there, off the path, `usage/` writes receipts and their sums to SQL and answers who used what, and `backup/` writes
-all of that to one file; `guarding.py` and `quality/` compare a sample of the answers with each
-engine's alone. `evaluation/` measures the same path over a data set, and `planning/` reckons how many GPUs a load
-needs.
+Start reading at `pipeline/completion.py`: it calls steps 3 to 6 and 8 in order. Later steps read the Plan only.
+`pipeline/embeddings.py` is the path without step 5. `pipeline/edge_guidance.py` returns the guidance of step 5 to
+devices that run the student, and `pipeline/edge_reports.py` receives their reports.
 
-`completion.py` holds steps 3 to 6 and 8 as named calls on one screen: read that file first. Embeddings take the short
-way, without 5: `embedding.py`. Devices that run the student themselves get step 5's opening and report the rest:
-`handover.py`, `edge_accounts.py`.
+Off the path: `usage/` writes receipts and their sums to SQL and answers queries; `quality/` compares a sample of the
+answers with each engine's own; `backup/` copies all state to one file; `evaluation/` measures the path on data sets;
+`planning/` estimates the GPUs for a load. `app.py` constructs the parts, and `server/` runs them in processes.
 """
 
 from gateway.version import __version__

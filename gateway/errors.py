@@ -1,4 +1,4 @@
-"""Every error the gateway raises, in one tree; `web/error_body.py` is the one place that renders them.
+"""Every error the gateway raises, in one tree; `api/error_body.py` is the one place that renders them.
 
 GatewayError                     label, status, type, code: the same label names it in the body, the log and the metric
 ├── RequestError                 the caller can mend it (4xx); `param` names the field

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from decimal import Context, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -188,3 +188,18 @@ def _row_price(row: dict[str, object]) -> Price | None:
     stored = row.get("cache_creation_input_token_cost")
     # Some rows have 0 for providers without such a charge, and some the price of reading from the cache.
     return Price(read, cached, write, max(read, stored) if isinstance(stored, Decimal) else read)
+
+
+def picodollars(usd: Decimal) -> str:
+    """USD as Redis counts it: whole millionths of a millionth, a broken one rounded up."""
+    return str(int(usd.scaleb(12).to_integral_value(ROUND_CEILING)))
+
+
+def dollars(pico: str) -> Decimal:
+    """The reverse."""
+    return Decimal(pico).scaleb(-12)
+
+
+def in_short(usd: Decimal) -> Decimal:
+    """The same amount without zeros at its end: 100, and neither 100.000000000000 nor 1E+2."""
+    return Decimal(f"{usd.normalize():f}")

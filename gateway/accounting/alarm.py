@@ -12,7 +12,8 @@ import aiohttp
 import orjson
 import structlog
 
-from gateway.accounting.scopes import TENANT, dollars
+from gateway.accounting.scopes import TENANT
+from gateway.pricing import dollars
 
 if TYPE_CHECKING:
     from gateway.accounting.redis_ledger import TenantEvent

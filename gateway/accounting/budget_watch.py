@@ -13,7 +13,8 @@ import structlog
 from redis.exceptions import RedisError
 
 from gateway.accounting.budgets import Account
-from gateway.accounting.scopes import TENANT, picodollars, tenant_scope
+from gateway.accounting.scopes import TENANT, tenant_scope
+from gateway.pricing import picodollars
 from gateway.telemetry.metrics import BudgetFigures
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.accounting.periods import period_end, period_id
 from gateway.accounting.rings import counted
-from gateway.accounting.scopes import Scope, dollars, in_short, picodollars
+from gateway.pricing import dollars, in_short, picodollars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
-    from gateway.accounting.scopes import BudgetTerms
+    from gateway.accounting.scopes import BudgetTerms, Scope
     from gateway.redis.keys import RedisKeys
 
 KEPT_S = 34_214_400

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias
 
-from gateway.accounting.scopes import picodollars
 from gateway.accounting.verdict import Refusal, Verdict
+from gateway.pricing import picodollars
 from gateway.redis.client import LONGEST_REST_S
 
 if TYPE_CHECKING:

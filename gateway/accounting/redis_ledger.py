@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from gateway.accounting.scopes import Scope, picodollars
+from gateway.accounting.scopes import Scope
 from gateway.accounting.verdict import AdmittedNews, ChargeNews, News, SettledNews, Told, VariantNews
+from gateway.pricing import picodollars
 from gateway.redis.script import Script
 from gateway.runtime.record import Record
 

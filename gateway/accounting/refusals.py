@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from gateway.accounting.periods import period_end
-from gateway.accounting.scopes import dollars
 from gateway.errors import BudgetSpent, NeverFits, RateLimited, ServiceError, StoreUnavailable
+from gateway.pricing import dollars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

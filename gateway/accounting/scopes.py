@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from gateway.policy.allowed import allowed_key, allowed_tenant
+from gateway.pricing import picodollars
 
 if TYPE_CHECKING:
     from gateway.config.limits import BudgetRule, LimitsRule
@@ -139,18 +139,3 @@ def _terms(rule: BudgetRule) -> BudgetTerms:
         on_soft=rule.on_soft,
         on_hard=rule.on_hard,
     )
-
-
-def picodollars(usd: Decimal) -> str:
-    """USD as Redis counts it: whole millionths of a millionth, a broken one rounded up."""
-    return str(int(usd.scaleb(12).to_integral_value(ROUND_CEILING)))
-
-
-def dollars(pico: str) -> Decimal:
-    """The reverse."""
-    return Decimal(pico).scaleb(-12)
-
-
-def in_short(usd: Decimal) -> Decimal:
-    """The same amount without zeros at its end: 100, and neither 100.000000000000 nor 1E+2."""
-    return Decimal(f"{usd.normalize():f}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from gateway.accounting.max_output import unknown_max_output
 from gateway.accounting.receipt import EngineShare
-from gateway.guidance.projection import added_bytes
+from gateway.policy.projection_size import added_bytes
 from gateway.pricing import total_usd
 
 if TYPE_CHECKING:

@@ -6,9 +6,10 @@ from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from gateway.accounting.budgets import Account
-from gateway.accounting.scopes import dollars, in_short, key_scope, tenant_scope
+from gateway.accounting.scopes import key_scope, tenant_scope
 from gateway.admin.key_views import time_shown
 from gateway.keys.held import HeldKey
+from gateway.pricing import dollars, in_short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

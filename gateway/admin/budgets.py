@@ -11,7 +11,6 @@ import structlog
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.accounting.budgets import LONGEST_RAISE_S, Raise
-from gateway.accounting.scopes import in_short
 from gateway.admin.bodies import actor_of, meant, number_of, only_query, read_shape
 from gateway.admin.budget_views import owners, page_of, view
 from gateway.admin.replies import json_reply, needs_redis
@@ -20,6 +19,7 @@ from gateway.config.scalars import Duration, Usd, Wrong, lasting
 from gateway.config.yaml_source import Shape
 from gateway.errors import InvalidRequest, NotFound
 from gateway.policy.schema import Moment
+from gateway.pricing import in_short
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -13,8 +13,8 @@ from gateway.config.yaml_source import Shape
 from gateway.errors import InvalidRequest
 from gateway.policy.length_rules import Tokens
 from gateway.policy.overrides import Wanted
-from gateway.policy.projections import PROJECTIONS
-from gateway.policy.schema import AskedMode, Label, Placement
+from gateway.policy.projections import PROJECTIONS, Placement
+from gateway.policy.schema import AskedMode, Label
 from gateway.protocol.body import MAX_TOKENS
 from gateway.protocol.chat import ChatRequest, parse_chat
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from gateway.policy.overrides import modes_of
-from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode, Placement
+from gateway.policy.projections import Placement
+from gateway.policy.schema import MAX_GUIDANCE_TOKENS, AskedMode
 
 if TYPE_CHECKING:
     from gateway.engines.guard import GuardedEngine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec.structs import replace
 
@@ -11,8 +11,19 @@ from gateway.batching.ticket import Broken, Grant, Refused, Shared
 from gateway.errors import QueueFull, StoreUnavailable, TicketUnreadable
 
 if TYPE_CHECKING:
-    from gateway.batching.batcher import TeacherQueue
     from gateway.batching.ticket import Outcome, Ticket
+
+
+class Queue(Protocol):
+    """The queue of tickets that a turn belongs to; see `TeacherQueue`."""
+
+    def enter(self, turn: Turn) -> None: ...
+
+    def wait_longer(self, turn: Turn, deadline: float) -> None: ...
+
+    def give_up(self, turn: Turn) -> None: ...
+
+    def leave(self, turn: Turn, guidance: str | None) -> None: ...
 
 
 class Turn:
@@ -26,7 +37,7 @@ class Turn:
 
     __slots__ = ("_guidance", "_queue", "deadline", "entered", "ticket", "told", "waiting")
 
-    def __init__(self, queue: TeacherQueue, ticket: Ticket, deadline: float | None) -> None:
+    def __init__(self, queue: Queue, ticket: Ticket, deadline: float | None) -> None:
         loop = asyncio.get_running_loop()
         self._queue = queue
         self._guidance: str | None = None

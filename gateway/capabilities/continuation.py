@@ -1,6 +1,6 @@
 """How an engine is told to go on with an answer that was begun, and how that is found out.
 
-Servers differ in what they want and in what they send back; `engine_kinds.py` is the table of who wants what. Text,
+Servers differ in what they want and in what they send back; `kinds.py` is the table of who wants what. Text,
 never token ids, crosses from teacher to student: their vocabularies may differ (paper, section 2).
 """
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gateway.local.stack import LocalStack
-    from gateway.policy.schema import Placement
+    from gateway.policy.projections import Placement
     from gateway.runtime.addresses import Addresses
 
 _OPENED = {"guided", "teacher_complete"}

@@ -1,4 +1,4 @@
-"""The sections of config.yaml but for the models (model_settings.py): what may stand in each, and what else holds.
+"""The sections of config.yaml but for the models (models.py): what may stand in each, and what else holds.
 
 Attributes carry their units (`_s` seconds, `_bytes`); YAML keys do not, since their values do ("30s", "8MB").
 """

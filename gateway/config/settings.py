@@ -1,6 +1,6 @@
 """config.yaml + environment -> frozen Settings. The only reader of os.environ (gateway/local aside).
 
-What may stand in the file is in sections.py and model_settings.py; here is what reads it, and what no section can tell
+What may stand in the file is in sections.py and models.py; here is what reads it, and what no section can tell
 by itself. Containers may override single values: the variables are in OVERRIDES. An empty variable counts as not set.
 """
 

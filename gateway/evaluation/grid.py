@@ -21,7 +21,8 @@ from gateway.errors import ConfigError, StartupError
 from gateway.evaluation.auto_length import AutoLength, read_auto
 from gateway.evaluation.setting import Form, Mode, Setting
 from gateway.policy.length_rules import Tokens
-from gateway.policy.schema import Boundary, Placement
+from gateway.policy.projections import Placement
+from gateway.policy.schema import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from gateway.evaluation.auto_length import AutoLength
     from gateway.evaluation.question import Question
-    from gateway.policy.projections import Exemplar, Projection
+    from gateway.policy.projections import Exemplar, Placement, Projection
     from gateway.policy.resolve import Look, Plan
-    from gateway.policy.schema import Boundary, Placement
+    from gateway.policy.schema import Boundary
     from gateway.protocol.requests import CompletionRequest
 
 

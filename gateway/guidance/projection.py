@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.policy.projections import SLOT
 from gateway.protocol.messages import RULES, with_system, with_text
-from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gateway.policy.projections import Projection
-    from gateway.protocol.body import CallerRequest
-
-# What a template writes around a turn has about four tokens.
-_BYTES_PER_TURN = 16
 
 
 def teacher_messages(projection: Projection, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -70,20 +65,6 @@ def place_in_input(messages: Sequence[Mapping[str, Any]], guidance: str) -> list
     if not guidance:
         return [dict(message) for message in messages]
     return with_text(messages, after=guidance, gap="\n")
-
-
-def added_bytes(projection: Projection, asked: CallerRequest) -> int:
-    """How much longer the teacher's prompt is than the caller's: what was added, and a template's words around it."""
-    if isinstance(asked, TextRequest):
-        return len((projection.instruction or "").encode())
-    return projection.shown_bytes + _BYTES_PER_TURN * projection.turns
-
-
-def callers_part(projection: Projection, asked: CallerRequest, read_tokens: int) -> int:
-    """Of what the teacher read, about what the caller sent: by size, for nobody counted the two apart."""
-    if isinstance(asked, TextRequest) or not projection.turns:
-        return read_tokens
-    return round(read_tokens * asked.size_bytes / (asked.size_bytes + added_bytes(projection, asked)))
 
 
 def teacher_prompt(projection: Projection, prompt: str) -> str:

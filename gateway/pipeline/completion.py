@@ -15,11 +15,11 @@ import msgspec
 
 from gateway.accounting.draft import Draft
 from gateway.accounting.verdict import Allowance
-from gateway.guidance.projection import callers_part
 from gateway.pipeline.guidance_request import UNGUIDED
 from gateway.pipeline.quality_sampler import heard_for
 from gateway.pipeline.stream import StreamRelay
 from gateway.pipeline.student import RESTARTED
+from gateway.policy.projection_size import callers_part
 from gateway.policy.resolve import resolve
 from gateway.policy.routing import find_route
 from gateway.protocol.reply import ReplyHead, TextReplyHead, passed_on, usage_body

@@ -1,7 +1,7 @@
 """The path of a device that runs the student itself: a chat in, and out come the teacher's first words and the seam.
 
 Paper, Figure 1: the teacher in the cloud, the student at the edge. Guidance is made as for any chat, in its batch,
-cached, limited and paid for; no student is asked. How the device finished the answer it reports (edge_accounts.py).
+cached, limited and paid for; no student is asked. How the device finished the answer it reports (edge_reports.py).
 """
 
 from __future__ import annotations

@@ -31,7 +31,6 @@ from gateway.errors import (
 )
 from gateway.guidance.ending import EndRule, open_to_end
 from gateway.guidance.keep import GrowingKeep
-from gateway.guidance.projection import added_bytes
 from gateway.pipeline.confidence_probe import STUDENT_CONFIDENT, Sounding
 from gateway.pipeline.deadlines.deadlines import GuidanceDeadlines
 from gateway.pipeline.generation import unread_once_ended
@@ -45,6 +44,7 @@ from gateway.pipeline.guidance_request import (
     read_by,
 )
 from gateway.pipeline.retries import RequestRetries
+from gateway.policy.projection_size import added_bytes
 from gateway.protocol.text import TextRequest
 
 if TYPE_CHECKING:

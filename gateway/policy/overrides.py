@@ -10,8 +10,8 @@ from gateway.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.policy.projections import Projection
-    from gateway.policy.schema import AskedMode, Placement, Route, TenantPolicy
+    from gateway.policy.projections import Placement, Projection
+    from gateway.policy.schema import AskedMode, Route, TenantPolicy
 
 MODE = "x-gkt-mode"
 TOKENS = "x-gkt-guidance-tokens"

@@ -10,8 +10,7 @@ from gateway.config.scalars import Flag, Whole, Wrong
 from gateway.config.yaml_source import Shape
 from gateway.policy.boilerplate import ENGLISH
 from gateway.policy.conditions import to_pattern
-from gateway.policy.projections import BEGINS_LIKE_THIS, SLOT, Exemplar, Projection, Skip
-from gateway.policy.schema import Placement
+from gateway.policy.projections import BEGINS_LIKE_THIS, SLOT, Exemplar, Placement, Projection, Skip
 
 MAX_EXEMPLARS = 64
 MAX_CHARS = 64_000

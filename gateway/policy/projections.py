@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.policy.conditions import Pattern
-    from gateway.policy.schema import Placement
+
+Placement = Literal["prefix", "context", "input"]
 
 SLOT = "{guidance}"
 """Where in an introduction the guidance goes."""

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import structlog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from prometheus_client import Counter, Gauge
+
     from gateway.policy.book import PolicyBook
     from gateway.policy.files import PolicyFiles, Reading, Signature
     from gateway.policy.policies import Policies
-    from gateway.telemetry.metrics import Metrics
 
 log = structlog.get_logger()
 
@@ -80,6 +81,22 @@ class Quiet:
         self._read, self._since = seen, None
 
 
+class ReloadMetrics(Protocol):
+    """The metrics that a reload changes; see telemetry/metrics.py."""
+
+    @property
+    def config_stale(self) -> Gauge: ...
+
+    @property
+    def policy_loaded(self) -> Gauge: ...
+
+    @property
+    def policy_reloads(self) -> Counter: ...
+
+    @property
+    def policy_stale(self) -> Gauge: ...
+
+
 class Reloader:
     """Args:
     now: set by whoever wants the files read at once, changed or not.
@@ -89,7 +106,7 @@ class Reloader:
     """
 
     def __init__(
-        self, files: PolicyFiles, policies: Policies, metrics: Metrics, now: asyncio.Event, pace: Pace = Pace()
+        self, files: PolicyFiles, policies: Policies, metrics: ReloadMetrics, now: asyncio.Event, pace: Pace = Pace()
     ) -> None:
         self._files = files
         self._policies = policies

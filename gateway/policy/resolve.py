@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from gateway.policy.deadline_rules import AutoDeadline
     from gateway.policy.length import Choice
     from gateway.policy.overrides import Wanted
-    from gateway.policy.projections import Projection
+    from gateway.policy.projections import Placement, Projection
     from gateway.policy.quality import QualityRule
-    from gateway.policy.schema import Boundary, Mode, Placement, Route, TenantPolicy
+    from gateway.policy.schema import Boundary, Mode, Route, TenantPolicy
     from gateway.protocol.chat import ChatRequest
     from gateway.protocol.requests import CompletionRequest
 

@@ -19,7 +19,7 @@ from gateway.policy.conditions import When
 from gateway.policy.constraints import MAX_ALLOWED_FIELDS, known_fields
 from gateway.policy.deadline_rules import AutoDeadline, Deadline
 from gateway.policy.length_rules import MOST_TOKENS, AutoRule, Tokens
-from gateway.policy.projections import CUTOFF, PROJECTIONS, Projection
+from gateway.policy.projections import CUTOFF, PROJECTIONS, Placement, Projection
 from gateway.policy.quality import Part, QualityRule, part_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ Mode = Literal["guided", "student", "teacher", "shadow", "embeddings"]
 AskedMode = Literal["guided", "student", "teacher"]
 """The modes that a caller may ask for, where the policy lets it."""
 MAX_GUIDANCE_TOKENS = MOST_TOKENS
-Placement = Literal["prefix", "context", "input"]
 Boundary = Literal["word", "sentence", "token"]
 
 _NEEDED_IN = {"teacher": {"guided", "teacher", "shadow"}, "student": {"guided", "student", "shadow", "embeddings"}}

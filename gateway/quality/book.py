@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.accounting.scopes import dollars, in_short, picodollars
+from gateway.pricing import dollars, in_short, picodollars
 from gateway.quality.comparison import OUTBOX
 from gateway.quality.tally import Tally
 from gateway.redis.script import Script

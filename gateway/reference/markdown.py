@@ -50,7 +50,7 @@ _NOTES = (
     "`gkt-gateway check`. Where a meaning says None, that is the key left out."
 )
 _MADE = "This page is made by `gkt-gateway schema {name} --markdown`; a test holds it to what the code checks."
-# What a pattern of units.py, allowances.py or a rule means to who writes YAML; by a piece that only it has.
+# What a pattern of config/scalars.py, config/limits.py or a rule means to who writes YAML; by a piece that only it has.
 _SPELT = (
     ("(ms|s|m|h|d)$", "duration"),
     ("[iI][bB]", "size"),

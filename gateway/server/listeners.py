@@ -113,7 +113,7 @@ async def serve(
 def _allow_open_files(settings: Settings) -> None:
     """For all connections that may be: of callers, of operators, and two to engines for each request.
 
-    There may be twice max_in_flight requests (admission.py).
+    There may be twice max_in_flight requests (pipeline/admission.py).
     """
     server = settings.server
     wanted = server.max_connections + _ADMIN_CONNECTIONS + 4 * server.max_in_flight + _OTHER_FILES

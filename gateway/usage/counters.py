@@ -55,7 +55,7 @@ class Tokens(NamedTuple):
 
 
 class ClassSum(NamedTuple):
-    """Sums of one savings class (ledger/savings.py).
+    """Sums of one savings class (accounting/savings.py).
 
     Attributes:
         cost_pico: without the probe, whose cost is in the class `measuring`.

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.accounting.redis_ledger import Candidate, Exchanged, RedisLedger, Settlement, Variant
-from gateway.accounting.scopes import BudgetTerms, Scope, dollars, picodollars
+from gateway.accounting.scopes import BudgetTerms, Scope
 from gateway.config.limits import Period
+from gateway.pricing import dollars, picodollars
 from gateway.redis.keys import RedisKeys
 from tests.accounting.drafts import closed, guided, intent
 

@@ -15,8 +15,9 @@ from redis.asyncio import Redis
 from gateway.accounting.budgets import KEPT_S, Account, Balance, Budgets, Raise
 from gateway.accounting.intent import abandoned
 from gateway.accounting.redis_ledger import MOST_UNASKED_USD, Candidate, Settlement, Variant
-from gateway.accounting.scopes import Scope, dollars, picodollars
+from gateway.accounting.scopes import Scope
 from gateway.config.limits import Period
+from gateway.pricing import dollars, picodollars
 from tests.accounting.purse import Purse, budget, older
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from gateway.accounting.periods import period_end, period_id
 
-# As far as a budget may reach (allowances.py), and lengths that divide nothing.
+# As far as a budget may reach (config/limits.py), and lengths that divide nothing.
 LONGEST = {"h": 8784, "d": 366, "w": 52, "mo": 12}
 PERIODS = [(unit, count) for unit, most in LONGEST.items() for count in (1, 2, 5, most)]
 

@@ -22,10 +22,11 @@ from gateway.accounting import store as store_module
 from gateway.accounting.local_limits import LocalLimits
 from gateway.accounting.receipt import Receipt
 from gateway.accounting.redis_ledger import RedisLedger
-from gateway.accounting.scopes import Scope, dollars
+from gateway.accounting.scopes import Scope
 from gateway.accounting.store import REMEMBERED_S, ReceiptStore
 from gateway.errors import StoreUnavailable
 from gateway.local.redis import EmbeddedRedis
+from gateway.pricing import dollars
 from gateway.redis.client import RedisClient
 from gateway.redis.keys import RedisKeys
 from gateway.runtime.tasks import Tasks

@@ -14,7 +14,7 @@ from gateway.cli.demo_print import print_answer
 from tests.fakes import chunk, event, served
 
 if TYPE_CHECKING:
-    from gateway.policy.schema import Placement
+    from gateway.policy.projections import Placement
 
 MODELS = {"teacher": "big [1]", "student": "small"}
 SHARE = {"input_tokens": 10, "output_tokens": 5, "cost_usd": "0.00001"}

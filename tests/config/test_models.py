@@ -1,4 +1,4 @@
-"""What protocol litellm wants of config.yaml; the other protocols' settings are held by test_config.py."""
+"""What protocol litellm wants of config.yaml; the other protocols' settings are held by test_settings.py."""
 
 from __future__ import annotations
 

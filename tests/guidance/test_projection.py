@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.guidance.projection import (
-    added_bytes,
-    callers_part,
-    place_in_context,
-    teacher_messages,
-    teacher_prompt,
-)
+from gateway.guidance.projection import place_in_context, teacher_messages, teacher_prompt
 from gateway.policy import schema
+from gateway.policy.projection_size import added_bytes, callers_part
 from gateway.policy.projections import PROJECTIONS, Exemplar, Shipped
 from gateway.protocol.chat import parse_chat
 from gateway.protocol.text import parse_text_completion

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from gateway.accounting.scopes import dollars
+from gateway.pricing import dollars
 from gateway.redis.keys import RedisKeys
 from tests.fakes import FakeEngine, reply
 from tests.gateway_process import GatewayProcess, model, sha256
