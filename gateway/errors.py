@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing to mend. `line` and `column` count from 1; line 0 means the file as a whole."""
+    """A problem in a configuration file. `line` and `column` count from 1; line 0 stands for the whole file."""
 
     file: str
     line: int

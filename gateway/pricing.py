@@ -191,15 +191,15 @@ def _row_price(row: dict[str, object]) -> Price | None:
 
 
 def picodollars(usd: Decimal) -> str:
-    """USD as Redis counts it: whole millionths of a millionth, a broken one rounded up."""
+    """Return USD in whole picodollars, rounded up, as Redis stores it."""
     return str(int(usd.scaleb(12).to_integral_value(ROUND_CEILING)))
 
 
 def dollars(pico: str) -> Decimal:
-    """The reverse."""
+    """Return picodollars in USD."""
     return Decimal(pico).scaleb(-12)
 
 
 def in_short(usd: Decimal) -> Decimal:
-    """The same amount without zeros at its end: 100, and neither 100.000000000000 nor 1E+2."""
+    """Return the amount without trailing zeros and without an exponent: 100 for 100.000000000000 and 1E+2."""
     return Decimal(f"{usd.normalize():f}")

@@ -67,7 +67,7 @@ class Candidate(Record, frozen=True):
         return self.variants[0].intent.tenant
 
     def let_in(self) -> Candidate:
-        """The same, when it goes on as its first variant says, and is only to be counted."""
+        """Return the candidate as one that was admitted as its first variant, and is only to be counted."""
         variant = self.variants[0]
         intent = variant.intent
         if intent.reserved_usd > MOST_UNASKED_USD:
@@ -75,7 +75,7 @@ class Candidate(Record, frozen=True):
         return Candidate(self.scopes, (variant,), force=True)
 
     def following(self, kind: int) -> Candidate:
-        """The same, when it goes on as the variant of that kind says."""
+        """Return the candidate with the variant of that kind alone."""
         return Candidate(self.scopes, tuple([one for one in self.variants if one.kind == kind]), self.force)
 
 

@@ -260,11 +260,7 @@ class ReceiptStore:
             if not self._redis.up:
                 self._answer(list(self._admitting), None)
                 await self._redis.wait_up()
-            # Requests that are ready now come along, and those that become ready meanwhile.
-            ready = -1
-            while ready < len(self._untold) < _BATCH:
-                ready = len(self._untold)
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)  # requests that are ready now come along
             self._news.clear()
             if not await self._exchange():
                 self._look_in(_RETRY_S)

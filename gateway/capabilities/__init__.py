@@ -1,1 +1,1 @@
-"""What each kind of engine supports, as data."""
+"""Tables of the features that each kind of engine supports."""

@@ -1,4 +1,4 @@
-"""How many bytes and tokens of the teacher's prompt a projection adds. Pure."""
+"""Compute the bytes and tokens that a projection adds to the teacher's prompt. Pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _BYTES_PER_TURN = 16
 
 
 def added_bytes(projection: Projection, asked: CallerRequest) -> int:
-    """How much longer the teacher's prompt is than the caller's: what was added, and a template's words around it."""
+    """Return the bytes that the projection adds to the caller's prompt, the template's text around turns included."""
     if isinstance(asked, TextRequest):
         return len((projection.instruction or "").encode())
     return projection.shown_bytes + _BYTES_PER_TURN * projection.turns
 
 
 def callers_part(projection: Projection, asked: CallerRequest, read_tokens: int) -> int:
-    """Of what the teacher read, about what the caller sent: by size, for nobody counted the two apart."""
+    """Estimate the tokens of the caller's own prompt among those that the teacher read, in proportion to bytes."""
     if isinstance(asked, TextRequest) or not projection.turns:
         return read_tokens
     return round(read_tokens * asked.size_bytes / (asked.size_bytes + added_bytes(projection, asked)))

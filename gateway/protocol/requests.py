@@ -9,7 +9,7 @@ from gateway.protocol.embeddings import EmbeddingsRequest
 from gateway.protocol.text import TextRequest
 
 CompletionRequest: TypeAlias = ChatRequest | TextRequest
-"""What the path answers."""
+"""A request that the completion path answers."""
 
 AnyRequest: TypeAlias = CompletionRequest | EmbeddingsRequest
-"""What a route may take."""
+"""A request that a route may take."""

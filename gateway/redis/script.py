@@ -1,22 +1,20 @@
-"""Running a script in Redis."""
+"""Run Lua scripts in Redis."""
 
 from __future__ import annotations
 
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from hiredis import pack_command
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from redis.asyncio import Redis
-    from redis.asyncio.connection import AbstractConnection
 
 
 class Script:
-    """A script by its hash. (redis-py's own asks for the hash before each pipeline, which is a round trip more.)"""
+    """A script, called by its hash. redis-py's own class takes one round trip more for each pipeline."""
 
     def __init__(self, redis: Redis, package: str, name: str) -> None:
         self._redis = redis
@@ -24,7 +22,7 @@ class Script:
         self._sha = redis.register_script(self._text).sha
 
     async def run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
-        """What each call returned. A script that Redis does not know yet is told, and all calls are made again."""
+        """Return the reply of each call. Load a script that Redis lacks, and send all calls again."""
         try:
             return await self._run(calls)
         except NoScriptError:
@@ -32,30 +30,10 @@ class Script:
             return await self._run(calls)
 
     async def _run(self, calls: Sequence[tuple[list[str], Sequence[bytes]]]) -> list[Any]:
-        """Send the calls as `Redis.execute_command` does, without its metrics, packed in C: a fifth less CPU time."""
-        commands: list[Any] = [("EVALSHA", self._sha, len(keys), *keys, *values) for keys, values in calls]
-        packed = [pack_command(command) for command in commands]
-        pool: Any = self._redis.connection_pool
-        connection = pool.get_available_connection()
-        try:
-            await pool.ensure_connection(connection)
-            replies: list[Any] = await connection.retry.call_with_retry(
-                lambda: _exchange(connection, packed), lambda _: connection.disconnect()
-            )
-            return replies
-        finally:
-            await pool.release(connection)
-
-
-async def _exchange(connection: AbstractConnection, packed: list[bytes]) -> list[Any]:
-    await connection.send_packed_command(packed)
-    replies = []
-    for _ in packed:
-        try:
-            replies.append(await connection.read_response())
-        except ResponseError as error:
-            replies.append(error)
-    for reply in replies:
-        if isinstance(reply, ResponseError):
-            raise reply
-    return replies
+        if len(calls) == 1:
+            keys, values = calls[0]
+            return [await self._redis.evalsha(self._sha, len(keys), *keys, *values)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for keys, values in calls:
+                pipe.evalsha(self._sha, len(keys), *keys, *values)
+            return await pipe.execute()

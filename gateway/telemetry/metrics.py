@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
+    Counter,
     Gauge,
     Histogram,
     Summary,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client import Counter as _Counter
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -36,15 +36,6 @@ _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 disable_created_metrics()  # a second series for each counter, which nobody reads
-
-
-class Counter(_Counter):
-    """A counter without exemplars. Its increment takes a quarter less time than the library's; a request makes ten."""
-
-    def inc(self, amount: float = 1) -> None:  # type: ignore[override]
-        if amount < 0:
-            raise ValueError("counters only grow")
-        self._value.inc(amount)
 
 
 class BudgetFigures(NamedTuple):

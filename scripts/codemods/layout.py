@@ -84,7 +84,7 @@ MODULES = {
 PACKAGES = {
     "pipeline": "The path of one request, from validated input to its receipt. Start reading at `completion.py`.",
     "server": "Processes, ports and graceful shutdown.",
-    "capabilities": "What each kind of engine supports, as data.",
+    "capabilities": "Tables of the features that each kind of engine supports.",
     "config": "config.yaml, the environment, and YAML with line numbers.",
     "redis": "Redis connections, scripts and the names of keys.",
     "telemetry": "Metrics, logs and traces.",
@@ -200,10 +200,10 @@ from gateway.protocol.embeddings import EmbeddingsRequest
 from gateway.protocol.text import TextRequest
 
 CompletionRequest: TypeAlias = ChatRequest | TextRequest
-"""What the path answers."""
+"""A request that the completion path answers."""
 
 AnyRequest: TypeAlias = CompletionRequest | EmbeddingsRequest
-"""What a route may take."""
+"""A request that a route may take."""
 '''
 
 

@@ -276,18 +276,6 @@ async def test_a_request_that_is_ready_when_an_exchange_is_due_joins_it(redis_ur
         assert part.exchanges == 1
 
 
-async def test_a_request_that_becomes_ready_while_others_do_joins_them(redis_url: str) -> None:
-    """The store goes on to wait for as long as each pass of the loop brings another request."""
-    async with kept(redis_url) as part:
-        await asyncio.sleep(0.01)  # the store waits for news
-        waiting = []
-        for _ in range(6):
-            waiting.append(asyncio.ensure_future(part.admit(intent())))  # noqa: TID251
-            await asyncio.sleep(0)
-        await asyncio.gather(*waiting)
-        assert part.exchanges == 1
-
-
 async def test_a_receipt_goes_with_the_next_request(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It could wait for a minute; the request that is admitted takes it along in its own round trip."""
     monkeypatch.setattr(store_module, "_LINGER_S", 60)
