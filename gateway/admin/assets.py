@@ -1,6 +1,6 @@
-"""The pages of the admin listener, out of gateway/admin/pages: read once, and told by their hash from then on.
+"""The pages of the admin listener and their files, read once from gateway/admin/pages and validated by ETag.
 
-They hold nothing secret, so they ask for no key. What they show they fetch, which needs a session.
+The files hold no secrets: the pages fetch all figures, and those requests need a session.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from aiohttp import web
 
+from gateway.admin.session import SESSIONS
 from gateway.errors import NotFound
 
 if TYPE_CHECKING:
@@ -88,9 +90,19 @@ async def show_root(_: web.Request) -> web.Response:
     return web.Response(status=302, headers={"Location": "/dashboard"})
 
 
+async def show_login(request: web.Request) -> web.Response:
+    """GET /login."""
+    return request.app[ASSETS].reply(request, "login.html")
+
+
 async def show_page(request: web.Request) -> web.Response:
-    """GET /dashboard, /playground, /login."""
-    return request.app[ASSETS].reply(request, f"{request.path.strip('/')}.html")
+    """GET /dashboard, /playground: the page, or without a session a redirect to the login page."""
+    sessions = request.app[SESSIONS]
+    # Before the ETag is compared: a 304 would let a browser without a session show the page.
+    if await sessions.of(request) is not None:
+        return request.app[ASSETS].reply(request, f"{request.path.strip('/')}.html")
+    query = urlencode({"why": "none" if sessions.key_set else "unset", "next": request.path_qs})
+    return web.Response(status=302, headers={"Location": f"/login?{query}", "Cache-Control": "no-store"})
 
 
 async def show_file(request: web.Request) -> web.Response:

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gateway.admin.assets import show_file, show_page, show_root
+from gateway.admin.assets import show_file, show_login, show_page, show_root
 from gateway.admin.audit import show_audit
 from gateway.admin.budgets import list_budgets, raise_budget, show_budgets
 from gateway.admin.keys import create_key, list_keys, revoke_key, rotate_key
@@ -32,7 +32,7 @@ async def metrics(request: web.Request) -> web.Response:
 # What pages are made of, and how a browser comes to a session. They hold nothing secret.
 PAGE_ROUTES = [
     web.get("/", show_root),
-    web.get("/login", show_page),
+    web.get("/login", show_login),
     web.get("/dashboard", show_page),
     web.get("/playground", show_page),
     web.get("/static/{path:.+}", show_file),

@@ -325,6 +325,7 @@ async def test_without_an_admin_key_nobody_logs_in_and_the_page_can_tell() -> No
 
 async def test_pages_are_strict_about_what_they_load_and_are_asked_for_anew() -> None:
     async with listener(Clock()) as client:
+        await log_in(client)
         async with client.get("/", allow_redirects=False) as reply:
             assert (reply.status, reply.headers["Location"]) == (302, "/dashboard")
         for path in ("/dashboard", "/login", "/playground", "/static/base.css", "/static/vendor/chart.umd.min.js"):
@@ -341,6 +342,27 @@ async def test_pages_are_strict_about_what_they_load_and_are_asked_for_anew() ->
                 assert (reply.status, await reply.read()) == (304, b"")
             async with client.get(path, headers={"If-None-Match": '"other"'}) as reply:
                 assert reply.status == 200
+
+
+@pytest.mark.parametrize("path", ["/dashboard", "/playground"])
+async def test_a_page_without_a_session_redirects_to_the_login_page(path: str) -> None:
+    """Also a browser that has the page in its cache, after the logout."""
+    async with listener(Clock()) as client:
+        await log_in(client)
+        async with client.get(path) as reply:
+            cached = {"If-None-Match": reply.headers["ETag"]}
+        async with client.delete("/session", headers=HERE) as reply:
+            assert reply.status == 204
+        async with client.get(f"{path}?range=7d&by=key", headers=cached, allow_redirects=False) as reply:
+            assert (reply.status, await reply.read()) == (302, b"")
+            assert reply.headers["Location"] == f"/login?why=none&next=%2F{path[1:]}%3Frange%3D7d%26by%3Dkey"
+            assert reply.headers["Cache-Control"] == "no-store"
+            assert "ETag" not in reply.headers
+
+
+async def test_without_an_admin_key_a_page_redirects_to_the_login_page_that_says_so() -> None:
+    async with listener(Clock(), key=None) as client, client.get("/dashboard", allow_redirects=False) as reply:
+        assert (reply.status, reply.headers["Location"]) == (302, "/login?why=unset&next=%2Fdashboard")
 
 
 @pytest.mark.parametrize("path", ["nothing.js", "../auth.py", "%2e%2e/auth.py", "vendor/../../auth.py", "/etc/passwd"])

@@ -36,6 +36,27 @@ async def test_a_wrong_key_is_told_and_the_right_one_leads_to_where_one_wanted_t
         await expect(page.get_by_role("heading", level=1)).to_have_text("Playground")
 
 
+async def test_the_fragment_of_an_address_is_kept_through_the_login(browser: Browser, pages: GatewayProcess) -> None:
+    async with opened(browser, pages, path="/playground#seed=7") as page:
+        await log_in(page)
+        await expect(page.get_by_label("Seed")).to_have_value("7")
+
+
+async def test_a_link_on_another_site_leads_to_the_page_without_a_new_login(
+    browser: Browser, pages: GatewayProcess
+) -> None:
+    """The browser sends a SameSite=Strict cookie only from the login page on."""
+    async with opened(browser, pages) as page:
+        await log_in(page)
+        await expect(page).to_have_url(f"{pages.admin_url}/dashboard")
+        link = f"{pages.admin_url}/dashboard?range=7d"
+        await page.goto(f"data:text/html,<a href='{link}'>elsewhere</a>")
+        async with page.expect_request("**/login?**"):
+            await page.get_by_role("link").click()
+        await expect(page).to_have_url(link)
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Dashboard")
+
+
 async def test_the_form_is_not_sent_before_its_script_is_there(browser: Browser, pages: GatewayProcess) -> None:
     may_load = asyncio.Event()
 

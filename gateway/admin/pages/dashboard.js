@@ -17,7 +17,7 @@ import { usage } from "./usage.js";
 let past = null;
 let who = null;
 const range = ranges(byId("ranges"), () => { past?.(); who?.(); });
-await openPage("dashboard");
+openPage("dashboard");
 
 const pause = byId("pause");
 pause.addEventListener("click", () => {

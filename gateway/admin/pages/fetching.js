@@ -11,8 +11,10 @@ export class Refused extends Error {
 }
 
 const LIMIT_MS = 15_000;
+let left = false; // logging out: a reply of 401 to an earlier request is expected
+document.addEventListener("leaving", () => { left = true; });
 
-export function toLogin(why) {
+function toLogin(why) {
   const here = location.pathname + location.search + location.hash;
   location.assign(`/login?${new URLSearchParams({ why, next: here })}`);
 }
@@ -43,7 +45,7 @@ export async function ask(path, { method = "GET", body, signal, limitMs = LIMIT_
   } catch {
     // Not one of the gateway's own errors: the status has to do.
   }
-  if (reply.status === 401 && path !== "/session") toLogin("ended");
+  if (reply.status === 401 && path !== "/session" && !left) toLogin("ended");
   if (said.code === "admin_key_unset") toLogin("unset");
   throw new Refused(said.message ?? `The gateway answered ${reply.status}.`, reply.status, said.code, reply.headers.get("x-request-id"));
 }

@@ -16,7 +16,8 @@ function next() {
   const named = asked.get("next") ?? "";
   if (!URL.canParse(named, location.origin)) return PAGES[0];
   const wanted = new URL(named, location.origin);
-  return wanted.origin === location.origin && PAGES.includes(wanted.pathname) ? wanted.pathname + wanted.search + wanted.hash : PAGES[0];
+  if (wanted.origin !== location.origin || !PAGES.includes(wanted.pathname)) return PAGES[0];
+  return wanted.pathname + wanted.search + (wanted.hash || location.hash); // a redirect keeps the fragment in this address
 }
 
 const form = byId("login");

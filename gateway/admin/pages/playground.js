@@ -10,7 +10,7 @@ import { say } from "./status.js";
 
 const TOAST_MS = 8_000;
 
-await openPage("playground");
+openPage("playground");
 const options = await fetchJson("/playground/options").catch((error) => {
   say(error.message, "bad", "options");
   throw error;

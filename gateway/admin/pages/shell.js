@@ -1,6 +1,6 @@
-// What stands around every page: where one can go, the colours, the session.
+// The frame of every page: navigation, colors, logout.
 import { h, byId } from "./dom.js";
-import { ask, fetchJson, toLogin } from "./fetching.js";
+import { ask } from "./fetching.js";
 import { say } from "./status.js";
 
 const PAGES = [
@@ -52,8 +52,8 @@ async function logOut() {
   }
 }
 
-/** Draw the bar, and see that there is a session; without one it goes to the login page, and nothing follows. */
-export async function openPage(name) {
+/** Draw the bar of the page `name`. */
+export function openPage(name) {
   byId("bar").append(
     h("a", { class: "brand", href: "/dashboard", "aria-label": "GKT Gateway" }, h("img", { src: "/static/icon.svg", alt: "" }), h("span", {}, "GKT Gateway")),
     h("nav", { "aria-label": "Pages" }, PAGES.map(([path, title]) =>
@@ -61,16 +61,4 @@ export async function openPage(name) {
     h("div", { class: "bar-end" }, themeButton(), h("button", { type: "button", class: "quiet", id: "logout", onclick: logOut }, "Log out")),
   );
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("themechange")));
-  let session;
-  try {
-    session = await fetchJson("/session");
-  } catch (error) {
-    say(error.message, "bad", "session");
-    throw error;
-  }
-  if (!session.active) {
-    toLogin(session.key_set ? "none" : "unset");
-    await new Promise(() => {}); // the page goes: nothing else is to happen on it
-  }
-  return session;
 }
