@@ -1,11 +1,10 @@
-"""POST, GET and DELETE /session: a browser shows the admin key once, and has a cookie from then on."""
+"""POST, GET and DELETE /session: exchange the admin key for a session cookie, read the session, end it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs
 
 import msgspec
 import structlog
@@ -37,7 +36,6 @@ _NOT_ENDED = (
     "This browser is logged out. Redis is away, so a copy of the cookie stays valid at other processes until the "
     "session expires. Change admin.key to end all sessions."
 )
-_FORM = "application/x-www-form-urlencoded"
 
 
 class Attempts:
@@ -85,14 +83,14 @@ class _Login(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def log_in(request: web.Request) -> web.Response:
-    """POST /session: `{"key": ...}`, or the form that a browser without scripts sends."""
+    """POST /session: `{"key": ...}`."""
     sessions, attempts = request.app[SESSIONS], request.app[ATTEMPTS]
     if any(name in request.headers for name in ("Origin", "Sec-Fetch-Site")) and not comes_from_here(request):
         raise CrossOrigin("Only a page of this listener may log in. Open its /login.")
     remote = request.remote or ""
     if not sessions.key_set:
         raise AdminKeyUnset("This gateway has no admin key. Set admin.key in config.yaml, and start it again.")
-    shown = _key_in(await read_body(request), request.content_type)
+    shown = _key_in(await read_body(request))
     if not sessions.is_key(shown):
         attempts.admit(remote)
         log.warning("admin_login_failed", remote=request.remote)
@@ -100,10 +98,7 @@ async def log_in(request: web.Request) -> web.Response:
         raise NotAuthenticated("This is not the admin key: admin.key of config.yaml. Callers' keys do not hold here.")
     session = sessions.begin()
     log.info("admin_login", remote=request.remote)
-    if request.content_type == _FORM:
-        response = web.Response(status=303, headers={"Location": "/dashboard", "Cache-Control": "no-store"})
-    else:
-        response = json_reply(_shown(sessions, session))
+    response = json_reply(_shown(sessions, session))
     sessions.hand_out(request, response, session)
     return response
 
@@ -127,19 +122,11 @@ async def log_out(request: web.Request) -> web.Response:
     return response
 
 
-def _key_in(body: bytes, content_type: str) -> str:
+def _key_in(body: bytes) -> str:
     try:
-        if content_type == _FORM:
-            return _one(parse_qs(body.decode(), strict_parsing=True, max_num_fields=8).get("key"))
         return msgspec.json.decode(body, type=_Login).key
     except (msgspec.DecodeError, ValueError):  # the error itself may quote the key
         raise InvalidRequest('The body must be {"key": "the admin key"}.', param="key") from None
-
-
-def _one(values: list[str] | None) -> str:
-    if values is None or len(values) != 1:
-        raise ValueError
-    return values[0]
 
 
 def _shown(sessions: Sessions, session: Session | None) -> Mapping[str, object]:

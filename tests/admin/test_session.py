@@ -123,15 +123,6 @@ async def test_a_body_that_is_no_login_is_refused_without_quoting_it(body: bytes
         assert "k-of-mine" not in str(error)
 
 
-async def test_a_form_will_do_where_there_are_no_scripts() -> None:
-    async with listener(Clock()) as client:
-        async with client.post("/session", data={"key": KEY}, headers=HERE, allow_redirects=False) as reply:
-            assert (reply.status, reply.headers["Location"]) == (303, "/dashboard")
-        assert await status(client) == 200
-        async with client.post("/session", data={"key": "no"}, headers=HERE, allow_redirects=False) as reply:
-            assert reply.status == 401
-
-
 async def test_a_session_ends_when_nothing_is_done_in_it() -> None:
     clock = Clock()
     async with listener(clock) as client:

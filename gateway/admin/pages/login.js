@@ -41,8 +41,8 @@ form.addEventListener("submit", async (event) => {
     button.disabled = false;
   }
 });
-// The page disables it: without the listener above, the browser would send the form itself, and its answer leads to the
-// dashboard whatever `next` names.
+// The button is disabled in login.html: without the listener above, the browser would send the form itself, and
+// POST /session takes JSON only.
 button.disabled = false;
 
 const [words, kind] = WHY[asked.get("why")] ?? ["", "info"];
